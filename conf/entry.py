@@ -1,0 +1,154 @@
+"""The command line of every stage: `python -m <folder> [command] key=value ...`.
+
+Hydra composes the primary config of the command onto its dataclass schema, so that an unknown
+key, a wrong type or a missing value is refused by name before any work starts. `--help` explains
+the command, `--cfg job` prints the composed config, `--multirun` sweeps.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import redirect_stderr
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from conf.errors import EXIT_BAD_INPUT, InputError, did_you_mean
+
+CONF_DIR = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of a stage.
+
+    config: name of its primary config, `conf/<config>.yaml`.
+    schema: `module:Dataclass` that the config is checked against.
+    run: `module:function` that takes the dataclass; imported only when the command is chosen,
+        so that `--help` and bad overrides answer at once.
+    summary: one line for `--help`.
+    """
+
+    config: str
+    schema: str
+    run: str
+    summary: str
+
+
+def main(stage: str, commands: Mapping[str, Command], default: str | None = None) -> None:
+    """Runs the command named by the first argument, or `default` where none is named.
+
+    Exits with 0 when it is done, 2 with one sentence on bad input; any other error propagates.
+    """
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in commands:
+        name = arguments.pop(0)
+    elif arguments and re.fullmatch(r"[a-z_0-9]+", arguments[0]):
+        _refuse(f"'{arguments[0]}' is no command of {stage}{did_you_mean(arguments[0], commands)}.")
+    elif default is not None:
+        name = default
+    else:
+        print(_usage(stage, commands))
+        sys.exit(0 if arguments and arguments[0] in ("-h", "--help") else EXIT_BAD_INPUT)
+    sys.argv[1:] = arguments
+    if "-h" in arguments or "--help" in arguments:
+        print(_usage(stage, commands) + f"\n\n{name}: {commands[name].summary}")
+    try:
+        _compose_and_run(stage, name, commands[name])
+    except InputError as error:
+        _refuse(str(error))
+
+
+def _compose_and_run(stage: str, name: str, command: Command) -> None:
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from hydra.types import RunMode
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    schema = _load(command.schema)
+    ConfigStore.instance().store(name=f"{command.config}_schema", node=schema)
+    # Hydra would print its own report of a bad override and end with 1: the sentence is ours.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv[0] = f"python -m {stage} {name}"
+    chosen: list[Any] = []
+
+    def compose(config: DictConfig) -> None:
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            raise InputError(f"{missing[0]} has no value: give it as {missing[0]}=...")
+        settings = OmegaConf.to_object(config)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            _load(command.run)(settings)
+        else:
+            chosen.append(settings)
+
+    try:
+        with redirect_stderr(io.StringIO()):  # Hydra's "Error executing job": we say it better
+            hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=command.config)(
+                compose
+            )()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(_sentence(error, schema)) from None
+    for settings in chosen:  # outside of Hydra, so that its errors are told from ours
+        _load(command.run)(settings)
+
+
+def _sentence(error: Exception, schema: type) -> str:
+    """One sentence from the chain of Hydra's and OmegaConf's errors."""
+    from hydra.errors import MissingConfigException
+
+    root: BaseException = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    text = str(root).split("\n")[0].rstrip(".")
+    if isinstance(root, MissingConfigException) and root.options:
+        group, _, choice = (root.missing_cfg_file or "").partition("/")
+        return f"{group}={choice}: there is no such choice{did_you_mean(choice, root.options)}."
+    key = getattr(root, "full_key", None) or ""
+    unknown = re.search(r"Key '(.+?)' (?:is not in struct|not in '.+')", str(root))
+    if unknown:
+        key = key or unknown.group(1)
+        return f"{key} is not a key of this config{did_you_mean(key, _keys(schema))}."
+    if key:
+        return f"{key}: {text[0].lower() + text[1:]}."
+    return text + "."
+
+
+def _keys(schema: type, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all keys of a dataclass."""
+    hints = get_type_hints(schema)
+    for field in fields(schema):
+        name = prefix + field.name
+        yield name
+        for kind in (hints[field.name], *get_args(hints[field.name])):
+            if isinstance(kind, type) and is_dataclass(kind):
+                yield from _keys(kind, name + ".")
+
+
+def _load(target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _usage(stage: str, commands: Mapping[str, Command]) -> str:
+    width = max(map(len, commands))
+    lines = [
+        f"usage: python -m {stage} COMMAND key=value ...   (COMMAND --help shows its keys)",
+        "",
+    ]
+    lines += [f"  {name:<{width}}  {command.summary}" for name, command in commands.items()]
+    return "\n".join(lines)
+
+
+def _refuse(sentence: str) -> None:
+    if os.environ.get("RANK", "0") == "0":  # every rank sees the same bad input: one says so
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
+    sys.exit(EXIT_BAD_INPUT)

@@ -1,0 +1,27 @@
+"""Bad input and the exit codes of every command."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+"""Something broke that is not the user's input; the traceback is printed."""
+EXIT_BAD_INPUT = 2
+"""A key, file or combination of settings is wrong; one sentence says which."""
+
+
+class InputError(Exception):
+    """Bad input: the message is one sentence that names the key or file, what was found,
+    what was expected and what to do. Commands print it without a traceback and exit with
+    `EXIT_BAD_INPUT`; whoever raises it has left nothing half-written behind."""
+
+
+def did_you_mean(found: str, known: Iterable[str]) -> str:
+    """Returns ` (did you mean 'x'?)` where a close name exists, else the list of known names."""
+    names = sorted(known)
+    close = difflib.get_close_matches(found, names, n=1)
+    if close:
+        return f" (did you mean '{close[0]}'?)"
+    return f" (known: {', '.join(names)})" if names else ""

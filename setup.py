@@ -1,0 +1,47 @@
+"""Packages and extras of Headwater; `constraints.txt` pins the tested set."""
+
+from setuptools import find_packages, setup
+
+EXTRAS = {
+    # `train` is the base install: it exists so that every stage can be asked for by name.
+    "train": [],
+    "finetune": ["transformers>=5.0", "trl>=1.16", "peft>=0.21", "accelerate>=1.15"],
+    "eval": ["transformers>=5.0", "lm-eval[hf]>=0.4.13", "matplotlib>=3.9", "jinja2>=3.1"],
+    "cuda": ["flash-attn>=2.8", "torchao>=0.18"],
+    "dev": [
+        "hypothesis>=6.100",
+        "import-linter>=2.3",
+        "mypy>=1.15",
+        "pytest>=8.3",
+        "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6",
+        "ruff>=0.11",
+    ],
+}
+
+setup(
+    name="headwater",
+    version="0.1.0",
+    description="Pretrain small language models from scratch: raw text in, evaluated chat model out.",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(
+        include=["conf*", "data_pipeline*", "model*", "pretrain*", "finetune*", "eval*", "launch*"]
+    ),
+    package_data={"conf": ["**/*.yaml"], "eval": ["templates/*"]},
+    install_requires=[
+        "torch>=2.11,<2.16",
+        "megatron-core>=0.16",
+        "datasets>=4.7",
+        "tokenizers>=0.21",
+        "wandb>=0.21",
+        "hydra-core>=1.3.2",
+        "numpy>=2.0",
+        "fsspec>=2025.3",
+        "pyarrow>=18",
+        "rich>=13.9",
+        "safetensors>=0.5",
+        "zstandard>=0.23",
+    ],
+    extras_require=EXTRAS,
+)
