@@ -1,0 +1,126 @@
+"""Linear layer and cross-entropy in one, in chunks of tokens: the full logits are never held.
+
+The gradient of a chunk's logits is known as soon as its loss is, so both are made in the forward
+pass and the chunk is dropped; backward only scales (the idea of Liger Kernel, arXiv 2410.10989,
+and Cut Cross-Entropy, arXiv 2411.09009). Logits are float32, whatever the weights are.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+IGNORED = -100
+"""Label of a token that has no target."""
+CHUNK_TOKENS = 2048
+
+
+class VocabularyShard(Protocol):
+    """How the vocabulary is split where one process holds only some of its rows."""
+
+    start: int
+    """First id held here."""
+
+    def reduce_max(self, x: Tensor) -> Tensor:
+        """Largest value over all shards, elementwise."""
+
+    def reduce_sum(self, x: Tensor) -> Tensor:
+        """Sum over all shards, elementwise."""
+
+
+class Head(nn.Linear):
+    """The output layer: logits without labels, the summed cross-entropy with them."""
+
+    shard: VocabularyShard | None = None
+
+    def __init__(self, hidden_size: int, vocab_size: int) -> None:
+        super().__init__(hidden_size, vocab_size, bias=False)
+
+    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
+        """hidden (batch, seq, hidden), labels (batch, seq) or None -> scalar or logits
+        (batch, seq, vocab)."""
+        if labels is None:
+            return super().forward(hidden)
+        return linear_cross_entropy(hidden.flatten(0, 1), self.weight, labels.flatten(), self.shard)
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    shard: VocabularyShard | None = None,
+    chunk_tokens: int = CHUNK_TOKENS,
+) -> Tensor:
+    """Sum of -log softmax(hidden @ weight.T)[labels] over labels that are not IGNORED.
+
+    hidden (tokens, hidden), weight (vocab, hidden), labels (tokens,) of ids in the whole
+    vocabulary; float32 scalar. With a `shard`, `weight` holds its rows only, the loss is whole on
+    every shard, and the gradient of `hidden` is this shard's part of a sum over shards.
+    """
+    return _LinearCrossEntropy.apply(hidden, weight, labels, shard, chunk_tokens)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        shard: VocabularyShard | None,
+        chunk_tokens: int,
+    ) -> Tensor:
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        for start in range(0, hidden.shape[0], chunk_tokens):
+            rows = slice(start, start + chunk_tokens)
+            chunk_loss, grad_logits = _chunk(
+                hidden[rows], weight, labels[rows], shard, wants_hidden or wants_weight
+            )
+            loss += chunk_loss
+            if grad_hidden is not None:
+                torch.mm(grad_logits, weight, out=grad_hidden[rows])
+            if grad_weight is not None:
+                grad_weight += grad_logits.t() @ hidden[rows]
+        ctx.grads = grad_hidden, grad_weight
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grad_hidden, grad_weight = ctx.grads
+        del ctx.grads
+        for grad in (grad_hidden, grad_weight):
+            if grad is not None:
+                grad.mul_(grad_loss)
+        return grad_hidden, grad_weight, None, None, None
+
+
+def _chunk(
+    hidden: Tensor, weight: Tensor, labels: Tensor, shard: VocabularyShard | None, wants_grad: bool
+) -> tuple[Tensor, Tensor]:
+    """Summed loss of a chunk and the gradient of its logits (tokens, vocab) in hidden's dtype."""
+    logits = (hidden @ weight.t()).float()
+    counted = labels != IGNORED
+    local = labels - (shard.start if shard else 0)
+    here = counted & (local >= 0) & (local < weight.shape[0])
+    local = torch.where(here, local, 0)[:, None]
+
+    largest = logits.amax(dim=-1, keepdim=True)
+    if shard:
+        largest = shard.reduce_max(largest)
+    target = torch.where(here[:, None], logits.gather(1, local) - largest, 0.0)
+    exponentials = logits.sub_(largest).exp_()
+    total = exponentials.sum(dim=-1, keepdim=True)
+    if shard:
+        total, target = shard.reduce_sum(torch.cat((total, target), dim=-1)).split(1, dim=-1)
+    loss = torch.where(counted[:, None], total.log() - target, 0.0).sum()
+    if not wants_grad:
+        return loss, logits
+    grad = exponentials.div_(total)
+    grad.scatter_add_(1, local, -here[:, None].to(grad.dtype))
+    grad.mul_(counted[:, None])
+    return loss, grad.to(hidden.dtype)

@@ -1,0 +1,69 @@
+"""The decoder: embedding, blocks, final norm, head."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from model.attention import visible_keys
+from model.config import ModelConfig
+from model.layers import Block
+from model.loss import Head
+from model.rope import rope_table
+
+
+class Decoder(nn.Module):
+    """A Danube/Mistral/Llama decoder. It holds parameters only, no buffers, so that it can be
+    built on the meta device, split by someone else and filled by name (`model.init`).
+
+    attention: a backend of `model.attention`.
+    """
+
+    def __init__(self, config: ModelConfig, attention: str = "sdpa") -> None:
+        super().__init__()
+        self.config = config
+        self.attention = attention
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.lm_head = Head(config.hidden_size, config.vocab_size)
+        self.tie()
+
+    def tie(self) -> None:
+        """Makes the head share the embedding's weight where the config says so."""
+        if self.config.tie_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+
+    def forward(
+        self,
+        tokens: Tensor,
+        labels: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        rope_theta: float | None = None,
+    ) -> Tensor:
+        """tokens (batch, seq) -> logits (batch, seq, vocab), or with labels (batch, seq) the
+        float32 sum of their cross-entropy.
+
+        cu_seqlens: (documents + 1,) int32 starts of documents over the flattened tokens, padded
+            with batch * seq; None where every sequence is one document.
+        rope_theta: of a stage that trains with another base than the model's.
+        """
+        config = self.config
+        assert config.head_dim is not None
+        batch, seq = tokens.shape
+        visible = visible_keys(
+            self.attention, batch, seq, config.sliding_window, cu_seqlens, tokens.device
+        )
+        x = self.embed_tokens(tokens)
+        cos, sin = rope_table(
+            seq, config.head_dim, rope_theta or config.rope_theta, tokens.device, x.dtype
+        )
+        for layer in self.layers:
+            x = layer(x, cos, sin, visible)
+        return self.lm_head(self.norm(x), labels)
+
+
+def build_meta(config: ModelConfig, attention: str = "sdpa") -> Decoder:
+    """The decoder without storage: shapes only."""
+    with torch.device("meta"):
+        return Decoder(config, attention)
