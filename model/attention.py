@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -101,39 +102,35 @@ def _left_right(visible: Visible) -> tuple[int, int]:
 def _varlen(q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    options: dict[str, object] = {"window_size": _left_right(visible)}
+    options: dict[str, Any] = {"window_size": _left_right(visible)}
     if q.shape[2] != k.shape[2]:
         if "enable_gqa" in inspect.signature(varlen_attn).parameters:
             options["enable_gqa"] = True
         else:  # torch 2.11 has the window but not yet grouped queries
             groups = q.shape[2] // k.shape[2]
             k, v = k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)
-    cu_seqlens, longest = visible.cu_seqlens, visible.max_seqlen
     out = varlen_attn(
-        q.flatten(0, 1),
-        k.flatten(0, 1),
-        v.flatten(0, 1),
-        cu_seqlens,
-        cu_seqlens,
-        longest,
-        longest,
-        **options,
+        q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), *_documents(visible), **options
     )
+    assert isinstance(out, Tensor)
     return out.view(q.shape)
+
+
+def _documents(visible: Visible) -> tuple[Tensor, Tensor, int, int]:
+    """Starts of queries' and keys' documents, and the longest of each."""
+    starts, longest = visible.cu_seqlens, visible.max_seqlen
+    assert starts is not None
+    return starts, starts, longest, longest
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Tensor:
     from flash_attn import flash_attn_varlen_func
 
-    cu_seqlens, longest = visible.cu_seqlens, visible.max_seqlen
     out = flash_attn_varlen_func(
         q.flatten(0, 1),
         k.flatten(0, 1),
         v.flatten(0, 1),
-        cu_seqlens,
-        cu_seqlens,
-        longest,
-        longest,
+        *_documents(visible),
         causal=True,
         window_size=_left_right(visible),
     )

@@ -11,37 +11,22 @@ from model.config import ModelConfig
 from model.hf import HFWeights, hf_config, hf_name, read_config, save_weights
 from model.init import initialize
 from model.network import Decoder
+from tests.model.shapes import tiny
 
 SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 
-def make(**changes) -> ModelConfig:
-    shape = {
-        "name": "tiny",
-        "vocab_size": 259,
-        "hidden_size": 96,
-        "intermediate_size": 160,
-        "num_layers": 3,
-        "num_heads": 4,
-        "num_kv_heads": 2,
-        "max_seq_len": 128,
-        "sliding_window": 17,
-        "initializer_range": 0.1,
-    }
-    return ModelConfig(**(shape | changes))
-
-
 CASES = {
-    "window shorter than the sequence": make(),
-    "no window": make(sliding_window=None),
-    "window of one": make(sliding_window=1),
-    "head dim 80": make(hidden_size=160, num_heads=2, num_kv_heads=1),
-    "head dim 96": make(hidden_size=288, num_heads=3, num_kv_heads=1),
-    "head dim 120": make(hidden_size=360, num_heads=3, num_kv_heads=3),
-    "seven queries a key": make(num_heads=7, num_kv_heads=1, head_dim=16),
-    "nine heads, three keys": make(num_heads=9, num_kv_heads=3, head_dim=24),
-    "llama": make(architecture="llama", sliding_window=None, rope_theta=100_000.0),
-    "tied": make(tie_embeddings=True),
+    "window shorter than the sequence": tiny(),
+    "no window": tiny(sliding_window=None),
+    "window of one": tiny(sliding_window=1),
+    "head dim 80": tiny(hidden_size=160, num_heads=2, num_kv_heads=1),
+    "head dim 96": tiny(hidden_size=288, num_heads=3, num_kv_heads=1),
+    "head dim 120": tiny(hidden_size=360, num_heads=3, num_kv_heads=3),
+    "seven queries a key": tiny(num_heads=7, num_kv_heads=1, head_dim=16),
+    "nine heads, three keys": tiny(num_heads=9, num_kv_heads=3, head_dim=24),
+    "llama": tiny(architecture="llama", sliding_window=None, rope_theta=100_000.0),
+    "tied": tiny(tie_embeddings=True),
 }
 
 
@@ -81,7 +66,7 @@ def test_logits_and_gradients_agree_with_transformers(case, tmp_path):
 
 
 def test_packed_documents_equal_documents_alone():
-    config = make()
+    config = tiny()
     model = Decoder(config)
     initialize(model, config, 0)
     starts = [0, 5, 33, 64, 96, 128]  # two sequences of 64 tokens, documents inside both
@@ -107,7 +92,7 @@ def test_a_window_of_w_sees_w_keys(window):
 
 
 def test_import_reads_what_export_wrote(tmp_path):
-    config = make(tie_embeddings=False, head_dim=24)
+    config = tiny(tie_embeddings=False, head_dim=24)
     model = export(config, tmp_path)
     again = read_config(tmp_path)
     config.name = again.name

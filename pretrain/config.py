@@ -1,0 +1,179 @@
+"""What a training run is made of, as `conf/pretrain.yaml` and its groups state it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from conf.errors import InputError, did_you_mean
+from model.config import ModelConfig
+
+
+def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises InputError unless value is one of choices."""
+    if value not in choices:
+        raise InputError(f"{key}={value} is not a choice{did_you_mean(value, choices)}.")
+
+
+@dataclass
+class DataConfig:
+    """folder: made by `python -m data_pipeline tokenize`.
+
+    max_epochs: how often a source may be read; a plan that needs more is refused.
+    """
+
+    folder: str = MISSING
+    max_epochs: float = 4.0
+
+
+@dataclass
+class StageConfig:
+    """One stage of a recipe: sequence length, token budget, and the sources' shares.
+
+    mixture: weight of each source, normalised to 1; empty for the sources' own sizes.
+    rope_theta: base of the rotary positions while this stage runs; null for the model's.
+    """
+
+    seq_len: int = MISSING
+    tokens: int = MISSING
+    mixture: dict[str, float] = field(default_factory=dict)
+    rope_theta: float | None = None
+
+
+@dataclass
+class RecipeConfig:
+    """Stages by name, run in the order in which they are written.
+
+    global_batch_tokens: tokens of one optimizer step, the same in every stage.
+    """
+
+    name: str = MISSING
+    global_batch_tokens: int = MISSING
+    stages: dict[str, StageConfig] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise InputError("recipe.stages is empty: a recipe needs at least one stage.")
+        for name, stage in self.stages.items():
+            for key in ("seq_len", "tokens"):
+                if getattr(stage, key) < 1:
+                    raise InputError(
+                        f"recipe.stages.{name}.{key}={getattr(stage, key)}, expected at least 1."
+                    )
+
+
+@dataclass
+class OptimConfig:
+    """AdamW (arXiv 1711.05101) with a learning rate by tokens: linear warm-up, then a shape.
+
+    decay_embeddings, decay_norms: whether weight decay touches them too.
+    clip_norm: the gradient's norm is scaled down to it; 0 for no clipping.
+    """
+
+    learning_rate: float = MISSING
+    min_learning_rate: float = 0.0
+    warmup_tokens: int = 0
+    schedule: str = "cosine"
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    decay_embeddings: bool = False
+    decay_norms: bool = False
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        one_of("optim.schedule", self.schedule, ("cosine", "linear", "constant"))
+        if self.min_learning_rate > self.learning_rate:
+            raise InputError(
+                f"optim.min_learning_rate={self.min_learning_rate} is above "
+                f"optim.learning_rate={self.learning_rate}."
+            )
+
+
+@dataclass
+class ParallelConfig:
+    """How the processes share the work; -1 for dp_shard takes all that the others leave.
+
+    micro_batch_tokens: tokens of one forward pass on one rank; what is missing to
+        recipe.global_batch_tokens is accumulated.
+    compile: torch.compile of each block.
+    attention: backend, `auto` or one of `model.attention`.
+    """
+
+    dp_replicate: int = 1
+    dp_shard: int = -1
+    tp: int = 1
+    micro_batch_tokens: int = 4096
+    reshard_after_forward: bool = True
+    compile: bool = False
+    attention: str = "auto"
+
+
+@dataclass
+class ValidationConfig:
+    """every_steps: 0 for only before the first and after the last step.
+
+    tokens: held-out tokens of each source at each validation.
+    """
+
+    every_steps: int = 100
+    tokens: int = 65536
+
+
+@dataclass
+class CheckpointConfig:
+    """every_steps: 0 for only after the last step; keep_last: how many stay on disk."""
+
+    every_steps: int = 100
+    keep_last: int = 2
+
+    def __post_init__(self) -> None:
+        if self.keep_last < 1:
+            raise InputError(f"checkpoint.keep_last={self.keep_last}, expected at least 1.")
+
+
+@dataclass
+class LoggerConfig:
+    """wandb: auto (online with a key, else offline), online, offline or disabled."""
+
+    wandb: str = "auto"
+    project: str = "headwater"
+    entity: str | None = None
+    group: str | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        one_of("logger.wandb", self.wandb, ("auto", "online", "offline", "disabled"))
+
+
+@dataclass
+class PretrainConfig:
+    """One run. `run_dir` holds all of it; the same command run again continues it.
+
+    init_from: a Hugging Face folder to start from, null for fresh weights.
+    precision: bf16 (float32 master weights and reductions) or fp32.
+    stop_after: ends the run after this many steps of the plan (the schedule is the plan's), as if
+        interrupted there; null for all of them.
+    """
+
+    name: str = MISSING
+    run_dir: str = MISSING
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "bf16"
+    init_from: str | None = None
+    stop_after: int | None = None
+    model: ModelConfig = MISSING
+    data: DataConfig = field(default_factory=DataConfig)
+    recipe: RecipeConfig = MISSING
+    optim: OptimConfig = MISSING
+    parallel: ParallelConfig = MISSING
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logger: LoggerConfig = MISSING
+
+    def __post_init__(self) -> None:
+        one_of("device", self.device, ("auto", "cpu", "cuda"))
+        one_of("precision", self.precision, ("bf16", "fp32"))

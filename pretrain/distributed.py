@@ -1,0 +1,110 @@
+"""The processes of a run: start, device, mesh, and sums over them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from conf.errors import InputError
+from model.config import ModelConfig
+from pretrain.config import ParallelConfig
+
+START_TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among the others."""
+
+    device: torch.device
+    rank: int
+    world_size: int
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes what only one may write."""
+        return self.rank == 0
+
+
+def start(device: str) -> Processes:
+    """Joins the process group that `torchrun` set up, or makes one of this process alone."""
+    use_cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
+    if use_cuda and not torch.cuda.is_available():
+        raise InputError("device=cuda, but torch sees no CUDA device: use device=cpu or auto.")
+    backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=START_TIMEOUT)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    place = torch.device("cpu")
+    if use_cuda:
+        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(place)
+    return Processes(place, dist.get_rank(), dist.get_world_size())
+
+
+def check_layout(
+    config: ParallelConfig, model: ModelConfig, world_size: int
+) -> tuple[int, int, int]:
+    """Sizes (dp_replicate, dp_shard, tp) of the mesh; raises InputError where they do not fit."""
+    replicate, shard, tp = config.dp_replicate, config.dp_shard, config.tp
+    for key, size in (("dp_replicate", replicate), ("dp_shard", shard), ("tp", tp)):
+        if size < 1 and not (key == "dp_shard" and size == -1):
+            raise InputError(f"parallel.{key}={size}, expected 1 or more.")
+    if shard == -1:
+        shard = max(1, world_size // (replicate * tp))
+    if replicate * shard * tp != world_size:
+        raise InputError(
+            f"parallel.dp_replicate={replicate} x dp_shard={config.dp_shard} x tp={tp} does not "
+            f"make {world_size}, the number of processes: change one of them."
+        )
+    for key, size in (
+        ("num_heads", model.num_heads),
+        ("num_kv_heads", model.num_kv_heads),
+        ("intermediate_size", model.intermediate_size),
+        ("vocab_size", model.vocab_size),
+    ):
+        if size % tp:
+            raise InputError(
+                f"model.{key}={size} is not divisible by parallel.tp={tp}: every tensor-parallel "
+                "rank takes an equal part."
+            )
+    return replicate, shard, tp
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The device mesh (dp_replicate, dp_shard, tp) and its parts.
+
+    data: what weights are split and replicated over, one-dimensional unless they are replicated.
+    dp: all data-parallel ranks as one dimension; tp: the tensor-parallel ranks.
+    """
+
+    mesh: DeviceMesh
+    data: DeviceMesh
+    dp: DeviceMesh
+    tp: DeviceMesh
+
+    def sizes(self) -> dict[str, int]:
+        """Size of each dimension by name."""
+        return dict(zip(self.mesh.mesh_dim_names or (), self.mesh.shape, strict=True))
+
+
+def make_layout(sizes: tuple[int, int, int], device: torch.device) -> Layout:
+    """Builds the mesh (dp_replicate, dp_shard, tp)."""
+    mesh = init_device_mesh(device.type, sizes, mesh_dim_names=("dp_replicate", "dp_shard", "tp"))
+    both = mesh["dp_replicate", "dp_shard"]
+    return Layout(mesh, both if sizes[0] > 1 else mesh["dp_shard"], both._flatten("dp"), mesh["tp"])
+
+
+def all_reduce_sum(tensor: Tensor, mesh: DeviceMesh) -> Tensor:
+    """Sums in place over the ranks of a one-dimensional mesh."""
+    if mesh.size() > 1:
+        dist.all_reduce(tensor, group=mesh.get_group())
+    return tensor

@@ -1,0 +1,149 @@
+"""`python -m pretrain export`: a step of a run as a folder that stock `transformers`, vLLM and
+lm-eval load with no code of ours."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from data_pipeline.manifest import Manifest, load_manifest
+from omegaconf import MISSING, OmegaConf
+from torch import Tensor
+
+from conf.errors import InputError
+from model.flops import parameters
+from model.hf import hf_config, save_weights
+from model.network import Decoder, build_meta
+from pretrain import checkpoint
+from pretrain.config import PretrainConfig, one_of
+from pretrain.setup import InitialWeights
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass
+class ExportConfig:
+    """run: a run folder; step: `latest`, or a step that has a checkpoint; 0 is the model before
+    training, made again from the config.
+
+    chat_template: a Jinja template, or null for none.
+    """
+
+    run: str = MISSING
+    step: str = "latest"
+    out: str = MISSING
+    dtype: str = "bfloat16"
+    chat_template: str | None = None
+
+    def __post_init__(self) -> None:
+        one_of("dtype", self.dtype, tuple(DTYPES))
+
+
+def export(config: ExportConfig) -> None:
+    """Writes the folder `out`, whole or not at all."""
+    run_dir, out = Path(config.run), Path(config.out)
+    run = read_run_config(run_dir)
+    manifest = load_manifest(run.data.folder)
+    manifest.check_tokenizer()
+    if config.step == "0" and not (run_dir / "checkpoints" / "step_0").is_dir():
+        step, tokens, weights = 0, 0, initial_weights(run)
+    else:
+        path, about = checkpoint.find(run_dir / "checkpoints", config.step)
+        step, tokens, weights = about["step"], about["tokens"], checkpoint_weights(path, run)
+    temporary = out.with_name(out.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_weights(temporary, weights, DTYPES[config.dtype])
+    special = {
+        f"{name}_token_id": manifest.tokenizer[f"{name}_id"] for name in ("bos", "eos", "pad")
+    }
+    _write(temporary / "config.json", hf_config(run.model, special, config.dtype))
+    _write(temporary / "generation_config.json", {"_from_model_config": False, **special})
+    write_tokenizer(temporary, manifest, run.model.max_seq_len, config.chat_template)
+    (temporary / "README.md").write_text(model_card(run, manifest, step, tokens))
+    shutil.rmtree(out, ignore_errors=True)
+    temporary.rename(out)
+    print(f"{out}: {run.model.name} after {step} steps ({tokens:,} tokens), {config.dtype}")
+
+
+def read_run_config(run_dir: Path) -> PretrainConfig:
+    """The config that a run folder was made with."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: expected run={run_dir} to be a run folder.")
+    merged = OmegaConf.merge(OmegaConf.structured(PretrainConfig), OmegaConf.load(path))
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, PretrainConfig)
+    return config
+
+
+def initial_weights(run: PretrainConfig) -> Iterator[tuple[str, Tensor]]:
+    """The parameters before the first step."""
+    initial = InitialWeights(run)
+    for name, parameter in build_meta(run.model).named_parameters():
+        yield name, initial.value(name, parameter.shape)
+
+
+def checkpoint_weights(path: Path, run: PretrainConfig) -> Iterator[tuple[str, Tensor]]:
+    """The parameters in a checkpoint, whatever layout it was written in."""
+    model = Decoder(run.model)
+    checkpoint.load_weights(path, model)
+    yield from model.named_parameters()
+
+
+def write_tokenizer(
+    folder: Path, manifest: Manifest, longest: int, chat_template: str | None
+) -> None:
+    """Writes tokenizer.json as the data was made with, and what `transformers` wants beside it."""
+    shutil.copyfile(manifest.tokenizer_path, folder / "tokenizer.json")
+    pieces = {entry["id"]: entry["content"] for entry in _added_tokens(manifest.tokenizer_path)}
+    named = {
+        f"{name}_token": pieces[manifest.tokenizer[f"{name}_id"]] for name in ("bos", "eos", "pad")
+    }
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": longest,
+        "clean_up_tokenization_spaces": False,
+        **named,
+    }
+    _write(folder / "tokenizer_config.json", settings)
+    _write(folder / "special_tokens_map.json", named)
+    if chat_template:
+        (folder / "chat_template.jinja").write_text(chat_template)
+
+
+def model_card(run: PretrainConfig, manifest: Manifest, step: int, tokens: int) -> str:
+    """README.md of the folder."""
+    model = run.model
+    rows = {
+        "parameters": f"{parameters(model):,}",
+        "architecture": f"{model.architecture}, {model.num_layers} layers of {model.hidden_size}, "
+        f"{model.num_heads} heads and {model.num_kv_heads} key-value heads of {model.head_dim}",
+        "sliding window": f"{model.sliding_window or 'none'}",
+        "trained on": f"{tokens:,} tokens in {step} steps of recipe {run.recipe.name}",
+        "data": f"{manifest.name}, fingerprint {manifest.fingerprint[:16]}",
+        "tokenizer": f"{manifest.vocab_size} ids, sha256 {manifest.tokenizer['sha256'][:16]}",
+        "precision": run.precision,
+        "seed": str(run.seed),
+    }
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    return (
+        f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n# {run.name}\n\n"
+        f"A base model pretrained from scratch with Headwater.\n\n| | |\n|---|---|\n{table}\n\n"
+        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("FOLDER")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n```\n'
+    )
+
+
+def _added_tokens(path: Path) -> list[dict[str, Any]]:
+    return json.loads(Path(path).read_text())["added_tokens"]
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")

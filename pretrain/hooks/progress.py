@@ -1,0 +1,84 @@
+"""The line that a person watches; rank 0 only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from pretrain.hooks import Hook
+
+if TYPE_CHECKING:
+    from pretrain.trainer import Trainer
+
+LOG_SECONDS = 10.0
+
+
+class ProgressLine(Hook):
+    """A live line on a terminal; in a log file a line every few seconds."""
+
+    def __init__(self) -> None:
+        self.console = Console()
+        self.bar: Progress | None = None
+        self.printed_at = 0.0
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Says what runs, and opens the bar."""
+        self.total = trainer.plan.total_steps
+        self.total_tokens = trainer.plan.total_tokens
+        self.console.print(trainer.describe(), highlight=False)
+        if self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description}"), BarColumn(bar_width=None), console=self.console
+            )
+            self.bar.start()
+            self.task = self.bar.add_task("", total=self.total, completed=trainer.step)
+
+    def on_record(self, record: Mapping[str, Any]) -> None:
+        """Shows a train line; prints the others above it."""
+        step = record["step"]
+        if record["kind"] == "train":
+            line = self._line(record)
+            if self.bar is not None:
+                self.bar.update(self.task, completed=step, description=line)
+            elif time.monotonic() - self.printed_at > LOG_SECONDS or step == self.total:
+                self.printed_at = time.monotonic()
+                self.console.print(line, highlight=False, soft_wrap=True)
+        elif record["kind"] == "validation":
+            parts = [
+                f"{name} {score['loss']:.4f} ({score['bits_per_byte']:.3f} bits/byte)"
+                for name, score in record["sources"].items()
+            ]
+            text = f"step {step}  validation loss {record['loss']:.4f}   {'   '.join(parts)}"
+            self.console.print(text, highlight=False, soft_wrap=True)
+        elif record["event"] == "stage":
+            text = f"step {step}  stage {record['stage']}: sequence length {record['seq_len']}"
+            self.console.print(text, highlight=False, soft_wrap=True)
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Closes the bar."""
+        if self.bar is not None:
+            self.bar.stop()
+
+    def _line(self, record: Mapping[str, Any]) -> str:
+        left = (self.total_tokens - record["tokens"]) / record["tokens_per_second"]
+        return (
+            f"step {record['step']}/{self.total}  loss {record['loss']:.4f}  "
+            f"{record['tokens_per_second']:,.0f} tokens/s  MFU {record['mfu']:.1%}  "
+            f"lr {record['learning_rate']:.2e}  ETA {duration(left)}"
+        )
+
+
+def duration(seconds: float) -> str:
+    """A span of time as a person says it: 45s, 3m20s, 2h05m, 4d03h."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02}h"

@@ -1,0 +1,60 @@
+"""`metrics.jsonl` and `ledger.jsonl` of a run folder; rank 0 only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pretrain.hooks import Hook
+
+if TYPE_CHECKING:
+    from pretrain.trainer import Trainer
+
+LEDGER_KEYS = ("step", "stage", "first_sample", "samples", "digest")
+
+
+class RunFiles(Hook):
+    """Appends every record; what an interrupted process wrote beyond the checkpoint that it is
+    resumed from is cut off, since those steps are done again."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.metrics = run_dir / "metrics.jsonl"
+        self.ledger = run_dir / "ledger.jsonl"
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Cuts both files to the steps that are done."""
+        for path in (self.metrics, self.ledger):
+            keep_steps(path, trainer.step)
+
+    def on_record(self, record: Mapping[str, Any]) -> None:
+        """Writes a line at once: a crash loses none."""
+        line = {
+            key: value for key, value in record.items() if key not in ("first_sample", "digest")
+        }
+        _append(self.metrics, line)
+        if record["kind"] == "train":
+            _append(self.ledger, {key: record[key] for key in LEDGER_KEYS})
+
+
+def keep_steps(path: Path, last: int) -> None:
+    """Drops the lines of steps after `last`, and a last line that a crash cut in two."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if record["step"] <= last:
+            kept.append(line + "\n")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)
+
+
+def _append(path: Path, record: Mapping[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")

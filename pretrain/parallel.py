@@ -1,0 +1,66 @@
+"""Everything that makes a decoder run on many devices, applied from outside in one order:
+tensor parallel, compile, data parallel. The network itself knows nothing of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from model.network import Decoder
+from pretrain.config import ParallelConfig
+from pretrain.distributed import Layout
+from pretrain.tensor_parallel import apply_tensor_parallel
+
+
+def parallelize(model: Decoder, layout: Layout, config: ParallelConfig, precision: str) -> None:
+    """Splits a decoder on the meta device in place over a layout.
+
+    Weights and their optimizer states stay float32; with precision=bf16 they are gathered and
+    computed with in bfloat16, and gradients are reduced in float32.
+    """
+    if layout.tp.size() > 1:
+        apply_tensor_parallel(model, layout.tp)
+    if config.compile:
+        for block in model.layers:
+            block.compile(fullgraph=True, dynamic=False)
+    apply_data_parallel(model, layout, config, precision)
+
+
+def apply_data_parallel(
+    model: Decoder, layout: Layout, config: ParallelConfig, precision: str
+) -> None:
+    """FSDP2 block by block; replicated over `dp_replicate` where that is more than one (HSDP)."""
+    policy = MixedPrecisionPolicy()
+    if precision == "bf16":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for block in model.layers:
+        fully_shard(
+            block,
+            mesh=layout.data,
+            mp_policy=policy,
+            reshard_after_forward=config.reshard_after_forward,
+        )
+    fully_shard(model, mesh=layout.data, mp_policy=policy)
+
+
+@torch.no_grad()
+def fill(model: Decoder, device: torch.device, value: Callable[[str, torch.Size], Tensor]) -> None:
+    """Gives a split decoder storage on `device` and fills each parameter from its whole value.
+
+    value: (name, whole shape) -> the whole tensor; asked for one parameter at a time, so that no
+        process ever holds more than one whole parameter.
+    """
+    model.to_empty(device=device)
+    for name, parameter in model.named_parameters():
+        whole = value(name, parameter.shape).to(device, parameter.dtype)
+        assert isinstance(parameter, DTensor)
+        # Every rank makes the whole value by itself: no broadcast.
+        part = distribute_tensor(
+            whole, parameter.device_mesh, parameter.placements, src_data_rank=None
+        )
+        parameter.to_local().copy_(part.to_local())

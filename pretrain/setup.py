@@ -1,0 +1,192 @@
+"""From a config to everything that a run needs, with every check before anything is written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from data_pipeline.batches import BatchReader
+from data_pipeline.manifest import Manifest, load_manifest
+from data_pipeline.order import SampleOrder
+from omegaconf import OmegaConf
+
+from conf.errors import InputError
+from model.attention import choose_backend
+from model.config import ModelConfig
+from model.hf import HFWeights, read_config
+from model.init import initial_value
+from model.network import Decoder, build_meta
+from pretrain import checkpoint
+from pretrain.config import PretrainConfig
+from pretrain.distributed import Layout, Processes, check_layout, make_layout
+from pretrain.hardware import environment
+from pretrain.loader import Loader, check_batches
+from pretrain.optimizer import build_optimizer
+from pretrain.parallel import fill, parallelize
+from pretrain.stages import StagePlan
+
+
+@dataclass
+class Run:
+    """What `Trainer` runs."""
+
+    manifest: Manifest
+    plan: StagePlan
+    order: SampleOrder
+    layout: Layout
+    model: Decoder
+    optimizer: torch.optim.Optimizer
+    loader: Loader
+    checkpoints: Path
+    step: int
+
+
+def prepare(config: PretrainConfig, processes: Processes) -> Run:
+    """Checks the config against the data, the layout and the run folder, then builds the run.
+
+    Raises InputError before anything is written.
+    """
+    manifest = load_manifest(config.data.folder)
+    check_vocabulary(manifest, config)
+    plan = StagePlan(config.recipe, manifest.source_tokens("train"))
+    sizes = check_layout(config.parallel, config.model, processes.world_size)
+    dp_size, tp = sizes[0] * sizes[1], sizes[2]
+    check_batches(plan, config.parallel.micro_batch_tokens, dp_size, tp, config.model.max_seq_len)
+    check_held_out(manifest, plan)
+    order = SampleOrder(
+        manifest.source_tokens("train"),
+        [stage.order_stage() for stage in plan.stages],
+        config.seed,
+        config.data.max_epochs,
+    )
+    initial = InitialWeights(config)
+    checkpoints = Path(config.run_dir) / "checkpoints"
+    found = _newest_agreed(checkpoints, processes)
+    if found is not None:
+        check_resume(found[0], found[1], config.model, order)
+
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    attention = choose_backend(config.parallel.attention, processes.device, dtype)
+    layout = make_layout(sizes, processes.device)
+    model = build_meta(config.model, attention)
+    parallelize(model, layout, config.parallel, config.precision)
+    if found is None:
+        fill(model, processes.device, initial.value)
+    else:
+        model.to_empty(device=processes.device)
+        model.tie()
+    optimizer = build_optimizer(model, config.optim)
+    step = 0
+    if found is not None:
+        checkpoint.load(found[0], model, optimizer)
+        step = found[1]["step"]
+    if processes.is_main:
+        write_run_folder(config, processes, manifest, order)
+    loader = Loader(
+        BatchReader(manifest, order),
+        plan,
+        layout.dp.get_local_rank(),
+        dp_size,
+        config.parallel.micro_batch_tokens,
+        config.model.sliding_window,
+        processes.device,
+    )
+    return Run(manifest, plan, order, layout, model, optimizer, loader, checkpoints, step)
+
+
+class InitialWeights:
+    """Step 0 of a run: fresh values, or those of a Hugging Face folder."""
+
+    def __init__(self, config: PretrainConfig) -> None:
+        self.config = config
+        self.weights: HFWeights | None = None
+        if config.init_from:
+            folder = Path(config.init_from)
+            check_same_model(asdict(read_config(folder)), config.model, str(folder))
+            self.weights = HFWeights(folder)
+
+    def value(self, name: str, shape: torch.Size) -> torch.Tensor:
+        """The whole value of a parameter."""
+        if self.weights is None:
+            return initial_value(name, shape, self.config.model, self.config.seed)
+        return self.weights.read(name)
+
+
+def check_vocabulary(manifest: Manifest, config: PretrainConfig) -> None:
+    """Raises InputError where the data's ids do not fit the model's embedding."""
+    manifest.check_tokenizer()
+    if manifest.vocab_size > config.model.vocab_size:
+        raise InputError(
+            f"{config.data.folder} has a vocabulary of {manifest.vocab_size}, larger than "
+            f"model.vocab_size={config.model.vocab_size}: take a larger model.vocab_size or "
+            "tokenize with a smaller tokenizer."
+        )
+
+
+def check_held_out(manifest: Manifest, plan: StagePlan) -> None:
+    """Raises InputError where a source has too little held-out text to validate on."""
+    longest = max(stage.seq_len for stage in plan.stages)
+    for source, tokens in manifest.source_tokens("held_out").items():
+        if tokens <= longest:
+            raise InputError(
+                f"the held-out split of source '{source}' has {tokens} tokens, fewer than one "
+                f"sequence of {longest}: hold a larger fraction of the corpus out."
+            )
+
+
+def check_same_model(found: dict[str, object], model: ModelConfig, where: str) -> None:
+    """Raises InputError where the shape in `where` is not the config's."""
+    for key, expected in asdict(model).items():
+        if key not in ("name", "init", "initializer_range") and found.get(key) != expected:
+            raise InputError(
+                f"model.{key}={expected}, but {where} was made with {found.get(key)}: use the "
+                "same model, or another run_dir."
+            )
+
+
+def check_resume(
+    path: Path, manifest: dict[str, Any], model: ModelConfig, order: SampleOrder
+) -> None:
+    """Raises InputError where a run cannot go on from a checkpoint as it is configured now."""
+    check_same_model(manifest["model"], model, str(path))
+    if manifest["order"] != order.fingerprint:
+        raise InputError(
+            f"{path} was trained on another order of samples ({manifest['order'][:12]}, now "
+            f"{order.fingerprint[:12]}): data, seed or recipe changed; restore them, or use "
+            "another run_dir."
+        )
+
+
+def write_run_folder(
+    config: PretrainConfig, processes: Processes, manifest: Manifest, order: SampleOrder
+) -> None:
+    """Writes `config.yaml`, `env.json` and `order.json`."""
+    folder = Path(config.run_dir)
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.structured(config), folder / "config.yaml")
+    about = environment(processes.device, processes.world_size) | {
+        "data": str(config.data.folder),
+        "data_fingerprint": manifest.fingerprint,
+        "tokenizer_fingerprint": manifest.tokenizer["sha256"],
+        "order_fingerprint": order.fingerprint,
+    }
+    (folder / "env.json").write_text(json.dumps(about, indent=1))
+    (folder / "order.json").write_text(order.to_json())
+
+
+def _newest_agreed(checkpoints: Path, processes: Processes) -> tuple[Path, dict[str, Any]] | None:
+    """The newest whole checkpoint, as rank 0 sees it: all ranks must load the same one."""
+    answer: list[Any] = [None]
+    if processes.is_main:
+        try:
+            answer = [checkpoint.newest(checkpoints)]
+        except InputError as error:
+            answer = [error]
+    dist.broadcast_object_list(answer, src=0)
+    if isinstance(answer[0], InputError):
+        raise answer[0]
+    return answer[0]

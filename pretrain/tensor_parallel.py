@@ -1,0 +1,97 @@
+"""Tensor and sequence parallelism of a decoder, applied from outside (arXiv 1909.08053 for the
+split of the matrices, 2205.05198 for the sequence-parallel norms).
+
+Between the blocks activations are split along the sequence; a block gathers them before its
+matrices and scatters the sum after. Heads, MLP columns and the vocabulary are split.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    PrepareModuleInput,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
+from torch.nn import Parameter
+
+from model.loss import Head, linear_cross_entropy
+from model.network import Decoder
+
+SEQUENCE = Shard(1)
+
+
+def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
+    """Splits `model` in place over the one-dimensional `mesh`."""
+    attention_input = PrepareModuleInput(
+        input_layouts=(SEQUENCE, None, None, None),
+        desired_input_layouts=(Replicate(), None, None, None),
+    )
+    parallelize_module(
+        model,
+        mesh,
+        {
+            "embed_tokens": RowwiseParallel(input_layouts=Replicate(), output_layouts=SEQUENCE),
+            "norm": SequenceParallel(),
+        },
+    )
+    for block in model.layers:
+        parallelize_module(
+            block,
+            mesh,
+            {
+                "input_layernorm": SequenceParallel(),
+                "self_attn": attention_input,
+                "self_attn.q_proj": ColwiseParallel(),
+                "self_attn.k_proj": ColwiseParallel(),
+                "self_attn.v_proj": ColwiseParallel(),
+                "self_attn.o_proj": RowwiseParallel(output_layouts=SEQUENCE),
+                "post_attention_layernorm": SequenceParallel(),
+                "mlp": PrepareModuleInput(
+                    input_layouts=(SEQUENCE,), desired_input_layouts=(Replicate(),)
+                ),
+                "mlp.gate_proj": ColwiseParallel(),
+                "mlp.up_proj": ColwiseParallel(),
+                "mlp.down_proj": RowwiseParallel(output_layouts=SEQUENCE),
+            },
+        )
+    model.lm_head = VocabularyParallelHead(model.lm_head, mesh)
+    model.tie()
+
+
+class VocabularyParallelHead(Head):
+    """A head that holds its rank's rows of the vocabulary; the logits are never gathered for the
+    loss, only three numbers a token are (arXiv 1909.08053, section 3)."""
+
+    def __init__(self, head: Head, mesh: DeviceMesh) -> None:
+        super().__init__(head.in_features, head.out_features)
+        self.weight = Parameter(distribute_tensor(head.weight, mesh, [Shard(0)]))
+        self.mesh = mesh
+        self.start = mesh.get_local_rank() * (head.out_features // mesh.size())
+
+    def reduce_max(self, x: Tensor) -> Tensor:
+        """Largest value over all shards, elementwise."""
+        dist.all_reduce(x, dist.ReduceOp.MAX, group=self.mesh.get_group())
+        return x
+
+    def reduce_sum(self, x: Tensor) -> Tensor:
+        """Sum over all shards, elementwise."""
+        dist.all_reduce(x, group=self.mesh.get_group())
+        return x
+
+    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
+        """hidden: (batch, seq, hidden), split along seq; labels whole. As `Head`."""
+        rows = cast(DTensor, hidden).redistribute(placements=[Replicate()])
+        local = rows.to_local(grad_placements=[Partial()])
+        weight = cast(DTensor, self.weight).to_local()
+        if labels is None:
+            logits = DTensor.from_local(local @ weight.t(), self.mesh, [Shard(2)])
+            return logits.full_tensor()
+        return linear_cross_entropy(local.flatten(0, 1), weight, labels.flatten(), self)

@@ -1,0 +1,49 @@
+"""`python -m pretrain`, alone or under `torchrun`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch.distributed as dist
+
+from pretrain.config import PretrainConfig
+from pretrain.distributed import Processes, start
+from pretrain.hooks import Hook
+from pretrain.hooks.checkpoints import Checkpoints
+from pretrain.hooks.progress import ProgressLine
+from pretrain.hooks.run_files import RunFiles
+from pretrain.hooks.validation import Validation
+from pretrain.hooks.wandb_logger import WandbLogger
+from pretrain.setup import prepare
+from pretrain.trainer import Trainer
+
+
+def train(config: PretrainConfig) -> None:
+    """Trains from the newest checkpoint of the run folder, or from step 0, to the plan's end."""
+    processes = start(config.device)
+    try:
+        run = prepare(config, processes)
+        if run.step == run.plan.total_steps:
+            if processes.is_main:
+                print(f"{config.run_dir} is finished: all {run.step} steps are done.")
+            return
+        trainer = Trainer(config, processes, run)
+        trainer.hooks = make_hooks(config, processes)
+        trainer.train()
+    finally:
+        dist.destroy_process_group()
+
+
+def make_hooks(config: PretrainConfig, processes: Processes) -> list[Hook]:
+    """The hooks of this rank, in the order in which they are called: records are written before
+    the checkpoint that covers them."""
+    hooks: list[Hook] = []
+    if processes.is_main:
+        run_dir = Path(config.run_dir)
+        hooks.append(RunFiles(run_dir))
+        if config.logger.wandb != "disabled":
+            hooks.append(WandbLogger(run_dir, config.logger))
+        if config.logger.progress:
+            hooks.append(ProgressLine())
+    hooks += [Validation(config.validation), Checkpoints(config.checkpoint)]
+    return hooks

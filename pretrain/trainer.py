@@ -1,0 +1,191 @@
+"""The training loop. What a run is made of is built in `setup`; what happens beside the steps is
+in `hooks`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.flops import FLOP_CONVENTION, matmul_parameters, parameters
+from pretrain.config import PretrainConfig
+from pretrain.distributed import Processes, all_reduce_sum
+from pretrain.hardware import peak_flops
+from pretrain.hooks import Hook
+from pretrain.loader import MASK64, StepData
+from pretrain.optimizer import scale_and_clip
+from pretrain.schedule import learning_rate
+from pretrain.setup import Run
+
+
+@dataclass
+class Pending:
+    """A step whose numbers are still on the device."""
+
+    record: dict[str, Any]
+    loss: Tensor
+    grad_norm: Tensor
+    counts: Tensor
+
+
+class Trainer:
+    """Runs the plan from the newest checkpoint to its end.
+
+    step: steps done, of `plan.total_steps`.
+    """
+
+    def __init__(self, config: PretrainConfig, processes: Processes, run: Run) -> None:
+        self.config = config
+        self.processes = processes
+        self.manifest, self.plan, self.order = run.manifest, run.plan, run.order
+        self.layout, self.model, self.optimizer = run.layout, run.model, run.optimizer
+        self.loader, self.checkpoints = run.loader, run.checkpoints
+        self.dp_rank = self.layout.dp.get_local_rank()
+        self.dp_size = self.layout.dp.size()
+        self.hooks: list[Hook] = []
+        self.step = run.step
+        self._pending: Pending | None = None
+        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        peak, self.peak_source = peak_flops(processes.device, dtype)
+        peaks = all_reduce_sum(torch.tensor(peak, device=processes.device), self.layout.dp)
+        self.peak = float(peaks) * self.layout.tp.size()
+
+    def train(self) -> None:
+        """Trains until the plan's end, or `stop_after`."""
+        total = self.plan.total_steps
+        end = total if self.config.stop_after is None else min(self.config.stop_after, total)
+        for hook in self.hooks:
+            hook.on_start(self)
+        self.publish({"kind": "event", "event": "resume" if self.step else "start"})
+        self._clock = time.perf_counter()
+        while self.step < end:
+            stage = self.plan.at(self.step)
+            if self.step == stage.first_step:
+                self.publish(
+                    {
+                        "kind": "event",
+                        "event": "stage",
+                        "stage": stage.name,
+                        "seq_len": stage.seq_len,
+                    }
+                )
+            previous, self._pending = self._pending, self._train_step()
+            self.step += 1
+            if previous is not None:
+                self._publish_step(previous)
+            for hook in self.hooks:
+                hook.after_step(self)
+        self.flush()
+        self.publish({"kind": "event", "event": "finish" if self.step == total else "stop"})
+        for hook in self.hooks:
+            hook.on_end(self)
+        self.loader.close()
+
+    def _train_step(self) -> Pending:
+        """One optimizer step. Gradients of summed losses are accumulated, and divided by the
+        number of targets of the whole batch once: every layout takes the same step."""
+        stage = self.plan.at(self.step)
+        data = self.loader.get(self.step)
+        device, dp = self.processes.device, self.layout.dp
+        counts = all_reduce_sum(data.counts.to(device, non_blocking=True), dp)
+        loss = torch.zeros((), device=device)
+        # FSDP averages over its ranks; the fixed divisor keeps the sums small meanwhile.
+        weight = self.dp_size / self.plan.global_batch_tokens
+        for index, batch in enumerate(data.micro_batches):
+            last = index + 1 == len(data.micro_batches)
+            self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
+            micro = self.model(batch.tokens, batch.labels, batch.cu_seqlens, stage.rope_theta)
+            (micro * weight).backward()
+            loss += micro.detach()
+        all_reduce_sum(loss, dp)
+        scale = self.plan.global_batch_tokens / counts[0].float()
+        optim = self.config.optim
+        grad_norm = scale_and_clip(self.model.parameters(), scale, optim.clip_norm)
+        rate = learning_rate(optim, self.plan.tokens_at(self.step + 1), self.plan.total_tokens)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return Pending(self._record(data, rate), loss, grad_norm, counts)
+
+    def _record(self, data: StepData, rate: float) -> dict[str, Any]:
+        """What the host knows of the step that just ran."""
+        stage = self.plan.at(self.step)
+        now = time.perf_counter()
+        seconds, self._clock = now - self._clock, now
+        first = (self.step - stage.first_step) * stage.samples_per_step
+        return {
+            "kind": "train",
+            "step": self.step + 1,
+            "tokens": self.plan.tokens_at(self.step + 1),
+            "stage": stage.name,
+            "seq_len": stage.seq_len,
+            "learning_rate": rate,
+            "step_seconds": seconds,
+            "data_wait_seconds": data.wait_seconds,
+            "tokens_per_second": self.plan.global_batch_tokens / seconds,
+            "consumed_tokens": self.order.consumed(stage.index, first + stage.samples_per_step),
+            "first_sample": first,
+            "samples": stage.samples_per_step,
+            "time": time.time(),
+        }
+
+    def _publish_step(self, pending: Pending) -> None:
+        targets, keys, digest = pending.counts.tolist()
+        model = self.config.model
+        flops = (
+            6 * matmul_parameters(model) * self.plan.global_batch_tokens
+            + 12 * model.num_layers * model.query_size * keys
+        )
+        record = pending.record | {
+            "loss": float(pending.loss) / targets,
+            "grad_norm": float(pending.grad_norm),
+            "mfu": flops / pending.record["step_seconds"] / self.peak,
+            "digest": f"{digest & MASK64:016x}",
+        }
+        for hook in self.hooks:
+            hook.on_record(record)
+
+    def flush(self) -> None:
+        """Publishes the step that is still pending: before what must not be behind it."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            self._publish_step(pending)
+
+    def publish(self, record: dict[str, Any]) -> None:
+        """Gives hooks a line about the steps done so far; the time it took is not a step's."""
+        self.flush()
+        common = {"step": self.step, "tokens": self.plan.tokens_at(self.step), "time": time.time()}
+        for hook in self.hooks:
+            hook.on_record(record | common)
+        self._clock = time.perf_counter()
+
+    def about(self) -> dict[str, Any]:
+        """What a checkpoint states beside its files."""
+        return {
+            "tokens": self.plan.tokens_at(self.step),
+            "world_size": self.processes.world_size,
+            "layout": self.layout.sizes(),
+            "model": asdict(self.config.model),
+            "order": self.order.fingerprint,
+            "data": self.manifest.fingerprint,
+            "torch": torch.__version__,
+        }
+
+    def describe(self) -> str:
+        """One paragraph on what is about to run."""
+        sizes = [f"{name}={size}" for name, size in self.layout.sizes().items()]
+        start = f"resuming after step {self.step}" if self.step else "from fresh weights"
+        if not self.step and self.config.init_from:
+            start = f"from the weights of {self.config.init_from}"
+        return (
+            f"{self.config.name}: {self.config.model.name}, {parameters(self.config.model):,} "
+            f"parameters, {self.plan.total_tokens:,} tokens in {self.plan.total_steps} steps of "
+            f"{self.plan.global_batch_tokens:,}, {start}\n"
+            f"{self.processes.world_size} process(es) on {self.processes.device.type}, "
+            f"{' x '.join(sizes)}, {self.config.precision}, attention {self.model.attention}; "
+            f"MFU: {FLOP_CONVENTION}, peak {self.peak / 1e12:.2f} TFLOP/s ({self.peak_source})"
+        )

@@ -1,0 +1,70 @@
+"""The chunked loss equals the plain one, whole or with the vocabulary in shards."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model.loss import IGNORED, linear_cross_entropy
+
+
+def inputs(dtype=torch.float64, tokens=50, hidden=16, vocab=40):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(tokens, hidden, generator=generator, dtype=dtype).requires_grad_()
+    weight = torch.randn(vocab, hidden, generator=generator, dtype=dtype).requires_grad_()
+    labels = torch.randint(0, vocab, (tokens,), generator=generator)
+    labels[::7] = IGNORED
+    return x, weight, labels
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 7, 50, 1000])
+def test_chunks_equal_the_whole(chunk_tokens):
+    x, weight, labels = inputs(torch.float32)
+    loss = linear_cross_entropy(x, weight, labels, chunk_tokens=chunk_tokens)
+    expected = F.cross_entropy(x @ weight.t(), labels, reduction="sum", ignore_index=IGNORED)
+    torch.testing.assert_close(loss, expected)
+    ours = torch.autograd.grad(loss * 3, (x, weight))
+    theirs = torch.autograd.grad(expected * 3, (x, weight))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_without_targets_the_loss_and_its_gradients_are_zero():
+    x, weight, labels = inputs(torch.float32)
+    loss = linear_cross_entropy(x, weight, torch.full_like(labels, IGNORED))
+    loss.backward()
+    assert loss == 0
+    assert not x.grad.any()
+    assert not weight.grad.any()
+
+
+def test_no_gradients_are_made_where_none_are_wanted():
+    x, weight, labels = inputs(torch.float32)
+    with torch.no_grad():
+        loss = linear_cross_entropy(x, weight, labels)
+    expected = F.cross_entropy(x @ weight.t(), labels, reduction="sum", ignore_index=IGNORED)
+    torch.testing.assert_close(loss, expected.detach())
+
+
+def test_large_logits_do_not_overflow():
+    x, weight, labels = inputs(torch.float32)
+    loss = linear_cross_entropy(x * 1e4, weight, labels)
+    expected = F.cross_entropy(x * 1e4 @ weight.t(), labels, reduction="sum")
+    torch.testing.assert_close(loss, expected)
+
+
+def test_peak_memory_does_not_hold_the_logits():
+    tokens, vocab = 4096, 4096
+    x, weight, labels = inputs(torch.float32, tokens, 8, vocab)
+    largest = 0
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                largest = max(largest, out.numel())
+            return out
+
+    with Largest():
+        linear_cross_entropy(x, weight, labels, chunk_tokens=256).backward()
+    assert largest <= 256 * vocab
