@@ -1,0 +1,57 @@
+"""Which source serves the t-th atom of a stage, in closed form and in whole numbers.
+
+The sources split t one after the other: the first takes round(t * w_1), the next its share of the
+rest, and so on. Each count grows by 0 or 1 when t does, and together they are t: so exactly one
+source grows, and it serves atom t. The shares are met at every point to about one atom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+UNITS = 2**24
+"""Weights are whole multiples of 1 / UNITS; t * UNITS fits 63 bits up to 5e11 atoms."""
+
+
+class Mixture:
+    """weights: one a source, 0 or more, not all 0; they need not sum to 1."""
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        self.units = _whole_units(weights)
+
+    def counts(self, t: Ints) -> Ints:
+        """Atoms of each source among the first t: (sources, *t.shape), summing to t."""
+        rest = np.asarray(t, np.int64).copy()
+        left = UNITS
+        counts = np.zeros((len(self.units), *rest.shape), np.int64)
+        for source, units in enumerate(self.units):
+            if units:
+                counts[source] = (rest * units + left // 2) // left
+                rest -= counts[source]
+                left -= units
+        return counts
+
+    def locate(self, t: Ints) -> tuple[Ints, Ints]:
+        """The source of each atom t, and how many of that source's atoms come before it."""
+        before = self.counts(t)
+        source = np.argmax(self.counts(t + 1) - before, axis=0)
+        return source, np.take_along_axis(before, source[None], axis=0)[0]
+
+
+def _whole_units(weights: Sequence[float]) -> list[int]:
+    """Whole units that sum to UNITS (largest remainders); no weight above 0 is lost."""
+    total = sum(weights)
+    exact = [weight / total * UNITS for weight in weights]
+    units = [max(1, int(share)) if share > 0 else 0 for share in exact]
+    by_remainder = sorted(range(len(units)), key=lambda i: (units[i] - exact[i], i))
+    missing = UNITS - sum(units)
+    if missing < 0:  # tiny weights were raised to one unit: the largest pays
+        units[max(range(len(units)), key=lambda i: units[i])] += missing
+    else:
+        for i in [i for i in by_remainder if exact[i] > 0][:missing]:
+            units[i] += 1
+    return units
