@@ -1,0 +1,112 @@
+"""What a folder of shards holds and what it was made from: `manifest.json`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conf.errors import InputError
+
+FILE = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The manifest of the corpus in `folder`.
+
+    inputs: sha256 of everything that decides the content; the same inputs are not made again.
+    tokenizer: file, sha256 (of its canonical JSON), vocab_size, bos_id, eos_id, pad_id.
+    splits: shards by split and source, each with file (path without ending), documents, tokens,
+        bytes (of text), sha256 (of .bin) and idx_sha256.
+    sources: what was read of each: files, documents, bytes, and what was left out, by reason.
+    """
+
+    folder: Path
+    name: str
+    inputs: str
+    tokenizer: dict[str, Any]
+    dtype: str
+    splits: dict[str, dict[str, list[dict[str, Any]]]]
+    sources: dict[str, dict[str, int]]
+
+    def to_json(self) -> str:
+        """The content of `manifest.json`."""
+        fields = {key: value for key, value in asdict(self).items() if key != "folder"}
+        return json.dumps({"format": FORMAT, **fields}, indent=1)
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids of the tokenizer."""
+        return int(self.tokenizer["vocab_size"])
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """Where `tokenizer.json` lies."""
+        return self.folder / self.tokenizer["file"]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the manifest's content: with the shards' hashes in it, that of the data."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def shards(self, split: str, source: str) -> list[dict[str, Any]]:
+        """Entries of a source's shards, in the order of its stream."""
+        return self.splits.get(split, {}).get(source, [])
+
+    def source_tokens(self, split: str) -> dict[str, int]:
+        """Tokens of each source in a split."""
+        sources = self.splits.get(split, {})
+        return {name: sum(entry["tokens"] for entry in shards) for name, shards in sources.items()}
+
+    def token_bytes(self) -> NDArray[np.uint16]:
+        """UTF-8 bytes that each id stands for, (vocab_size,); 0 for special tokens."""
+        path = self.folder / "token_bytes.npy"
+        if not path.is_file():
+            raise InputError(f"{path} is missing: tokenize the corpus again.")
+        return np.load(path, allow_pickle=False)
+
+    def check_tokenizer(self) -> None:
+        """Raises InputError where tokenizer.json is not the one that the shards were made with."""
+        if not self.tokenizer_path.is_file():
+            raise InputError(f"{self.tokenizer_path} is missing: tokenize the corpus again.")
+        found = tokenizer_fingerprint(self.tokenizer_path)
+        if found != self.tokenizer["sha256"]:
+            raise InputError(
+                f"{self.tokenizer_path} has the fingerprint {found[:16]}, but {self.folder / FILE} "
+                f"says its shards were made with {str(self.tokenizer['sha256'])[:16]}: restore that "
+                "tokenizer, or tokenize the corpus again."
+            )
+
+
+def load_manifest(folder: str | Path) -> Manifest:
+    """The manifest of a corpus folder; raises InputError where there is none or it is not ours."""
+    path = Path(folder) / FILE
+    if not path.is_file():
+        raise InputError(
+            f"{path} does not exist: make it with python -m data_pipeline tokenize corpus=... "
+            f"out={folder}."
+        )
+    try:
+        fields = json.loads(path.read_text())
+        found = fields.pop("format")
+        if found != FORMAT:
+            raise InputError(f"{path} has format {found}, expected {FORMAT}: tokenize again.")
+        return Manifest(folder=Path(folder), **fields)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is not a manifest of this project ({error}): tokenize the corpus again."
+        ) from None
+
+
+def tokenizer_fingerprint(path: Path) -> str:
+    """sha256 of a tokenizer.json in canonical JSON: white space and key order do not matter."""
+    canonical = json.dumps(json.loads(path.read_text()), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,152 @@
+"""A chain of commands of the stages, described as data, that continues where it stopped.
+
+Each step is a process of its own with a log file. A step is done when it ended well with the same
+command after the same steps before it, and what it makes is there; so a second call runs only what
+is missing or changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from conf.errors import InputError
+
+
+@dataclass
+class StepConfig:
+    """One command.
+
+    command: what follows `python -m`, e.g. `pretrain name=demo`.
+    makes: file or folder that is there when the step is done.
+    processes: 0 for a plain process, else `torchrun` with as many.
+    """
+
+    title: str = MISSING
+    command: str = MISSING
+    makes: str = MISSING
+    processes: int = 0
+
+
+@dataclass
+class PipelineConfig:
+    """Steps by name, run in the order in which they are written.
+
+    out: folder of logs and of `pipeline.json`, which remembers what is done.
+    data: folder of the tokenized corpus. processes: for the steps that are distributed.
+    """
+
+    name: str = MISSING
+    out: str = MISSING
+    data: str = MISSING
+    processes: int = 1
+    steps: dict[str, StepConfig] = field(default_factory=dict)
+
+
+class StepFailed(Exception):
+    """A step's process ended with a code other than 0."""
+
+    def __init__(self, name: str, code: int, log: Path, tail: str) -> None:
+        super().__init__(f"step '{name}' ended with code {code}; its log is {log}:\n{tail}")
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a step went: `skipped` where it was done before, and how long it took then or now."""
+
+    name: str
+    skipped: bool
+    seconds: float
+
+
+class Pipeline:
+    """Runs the steps of a config; `on_line(name, line)` is called with what a step prints."""
+
+    def __init__(self, config: PipelineConfig) -> None:
+        if not config.steps:
+            raise InputError("steps is empty: a pipeline needs at least one step.")
+        self.config = config
+        self.logs = Path(config.out) / "logs"
+        self._memory = Path(config.out) / "pipeline.json"
+
+    def run(self, on_line: Callable[[str, str], None]) -> Iterator[Outcome]:
+        """Runs what is not done, yielding after every step; raises StepFailed at the first that
+        fails."""
+        done = json.loads(self._memory.read_text()) if self._memory.is_file() else {}
+        chain = ""
+        for name, step in self.config.steps.items():
+            chain = hashlib.sha256(f"{chain}{step.command}{step.processes}".encode()).hexdigest()
+            known = done.get(name, {})
+            if known.get("chain") == chain and Path(step.makes).exists():
+                yield Outcome(name, True, known["seconds"])
+                continue
+            started = time.monotonic()
+            self._run_step(name, step, on_line)
+            if not Path(step.makes).exists():
+                raise StepFailed(
+                    name, 0, self.logs / f"{name}.log", f"it did not make {step.makes}"
+                )
+            seconds = time.monotonic() - started
+            done[name] = {"chain": chain, "seconds": round(seconds, 1)}
+            self._remember(done)
+            yield Outcome(name, False, seconds)
+
+    def _run_step(self, name: str, step: StepConfig, on_line: Callable[[str, str], None]) -> None:
+        self.logs.mkdir(parents=True, exist_ok=True)
+        log = self.logs / f"{name}.log"
+        lines: list[str] = []
+        with (
+            log.open("w") as file,
+            subprocess.Popen(
+                arguments(step),
+                env=environment(step),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+            ) as process,
+        ):
+            assert process.stdout is not None
+            try:
+                for line in process.stdout:
+                    file.write(line)
+                    file.flush()
+                    lines.append(line)
+                    on_line(name, line.rstrip())
+                code = process.wait()
+            except BaseException:
+                process.terminate()  # torchrun passes it on to its workers
+                raise
+        if code:
+            raise StepFailed(name, code, log, "".join(lines[-15:]))
+
+    def _remember(self, done: dict[str, dict[str, object]]) -> None:
+        temporary = self._memory.with_suffix(".tmp")
+        temporary.write_text(json.dumps(done, indent=1))
+        temporary.replace(self._memory)
+
+
+def arguments(step: StepConfig) -> list[str]:
+    """The command line of a step."""
+    command = [sys.executable, "-u", "-m"]
+    if step.processes:
+        command += ["torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", str(step.processes), "-m"]
+    return command + shlex.split(step.command)
+
+
+def environment(step: StepConfig) -> dict[str, str]:
+    """This process's environment, with the cores shared out over a step's processes."""
+    threads = max(1, len(os.sched_getaffinity(0)) // max(1, step.processes))
+    return {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore", **os.environ}

@@ -1,0 +1,36 @@
+"""Sizes of the mesh, and what does not fit."""
+
+import pytest
+
+from conf.errors import InputError
+from pretrain.config import ParallelConfig
+from pretrain.distributed import check_layout
+from tests.model.shapes import tiny
+
+MODEL = tiny(num_heads=12, num_kv_heads=4, head_dim=8, intermediate_size=160, vocab_size=256)
+
+
+def test_dp_shard_takes_what_is_left():
+    assert check_layout(ParallelConfig(), MODEL, 8) == (1, 8, 1)
+    assert check_layout(ParallelConfig(tp=2), MODEL, 8) == (1, 4, 2)
+    assert check_layout(ParallelConfig(dp_replicate=2, tp=2), MODEL, 8) == (2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("config", "world_size", "sentence"),
+    [
+        (ParallelConfig(tp=3), 8, r"tp=3 does not make 8, the number of processes"),
+        (ParallelConfig(dp_shard=3), 8, "dp_shard=3 x tp=1 does not make 8"),
+        (ParallelConfig(tp=0), 1, "parallel.tp=0, expected 1 or more"),
+        (ParallelConfig(tp=3), 3, "model.num_heads=12|model.num_kv_heads=4 is not divisible by"),
+        (ParallelConfig(tp=8), 8, "model.num_heads=12 is not divisible by parallel.tp=8"),
+    ],
+)
+def test_layouts_that_do_not_fit_are_refused(config, world_size, sentence):
+    with pytest.raises(InputError, match=sentence):
+        check_layout(config, MODEL, world_size)
+
+
+def test_a_vocabulary_that_does_not_split_is_refused():
+    with pytest.raises(InputError, match=r"model.vocab_size=259 is not divisible by parallel.tp=2"):
+        check_layout(ParallelConfig(tp=2), tiny(vocab_size=259), 2)

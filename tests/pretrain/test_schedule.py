@@ -1,0 +1,37 @@
+"""The learning rate by tokens."""
+
+import pytest
+
+from conf.errors import InputError
+from pretrain.config import OptimConfig
+from pretrain.schedule import learning_rate
+
+DANUBE = OptimConfig(learning_rate=2e-4, min_learning_rate=1e-5, warmup_tokens=1000)
+
+
+def test_danubes_shape():
+    assert learning_rate(DANUBE, 500, 11_000) == pytest.approx(1e-4)
+    assert learning_rate(DANUBE, 1000, 11_000) == pytest.approx(2e-4)
+    assert learning_rate(DANUBE, 6000, 11_000) == pytest.approx((2e-4 + 1e-5) / 2)
+    assert learning_rate(DANUBE, 11_000, 11_000) == pytest.approx(1e-5)
+
+
+def test_it_only_falls_after_the_warm_up():
+    rates = [learning_rate(DANUBE, tokens, 11_000) for tokens in range(1000, 11_001, 100)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_linear_and_constant():
+    linear = OptimConfig(learning_rate=1.0, schedule="linear")
+    assert learning_rate(linear, 25, 100) == pytest.approx(0.75)
+    constant = OptimConfig(learning_rate=1.0, schedule="constant", warmup_tokens=10)
+    assert [learning_rate(constant, t, 100) for t in (5, 10, 100)] == [0.5, 1.0, 1.0]
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(
+        InputError, match=r"optim.schedule=cosin is not a choice \(did you mean 'cos"
+    ):
+        OptimConfig(learning_rate=1.0, schedule="cosin")
+    with pytest.raises(InputError, match=r"optim.min_learning_rate=2.0 is above"):
+        OptimConfig(learning_rate=1.0, min_learning_rate=2.0)

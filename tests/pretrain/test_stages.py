@@ -1,0 +1,93 @@
+"""The plan of a recipe."""
+
+import pytest
+
+from conf.errors import InputError
+from pretrain.config import RecipeConfig, StageConfig
+from pretrain.loader import check_batches
+from pretrain.stages import StagePlan
+
+SOURCES = {"web": 3_000_000, "code": 1_000_000}
+
+
+def recipe(**stages: StageConfig) -> RecipeConfig:
+    return RecipeConfig(name="r", global_batch_tokens=4096, stages=stages)
+
+
+def test_danubes_trillion():
+    stages = {
+        f"s{seq_len}": StageConfig(seq_len, tokens)
+        for seq_len, tokens in ((2048, 7 * 10**11), (4096, 10**11), (8192, 10**11), (16384, 10**11))
+    }
+    plan = StagePlan(RecipeConfig("danube", 1_179_648, stages), {"web": 10**12})
+    assert [stage.samples_per_step for stage in plan.stages] == [576, 288, 144, 72]
+    assert plan.total_steps == pytest.approx(847_700, rel=1e-3)
+    assert {stage.samples_per_step * stage.seq_len for stage in plan.stages} == {1_179_648}
+
+
+def test_steps_belong_to_stages_without_a_gap():
+    plan = StagePlan(recipe(a=StageConfig(512, 10_000), b=StageConfig(1024, 8192)), SOURCES)
+    assert [(s.first_step, s.end_step) for s in plan.stages] == [(0, 3), (3, 5)]
+    assert [plan.at(step).name for step in range(5)] == ["a", "a", "a", "b", "b"]
+    assert plan.total_tokens == 5 * 4096
+
+
+def test_without_a_mixture_the_sources_weigh_their_tokens():
+    plan = StagePlan(recipe(a=StageConfig(512, 4096)), SOURCES)
+    assert plan.stages[0].weights == {"web": 3_000_000, "code": 1_000_000}
+
+
+@pytest.mark.parametrize(
+    ("stage", "sentence"),
+    [
+        (StageConfig(512, 1, {"wbe": 1.0}), r"names the source 'wbe'.*\(did you mean 'web'\?\)"),
+        (StageConfig(512, 1, {"web": -1.0}), "mixture.web=-1.0, expected 0 or more"),
+        (StageConfig(512, 1, {"web": 0.0}), "has no weight above 0"),
+        (
+            StageConfig(500, 1),
+            "global_batch_tokens=4096 is not a multiple of recipe.stages.a.seq_len",
+        ),
+        (
+            StageConfig(8192, 1),
+            "global_batch_tokens=4096 is not a multiple of recipe.stages.a.seq_len",
+        ),
+    ],
+)
+def test_impossible_stages_are_refused(stage, sentence):
+    with pytest.raises(InputError, match=sentence):
+        StagePlan(recipe(a=stage), SOURCES)
+
+
+def test_an_empty_recipe_is_refused():
+    with pytest.raises(InputError, match=r"recipe.stages is empty"):
+        recipe()
+    with pytest.raises(InputError, match=r"recipe.stages.a.tokens=0, expected at least 1"):
+        recipe(a=StageConfig(512, 0))
+
+
+@pytest.mark.parametrize(
+    ("micro", "dp", "tp", "longest", "sentence"),
+    [
+        (
+            4096,
+            2,
+            1,
+            2048,
+            r"global_batch_tokens=4096 is not divisible by .* 2 data-parallel ranks",
+        ),
+        (
+            768,
+            1,
+            1,
+            2048,
+            "micro_batch_tokens=768 is not a multiple of recipe.stages.a.seq_len=512",
+        ),
+        (512, 1, 3, 2048, "seq_len=512 is not divisible by parallel.tp=3"),
+        (512, 1, 1, 256, "seq_len=512 is above model.max_seq_len=256"),
+    ],
+)
+def test_batches_that_cannot_be_dealt_out_are_refused(micro, dp, tp, longest, sentence):
+    plan = StagePlan(recipe(a=StageConfig(512, 4096)), SOURCES)
+    check_batches(plan, 2048, 2, 1, 2048)
+    with pytest.raises(InputError, match=sentence):
+        check_batches(plan, micro, dp, tp, longest)

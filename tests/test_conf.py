@@ -1,0 +1,46 @@
+"""Every choice composes against its schema; the packages keep their import contract."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conf.entry import CONF_DIR
+from conf.errors import did_you_mean
+from tests.conftest import ROOT
+
+STAGES = ("data_pipeline", "model", "pretrain", "finetune", "eval", "launch")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_explains_itself(stage, command):
+    done = command(stage, "--help")
+    assert done.returncode == 0
+    assert f"python -m {stage}" in done.stdout
+
+
+@pytest.mark.parametrize("recipe", sorted(p.stem for p in (CONF_DIR / "recipe").glob("*.yaml")))
+def test_every_recipe_composes(recipe, command):
+    done = command("pretrain", f"recipe={recipe}", "--cfg", "job")
+    assert done.returncode == 0, done.stderr
+    assert f"name: {recipe}" in done.stdout
+
+
+@pytest.mark.parametrize("group", ["optim", "logger", "parallel"])
+def test_every_choice_of_a_group_composes(group, command):
+    for path in (CONF_DIR / group).glob("*.yaml"):
+        done = command("pretrain", f"{group}={path.stem}", "--cfg", "job")
+        assert done.returncode == 0, (path, done.stderr)
+
+
+def test_did_you_mean():
+    assert did_you_mean("cosin", ["cosine", "linear"]) == " (did you mean 'cosine'?)"
+    assert did_you_mean("x", ["b", "a"]) == " (known: a, b)"
+    assert did_you_mean("x", []) == ""
+
+
+def test_imports_keep_the_contract():
+    linter = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([linter], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout
