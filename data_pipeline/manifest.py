@@ -54,8 +54,9 @@ class Manifest:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the manifest's content: with the shards' hashes in it, that of the data."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
+        """sha256 of tokenizer and shards, their hashes included: that of the data itself."""
+        data = [self.tokenizer, self.dtype, self.splits]
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
     def shards(self, split: str, source: str) -> list[dict[str, Any]]:
         """Entries of a source's shards, in the order of its stream."""
@@ -80,9 +81,9 @@ class Manifest:
         found = tokenizer_fingerprint(self.tokenizer_path)
         if found != self.tokenizer["sha256"]:
             raise InputError(
-                f"{self.tokenizer_path} has the fingerprint {found[:16]}, but {self.folder / FILE} "
-                f"says its shards were made with {str(self.tokenizer['sha256'])[:16]}: restore that "
-                "tokenizer, or tokenize the corpus again."
+                f"{self.tokenizer_path} has the fingerprint {found[:16]}, but the shards of "
+                f"{self.folder / FILE} were made with {str(self.tokenizer['sha256'])[:16]}: "
+                "restore that tokenizer, or tokenize the corpus again."
             )
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from data_pipeline.batches import BatchReader
-from data_pipeline.manifest import Manifest, load_manifest
-from data_pipeline.order import SampleOrder
 from omegaconf import OmegaConf
 
 from conf.errors import InputError
+from data_pipeline.batches import BatchReader
+from data_pipeline.manifest import Manifest, load_manifest
+from data_pipeline.order import SampleOrder
 from model.attention import choose_backend
 from model.config import ModelConfig
 from model.hf import HFWeights, read_config
@@ -67,7 +67,7 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
     checkpoints = Path(config.run_dir) / "checkpoints"
     found = _newest_agreed(checkpoints, processes)
     if found is not None:
-        check_resume(found[0], found[1], config.model, order)
+        check_resume(found[0], found[1], config.model, manifest, order)
 
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     attention = choose_backend(config.parallel.attention, processes.device, dtype)
@@ -149,14 +149,19 @@ def check_same_model(found: dict[str, object], model: ModelConfig, where: str) -
 
 
 def check_resume(
-    path: Path, manifest: dict[str, Any], model: ModelConfig, order: SampleOrder
+    path: Path, manifest: dict[str, Any], model: ModelConfig, data: Manifest, order: SampleOrder
 ) -> None:
     """Raises InputError where a run cannot go on from a checkpoint as it is configured now."""
     check_same_model(manifest["model"], model, str(path))
+    if manifest["data"] != data.fingerprint:
+        raise InputError(
+            f"{path} was trained on other data ({manifest['data'][:12]}, now "
+            f"{data.fingerprint[:12]} in {data.folder}): restore it, or use another run_dir."
+        )
     if manifest["order"] != order.fingerprint:
         raise InputError(
             f"{path} was trained on another order of samples ({manifest['order'][:12]}, now "
-            f"{order.fingerprint[:12]}): data, seed or recipe changed; restore them, or use "
+            f"{order.fingerprint[:12]}): seed or recipe changed; restore them, or use "
             "another run_dir."
         )
 

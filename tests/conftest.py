@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.manifest import Manifest
+from tests.corpora import make_corpus
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -39,3 +42,9 @@ def run_command(
 def command():
     """`run_command` as a fixture."""
     return run_command
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """A small tokenized corpus; tests that damage it copy it first."""
+    return make_corpus(tmp_path_factory.mktemp("corpus") / "bytes")
