@@ -29,7 +29,7 @@ class ProgressLine(Hook):
         """Says what runs, and opens the bar."""
         self.total = trainer.plan.total_steps
         self.total_tokens = trainer.plan.total_tokens
-        self.console.print(trainer.describe(), highlight=False)
+        self.console.print(trainer.describe(), highlight=False, soft_wrap=True)
         if self.console.is_terminal:
             self.bar = Progress(
                 TextColumn("{task.description}"), BarColumn(bar_width=None), console=self.console
