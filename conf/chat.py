@@ -1,0 +1,21 @@
+"""What a choice of the group `conf/chat_template/` holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+
+@dataclass
+class ChatTemplate:
+    """A chat format as two Jinja templates that render the same text.
+
+    template: for inference, exact to the character as published; goes into the exported folder.
+    training_template: the same with `{% generation %}` around what the assistant says, its end
+        token included, so that the loss can be taken there only.
+    """
+
+    name: str = MISSING
+    template: str = MISSING
+    training_template: str = MISSING
