@@ -1,0 +1,1 @@
+"""Raw text to documents, tokenizer, shards, the order of samples, and batches."""

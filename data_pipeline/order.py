@@ -90,7 +90,7 @@ class SampleOrder:
         self._first_atom = []
         for mixture, atoms in zip(self._mixtures, self._stage_atoms, strict=True):
             self._first_atom.append(used)
-            used = used + mixture.counts(np.int64(atoms))
+            used = used + mixture.counts(np.array(atoms))
         self._check_epochs(used, max_epochs)
         self._source_keys = np.array(
             [derive_key(seed, "source", source) for source in self.sources], np.uint64
@@ -130,13 +130,13 @@ class SampleOrder:
         seq_len = self.stages[stage].seq_len
         per_window = WINDOW_ATOMS * (self.atom // seq_len)
         windows, rest = divmod(samples, per_window)
-        whole = self._mixtures[stage].counts(np.int64(windows * WINDOW_ATOMS)) * self.atom
+        whole = self._mixtures[stage].counts(np.array(windows * WINDOW_ATOMS)) * self.atom
         under_way = self.locate(stage, windows * per_window + np.arange(rest)).source
         return whole + np.bincount(under_way, minlength=len(self.sources)) * seq_len
 
     def epochs(self) -> dict[str, float]:
         """How often the whole plan reads each source."""
-        last = self._first_atom[-1] + self._mixtures[-1].counts(np.int64(self._stage_atoms[-1]))
+        last = self._first_atom[-1] + self._mixtures[-1].counts(np.array(self._stage_atoms[-1]))
         return {
             source: float(used / atoms) if atoms else 0.0
             for source, used, atoms in zip(self.sources, last, self._atoms, strict=True)

@@ -1,0 +1,27 @@
+"""`python -m data_pipeline tokenize|pairs|ledger key=value ...`."""
+
+from conf.entry import Command, main
+
+COMMANDS = {
+    "tokenize": Command(
+        config="tokenize",
+        schema="data_pipeline.corpus:TokenizeConfig",
+        run="data_pipeline.tokenize:tokenize",
+        summary="a corpus to a tokenizer and tokenized shards with a manifest",
+    ),
+    "pairs": Command(
+        config="pairs",
+        schema="data_pipeline.pairs:PairsConfig",
+        run="data_pipeline.pairs:pairs",
+        summary="functions and docstrings of a corpus as pairs for instruct tuning",
+    ),
+    "ledger": Command(
+        config="ledger",
+        schema="data_pipeline.ledger:LedgerConfig",
+        run="data_pipeline.ledger:ledger",
+        summary="the documents that a step of a run was trained on",
+    ),
+}
+
+if __name__ == "__main__":
+    main("data_pipeline", COMMANDS)

@@ -1,0 +1,90 @@
+"""`python -m data_pipeline ledger`: the documents that a step of a run was trained on (I4)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import MISSING, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from conf.errors import InputError
+from data_pipeline.batches import open_stream
+from data_pipeline.documents import document_names
+from data_pipeline.manifest import load_manifest
+from data_pipeline.order import SampleOrder
+
+
+@dataclass
+class LedgerConfig:
+    """run: a run folder; step: counted from 1, as in its metrics."""
+
+    run: str = MISSING
+    step: int = MISSING
+
+
+def ledger(config: LedgerConfig) -> None:
+    """Prints a row a document: sample, source, shard, document, file."""
+    table = Table(title=f"{config.run}, step {config.step}", title_justify="left")
+    columns = ("sample", "source", "epoch", "shard", "document", "file")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in documents_of_step(Path(config.run), config.step):
+        table.add_row(*(str(row[column]) for column in columns))
+    Console().print(table)
+
+
+def documents_of_step(run: Path, step: int) -> list[dict[str, Any]]:
+    """The documents of a step's samples, in order; raises InputError where the ledger does not
+    hold the step."""
+    path = run / "ledger.jsonl"
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: expected run={run} to be a run folder.")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    found = next((line for line in lines if line["step"] == step), None)
+    if found is None:
+        raise InputError(
+            f"{path} has no step {step}, its last is {lines[-1]['step'] if lines else 0}."
+        )
+    settings = OmegaConf.load(run / "config.yaml")
+    manifest = load_manifest(settings.data.folder)
+    order = SampleOrder.from_json((run / "order.json").read_text())
+    stage = list(settings.recipe.stages).index(found["stage"])
+    seq_len = order.stages[stage].seq_len
+    samples = found["first_sample"] + np.arange(found["samples"])
+    located = order.locate(stage, samples)
+    streams = {source: open_stream(manifest, "train", source) for source in order.sources}
+    names = {
+        entry["file"]: document_names(manifest, entry["file"])
+        for source in order.sources
+        for entry in manifest.shards("train", source)
+    }
+    rows = []
+    for sample, number, epoch, start in zip(
+        samples, located.source, located.epoch, located.start, strict=True
+    ):
+        source = order.sources[number]
+        offset = int(start)
+        while offset < start + seq_len:  # one shard at a time
+            shard, inside = streams[source].locate(offset)
+            length = min(int(start) + seq_len - offset, len(shard.tokens) - inside)
+            name = f"{shard.bin.parent.name}/{shard.bin.stem}"
+            first, last = shard.document_of(inside), shard.document_of(inside + length - 1)
+            for document in range(first, last + 1):
+                file = names[name][document][0] if names[name] else ""
+                rows.append(
+                    {
+                        "sample": int(sample),
+                        "source": source,
+                        "epoch": int(epoch),
+                        "shard": name,
+                        "document": document,
+                        "file": file,
+                    }
+                )
+            offset += length
+    return rows
