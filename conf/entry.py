@@ -78,9 +78,12 @@ def _compose_and_run(stage: str, name: str, command: Command) -> None:
     # Hydra would print its own report of a bad override and end with 1: the sentence is ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv[0] = f"python -m {stage} {name}"
+    plain = _take_plain_keys(schema)
     chosen: list[Any] = []
 
     def compose(config: DictConfig) -> None:
+        for key, value in plain.items():
+            config[key] = value
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
             raise InputError(f"{missing[0]} has no value: give it as {missing[0]}=...")
@@ -99,6 +102,19 @@ def _compose_and_run(stage: str, name: str, command: Command) -> None:
         raise InputError(_sentence(error, schema)) from None
     for settings in chosen:  # outside of Hydra, so that its errors are told from ours
         _load(command.run)(settings)
+
+
+def _take_plain_keys(schema: type) -> dict[str, Any]:
+    """Takes `key=value` out of the arguments where key is a plain value of the schema but also the
+    name of a group of other commands: Hydra would look for the value among the group's choices
+    (`model=folder` in a command that takes the folder of a model)."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    hints = get_type_hints(schema)
+    shadowed = {key for key in hints if not is_dataclass(hints[key]) and (CONF_DIR / key).is_dir()}
+    taken = [a for a in sys.argv[1:] if a.partition("=")[0] in shadowed and "=" in a]
+    sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in taken]
+    return {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(taken)}
 
 
 def _sentence(error: Exception, schema: type) -> str:

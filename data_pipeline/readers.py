@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ def list_files(name: str, source: SourceConfig, seed: int) -> list[SourceFile]:
                 "not empty or excluded."
             )
         found += inside
-    found.sort(key=lambda file: hashlib.sha256(f"{seed}:{file.name}".encode()).digest())
+    found.sort(key=lambda f: (hashlib.sha256(f"{seed}:{f.name}".encode()).digest(), f.path))
     if not source.max_bytes:
         return found
     taken, total = [], 0
@@ -92,17 +93,23 @@ def list_files(name: str, source: SourceConfig, seed: int) -> list[SourceFile]:
 
 
 def _walk(root: Path, source: SourceConfig) -> Iterator[SourceFile]:
-    paths = [root] if root.is_file() else sorted(root.rglob("*"))
-    for path in paths:
-        name = path.name if path == root else path.relative_to(root).as_posix()
-        if path != root and source.suffixes and path.suffix not in source.suffixes:
+    """Files under a folder, or a file itself, that the source's rules let in."""
+    for path in [str(root)] if root.is_file() else _files_under(str(root)):
+        name = os.path.relpath(path, root) if path != str(root) else root.name
+        if path != str(root) and not path.endswith(tuple(source.suffixes) or ""):
             continue
-        if any(fnmatch.fnmatch(name, pattern) for pattern in source.exclude) or not path.is_file():
+        if any(fnmatch.fnmatch(name, pattern) for pattern in source.exclude):
             continue
-        about = path.stat()
+        about = os.stat(path)
         too_large = source.max_file_bytes and about.st_size > source.max_file_bytes
         if about.st_size >= source.min_file_bytes and not too_large:
-            yield SourceFile(str(path), name, about.st_size, about.st_mtime_ns)
+            yield SourceFile(path, name, about.st_size, about.st_mtime_ns)
+
+
+def _files_under(root: str) -> Iterator[str]:
+    for folder, _, files in os.walk(root):
+        for file in files:
+            yield os.path.join(folder, file)
 
 
 def read_unit(unit: Unit, source: SourceConfig) -> Iterator[tuple[str, int, str | None]]:
