@@ -1,0 +1,1 @@
+"""Instruct tuning of an exported model."""

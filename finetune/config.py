@@ -1,0 +1,110 @@
+"""What `python -m finetune sft` may be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from conf.chat import ChatTemplate
+from conf.errors import InputError
+
+# As the configs of this project name them, and as transformers does; all with a warm-up.
+SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+PRECISIONS = ("auto", "bf16", "fp32")
+DEVICES = ("auto", "cpu", "cuda")
+WANDB_MODES = ("auto", "online", "offline", "disabled")
+
+
+@dataclass
+class LoggerConfig:
+    """wandb: `auto` (online where there is a key, else offline), or a mode; progress: a bar on the
+    terminal. `metrics.jsonl` is always written."""
+
+    wandb: str = "disabled"
+    project: str = "headwater"
+    entity: str | None = None
+    group: str | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        _one_of("logger.wandb", self.wandb, WANDB_MODES)
+
+
+@dataclass
+class SftConfig:
+    """model: a Hugging Face folder; data: a jsonl file of conversations; out: the folder to make.
+
+    batch_size: sequences in an optimizer step, over all processes; micro_batch_size: those that
+        one process forwards at once, null for all of its share.
+    max_seq_len: in tokens, null for the model's longest; longer conversations are cut at the end.
+    packing: fills sequences of max_seq_len with whole conversations that do not see each other;
+        without it, a batch holds conversations of like length, padded.
+    warmup: share of the steps; max_steps: ends sooner than `epochs` would.
+    precision: `auto` is bf16 where the device has it, with fp32 weights and optimizer.
+    overwrite: replaces `out`, whatever it holds.
+    """
+
+    model: str = MISSING
+    data: str = MISSING
+    out: str = MISSING
+    chat_template: ChatTemplate = MISSING
+    learning_rate: float = 1e-5
+    schedule: str = "cosine"
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    epochs: float = 1.0
+    max_steps: int | None = None
+    batch_size: int = 8
+    micro_batch_size: int | None = None
+    max_seq_len: int | None = None
+    packing: bool = False
+    gradient_checkpointing: bool = False
+    precision: str = "auto"
+    device: str = "auto"
+    seed: int = 0
+    log_every: int = 10
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("schedule", self.schedule, tuple(SCHEDULES))
+        _one_of("precision", self.precision, PRECISIONS)
+        _one_of("device", self.device, DEVICES)
+        for key in ("learning_rate", "epochs", "max_steps", "batch_size", "micro_batch_size"):
+            _positive(key, getattr(self, key))
+        for key in ("max_seq_len", "log_every"):
+            _positive(key, getattr(self, key))
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"warmup={self.warmup} is outside [0, 1): it is a share of the steps.")
+
+    def share(self, processes: int) -> tuple[int, int]:
+        """Sequences that a process forwards at once, and how many such forwards make a step.
+
+        Raises:
+            InputError: batch_size does not divide into them.
+        """
+        per_process, rest = divmod(self.batch_size, processes)
+        if rest:
+            raise InputError(
+                f"batch_size={self.batch_size} does not divide among {processes} processes: "
+                f"expected a multiple of {processes}."
+            )
+        micro = self.micro_batch_size or per_process
+        if per_process % micro:
+            raise InputError(
+                f"micro_batch_size={micro} does not divide the {per_process} sequences of a "
+                f"process (batch_size={self.batch_size} over {processes})."
+            )
+        return micro, per_process // micro
+
+
+def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{key}={value}: expected one of {', '.join(choices)}.")
+
+
+def _positive(key: str, value: float | None) -> None:
+    if value is not None and value <= 0:
+        raise InputError(f"{key}={value}: expected a number above 0.")

@@ -1,0 +1,102 @@
+"""The folder that tuning makes: whole or not at all, and not made twice from the same inputs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from conf.errors import InputError
+from finetune.config import SftConfig
+
+RECORD = "sft.json"
+# These say where the result goes and how it is watched, not what it is.
+NOT_INPUTS = ("model", "data", "out", "overwrite", "logger", "log_every", "device")
+
+
+def inputs_fingerprint(config: SftConfig) -> str:
+    """sha256 of all that decides the result: settings, rows, weights and tokenizer."""
+    settings = {key: value for key, value in asdict(config).items() if key not in NOT_INPUTS}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    model = Path(config.model)
+    for path in [Path(config.data), *sorted([*model.glob("*.safetensors"), *model.glob("*.json")])]:
+        digest.update(sha256(path).encode())
+    return digest.hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_done(config: SftConfig, inputs: str) -> bool:
+    """Whether `out` already holds the result of these inputs.
+
+    Raises:
+        InputError: it holds something else, and `overwrite` is not set.
+    """
+    out = Path(config.out)
+    if config.overwrite or not out.exists():
+        return False
+    record = out / RECORD
+    if record.is_file() and json.loads(record.read_text())["inputs"] == inputs:
+        return True
+    made = "was made from other inputs" if record.is_file() else "holds something else"
+    raise InputError(f"out={out} {made}: choose another folder, or give overwrite=true.")
+
+
+@contextmanager
+def staged(out: Path, *, writes: bool) -> Iterator[Path]:
+    """Yields a folder beside `out` that replaces it at the end, and vanishes on an error.
+
+    writes: whether this process is the one that makes and renames the folder.
+    """
+    temporary = out.with_name(out.name + ".tmp")
+    if writes:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if writes:
+            shutil.rmtree(out, ignore_errors=True)
+            temporary.rename(out)
+    except BaseException:
+        if writes:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def model_card(config: SftConfig, record: dict[str, Any]) -> str:
+    """README.md of the folder."""
+    name, base = Path(config.out).name, Path(config.model).name
+    rows = {
+        "base model": base,
+        "data": f"{Path(config.data).name}, {record['rows']:,} conversations, "
+        f"sha256 {record['data_sha256'][:16]}",
+        "loss on": "the assistant's turns only",
+        "chat template": config.chat_template.name,
+        "steps": f"{record['steps']:,} of {config.batch_size} sequences",
+        "tokens": f"{record['tokens']:,}",
+        "learning rate": f"{config.learning_rate:g}, {config.schedule}",
+        "last loss": f"{record['loss']:.3f} nats per token",
+        "precision": record["precision"],
+        "seed": str(config.seed),
+    }
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    return (
+        f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n# {name}\n\n"
+        f"A chat model tuned with Headwater.\n\n| | |\n|---|---|\n{table}\n\n"
+        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("FOLDER")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
+        'chat = [{"role": "user", "content": "..."}]\n'
+        "inputs = tokenizer.apply_chat_template(\n"
+        '    chat, add_generation_prompt=True, return_tensors="pt", return_dict=True\n)\n'
+        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))\n```\n"
+    )

@@ -1,0 +1,198 @@
+"""From checked settings to a trainer of `trl` whose labels are verified."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import jinja2
+import numpy as np
+import torch
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+)
+from trl import SFTConfig as TrlConfig
+from trl import SFTTrainer
+
+from conf.chat import ChatTemplate
+from conf.errors import InputError
+from finetune.config import SCHEDULES, SftConfig
+from finetune.rows import Row, conversation
+
+IGNORED = -100
+"""The label of a token that the loss leaves out."""
+
+
+def precision_of(config: SftConfig) -> str:
+    """`bf16` or `fp32`: as asked for, or what the device computes in hardware."""
+    if config.precision != "auto":
+        return config.precision
+    if on_cpu(config):
+        native = torch.cpu.get_capabilities().get("avx512_bf16", False)
+    else:
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if native else "fp32"
+
+
+def on_cpu(config: SftConfig) -> bool:
+    """Whether to tune on the CPU."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device=cuda: torch finds no CUDA device here.")
+    return config.device == "cpu" or not torch.cuda.is_available()
+
+
+@dataclass(frozen=True)
+class Base:
+    """What is tuned: a model with fp32 weights, the precision it is stored in, its tokenizer."""
+
+    model: PreTrainedModel
+    stored_dtype: torch.dtype
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load(model_dir: Path) -> Base:
+    """Reads a Hugging Face folder.
+
+    Raises:
+        InputError: the folder cannot be loaded, or its two parts do not fit.
+    """
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+        stored = AutoConfig.from_pretrained(model_dir, local_files_only=True).dtype
+        model = AutoModelForCausalLM.from_pretrained(
+            model_dir, dtype=torch.float32, local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"model={model_dir} does not load: {error}") from None
+    if len(tokenizer) > model.config.vocab_size:
+        raise InputError(
+            f"model={model_dir}: its tokenizer has {len(tokenizer)} ids, more than the "
+            f"vocab_size={model.config.vocab_size} of its config.json."
+        )
+    if tokenizer.eos_token is None:
+        raise InputError(
+            f"model={model_dir}: its tokenizer names no eos_token to end answers with."
+        )
+    return Base(model, stored or torch.float32, tokenizer)
+
+
+def check_template(
+    template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
+) -> None:
+    """Renders every conversation with both templates.
+
+    Raises:
+        InputError: a template refuses a conversation, or the two render different text.
+    """
+    for number, row in enumerate(rows, 1):
+        try:
+            published, training = (
+                tokenizer.apply_chat_template(conversation(row), chat_template=text, tokenize=False)
+                for text in (template.template, template.training_template)
+            )
+        except jinja2.TemplateError as error:
+            raise InputError(
+                f"conversation {number}: chat_template={template.name} refuses it: {error}."
+            ) from None
+        if published != training:
+            raise InputError(
+                f"chat_template={template.name}: training_template renders conversation {number} "
+                "otherwise than template does: expected the same text."
+            )
+
+
+def build_trainer(
+    config: SftConfig, base: Base, rows: list[Row], processes: int, folder: Path
+) -> SFTTrainer:
+    """A trainer whose data set is tokenized, masked, cut to max_seq_len and packed.
+
+    Raises:
+        InputError: max_seq_len is beyond the model's, or no answer begins within it.
+    """
+    longest = base.model.config.max_position_embeddings
+    max_seq_len = config.max_seq_len or longest
+    if max_seq_len > longest:
+        raise InputError(f"max_seq_len={max_seq_len} is more than the model's {longest}.")
+    micro_batch_size, accumulation_steps = config.share(processes)
+    datasets.disable_progress_bars()
+    base.tokenizer.chat_template = config.chat_template.training_template
+    arguments = TrlConfig(
+        output_dir=str(folder),
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=SCHEDULES[config.schedule],
+        warmup_steps=config.warmup,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.clip_norm,
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        per_device_train_batch_size=micro_batch_size,
+        gradient_accumulation_steps=accumulation_steps,
+        max_length=max_seq_len,
+        packing=config.packing,
+        shuffle_dataset=config.packing,
+        train_sampling_strategy="random" if config.packing else "group_by_length",
+        assistant_only_loss=True,
+        gradient_checkpointing=config.gradient_checkpointing,
+        bf16=precision_of(config) == "bf16",
+        use_cpu=on_cpu(config),
+        seed=config.seed,
+        logging_steps=config.log_every,
+        logging_first_step=True,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=not on_cpu(config),
+    )
+    trainer = SFTTrainer(
+        model=base.model,
+        args=arguments,
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=base.tokenizer,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def check_labels(trainer: SFTTrainer, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Looks at every sequence that will be trained on, packed ones part by part, and at the first
+    batch as the model gets it.
+
+    Raises:
+        InputError: no token, or every token, would be learned from.
+    """
+    data, arguments = trainer.train_dataset, trainer.args
+    assert isinstance(data, datasets.Dataset)
+    assert isinstance(arguments, TrlConfig)
+    learned = 0
+    for sequence in data.with_format("numpy"):
+        lengths = sequence.get("seq_lengths", [len(sequence["labels"])])
+        ends = np.cumsum(lengths)[:-1]
+        for ids, labels in zip(
+            np.split(sequence["input_ids"], ends), np.split(sequence["labels"], ends), strict=True
+        ):
+            if not (labels == IGNORED).any():
+                raise InputError(
+                    f"every token of {tokenizer.decode(ids)!r:.80} would be learned "
+                    "from, its prompt too: training_template must mark the assistant's turns only."
+                )
+            learned += (labels != IGNORED).sum()
+    if not learned:
+        raise InputError(
+            f"no answer begins within max_seq_len={arguments.max_length} tokens: "
+            "give a longer max_seq_len or shorter conversations."
+        )
+    first = data.select(range(min(arguments.train_batch_size, len(data))))
+    labels = trainer.data_collator(list(first))["labels"]
+    share = (labels != IGNORED).float().mean().item()
+    if not 0 < share < 1:
+        raise InputError(f"{share:.0%} of the first batch is learned from: expected some of it.")

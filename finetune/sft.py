@@ -1,0 +1,116 @@
+"""`python -m finetune sft`: supervised tuning of a Hugging Face folder, on `trl`.
+
+The loss is taken on the assistant's turns only, which the training twin of the chat template
+marks. The result is again a folder that stock `transformers` loads, with the published template.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conf.errors import InputError
+from finetune.config import SftConfig
+from finetune.output import RECORD, inputs_fingerprint, is_done, model_card, sha256, staged
+from finetune.rows import read_rows
+
+if TYPE_CHECKING:
+    from trl import SFTTrainer
+
+    from finetune.prepare import Base
+
+PACKAGES = ("torch", "transformers", "trl", "datasets", "accelerate")
+
+
+def sft(config: SftConfig) -> None:
+    """Tunes the model and writes the folder `out`, or says that it is there already.
+
+    Raises:
+        InputError: settings, model folder, data or template do not fit; `out` is untouched.
+    """
+    # No name is ever looked up on the Hub: all that is read lies here.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    model_dir, out = Path(config.model), Path(config.out)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    config.share(processes)
+    if not (model_dir / "config.json").is_file():
+        raise InputError(f"model={model_dir} is no Hugging Face folder: it has no config.json.")
+    rows = read_rows(Path(config.data))
+    inputs = inputs_fingerprint(config)
+    writes = os.environ.get("RANK", "0") == "0"
+    if is_done(config, inputs):
+        if writes:
+            print(f"{out}: done already, from the same inputs")
+        return
+
+    from finetune.prepare import build_trainer, check_labels, check_template, load
+
+    base = load(model_dir)
+    check_template(config.chat_template, base.tokenizer, rows)
+    with staged(out, writes=writes) as folder:
+        trainer = build_trainer(config, base, rows, processes, folder)
+        check_labels(trainer, base.tokenizer)
+        tune(trainer, config, folder, writes)
+        if writes:
+            record = {"format": 1, "inputs": inputs, "rows": len(rows), **about(trainer, config)}
+            save(base, config, record, folder)
+    if writes:
+        print(
+            f"{out}: {record['steps']} steps on {len(rows)} conversations, loss "
+            f"{record['first_loss']:.3f} -> {record['loss']:.3f}, {record['seconds']:.0f} s"
+        )
+
+
+def tune(trainer: SFTTrainer, config: SftConfig, folder: Path, writes: bool) -> None:
+    """Trains; the main process tells how it goes."""
+    from finetune.watch import MetricsFile, ProgressLine
+
+    wandb = writes and config.logger.wandb != "disabled"
+    if writes:
+        trainer.add_callback(MetricsFile(folder / "metrics.jsonl"))
+        if config.logger.progress:
+            trainer.add_callback(ProgressLine())
+    if wandb:
+        from transformers.integrations import WandbCallback
+
+        from finetune.wandb_run import close_run, open_run
+
+        open_run(config)
+        trainer.add_callback(WandbCallback())
+    trainer.train()
+    if wandb:
+        close_run()
+
+
+def about(trainer: SFTTrainer, config: SftConfig) -> dict[str, Any]:
+    """What the run was, for sft.json and the model card."""
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    return {
+        "model": config.model,
+        "data": config.data,
+        "data_sha256": sha256(Path(config.data)),
+        "chat_template": config.chat_template.name,
+        "steps": trainer.state.global_step,
+        "tokens": int(lines[-1]["num_tokens"]),
+        "first_loss": lines[0]["loss"],
+        "loss": lines[-1]["loss"],
+        "seconds": trainer.state.log_history[-1]["train_runtime"],
+        "precision": "bf16" if trainer.args.bf16 else "fp32",
+        "packages": {package: metadata.version(package) for package in PACKAGES},
+    }
+
+
+def save(base: Base, config: SftConfig, record: dict[str, Any], folder: Path) -> None:
+    """Writes the model in the precision that it came in, with all that belongs beside it."""
+    import torch
+
+    base.tokenizer.chat_template = config.chat_template.template
+    base.model.generation_config.eos_token_id = base.tokenizer.eos_token_id
+    torch.nn.Module.to(base.model, base.stored_dtype)
+    base.model.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(model_card(config, record))
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
