@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from conf.errors import EXIT_BAD_INPUT, InputError, did_you_mean
 
@@ -79,6 +79,7 @@ def _compose_and_run(stage: str, name: str, command: Command) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv[0] = f"python -m {stage} {name}"
     plain = _take_plain_keys(schema)
+    _open_dictionaries(schema)
     chosen: list[Any] = []
 
     def compose(config: DictConfig) -> None:
@@ -115,6 +116,17 @@ def _take_plain_keys(schema: type) -> dict[str, Any]:
     taken = [a for a in sys.argv[1:] if a.partition("=")[0] in shadowed and "=" in a]
     sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in taken]
     return {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(taken)}
+
+
+def _open_dictionaries(schema: type) -> None:
+    """Lets `models.mine=...` name a new entry of a dictionary of plain values, which Hydra would
+    take only as `+models.mine=...`."""
+    hints = get_type_hints(schema)
+    is_open = {key for key in hints if get_origin(hints[key]) is dict}
+    for number, argument in enumerate(sys.argv[1:], 1):
+        key, dot, _ = argument.partition("=")[0].partition(".")
+        if dot and key in is_open and not is_dataclass(get_args(hints[key])[1]):
+            sys.argv[number] = f"++{argument}"
 
 
 def _sentence(error: Exception, schema: type) -> str:
