@@ -1,0 +1,39 @@
+"""`python -m eval build_tasks|lm_eval|perplexity|generate|report key=value ...`."""
+
+from conf.entry import Command, main
+
+COMMANDS = {
+    "build_tasks": Command(
+        config="build_tasks",
+        schema="eval.build_tasks:BuildTasksConfig",
+        run="eval.build_tasks:build_tasks",
+        summary="makes tasks for lm-eval out of the held-out files of a corpus",
+    ),
+    "lm_eval": Command(
+        config="lm_eval",
+        schema="eval.suites:LmEvalConfig",
+        run="eval.harness:lm_eval",
+        summary="scores models side by side on tasks of lm-eval, local or built in",
+    ),
+    "perplexity": Command(
+        config="perplexity",
+        schema="eval.perplexity:PerplexityConfig",
+        run="eval.perplexity:perplexity",
+        summary="held-out loss and bits per byte of an exported model in stock transformers",
+    ),
+    "generate": Command(
+        config="generate",
+        schema="eval.generate:GenerateConfig",
+        run="eval.generate:generate",
+        summary="lets a model continue prompts, or answer them as a chat",
+    ),
+    "report": Command(
+        config="report",
+        schema="eval.report:ReportConfig",
+        run="eval.report:report",
+        summary="writes one HTML page about a run, its data, models and samples",
+    ),
+}
+
+if __name__ == "__main__":
+    main("eval", COMMANDS)

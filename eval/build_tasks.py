@@ -1,0 +1,223 @@
+"""`python -m eval build_tasks`: tasks for lm-eval out of the held-out files of a corpus.
+
+Two tasks a source, each a YAML file and the jsonl file beside it that it reads:
+
+- `<corpus>_<source>_perplexity`: the beginnings of held-out documents; bits per byte.
+- `<corpus>_<source>_continuation`: which of four continuations is the real one? The context ends
+  at a word border inside a line. The wrong choices are cut out of other held-out documents of the
+  same source, at word borders inside lines too and to the same number of characters, so that
+  neither length nor the look of the first and last character tells them apart.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import MISSING
+
+from conf.errors import InputError
+from data_pipeline.documents import read_documents
+from data_pipeline.manifest import Manifest, load_manifest
+from eval.files import new_folder, write_json_lines
+
+CHOICES = 4
+RECORD = "tasks.json"
+WORD_BORDER = re.compile(r"(?<=\S) (?=\S)")
+
+
+@dataclass
+class BuildTasksConfig:
+    """corpus: a folder that data_pipeline made; out: the folder of tasks to make.
+
+    questions: multiple choice questions a source, fewer where its held-out text is short.
+    context_chars: about as many before a cut; continuation_chars: least and most of a choice.
+    documents, document_chars: of a perplexity task, at most.
+    """
+
+    corpus: str = MISSING
+    out: str = MISSING
+    questions: int = 250
+    context_chars: int = 400
+    continuation_chars: tuple[int, int] = (80, 120)
+    documents: int = 40
+    document_chars: int = 2000
+    seed: int = 0
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for key in ("questions", "context_chars", "documents", "document_chars"):
+            if getattr(self, key) < 1:
+                raise InputError(f"{key}={getattr(self, key)}, expected at least 1.")
+        least, most = self.continuation_chars
+        if not 1 <= least <= most:
+            raise InputError(
+                f"continuation_chars=[{least},{most}], expected the least and the most of a choice."
+            )
+
+
+def build_tasks(config: BuildTasksConfig) -> None:
+    """Writes the folder, or says that it is there already.
+
+    Raises:
+        InputError: the corpus is missing or holds out too little; `out` holds something else.
+    """
+    manifest = load_manifest(config.corpus)
+    out = Path(config.out)
+    settings = {k: v for k, v in asdict(config).items() if k not in ("corpus", "out", "overwrite")}
+    inputs = json.dumps([manifest.fingerprint, str(out.resolve()), settings], sort_keys=True)
+    if out.exists() and not config.overwrite:
+        record = out / RECORD
+        if record.is_file() and json.loads(record.read_text())["inputs"] == inputs:
+            print(f"{out}: done already, from the same inputs")
+            return
+        raise InputError(
+            f"out={out} holds something else: choose another folder, or give overwrite=true."
+        )
+    sources = sorted(manifest.source_tokens("held_out"))
+    if not sources:
+        raise InputError(f"corpus={config.corpus} has no held-out split to make tasks of.")
+    made: dict[str, int] = {}
+    with new_folder(out) as folder:
+        for source in sources:
+            made |= write_tasks(folder, out.resolve(), manifest, source, config)
+        record = {"format": 1, "inputs": inputs, "corpus": manifest.name, "tasks": made}
+        (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+    for name, count in made.items():
+        print(f"{out}/{name}.yaml: {count} samples")
+
+
+def write_tasks(
+    folder: Path, final: Path, manifest: Manifest, source: str, config: BuildTasksConfig
+) -> dict[str, int]:
+    """Writes the tasks of a source; `final` is where the folder will lie. Returns their sizes."""
+    texts = [document.text for document in read_documents(manifest, "held_out", source)]
+    draw = random.Random(f"{config.seed} {source}")
+    rows = {
+        "perplexity": [{"text": text} for text in beginnings(texts, config, draw)],
+        "continuation": list(questions(texts, config, draw)),
+    }
+    for kind, found in rows.items():
+        if not found:
+            raise InputError(
+                f"corpus={config.corpus}: the held-out text of source '{source}' is too little for "
+                f"a {kind} task: hold more out, or lower continuation_chars and context_chars."
+            )
+    sizes = {}
+    for kind, content in (("perplexity", PERPLEXITY), ("continuation", CONTINUATION)):
+        name = re.sub(r"\W+", "_", f"{manifest.name}_{source}_{kind}")
+        where = {
+            "task": name,
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(final / f"{name}.jsonl")}},
+            "test_split": "test",
+        }
+        with (folder / f"{name}.yaml").open("w") as file:
+            yaml.safe_dump({**where, **content}, file, sort_keys=False)
+        write_json_lines(folder / f"{name}.jsonl", rows[kind])
+        sizes[name] = len(rows[kind])
+    return sizes
+
+
+PERPLEXITY: dict[str, Any] = {
+    "output_type": "loglikelihood_rolling",
+    "doc_to_text": "",
+    "doc_to_target": "{{text}}",
+    "metric_list": [
+        {"metric": metric} for metric in ("bits_per_byte", "byte_perplexity", "word_perplexity")
+    ],
+    "metadata": {"version": 1.0},
+}
+CONTINUATION: dict[str, Any] = {
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{context}}",
+    "doc_to_choice": "choices",
+    "doc_to_target": "{{label}}",
+    "target_delimiter": "",
+    "metric_list": [
+        {"metric": metric, "aggregation": "mean", "higher_is_better": True}
+        for metric in ("acc", "acc_norm")
+    ],
+    "metadata": {"version": 1.0},
+}
+
+
+def beginnings(texts: list[str], config: BuildTasksConfig, draw: random.Random) -> Iterator[str]:
+    """Beginnings of documents, drawn without repetition, cut after a whole line where they can."""
+    for text in draw.sample(texts, min(config.documents, len(texts))):
+        start = text[: config.document_chars]
+        if len(start) < len(text) and "\n" in start:
+            start = start[: start.rindex("\n") + 1]
+        if start.strip():
+            yield start
+
+
+def questions(
+    texts: list[str], config: BuildTasksConfig, draw: random.Random
+) -> Iterator[dict[str, Any]]:
+    """Rows of context, choices and label; labels are balanced, no cut is used twice."""
+    cuts = [word_borders(text, config.continuation_chars[1]) for text in texts]
+    contexts = [[cut for cut in found if cut >= config.context_chars] for found in cuts]
+    usable = [number for number, found in enumerate(contexts) if found]
+    others = [number for number, found in enumerate(cuts) if found]
+    total = min(config.questions, sum(len(contexts[number]) for number in usable))
+    if len(others) < CHOICES:
+        return
+    labels = [number % CHOICES for number in range(total)]
+    draw.shuffle(labels)
+    for number in (*usable, *others):
+        draw.shuffle(contexts[number])
+    order = draw.sample(usable, len(usable))
+    for label in labels:
+        # In turns over the documents, so that long ones do not make up the task.
+        while not contexts[order[0]]:
+            order.pop(0)
+        document = order.pop(0)
+        order.append(document)
+        cut = contexts[document].pop()
+        length = draw.randint(*config.continuation_chars)
+        real = texts[document][cut : cut + length]
+        choices = list(wrong_choices(texts, cuts, others, document, length, real, draw))
+        choices.insert(label, real)
+        context = texts[document][cut - config.context_chars : cut]
+        yield {"context": from_word(context), "choices": choices, "label": label}
+
+
+def wrong_choices(
+    texts: list[str],
+    cuts: list[list[int]],
+    others: list[int],
+    document: int,
+    length: int,
+    real: str,
+    draw: random.Random,
+) -> Iterator[str]:
+    """CHOICES - 1 continuations from as many other documents, none equal to another."""
+    seen = {real}
+    left = draw.sample(others, len(others))
+    while len(seen) < CHOICES:
+        if not left:
+            raise InputError("the held-out documents repeat each other: there are no wrong choices")
+        number = left.pop()
+        start = draw.choice(cuts[number])
+        found = texts[number][start : start + length]
+        if number != document and found not in seen:
+            seen.add(found)
+            yield found
+
+
+def word_borders(text: str, room: int) -> list[int]:
+    """Places of single spaces between words that have `room` characters after them."""
+    return [match.start() for match in WORD_BORDER.finditer(text, 0, max(0, len(text) - room))]
+
+
+def from_word(context: str) -> str:
+    """The context without what may be the second half of a word at its beginning."""
+    head = re.search(r"\s", context[:-1])
+    return context[head.end() :] if head else context
