@@ -1,0 +1,106 @@
+"""I2: killed at any step, resumed with any number of processes, the stream goes on exactly."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.runs import arguments, ledger, records
+
+
+@pytest.fixture(scope="module")
+def whole(command, corpus, tmp_path_factory):
+    """An uninterrupted run on two processes."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    done = command(*arguments(corpus.folder, run_dir), processes=2)
+    assert done.returncode == 0, done.stderr
+    return run_dir
+
+
+def kill_after(step, corpus, run_dir):
+    """Starts a run on two processes and kills all of them, the launcher too, once `step` is done:
+    with a validation after every step, the run says so itself."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "-m"]
+    command += arguments(corpus.folder, run_dir, validation__every_steps=1)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        found = re.match(r"step (\d+)  validation", line)
+        if found and int(found.group(1)) >= step:
+            break
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=60)
+    assert len(ledger(run_dir)) < 20
+
+
+@pytest.mark.parametrize(("processes", "seed"), [(0, 1), (2, 2), (4, 3)])
+def test_killed_at_a_random_step_and_resumed(processes, seed, whole, command, corpus, tmp_path):
+    run_dir = tmp_path / "run"
+    kill_after(random.Random(seed).randint(6, 18), corpus, run_dir)
+    done = command(*arguments(corpus.folder, run_dir), processes=processes)
+    assert done.returncode == 0, done.stderr
+    assert "resuming after step" in done.stdout
+    assert ledger(run_dir) == ledger(whole)
+    ours = [record["loss"] for record in records(run_dir)]
+    theirs = [record["loss"] for record in records(whole)]
+    if processes == 2:
+        assert ours == theirs  # the same layout: bit for bit
+    else:
+        assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+def test_killed_before_the_first_checkpoint_starts_over(whole, command, corpus, tmp_path):
+    run_dir = tmp_path / "run"
+    kill_after(2, corpus, run_dir)
+    done = command(*arguments(corpus.folder, run_dir), processes=2)
+    assert done.returncode == 0, done.stderr
+    assert ledger(run_dir) == ledger(whole)
+    assert [r["loss"] for r in records(run_dir)] == [r["loss"] for r in records(whole)]
+
+
+def test_resumed_under_tensor_parallel(whole, command, corpus, tmp_path):
+    run_dir = tmp_path / "run"
+    first = command(*arguments(corpus.folder, run_dir, stop_after=12), processes=2)
+    assert first.returncode == 0, first.stderr
+    done = command(*arguments(corpus.folder, run_dir, parallel__tp=2), processes=2)
+    assert done.returncode == 0, done.stderr
+    assert ledger(run_dir) == ledger(whole)
+    ours, theirs = records(run_dir), records(whole)
+    assert [r["loss"] for r in ours] == pytest.approx([r["loss"] for r in theirs], rel=1e-5)
+
+
+def test_a_finished_run_says_so(whole, command, corpus):
+    before = (whole / "metrics.jsonl").read_text()
+    done = command(*arguments(corpus.folder, whole), processes=2)
+    assert done.returncode == 0
+    assert "is finished: all 20 steps are done" in done.stdout
+    assert (whole / "metrics.jsonl").read_text() == before
+
+
+def test_a_damaged_checkpoint_is_passed_over(whole, command, corpus, tmp_path):
+    run_dir = tmp_path / "run"
+    first = command(*arguments(corpus.folder, run_dir, stop_after=12), processes=2)
+    assert first.returncode == 0, first.stderr
+    shard = run_dir / "checkpoints" / "step_10" / "__1_0.distcp"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1  # no format notices one flipped bit; the manifest does
+    shard.write_bytes(content)
+    done = command(*arguments(corpus.folder, run_dir), processes=2)
+    assert done.returncode == 0, done.stderr
+    assert "resuming after step 5" in done.stdout
+    assert [r["loss"] for r in records(run_dir)] == [r["loss"] for r in records(whole)]

@@ -1,0 +1,124 @@
+"""Bad input ends before any training: exit code 2, one sentence, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.runs import arguments
+
+CASES = {
+    "unknown key": ({"optim__lerning_rate": 1}, "optim.lerning_rate is not a key of this config"),
+    "wrong type": ({"optim__learning_rate": "fast"}, "optim.learning_rate: value 'fast'"),
+    "unknown choice": ({"model": "danube_9b"}, "model=danube_9b: there is no such choice"),
+    "batch does not fit the layout": (
+        {"parallel__micro_batch_tokens": 1536, "recipe__stages__long__seq_len": 64},
+        "recipe.global_batch_tokens=2048 is not divisible by parallel.micro_batch_tokens=1536",
+    ),
+    "layout does not fit the processes": ({"parallel__tp": 2}, "tp=2 does not make 1, the number"),
+    "no corpus": ({"data__folder": "nowhere"}, "nowhere/manifest.json does not exist"),
+    "unknown source": (
+        {"+recipe__stages__short__mixture__cod": 1},
+        "recipe.stages.short.mixture names the source 'cod'",
+    ),
+    "vocabulary larger than the model's": (
+        {"model__vocab_size": 128},
+        "has a vocabulary of 259, larger than model.vocab_size=128",
+    ),
+    "sequence longer than the model": (
+        {"model__max_seq_len": 100},
+        "recipe.stages.long.seq_len=128 is above model.max_seq_len=100",
+    ),
+    "too many epochs": (
+        {"recipe__stages__short__tokens": 5_000_000},
+        "the recipe reads source 'code'",
+    ),
+    "unknown attention": ({"parallel__attention": "flsh"}, "attention=flsh is not known"),
+    "no model to start from": ({"init_from": "nowhere"}, "nowhere/config.json does not exist"),
+}
+
+
+def refused(done, sentence, run_dir):
+    assert done.returncode == 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert sentence in errors[0]
+    assert "Traceback" not in done.stderr
+    assert not run_dir.exists()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_settings(case, command, corpus, tmp_path):
+    changes, sentence = CASES[case]
+    run_dir = tmp_path / "run"
+    refused(command(*arguments(corpus.folder, run_dir, **changes)), sentence, run_dir)
+
+
+def test_heads_that_do_not_split_over_tensor_parallel(command, corpus, tmp_path):
+    run_dir = tmp_path / "run"
+    changes = {"parallel__tp": 2, "model__num_kv_heads": 1}
+    done = command(*arguments(corpus.folder, run_dir, **changes), processes=2)
+    assert done.returncode != 0
+    assert "error: model.num_kv_heads=1 is not divisible by parallel.tp=2" in done.stderr
+    assert done.stderr.count("error: model.") == 1  # one rank speaks for all
+    assert not run_dir.exists()
+
+
+@pytest.fixture
+def damaged(corpus, tmp_path):
+    """A copy of the corpus to damage."""
+    return shutil.copytree(corpus.folder, tmp_path / "corpus")
+
+
+def test_another_tokenizer(command, damaged, tmp_path):
+    path = damaged / "tokenizer.json"
+    about = json.loads(path.read_text())
+    about["added_tokens"][0]["content"] = "<nothing>"
+    path.write_text(json.dumps(about))
+    done = command(*arguments(damaged, tmp_path / "run"))
+    refused(done, "tokenizer.json has the fingerprint", tmp_path / "run")
+
+
+def test_a_truncated_shard(command, damaged, tmp_path):
+    path = damaged / "train" / "prose-00001.bin"
+    path.write_bytes(path.read_bytes()[:-10])
+    done = command(*arguments(damaged, tmp_path / "run"))
+    refused(done, "prose-00001.bin has", tmp_path / "run")
+
+
+def test_a_token_beyond_the_vocabulary(command, damaged, tmp_path):
+    for path in (damaged / "train").glob("code-*.bin"):
+        np.full(path.stat().st_size // 2, 40_000, np.uint16).tofile(path)
+    done = command(*arguments(damaged, tmp_path / "run"))
+    assert done.returncode == 2
+    assert "holds token id 40000 at token" in done.stderr
+    assert "beyond the vocabulary of 259" in done.stderr
+
+
+def test_another_model_or_order_on_resume(command, corpus, tmp_path):
+    run_dir = tmp_path / "run"
+    done = command(*arguments(corpus.folder, run_dir, stop_after=5))
+    assert done.returncode == 0, done.stderr
+    before = sorted(path.name for path in run_dir.rglob("*"))
+    for changes, sentence in (
+        ({"model__num_layers": 3}, "model.num_layers=3, but"),
+        ({"seed": 1}, "was trained on another order of samples"),
+    ):
+        done = command(*arguments(corpus.folder, run_dir, **changes))
+        assert done.returncode == 2
+        assert sentence in done.stderr
+    assert sorted(path.name for path in run_dir.rglob("*")) == before
+
+
+def test_only_damaged_checkpoints(command, corpus, tmp_path):
+    run_dir = tmp_path / "run"
+    done = command(*arguments(corpus.folder, run_dir, stop_after=5))
+    assert done.returncode == 0, done.stderr
+    (run_dir / "checkpoints" / "step_5" / "__0_0.distcp").write_bytes(b"short")
+    done = command(*arguments(corpus.folder, run_dir))
+    assert done.returncode == 2
+    assert "no checkpoint in" in done.stderr
+    assert "has 5 bytes, its manifest says" in done.stderr
