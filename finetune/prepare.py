@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
-import jinja2
 import numpy as np
 import torch
 import transformers
@@ -22,13 +21,11 @@ from transformers import (
 from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer
 
-from conf.chat import ChatTemplate
 from conf.errors import InputError
 from finetune.config import SCHEDULES, SftConfig
-from finetune.rows import Row, conversation
-
-IGNORED = -100
-"""The label of a token that the loss leaves out."""
+from finetune.rows import Row
+from finetune.tokens import IGNORED, tokenize
+from finetune.trainer import AnswerTrainer
 
 
 def precision_of(config: SftConfig) -> str:
@@ -86,31 +83,6 @@ def load(model_dir: Path) -> Base:
     return Base(model, stored or torch.float32, tokenizer)
 
 
-def check_template(
-    template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
-) -> None:
-    """Renders every conversation with both templates.
-
-    Raises:
-        InputError: a template refuses a conversation, or the two render different text.
-    """
-    for number, row in enumerate(rows, 1):
-        try:
-            published, training = (
-                tokenizer.apply_chat_template(conversation(row), chat_template=text, tokenize=False)
-                for text in (template.template, template.training_template)
-            )
-        except jinja2.TemplateError as error:
-            raise InputError(
-                f"conversation {number}: chat_template={template.name} refuses it: {error}."
-            ) from None
-        if published != training:
-            raise InputError(
-                f"chat_template={template.name}: training_template renders conversation {number} "
-                "otherwise than template does: expected the same text."
-            )
-
-
 def build_trainer(
     config: SftConfig, base: Base, rows: list[Row], processes: int, folder: Path
 ) -> SFTTrainer:
@@ -125,7 +97,10 @@ def build_trainer(
         raise InputError(f"max_seq_len={max_seq_len} is more than the model's {longest}.")
     micro_batch_size, accumulation_steps = config.share(processes)
     datasets.disable_progress_bars()
-    base.tokenizer.chat_template = config.chat_template.training_template
+    # trl's own default is what transformers warns of.
+    warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
+    base.tokenizer.chat_template = config.chat_template.template
+    data = datasets.Dataset.from_list(list(tokenize(rows, config.chat_template, base.tokenizer)))
     arguments = TrlConfig(
         output_dir=str(folder),
         learning_rate=config.learning_rate,
@@ -141,7 +116,7 @@ def build_trainer(
         packing=config.packing,
         shuffle_dataset=config.packing,
         train_sampling_strategy="random" if config.packing else "group_by_length",
-        assistant_only_loss=True,
+        include_num_input_tokens_seen="non_padding",
         gradient_checkpointing=config.gradient_checkpointing,
         bf16=precision_of(config) == "bf16",
         use_cpu=on_cpu(config),
@@ -153,10 +128,10 @@ def build_trainer(
         disable_tqdm=True,
         dataloader_pin_memory=not on_cpu(config),
     )
-    trainer = SFTTrainer(
+    trainer = AnswerTrainer(
         model=base.model,
         args=arguments,
-        train_dataset=datasets.Dataset.from_list(rows),
+        train_dataset=data,
         processing_class=base.tokenizer,
     )
     trainer.remove_callback(PrinterCallback)

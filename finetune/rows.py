@@ -55,11 +55,6 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def conversation(row: Row) -> list[Message]:
-    """All messages of a row in their order."""
-    return row["messages"] if "messages" in row else row["prompt"] + row["completion"]
-
-
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The lines that are not blank, each with its place for error messages."""
     try:

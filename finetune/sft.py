@@ -46,10 +46,9 @@ def sft(config: SftConfig) -> None:
             print(f"{out}: done already, from the same inputs")
         return
 
-    from finetune.prepare import build_trainer, check_labels, check_template, load
+    from finetune.prepare import build_trainer, check_labels, load
 
     base = load(model_dir)
-    check_template(config.chat_template, base.tokenizer, rows)
     with staged(out, writes=writes) as folder:
         trainer = build_trainer(config, base, rows, processes, folder)
         check_labels(trainer, base.tokenizer)
@@ -94,7 +93,7 @@ def about(trainer: SFTTrainer, config: SftConfig) -> dict[str, Any]:
         "data_sha256": sha256(Path(config.data)),
         "chat_template": config.chat_template.name,
         "steps": trainer.state.global_step,
-        "tokens": int(lines[-1]["num_tokens"]),
+        "tokens": int(lines[-1]["num_input_tokens_seen"]),
         "first_loss": lines[0]["loss"],
         "loss": lines[-1]["loss"],
         "seconds": trainer.state.log_history[-1]["train_runtime"],
@@ -107,7 +106,6 @@ def save(base: Base, config: SftConfig, record: dict[str, Any], folder: Path) ->
     """Writes the model in the precision that it came in, with all that belongs beside it."""
     import torch
 
-    base.tokenizer.chat_template = config.chat_template.template
     base.model.generation_config.eos_token_id = base.tokenizer.eos_token_id
     torch.nn.Module.to(base.model, base.stored_dtype)
     base.model.save_pretrained(folder)

@@ -16,8 +16,7 @@ TRAIN_KEYS = {
     "loss": "loss",
     "grad_norm": "grad_norm",
     "learning_rate": "learning_rate",
-    "mean_token_accuracy": "token_accuracy",
-    "num_tokens": "tokens",
+    "num_input_tokens_seen": "tokens",
     "epoch": "epoch",
 }
 

@@ -1,0 +1,100 @@
+"""Conversations as token ids and labels, the same ids in training as in serving.
+
+A server encodes the conversation up to the mark where the answer begins, and the model goes on
+from there. So each answer is encoded apart from what comes before it: encoded in one go, the mark
+and an answer's first letters could melt into a token that a server never sends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from conf.chat import ChatTemplate
+from conf.errors import InputError
+from finetune.rows import Message, Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+"""The label of a token that the loss leaves out."""
+
+Span = tuple[int, int]
+
+
+def tokenize(
+    rows: Sequence[Row], template: ChatTemplate, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[dict[str, list[int]]]:
+    """Yields `input_ids` and `labels` of each conversation: the label of an answer's token is the
+    token itself, any other `IGNORED`.
+
+    Raises:
+        InputError: the template refuses a conversation; its training twin renders other text, or
+            marks anything but the answers, each from where a server lets the model begin.
+    """
+    for number, row in enumerate(rows, 1):
+        try:
+            text, answers = render(row, template, tokenizer)
+        except jinja2.TemplateError as error:
+            raise InputError(
+                f"conversation {number}: chat_template={template.name} refuses it: {error}."
+            ) from None
+        except ValueError as error:
+            raise InputError(
+                f"chat_template={template.name}: in conversation {number} training_template {error}."
+            ) from None
+        ids: list[int] = []
+        labels: list[int] = []
+        done = 0
+        for start, end in answers:
+            prompt = _encode(tokenizer, text[done:start])
+            answer = _encode(tokenizer, text[start:end])
+            ids += prompt + answer
+            labels += [IGNORED] * len(prompt) + answer
+            done = end
+        rest = _encode(tokenizer, text[done:])
+        yield {"input_ids": ids + rest, "labels": labels + [IGNORED] * len(rest)}
+
+
+def render(
+    row: Row, template: ChatTemplate, tokenizer: PreTrainedTokenizerBase
+) -> tuple[str, list[Span]]:
+    """The text of a conversation, and where in it the answers lie that are learned from.
+
+    Raises:
+        jinja2.TemplateError: the template refuses the conversation.
+        ValueError: the two templates do not agree; the message says in what.
+    """
+    messages = row["messages"] if "messages" in row else row["prompt"] + row["completion"]
+
+    special: dict[str, Any] = tokenizer.special_tokens_map
+
+    def rendered(text: str, part: list[Message], **settings: Any) -> Any:
+        return render_jinja_template([part], chat_template=text, **settings, **special)
+
+    def served(part: list[Message], *, asks: bool) -> str:
+        return rendered(template.template, part, add_generation_prompt=asks)[0][0]
+
+    (text,), (spans,) = rendered(
+        template.training_template, messages, return_assistant_tokens_mask=True
+    )
+    if text != served(messages, asks=False):
+        raise ValueError("renders other text than template does")
+    turns = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    if len(spans) != len(turns):
+        raise ValueError(f"marks {len(spans)} of {len(turns)} assistant turns")
+    answers = []
+    for turn, (start, end) in zip(turns, spans, strict=True):
+        if served(messages[:turn], asks=True) != text[:start]:
+            raise ValueError("marks an answer elsewhere than a server lets it begin")
+        if turn >= len(row.get("prompt", [])):
+            answers.append((start, end))
+    return text, answers
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
