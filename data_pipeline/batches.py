@@ -50,6 +50,12 @@ class BatchReader:
         self.order = order
         self.streams = [open_stream(manifest, split, source) for source in order.sources]
 
+    def check_ids(self, most_tokens: int) -> None:
+        """Raises InputError where one of the first `most_tokens` tokens of a source is beyond the
+        vocabulary."""
+        for stream in self.streams:
+            stream.check_ids(most_tokens)
+
     def read(self, stage: int, samples: Sequence[int] | Ints) -> Batch:
         """The samples with these numbers, counted from the stage's start."""
         numbers = np.asarray(samples, np.int64)

@@ -19,6 +19,7 @@ from conf.errors import InputError
 Ints = NDArray[np.int64]
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
+CHECK_TOKENS = 1 << 20
 DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
 
 
@@ -123,6 +124,11 @@ class TokenStream:
         if int(tokens.max()) >= self.vocab_size or int(tokens.min()) < 0:
             self._refuse(start, tokens)
         return np.concatenate(borders)
+
+    def check_ids(self, most_tokens: int) -> None:
+        """Reads up to most_tokens tokens from the start; raises InputError as `read` does."""
+        for start in range(0, min(most_tokens, len(self)), CHECK_TOKENS):
+            self.read(start, np.empty(min(CHECK_TOKENS, len(self) - start), np.int64))
 
     def _refuse(self, start: int, tokens: Ints) -> None:
         place = int(np.flatnonzero((tokens >= self.vocab_size) | (tokens < 0))[0])

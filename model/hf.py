@@ -138,3 +138,5 @@ def save_weights(folder: Path, tensors: Iterator[tuple[str, Tensor]], dtype: tor
 
     state = {hf_name(name): tensor.to(dtype).contiguous() for name, tensor in tensors}
     save_torch_state_dict(state, str(folder), metadata={"format": "pt"})
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)  # safetensors writes them for the owner alone

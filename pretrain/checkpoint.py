@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,9 @@ def load_weights(path: Path, model: nn.Module) -> None:
     """Fills an unsplit model on one process, without a process group."""
     state = {"model": dict(model.state_dict())}
     assert not any(isinstance(tensor, DTensor) for tensor in state["model"].values())
-    dcp.load(state, checkpoint_id=path, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp.load(state, checkpoint_id=path, no_dist=True)
     model.load_state_dict(state["model"])
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data_pipeline.manifest import Manifest, load_manifest
 from omegaconf import MISSING, OmegaConf
 from torch import Tensor
 
+from conf.chat import ChatTemplate
 from conf.errors import InputError
+from data_pipeline.manifest import Manifest, load_manifest
 from model.flops import parameters
 from model.hf import hf_config, save_weights
 from model.network import Decoder, build_meta
@@ -31,14 +32,14 @@ class ExportConfig:
     """run: a run folder; step: `latest`, or a step that has a checkpoint; 0 is the model before
     training, made again from the config.
 
-    chat_template: a Jinja template, or null for none.
+    chat_template: the format that a chat model tuned from it will speak.
     """
 
     run: str = MISSING
     step: str = "latest"
     out: str = MISSING
     dtype: str = "bfloat16"
-    chat_template: str | None = None
+    chat_template: ChatTemplate = MISSING
 
     def __post_init__(self) -> None:
         one_of("dtype", self.dtype, tuple(DTYPES))
@@ -64,7 +65,7 @@ def export(config: ExportConfig) -> None:
     }
     _write(temporary / "config.json", hf_config(run.model, special, config.dtype))
     _write(temporary / "generation_config.json", {"_from_model_config": False, **special})
-    write_tokenizer(temporary, manifest, run.model.max_seq_len, config.chat_template)
+    write_tokenizer(temporary, manifest, run.model.max_seq_len, config.chat_template.template)
     (temporary / "README.md").write_text(model_card(run, manifest, step, tokens))
     shutil.rmtree(out, ignore_errors=True)
     temporary.rename(out)
@@ -96,9 +97,7 @@ def checkpoint_weights(path: Path, run: PretrainConfig) -> Iterator[tuple[str, T
     yield from model.named_parameters()
 
 
-def write_tokenizer(
-    folder: Path, manifest: Manifest, longest: int, chat_template: str | None
-) -> None:
+def write_tokenizer(folder: Path, manifest: Manifest, longest: int, chat_template: str) -> None:
     """Writes tokenizer.json as the data was made with, and what `transformers` wants beside it."""
     shutil.copyfile(manifest.tokenizer_path, folder / "tokenizer.json")
     pieces = {entry["id"]: entry["content"] for entry in _added_tokens(manifest.tokenizer_path)}
@@ -113,8 +112,7 @@ def write_tokenizer(
     }
     _write(folder / "tokenizer_config.json", settings)
     _write(folder / "special_tokens_map.json", named)
-    if chat_template:
-        (folder / "chat_template.jinja").write_text(chat_template)
+    (folder / "chat_template.jinja").write_text(chat_template)
 
 
 def model_card(run: PretrainConfig, manifest: Manifest, step: int, tokens: int) -> str:

@@ -29,6 +29,9 @@ from pretrain.optimizer import build_optimizer
 from pretrain.parallel import fill, parallelize
 from pretrain.stages import StagePlan
 
+CHECKED_TOKENS = 2**28
+"""Token ids of a source looked at before the first step; the rest are when they are read."""
+
 
 @dataclass
 class Run:
@@ -63,6 +66,8 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
         config.seed,
         config.data.max_epochs,
     )
+    reader = BatchReader(manifest, order)
+    reader.check_ids(CHECKED_TOKENS)
     initial = InitialWeights(config)
     checkpoints = Path(config.run_dir) / "checkpoints"
     found = _newest_agreed(checkpoints, processes)
@@ -87,7 +92,7 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
     if processes.is_main:
         write_run_folder(config, processes, manifest, order)
     loader = Loader(
-        BatchReader(manifest, order),
+        reader,
         plan,
         layout.dp.get_local_rank(),
         dp_size,
