@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,9 @@ def documents_of_step(run: Path, step: int) -> list[dict[str, Any]]:
         raise InputError(
             f"{path} has no step {step}, its last is {lines[-1]['step'] if lines else 0}."
         )
+    for needed in (run / "config.yaml", run / "order.json"):
+        if not needed.is_file():
+            raise InputError(f"{needed} does not exist: expected run={run} to be a run folder.")
     settings = OmegaConf.load(run / "config.yaml")
     manifest = load_manifest(settings.data.folder)
     order = SampleOrder.from_json((run / "order.json").read_text())
@@ -58,11 +62,7 @@ def documents_of_step(run: Path, step: int) -> list[dict[str, Any]]:
     samples = found["first_sample"] + np.arange(found["samples"])
     located = order.locate(stage, samples)
     streams = {source: open_stream(manifest, "train", source) for source in order.sources}
-    names = {
-        entry["file"]: document_names(manifest, entry["file"])
-        for source in order.sources
-        for entry in manifest.shards("train", source)
-    }
+    names_of = cache(lambda shard: document_names(manifest, shard))
     rows = []
     for sample, number, epoch, start in zip(
         samples, located.source, located.epoch, located.start, strict=True
@@ -75,7 +75,8 @@ def documents_of_step(run: Path, step: int) -> list[dict[str, Any]]:
             name = f"{shard.bin.parent.name}/{shard.bin.stem}"
             first, last = shard.document_of(inside), shard.document_of(inside + length - 1)
             for document in range(first, last + 1):
-                file = names[name][document][0] if names[name] else ""
+                names = names_of(name)
+                file = names[document][0] if names else ""
                 rows.append(
                     {
                         "sample": int(sample),

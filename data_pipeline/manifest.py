@@ -109,5 +109,9 @@ def load_manifest(folder: str | Path) -> Manifest:
 
 def tokenizer_fingerprint(path: Path) -> str:
     """sha256 of a tokenizer.json in canonical JSON: white space and key order do not matter."""
-    canonical = json.dumps(json.loads(path.read_text()), sort_keys=True, separators=(",", ":"))
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}): expected a tokenizer.json.") from None
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from data_pipeline.corpus import CorpusConfig, SourceConfig
-from data_pipeline.readers import Unit, read_unit
+from data_pipeline.readers import Unit, name_hash, read_unit
 
 TRAIN, HELD_OUT = "train", "held_out"
 
@@ -90,6 +90,6 @@ def choose(
 
 def split_of(name: str, corpus: CorpusConfig) -> str:
     """The split of a document: by a hash of its name, so it never moves when others come or go."""
-    digest = hashlib.sha256(f"{corpus.seed}:split:{name}".encode()).digest()
+    digest = name_hash(f"{corpus.seed}:split:{name}")
     share = int.from_bytes(digest[:8], "little") / 2**64
     return HELD_OUT if share < corpus.held_out_fraction else TRAIN

@@ -1,4 +1,8 @@
-"""Writes the shards of one unit with Megatron-core; runs in a process of its own."""
+"""Writes the shards of one unit with Megatron-core; runs in a process of its own.
+
+Text files come in units that fit one shard a split; a file of rows may be of any size and is cut
+into as many shards as it takes, so that memory is bounded by `shard_bytes`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from data_pipeline.corpus import SourceConfig
+from conf.errors import InputError
+from data_pipeline.corpus import CorpusConfig
 from data_pipeline.readers import Unit, read_unit
 from data_pipeline.selection import HELD_OUT, TRAIN, Chosen
 from data_pipeline.tokenizer import load_tokenizer
@@ -25,28 +30,43 @@ Text = tuple[str, int, str]
 
 
 def write_unit(
-    unit: Unit, source: SourceConfig, chosen: Chosen, folder: Path, eos_id: int, seed: int
-) -> dict[str, dict[str, Any]]:
-    """Encodes a unit's documents and writes a shard a split; returns the manifest's entries.
+    unit: Unit, corpus: CorpusConfig, chosen: Chosen, folder: Path, eos_id: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Encodes a unit's documents and writes its shards; returns the manifest's entries by split.
 
-    The documents of a unit are shuffled by a key of their own. Beside a shard, `.docs.jsonl` names
-    the file and position of each document.
+    The documents of a shard are shuffled by a key of their own. Beside it, `.docs.jsonl` names the
+    file and position of each document.
     """
     tokenizer = load_tokenizer(folder / "tokenizer.json")
-    numbers = dict.fromkeys(chosen.train, TRAIN)
-    numbers |= dict.fromkeys(chosen.held_out, HELD_OUT)
-    texts: dict[str, list[Text]] = {TRAIN: [], HELD_OUT: []}
-    for number, (file, position, text) in enumerate(read_unit(unit, source)):
-        if number in numbers:
-            assert text is not None
-            texts[numbers[number]].append((file, position, text))
-    entries = {}
-    for split, documents in texts.items():
-        if documents:
-            random.Random(f"{seed}:{unit.source}:{unit.number}:{split}").shuffle(documents)
-            prefix = folder / split / f"{unit.source}-{unit.number:05}"
-            entries[split] = _write_shard(prefix, documents, tokenizer, eos_id)
+    entries: dict[str, list[dict[str, Any]]] = {TRAIN: [], HELD_OUT: []}
+    for split, documents in _shards_of_text(unit, corpus, chosen):
+        part = len(entries[split])
+        name = f"{unit.source}-{unit.number:05}" + (f"-{part:05}" if part else "")
+        key = f"{corpus.seed}:{unit.source}:{unit.number}:{split}" + (f":{part}" if part else "")
+        random.Random(key).shuffle(documents)
+        entries[split].append(_write_shard(folder / split / name, documents, tokenizer, eos_id))
     return entries
+
+
+def _shards_of_text(
+    unit: Unit, corpus: CorpusConfig, chosen: Chosen
+) -> Iterator[tuple[str, list[Text]]]:
+    """The documents of a unit, cut by split into lists of at least `shard_bytes` and a last one."""
+    numbers = dict.fromkeys(chosen.train, TRAIN) | dict.fromkeys(chosen.held_out, HELD_OUT)
+    texts: dict[str, list[Text]] = {TRAIN: [], HELD_OUT: []}
+    sizes = {TRAIN: 0, HELD_OUT: 0}
+    for number, (file, position, text) in enumerate(read_unit(unit, corpus.sources[unit.source])):
+        split = numbers.get(number)
+        if split is None:
+            continue
+        if text is None:
+            raise InputError(f"{file} was changed while it was read: tokenize again.")
+        texts[split].append((file, position, text))
+        sizes[split] += len(text.encode())
+        if sizes[split] >= corpus.shard_bytes:
+            yield split, texts[split]
+            texts[split], sizes[split] = [], 0
+    yield from ((split, documents) for split, documents in texts.items() if documents)
 
 
 def _write_shard(

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
@@ -50,7 +50,7 @@ def tokenize(config: TokenizeConfig) -> None:
         raise InputError(
             f"{out} was made from other files or settings: name another out=, or overwrite=true."
         )
-    if out.exists() and not (out / FILE).is_file() and any(out.iterdir()):
+    if out.exists() and not (out / FILE).is_file() and (out.is_file() or any(out.iterdir())):
         raise InputError(f"out={out} is not empty and holds no corpus: name another folder.")
     started = time.monotonic()
     temporary = out.with_name(out.name + ".tmp")
@@ -86,11 +86,7 @@ def make(
             task,
         )
         chosen, counts = choose(corpus, units, scans)
-        for source, count in counts.items():
-            if not count["documents"]:
-                raise InputError(
-                    f"corpus.sources.{source} has no document left after its rules: {count}."
-                )
+        _check_splits(corpus, units, chosen, counts, progress.console)
         progress.update(task, description="tokenizer", said="")
         make_tokenizer(config.tokenizer, corpus, units, chosen, folder / "tokenizer.json")
         tokenizer = load_tokenizer(folder / "tokenizer.json")
@@ -98,22 +94,15 @@ def make(
         np.save(folder / "token_bytes.npy", token_bytes(tokenizer))
         progress.reset(task, description="encoding")
         jobs = {
-            pool.submit(
-                write_unit,
-                unit,
-                corpus.sources[unit.source],
-                take,
-                folder,
-                ids["eos_id"],
-                corpus.seed,
-            ): unit
+            pool.submit(write_unit, unit, corpus, take, folder, ids["eos_id"]): unit
             for unit, take in zip(units, chosen, strict=True)
         }
-        written = _in_order(jobs, progress, task)
+        written = _in_order(jobs, progress, task, _tokens_written)
     splits: dict[str, dict[str, list[dict[str, Any]]]] = {TRAIN: {}, HELD_OUT: {}}
     for unit, entries in zip(units, written, strict=True):
-        for split, entry in entries.items():
-            splits[split].setdefault(unit.source, []).append(entry)
+        for split, shards in entries.items():
+            if shards:
+                splits[split].setdefault(unit.source, []).extend(shards)
     return Manifest(
         folder=folder,
         name=corpus.name,
@@ -128,6 +117,34 @@ def make(
         splits=splits,
         sources=counts,
     )
+
+
+def _check_splits(
+    corpus: CorpusConfig,
+    units: list[Unit],
+    chosen: list[Chosen],
+    counts: dict[str, dict[str, int]],
+    console: Console,
+) -> None:
+    """Raises InputError for a source with nothing to train on; says which has nothing held out."""
+    for source, count in counts.items():
+        takes = [take for unit, take in zip(units, chosen, strict=True) if unit.source == source]
+        if not count["documents"]:
+            raise InputError(
+                f"corpus.sources.{source} has no document left after its rules: {count}."
+            )
+        if not any(take.train for take in takes):
+            raise InputError(
+                f"corpus.sources.{source} has {count['documents']} documents and all of them fell "
+                "to the held-out split: give it more files, or change corpus.seed or lower "
+                "corpus.held_out_fraction."
+            )
+        if not any(take.held_out for take in takes):
+            console.print(
+                f"source '{source}' has no held-out document and will not be validated on: give "
+                "it more files or raise corpus.held_out_fraction.",
+                style="yellow",
+            )
 
 
 def make_tokenizer(
@@ -184,31 +201,33 @@ def fingerprint_inputs(config: TokenizeConfig, units: list[Unit]) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
-def _in_order(jobs: dict[Future[Any], Unit], progress: Progress, task: Any) -> list[Any]:
+def _in_order(
+    jobs: dict[Future[Any], Unit],
+    progress: Progress,
+    task: Any,
+    tokens_of: Callable[[Any], int] = lambda result: 0,
+) -> list[Any]:
     """Results of the jobs in the order in which they were given, with the bar moving as they
-    end; the first that fails ends all."""
+    end; the first that fails ends all. tokens_of: tokens that a job's result says were written."""
     started = time.monotonic()
-    done_bytes = 0
+    done_bytes = tokens = 0
     for job in as_completed(jobs):
         if job.exception() is not None:
             for other in jobs:
                 other.cancel()
             job.result()
         done_bytes += sum(file.bytes for file in jobs[job].files)
-        speed = done_bytes / 1e6 / (time.monotonic() - started)
-        tokens = _tokens(job.result())
-        said = f"{speed:.1f} MB/s"
-        if tokens is not None:
-            total = sum(_tokens(j.result()) or 0 for j in jobs if j.done())
-            said += f"  {total / (time.monotonic() - started):,.0f} tokens/s"
+        tokens += tokens_of(job.result())
+        seconds = time.monotonic() - started
+        said = f"{done_bytes / 1e6 / seconds:.1f} MB/s"
+        if tokens:
+            said += f"  {tokens / seconds:,.0f} tokens/s"
         progress.update(task, completed=done_bytes, said=said)
     return [job.result() for job in jobs]
 
 
-def _tokens(result: Any) -> int | None:
-    if isinstance(result, dict):
-        return sum(entry["tokens"] for entry in result.values())
-    return None
+def _tokens_written(entries: dict[str, list[dict[str, Any]]]) -> int:
+    return sum(entry["tokens"] for shards in entries.values() for entry in shards)
 
 
 def _progress(console: Console) -> Progress:

@@ -75,16 +75,16 @@ def token_bytes(tokenizer: Tokenizer) -> NDArray[np.uint16]:
     """UTF-8 bytes that each id stands for, (vocab_size,), 0 for special tokens.
 
     A byte-level piece has a character a byte; a byte-fallback piece `<0xE2>` is one byte, and in
-    the others `▁` stands for a space.
+    the others `▁` stands for a space. Added tokens are spelled as the text that they stand for.
     """
     about = json.loads(tokenizer.to_str())
-    special = {entry["id"] for entry in about["added_tokens"] if entry["special"]}
+    added = {entry["id"]: entry for entry in about["added_tokens"]}
     byte_level = "ByteLevel" in _types(about.get("decoder")) | _types(about.get("pre_tokenizer"))
     sizes = np.zeros(tokenizer.get_vocab_size(), np.uint16)
     for piece, number in tokenizer.get_vocab().items():
-        if number in special:
-            continue
-        if byte_level:
+        if number in added:
+            sizes[number] = 0 if added[number]["special"] else len(piece.encode())
+        elif byte_level:
             sizes[number] = len(piece)
         elif re.fullmatch(r"<0x[0-9A-F]{2}>", piece):
             sizes[number] = 1
