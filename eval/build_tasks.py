@@ -44,10 +44,10 @@ class BuildTasksConfig:
     corpus: str = MISSING
     out: str = MISSING
     questions: int = 250
-    context_chars: int = 400
+    context_chars: int = 300
     continuation_chars: tuple[int, int] = (80, 120)
     documents: int = 40
-    document_chars: int = 2000
+    document_chars: int = 1500
     seed: int = 0
     overwrite: bool = False
 
@@ -87,8 +87,8 @@ def build_tasks(config: BuildTasksConfig) -> None:
     with new_folder(out) as folder:
         for source in sources:
             made |= write_tasks(folder, out.resolve(), manifest, source, config)
-        record = {"format": 1, "inputs": inputs, "corpus": manifest.name, "tasks": made}
-        (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+        made_of = {"format": 1, "inputs": inputs, "corpus": manifest.name, "tasks": made}
+        (folder / RECORD).write_text(json.dumps(made_of, indent=1) + "\n")
     for name, count in made.items():
         print(f"{out}/{name}.yaml: {count} samples")
 

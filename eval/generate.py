@@ -1,0 +1,142 @@
+"""`python -m eval generate`: a model continues prompts, or answers them as a chat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+from rich.console import Console
+from rich.text import Text
+
+from conf.errors import InputError
+from eval.files import read_json_lines, write_json_lines
+from eval.models import Loaded, load
+
+Prompt = str | list[dict[str, str]]
+
+
+@dataclass
+class GenerateConfig:
+    """model: a Hugging Face folder; prompts: given here; prompts_file: a text file with one on
+    each line, or jsonl with `prompt` (text or messages) and, where known, `completion`.
+
+    chat: renders the prompt with the model's own template and stops where the answer ends;
+        without it the prompt's text is continued.
+    temperature: 0 takes the likeliest token each time. limit: prompts, null for all.
+    out: a jsonl file for prompts and completions, null for none.
+    """
+
+    model: str = MISSING
+    prompts: list[str] = field(default_factory=list)
+    prompts_file: str | None = None
+    chat: bool = False
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    limit: int | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    out: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens={self.max_new_tokens}, expected at least 1.")
+        if self.temperature < 0:
+            raise InputError(f"temperature={self.temperature}, expected 0 or more.")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p={self.top_p}, expected more than 0 and at most 1.")
+        if self.repetition_penalty <= 0:
+            raise InputError(f"repetition_penalty={self.repetition_penalty}, expected above 0.")
+
+
+def generate(config: GenerateConfig) -> None:
+    """Prints every prompt with its continuation and writes `out`.
+
+    Raises:
+        InputError: there is no model or no prompt, or the model has no chat template.
+    """
+    asked = read_prompts(config)
+    loaded = load(Path(config.model), config.dtype, config.device)
+    if config.chat and not loaded.tokenizer.chat_template:
+        raise InputError(f"chat=true: model={config.model} has no chat template.")
+    console = Console()
+    rows = []
+    for number, row in enumerate(asked):
+        text, completion, ended = complete(loaded, row["prompt"], config, config.seed + number)
+        console.print(Text(text, style="dim") + Text(completion, style="bold"), soft_wrap=True)
+        console.rule(style="dim")
+        rows.append(
+            {**row, "prompt": text, "generated": completion, "ended": ended, "model": config.model}
+        )
+    if config.out is not None:
+        write_json_lines(Path(config.out), rows)
+
+
+def read_prompts(config: GenerateConfig) -> list[dict[str, Any]]:
+    """Rows with `prompt`, and `reference` where the file has a completion.
+
+    Raises:
+        InputError: there is none, or a line of the file has no prompt.
+    """
+    rows: list[dict[str, Any]] = [{"prompt": prompt} for prompt in config.prompts]
+    if config.prompts_file is not None:
+        path = Path(config.prompts_file)
+        if path.suffix == ".jsonl":
+            for number, row in enumerate(read_json_lines(path, "prompts_file"), 1):
+                if not isinstance(row.get("prompt"), str | list):
+                    raise InputError(f"{path}, row {number} has no 'prompt': expected one in each.")
+                reference = {"reference": plain(row["completion"])} if "completion" in row else {}
+                rows.append({"prompt": row["prompt"], **reference})
+        elif path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            rows += [{"prompt": line} for line in lines if line.strip()]
+        else:
+            raise InputError(f"prompts_file={path} is no file: expected text or jsonl.")
+    if not rows:
+        raise InputError("there is no prompt: give prompts=[...] or prompts_file=...")
+    return rows[: config.limit]
+
+
+def complete(
+    loaded: Loaded, prompt: Prompt, config: GenerateConfig, seed: int
+) -> tuple[str, str, bool]:
+    """The prompt as the model got it, what it wrote, and whether it ended by itself."""
+    import torch
+
+    model: Any = loaded.model
+    tokenizer = loaded.tokenizer
+    if config.chat:
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        text = tokenizer.apply_chat_template(
+            list[dict[Any, Any]](messages), tokenize=False, add_generation_prompt=True
+        )
+    else:
+        text = plain(prompt)
+    assert isinstance(text, str)
+    inputs = tokenizer(text, return_tensors="pt", add_special_tokens=not config.chat)
+    inputs = inputs.to(loaded.device)
+    sampling: dict[str, Any] = {"do_sample": False}
+    if config.temperature > 0:
+        sampling = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p}
+    torch.manual_seed(seed)
+    with torch.inference_mode():
+        ids = model.generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            max_new_tokens=config.max_new_tokens,
+            repetition_penalty=config.repetition_penalty,
+            **sampling,
+        )[0, inputs["input_ids"].shape[1] :]
+    ended = bool((ids == tokenizer.eos_token_id).any())
+    return text, str(tokenizer.decode(ids, skip_special_tokens=True)), ended
+
+
+def plain(prompt: Prompt) -> str:
+    """The text of a prompt without any template."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n\n".join(message["content"] for message in prompt)

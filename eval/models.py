@@ -1,0 +1,56 @@
+"""Loads a Hugging Face folder as anybody would, with stock `transformers` and nothing remote."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from conf.errors import InputError
+from eval.devices import device_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = ("auto", "bfloat16", "float32", "float16")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in eval mode on `device`, and its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    device: str
+
+
+def load(folder: Path, dtype: str = "auto", device: str = "auto") -> Loaded:
+    """Reads model and tokenizer; dtype `auto` is what they are stored in.
+
+    Raises:
+        InputError: the folder is missing or does not load, or a setting is not known.
+    """
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"model={folder} is no Hugging Face folder: it has no config.json; "
+            "export a run with python -m pretrain export."
+        )
+    if dtype not in DTYPES:
+        raise InputError(f"dtype={dtype}: expected one of {', '.join(DTYPES)}.")
+    place = device_of(device)
+    os.environ["HF_HUB_OFFLINE"] = "1"  # nothing remote is asked for
+    import transformers
+    from torch import nn
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"model={folder} does not load: {str(error).splitlines()[0]}") from None
+    nn.Module.to(model, place)
+    return Loaded(model.eval(), tokenizer, place)

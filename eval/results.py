@@ -1,0 +1,102 @@
+"""The JSON file of scores that `lm_eval` writes, and the table that it prints.
+
+    {"format": 1, "packages": {...}, "models": {name: {"folder", "fingerprint", "seconds",
+     "settings", "tasks": {task: {"metrics": {metric: {"value", "stderr"}}, "samples", "chance",
+     "num_fewshot", "version", "output_type", "shown"}}}}}
+
+`stderr` is null where it is not known; `chance` is the accuracy of guessing, null where there is no
+choice; `shown` is the metric that stands for the task in a suite's table, null for all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from conf.errors import InputError
+
+FORMAT = 1
+LOWER_IS_BETTER = ("bits_per_byte", "byte_perplexity", "word_perplexity", "perplexity")
+SHARES = ("acc", "acc_norm", "exact_match", "f1")
+# The same number as bits per byte in other units: in the file, not in the table.
+OTHER_UNITS = ("byte_perplexity", "word_perplexity")
+
+
+def load_results(path: Path, key: str = "results") -> dict[str, Any]:
+    """Reads the file; raises InputError where it is missing or not of this kind."""
+    if not path.is_file():
+        raise InputError(f"{key}={path} does not exist: make it with python -m eval lm_eval.")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{key}={path} is not JSON: {error}.") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT or "models" not in content:
+        raise InputError(f"{key}={path} holds no results of python -m eval lm_eval.")
+    return content
+
+
+def rows(results: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, dict[str, Any]]]]:
+    """(task, metric, scores by model) for every line of a table, in the order of the tasks."""
+    models = results["models"]
+    tasks = {task: None for model in models.values() for task in model["tasks"]}
+    for task in tasks:
+        scored = {
+            name: model["tasks"][task] for name, model in models.items() if task in model["tasks"]
+        }
+        metrics = {m: None for entry in scored.values() for m in entry["metrics"]}
+        shown = next(iter(scored.values()))["shown"]
+        if shown is None and "bits_per_byte" in metrics:
+            metrics = {metric: None for metric in metrics if metric not in OTHER_UNITS}
+        for metric in metrics:
+            if shown is None or metric.split(",")[0] == shown:
+                yield (
+                    task,
+                    metric,
+                    {
+                        name: {**entry["metrics"][metric], "chance": chance(entry, metric)}
+                        for name, entry in scored.items()
+                        if metric in entry["metrics"]
+                    },
+                )
+
+
+def chance(entry: dict[str, Any], metric: str) -> float | None:
+    """What guessing scores in a metric of a task."""
+    return entry["chance"] if metric in ("acc", "acc_norm") else None
+
+
+def format_score(score: dict[str, Any], metric: str) -> str:
+    """A value with its standard error: shares in percent, others as they are."""
+    value, stderr = score["value"], score["stderr"]
+    if metric.split(",")[0] in SHARES:
+        return f"{value:.1%}" + (f" ± {100 * stderr:.1f}" if stderr is not None else "")
+    digits = 3 if value < 100 else 0
+    return f"{value:,.{digits}f}" + (f" ± {stderr:.{digits}f}" if stderr is not None else "")
+
+
+def table(results: dict[str, Any]) -> Table:
+    """The models side by side."""
+    made = Table(title="value ± standard error", title_justify="left", title_style="dim")
+    made.add_column("task", overflow="fold")
+    made.add_column("metric")
+    for name in results["models"]:
+        made.add_column(name, justify="right", no_wrap=True)
+    made.add_column("chance", justify="right", style="dim")
+    before = ""
+    for task, metric, scores in rows(results):
+        guess = next(iter(scores.values()))["chance"]
+        made.add_row(
+            task if task != before else "",
+            metric + (" ↓" if metric in LOWER_IS_BETTER else ""),
+            *(
+                format_score(scores[name], metric) if name in scores else ""
+                for name in results["models"]
+            ),
+            f"{guess:.1%}" if guess is not None else "",
+        )
+        before = task
+    return made
