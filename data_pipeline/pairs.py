@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import textwrap
 import warnings
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from omegaconf import MISSING
 
 from conf.errors import InputError
 from data_pipeline.documents import read_documents
-from data_pipeline.manifest import load_manifest
+from data_pipeline.manifest import Manifest, load_manifest
 from data_pipeline.selection import HELD_OUT, TRAIN
 
 QUESTION = "Write the docstring of this function.\n\n"
@@ -32,6 +33,7 @@ class PairsConfig:
 
     out: folder for train.jsonl and held_out.jsonl. limit, held_out_limit: rows of each.
     max_code_chars, max_docstring_chars: longer functions and docstrings are left out.
+    max_per_file: pairs of one file, so that no large module sets the tone.
     """
 
     corpus: str = MISSING
@@ -41,6 +43,7 @@ class PairsConfig:
     held_out_limit: int = 100
     max_code_chars: int = 800
     max_docstring_chars: int = 240
+    max_per_file: int = 20
 
 
 def pairs(config: PairsConfig) -> None:
@@ -51,53 +54,76 @@ def pairs(config: PairsConfig) -> None:
             f"source={config.source} is not in {config.corpus}, which has "
             f"{', '.join(manifest.source_tokens(TRAIN))}."
         )
+    seen: set[str] = set()  # a held-out docstring must not be one that was trained on
+    rows = {
+        TRAIN: draw(manifest, TRAIN, config, config.limit, seen),
+        HELD_OUT: draw(manifest, HELD_OUT, config, config.held_out_limit, seen),
+    }
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    for split, limit in ((TRAIN, config.limit), (HELD_OUT, config.held_out_limit)):
-        rows: list[dict[str, Any]] = []
-        seen: set[str] = set()
-        for document in read_documents(manifest, split, config.source):
-            for code, docstring in functions(document.text, config):
-                if docstring not in seen and len(rows) < limit:
-                    seen.add(docstring)
-                    rows.append(row(code, docstring, document.file))
-            if len(rows) >= limit:
-                break
-        if not rows:
-            raise InputError(
-                f"{config.corpus}: no function with a docstring in the {split} split of source "
-                f"'{config.source}': expected Python code."
-            )
+    for split, lines in rows.items():
         path = out / f"{split}.jsonl"
         temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in rows))
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
         temporary.replace(path)
-        print(f"{path}: {len(rows)} pairs")
+        print(f"{path}: {len(lines)} pairs")
+
+
+def draw(
+    manifest: Manifest, split: str, config: PairsConfig, limit: int, seen: set[str]
+) -> list[dict[str, Any]]:
+    """Up to `limit` rows in the order of the split's documents, none with a docstring in `seen`,
+    to which theirs are added."""
+    rows: list[dict[str, Any]] = []
+    for document in read_documents(manifest, split, config.source):
+        taken = 0
+        for code, docstring in functions(document.text, config):
+            if docstring not in seen and taken < config.max_per_file and len(rows) < limit:
+                seen.add(docstring)
+                rows.append(row(code, docstring, document.file))
+                taken += 1
+        if len(rows) >= limit:
+            break
+    if limit and not rows:
+        raise InputError(
+            f"{config.corpus}: no function with a docstring in the {split} split of source "
+            f"'{config.source}': expected Python code."
+        )
+    return rows
 
 
 def functions(text: str, config: PairsConfig) -> Iterator[tuple[str, str]]:
-    """(code without the docstring, docstring) of each function of a module that fits."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in other people's code
-            module = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError):
+    """(code without the docstring, first paragraph of the docstring) of each function of a module
+    that fits. Functions of tests are left out: their docstrings rarely say what the code does."""
+    module = _parse(text)
+    if module is None:
         return
-    lines = text.splitlines()
+    lines = re.split(r"\r\n|\r|\n", text)  # as Python counts them; splitlines knows more breaks
     for node in ast.walk(module):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or len(node.body) < 2:
             continue
         docstring = ast.get_docstring(node)
         first = docstring.split("\n\n")[0].strip() if docstring else ""
-        if not 20 <= len(first) <= config.max_docstring_chars or " " not in first:
+        fits = 20 <= len(first) <= config.max_docstring_chars and " " in first
+        if not fits or node.name.startswith("test"):
             continue
         quoted = node.body[0]
         body = (
             lines[node.lineno - 1 : quoted.lineno - 1] + lines[quoted.end_lineno : node.end_lineno]
         )
         code = textwrap.dedent("\n".join(body)).strip("\n")
-        if 60 <= len(code) <= config.max_code_chars:
+        # What shares a line with its docstring does not parse without it.
+        if 60 <= len(code) <= config.max_code_chars and _parse(code) is not None:
             yield code, first
+
+
+def _parse(code: str) -> ast.Module | None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in other people's code
+            return ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
 
 
 def row(code: str, docstring: str, file: str) -> dict[str, Any]:
