@@ -1,0 +1,158 @@
+"""The report's charts: from lines of metrics to drawings in two widths, for screen and phone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from eval.run_folder import Record, RunFolder
+from eval.svg import Chart, Series, short_number, smoothed
+
+SMOOTHING = 0.8
+WIDE, HALF, PHONE = (960, 330), (470, 240), (400, 260)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A chart for a wide and for a narrow page, with its legend."""
+
+    title: str
+    unit: str
+    wide: Markup
+    phone: Markup
+    legend: list[tuple[str, str, bool]]
+    is_wide: bool
+
+
+def draw(chart: Chart, *, is_wide: bool = False) -> Drawing:
+    """Both drawings of a chart; all text inside is escaped."""
+    legend = [(s.name, s.style, s.faint) for s in chart.series if s.points]
+    return Drawing(
+        chart.title,
+        chart.unit,
+        Markup(chart.svg(*(WIDE if is_wide else HALF))),
+        Markup(chart.svg(*PHONE)),
+        legend if len(legend) > 1 else [],
+        is_wide,
+    )
+
+
+def training_charts(run: RunFolder) -> list[Drawing]:
+    """Loss, learning rate, throughput, MFU and gradient norm over tokens."""
+    marks = tuple(
+        (event["tokens"], f"{event['stage']}, {event['seq_len']} tokens")
+        if event["event"] == "stage"
+        else (event["tokens"], "restart")
+        for event in run.events("stage", "resume")
+        if event["tokens"] or event["event"] == "resume"
+    )
+
+    def over_tokens(key: str) -> list[tuple[float, float]]:
+        return [(r["tokens"], r[key]) for r in run.train if r.get(key) is not None]
+
+    loss = over_tokens("loss")
+    sources = run.validation[-1]["sources"] if run.validation else {}
+    lines = [
+        Series("train, each step", loss, "s0", faint=True),
+        Series("train, smoothed", smoothed(loss, SMOOTHING), "s0"),
+        *(
+            Series(
+                f"validation, {source}",
+                [
+                    (record["tokens"], record["sources"][source]["loss"])
+                    for record in run.validation
+                    if source in record["sources"]
+                ],
+                f"s{1 + number % 4}",
+                dots=True,
+            )
+            for number, source in enumerate(sources)
+        ),
+    ]
+    rate = over_tokens("tokens_per_second")
+    return [
+        draw(Chart("Loss", "nats per token", lines, marks=marks), is_wide=True),
+        draw(
+            Chart(
+                "Throughput",
+                "tokens per second",
+                _with_mean(rate, "s1"),
+                marks=marks,
+                bottom=0.0,
+                format_y=short_number,
+            )
+        ),
+        draw(
+            Chart(
+                "MFU",
+                "share of the peak",
+                _with_mean(over_tokens("mfu"), "s2"),
+                marks=marks,
+                bottom=0.0,
+                format_y=lambda value: f"{value:.0%}",
+            )
+        ),
+        draw(
+            Chart(
+                "Learning rate",
+                "",
+                [Series("learning rate", over_tokens("learning_rate"), "s3")],
+                marks=marks,
+                bottom=0.0,
+                format_y=lambda value: f"{value:.2g}",
+            )
+        ),
+        draw(
+            Chart(
+                "Gradient norm",
+                "before clipping",
+                _with_mean(over_tokens("grad_norm"), "s4"),
+                marks=marks,
+                bottom=0.0,
+                top=_typical_top(over_tokens("grad_norm")),
+            )
+        ),
+    ]
+
+
+def sft_charts(metrics: list[Record]) -> list[Drawing]:
+    """Loss and learning rate of tuning over steps."""
+    train = [record for record in metrics if record["kind"] == "train"]
+
+    def over_steps(key: str) -> list[tuple[float, float]]:
+        return [(record["step"], record[key]) for record in train if key in record]
+
+    return [
+        draw(
+            Chart(
+                "Loss while tuning",
+                "nats per answer token",
+                [Series("loss", over_steps("loss"), "s0", dots=len(train) < 40)],
+                x_label="steps",
+            )
+        ),
+        draw(
+            Chart(
+                "Token accuracy while tuning",
+                "share of answer tokens",
+                [Series("accuracy", over_steps("token_accuracy"), "s2", dots=len(train) < 40)],
+                x_label="steps",
+                bottom=0.0,
+                format_y=lambda value: f"{value:.0%}",
+            )
+        ),
+    ]
+
+
+def _with_mean(points: list[tuple[float, float]], style: str) -> list[Series]:
+    return [
+        Series("each step", points, style, faint=True),
+        Series("smoothed", smoothed(points, SMOOTHING), style),
+    ]
+
+
+def _typical_top(points: list[tuple[float, float]]) -> float | None:
+    """The largest value after the first tenth: the first steps would flatten the rest."""
+    later = [y for _, y in points[len(points) // 10 :]]
+    return max(later) if later else None

@@ -1,0 +1,71 @@
+"""`python -m eval report`: one HTML page about a run that opens offline.
+
+It reads the run folder and what else it is given: the corpus, scores of `lm_eval`, the check of
+`perplexity`, a tuned model's folder, samples of `generate`. A run in progress has a page too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from conf.errors import InputError
+from eval.files import write_text
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass
+class ReportConfig:
+    """run: a run folder; out: the page.
+
+    corpus: the folder that it was trained on, null for what its config says.
+    results: scores from lm_eval; perplexity: the JSON file of that command; sft: a folder that
+        finetune made; samples: jsonl files of generate, by the name that the page shows. Null or
+        empty leaves that part out.
+    max_samples: prompts to show.
+    """
+
+    run: str = MISSING
+    out: str = MISSING
+    corpus: str | None = None
+    results: str | None = None
+    perplexity: str | None = None
+    sft: str | None = None
+    samples: dict[str, str] = field(default_factory=dict)
+    max_samples: int = 6
+
+    def __post_init__(self) -> None:
+        if self.max_samples < 0:
+            raise InputError(f"max_samples={self.max_samples}, expected 0 or more.")
+
+
+def report(config: ReportConfig) -> None:
+    """Writes the page.
+
+    Raises:
+        InputError: a file or folder that is named is missing or not of its kind.
+    """
+    from eval.page import content
+
+    out = Path(config.out)
+    write_text(out, render(content(config)))
+    print(f"{out}: {out.stat().st_size / 1024:.0f} kB")
+
+
+def render(content: dict[str, Any]) -> str:
+    """The page; all text in it is escaped but for drawings, which are `markupsafe.Markup`."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = (TEMPLATES / "report.css").read_text()
+    return environment.get_template("report.html").render(style=style, **content)

@@ -1,0 +1,162 @@
+"""Line charts as SVG that takes its colours from the page, light or dark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 52, 14, 22, 40
+MAX_POINTS = 600
+"""More points than a chart has pixels only make the page heavy."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line through points (x, y); `style` is one of the page's classes s0 to s4, and `faint` and
+    `dots` change how it looks."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    style: str
+    faint: bool = False
+    dots: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What a chart shows. marks: labelled places on x, such as the beginnings of stages.
+
+    top, bottom: the ends of y, None for what the points need.
+    """
+
+    title: str
+    unit: str
+    series: Sequence[Series]
+    x_label: str = "tokens"
+    marks: Sequence[tuple[float, str]] = field(default_factory=tuple)
+    bottom: float | None = None
+    top: float | None = None
+    format_y: Callable[[float], str] = lambda value: f"{value:g}"
+
+    def svg(self, width: int, height: int) -> str:
+        """The drawing, as wide as its place allows; text is in units of the view box."""
+        drawn = [series for series in self.series if series.points]
+        if not drawn:
+            return ""
+        xs = [x for series in drawn for x, _ in series.points]
+        ys = [y for series in drawn for _, y in series.points if math.isfinite(y)]
+        low = min(ys) if self.bottom is None else self.bottom
+        high = max(ys) if self.top is None else self.top
+        y_ticks = ticks(low, high, 5)
+        low, high = min(low, y_ticks[0]), max(high, y_ticks[-1])
+        x_ticks = ticks(min(xs), max(xs), max(3, width // 130))
+        plot = Plot(width, height, min(xs), max(xs), low, high)
+        parts = [
+            f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(self.title)}">',
+            *(plot.horizontal(tick, self.format_y(tick)) for tick in y_ticks),
+            *(plot.below(tick, short_number(tick)) for tick in x_ticks if tick <= max(xs)),
+            f'<text class="axis" x="{width - MARGIN_RIGHT}" y="{height - 6}" '
+            f'text-anchor="end">{escape(self.x_label)}</text>',
+            *(plot.mark(place, label) for place, label in self.marks),
+            *(plot.line(series) for series in drawn),
+            "</svg>",
+        ]
+        return "".join(parts)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """The area between the margins, and how values map onto it."""
+
+    width: int
+    height: int
+    left: float
+    right: float
+    low: float
+    high: float
+
+    def x(self, value: float) -> float:
+        """Pixels from the left."""
+        span = (self.right - self.left) or 1
+        return MARGIN_LEFT + (value - self.left) / span * (self.width - MARGIN_LEFT - MARGIN_RIGHT)
+
+    def y(self, value: float) -> float:
+        """Pixels from the top, kept inside."""
+        span = (self.high - self.low) or 1
+        inner = self.height - MARGIN_TOP - MARGIN_BOTTOM
+        return MARGIN_TOP + min(1.0, max(0.0, (self.high - value) / span)) * inner
+
+    def horizontal(self, value: float, label: str) -> str:
+        """A grid line with its number."""
+        y = self.y(value)
+        return (
+            f'<line class="grid" x1="{MARGIN_LEFT}" x2="{self.width - MARGIN_RIGHT}" '
+            f'y1="{y:.1f}" y2="{y:.1f}"/><text class="axis" x="{MARGIN_LEFT - 8}" '
+            f'y="{y + 4:.1f}" text-anchor="end">{escape(label)}</text>'
+        )
+
+    def below(self, value: float, label: str) -> str:
+        """A number under the chart."""
+        return (
+            f'<text class="axis" x="{self.x(value):.1f}" y="{self.height - MARGIN_BOTTOM + 17}" '
+            f'text-anchor="middle">{escape(label)}</text>'
+        )
+
+    def mark(self, value: float, label: str) -> str:
+        """A dashed line down the chart, labelled at its top on the side that has room."""
+        x = self.x(value)
+        end = x > 0.75 * self.width
+        return (
+            f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{MARGIN_TOP - 12}" '
+            f'y2="{self.height - MARGIN_BOTTOM}"/><text class="mark-label" '
+            f'x="{x + (-5 if end else 5):.1f}" y="{MARGIN_TOP - 4}" '
+            f'text-anchor="{"end" if end else "start"}">{escape(label)}</text>'
+        )
+
+    def line(self, series: Series) -> str:
+        """The line, and dots where they are asked for."""
+        points = [(self.x(x), self.y(y)) for x, y in thinned(series.points) if math.isfinite(y)]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        look = f"line {series.style}" + (" faint" if series.faint else "")
+        drawn = f'<polyline class="{look}" points="{path}"/>'
+        if series.dots or len(points) == 1:
+            drawn += "".join(
+                f'<circle class="dot {series.style}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
+                for x, y in points
+            )
+        return drawn
+
+
+def ticks(low: float, high: float, count: int) -> list[float]:
+    """About `count` round numbers that reach from low to high."""
+    span = (high - low) or abs(high) or 1.0
+    step = 10 ** math.floor(math.log10(span / count))
+    step *= next(factor for factor in (1, 2, 2.5, 5, 10) if span / (step * factor) <= count)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
+
+
+def thinned(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
+    """At most MAX_POINTS of them, the last one included."""
+    stride = -(-len(points) // MAX_POINTS)
+    return [*points[:-1:stride], points[-1]] if stride > 1 else points
+
+
+def smoothed(points: Sequence[tuple[float, float]], weight: float) -> list[tuple[float, float]]:
+    """Exponential mean of y, without the bias to its first value (Adam's correction)."""
+    mean, total, out = 0.0, 0.0, []
+    for x, y in points:
+        mean = weight * mean + (1 - weight) * y
+        total = weight * total + (1 - weight)
+        out.append((x, mean / total))
+    return out
+
+
+def short_number(value: float) -> str:
+    """1500000 as 1.5M."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
