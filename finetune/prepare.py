@@ -5,11 +5,13 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,6 +28,7 @@ from finetune.config import SCHEDULES, SftConfig
 from finetune.rows import Row
 from finetune.tokens import IGNORED, tokenize
 from finetune.trainer import AnswerTrainer
+from finetune.watch import LastStep
 
 
 def precision_of(config: SftConfig) -> str:
@@ -66,11 +69,17 @@ def load(model_dir: Path) -> Base:
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
         stored = AutoConfig.from_pretrained(model_dir, local_files_only=True).dtype
-        model = AutoModelForCausalLM.from_pretrained(
-            model_dir, dtype=torch.float32, local_files_only=True
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model_dir, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"model={model_dir} does not load: {error}") from None
+    model, loading = loaded
+    if loading["missing_keys"]:
+        raise InputError(
+            f"model={model_dir} lacks weights, among them {min(loading['missing_keys'])}: "
+            "expected all that its config.json names."
+        )
     if len(tokenizer) > model.config.vocab_size:
         raise InputError(
             f"model={model_dir}: its tokenizer has {len(tokenizer)} ids, more than the "
@@ -125,6 +134,8 @@ def build_trainer(
         logging_first_step=True,
         save_strategy="no",
         report_to="none",
+        ddp_find_unused_parameters=False,
+        use_cache=base.model.config.use_cache,  # else the saved config.json would say false
         disable_tqdm=True,
         dataloader_pin_memory=not on_cpu(config),
     )
@@ -135,6 +146,7 @@ def build_trainer(
         processing_class=base.tokenizer,
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(LastStep())
     return trainer
 
 

@@ -45,7 +45,7 @@ def tokenize(
             ) from None
         except ValueError as error:
             raise InputError(
-                f"chat_template={template.name}: in conversation {number} training_template {error}."
+                f"chat_template={template.name}: training_template {error} (conversation {number})."
             ) from None
         ids: list[int] = []
         labels: list[int] = []

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from transformers import TrainerCallback
 
 # The names of transformers and trl, and ours.
@@ -19,6 +25,14 @@ TRAIN_KEYS = {
     "num_input_tokens_seen": "tokens",
     "epoch": "epoch",
 }
+
+
+class LastStep(TrainerCallback):
+    """Has the last step logged, wherever it falls; for all processes, as a log is a collective."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Asks for a log."""
+        control.should_log |= state.global_step >= state.max_steps
 
 
 class MetricsFile(TrainerCallback):
@@ -71,30 +85,32 @@ class ProgressLine(TrainerCallback):
 
     def __init__(self) -> None:
         self.console = Console()
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}"),
-            TimeRemainingColumn(),
-            console=self.console,
-        )
+        self.bar: Progress | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Opens the bar."""
-        self.task = self.bar.add_task("tuning", total=state.max_steps)
         if self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
             self.bar.start()
+            self.task = self.bar.add_task("tuning", total=state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Moves the bar."""
-        self.bar.update(self.task, completed=state.global_step)
+        if self.bar is not None:
+            self.bar.update(self.task, completed=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Shows the loss."""
         if "loss" not in logs:
             return
         text = f"tuning  loss {float(logs['loss']):.3f}"
-        if self.console.is_terminal:
+        if self.bar is not None:
             self.bar.update(self.task, description=text)
         else:
             line = f"{text}  step {state.global_step}/{state.max_steps}"
@@ -102,4 +118,5 @@ class ProgressLine(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Closes the bar."""
-        self.bar.stop()
+        if self.bar is not None:
+            self.bar.stop()

@@ -1,0 +1,177 @@
+"""`python -m finetune sft` on a tiny model: what it learns, writes and skips."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+from conf.errors import InputError
+from finetune.prepare import build_trainer, check_labels, load
+from finetune.rows import read_rows
+from finetune.sft import sft
+from finetune.tokens import IGNORED, tokenize
+from tests.finetune.conftest import load_template
+
+
+def lines(folder: Path, kind: str = "train") -> list[dict[str, Any]]:
+    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [record for record in records if record["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, base: Path, pairs: Path) -> Path:
+    """A tuned folder made from the command line."""
+    from tests.conftest import run_command
+
+    out = tmp_path_factory.mktemp("made") / "chat"
+    done = run_command(
+        "finetune",
+        "sft",
+        f"model={base}",
+        f"data={pairs}",
+        f"out={out}",
+        "device=cpu",
+        "precision=fp32",
+        "learning_rate=1e-2",
+        "epochs=4",
+        "log_every=7",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "20 steps on 40 conversations" in done.stdout
+    assert done.stderr == ""
+    return out
+
+
+def test_learns(made: Path) -> None:
+    losses = [line["loss"] for line in lines(made)]
+    assert abs(losses[0] - math.log(512)) < 0.3
+    assert losses[-1] < losses[0] - 1.5
+    assert [line["step"] for line in lines(made)] == [1, 7, 14, 20]
+    assert [line["event"] for line in lines(made, "event")] == ["start", "finish"]
+
+
+def test_result_is_a_stock_folder(made: Path, base: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(made)
+    tokenizer = AutoTokenizer.from_pretrained(made)
+    assert model.dtype == torch.bfloat16
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert tokenizer.chat_template == load_template("danube").template
+    for name in ("config.json", "tokenizer.json", "generation_config.json"):
+        assert json.loads((made / name).read_text()) == json.loads((base / name).read_text())
+    chat = [{"role": "user", "content": "What does dedent(text) do?"}]
+    answer = pipeline("text-generation", model=model, tokenizer=tokenizer)(chat, max_new_tokens=4)
+    assert answer[0]["generated_text"][-1]["role"] == "assistant"
+    assert "last loss" in (made / "README.md").read_text()
+    assert sorted(path.name for path in made.parent.iterdir()) == ["chat"]
+
+
+def test_the_same_inputs_are_done_already(settings, capsys) -> None:
+    config = settings(max_steps=1)
+    sft(config)
+    before = Path(config.out, "sft.json").stat().st_mtime_ns
+    sft(config)
+    assert "done already" in capsys.readouterr().out
+    assert Path(config.out, "sft.json").stat().st_mtime_ns == before
+
+
+def test_other_inputs_need_overwrite(settings) -> None:
+    sft(settings(max_steps=1))
+    with pytest.raises(InputError, match="was made from other inputs: choose another folder"):
+        sft(settings(max_steps=2))
+    sft(settings(max_steps=2, overwrite=True))
+    record = json.loads(Path(settings().out, "sft.json").read_text())
+    assert record["steps"] == 2
+
+
+def test_loss_is_the_answers_mean(settings, base: Path, pairs: Path) -> None:
+    """The first step's loss, in fp32, against plain transformers on the same 40 rows."""
+    sft(settings(max_steps=1, batch_size=40))
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    total, count = 0.0, 0
+    for row in tokenize(read_rows(pairs), load_template("danube"), tokenizer):
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])
+        with torch.no_grad():
+            logits = model(ids).logits[0, :-1]
+        total += F.cross_entropy(logits, labels[1:], ignore_index=IGNORED, reduction="sum").item()
+        count += int((labels[1:] != IGNORED).sum())
+    assert lines(Path(settings().out))[0]["loss"] == pytest.approx(total / count, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "layout", [{"micro_batch_size": 2}, {"packing": True, "batch_size": 1, "max_seq_len": 256}]
+)
+def test_layouts_of_a_batch_agree(settings, tmp_path: Path, pairs: Path, layout: dict) -> None:
+    """The same rows padded at once, in small batches, or packed: the same loss and gradient."""
+    few = tmp_path / "few.jsonl"
+    rows = sorted(pairs.read_text().splitlines(), key=len)[:6]
+    few.write_text("\n".join(rows))
+    first = {}
+    for name, extra in {"whole": {"batch_size": 6}, "other": {"batch_size": 6} | layout}.items():
+        out = tmp_path / name
+        sft(settings(data=str(few), out=str(out), max_steps=1, **extra))
+        first[name] = lines(out)[0]
+    assert first["other"]["tokens"] == first["whole"]["tokens"]
+    for key in ("loss", "grad_norm"):
+        assert first["other"][key] == pytest.approx(first["whole"][key], rel=1e-4), key
+
+
+def test_two_processes_give_one_process_curve(settings, command, tmp_path: Path) -> None:
+    sft(settings(max_steps=4))
+    other = tmp_path / "two"
+    config = settings()
+    done = command(
+        "finetune",
+        "sft",
+        f"model={config.model}",
+        f"data={config.data}",
+        f"out={other}",
+        "device=cpu",
+        "precision=fp32",
+        "learning_rate=1e-2",
+        "max_steps=4",
+        "log_every=1",
+        processes=2,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("4 steps on 40 conversations") == 1
+    one, two = lines(Path(config.out)), lines(other)
+    assert [line["tokens"] for line in two] == [line["tokens"] for line in one]
+    for a, b in zip(one, two, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
+
+
+def test_bf16_trains_fp32_weights(settings, tmp_path: Path) -> None:
+    config = settings(precision="bf16", max_steps=2)
+    base = load(Path(config.model))
+    rows = read_rows(Path(config.data))
+    trainer = build_trainer(config, base, rows, 1, tmp_path / "work")
+    check_labels(trainer, base.tokenizer)
+    trainer.train()
+    assert {parameter.dtype for parameter in base.model.parameters()} == {torch.float32}
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(math.log(512), abs=0.3)
+
+
+def test_wandb_lies_beside_the_folder(settings, command, tmp_path: Path) -> None:
+    config = settings()
+    done = command(
+        "finetune",
+        "sft",
+        f"model={config.model}",
+        f"data={config.data}",
+        f"out={tmp_path / 'chat'}",
+        "device=cpu",
+        "max_steps=1",
+        "logger=wandb",
+        "logger.wandb=offline",
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chat", "wandb"]
+    assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))

@@ -1,0 +1,80 @@
+"""Token ids in training equal those in serving; only answers have labels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from conf.errors import InputError
+from finetune.tokens import IGNORED, tokenize
+from tests.finetune.conftest import TEMPLATES, load_template
+
+FIRST = {"role": "user", "content": "What is 3 + 5?"}
+EIGHT = {"role": "assistant", "content": '"8" it is.'}
+SECOND = {"role": "user", "content": "Sure?"}
+YES = {"role": "assistant", "content": "Yes."}
+
+
+def tokens(row: dict, tokenizer, name: str = "danube") -> tuple[list[int], list[int]]:
+    (sequence,) = tokenize([row], load_template(name), tokenizer)
+    return sequence["input_ids"], sequence["labels"]
+
+
+def learned(ids: list[int], labels: list[int], tokenizer) -> str:
+    assert all(label in (IGNORED, token) for token, label in zip(ids, labels, strict=True))
+    return tokenizer.decode([label for label in labels if label != IGNORED])
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_prompt_is_token_for_token_what_a_server_sends(tokenizer, name: str) -> None:
+    template = load_template(name)
+    ids, labels = tokens({"prompt": [FIRST], "completion": [EIGHT]}, tokenizer, name)
+    served = tokenizer.apply_chat_template(
+        [FIRST], chat_template=template.template, add_generation_prompt=True
+    )["input_ids"]
+    assert ids[: len(served)] == served
+    assert labels[: len(served)] == [IGNORED] * len(served)
+    assert labels[len(served) :] == ids[len(served) :]
+    assert ids[len(served) :] == [*tokenizer.encode(EIGHT["content"]), tokenizer.eos_token_id]
+
+
+def test_encoding_in_one_go_would_melt_the_mark_with_the_answer(tokenizer) -> None:
+    """The case that the test above would miss with another tokenizer."""
+    ids, _ = tokens({"prompt": [FIRST], "completion": [EIGHT]}, tokenizer)
+    assert tokenizer.encode(tokenizer.decode(ids)) != ids
+
+
+def test_every_answer_of_messages_is_learned(tokenizer) -> None:
+    row = {"messages": [FIRST, EIGHT, SECOND, YES, SECOND]}
+    assert learned(*tokens(row, tokenizer), tokenizer) == '"8" it is.</s>Yes.</s>'
+
+
+def test_answers_in_a_prompt_are_not_learned(tokenizer) -> None:
+    row = {"prompt": [FIRST, EIGHT, SECOND], "completion": [YES]}
+    assert learned(*tokens(row, tokenizer), tokenizer) == "Yes.</s>"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("{% generation %}", "{% generation %} ", "renders other text than template does"),
+        ("<|prompt|>", "<|user|>", "renders other text than template does"),
+        ("{{ '<|answer|>' }}{% generation %}", "{% generation %}{{ '<|answer|>' }}", "elsewhere"),
+        ("{% generation %}", "{% if true %}", "marks 0 of 1 assistant turns"),
+    ],
+)
+def test_a_twin_that_differs_is_refused(tokenizer, old: str, new: str, words: str) -> None:
+    template = load_template("danube")
+    twin = template.training_template.replace(old, new)
+    if "{% if true %}" in twin:
+        twin = twin.replace("{% endgeneration %}", "{% endif %}")
+    template = replace(template, training_template=twin)
+    with pytest.raises(InputError, match=words):
+        list(tokenize([{"prompt": [FIRST], "completion": [EIGHT]}], template, tokenizer))
+
+
+def test_a_conversation_that_the_template_refuses(tokenizer) -> None:
+    row = {"messages": [{"role": "system", "content": "Be brief."}, FIRST, EIGHT]}
+    with pytest.raises(InputError, match=r"conversation 2: chat_template=danube2 refuses it"):
+        list(tokenize([{"messages": [FIRST, EIGHT]}, row], load_template("danube2"), tokenizer))
