@@ -9,7 +9,7 @@ from markupsafe import Markup
 from eval.run_folder import Record, RunFolder
 from eval.svg import Chart, Series, short_number, smoothed
 
-SMOOTHING = 0.8
+SMOOTHING = 0.7
 WIDE, HALF, PHONE = (960, 330), (470, 240), (400, 260)
 
 
@@ -40,13 +40,15 @@ def draw(chart: Chart, *, is_wide: bool = False) -> Drawing:
 
 def training_charts(run: RunFolder) -> list[Drawing]:
     """Loss, learning rate, throughput, MFU and gradient norm over tokens."""
-    marks = tuple(
-        (event["tokens"], f"{event['stage']}, {event['seq_len']} tokens")
+    named = tuple(
+        (event["tokens"], f"{event['stage']}: sequences of {event['seq_len']}")
         if event["event"] == "stage"
         else (event["tokens"], "restart")
         for event in run.events("stage", "resume")
         if event["tokens"] or event["event"] == "resume"
     )
+
+    marks = tuple((tokens, "") for tokens, _ in named)  # the small charts have no room for names
 
     def over_tokens(key: str) -> list[tuple[float, float]]:
         return [(r["tokens"], r[key]) for r in run.train if r.get(key) is not None]
@@ -72,7 +74,7 @@ def training_charts(run: RunFolder) -> list[Drawing]:
     ]
     rate = over_tokens("tokens_per_second")
     return [
-        draw(Chart("Loss", "nats per token", lines, marks=marks), is_wide=True),
+        draw(Chart("Loss", "nats per token", lines, marks=named), is_wide=True),
         draw(
             Chart(
                 "Throughput",

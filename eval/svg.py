@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 52, 14, 22, 40
+CHARACTER = 6.4
+"""Mean width of a character of a label."""
 MAX_POINTS = 600
 """More points than a chart has pixels only make the page heavy."""
 
@@ -51,15 +53,16 @@ class Chart:
         high = max(ys) if self.top is None else self.top
         y_ticks = ticks(low, high, 5)
         low, high = min(low, y_ticks[0]), max(high, y_ticks[-1])
-        x_ticks = ticks(min(xs), max(xs), max(3, width // 130))
-        plot = Plot(width, height, min(xs), max(xs), low, high)
+        left = 0.0 if 0 <= min(xs) < 0.1 * max(xs) else min(xs)
+        x_ticks = ticks(left, max(xs), max(4, width // 130))
+        plot = Plot(width, height, left, max(xs), low, high)
         parts = [
             f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(self.title)}">',
             *(plot.horizontal(tick, self.format_y(tick)) for tick in y_ticks),
-            *(plot.below(tick, short_number(tick)) for tick in x_ticks if tick <= max(xs)),
+            *(plot.below(tick, short_number(tick)) for tick in x_ticks if left <= tick <= max(xs)),
             f'<text class="axis" x="{width - MARGIN_RIGHT}" y="{height - 6}" '
             f'text-anchor="end">{escape(self.x_label)}</text>',
-            *(plot.mark(place, label) for place, label in self.marks),
+            *plot.marked(self.marks),
             *(plot.line(series) for series in drawn),
             "</svg>",
         ]
@@ -104,16 +107,25 @@ class Plot:
             f'text-anchor="middle">{escape(label)}</text>'
         )
 
-    def mark(self, value: float, label: str) -> str:
-        """A dashed line down the chart, labelled at its top on the side that has room."""
-        x = self.x(value)
-        end = x > 0.75 * self.width
-        return (
-            f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{MARGIN_TOP - 12}" '
-            f'y2="{self.height - MARGIN_BOTTOM}"/><text class="mark-label" '
-            f'x="{x + (-5 if end else 5):.1f}" y="{MARGIN_TOP - 4}" '
-            f'text-anchor="{"end" if end else "start"}">{escape(label)}</text>'
-        )
+    def marked(self, marks: Sequence[tuple[float, str]]) -> Iterator[str]:
+        """Dashed lines down the chart; labels stand at the top, on the side that has room, and a
+        row lower where they would touch the one before."""
+        taken = 0.0
+        for value, label in sorted(marks):
+            x = self.x(value)
+            size = CHARACTER * len(label)
+            start = x + 5 if x + 5 + size < self.width else x - 5 - size
+            row = 0 if start > taken else 1
+            taken = max(taken, start + size) if row == 0 else taken
+            yield (
+                f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{MARGIN_TOP - 12}" '
+                f'y2="{self.height - MARGIN_BOTTOM}"/>'
+            )
+            if label:
+                yield (
+                    f'<text class="mark-label" x="{start:.1f}" y="{MARGIN_TOP - 4 + 15 * row}">'
+                    f"{escape(label)}</text>"
+                )
 
     def line(self, series: Series) -> str:
         """The line, and dots where they are asked for."""
