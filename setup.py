@@ -22,7 +22,7 @@ EXTRAS = {
 setup(
     name="headwater",
     version="0.1.0",
-    description="Pretrain small language models from scratch: raw text in, evaluated chat model out.",
+    description="Pretrain small language models: raw text in, evaluated chat model out.",
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(

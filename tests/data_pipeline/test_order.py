@@ -93,7 +93,7 @@ def test_mixture_counts_sum_grow_by_one_and_keep_their_shares(weights):
 
 def test_mixture_is_exact_for_ten_trillion_tokens():
     mixture = Mixture([0.845, 0.1, 0.055])
-    t = np.int64(10**13 // 512)
+    t = np.array(10**13 // 512)
     counts = mixture.counts(t)
     assert counts.sum() == t
     assert (counts > 0).all()
@@ -130,7 +130,7 @@ def test_an_epoch_starts_when_the_one_before_is_used_up(order):
 def test_any_split_over_ranks_and_any_restart_give_the_same_samples(order, ranks, restart):
     samples = np.arange(order.stages[0].samples)
     whole = order.locate(0, samples)
-    dealt = {}
+    dealt: dict[int, tuple] = {}
     again = SampleOrder.from_json(order.to_json())
     for rank in range(ranks):
         mine = samples[min(restart, len(samples)) :][rank::ranks]

@@ -34,7 +34,8 @@ def test_backends_agree(backend, head_dim, window, documents):
         leaves = [tensor.detach().to(place).requires_grad_() for tensor in tensors]
         starts = None if cu_seqlens is None else cu_seqlens.to(place)
         visible = visible_keys(name, BATCH, SEQ, window, starts, place)
-        out = attend(*leaves, visible)
+        q, k, v = leaves
+        out = attend(q, k, v, visible)
         out.backward(grad.to(out))
         return [out, *(leaf.grad for leaf in leaves)]
 

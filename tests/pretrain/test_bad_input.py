@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.runs import arguments
 
-CASES = {
+CASES: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"optim__lerning_rate": 1}, "optim.lerning_rate is not a key of this config"),
     "wrong type": ({"optim__learning_rate": "fast"}, "optim.learning_rate: value 'fast'"),
     "unknown choice": ({"model": "danube_9b"}, "model=danube_9b: there is no such choice"),
