@@ -72,14 +72,19 @@ def build_tasks(config: BuildTasksConfig) -> None:
     out = Path(config.out)
     settings = {k: v for k, v in asdict(config).items() if k not in ("corpus", "out", "overwrite")}
     inputs = json.dumps([manifest.fingerprint, str(out.resolve()), settings], sort_keys=True)
-    if out.exists() and not config.overwrite:
-        record = out / RECORD
-        if record.is_file() and json.loads(record.read_text())["inputs"] == inputs:
+    record = out / RECORD
+    if record.is_file():
+        same = json.loads(record.read_text())["inputs"] == inputs
+        if same and not config.overwrite:
             print(f"{out}: done already, from the same inputs")
             return
-        raise InputError(
-            f"out={out} holds something else: choose another folder, or give overwrite=true."
-        )
+        if not config.overwrite:
+            raise InputError(
+                f"out={out} holds tasks from other inputs: choose another folder, or give "
+                "overwrite=true."
+            )
+    elif out.exists():
+        raise InputError(f"out={out} exists and holds no tasks: choose another folder.")
     sources = sorted(manifest.source_tokens("held_out"))
     if not sources:
         raise InputError(f"corpus={config.corpus} has no held-out split to make tasks of.")
@@ -171,7 +176,7 @@ def questions(
         return
     labels = [number % CHOICES for number in range(total)]
     draw.shuffle(labels)
-    for number in (*usable, *others):
+    for number in usable:
         draw.shuffle(contexts[number])
     order = draw.sample(usable, len(usable))
     for label in labels:

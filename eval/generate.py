@@ -24,7 +24,8 @@ class GenerateConfig:
 
     chat: renders the prompt with the model's own template and stops where the answer ends;
         without it the prompt's text is continued.
-    temperature: 0 takes the likeliest token each time. limit: prompts, null for all.
+    temperature: 0 takes the likeliest token each time; top_p, top_k: what is drawn from, 1 and 0
+        for all tokens. limit: prompts, null for all.
     out: a jsonl file for prompts and completions, null for none.
     """
 
@@ -35,6 +36,7 @@ class GenerateConfig:
     max_new_tokens: int = 64
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int = 0
     repetition_penalty: float = 1.0
     seed: int = 0
     limit: int | None = None
@@ -49,6 +51,10 @@ class GenerateConfig:
             raise InputError(f"temperature={self.temperature}, expected 0 or more.")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p={self.top_p}, expected more than 0 and at most 1.")
+        if self.top_k < 0:
+            raise InputError(f"top_k={self.top_k}, expected 0 or more.")
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"limit={self.limit}, expected at least 1, or null for all.")
         if self.repetition_penalty <= 0:
             raise InputError(f"repetition_penalty={self.repetition_penalty}, expected above 0.")
 
@@ -98,6 +104,9 @@ def read_prompts(config: GenerateConfig) -> list[dict[str, Any]]:
             raise InputError(f"prompts_file={path} is no file: expected text or jsonl.")
     if not rows:
         raise InputError("there is no prompt: give prompts=[...] or prompts_file=...")
+    for number, row in enumerate(rows, 1):
+        if not row["prompt"]:
+            raise InputError(f"prompt {number} is empty: expected text to go on from.")
     return rows[: config.limit]
 
 
@@ -121,7 +130,12 @@ def complete(
     inputs = inputs.to(loaded.device)
     sampling: dict[str, Any] = {"do_sample": False}
     if config.temperature > 0:
-        sampling = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p}
+        sampling = {
+            "do_sample": True,
+            "temperature": config.temperature,
+            "top_p": config.top_p,
+            "top_k": config.top_k,
+        }
     torch.manual_seed(seed)
     with torch.inference_mode():
         ids = model.generate(

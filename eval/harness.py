@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from importlib import metadata
 from pathlib import Path
@@ -47,16 +47,11 @@ def lm_eval(config: LmEvalConfig) -> None:
     if out.exists() and not config.overwrite:
         known = load_results(out, "out")["models"]
     prints = {name: fingerprint(folder, selection, config) for name, folder in folders.items()}
-    results: dict[str, Any] = {
-        "format": FORMAT,
-        "packages": {package: metadata.version(package) for package in PACKAGES},
-        "models": {},
-    }
+    done = {name: known[name] for name in known if known[name]["fingerprint"] == prints.get(name)}
     manager = None
     for name, folder in folders.items():
-        if known.get(name, {}).get("fingerprint") == prints[name]:
+        if name in done:
             console.print(f"{name}: done already", highlight=False)
-            results["models"][name] = known[name]
             continue
         with quiet(offline=not selection.built_in):
             if manager is None:
@@ -65,17 +60,27 @@ def lm_eval(config: LmEvalConfig) -> None:
             console.print(f"{name}: {folder}", highlight=False, soft_wrap=True)
             started = time.perf_counter()
             tasks = score(folder, selection, manager, config)
-        results["models"][name] = {
+        done[name] = {
             "folder": str(folder),
             "fingerprint": prints[name],
             "seconds": round(time.perf_counter() - started, 1),
             "settings": {"dtype": config.dtype, "limit": config.limit, "chat": config.chat},
             "tasks": tasks,
         }
-        write_text(out, json.dumps(results, indent=1))
+        write_text(out, json.dumps(side_by_side(done, folders), indent=1))
+    results = side_by_side(done, folders)
     write_text(out, json.dumps(results, indent=1))
     console.print(table(results))
     console.print(f"{out}: {len(folders)} models", highlight=False, soft_wrap=True)
+
+
+def side_by_side(done: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """The content of the file of results, with what is done so far in the order asked for."""
+    return {
+        "format": FORMAT,
+        "packages": {package: metadata.version(package) for package in PACKAGES},
+        "models": {name: done[name] for name in names if name in done},
+    }
 
 
 def model_folder(name: str, path: str) -> Path:
@@ -92,8 +97,8 @@ def model_folder(name: str, path: str) -> Path:
 def fingerprint(folder: Path, selection: Selection, config: LmEvalConfig) -> str:
     """sha256 of what decides the scores: weights, tokenizer, tasks, settings, versions."""
     files = [path for end in ("safetensors", "json", "jinja") for path in folder.glob(f"*.{end}")]
-    local = [path for tasks in selection.folders for path in tasks.glob("*.jsonl")]
-    asked = [[choice.task, choice.num_fewshot] for choice in selection.choices]
+    local = [path for tasks in selection.folders for path in tasks.iterdir() if path.is_file()]
+    asked = [[choice.task, choice.num_fewshot, choice.metric] for choice in selection.choices]
     versions = [metadata.version(package) for package in PACKAGES]
     return digest_of(
         [*files, *local], asked, config.limit, config.chat, config.dtype, config.device, versions
@@ -182,8 +187,10 @@ def score(
         )
         assert found is not None
         shown = {choice.task: choice.metric for choice in chosen}
+        groups = {task: group for group, tasks in found["group_subtasks"].items() for task in tasks}
         for task in found["results"]:
-            scored[task] = entry(found, task) | {"shown": shown.get(task)}
+            group = None if task in shown else groups.get(task)
+            scored[task] = entry(found, task) | {"shown": shown.get(task), "group": group}
     asked = [choice.task for choice in selection.choices]
     order = {**dict.fromkeys(asked), **dict.fromkeys(scored)}
     return {task: scored[task] for task in order if task in scored}
@@ -191,7 +198,8 @@ def score(
 
 def entry(found: Any, task: str) -> dict[str, Any]:
     """What lm-eval found for a task, in the form of `eval.results`."""
-    samples = found["samples"].get(task, [])
+    tasks = leaves(found, task)
+    samples = [sample for leaf in tasks for sample in found["samples"].get(leaf, [])]
     metrics = {}
     for key, value in found["results"][task].items():
         metric, _, filtered = key.partition(",")
@@ -203,18 +211,24 @@ def entry(found: Any, task: str) -> dict[str, Any]:
         name = metric if filtered == "none" else key
         known = isinstance(stderr, float | int) and not math.isnan(stderr)
         metrics[name] = {"value": float(value), "stderr": float(stderr) if known else None}
-    settings = found["configs"].get(task, {})
+    settings = found["configs"].get(tasks[0], {})
     output_type = settings.get("output_type")
     choices = [len(sample["resps"]) for sample in samples]
     is_choice = output_type == "multiple_choice" and choices
     return {
         "metrics": metrics,
-        "samples": found["n-samples"].get(task, {}).get("effective", len(samples)),
+        "samples": sum(found["n-samples"][leaf]["effective"] for leaf in tasks),
         "chance": sum(1 / count for count in choices) / len(choices) if is_choice else None,
         "num_fewshot": found["n-shot"].get(task),
         "version": found["versions"].get(task),
         "output_type": output_type,
     }
+
+
+def leaves(found: Any, task: str) -> list[str]:
+    """The tasks of a group, or the task itself."""
+    parts = found["group_subtasks"].get(task)
+    return [leaf for part in parts for leaf in leaves(found, part)] if parts else [task]
 
 
 def bits_per_byte_stderr(samples: list[tuple[float, int]]) -> float | None:

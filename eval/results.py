@@ -2,10 +2,11 @@
 
     {"format": 1, "packages": {...}, "models": {name: {"folder", "fingerprint", "seconds",
      "settings", "tasks": {task: {"metrics": {metric: {"value", "stderr"}}, "samples", "chance",
-     "num_fewshot", "version", "output_type", "shown"}}}}}
+     "num_fewshot", "version", "output_type", "shown", "group"}}}}}
 
 `stderr` is null where it is not known; `chance` is the accuracy of guessing, null where there is no
-choice; `shown` is the metric that stands for the task in a suite's table, null for all.
+choice; `shown` is the metric that stands for the task in a suite's table, null for all; `group` is
+the group that a task was run as a part of, null for what was asked for by name.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ def rows(results: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, dict[str
             name: model["tasks"][task] for name, model in models.items() if task in model["tasks"]
         }
         metrics = {m: None for entry in scored.values() for m in entry["metrics"]}
+        if any(in_group(models[name]["tasks"], task) for name in scored):
+            continue
         shown = next(iter(scored.values()))["shown"]
         if shown is None and "bits_per_byte" in metrics:
             metrics = {metric: None for metric in metrics if metric not in OTHER_UNITS}
@@ -64,18 +67,24 @@ def rows(results: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, dict[str
                 )
 
 
+def in_group(tasks: dict[str, Any], task: str) -> bool:
+    """Whether the score of a group stands for the task."""
+    group = tasks[task].get("group")
+    return group is not None and bool(tasks[group]["metrics"])
+
+
 def chance(entry: dict[str, Any], metric: str) -> float | None:
     """What guessing scores in a metric of a task."""
     return entry["chance"] if metric in ("acc", "acc_norm") else None
 
 
-def format_score(score: dict[str, Any], metric: str) -> str:
-    """A value with its standard error: shares in percent, others as they are."""
+def format_score(score: dict[str, Any], metric: str) -> tuple[str, str]:
+    """A value and its standard error, empty where it is not known: shares in percent."""
     value, stderr = score["value"], score["stderr"]
     if metric.split(",")[0] in SHARES:
-        return f"{value:.1%}" + (f" ± {100 * stderr:.1f}" if stderr is not None else "")
+        return f"{value:.1%}", f"{100 * stderr:.1f}" if stderr is not None else ""
     digits = 3 if value < 100 else 0
-    return f"{value:,.{digits}f}" + (f" ± {stderr:.{digits}f}" if stderr is not None else "")
+    return f"{value:,.{digits}f}", f"{stderr:.{digits}f}" if stderr is not None else ""
 
 
 def table(results: dict[str, Any]) -> Table:
@@ -93,7 +102,9 @@ def table(results: dict[str, Any]) -> Table:
             task if task != before else "",
             metric + (" ↓" if metric in LOWER_IS_BETTER else ""),
             *(
-                format_score(scores[name], metric) if name in scores else ""
+                " ± ".join(filter(None, format_score(scores[name], metric)))
+                if name in scores
+                else ""
                 for name in results["models"]
             ),
             f"{guess:.1%}" if guess is not None else "",

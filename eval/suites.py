@@ -132,5 +132,5 @@ def _local(folder: Path) -> list[Choice]:
         for file in files.values() if isinstance(files, dict) else [files]:
             if "://" not in str(file) and not Path(file).is_file():
                 raise InputError(f"{path} reads {file}, which does not exist: build it again.")
-        choices.append(Choice(content["task"]))
+        choices.append(Choice(content.get("group") or content["task"]))
     return choices
