@@ -175,9 +175,11 @@ def evaluation(results: Record) -> dict[str, Any]:
         pick = min if metric in LOWER_IS_BETTER else max
         best = pick(score["value"] for score in scores.values())
         guess = next(iter(scores.values()))["chance"]
+        texts = {name: format_score(score, metric) for name, score in scores.items()}
         cells = [
             {
-                "text": format_score(scores[name], metric),
+                "value": texts[name][0],
+                "stderr": texts[name][1],
                 "share": f"{100 * scores[name]['value']:.1f}" if share else None,
                 "best": len(scores) > 1 and scores[name]["value"] == best,
             }
