@@ -62,7 +62,7 @@ def test_permute_takes_a_range_and_a_key_for_each_element():
     sizes = np.array([5, 9, 1, 1000])
     keys = np.array([1, 2, 3, 4], np.uint64)
     one_by_one = [
-        int(permute(np.int64(0), int(n), int(k))) for n, k in zip(sizes, keys, strict=True)
+        int(permute(np.array(0), int(n), int(k))) for n, k in zip(sizes, keys, strict=True)
     ]
     assert permute(np.zeros(4, np.int64), sizes, keys).tolist() == one_by_one
 
