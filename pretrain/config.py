@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from conf.errors import InputError, did_you_mean
+from conf.wandb_run import LoggerConfig
 from model.config import ModelConfig
 
 
@@ -132,20 +133,6 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         if self.keep_last < 1:
             raise InputError(f"checkpoint.keep_last={self.keep_last}, expected at least 1.")
-
-
-@dataclass
-class LoggerConfig:
-    """wandb: auto (online with a key, else offline), online, offline or disabled."""
-
-    wandb: str = "auto"
-    project: str = "headwater"
-    entity: str | None = None
-    group: str | None = None
-    progress: bool = True
-
-    def __post_init__(self) -> None:
-        one_of("logger.wandb", self.wandb, ("auto", "online", "offline", "disabled"))
 
 
 @dataclass

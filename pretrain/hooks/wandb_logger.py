@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pretrain.config import LoggerConfig
+from conf.wandb_run import LoggerConfig, open_run
 from pretrain.hooks import Hook
 
 if TYPE_CHECKING:
@@ -25,25 +24,15 @@ class WandbLogger(Hook):
 
     def on_start(self, trainer: Trainer) -> None:
         """Starts or continues the run."""
-        import wandb
-
         id_file = self.run_dir / "wandb_id"
         if not id_file.exists():
             id_file.write_text(secrets.token_hex(8))
-        mode = self.config.wandb
-        if mode == "auto":
-            mode = "online" if _has_key() else "offline"
-        self.run = wandb.init(
-            project=self.config.project,
-            entity=self.config.entity,
-            group=self.config.group,
-            name=trainer.config.name,
-            id=id_file.read_text().strip(),
-            resume="allow",
-            mode="online" if mode == "online" else "offline",
-            dir=self.run_dir,
-            config=asdict(trainer.config),
-            settings=wandb.Settings(silent=True, console="off"),
+        self.run = open_run(
+            self.config,
+            trainer.config.name,
+            self.run_dir,
+            asdict(trainer.config),
+            id_file.read_text().strip(),
         )
         # Steps are an axis of our own: wandb's must only grow, and a resumed run repeats some.
         self.run.define_metric("step")
@@ -67,10 +56,3 @@ def _numbers(prefix: str, record: Mapping[str, Any]) -> dict[str, float]:
         elif isinstance(value, int | float) and key not in ("step", "time"):
             flat[f"{prefix}/{key}"] = value
     return flat
-
-
-def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    return netrc.is_file() and "wandb" in netrc.read_text()

@@ -1,0 +1,64 @@
+"""Weights & Biases, the same for every stage that trains: its settings, and opening a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conf.errors import InputError, did_you_mean
+
+MODES = ("auto", "online", "offline", "disabled")
+
+
+@dataclass
+class LoggerConfig:
+    """Where metrics go beside `metrics.jsonl`, which is always written.
+
+    wandb: auto (online where there is a key, else offline), online, offline or disabled.
+    progress: a line or bar for whoever watches.
+    """
+
+    wandb: str = "auto"
+    project: str = "headwater"
+    entity: str | None = None
+    group: str | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.wandb not in MODES:
+            raise InputError(
+                f"logger.wandb={self.wandb} is not a choice{did_you_mean(self.wandb, MODES)}."
+            )
+
+
+def open_run(
+    config: LoggerConfig,
+    name: str,
+    folder: Path,
+    settings: dict[str, Any],
+    run_id: str | None = None,
+) -> Any:
+    """Opens a run whose files lie in `folder`; with `run_id` it continues the run of that id.
+
+    Raises InputError for wandb=online without a key.
+    """
+    import wandb
+
+    has_key = bool(wandb.api.api_key)
+    if config.wandb == "online" and not has_key:
+        raise InputError("logger.wandb=online: there is no key; set WANDB_API_KEY, or use offline.")
+    online = config.wandb == "online" or (config.wandb == "auto" and has_key)
+    folder.mkdir(parents=True, exist_ok=True)
+    return wandb.init(
+        project=config.project,
+        entity=config.entity,
+        group=config.group,
+        name=name,
+        id=run_id,
+        resume="allow" if run_id else None,
+        mode="online" if online else "offline",
+        dir=folder,
+        config=settings,
+        settings=wandb.Settings(silent=True, console="off"),
+    )
