@@ -97,8 +97,17 @@ class SampleOrder:
         )
 
     def locate(self, stage: int, samples: Ints) -> Located:
-        """Where the samples with these numbers, counted from the stage's start, lie."""
+        """Where the samples with these numbers, counted from the stage's start, lie.
+
+        Raises IndexError for a number outside of the stage.
+        """
         samples = np.asarray(samples, np.int64)
+        count = self.stages[stage].samples
+        if samples.size and not 0 <= samples.min() <= samples.max() < count:
+            raise IndexError(
+                f"stage {stage} has samples 0 to {count - 1}, asked for {samples.min()} to "
+                f"{samples.max()}"
+            )
         seq_len, atoms = self.stages[stage].seq_len, self._stage_atoms[stage]
         pieces = self.atom // seq_len
         window, inside = np.divmod(samples, WINDOW_ATOMS * pieces)

@@ -8,6 +8,7 @@ Megatron's own reader takes seconds that no training step needs; the writer is M
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,6 +36,8 @@ class Shard:
         for path in (self.bin, self.idx):
             if not path.is_file():
                 raise InputError(f"{path} is missing: tokenize the corpus again.")
+        if not self.idx.stat().st_size:  # nothing can be mapped
+            raise InputError(f"{self.idx} has 0 bytes, its header alone has {HEADER.size}.")
         raw = np.memmap(self.idx, np.uint8, mode="r")
         sequences, documents = self._check_header(raw, dtype)
         lengths_at = HEADER.size
@@ -56,14 +59,15 @@ class Shard:
 
     def document_starts(self, start: int, end: int) -> Ints:
         """Token offsets of the documents that begin in [start, end)."""
+        # np.searchsorted would copy the whole map at every call: the header leaves it unaligned.
         width = self.dtype.itemsize
-        low, high = np.searchsorted(self._starts, (start * width, end * width))
+        low = bisect_left(self._starts, start * width)
+        high = bisect_left(self._starts, end * width, low)
         return np.asarray(self._starts[low:high]) // width
 
     def document_of(self, offset: int) -> int:
         """Number of the document that holds the token at offset."""
-        place = np.searchsorted(self._starts, offset * self.dtype.itemsize, side="right")
-        return int(place) - 1
+        return bisect_right(self._starts, offset * self.dtype.itemsize) - 1
 
     def _check_header(self, raw: NDArray[np.uint8], dtype: str | None) -> tuple[int, int]:
         if len(raw) < HEADER.size:

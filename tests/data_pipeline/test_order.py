@@ -207,3 +207,11 @@ def test_stages_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match="source 'a' has 32 tokens, fewer than one atom of 32"):
         SampleOrder({"a": 32}, [OrderStage(32, 1, {"a": 1})], 0)
     SampleOrder({"a": 33}, [OrderStage(32, 1, {"a": 1})], 0)
+
+
+@pytest.mark.parametrize("sample", [-1, 10, 500])
+def test_a_sample_outside_of_its_stage_is_refused(sample):
+    """Beyond the last window there is no range to permute: it would walk for ever."""
+    order = SampleOrder({"a": 9999}, [OrderStage(16, 10, {"a": 1})], 0)
+    with pytest.raises(IndexError, match="stage 0 has samples 0 to 9, asked for"):
+        order.locate(0, np.array([3, sample]))

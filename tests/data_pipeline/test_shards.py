@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from conf.errors import InputError
 from data_pipeline.batches import IGNORED, BatchReader, held_out_batches, open_stream
 from data_pipeline.manifest import load_manifest
 from data_pipeline.order import OrderStage, SampleOrder
-from data_pipeline.shards import Shard
+from data_pipeline.shards import HEADER, MAGIC, Shard
 
 
 @pytest.fixture
@@ -112,6 +113,7 @@ def damage(manifest, ending, change):
         (".bin", lambda b: b[:-1], r"code-00001.bin has \d+ bytes, its index says \d+"),
         (".bin", lambda b: b + b"xx", r"code-00001.bin has \d+ bytes, its index says \d+"),
         (".idx", lambda b: b[:-3], r"code-00001.idx has \d+ bytes, its index says \d+"),
+        (".idx", lambda b: b"", "code-00001.idx has 0 bytes, its header alone has 34"),
         (".idx", lambda b: b[:20], "code-00001.idx has 20 bytes, its header alone has 34"),
         (".idx", lambda b: b"X" + b[1:], "code-00001.idx is not a Megatron index"),
         (".idx", lambda b: b[:17] + b"\x04" + b[18:], "code-00001.idx holds int32, the manifest"),
@@ -152,3 +154,23 @@ def test_documents_of_several_sequences_are_read_by_document(tmp_path):
     assert shard.documents == 2
     assert shard.document_starts(0, 15).tolist() == [0, 10]
     assert [shard.document_of(offset) for offset in (0, 9, 10, 14)] == [0, 0, 1, 1]
+
+
+def test_finding_documents_does_not_copy_the_index(tmp_path):
+    """Its arrays are unaligned, which makes numpy's own search copy all of them."""
+    documents = 200_000
+    header = HEADER.pack(MAGIC, 1, 8, documents, documents + 1)
+    lengths = np.full(documents, 4, np.int32)
+    offsets = 8 * np.arange(documents, dtype=np.int64)
+    borders = np.arange(documents + 1, dtype=np.int64)
+    parts = (header, lengths.tobytes(), offsets.tobytes(), borders.tobytes())
+    (tmp_path / "s.idx").write_bytes(b"".join(parts))
+    with (tmp_path / "s.bin").open("wb") as file:
+        file.truncate(8 * documents)
+    shard = Shard(tmp_path / "s", "uint16")
+    tracemalloc.start()
+    assert shard.document_starts(1001, 1013).tolist() == [1004, 1008, 1012]
+    assert shard.document_of(1003) == 250
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100_000  # the offsets take 1.6 MB
