@@ -117,7 +117,8 @@ def quiet(*, offline: bool) -> Iterator[None]:
     datasets.disable_progress_bars()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    for library in ("lm_eval", "huggingface_hub"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     with redirect_stderr(sys.stderr if sys.stderr.isatty() else io.StringIO()):
         yield
 
@@ -141,6 +142,7 @@ def load_tasks(selection: Selection) -> TaskManager:
                 did_you_mean(choice.task, names) if len(names) < 30 else _close(choice.task, names)
             )
             raise InputError(f"tasks={choice.task}: lm-eval has no such task{hint}.")
+    for choice in selection.choices:
         try:
             manager.load([choice.task])
         except (OSError, ValueError) as error:
