@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from typing import Any
 
 import pytest
 import yaml
@@ -27,7 +28,7 @@ def settings(named_corpus, tmp_path):
     """Makes a config with overrides."""
 
     def make(**overrides) -> BuildTasksConfig:
-        values = {
+        values: dict[str, Any] = {
             "corpus": str(named_corpus.folder),
             "out": str(tmp_path / "tasks"),
             "questions": 16,
@@ -112,7 +113,7 @@ def test_what_is_there_is_not_made_again(settings, tmp_path, capsys):
     build_tasks(settings())
     assert "done already" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "tasks").iterdir()} == made
-    with pytest.raises(InputError, match="holds tasks from other inputs.*overwrite=true"):
+    with pytest.raises(InputError, match=r"holds tasks from other inputs.*overwrite=true"):
         build_tasks(settings(questions=8))
     build_tasks(settings(questions=8, overwrite=True))
     assert len(read_json_lines(tmp_path / "tasks" / "bytes_code_continuation.jsonl")) == 8
