@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import random
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from conf.errors import InputError
 from data_pipeline.corpus import CorpusConfig
 from data_pipeline.readers import Unit, read_unit
 from data_pipeline.selection import HELD_OUT, TRAIN, Chosen
-from data_pipeline.tokenizer import load_tokenizer
+from data_pipeline.tokenizer import load_tokenizer, vocab_size_of
 
 ENCODE_BYTES = 4_000_000
 """Text that is encoded in one call."""
@@ -74,9 +72,11 @@ def _write_shard(
 ) -> dict[str, Any]:
     import torch
 
-    builder_class, dtype = _megatron(tokenizer.get_vocab_size())
+    from data_pipeline.megatron_writer import DType, IndexedDatasetBuilder
+
     prefix.parent.mkdir(parents=True, exist_ok=True)
-    builder = builder_class(f"{prefix}.bin", dtype=dtype)
+    dtype = DType.optimal_dtype(vocab_size_of(tokenizer))
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=dtype)
     tokens = 0
     with prefix.with_name(prefix.name + ".docs.jsonl").open("w") as table:
         for group in _groups(documents):
@@ -109,17 +109,6 @@ def _groups(documents: list[Text]) -> Iterator[list[Text]]:
             group, size = [], 0
     if group:
         yield group
-
-
-def _megatron(vocab_size: int) -> tuple[Any, Any]:
-    """Megatron's builder and the dtype it takes for a vocabulary, without its page of warnings."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
-
-        logging.disable(logging.NOTSET)
-    return IndexedDatasetBuilder, DType.optimal_dtype(vocab_size)
 
 
 def _sha256(path: Path) -> str:

@@ -29,7 +29,13 @@ from data_pipeline.manifest import FILE, Manifest, load_manifest, tokenizer_fing
 from data_pipeline.readers import Unit, plan_units, read_unit
 from data_pipeline.selection import HELD_OUT, TRAIN, Chosen, choose, scan
 from data_pipeline.shard_writer import write_unit
-from data_pipeline.tokenizer import load_tokenizer, special_ids, token_bytes, train_tokenizer
+from data_pipeline.tokenizer import (
+    load_tokenizer,
+    special_ids,
+    token_bytes,
+    train_tokenizer,
+    vocab_size_of,
+)
 
 FORMAT = 1
 """Counts changes of this code that change what it writes."""
@@ -76,7 +82,8 @@ def make(
     # Tokenizers must not start threads of their own beside the processes.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     workers = config.workers or len(os.sched_getaffinity(0))
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["data_pipeline.megatron_writer"])
     with ProcessPoolExecutor(workers, mp_context=context) as pool, _progress(console) as progress:
         total = sum(file.bytes for unit in units for file in unit.files) or None
         task = progress.add_task("reading", total=total, said="")
@@ -90,6 +97,7 @@ def make(
         progress.update(task, description="tokenizer", said="")
         make_tokenizer(config.tokenizer, corpus, units, chosen, folder / "tokenizer.json")
         tokenizer = load_tokenizer(folder / "tokenizer.json")
+        vocab_size = vocab_size_of(tokenizer)
         ids = special_ids(tokenizer, config.tokenizer)
         np.save(folder / "token_bytes.npy", token_bytes(tokenizer))
         progress.reset(task, description="encoding")
@@ -110,10 +118,10 @@ def make(
         tokenizer={
             "file": "tokenizer.json",
             "sha256": tokenizer_fingerprint(folder / "tokenizer.json"),
-            "vocab_size": tokenizer.get_vocab_size(),
+            "vocab_size": vocab_size,
             **ids,
         },
-        dtype="uint16" if tokenizer.get_vocab_size() < 65500 else "int32",
+        dtype="uint16" if vocab_size < 65500 else "int32",
         splits=splits,
         sources=counts,
     )

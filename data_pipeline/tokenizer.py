@@ -56,6 +56,11 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
+def vocab_size_of(tokenizer: Tokenizer) -> int:
+    """Numbers that ids go up to: more than there are pieces where a vocabulary has gaps."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def special_ids(tokenizer: Tokenizer, config: TokenizerConfig) -> dict[str, int]:
     """Ids of pad, bos and eos; raises InputError where the tokenizer lacks one."""
     ids = {}
@@ -80,7 +85,7 @@ def token_bytes(tokenizer: Tokenizer) -> NDArray[np.uint16]:
     about = json.loads(tokenizer.to_str())
     added = {entry["id"]: entry for entry in about["added_tokens"]}
     byte_level = "ByteLevel" in _types(about.get("decoder")) | _types(about.get("pre_tokenizer"))
-    sizes = np.zeros(tokenizer.get_vocab_size(), np.uint16)
+    sizes = np.zeros(vocab_size_of(tokenizer), np.uint16)
     for piece, number in tokenizer.get_vocab().items():
         if number in added:
             sizes[number] = 0 if added[number]["special"] else len(piece.encode())

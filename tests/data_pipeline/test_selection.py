@@ -1,0 +1,106 @@
+"""Which documents are kept, and which are held out."""
+
+from __future__ import annotations
+
+import pytest
+
+from data_pipeline.corpus import CorpusConfig, SourceConfig
+from data_pipeline.readers import plan_units
+from data_pipeline.selection import HELD_OUT, TRAIN, choose, reason_to_drop, scan, split_of
+
+
+def select(corpus):
+    """(source, file, split) of every document kept, and the counts."""
+    units = plan_units(corpus)
+    scans = [scan(unit, corpus.sources[unit.source]) for unit in units]
+    chosen, counts = choose(corpus, units, scans)
+    kept = []
+    for unit, documents, take in zip(units, scans, chosen, strict=True):
+        for split, numbers in ((TRAIN, take.train), (HELD_OUT, take.held_out)):
+            kept += [(unit.source, documents[number].file, split) for number in numbers]
+    return kept, counts
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for source in ("a", "b"):
+        (tmp_path / source).mkdir()
+        for number in range(40):
+            (tmp_path / source / f"{number}.txt").write_text(f"text {number} of {source}")
+    return tmp_path
+
+
+def corpus_of(folders, **settings):
+    sources = {name: SourceConfig(paths=[str(folders / name)]) for name in ("a", "b")}
+    return CorpusConfig(name="x", sources=sources, **settings)
+
+
+def test_copies_are_dropped_across_sources_and_before_the_split(folders):
+    for name in ("copy", "again"):
+        (folders / "b" / f"{name}.txt").write_text("text 3 of a")
+    kept, counts = select(corpus_of(folders, held_out_fraction=0.5))
+    assert len(kept) == 80
+    assert counts["b"]["duplicates"] == 2
+    assert counts["a"]["duplicates"] == 0
+    assert not {"copy.txt", "again.txt"} & {file for _, file, _ in kept}
+    assert counts["b"]["documents"] == 40
+    assert counts["a"]["bytes"] == sum(len(f"text {n} of a") for n in range(40))
+
+
+def test_a_document_keeps_its_split_when_others_come_and_go(folders):
+    corpus = corpus_of(folders, held_out_fraction=0.3)
+    before = {row[:2]: row[2] for row in select(corpus)[0]}
+    for number in range(0, 40, 2):
+        (folders / "a" / f"{number}.txt").unlink()
+        (folders / "a" / f"new{number}.txt").write_text(f"new text {number}")
+    after = {row[:2]: row[2] for row in select(corpus)[0]}
+    both = before.keys() & after.keys()
+    assert len(both) == 60
+    assert all(before[key] == after[key] for key in both)
+
+
+def test_the_held_out_share_is_met_and_keyed():
+    names = [f"folder/{number}.txt" for number in range(20_000)]
+    splits = []
+    for seed in (0, 1):
+        corpus = CorpusConfig(
+            name="x", seed=seed, held_out_fraction=0.05, sources={"a": SourceConfig(paths=["x"])}
+        )
+        splits.append([split_of(name, corpus) for name in names])
+        # five standard deviations of a fair draw
+        assert abs(splits[-1].count(HELD_OUT) - 1000) < 5 * (20_000 * 0.05 * 0.95) ** 0.5
+    assert splits[0] != splits[1]
+
+
+def test_rows_of_a_file_are_split_one_by_one(tmp_path):
+    rows = "".join(f'{{"text": "row {number}"}}\n' for number in range(100))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    source = SourceConfig(format="jsonl", paths=[str(tmp_path / "rows.jsonl")])
+    corpus = CorpusConfig(name="x", held_out_fraction=0.5, sources={"a": source})
+    splits = [split for _, _, split in select(corpus)[0]]
+    assert 20 < splits.count(HELD_OUT) < 80
+
+
+def test_what_cannot_be_used_is_counted_by_reason(folders):
+    (folders / "a" / "latin.txt").write_bytes(b"caf\xe9")
+    (folders / "a" / "blank.txt").write_text(" \n\t\n")
+    _, counts = select(corpus_of(folders))
+    assert counts["a"]["not_utf8"] == 1
+    assert counts["a"]["empty"] == 1
+    assert counts["a"]["files"] == 42
+    assert counts["a"]["documents"] == 40
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("words and words\n" + "x" * 20, ""),
+        ("words and words\n" + "x" * 21, "long_lines"),
+        ("1234567 8901234\n", "few_letters"),
+        ("half1234", ""),
+        ("", "empty"),
+        (None, "not_utf8"),
+    ],
+)
+def test_rules(text, reason):
+    assert reason_to_drop(text, SourceConfig(max_line_length=20, min_letters=0.5)) == reason
