@@ -37,7 +37,7 @@ def greedy(model: Path, text: str, count: int) -> str:
         ids = [*ids, chosen]
         if chosen == tokenizer.eos_token_id:
             break
-    return tokenizer.decode(ids[len(start) :], skip_special_tokens=True)
+    return str(tokenizer.decode(ids[len(start) :], skip_special_tokens=True))
 
 
 def test_greedy_is_the_likeliest_token_each_time(run, model):

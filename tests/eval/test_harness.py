@@ -168,8 +168,7 @@ def test_suites_are_danubes():
     assert shots["boolq"] == (0, "acc")
     assert shots["triviaqa"] == (5, "exact_match")
     leaderboard = select(LmEvalConfig(models={"m": "x"}, tasks="open_llm_v1", out="out"))
-    shots = {choice.task: choice.num_fewshot for choice in leaderboard.choices}
-    assert shots == {
+    assert {choice.task: choice.num_fewshot for choice in leaderboard.choices} == {
         "arc_challenge": 25,
         "hellaswag": 10,
         "mmlu": 5,

@@ -1,0 +1,322 @@
+"""The report: what its files say is on the page, whole and offline."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conf.errors import InputError
+from eval.report import ReportConfig, report
+
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+class Balanced(HTMLParser):
+    """Fails where a tag is closed that is not open; collects the text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text = ""
+        self.addresses: list[str] = []
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        self.addresses += [value or "" for key, value in attrs if key in ("src", "href")]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+CONFIG = """
+name: river
+seed: 7
+model: {name: tiny, architecture: mistral, vocab_size: 259, hidden_size: 32, intermediate_size: 48,
+  num_layers: 2, num_heads: 4, num_kv_heads: 2, max_seq_len: 64, sliding_window: 24}
+recipe:
+  name: two
+  global_batch_tokens: 100
+  stages:
+    short: {seq_len: 32, tokens: 2000, mixture: {code: 3.0, prose: 1.0}}
+    long: {seq_len: 64, tokens: 1000, mixture: {}}
+"""
+
+
+def event(name: str, step: int, **more: Any) -> dict[str, Any]:
+    return {"kind": "event", "event": name, "step": step, "tokens": 100 * step, **more}
+
+
+def validation(step: int, loss: float) -> dict[str, Any]:
+    sources = {
+        name: {"loss": loss + shift, "bits_per_byte": loss / 2 + shift, "tokens": 50}
+        for name, shift in (("code", 0.0), ("prose", 0.5))
+    }
+    line = {"kind": "validation", "step": step, "tokens": 100 * step, "loss": loss}
+    return {**line, "sources": sources}
+
+
+def train(step: int) -> dict[str, Any]:
+    return {
+        "kind": "train",
+        "step": step,
+        "tokens": 100 * step,
+        "stage": "short" if step <= 20 else "long",
+        "seq_len": 32,
+        "loss": 5 - step / 10,
+        "grad_norm": 1.5,
+        "learning_rate": 0.001,
+        "tokens_per_second": 12345.0,
+        "mfu": 0.42,
+        "step_seconds": 3.0,
+        "data_wait_seconds": 0.0,
+        "consumed_tokens": {"code": 75 * step, "prose": 25 * step},
+    }
+
+
+@pytest.fixture
+def lines() -> list[dict[str, Any]]:
+    """A run of 30 steps in two stages, with a restart."""
+    return [
+        validation(0, 5.5),
+        event("start", 0),
+        event("stage", 0, stage="short", seq_len=32),
+        *(train(step) for step in range(1, 16)),
+        event("resume", 15),
+        *(train(step) for step in range(16, 21)),
+        event("stage", 20, stage="long", seq_len=64),
+        *(train(step) for step in range(21, 31)),
+        validation(30, 2.125),
+        event("finish", 30),
+    ]
+
+
+@pytest.fixture
+def run(corpus, lines, tmp_path) -> Path:
+    folder = tmp_path / "run"
+    (folder / "checkpoints" / "step_30").mkdir(parents=True)
+    (folder / "checkpoints" / "step_5.tmp").mkdir()
+    (folder / "config.yaml").write_text(CONFIG)
+    env = {
+        "git_commit": "c0ffee",
+        "git_dirty": True,
+        "python": "3.11",
+        "packages": {"torch": "2.13.0"},
+        "platform": "Linux",
+        "device": "cpu",
+        "threads": 1,
+        "world_size": 2,
+        "data": str(corpus.folder),
+        "data_fingerprint": corpus.fingerprint,
+        "tokenizer_fingerprint": corpus.tokenizer["sha256"],
+        "order_fingerprint": "0rder",
+    }
+    (folder / "env.json").write_text(json.dumps(env))
+    write_metrics(folder, lines)
+    return folder
+
+
+def write_metrics(folder: Path, lines: list[dict[str, Any]]) -> None:
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text)
+
+
+@pytest.fixture
+def page(run, tmp_path):
+    def page(**settings: Any) -> tuple[str, Balanced]:
+        out = tmp_path / "pages" / "report.html"
+        report(dataclasses.replace(ReportConfig(run=str(run), out=str(out)), **settings))
+        text = out.read_text()
+        return text, Balanced(text)
+
+    return page
+
+
+@pytest.fixture
+def results(tmp_path) -> Path:
+    def scored(accuracy: float, bits: float) -> dict[str, Any]:
+        common = {"samples": 40, "num_fewshot": 0, "version": 1.0, "shown": None, "group": None}
+        choice = {"metrics": {"acc": {"value": accuracy, "stderr": 0.031}}, "chance": 0.25}
+        text = {"metrics": {"bits_per_byte": {"value": bits, "stderr": None}}, "chance": None}
+        return {
+            "folder": "x",
+            "fingerprint": "f00d",
+            "seconds": 1.0,
+            "settings": {"limit": None, "chat": False, "dtype": "auto"},
+            "tasks": {"which": {**common, **choice}, "text": {**common, **text}},
+        }
+
+    models = {"untrained": scored(0.24, 3.5), "pretrained": scored(0.61, 1.25)}
+    path = tmp_path / "results.json"
+    content = {"format": 1, "packages": {"lm_eval": "0.4.13"}, "models": models}
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_page_needs_no_network(page, results):
+    text, parsed = page(results=str(results))
+    assert not re.search(r"https?://|//[a-z]|@import|url\(|<script", text)
+    assert parsed.addresses
+    assert all(address.startswith("#") for address in parsed.addresses)
+    for address in parsed.addresses:
+        assert f'id="{address[1:]}"' in text
+
+
+def test_training_is_told(page):
+    text, parsed = page()
+    assert "2.125" in parsed.text
+    assert "from 5.500" in parsed.text
+    assert "12.3k" in parsed.text
+    assert "MFU 42%" in parsed.text
+    assert "1 min 30 s" in parsed.text  # 30 steps of 3 seconds
+    assert "long: sequences of 64" in parsed.text
+    assert "restart" in parsed.text
+    assert "code 75%, prose 25%" in parsed.text
+    assert "by size" in parsed.text
+    assert "finished" in parsed.text
+    assert text.count("<svg") == 10  # five charts, each for a wide and a narrow page
+
+
+def test_data_is_what_was_really_consumed(page, corpus):
+    _, parsed = page()
+    tokens = corpus.source_tokens("train")
+    for source, share in (("code", 75), ("prose", 25)):
+        assert f"{tokens[source]:,}" in parsed.text
+        assert f"{30 * share:,}" in parsed.text
+        assert f"{30 * share / tokens[source]:.2f}" in parsed.text
+
+
+def test_lineage(page, corpus):
+    _, parsed = page()
+    assert "c0ffee, with local changes" in parsed.text
+    assert corpus.fingerprint in parsed.text
+    assert corpus.tokenizer["sha256"] in parsed.text
+    assert "at step 15" in parsed.text
+    assert "step_30" in parsed.text
+    assert "step_5" not in parsed.text
+    assert "recipe:" in parsed.text
+
+
+def test_models_side_by_side(page, results):
+    text, parsed = page(results=str(results))
+    assert "61.0% ± 3.1" in parsed.text
+    assert "24.0% ± 3.1" in parsed.text
+    assert "guessing gives 25%" in parsed.text
+    bold = re.findall(r'class="n best">([^<]+)<', text)
+    assert [value.strip() for value in bold] == ["61.0%", "1.250"]  # less is better in bits
+
+
+def test_export_against_the_trainer(page, tmp_path):
+    path = tmp_path / "perplexity.json"
+    path.write_text(json.dumps({"loss": 2.125 * 1.002}))
+    _, parsed = page(perplexity=str(path))
+    assert "a difference of 0.20%" in parsed.text
+
+
+def test_samples_are_matched_and_escaped(page, tmp_path):
+    files = {}
+    for name, answer in (("before", "<b>x</b> & y"), ("after", "fine")):
+        rows = [{"prompt": f"p{n}", "generated": f"{answer} {n}"} for n in range(3)]
+        rows[0]["reference"] = "truth"
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files[name] = str(path)
+    text, parsed = page(samples=files, max_samples=2)
+    assert "<b>x</b>" not in text
+    assert "<b>x</b> & y 0" in parsed.text
+    assert "fine 1" in parsed.text
+    assert "fine 2" not in parsed.text
+    assert "truth" in parsed.text
+
+
+def test_tuning(page, tmp_path):
+    folder = tmp_path / "tuned"
+    folder.mkdir()
+    record = {
+        "inputs": "1nputs",
+        "rows": 321,
+        "data": "pairs.jsonl",
+        "data_sha256": "ab" * 32,
+        "chat_template": "danube",
+        "steps": 3,
+        "tokens": 900,
+        "first_loss": 4.5,
+        "loss": 3.25,
+        "seconds": 61.0,
+        "precision": "fp32",
+    }
+    (folder / "sft.json").write_text(json.dumps(record))
+    steps = [{"kind": "train", "step": n, "loss": 5.0 - n, "token_accuracy": 0.1} for n in (1, 2)]
+    write_metrics(folder, steps)
+    text, parsed = page(sft=str(folder))
+    assert "321" in parsed.text
+    assert "4.500 to 3.250 nats" in parsed.text
+    assert "1nputs" in parsed.text
+    assert text.count("<svg") == 14
+
+
+def test_run_in_progress(page, run, lines):
+    write_metrics(run, lines[:9])
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "trai')  # a line that is being written
+    _, parsed = page()
+    assert "in progress, step 6" in parsed.text
+
+
+def test_nothing_but_steps_is_enough(page, run, lines):
+    write_metrics(run, [line for line in lines if line["kind"] == "train"][:1])
+    text, _ = page()
+    assert "Evaluation</h2>" not in text
+    assert "Samples</h2>" not in text
+
+
+def test_changed_data_is_said(page, run):
+    env = json.loads((run / "env.json").read_text())
+    (run / "env.json").write_text(json.dumps(env | {"data_fingerprint": "0ld"}))
+    _, parsed = page()
+    assert "has changed since" in parsed.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"run": "nowhere"}, r"run=nowhere has no config\.yaml"),
+        ({"corpus": "nowhere"}, r"nowhere/manifest\.json does not exist"),
+        ({"results": "nowhere"}, "results=nowhere does not exist"),
+        ({"perplexity": "nowhere"}, "perplexity=nowhere does not exist"),
+        ({"sft": "nowhere"}, r"sft=nowhere has no sft\.json"),
+        ({"samples": {"mine": "nowhere"}}, r"samples\.mine=nowhere is no file"),
+        ({"max_samples": -1}, "max_samples=-1"),
+    ],
+)
+def test_what_is_missing_is_named(page, tmp_path, settings, message):
+    with pytest.raises(InputError, match=message):
+        page(**settings)
+    assert not (tmp_path / "pages").exists()
+
+
+def test_samples_of_another_kind_are_refused(page, tmp_path):
+    path = tmp_path / "samples.jsonl"
+    path.write_text('{"text": "a"}\n')
+    with pytest.raises(InputError, match="rows without 'prompt' and 'generated'"):
+        page(samples={"mine": str(path)})
+
+
+def test_run_without_a_step_is_refused(page, run, lines):
+    write_metrics(run, lines[:2])
+    with pytest.raises(InputError, match="no train line yet"):
+        page()

@@ -1,0 +1,70 @@
+"""Charts: round numbers, points inside the frame, text that is escaped."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eval.svg import MAX_POINTS, Chart, Series, short_number, smoothed, thinned, ticks
+
+numbers = st.floats(-1e9, 1e9, allow_nan=False)
+
+
+@given(numbers, st.floats(1e-6, 1e9), st.integers(2, 9))
+def test_ticks_reach_from_end_to_end(low, span, count):
+    found = ticks(low, low + span, count)
+    step = found[1] - found[0]
+    assert found[0] <= low + 1e-6 * step
+    assert found[-1] >= low + span - 1e-6 * step - 1e-6 * abs(low)
+    assert len(found) <= count + 3
+
+
+def test_ticks_are_round():
+    assert ticks(0, 1_640_000, 4) == [0, 500_000, 1_000_000, 1_500_000, 2_000_000]
+    assert ticks(3.0, 3.0, 5)  # a flat line has an axis too
+
+
+def test_long_lines_are_thinned_to_their_end():
+    points = [(float(n), 1.0) for n in range(10 * MAX_POINTS + 3)]
+    kept = thinned(points)
+    assert len(kept) <= MAX_POINTS + 2
+    assert (kept[0], kept[-1]) == (points[0], points[-1])
+
+
+def test_smoothing_starts_without_bias_and_keeps_a_constant():
+    assert smoothed([(0, 5.0), (1, 5.0)], 0.9) == [(0, pytest.approx(5)), (1, pytest.approx(5))]
+    assert smoothed([(0, 1.0), (1, 3.0)], 0.5)[1][1] == pytest.approx((0.25 + 1.5) / 0.75)
+
+
+def test_points_stay_inside_and_text_is_escaped():
+    line = Series("a", [(0.0, 1.0), (50.0, 99.0), (100.0, float("nan")), (200.0, 2.0)], "s0")
+    drawn = Chart("<t>", "", [line], marks=[(100.0, "a < b")], bottom=0.0, top=4.0).svg(400, 200)
+    points = re.search(r'polyline class="line s0" points="([^"]+)"', drawn)
+    assert points
+    pairs = [tuple(map(float, pair.split(","))) for pair in points.group(1).split()]
+    assert len(pairs) == 3  # what is not a number has no place
+    assert all(0 <= x <= 400 and 0 <= y <= 200 for x, y in pairs)
+    assert "a &lt; b" in drawn
+    assert "&lt;t&gt;" in drawn
+
+
+def test_labels_that_would_touch_stand_in_two_rows():
+    line = Series("a", [(0.0, 1.0), (100.0, 2.0)], "s0")
+    marks = [(50.0, "the first"), (52.0, "the second"), (90.0, "x")]
+    drawn = Chart("t", "", [line], marks=marks).svg(400, 200)
+    rows = re.findall(r'class="mark-label" x="[^"]+" y="([^"]+)"', drawn)
+    assert rows[0] == rows[2] != rows[1]
+
+
+def test_nothing_to_draw_is_no_drawing():
+    assert Chart("t", "", [Series("a", [], "s0")]).svg(100, 100) == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1_638_400, "1.64M"), (950.0, "950"), (3e12, "3T"), (12_345, "12.3k")]
+)
+def test_short_numbers(value, text):
+    assert short_number(value) == text
