@@ -23,11 +23,10 @@ def open_run(config: SftConfig) -> None:
 
     out = Path(config.out)
     logger = config.logger
-    has_key = bool(wandb.api.api_key)
+    has_key = _has_key()
     if logger.wandb == "online" and not has_key:
         raise InputError("logger.wandb=online: there is no key; set WANDB_API_KEY, or use offline.")
     online = logger.wandb == "online" or (logger.wandb == "auto" and has_key)
-    os.makedirs(out.parent, exist_ok=True)
     wandb.init(
         project=logger.project,
         entity=logger.entity,
@@ -45,3 +44,10 @@ def close_run() -> None:
     import wandb
 
     wandb.finish()
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    return netrc.is_file() and "wandb" in netrc.read_text()

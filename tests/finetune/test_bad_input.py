@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from conf.errors import InputError
+from finetune.config import LoggerConfig
 from finetune.sft import sft
 
 
@@ -52,6 +53,14 @@ def test_settings_refused(settings, overrides: dict, words: str) -> None:
 def test_batch_size_and_processes(settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
     refused(settings(), r"batch_size=8 does not divide among 3 processes")
+
+
+def test_wandb_online_without_a_key(
+    settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    refused(settings(logger=LoggerConfig(wandb="online")), r"logger\.wandb=online: there is no key")
 
 
 def test_out_that_holds_something_else(settings) -> None:

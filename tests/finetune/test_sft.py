@@ -172,6 +172,6 @@ def test_wandb_lies_beside_the_folder(settings, command, tmp_path: Path) -> None
         "logger=wandb",
         "logger.wandb=offline",
     )
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["chat", "wandb"]
     assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
