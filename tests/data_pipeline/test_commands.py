@@ -1,0 +1,137 @@
+"""The commands as a user types them: the corpora that need only a YAML, and bad input."""
+
+from __future__ import annotations
+
+import json
+import sysconfig
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from conf.entry import CONF_DIR
+from data_pipeline.documents import read_documents
+from data_pipeline.manifest import load_manifest
+
+TEXTS = [f"Document {number} tells of {'words and ' * number}its end." for number in range(60)]
+
+
+def write_text_files(folder):
+    for number, text in enumerate(TEXTS):
+        (folder / f"{number}.txt").write_text(text)
+    return folder
+
+
+def write_jsonl(folder):
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
+    (folder / "rows.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(lines.encode()))
+    return folder / "*.jsonl.zst"
+
+
+def write_parquet(folder):
+    pq.write_table(pa.table({"text": TEXTS}), folder / "rows.parquet")
+    return folder / "*.parquet"
+
+
+def write_huggingface(folder):
+    write_parquet(folder)
+    return folder
+
+
+CORPORA = {
+    "text_files": ("text", write_text_files),
+    "jsonl": ("web", write_jsonl),
+    "parquet": ("web", write_parquet),
+    "huggingface": ("web", write_huggingface),
+}
+
+
+def test_every_corpus_has_its_test():
+    assert {path.stem for path in (CONF_DIR / "corpus").glob("*.yaml")} == {*CORPORA, "python_docs"}
+
+
+@pytest.mark.parametrize("corpus", CORPORA)
+def test_a_corpus_of_your_own(corpus, command, tmp_path):
+    source, write = CORPORA[corpus]
+    (tmp_path / "in").mkdir()
+    path = write(tmp_path / "in")
+    done = command(
+        *("data_pipeline", "tokenize", f"corpus={corpus}", f"out={tmp_path / 'out'}"),
+        f"corpus.sources.{source}.paths=['{path}']",
+        *("corpus.held_out_fraction=0.2", "tokenizer.vocab_size=300", "workers=1"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # Megatron's page of warnings is nobody's business
+    assert "bytes/token" in done.stdout
+    manifest = load_manifest(tmp_path / "out")
+    found = [
+        document.text
+        for split in ("train", "held_out")
+        for document in read_documents(manifest, split, source)
+    ]
+    assert sorted(found) == sorted(TEXTS)
+
+
+def test_the_demo_corpus_finds_this_python(command):
+    done = command("data_pipeline", "tokenize", "--cfg", "job", "--resolve")
+    assert done.returncode == 0, done.stderr
+    assert sysconfig.get_path("stdlib") in done.stdout
+    assert sysconfig.get_path("purelib") in done.stdout
+
+
+@pytest.mark.parametrize("tokenizer", sorted(p.stem for p in (CONF_DIR / "tokenizer").iterdir()))
+def test_every_tokenizer_composes(tokenizer, command):
+    settings = ["tokenizer.path=x"] if tokenizer == "load" else []
+    done = command("data_pipeline", "tokenize", f"tokenizer={tokenizer}", *settings, "--cfg", "job")
+    assert done.returncode == 0, done.stderr
+
+
+BAD = {
+    "path missing": (
+        ["tokenize", "corpus=text_files", "corpus.sources.text.paths=[/nowhere]"],
+        "corpus.sources.text.paths: /nowhere does not exist, expected a file, folder or glob",
+    ),
+    "path not given": (["tokenize", "corpus=jsonl"], "corpus.sources.web.paths is empty: name a file or folder"),
+    "unknown key": (
+        ["tokenize", "corpus.held_out_fracton=0.1"],
+        "corpus.held_out_fracton is not a key of this config (did you mean",
+    ),
+    "wrong type": (["tokenize", "workers=many"], "workers: value 'many'"),
+    "out of range": (
+        ["tokenize", "corpus.held_out_fraction=2"],
+        "corpus.held_out_fraction=2.0, expected more than 0 and less than 1",
+    ),
+    "unknown corpus": (
+        ["tokenize", "corpus=python_doc"],
+        "corpus=python_doc: there is no such choice (did you mean 'python_docs'?)",
+    ),
+    "no corpus folder": (["pairs", "corpus=nowhere", "out=x"], "nowhere/manifest.json does not"),
+    "no run": (["ledger", "run=nowhere", "step=1"], "nowhere/ledger.jsonl does not exist"),
+    "unknown command": (["tokenise"], "'tokenise' is no command of data_pipeline (did you mean"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_ends_with_one_sentence(case, command, tmp_path):
+    arguments, sentence = BAD[case]
+    out = [f"out={tmp_path / 'out'}"] if arguments[0] == "tokenize" else []
+    done = command("data_pipeline", *arguments, *out)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert sentence in line
+    assert not Path(tmp_path / "out").exists()
+
+
+def test_a_damaged_row_ends_the_command_with_its_line(command, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "fine"}\n{"text"\n')
+    done = command(
+        *("data_pipeline", "tokenize", "corpus=jsonl", f"out={tmp_path / 'out'}", "workers=2"),
+        f"corpus.sources.web.paths=[{tmp_path / 'rows.jsonl'}]",
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "rows.jsonl cannot be read as jsonl: line 2 is not JSON" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
