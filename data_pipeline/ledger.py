@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 from omegaconf import MISSING, OmegaConf
-from rich.console import Console
-from rich.table import Table
 
 from conf.errors import InputError
 from data_pipeline.batches import open_stream
 from data_pipeline.documents import document_names
 from data_pipeline.manifest import load_manifest
 from data_pipeline.order import SampleOrder
+
+COLUMNS = ("sample", "source", "epoch", "shard", "document", "file")
 
 
 @dataclass
@@ -29,19 +29,15 @@ class LedgerConfig:
 
 
 def ledger(config: LedgerConfig) -> None:
-    """Prints a row a document: sample, source, shard, document, file."""
-    table = Table(title=f"{config.run}, step {config.step}", title_justify="left")
-    columns = ("sample", "source", "epoch", "shard", "document", "file")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in documents_of_step(Path(config.run), config.step):
-        table.add_row(*(str(row[column]) for column in columns))
-    Console().print(table)
+    """Prints a line a document with tabs between its columns, for a reader or for `cut`."""
+    rows = documents_of_step(Path(config.run), config.step)
+    lines = [COLUMNS, *((str(row[column]) for column in COLUMNS) for row in rows)]
+    print("\n".join("\t".join(line) for line in lines))
 
 
 def documents_of_step(run: Path, step: int) -> list[dict[str, Any]]:
     """The documents of a step's samples, in order; raises InputError where the ledger does not
-    hold the step."""
+    hold the step, or the run's data is no longer what it was trained on."""
     path = run / "ledger.jsonl"
     if not path.is_file():
         raise InputError(f"{path} does not exist: expected run={run} to be a run folder.")
@@ -51,11 +47,17 @@ def documents_of_step(run: Path, step: int) -> list[dict[str, Any]]:
         raise InputError(
             f"{path} has no step {step}, its last is {lines[-1]['step'] if lines else 0}."
         )
-    for needed in (run / "config.yaml", run / "order.json"):
+    for needed in (run / "config.yaml", run / "env.json", run / "order.json"):
         if not needed.is_file():
             raise InputError(f"{needed} does not exist: expected run={run} to be a run folder.")
     settings = OmegaConf.load(run / "config.yaml")
     manifest = load_manifest(settings.data.folder)
+    trained_on = json.loads((run / "env.json").read_text())["data_fingerprint"]
+    if manifest.fingerprint != trained_on:
+        raise InputError(
+            f"{run} was trained on data with the fingerprint {trained_on[:12]}, but "
+            f"{manifest.folder} now has {manifest.fingerprint[:12]}: restore that data."
+        )
     order = SampleOrder.from_json((run / "order.json").read_text())
     stage = list(settings.recipe.stages).index(found["stage"])
     seq_len = order.stages[stage].seq_len

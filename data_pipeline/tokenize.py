@@ -50,7 +50,9 @@ def tokenize(config: TokenizeConfig) -> None:
     if (out / FILE).is_file() and not config.overwrite:
         found = load_manifest(out)
         if found.inputs == inputs:
-            console.print(f"{out} is up to date: the same files, sizes and settings.")
+            console.print(
+                f"{out} is up to date: the same files, sizes and settings.", soft_wrap=True
+            )
             print_summary(found, console)
             return
         raise InputError(
@@ -71,7 +73,7 @@ def tokenize(config: TokenizeConfig) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
     print_summary(manifest, console)
     seconds = time.monotonic() - started
-    console.print(f"made {out} in {seconds:.0f} s", highlight=False)
+    console.print(f"made {out} in {seconds:.0f} s", highlight=False, soft_wrap=True)
 
 
 def make(
@@ -152,6 +154,7 @@ def _check_splits(
                 f"source '{source}' has no held-out document and will not be validated on: give "
                 "it more files or raise corpus.held_out_fraction.",
                 style="yellow",
+                soft_wrap=True,
             )
 
 
@@ -272,4 +275,4 @@ def print_summary(manifest: Manifest, console: Console) -> None:
         }
         if left_out:
             said = ", ".join(f"{number} {reason}" for reason, number in left_out.items())
-            console.print(f"left out of {source}: {said}", highlight=False)
+            console.print(f"left out of {source}: {said}", highlight=False, soft_wrap=True)

@@ -41,6 +41,7 @@ def run(order, tokenized, tmp_path):
         "recipe": {"stages": dict.fromkeys(STAGES)},
     }
     (folder / "config.yaml").write_text(json.dumps(settings))  # JSON is YAML
+    (folder / "env.json").write_text(json.dumps({"data_fingerprint": tokenized.fingerprint}))
     (folder / "order.json").write_text(order.to_json())
     (folder / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
     return folder
@@ -74,9 +75,10 @@ def test_the_documents_of_a_step_are_those_of_its_samples(line, run, order, toke
 
 def test_the_command_prints_them(run, capsys):
     ledger(LedgerConfig(run=str(run), step=3))
-    printed = capsys.readouterr().out
-    assert "step 3" in printed
-    assert printed.count(".py") >= len({row["file"] for row in documents_of_step(run, 3)})
+    header, *lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    rows = documents_of_step(run, 3)
+    assert header == list(rows[0])
+    assert lines == [[str(value) for value in row.values()] for row in rows]
 
 
 def test_shards_without_a_table_of_documents_have_no_files(run, tokenized, order, tmp_path):
@@ -88,6 +90,12 @@ def test_shards_without_a_table_of_documents_have_no_files(run, tokenized, order
     rows = documents_of_step(run, 1)
     assert rows
     assert {row["file"] for row in rows} == {""}
+
+
+def test_data_made_again_is_refused(run):
+    (run / "env.json").write_text(json.dumps({"data_fingerprint": "0" * 64}))
+    with pytest.raises(InputError, match=r"trained on data with the fingerprint 000000000000, but"):
+        documents_of_step(run, 1)
 
 
 def test_what_is_not_there_is_refused(run, tmp_path):
