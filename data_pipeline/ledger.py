@@ -31,7 +31,7 @@ class LedgerConfig:
 def ledger(config: LedgerConfig) -> None:
     """Prints a line a document with tabs between its columns, for a reader or for `cut`."""
     rows = documents_of_step(Path(config.run), config.step)
-    lines = [COLUMNS, *((str(row[column]) for column in COLUMNS) for row in rows)]
+    lines = [COLUMNS, *([str(row[column]) for column in COLUMNS] for row in rows)]
     print("\n".join("\t".join(line) for line in lines))
 
 

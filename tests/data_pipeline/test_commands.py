@@ -93,7 +93,10 @@ BAD = {
         ["tokenize", "corpus=text_files", "corpus.sources.text.paths=[/nowhere]"],
         "corpus.sources.text.paths: /nowhere does not exist, expected a file, folder or glob",
     ),
-    "path not given": (["tokenize", "corpus=jsonl"], "corpus.sources.web.paths is empty: name a file or folder"),
+    "path not given": (
+        ["tokenize", "corpus=jsonl"],
+        "corpus.sources.web.paths is empty: name a file or folder",
+    ),
     "unknown key": (
         ["tokenize", "corpus.held_out_fracton=0.1"],
         "corpus.held_out_fracton is not a key of this config (did you mean",
