@@ -8,27 +8,12 @@ from omegaconf import MISSING
 
 from conf.chat import ChatTemplate
 from conf.errors import InputError
+from conf.wandb_run import LoggerConfig
 
 # As the configs of this project name them, and as transformers does; all with a warm-up.
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 PRECISIONS = ("auto", "bf16", "fp32")
 DEVICES = ("auto", "cpu", "cuda")
-WANDB_MODES = ("auto", "online", "offline", "disabled")
-
-
-@dataclass
-class LoggerConfig:
-    """wandb: `auto` (online where there is a key, else offline), or a mode; progress: a bar on the
-    terminal. `metrics.jsonl` is always written."""
-
-    wandb: str = "disabled"
-    project: str = "headwater"
-    entity: str | None = None
-    group: str | None = None
-    progress: bool = True
-
-    def __post_init__(self) -> None:
-        _one_of("logger.wandb", self.wandb, WANDB_MODES)
 
 
 @dataclass
@@ -65,7 +50,7 @@ class SftConfig:
     device: str = "auto"
     seed: int = 0
     log_every: int = 10
-    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    logger: LoggerConfig = field(default_factory=lambda: LoggerConfig("disabled"))
     overwrite: bool = False
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,13 +76,16 @@ def tune(trainer: SFTTrainer, config: SftConfig, folder: Path, writes: bool) -> 
     if wandb:
         from transformers.integrations import WandbCallback
 
-        from finetune.wandb_run import close_run, open_run
+        from conf.wandb_run import open_run
 
-        open_run(config)
+        out = Path(config.out)
+        run = open_run(
+            config.logger, out.name, out.parent, asdict(config)
+        )  # beside `out`, not in it
         trainer.add_callback(WandbCallback())
     trainer.train()
     if wandb:
-        close_run()
+        run.finish()
 
 
 def about(trainer: SFTTrainer, config: SftConfig) -> dict[str, Any]:
