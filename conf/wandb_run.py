@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def open_run(
     """
     import wandb
 
-    has_key = bool(wandb.api.api_key)
+    has_key = _has_key()
     if config.wandb == "online" and not has_key:
         raise InputError("logger.wandb=online: there is no key; set WANDB_API_KEY, or use offline.")
     online = config.wandb == "online" or (config.wandb == "auto" and has_key)
@@ -62,3 +63,10 @@ def open_run(
         config=settings,
         settings=wandb.Settings(silent=True, console="off"),
     )
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    return netrc.is_file() and "wandb" in netrc.read_text()

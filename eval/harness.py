@@ -215,7 +215,8 @@ def entry(found: Any, task: str) -> dict[str, Any]:
         metrics[name] = {"value": float(value), "stderr": float(stderr) if known else None}
     settings = found["configs"].get(tasks[0], {})
     output_type = settings.get("output_type")
-    choices = [len(sample["resps"]) for sample in samples]
+    # For mutual information every choice is asked for twice, with the context and without.
+    choices = [len(row["resps"]) // (2 if "acc_mutual_info" in row else 1) for row in samples]
     is_choice = output_type == "multiple_choice" and choices
     return {
         "metrics": metrics,

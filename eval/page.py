@@ -83,10 +83,12 @@ def cards(run: RunFolder, results: Record | None) -> list[dict[str, str]]:
         )
         mean = statistics.fmean(s["bits_per_byte"] for s in last["sources"].values())
         found.append({"label": "bits per byte", "value": f"{mean:.2f}", "note": bits})
-    for task, metric, scores in rows(results) if results else ():
+    shown = set()
+    for task, _, scores in rows(results) if results else ():
         best = max(scores, key=lambda name: scores[name]["value"])
         guess = scores[best]["chance"]
-        if metric == "acc" and guess is not None and len(found) < 4:
+        if guess is not None and task not in shown and len(found) < 4:
+            shown.add(task)
             found.append(
                 {
                     "label": task.replace("_", " "),

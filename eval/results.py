@@ -22,7 +22,8 @@ from conf.errors import InputError
 
 FORMAT = 1
 LOWER_IS_BETTER = ("bits_per_byte", "byte_perplexity", "word_perplexity", "perplexity")
-SHARES = ("acc", "acc_norm", "exact_match", "f1")
+ACCURACIES = ("acc", "acc_norm", "acc_mutual_info")
+SHARES = (*ACCURACIES, "exact_match", "f1")
 # The same number as bits per byte in other units: in the file, not in the table.
 OTHER_UNITS = ("byte_perplexity", "word_perplexity")
 
@@ -75,7 +76,7 @@ def in_group(tasks: dict[str, Any], task: str) -> bool:
 
 def chance(entry: dict[str, Any], metric: str) -> float | None:
     """What guessing scores in a metric of a task."""
-    return entry["chance"] if metric in ("acc", "acc_norm") else None
+    return entry["chance"] if metric in ACCURACIES else None
 
 
 def format_score(score: dict[str, Any], metric: str) -> tuple[str, str]:

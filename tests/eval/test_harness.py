@@ -68,6 +68,19 @@ def test_accuracy_is_that_of_the_likelier_choice(model, tasks, results):
     assert found["num_fewshot"] == 0
 
 
+def test_mutual_information_takes_off_what_the_choice_has_without_its_context(
+    model, tasks, results
+):
+    right = []
+    for row in read_json_lines(tasks / "bytes_prose_continuation.jsonl"):
+        scores = log_likelihoods(model, row["context"], row["choices"])
+        alone = log_likelihoods(model, "<s>", row["choices"])
+        gains = [score - other for score, other in zip(scores, alone, strict=True)]
+        right.append(float(gains.index(max(gains)) == row["label"]))
+    found = results["models"]["base"]["tasks"]["bytes_prose_continuation"]
+    assert found["metrics"]["acc_mutual_info"]["value"] == pytest.approx(statistics.fmean(right))
+
+
 def test_bits_per_byte_is_that_of_the_text(model, tasks, results):
     nats = size = 0.0
     for row in read_json_lines(tasks / "bytes_prose_perplexity.jsonl"):
@@ -130,7 +143,7 @@ def test_interrupted_call_keeps_what_is_done(config, tmp_path, monkeypatch):
 
 def test_table_has_a_line_a_metric(results):
     found = [(task, metric) for task, metric, _ in rows(results)]
-    assert ("bytes_code_continuation", "acc_norm") in found
+    assert ("bytes_code_continuation", "acc_mutual_info") in found
     assert ("bytes_code_perplexity", "bits_per_byte") in found
     assert ("bytes_code_perplexity", "word_perplexity") not in found
     made = table(results)
@@ -209,6 +222,35 @@ def test_a_folder_and_a_list_are_tasks(tasks):
     listed = select(LmEvalConfig(models={"m": "x"}, tasks=names, task_folder=str(tasks), out="out"))
     assert [choice.task for choice in listed.choices] == names
     assert not listed.built_in
+
+
+def test_a_group_stands_for_its_tasks(config, tasks, tmp_path):
+    names = ["bytes_code_continuation", "bytes_prose_continuation"]
+    (tmp_path / "tasks").mkdir()
+    group = {
+        "group": "bytes_continuation",
+        "task": names,
+        "aggregate_metric_list": [{"metric": "acc", "weight_by_size": True}],
+    }
+    (tmp_path / "tasks" / "group.yaml").write_text(yaml.safe_dump(group))
+    out = tmp_path / "results.json"
+    harness.lm_eval(
+        dataclasses.replace(
+            config,
+            models={"base": config.models["base"]},
+            tasks=str(tmp_path / "tasks"),
+            out=str(out),
+            limit=8,
+        )
+    )
+    found = load_results(out)
+    scored = found["models"]["base"]["tasks"]
+    assert set(scored) == {"bytes_continuation", *names}
+    parts = [scored[name]["metrics"]["acc"]["value"] for name in names]
+    assert scored["bytes_continuation"]["metrics"]["acc"]["value"] == statistics.fmean(parts)
+    assert scored["bytes_continuation"]["samples"] == 16
+    assert scored["bytes_continuation"]["chance"] == 0.25
+    assert [task for task, *_ in rows(found)] == ["bytes_continuation"]
 
 
 def test_unknown_task_is_refused(tasks):
