@@ -219,14 +219,21 @@ def agreement(run: RunFolder, file: str) -> str:
             f"perplexity={path} does not exist: make it with python -m eval perplexity."
         )
     found = json.loads(path.read_text())
-    if "loss" not in found or not run.validation:
+    if "sources" not in found or not run.validation:
         raise InputError(f"perplexity={path} holds no loss to compare with that of run={run.path}.")
-    ours, theirs = run.validation[-1]["loss"], found["loss"]
+    last, theirs = run.validation[-1], found["loss"]
+    text = f"The exported folder in stock transformers has a held-out loss of {theirs:.4f}"
+    if targets(found) != targets(last):
+        return f"{text}, on other samples than the trainer's {last['loss']:.4f}."
     return (
-        f"The trainer's last validation loss is {ours:.4f}; the exported folder in stock "
-        f"transformers gives {theirs:.4f} on the same held-out text, a difference of "
-        f"{abs(theirs / ours - 1):.2%}."
+        f"{text}; the trainer's last validation gave {last['loss']:.4f} on the same samples, "
+        f"a difference of {abs(theirs / last['loss'] - 1):.2%}."
     )
+
+
+def targets(scores: Record) -> dict[str, int]:
+    """How many tokens of each source a loss was taken on."""
+    return {source: score["tokens"] for source, score in scores["sources"].items()}
 
 
 def samples(config: ReportConfig) -> list[dict[str, Any]]:

@@ -222,9 +222,15 @@ def test_models_side_by_side(page, results):
 
 def test_export_against_the_trainer(page, tmp_path):
     path = tmp_path / "perplexity.json"
-    path.write_text(json.dumps({"loss": 2.125 * 1.002}))
+    found = validation(30, 2.125 * 1.002)
+    path.write_text(json.dumps(found))
     _, parsed = page(perplexity=str(path))
     assert "a difference of 0.20%" in parsed.text
+    found["sources"]["code"]["tokens"] += 1
+    path.write_text(json.dumps(found))
+    _, parsed = page(perplexity=str(path))
+    assert "on other samples than the trainer's 2.1250" in parsed.text
+    assert "difference" not in parsed.text
 
 
 def test_samples_are_matched_and_escaped(page, tmp_path):
