@@ -136,12 +136,12 @@ def sft_charts(metrics: list[Record]) -> list[Drawing]:
         ),
         draw(
             Chart(
-                "Token accuracy while tuning",
-                "share of answer tokens",
-                [Series("accuracy", over_steps("token_accuracy"), "s2", dots=len(train) < 40)],
+                "Learning rate while tuning",
+                "",
+                [Series("learning rate", over_steps("learning_rate"), "s3", dots=len(train) < 40)],
                 x_label="steps",
                 bottom=0.0,
-                format_y=lambda value: f"{value:.0%}",
+                format_y=lambda value: f"{value:.2g}",
             )
         ),
     ]

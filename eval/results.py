@@ -22,7 +22,8 @@ from conf.errors import InputError
 
 FORMAT = 1
 LOWER_IS_BETTER = ("bits_per_byte", "byte_perplexity", "word_perplexity", "perplexity")
-ACCURACIES = ("acc", "acc_norm", "acc_mutual_info")
+ACCURACIES = ("acc_mutual_info", "acc_norm", "acc")
+"""In the order in which they are shown: the first stands for a task where there is room for one."""
 SHARES = (*ACCURACIES, "exact_match", "f1")
 # The same number as bits per byte in other units: in the file, not in the table.
 OTHER_UNITS = ("byte_perplexity", "word_perplexity")
@@ -49,7 +50,8 @@ def rows(results: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, dict[str
         scored = {
             name: model["tasks"][task] for name, model in models.items() if task in model["tasks"]
         }
-        metrics = {m: None for entry in scored.values() for m in entry["metrics"]}
+        found = {metric: None for entry in scored.values() for metric in entry["metrics"]}
+        metrics = {metric: None for metric in (*ACCURACIES, *found) if metric in found}
         if any(in_group(models[name]["tasks"], task) for name in scored):
             continue
         shown = next(iter(scored.values()))["shown"]

@@ -266,7 +266,7 @@ def test_tuning(page, tmp_path):
         "precision": "fp32",
     }
     (folder / "sft.json").write_text(json.dumps(record))
-    steps = [{"kind": "train", "step": n, "loss": 5.0 - n, "token_accuracy": 0.1} for n in (1, 2)]
+    steps = [{"kind": "train", "step": n, "loss": 5.0 - n, "learning_rate": 0.1} for n in (1, 2)]
     write_metrics(folder, steps)
     text, parsed = page(sft=str(folder))
     assert "321" in parsed.text
