@@ -1,0 +1,64 @@
+"""The commands as they are given: bad input is one sentence and leaves nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from eval.__main__ import COMMANDS
+from tests.corpora import read_json_lines
+
+REFUSED = {
+    "build_tasks": ("corpus=nowhere", "nowhere/manifest.json does not exist"),
+    "lm_eval": ("models.mine=nowhere", "models.mine=nowhere is no Hugging Face folder"),
+    "perplexity": ("model=nowhere data=nowhere seq_len=8", "nowhere/manifest.json does not exist"),
+    "generate": ("model=nowhere prompts=[a]", "model=nowhere is no Hugging Face folder"),
+    "report": ("run=nowhere", "run=nowhere"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_does_not_exist_is_named(command, tmp_path, name):
+    arguments, sentence = REFUSED[name]
+    done = command("eval", name, *arguments.split(), f"out={tmp_path / 'out'}")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert sentence in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ("generate", "prompt=[a]"),
+            "prompt is not a key of this config (did you mean",
+        ),
+        (("perplexity", "seq_len=long"), "seq_len: value 'long'"),
+        (("build_tasks", "corpus=x"), "out has no value"),
+        (("compare",), "'compare' is no command of eval"),
+    ],
+)
+def test_a_wrong_key_value_or_command_is_named(command, arguments, sentence):
+    done = command("eval", *arguments)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+
+
+def test_generate_writes_where_it_is_told(command, chat_model, tmp_path):
+    out = tmp_path / "deep" / "samples.jsonl"
+    done = command(
+        "eval",
+        "generate",
+        f"model={chat_model}",
+        "prompts=[one,two words]",
+        "chat=true",
+        "max_new_tokens=4",
+        f"out={out}",
+    )
+    assert done.returncode == 0, done.stderr
+    assert [row["prompt"] for row in read_json_lines(out)] == [
+        "<user>one</s><assistant>",
+        "<user>two words</s><assistant>",
+    ]
+    assert "two words" in done.stdout
