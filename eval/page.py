@@ -19,6 +19,10 @@ from eval.svg import short_number
 from model.flops import FLOP_CONVENTION, parameters
 
 Table = list[tuple[str, str]]
+METRIC_NOTES = {
+    "acc": "acc takes the likeliest choice.",
+    "acc_mutual_info": "acc mutual info takes the choice that the context makes likelier by most.",
+}
 
 
 def content(config: ReportConfig) -> dict[str, Any]:
@@ -206,6 +210,11 @@ def evaluation(results: Record) -> dict[str, Any]:
     return {
         "models": list(results["models"]),
         "rows": table,
+        "notes": [
+            note
+            for metric, note in METRIC_NOTES.items()
+            if any(m == metric for _, m, _ in rows(results))
+        ],
         "limited": f"Only the first {min(limits)} samples of each task were run." if limits else "",
         "packages": ", ".join(f"{k} {v}" for k, v in results["packages"].items()),
     }
