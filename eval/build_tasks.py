@@ -1,6 +1,6 @@
 """`python -m eval build_tasks`: tasks for lm-eval out of the held-out files of a corpus.
 
-Two tasks a source, each a YAML file and the jsonl file beside it that it reads:
+Three tasks a source, each a YAML file and the jsonl file beside it that it reads:
 
 - `<corpus>_<source>_perplexity`: the beginnings of held-out documents; bits per byte.
 - `<corpus>_<source>_continuation`: which of four continuations is the real one? The context ends
@@ -9,6 +9,8 @@ Two tasks a source, each a YAML file and the jsonl file beside it that it reads:
   neither length nor the look of the first and last character tells them apart. `acc` takes the
   likeliest choice; `acc_mutual_info` the one that the context makes likelier by most, so that a
   choice of rare words is not lost beforehand. (`acc_norm` would equal `acc`: one length.)
+- `<corpus>_<source>_word_order`: the same questions with other wrong choices: the real continuation
+  with its words shuffled. It asks for the order of words alone, which small models learn first.
 """
 
 from __future__ import annotations
@@ -110,6 +112,7 @@ def write_tasks(
         "perplexity": [{"text": text} for text in beginnings(texts, config, draw)],
         "continuation": list(questions(texts, config, draw)),
     }
+    rows["word_order"] = list(shuffled(rows["continuation"], draw))
     for kind, found in rows.items():
         if not found:
             raise InputError(
@@ -117,7 +120,7 @@ def write_tasks(
                 f"a {kind} task: hold more out, or lower continuation_chars and context_chars."
             )
     sizes = {}
-    for kind, content in (("perplexity", PERPLEXITY), ("continuation", CONTINUATION)):
+    for kind, content in KINDS.items():
         name = re.sub(r"\W+", "_", f"{manifest.name}_{source}_{kind}")
         where = {
             "task": name,
@@ -153,6 +156,8 @@ CONTINUATION: dict[str, Any] = {
     ],
     "metadata": {"version": 1.0},
 }
+WORD_ORDER = CONTINUATION | {"metric_list": CONTINUATION["metric_list"][1:]}
+KINDS = {"perplexity": PERPLEXITY, "continuation": CONTINUATION, "word_order": WORD_ORDER}
 
 
 def beginnings(texts: list[str], config: BuildTasksConfig, draw: random.Random) -> Iterator[str]:
@@ -217,6 +222,23 @@ def wrong_choices(
         if number != document and found not in seen:
             seen.add(found)
             yield found
+
+
+def shuffled(rows: list[dict[str, Any]], draw: random.Random) -> Iterator[dict[str, Any]]:
+    """The rows with the real continuation's words in other orders as the wrong choices; those with
+    too few different words are left out."""
+    for row in rows:
+        real = row["choices"][row["label"]]
+        words = re.findall(r"\s*\S+", real)
+        wrong: set[str] = set()
+        for _ in range(8 * CHOICES):
+            order = "".join(draw.sample(words, len(words)))
+            if order != real and len(wrong) < CHOICES - 1:
+                wrong.add(order)
+        if len(wrong) == CHOICES - 1:
+            choices = sorted(wrong)
+            choices.insert(row["label"], "".join(words))
+            yield {**row, "choices": choices}
 
 
 def word_borders(text: str, room: int) -> list[int]:

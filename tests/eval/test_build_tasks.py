@@ -19,7 +19,7 @@ from tests.corpora import read_json_lines
 NAMES = [
     f"bytes_{source}_{kind}"
     for source in ("code", "prose")
-    for kind in ("perplexity", "continuation")
+    for kind in ("perplexity", "continuation", "word_order")
 ]
 
 
@@ -157,3 +157,15 @@ def test_documents_that_repeat_each_other_are_no_choices(settings, named_corpus,
     with pytest.raises(InputError, match="too little for a continuation task"):
         build_tasks(settings(corpus=str(copied), out=str(tmp_path / "tasks")))
     assert not (tmp_path / "tasks").exists()
+
+
+@pytest.mark.parametrize("source", ["code", "prose"])
+def test_word_order_has_the_same_words_in_every_choice(tasks, source):
+    rows = read_json_lines(tasks / f"bytes_{source}_word_order.jsonl")
+    questions = read_json_lines(tasks / f"bytes_{source}_continuation.jsonl")
+    real = {q["context"]: q["choices"][q["label"]] for q in questions}
+    assert rows
+    for row in rows:
+        assert len(set(row["choices"])) == 4
+        assert len({tuple(sorted(choice.split())) for choice in row["choices"]}) == 1
+        assert row["choices"][row["label"]] == real[row["context"]].rstrip()
