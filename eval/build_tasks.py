@@ -228,8 +228,8 @@ def shuffled(rows: list[dict[str, Any]], draw: random.Random) -> Iterator[dict[s
     """The rows with the real continuation's words in other orders as the wrong choices; those with
     too few different words are left out."""
     for row in rows:
-        real = row["choices"][row["label"]]
-        words = re.findall(r"\s*\S+", real)
+        words = re.findall(r"\s*\S+", row["choices"][row["label"]])
+        real = "".join(words)
         wrong: set[str] = set()
         for _ in range(8 * CHOICES):
             order = "".join(draw.sample(words, len(words)))
@@ -237,7 +237,7 @@ def shuffled(rows: list[dict[str, Any]], draw: random.Random) -> Iterator[dict[s
                 wrong.add(order)
         if len(wrong) == CHOICES - 1:
             choices = sorted(wrong)
-            choices.insert(row["label"], "".join(words))
+            choices.insert(row["label"], real)
             yield {**row, "choices": choices}
 
 

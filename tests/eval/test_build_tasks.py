@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 from collections import Counter
@@ -13,7 +14,7 @@ import yaml
 
 from conf.errors import InputError
 from data_pipeline.documents import read_documents
-from eval.build_tasks import BuildTasksConfig, build_tasks
+from eval.build_tasks import BuildTasksConfig, build_tasks, shuffled
 from tests.corpora import read_json_lines
 
 NAMES = [
@@ -169,3 +170,11 @@ def test_word_order_has_the_same_words_in_every_choice(tasks, source):
         assert len(set(row["choices"])) == 4
         assert len({tuple(sorted(choice.split())) for choice in row["choices"]}) == 1
         assert row["choices"][row["label"]] == real[row["context"]].rstrip()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_shuffled_choice_is_the_real_one(seed):
+    row = {"context": "c", "choices": ["x", " one two three \n"], "label": 1}
+    for made in shuffled([row], random.Random(seed)):
+        assert made["choices"][1] == " one two three"
+        assert len(set(made["choices"])) == 4

@@ -147,7 +147,7 @@ def test_table_has_a_line_a_metric(results):
     assert ("bytes_code_perplexity", "bits_per_byte") in found
     assert ("bytes_code_perplexity", "word_perplexity") not in found
     made = table(results)
-    assert made.row_count == len(found) == 6
+    assert made.row_count == len(found) == 8
     assert [column.header for column in made.columns] == [
         "task",
         "metric",
@@ -216,7 +216,7 @@ def test_shots_for_all_tasks(tasks):
 
 def test_a_folder_and_a_list_are_tasks(tasks):
     by_folder = select(LmEvalConfig(models={"m": "x"}, tasks=str(tasks), out="out"))
-    assert len(by_folder.choices) == 4
+    assert len(by_folder.choices) == 6
     assert not by_folder.built_in
     names = ["bytes_code_continuation"]
     listed = select(LmEvalConfig(models={"m": "x"}, tasks=names, task_folder=str(tasks), out="out"))
