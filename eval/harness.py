@@ -30,6 +30,8 @@ from eval.suites import LmEvalConfig, Selection, known_suites, select
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
+LOG_WIDTH = 120
+"""In columns, where the output goes to a file: names of tasks are long."""
 PACKAGES = ("lm_eval", "torch", "transformers", "datasets")
 
 
@@ -39,7 +41,7 @@ def lm_eval(config: LmEvalConfig) -> None:
     Raises:
         InputError: a model folder or a task does not exist, or a data set cannot be had.
     """
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
     folders = {name: model_folder(name, path) for name, path in config.models.items()}
     selection = select(config)
     out = Path(config.out)

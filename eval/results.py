@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from conf.errors import InputError
@@ -92,7 +93,7 @@ def format_score(score: dict[str, Any], metric: str) -> tuple[str, str]:
 
 def table(results: dict[str, Any]) -> Table:
     """The models side by side."""
-    made = Table(title="value ± standard error", title_justify="left", title_style="dim")
+    made = Table(title="value ± standard error", title_justify="left", box=SIMPLE_HEAD)
     made.add_column("task", overflow="fold")
     made.add_column("metric")
     for name in results["models"]:
