@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -9,7 +10,9 @@ from markupsafe import Markup
 from eval.run_folder import Record, RunFolder
 from eval.svg import Chart, Series, short_number, smoothed
 
-SMOOTHING = 0.7
+SMOOTHED_SHARE = 0.02
+"""Of all points, on each side of one."""
+Point = tuple[float, float]
 WIDE, HALF, PHONE = (960, 330), (470, 240), (400, 260)
 
 
@@ -50,14 +53,14 @@ def training_charts(run: RunFolder) -> list[Drawing]:
 
     marks = tuple((tokens, "") for tokens, _ in named)  # the small charts have no room for names
 
-    def over_tokens(key: str) -> list[tuple[float, float]]:
+    def over_tokens(key: str) -> list[Point]:
         return [(r["tokens"], r[key]) for r in run.train if r.get(key) is not None]
 
     loss = over_tokens("loss")
     sources = run.validation[-1]["sources"] if run.validation else {}
     lines = [
         Series("train, each step", loss, "s0", faint=True),
-        Series("train, smoothed", smoothed(loss, SMOOTHING), "s0"),
+        Series("train, smoothed", smooth(loss), "s0"),
         *(
             Series(
                 f"validation, {source}",
@@ -72,14 +75,15 @@ def training_charts(run: RunFolder) -> list[Drawing]:
             for number, source in enumerate(sources)
         ),
     ]
-    rate = over_tokens("tokens_per_second")
+    norms = over_tokens("grad_norm")
+    top = _typical_top(norms)
     return [
         draw(Chart("Loss", "nats per token", lines, marks=named), is_wide=True),
         draw(
             Chart(
                 "Throughput",
                 "tokens per second",
-                _with_mean(rate, "s1"),
+                _with_mean(over_tokens("tokens_per_second")),
                 marks=marks,
                 bottom=0.0,
                 format_y=short_number,
@@ -89,7 +93,7 @@ def training_charts(run: RunFolder) -> list[Drawing]:
             Chart(
                 "MFU",
                 "share of the peak",
-                _with_mean(over_tokens("mfu"), "s2"),
+                _with_mean(over_tokens("mfu")),
                 marks=marks,
                 bottom=0.0,
                 format_y=lambda value: f"{value:.0%}",
@@ -99,7 +103,7 @@ def training_charts(run: RunFolder) -> list[Drawing]:
             Chart(
                 "Learning rate",
                 "",
-                [Series("learning rate", over_tokens("learning_rate"), "s3")],
+                [Series("learning rate", over_tokens("learning_rate"), "s0")],
                 marks=marks,
                 bottom=0.0,
                 format_y=lambda value: f"{value:.2g}",
@@ -108,11 +112,11 @@ def training_charts(run: RunFolder) -> list[Drawing]:
         draw(
             Chart(
                 "Gradient norm",
-                "before clipping",
-                _with_mean(over_tokens("grad_norm"), "s4"),
+                _beyond("before clipping", norms, top),
+                _with_mean(norms),
                 marks=marks,
                 bottom=0.0,
-                top=_typical_top(over_tokens("grad_norm")),
+                top=top,
             )
         ),
     ]
@@ -122,7 +126,7 @@ def sft_charts(metrics: list[Record]) -> list[Drawing]:
     """Loss and learning rate of tuning over steps."""
     train = [record for record in metrics if record["kind"] == "train"]
 
-    def over_steps(key: str) -> list[tuple[float, float]]:
+    def over_steps(key: str) -> list[Point]:
         return [(record["step"], record[key]) for record in train if key in record]
 
     return [
@@ -138,7 +142,7 @@ def sft_charts(metrics: list[Record]) -> list[Drawing]:
             Chart(
                 "Learning rate while tuning",
                 "",
-                [Series("learning rate", over_steps("learning_rate"), "s3", dots=len(train) < 40)],
+                [Series("learning rate", over_steps("learning_rate"), "s0", dots=len(train) < 40)],
                 x_label="steps",
                 bottom=0.0,
                 format_y=lambda value: f"{value:.2g}",
@@ -147,14 +151,25 @@ def sft_charts(metrics: list[Record]) -> list[Drawing]:
     ]
 
 
-def _with_mean(points: list[tuple[float, float]], style: str) -> list[Series]:
+def smooth(points: list[Point]) -> list[Point]:
+    """Without the noise of single steps."""
+    return smoothed(points, max(1, round(SMOOTHED_SHARE * len(points))))
+
+
+def _with_mean(points: list[Point]) -> list[Series]:
     return [
-        Series("each step", points, style, faint=True),
-        Series("smoothed", smoothed(points, SMOOTHING), style),
+        Series("each step", points, "s0", faint=True),
+        Series("smoothed", smooth(points), "s0"),
     ]
 
 
-def _typical_top(points: list[tuple[float, float]]) -> float | None:
+def _typical_top(points: list[Point]) -> float | None:
     """The largest value after the first tenth: the first steps would flatten the rest."""
-    later = [y for _, y in points[len(points) // 10 :]]
+    later = [y for _, y in points[len(points) // 10 :] if math.isfinite(y)]
     return max(later) if later else None
+
+
+def _beyond(text: str, points: list[Point], top: float | None) -> str:
+    """Says how far the points go where they leave the chart."""
+    highest = max((y for _, y in points if math.isfinite(y)), default=0.0)
+    return text if top is None or highest <= top else f"{text}; {highest:.3g} in the first steps"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import accumulate
 
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 52, 14, 22, 40
 CHARACTER = 6.4
@@ -44,7 +45,7 @@ class Chart:
 
     def svg(self, width: int, height: int) -> str:
         """The drawing, as wide as its place allows; text is in units of the view box."""
-        drawn = [series for series in self.series if series.points]
+        drawn = [s for s in self.series if any(math.isfinite(y) for _, y in s.points)]
         if not drawn:
             return ""
         xs = [x for series in drawn for x, _ in series.points]
@@ -156,13 +157,16 @@ def thinned(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, floa
     return [*points[:-1:stride], points[-1]] if stride > 1 else points
 
 
-def smoothed(points: Sequence[tuple[float, float]], weight: float) -> list[tuple[float, float]]:
-    """Exponential mean of y, without the bias to its first value (Adam's correction)."""
-    mean, total, out = 0.0, 0.0, []
-    for x, y in points:
-        mean = weight * mean + (1 - weight) * y
-        total = weight * total + (1 - weight)
-        out.append((x, mean / total))
+def smoothed(points: Sequence[tuple[float, float]], reach: int) -> list[tuple[float, float]]:
+    """Mean of y over `reach` finite points on each side, as many as both sides have: unlike an
+    exponential mean it does not lag behind, and it starts and ends where the points do."""
+    finite = [(x, y) for x, y in points if math.isfinite(y)]
+    sums = list(accumulate((y for _, y in finite), initial=0.0))
+    out = []
+    for number, (x, _) in enumerate(finite):
+        side = min(reach, number, len(finite) - 1 - number)
+        total = sums[number + side + 1] - sums[number - side]
+        out.append((x, total / (2 * side + 1)))
     return out
 
 

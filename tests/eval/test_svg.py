@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
@@ -10,15 +11,15 @@ from hypothesis import strategies as st
 
 from eval.svg import MAX_POINTS, Chart, Series, short_number, smoothed, thinned, ticks
 
-numbers = st.floats(-1e9, 1e9, allow_nan=False)
+numbers = st.floats(-1e4, 1e4)
 
 
-@given(numbers, st.floats(1e-6, 1e9), st.integers(2, 9))
+@given(numbers, st.floats(1e-3, 1e9), st.integers(2, 9))
 def test_ticks_reach_from_end_to_end(low, span, count):
     found = ticks(low, low + span, count)
     step = found[1] - found[0]
     assert found[0] <= low + 1e-6 * step
-    assert found[-1] >= low + span - 1e-6 * step - 1e-6 * abs(low)
+    assert found[-1] >= low + span - 1e-6 * step
     assert len(found) <= count + 3
 
 
@@ -34,9 +35,14 @@ def test_long_lines_are_thinned_to_their_end():
     assert (kept[0], kept[-1]) == (points[0], points[-1])
 
 
-def test_smoothing_starts_without_bias_and_keeps_a_constant():
-    assert smoothed([(0, 5.0), (1, 5.0)], 0.9) == [(0, pytest.approx(5)), (1, pytest.approx(5))]
-    assert smoothed([(0, 1.0), (1, 3.0)], 0.5)[1][1] == pytest.approx((0.25 + 1.5) / 0.75)
+def test_smoothing_does_not_lag():
+    line = [(float(n), 3.0 * n + 1) for n in range(9)]
+    assert smoothed(line, 3) == [(x, pytest.approx(y)) for x, y in line]
+
+
+def test_smoothing_is_the_mean_of_finite_neighbours():
+    points = [(0.0, 1.0), (1.0, math.nan), (2.0, 4.0), (3.0, 4.0), (4.0, 0.0)]
+    assert smoothed(points, 1) == [(0.0, 1.0), (2.0, 3.0), (3.0, pytest.approx(8 / 3)), (4.0, 0.0)]
 
 
 def test_points_stay_inside_and_text_is_escaped():
@@ -61,6 +67,7 @@ def test_labels_that_would_touch_stand_in_two_rows():
 
 def test_nothing_to_draw_is_no_drawing():
     assert Chart("t", "", [Series("a", [], "s0")]).svg(100, 100) == ""
+    assert Chart("t", "", [Series("a", [(1.0, math.nan)], "s0")]).svg(100, 100) == ""
 
 
 @pytest.mark.parametrize(
