@@ -19,6 +19,8 @@ from eval.svg import short_number
 from model.flops import FLOP_CONVENTION, parameters
 
 Table = list[tuple[str, str]]
+AGREEMENT = 0.005
+"""Relative difference up to which two losses count as the same: bf16 and other kernels."""
 METRIC_NOTES = {
     "acc": "acc takes the likeliest choice.",
     "acc_mutual_info": "acc mutual info takes the choice that the context makes likelier by most.",
@@ -43,10 +45,9 @@ def content(config: ReportConfig) -> dict[str, Any]:
         "summary": summary(run, manifest, tuned),
         "cards": cards(run, results),
         "charts": training_charts(run),
-        "stages": stages(run),
-        "flop_convention": FLOP_CONVENTION,
+        "stages": stages(run, list(manifest.source_tokens("train"))),
+        "pace": pace(run),
         "data": data_table(run, manifest),
-        "mixture_sources": list(manifest.source_tokens("train")),
         "evaluation": evaluation(results) if results else None,
         "agreement": agreement(run, config.perplexity) if config.perplexity else None,
         "samples": samples(config),
@@ -86,7 +87,7 @@ def cards(run: RunFolder, results: Record | None) -> list[dict[str, str]]:
             f"{source} {score['bits_per_byte']:.2f}" for source, score in last["sources"].items()
         )
         mean = statistics.fmean(s["bits_per_byte"] for s in last["sources"].values())
-        found.append({"label": "bits per byte", "value": f"{mean:.2f}", "note": bits})
+        found.append({"label": "bits per byte", "value": f"{mean:.2f}", "note": f"mean of {bits}"})
     shown = set()
     for task, _, scores in rows(results) if results else ():
         best = max(scores, key=lambda name: scores[name]["value"])
@@ -121,13 +122,14 @@ def cards(run: RunFolder, results: Record | None) -> list[dict[str, str]]:
     return found
 
 
-def stages(run: RunFolder) -> list[dict[str, Any]]:
+def stages(run: RunFolder, sources: list[str]) -> list[dict[str, Any]]:
     """A row a stage of the recipe: what was planned, what was done."""
     table = []
     for name, stage in run.config["recipe"]["stages"].items():
         done = [record for record in run.train if record["stage"] == name]
         weights = stage["mixture"] or {}
         total = sum(weights.values())
+        rates = [record["tokens_per_second"] for record in done]
         table.append(
             {
                 "name": name,
@@ -136,10 +138,33 @@ def stages(run: RunFolder) -> list[dict[str, Any]]:
                 "steps": f"{len(done):,}",
                 "mixture": ", ".join(f"{s} {w / total:.0%}" for s, w in weights.items())
                 or "by size",
+                "shares": [
+                    (f"{100 * weights[s] / total:.2f}", f"s{1 + number % 4}")
+                    for number, s in enumerate(sources)
+                    if s in weights
+                ],
+                "rate": short_number(statistics.median(rates)) if rates else "",
                 "loss": f"{done[-1]['loss']:.3f}" if done else "",
             }
         )
     return table
+
+
+def pace(run: RunFolder) -> list[str]:
+    """What to know about the time of steps and MFU."""
+    seconds = sum(record["step_seconds"] for record in run.train)
+    waited = sum(record["data_wait_seconds"] for record in run.train)
+    said = [
+        f"Steps waited for data {waited / seconds:.1%} of their time.",
+        f"FLOPs per token behind MFU: {FLOP_CONVENTION}.",
+    ]
+    above = sum(record["mfu"] > 1 for record in run.train)
+    if above:
+        said.append(
+            f"MFU is above 100% in {above:,} of {len(run.train):,} steps: the peak behind it was "
+            "measured too low, as happens where other work shares the machine."
+        )
+    return said
 
 
 def data_table(run: RunFolder, manifest: Manifest) -> list[dict[str, str]]:
@@ -220,7 +245,7 @@ def evaluation(results: Record) -> dict[str, Any]:
     }
 
 
-def agreement(run: RunFolder, file: str) -> str:
+def agreement(run: RunFolder, file: str) -> dict[str, Any]:
     """How the exported model's loss in transformers compares to the trainer's."""
     path = Path(file)
     if not path.is_file():
@@ -233,11 +258,14 @@ def agreement(run: RunFolder, file: str) -> str:
     last, theirs = run.validation[-1], found["loss"]
     text = f"The exported folder in stock transformers has a held-out loss of {theirs:.4f}"
     if targets(found) != targets(last):
-        return f"{text}, on other samples than the trainer's {last['loss']:.4f}."
-    return (
-        f"{text}; the trainer's last validation gave {last['loss']:.4f} on the same samples, "
-        f"a difference of {abs(theirs / last['loss'] - 1):.2%}."
+        text += f", on other samples than the trainer's {last['loss']:.4f}."
+        return {"text": text, "agrees": False}
+    difference = abs(theirs / last["loss"] - 1)
+    text += (
+        f"; the trainer's last validation gave {last['loss']:.4f} on the same samples, "
+        f"a difference of {difference:.2%}."
     )
+    return {"text": text, "agrees": difference <= AGREEMENT}
 
 
 def targets(scores: Record) -> dict[str, int]:
@@ -265,7 +293,7 @@ def samples(config: ReportConfig) -> list[dict[str, Any]]:
             {
                 "prompt": first["prompt"],
                 "reference": first.get("reference"),
-                "answers": [(name, row["generated"]) for name, row in found.items()],
+                "answers": [(name, row["generated"].strip()) for name, row in found.items()],
             }
         )
     return shown

@@ -158,15 +158,14 @@ def thinned(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, floa
 
 
 def smoothed(points: Sequence[tuple[float, float]], reach: int) -> list[tuple[float, float]]:
-    """Mean of y over `reach` finite points on each side, as many as both sides have: unlike an
-    exponential mean it does not lag behind, and it starts and ends where the points do."""
+    """Mean of y over `reach` finite points on each side, fewer at the ends: unlike an exponential
+    mean it does not lag behind."""
     finite = [(x, y) for x, y in points if math.isfinite(y)]
     sums = list(accumulate((y for _, y in finite), initial=0.0))
     out = []
     for number, (x, _) in enumerate(finite):
-        side = min(reach, number, len(finite) - 1 - number)
-        total = sums[number + side + 1] - sums[number - side]
-        out.append((x, total / (2 * side + 1)))
+        first, end = max(0, number - reach), min(len(finite), number + reach + 1)
+        out.append((x, (sums[end] - sums[first]) / (end - first)))
     return out
 
 

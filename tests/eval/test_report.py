@@ -83,7 +83,7 @@ def train(step: int) -> dict[str, Any]:
         "tokens_per_second": 12345.0,
         "mfu": 0.42,
         "step_seconds": 3.0,
-        "data_wait_seconds": 0.0,
+        "data_wait_seconds": 0.06,
         "consumed_tokens": {"code": 75 * step, "prose": 25 * step},
     }
 
@@ -186,9 +186,18 @@ def test_training_is_told(page):
     assert "long: sequences of 64" in parsed.text
     assert "restart" in parsed.text
     assert "code 75%, prose 25%" in parsed.text
+    assert "width:75.00%" in text
     assert "by size" in parsed.text
+    assert "waited for data 2.0% of their time" in parsed.text
+    assert "MFU is above 100%" not in parsed.text
     assert "finished" in parsed.text
     assert text.count("<svg") == 10  # five charts, each for a wide and a narrow page
+
+
+def test_mfu_that_cannot_be_is_explained(page, run, lines):
+    write_metrics(run, [line | {"mfu": 1.2} if line.get("step") == 3 else line for line in lines])
+    _, parsed = page()
+    assert "MFU is above 100% in 1 of 30 steps" in parsed.text
 
 
 def test_data_is_what_was_really_consumed(page, corpus):
@@ -222,10 +231,18 @@ def test_models_side_by_side(page, results):
 
 def test_export_against_the_trainer(page, tmp_path):
     path = tmp_path / "perplexity.json"
-    found = validation(30, 2.125 * 1.002)
-    path.write_text(json.dumps(found))
-    _, parsed = page(perplexity=str(path))
+    path.write_text(json.dumps(validation(30, 2.125 * 1.002)))
+    text, parsed = page(perplexity=str(path))
     assert "a difference of 0.20%" in parsed.text
+    assert 'class="check agrees"' in text
+
+
+def test_export_that_differs_is_not_praised(page, tmp_path):
+    path = tmp_path / "perplexity.json"
+    path.write_text(json.dumps(validation(30, 2.125 * 1.02)))
+    text, parsed = page(perplexity=str(path))
+    assert "a difference of 2.00%" in parsed.text
+    assert "check agrees" not in text
     found["sources"]["code"]["tokens"] += 1
     path.write_text(json.dumps(found))
     _, parsed = page(perplexity=str(path))
@@ -247,6 +264,13 @@ def test_samples_are_matched_and_escaped(page, tmp_path):
     assert "fine 1" in parsed.text
     assert "fine 2" not in parsed.text
     assert "truth" in parsed.text
+
+
+def test_blank_answer_is_said(page, tmp_path):
+    path = tmp_path / "samples.jsonl"
+    path.write_text(json.dumps({"prompt": "p", "generated": "\n" * 40}) + "\n")
+    _, parsed = page(samples={"mine": str(path)})
+    assert "no text" in parsed.text
 
 
 def test_tuning(page, tmp_path):
