@@ -5,8 +5,8 @@ from setuptools import find_packages, setup
 EXTRAS = {
     # `train` is the base install: it exists so that every stage can be asked for by name.
     "train": [],
-    "finetune": ["transformers>=5.0", "trl>=1.16", "peft>=0.21", "accelerate>=1.15"],
-    "eval": ["transformers>=5.0", "lm-eval[hf]>=0.4.13", "matplotlib>=3.9", "jinja2>=3.1"],
+    "finetune": ["transformers>=5.20", "trl>=1.16", "peft>=0.21", "accelerate>=1.15"],
+    "eval": ["transformers>=5.20", "lm-eval[hf]>=0.4.13", "matplotlib>=3.9", "jinja2>=3.1"],
     "cuda": ["flash-attn>=2.8", "torchao>=0.18"],
     "dev": [
         "hypothesis>=6.100",
