@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -12,6 +13,13 @@ from eval.svg import Chart, Series, short_number, smoothed
 
 SMOOTHED_SHARE = 0.02
 """Of all points, on each side of one."""
+SOURCE_COLOURS = 7
+NAMED_RESTARTS = 4
+"""More of them are drawn without their name."""
+DOTTED = 40
+"""A line of more points has no dots."""
+LONG = 1000
+"""Steps of a run from which the first ones, at ten nats and more, no longer set the axis."""
 Point = tuple[float, float]
 WIDE, HALF, PHONE = (960, 330), (470, 240), (400, 260)
 
@@ -41,16 +49,26 @@ def draw(chart: Chart, *, is_wide: bool = False) -> Drawing:
     )
 
 
-def training_charts(run: RunFolder) -> list[Drawing]:
-    """Loss, learning rate, throughput, MFU and gradient norm over tokens."""
-    named = tuple(
-        (event["tokens"], f"{event['stage']}: sequences of {event['seq_len']}")
-        if event["event"] == "stage"
-        else (event["tokens"], "restart")
-        for event in run.events("stage", "resume")
-        if event["tokens"] or event["event"] == "resume"
-    )
+def source_styles(sources: Iterable[str]) -> dict[str, str]:
+    """A colour of the page for every source, the same wherever it is drawn."""
+    return {source: f"s{1 + number % SOURCE_COLOURS}" for number, source in enumerate(sources)}
 
+
+def training_charts(run: RunFolder, styles: dict[str, str]) -> list[Drawing]:
+    """Loss, learning rate, throughput, MFU and gradient norm over tokens.
+
+    styles: the colour of each source.
+    """
+    restarts = run.events("resume")
+    restart = "restart" if len(restarts) <= NAMED_RESTARTS else ""
+    named = (
+        *(
+            (event["tokens"], f"{event['stage']}: sequences of {event['seq_len']}")
+            for event in run.events("stage")
+            if event["tokens"]
+        ),
+        *((event["tokens"], restart) for event in restarts),
+    )
     marks = tuple((tokens, "") for tokens, _ in named)  # the small charts have no room for names
 
     def over_tokens(key: str) -> list[Point]:
@@ -69,16 +87,26 @@ def training_charts(run: RunFolder) -> list[Drawing]:
                     for record in run.validation
                     if source in record["sources"]
                 ],
-                f"s{1 + number % 4}",
-                dots=True,
+                styles.get(source, "s0"),
+                dots=len(run.validation) <= DOTTED,
             )
-            for number, source in enumerate(sources)
+            for source in sources
         ),
     ]
     norms = over_tokens("grad_norm")
-    top = _typical_top(norms)
+    top = _typical_top(norms, 0.1)
+    loss_top = _typical_top(loss, 0.05) if len(loss) > LONG else None
     return [
-        draw(Chart("Loss", "nats per token", lines, marks=named), is_wide=True),
+        draw(
+            Chart(
+                "Loss",
+                _beyond("nats per token", loss, loss_top),
+                lines,
+                marks=named,
+                top=loss_top,
+            ),
+            is_wide=True,
+        ),
         draw(
             Chart(
                 "Throughput",
@@ -106,7 +134,7 @@ def training_charts(run: RunFolder) -> list[Drawing]:
                 [Series("learning rate", over_tokens("learning_rate"), "s0")],
                 marks=marks,
                 bottom=0.0,
-                format_y=lambda value: f"{value:.2g}",
+                format_y=short_number,
             )
         ),
         draw(
@@ -134,7 +162,7 @@ def sft_charts(metrics: list[Record]) -> list[Drawing]:
             Chart(
                 "Loss while tuning",
                 "nats per answer token",
-                [Series("loss", over_steps("loss"), "s0", dots=len(train) < 40)],
+                [Series("loss", over_steps("loss"), "s0", dots=len(train) <= DOTTED)],
                 x_label="steps",
             )
         ),
@@ -142,10 +170,17 @@ def sft_charts(metrics: list[Record]) -> list[Drawing]:
             Chart(
                 "Learning rate while tuning",
                 "",
-                [Series("learning rate", over_steps("learning_rate"), "s0", dots=len(train) < 40)],
+                [
+                    Series(
+                        "learning rate",
+                        over_steps("learning_rate"),
+                        "s0",
+                        dots=len(train) <= DOTTED,
+                    )
+                ],
                 x_label="steps",
                 bottom=0.0,
-                format_y=lambda value: f"{value:.2g}",
+                format_y=short_number,
             )
         ),
     ]
@@ -163,9 +198,9 @@ def _with_mean(points: list[Point]) -> list[Series]:
     ]
 
 
-def _typical_top(points: list[Point]) -> float | None:
-    """The largest value after the first tenth: the first steps would flatten the rest."""
-    later = [y for _, y in points[len(points) // 10 :] if math.isfinite(y)]
+def _typical_top(points: list[Point], first: float) -> float | None:
+    """The largest value after the first share of the points, which would flatten the rest."""
+    later = [y for _, y in points[int(first * len(points)) :] if math.isfinite(y)]
     return max(later) if later else None
 
 

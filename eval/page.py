@@ -10,7 +10,7 @@ from typing import Any
 
 from conf.errors import InputError
 from data_pipeline.manifest import Manifest, load_manifest
-from eval.curves import sft_charts, training_charts
+from eval.curves import sft_charts, source_styles, training_charts
 from eval.files import read_json_lines
 from eval.report import ReportConfig
 from eval.results import LOWER_IS_BETTER, SHARES, format_score, load_results, rows
@@ -37,6 +37,7 @@ def content(config: ReportConfig) -> dict[str, Any]:
     manifest = load_manifest(config.corpus or run.env["data"])
     results = load_results(Path(config.results)) if config.results else None
     tuned = read_sft(Path(config.sft)) if config.sft else None
+    styles = source_styles(manifest.source_tokens("train"))
     return {
         "name": run.config["name"],
         "state": "finished" if run.is_finished else f"in progress, step {run.train[-1]['step']}",
@@ -44,8 +45,8 @@ def content(config: ReportConfig) -> dict[str, Any]:
         "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "summary": summary(run, manifest, tuned),
         "cards": cards(run, results),
-        "charts": training_charts(run),
-        "stages": stages(run, list(manifest.source_tokens("train"))),
+        "charts": training_charts(run, styles),
+        "stages": stages(run, styles),
         "pace": pace(run),
         "data": data_table(run, manifest),
         "evaluation": evaluation(results) if results else None,
@@ -122,7 +123,7 @@ def cards(run: RunFolder, results: Record | None) -> list[dict[str, str]]:
     return found
 
 
-def stages(run: RunFolder, sources: list[str]) -> list[dict[str, Any]]:
+def stages(run: RunFolder, styles: dict[str, str]) -> list[dict[str, Any]]:
     """A row a stage of the recipe: what was planned, what was done."""
     table = []
     for name, stage in run.config["recipe"]["stages"].items():
@@ -139,9 +140,9 @@ def stages(run: RunFolder, sources: list[str]) -> list[dict[str, Any]]:
                 "mixture": ", ".join(f"{s} {w / total:.0%}" for s, w in weights.items())
                 or "by size",
                 "shares": [
-                    (f"{100 * weights[s] / total:.2f}", f"s{1 + number % 4}")
-                    for number, s in enumerate(sources)
-                    if s in weights
+                    (f"{100 * weights[source] / total:.2f}", style)
+                    for source, style in styles.items()
+                    if source in weights
                 ],
                 "rate": short_number(statistics.median(rates)) if rates else "",
                 "loss": f"{done[-1]['loss']:.3f}" if done else "",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from itertools import accumulate
+from itertools import accumulate, groupby
 
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 52, 14, 22, 40
 CHARACTER = 6.4
@@ -87,10 +87,14 @@ class Plot:
         return MARGIN_LEFT + (value - self.left) / span * (self.width - MARGIN_LEFT - MARGIN_RIGHT)
 
     def y(self, value: float) -> float:
-        """Pixels from the top, kept inside."""
+        """Pixels from the top."""
         span = (self.high - self.low) or 1
         inner = self.height - MARGIN_TOP - MARGIN_BOTTOM
-        return MARGIN_TOP + min(1.0, max(0.0, (self.high - value) / span)) * inner
+        return MARGIN_TOP + (self.high - value) / span * inner
+
+    def holds(self, value: float) -> bool:
+        """Whether y lies inside; what is not a number does not."""
+        return self.low <= value <= self.high
 
     def horizontal(self, value: float, label: str) -> str:
         """A grid line with its number."""
@@ -129,15 +133,19 @@ class Plot:
                 )
 
     def line(self, series: Series) -> str:
-        """The line, and dots where they are asked for."""
-        points = [(self.x(x), self.y(y)) for x, y in thinned(series.points) if math.isfinite(y)]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        """The line, broken where it leaves the frame, and dots where they are asked for."""
+        pieces = [
+            [f"{self.x(x):.1f} {self.y(y):.1f}" for x, y in piece]
+            for inside, piece in groupby(thinned(series.points), lambda p: self.holds(p[1]))
+            if inside
+        ]
+        path = "".join(f"M{'L'.join(piece if len(piece) > 1 else piece * 2)}" for piece in pieces)
         look = f"line {series.style}" + (" faint" if series.faint else "")
-        drawn = f'<polyline class="{look}" points="{path}"/>'
-        if series.dots or len(points) == 1:
+        drawn = f'<path class="{look}" d="{path}"/>'
+        places = [place.split() for piece in pieces for place in piece]
+        if series.dots or len(places) == 1:
             drawn += "".join(
-                f'<circle class="dot {series.style}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
-                for x, y in points
+                f'<circle class="dot {series.style}" cx="{x}" cy="{y}" r="3"/>' for x, y in places
             )
         return drawn
 
@@ -170,8 +178,11 @@ def smoothed(points: Sequence[tuple[float, float]], reach: int) -> list[tuple[fl
 
 
 def short_number(value: float) -> str:
-    """1500000 as 1.5M."""
+    """1500000 as 1.5M, 0.00015 as 1.5e-4."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{letter}"
+    if 0 < abs(value) < 1e-3:
+        digits, exponent = f"{value:.2e}".split("e")
+        return f"{float(digits):g}e{int(exponent)}"
     return f"{value:.3g}"

@@ -46,13 +46,18 @@ def test_smoothing_is_the_mean_of_finite_neighbours():
 
 
 def test_points_stay_inside_and_text_is_escaped():
-    line = Series("a", [(0.0, 1.0), (50.0, 99.0), (100.0, float("nan")), (200.0, 2.0)], "s0")
+    places = [(0.0, 1.0), (20.0, 4.0), (50.0, 99.0), (100.0, math.nan), (200.0, 2.0)]
+    line = Series("a", places, "s0")
     drawn = Chart("<t>", "", [line], marks=[(100.0, "a < b")], bottom=0.0, top=4.0).svg(400, 200)
-    points = re.search(r'polyline class="line s0" points="([^"]+)"', drawn)
-    assert points
-    pairs = [tuple(map(float, pair.split(","))) for pair in points.group(1).split()]
-    assert len(pairs) == 3  # what is not a number has no place
-    assert all(0 <= x <= 400 and 0 <= y <= 200 for x, y in pairs)
+    path = re.search(r'path class="line s0" d="M([^"]+)"', drawn)
+    assert path
+    pieces = [
+        [tuple(map(float, pair.split())) for pair in piece.split("L")]
+        for piece in path.group(1).split("M")
+    ]
+    assert [len(piece) for piece in pieces] == [2, 2]  # broken where it leaves the frame
+    assert pieces[1][0] == pieces[1][1]  # a point alone is a dot of the line
+    assert all(0 <= x <= 400 and 0 <= y <= 200 for piece in pieces for x, y in piece)
     assert "a &lt; b" in drawn
     assert "&lt;t&gt;" in drawn
 
@@ -71,7 +76,15 @@ def test_nothing_to_draw_is_no_drawing():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(1_638_400, "1.64M"), (950.0, "950"), (3e12, "3T"), (12_345, "12.3k")]
+    ("value", "text"),
+    [
+        (1_638_400, "1.64M"),
+        (950.0, "950"),
+        (3e12, "3T"),
+        (12_345, "12.3k"),
+        (1.5e-4, "1.5e-4"),
+        (0.0, "0"),
+    ],
 )
 def test_short_numbers(value, text):
     assert short_number(value) == text
