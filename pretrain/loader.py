@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from data_pipeline.batches import Batch, BatchReader
 from torch import Tensor
 
 from conf.errors import InputError
+from data_pipeline.batches import Batch, BatchReader
 from model.loss import IGNORED
 from pretrain.stages import StagePlan
 

@@ -9,9 +9,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from data_pipeline.order import OrderStage
-
 from conf.errors import InputError, did_you_mean
+from data_pipeline.order import OrderStage
 from pretrain.config import RecipeConfig
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from data_pipeline.batches import Batch, held_out_batches
-from eval.inloop import evaluate
 
 from conf.errors import InputError
+from data_pipeline.batches import Batch, held_out_batches
+from eval.inloop import evaluate
 from model.loss import IGNORED
 from pretrain.config import ValidationConfig
 from pretrain.hooks import Hook
