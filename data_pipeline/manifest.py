@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conf.errors import InputError
+from data_pipeline.storage import is_remote
 
 FILE = "manifest.json"
 FORMAT = 1
@@ -36,6 +37,9 @@ class Manifest:
     dtype: str
     splits: dict[str, dict[str, list[dict[str, Any]]]]
     sources: dict[str, dict[str, int]]
+    ends_in_eos: bool = False
+    packed: list[int] = field(default_factory=list)
+    origin: str = "tokenize"
 
     def to_json(self) -> str:
         """The content of `manifest.json`."""
@@ -88,7 +92,12 @@ class Manifest:
 
 
 def load_manifest(folder: str | Path) -> Manifest:
-    """The manifest of a corpus folder; raises InputError where there is none or it is not ours."""
+    """The manifest of a corpus folder, local or remote; raises InputError where there is none or it
+    is not ours."""
+    if is_remote(folder):
+        from data_pipeline.remote import local_copy
+
+        folder = local_copy(str(folder))
     path = Path(folder) / FILE
     if not path.is_file():
         raise InputError(
