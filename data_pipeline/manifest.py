@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conf.errors import InputError
+from data_pipeline.storage import is_remote
 
 FILE = "manifest.json"
 FORMAT = 2
@@ -104,7 +105,12 @@ class Manifest:
 
 
 def load_manifest(folder: str | Path) -> Manifest:
-    """The manifest of a corpus folder; raises InputError where there is none or it is not ours."""
+    """The manifest of a corpus folder, local or remote; raises InputError where there is none or it
+    is not ours."""
+    if is_remote(folder):
+        from data_pipeline.remote import local_copy
+
+        folder = local_copy(str(folder))
     path = Path(folder) / FILE
     if not path.is_file():
         raise InputError(
