@@ -59,7 +59,8 @@ class Trainer:
         end = total if self.config.stop_after is None else min(self.config.stop_after, total)
         for hook in self.hooks:
             hook.on_start(self)
-        self.publish({"kind": "event", "event": "resume" if self.step else "start"})
+        event = "resume" if self.step else "start"
+        self.publish({"kind": "event", "event": event, "dp_size": self.dp_size})
         self._clock = time.perf_counter()
         while self.step < end:
             stage = self.plan.at(self.step)
