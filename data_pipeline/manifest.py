@@ -16,7 +16,7 @@ from conf.errors import InputError
 from data_pipeline.storage import is_remote
 
 FILE = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,12 @@ class Manifest:
     inputs: sha256 of everything that decides the content; the same inputs are not made again.
     tokenizer: file, sha256 (of its canonical JSON), vocab_size, bos_id, eos_id, pad_id.
     splits: shards by split and source, each with file (path without ending), documents, tokens,
-        bytes (of text), sha256 (of .bin) and idx_sha256.
+        bytes (of text), sha256 (of .bin), idx_sha256, sums and masked (whether those files are
+        there).
     sources: what was read of each: files, documents, bytes, and what was left out, by reason.
+    ends_in_eos: a document begins after each EOS and nowhere else inside a sequence, so that
+        borders can be told from the ids alone. packed: lengths that documents were fitted into.
+    origin: `tokenize`, or `import` for shards that others made. encoder: what turned text to ids.
     """
 
     folder: Path
@@ -40,6 +44,7 @@ class Manifest:
     ends_in_eos: bool = False
     packed: list[int] = field(default_factory=list)
     origin: str = "tokenize"
+    encoder: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The content of `manifest.json`."""
@@ -70,6 +75,14 @@ class Manifest:
         """Tokens of each source in a split."""
         sources = self.splits.get(split, {})
         return {name: sum(entry["tokens"] for entry in shards) for name, shards in sources.items()}
+
+    def missing_files(self) -> list[str]:
+        """Names of the shards' files, and of the tokenizer, that are not there."""
+        names = [str(self.tokenizer["file"])]
+        for sources in self.splits.values():
+            for entry in (entry for shards in sources.values() for entry in shards):
+                names += [f"{entry['file']}.bin", f"{entry['file']}.idx"]
+        return [name for name in names if not (self.folder / name).is_file()]
 
     def token_bytes(self) -> NDArray[np.uint16]:
         """UTF-8 bytes that each id stands for, (vocab_size,); 0 for special tokens."""

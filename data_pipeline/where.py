@@ -101,8 +101,7 @@ class RunData:
             raise InputError(f"{path} does not exist: expected run={self.run} to be a run folder.")
 
     def _names(self, shard: str) -> list[tuple[str, int]]:
-        for ending in (".docs.parquet", ".docs.jsonl"):
-            side_file(self.manifest, shard + ending)
+        side_file(self.manifest, f"{shard}.docs.parquet")
         return document_names(self.manifest, shard)
 
     def _index(self, shard: str) -> Index:
