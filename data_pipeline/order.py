@@ -326,10 +326,12 @@ class SampleOrder:
     def epochs(self) -> dict[str, float]:
         """How often the whole plan reads each source."""
         last = self._first_atom[-1] + self._mixtures[-1].counts(np.array(self._atoms_used(-1)))
-        return {
-            source: float(used / atoms) if atoms else 0.0
-            for source, used, atoms in zip(self.sources, last, self._atoms, strict=True)
-        }
+        return self.epochs_of(dict(zip(self.sources, (last * self.atom).tolist(), strict=True)))
+
+    def epochs_of(self, tokens: Mapping[str, int]) -> dict[str, float]:
+        """How many epochs of its source each number of tokens is."""
+        sizes = zip(self.sources, self._atoms.tolist(), strict=True)
+        return {name: tokens[name] / (n * self.atom) if n else 0.0 for name, n in sizes}
 
     def _check_epochs(self, used: Ints, limit: float | Mapping[str, float] | None) -> None:
         for source, atoms_used, atoms in zip(self.sources, used, self._atoms, strict=True):
