@@ -170,9 +170,7 @@ def megatron(options: argparse.Namespace) -> None:
             lines = lines_between(path, unit.start, unit.end)
             random.Random(f"0:text:{unit.number}:train").shuffle(lines)
             prefix = out / f"text-{unit.number:05}"
-            builder = IndexedDatasetBuilder(
-                f"{prefix}.bin", dtype=DType.optimal_dtype(VOCAB_SIZE)
-            )
+            builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=DType.optimal_dtype(VOCAB_SIZE))
             for ids in pool.imap(encode, lines, 32):
                 builder.add_document(torch.tensor(ids), [len(ids)])
             builder.finalize(f"{prefix}.idx")

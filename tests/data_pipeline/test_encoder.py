@@ -15,7 +15,16 @@ from data_pipeline.encoder import Encoder, EncoderDiffers, choose_encoder
 from data_pipeline.manifest import load_manifest
 from data_pipeline.tokenize import tokenize
 
-EDGE = ["", " ", "</s>", "a </s> b <pad><s>", "🎉\u200b\ufeff", "x" * 5000, "\r\n\t", "Grüße 日本語"]
+EDGE = [
+    "",
+    " ",
+    "</s>",
+    "a </s> b <pad><s>",
+    "🎉\u200b\ufeff",
+    "x" * 5000,
+    "\r\n\t",
+    "Grüße 日本語",
+]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +34,9 @@ def path(tokenized):
 
 def split(encoded):
     ends = np.cumsum(encoded.lengths)
-    return [encoded.ids[end - n : end].tolist() for end, n in zip(ends, encoded.lengths, strict=True)]
+    return [
+        encoded.ids[end - n : end].tolist() for end, n in zip(ends, encoded.lengths, strict=True)
+    ]
 
 
 def test_both_give_the_same_ids(path):
