@@ -36,7 +36,13 @@ def read_documents(manifest: Manifest, split: str, source: str) -> Iterator[Docu
 
 def document_names(manifest: Manifest, file: str) -> list[tuple[str, int]]:
     """File and position of every document of a shard; empty where others made the shards."""
-    table = manifest.folder / f"{file}.docs.jsonl"
-    if not table.is_file():
+    table = manifest.folder / f"{file}.docs.parquet"
+    if table.is_file():
+        import pyarrow.parquet as pq
+
+        columns = pq.read_table(table).to_pydict()
+        return list(zip(columns["file"], columns["position"], strict=True))
+    lines = manifest.folder / f"{file}.docs.jsonl"  # of manifests of format 1
+    if not lines.is_file():
         return []
-    return [tuple(json.loads(line)) for line in table.read_text().splitlines()]
+    return [tuple(json.loads(line)) for line in lines.read_text().splitlines()]

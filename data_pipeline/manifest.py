@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from conf.errors import InputError
 
 FILE = "manifest.json"
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)
+"""Format 1 lacks the fields that have a default."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,12 @@ class Manifest:
     inputs: sha256 of everything that decides the content; the same inputs are not made again.
     tokenizer: file, sha256 (of its canonical JSON), vocab_size, bos_id, eos_id, pad_id.
     splits: shards by split and source, each with file (path without ending), documents, tokens,
-        bytes (of text), sha256 (of .bin) and idx_sha256.
+        bytes (of text), sha256 (of .bin), idx_sha256, and whether it has block checksums (sums)
+        and a loss mask (masked).
     sources: what was read of each: files, documents, bytes, and what was left out, by reason.
+    ends_in_eos: whether every document ends in EOS and has none inside.
+    packed: sequence lengths that documents were fitted into; empty where they lie end to end.
+    origin: the command that made it, tokenize or import. encoder: what encoded the text.
     """
 
     folder: Path
@@ -36,6 +42,10 @@ class Manifest:
     dtype: str
     splits: dict[str, dict[str, list[dict[str, Any]]]]
     sources: dict[str, dict[str, int]]
+    ends_in_eos: bool = True
+    packed: list[int] = field(default_factory=list)
+    origin: str = "tokenize"
+    encoder: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The content of `manifest.json`."""
@@ -98,7 +108,7 @@ def load_manifest(folder: str | Path) -> Manifest:
     try:
         fields = json.loads(path.read_text())
         found = fields.pop("format")
-        if found != FORMAT:
+        if found not in READABLE:
             raise InputError(f"{path} has format {found}, expected {FORMAT}: tokenize again.")
         return Manifest(folder=Path(folder), **fields)
     except (ValueError, KeyError, TypeError) as error:
