@@ -273,15 +273,15 @@ def test_pretrain_on_imported_shards(command, tokenizer, tmp_path):
     for prefix in shards.values():
         megatron_pair(prefix, documents(TEXTS * 8))
 
-    def train(code: Path, prose: Path, *settings: str) -> Path:
-        out = tmp_path / f"of_{code.stem.strip('*_')}"
+    def train(name: str, code: Path, prose: Path, *settings: str) -> Path:
+        out = tmp_path / name
         done = command(
             *("data_pipeline", "import", f"sources.code={code}", f"sources.prose={prose}"),
             *(f"tokenizer={tokenizer}", f"out={out}", "eos_token='</s>'", *settings),
         )
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
-        run = tmp_path / f"run_of_{code.stem.strip('*_')}"
+        run = tmp_path / f"run_of_{name}"
         done = command(*arguments(out, run, stop_after=2))
         assert done.returncode == 0, done.stderr
         assert len(records(run)) == 2
