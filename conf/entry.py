@@ -61,7 +61,7 @@ def main(stage: str, commands: Mapping[str, Command], default: str | None = None
     try:
         _compose_and_run(stage, name, commands[name])
     except InputError as error:
-        _refuse(str(error))
+        _refuse(str(error), error.exit_code, error.every_rank)
 
 
 def _compose_and_run(stage: str, name: str, command: Command) -> None:
@@ -176,7 +176,7 @@ def _usage(stage: str, commands: Mapping[str, Command]) -> str:
     return "\n".join(lines)
 
 
-def _refuse(sentence: str) -> None:
-    if os.environ.get("RANK", "0") == "0":  # every rank sees the same bad input: one says so
+def _refuse(sentence: str, code: int = EXIT_BAD_INPUT, every_rank: bool = False) -> None:
+    if every_rank or os.environ.get("RANK", "0") == "0":  # mostly all ranks see it: one says so
         print(f"error: {sentence}", file=sys.stderr, flush=True)
-    sys.exit(EXIT_BAD_INPUT)
+    sys.exit(code)

@@ -10,12 +10,21 @@ EXIT_FAILED = 1
 """Something broke that is not the user's input; the traceback is printed."""
 EXIT_BAD_INPUT = 2
 """A key, file or combination of settings is wrong; one sentence says which."""
+EXIT_STORAGE = 75
+"""Remote storage did not answer in time, retries included: the same command may work later
+(EX_TEMPFAIL of sysexits.h, so that a scheduler can requeue)."""
 
 
 class InputError(Exception):
     """Bad input: the message is one sentence that names the key or file, what was found,
     what was expected and what to do. Commands print it without a traceback and exit with
-    `EXIT_BAD_INPUT`; whoever raises it has left nothing half-written behind."""
+    `exit_code`; whoever raises it has left nothing half-written behind.
+
+    every_rank: each process that meets it says so; otherwise all meet it and rank 0 speaks.
+    """
+
+    exit_code = EXIT_BAD_INPUT
+    every_rank = False
 
 
 def did_you_mean(found: str, known: Iterable[str]) -> str:

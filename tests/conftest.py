@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from data_pipeline import storage
 from data_pipeline.manifest import Manifest
 from tests.corpora import make_corpus
+from tests.s3_server import S3Server, running
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,3 +51,21 @@ def command():
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     """A small tokenized corpus; tests that damage it copy it first."""
     return make_corpus(tmp_path_factory.mktemp("corpus") / "bytes")
+
+
+@pytest.fixture(scope="session")
+def s3_session() -> Iterator[S3Server]:
+    """One S3 server on loopback for all tests of a worker."""
+    with running() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_session: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """That server without faults, and retries that do not wait long."""
+    s3_session.fail_next, s3_session.stall, s3_session.gets = 0, False, 0
+    s3_session.status = "503 Slow Down"
+    s3_session.release.clear()
+    quick = storage.Retry(attempts=4, timeout_seconds=5, first_seconds=0.001)
+    monkeypatch.setattr(storage, "RETRY", quick)
+    return s3_session

@@ -1,0 +1,345 @@
+"""Files on this machine and in object stores behind one small interface.
+
+A remote URL is anything that `fsspec` opens (`s3://bucket/file`, `gs://`, `https://` ...). What a
+store answers late or not at all is asked for again with exponential backoff and full jitter
+(Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015); when the attempts are used
+up, one sentence says so. Credentials and endpoints come from the environment, as the store's own
+tools take them (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL_S3`, `FSSPEC_S3_...`).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, TypeVar
+
+from conf.errors import EXIT_STORAGE, InputError
+
+T = TypeVar("T")
+LOCAL = ("file://", "local://")
+READ_AHEAD_BYTES = 8 << 20
+PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+STORE_LIBRARIES = (
+    *("aiobotocore", "aiohttp", "asyncio", "azure", "botocore", "fsspec", "gcsfs", "google"),
+    *("http", "huggingface_hub", "requests", "s3fs", "ssl", "urllib3"),
+)
+SETTINGS_ERRORS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
+
+
+class StorageError(InputError):
+    """A store that did not answer, all retries included; commands end with `EXIT_STORAGE`."""
+
+    exit_code = EXIT_STORAGE
+    every_rank = True
+
+
+@dataclass(frozen=True)
+class Retry:
+    """attempts: how often a request is sent in all; timeout_seconds: of one request.
+
+    The n-th pause is a random time up to min(longest_seconds, first_seconds * 2^n).
+    """
+
+    attempts: int = 8
+    timeout_seconds: float = 60.0
+    first_seconds: float = 0.5
+    longest_seconds: float = 30.0
+
+    def pause(self, number: int) -> float:
+        """Seconds to wait after failure `number`, counted from 0."""
+        return random.uniform(0, min(self.longest_seconds, self.first_seconds * 2**number))
+
+
+RETRY = Retry()
+
+
+class Listed(NamedTuple):
+    """A file: `version` changes when its content does (ETag, else time of change in ns)."""
+
+    path: str
+    size: int
+    version: str
+
+
+def is_remote(url: str | Path) -> bool:
+    """Whether a path is a URL of a store and no file of this machine."""
+    text = str(url)
+    return "://" in text and not text.startswith(LOCAL)
+
+
+def local_path(url: str | Path) -> Path:
+    """The path of a local file that may be written as a file:// URL."""
+    text = str(url)
+    for prefix in LOCAL:
+        text = text.removeprefix(prefix)
+    return Path(text)
+
+
+def join(folder: str | Path, name: str) -> str:
+    """The path of a file in a folder or below a URL."""
+    return f"{str(folder).rstrip('/')}/{name}"
+
+
+def list_files(url_or_glob: str | Path) -> list[Listed]:
+    """The files that a path, folder (all files below it) or glob names, sorted by path; empty
+    where nothing is there. Raises StorageError where a store does not answer."""
+    text = str(url_or_glob)
+    if not is_remote(text):
+        return _list_local(str(local_path(text)))
+
+    def find() -> list[Listed]:
+        fs, path = _open_store(text)
+        fs.invalidate_cache()
+        found = fs.glob(path, detail=True) if _is_glob(path) else fs.find(path, detail=True)
+        return sorted(
+            Listed(fs.unstrip_protocol(name), int(about["size"] or 0), _version(about))
+            for name, about in found.items()
+            if about["type"] == "file"
+        )
+
+    try:
+        return retrying(find, f"listing {text}")
+    except FileNotFoundError:
+        return []
+
+
+def file_info(url: str | Path) -> Listed | None:
+    """Size and version of one file; None where it does not exist."""
+    text = str(url)
+    if not is_remote(text):
+        path = local_path(text)
+        if not path.is_file():
+            return None
+        status = path.stat()
+        return Listed(str(path), status.st_size, str(status.st_mtime_ns))
+
+    def ask() -> Listed:
+        fs, path = _open_store(text)
+        fs.invalidate_cache()
+        about = fs.info(path)
+        if about["type"] != "file":
+            raise FileNotFoundError(text)
+        return Listed(text, int(about["size"]), _version(about))
+
+    try:
+        return retrying(ask, f"the size of {text}")
+    except FileNotFoundError:
+        return None
+
+
+def read_ranges(
+    url: str, ranges: Sequence[tuple[int, int]], retry: Retry | None = None
+) -> list[bytes]:
+    """The bytes [start, end) of a remote file for each range, asked for at the same time.
+
+    A range that fails or comes back short is asked for again, the others are kept. Raises
+    StorageError in the end, FileNotFoundError where there is no such file.
+    """
+    retry = retry or RETRY
+    parts: list[bytes | None] = [None] * len(ranges)
+
+    def missing() -> list[bytes]:
+        wanted = [number for number, part in enumerate(parts) if part is None]
+        fs, path = _open_store(url)
+        starts = [ranges[number][0] for number in wanted]
+        ends = [ranges[number][1] for number in wanted]
+        problem: Exception | None = None
+        found = fs.cat_ranges([path] * len(wanted), starts, ends, on_error="return")
+        for number, part in zip(wanted, found, strict=True):
+            expected = ranges[number][1] - ranges[number][0]
+            if isinstance(part, Exception):
+                problem = part
+            elif len(part) != expected:
+                problem = OSError(f"{len(part)} bytes came of {expected} asked for")
+            else:
+                parts[number] = bytes(part)
+        if problem is not None:
+            raise problem
+        return [part for part in parts if part is not None]
+
+    return retrying(missing, f"reading {url}", retry) if ranges else []
+
+
+def fetch(url: str, to: Path, retry: Retry | None = None) -> Path:
+    """Copies a remote file to `to`, which appears whole or not at all.
+
+    Raises InputError where there is no such file, StorageError where the store does not answer.
+    """
+    about = file_info(url)
+    if about is None:
+        raise InputError(f"{url} does not exist.")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    temporary = to.with_name(f".{to.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            for start in range(0, about.size, READ_AHEAD_BYTES):
+                end = min(about.size, start + READ_AHEAD_BYTES)
+                file.write(read_ranges(url, [(start, end)], retry)[0])
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, to)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return to
+
+
+def open_binary(url: str | Path) -> BinaryIO:
+    """A file to read from, local or remote; a remote one can seek, reads ahead, and asks again
+    where the store fails in the middle. Raises FileNotFoundError, StorageError."""
+    if not is_remote(url):
+        return local_path(url).open("rb")
+    about = file_info(url)
+    if about is None:
+        raise FileNotFoundError(f"{url} does not exist")
+    return io.BufferedReader(_RemoteFile(str(url), about.size), READ_AHEAD_BYTES)
+
+
+class _RemoteFile(io.RawIOBase):
+    """A remote file of a known size, read by ranges; while one is used, the next is on its way."""
+
+    def __init__(self, url: str, size: int) -> None:
+        self.url, self.size = url, size
+        self.name = url
+        self._at = 0
+        self._ahead: tuple[int, int, Future[bytes]] | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        start, end = self._at, min(self.size, self._at + len(buffer))
+        if start >= end:
+            return 0
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[:2] == (start, end):
+            data = ahead[2].result()
+        else:
+            data = read_ranges(self.url, [(start, end)])[0]
+        buffer[: len(data)] = data
+        self._at = end
+        following = min(self.size, end + len(buffer))
+        if len(buffer) >= READ_AHEAD_BYTES and end < following:
+            wanted = [(end, following)]
+            self._ahead = end, following, in_thread(lambda: read_ranges(self.url, wanted)[0])
+        return len(data)
+
+
+def retrying(call: Callable[[], T], what: str, retry: Retry | None = None) -> T:
+    """The result of `call`, asked for again while the store fails or is slow.
+
+    Errors that another attempt cannot cure are raised as they are: a missing file, a refused key,
+    a wrong setting. Raises StorageError after the last attempt, naming `what`.
+    """
+    retry = retry or RETRY
+    problem: Exception | None = None
+    for number in range(retry.attempts):
+        try:
+            return in_thread(call).result(retry.timeout_seconds)
+        except PERMANENT:
+            raise
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            problem = error
+        if number + 1 < retry.attempts:
+            time.sleep(retry.pause(number))
+    slow = isinstance(problem, TimeoutError)
+    reason = f"no answer within {retry.timeout_seconds:g} s" if slow else _one_line(problem)
+    raise StorageError(
+        f"{what} failed {retry.attempts} times ({reason}): the store or the network is down or "
+        "slow; run the same command again when it is back."
+    ) from problem
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed later."""
+    if isinstance(error, PERMANENT) or type(error).__name__ in SETTINGS_ERRORS:
+        return False
+    library = type(error).__module__.partition(".")[0]
+    return isinstance(error, (OSError, EOFError, TimeoutError)) or library in STORE_LIBRARIES
+
+
+def in_thread(call: Callable[[], T]) -> Future[T]:
+    """Starts `call` in a thread that the process need not wait for when it ends."""
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True, name="storage").start()
+    return future
+
+
+def _open_store(url: str) -> tuple[Any, str]:
+    """The file system of a URL and the path in it."""
+    fs = _store(url.partition("://")[0], os.getpid())
+    return fs, fs._strip_protocol(url)
+
+
+@lru_cache
+def _store(protocol: str, _process: int) -> Any:
+    """One file system a protocol and process (its connections do not survive a fork)."""
+    import fsspec
+
+    if protocol not in ("s3", "s3a"):
+        return fsspec.filesystem(protocol)
+    # botocore and s3fs would each retry inside of our retries.
+    settings = {
+        "retries": {"total_max_attempts": 1},
+        "connect_timeout": 10,
+        "max_pool_connections": 64,
+    }
+    fs = fsspec.filesystem(protocol, config_kwargs=settings, skip_instance_cache=True)
+    fs.retries = 1
+    return fs
+
+
+def _list_local(text: str) -> list[Listed]:
+    path = Path(text)
+    if path.is_file():
+        files = [path]
+    elif path.is_dir():
+        files = [file for file in path.rglob("*") if file.is_file()]
+    else:
+        from glob import glob
+
+        files = [Path(name) for name in glob(text, recursive=True) if Path(name).is_file()]
+    found = [(file, file.stat()) for file in files]
+    return sorted(Listed(str(file), about.st_size, str(about.st_mtime_ns)) for file, about in found)
+
+
+def _is_glob(path: str) -> bool:
+    return any(sign in path for sign in "*?[")
+
+
+def _version(about: dict[str, Any]) -> str:
+    for key in ("ETag", "etag", "mtime", "LastModified", "last_modified", "created"):
+        if about.get(key) is not None:
+            return str(about[key]).strip('"')
+    return ""
+
+
+def _one_line(error: BaseException | None) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:200]
