@@ -5,17 +5,21 @@ from setuptools import find_packages, setup
 EXTRAS = {
     # `train` is the base install: it exists so that every stage can be asked for by name.
     "train": [],
+    "clean": ["datatrove>=0.10", "lightgbm>=4.5", "fasttext-numpy2-wheel>=0.9.2"],
+    "s3": ["s3fs>=2025.3"],
     "finetune": ["transformers>=5.20", "trl>=1.16", "peft>=0.21", "accelerate>=1.15"],
     "eval": ["transformers>=5.20", "lm-eval[hf]>=0.4.13", "matplotlib>=3.9"],
     "cuda": ["flash-attn>=2.8", "torchao>=0.18"],
     "dev": [
         "hypothesis>=6.100",
         "import-linter>=2.3",
+        "moto[server]>=5.1",
         "mypy>=1.15",
         "pytest>=8.3",
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.6",
         "ruff>=0.11",
+        "zstandard>=0.23",
     ],
 }
 
@@ -48,8 +52,9 @@ setup(
         "pyarrow>=18",
         "rich>=13.9",
         "safetensors>=0.5",
-        "xxhash>=3.4",
-        "zstandard>=0.23",
+        "gigatoken>=0.10",
+        "orjson>=3.10",
+        "xxhash>=3.5",
     ],
     extras_require=EXTRAS,
 )

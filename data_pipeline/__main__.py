@@ -1,4 +1,4 @@
-"""`python -m data_pipeline tokenize|import|verify|inspect|... key=value ...`."""
+"""`python -m data_pipeline <command> key=value ...`; without a command it lists them."""
 
 from conf.entry import Command, main
 
@@ -8,6 +8,12 @@ COMMANDS = {
         schema="data_pipeline.corpus:TokenizeConfig",
         run="data_pipeline.tokenize:tokenize",
         summary="a corpus to a tokenizer and tokenized shards with a manifest",
+    ),
+    "quality": Command(
+        config="quality",
+        schema="data_pipeline.cleaning.train_quality:QualityConfig",
+        run="data_pipeline.cleaning.train_quality:quality",
+        summary="a classifier of good text from examples, for the cleaning step `quality`",
     ),
     "pairs": Command(
         config="pairs",

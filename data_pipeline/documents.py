@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -37,12 +36,10 @@ def read_documents(manifest: Manifest, split: str, source: str) -> Iterator[Docu
 def document_names(manifest: Manifest, file: str) -> list[tuple[str, int]]:
     """File and position of every document of a shard; empty where others made the shards."""
     table = manifest.folder / f"{file}.docs.parquet"
-    if table.is_file():
-        import pyarrow.parquet as pq
-
-        columns = pq.read_table(table).to_pydict()
-        return list(zip(columns["file"], columns["position"], strict=True))
-    lines = manifest.folder / f"{file}.docs.jsonl"  # of manifests of format 1
-    if not lines.is_file():
+    if not table.is_file():
         return []
-    return [tuple(json.loads(line)) for line in lines.read_text().splitlines()]
+    import pyarrow.parquet as pq
+
+    columns = pq.read_table(table)
+    files, positions = columns["file"].to_pylist(), columns["position"].to_pylist()
+    return list(zip(files, positions, strict=True))

@@ -112,7 +112,7 @@ def import_shards(config: ImportConfig) -> None:
     """Makes `config.out`; raises InputError, and leaves nothing, for what cannot be trained on."""
     from rich.console import Console
 
-    from data_pipeline.tokenize import print_summary
+    from data_pipeline.finish import print_summary
 
     console = Console(soft_wrap=True, highlight=False)
     out = Path(config.out)

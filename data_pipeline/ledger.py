@@ -16,6 +16,7 @@ from data_pipeline.batches import open_stream
 from data_pipeline.documents import document_names
 from data_pipeline.manifest import load_manifest
 from data_pipeline.order import SampleOrder
+from data_pipeline.shards import Shard
 
 COLUMNS = ("sample", "source", "epoch", "shard", "document", "file")
 
@@ -70,13 +71,11 @@ def documents_of_step(run: Path, step: int) -> list[dict[str, Any]]:
         samples, located.source, located.epoch, located.start, strict=True
     ):
         source = order.sources[number]
-        offset = int(start)
-        while offset < start + seq_len:  # one shard at a time
-            shard, inside = streams[source].locate(offset)
-            length = min(int(start) + seq_len - offset, len(shard.tokens) - inside)
-            name = f"{shard.bin.parent.name}/{shard.bin.stem}"
-            first, last = shard.document_of(inside), shard.document_of(inside + length - 1)
-            for document in range(first, last + 1):
+        entries = manifest.shards("train", source)
+        for shard_number, inside, end in streams[source].parts(int(start), seq_len):
+            name = entries[shard_number]["file"]
+            shard = Shard(manifest.folder / name, manifest.dtype, entries[shard_number])
+            for document in range(shard.document_of(inside), shard.document_of(end - 1) + 1):
                 names = names_of(name)
                 file = names[document][0] if names else ""
                 rows.append(
@@ -89,5 +88,4 @@ def documents_of_step(run: Path, step: int) -> list[dict[str, Any]]:
                         "file": file,
                     }
                 )
-            offset += length
     return rows

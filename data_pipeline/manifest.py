@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conf.errors import InputError
+from data_pipeline.storage import is_remote
 
 FILE = "manifest.json"
 FORMAT = 2
-READABLE = (1, 2)
-"""Format 1 lacks the fields that have a default."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +26,12 @@ class Manifest:
     inputs: sha256 of everything that decides the content; the same inputs are not made again.
     tokenizer: file, sha256 (of its canonical JSON), vocab_size, bos_id, eos_id, pad_id.
     splits: shards by split and source, each with file (path without ending), documents, tokens,
-        bytes (of text), sha256 (of .bin), idx_sha256, and whether it has block checksums (sums)
-        and a loss mask (masked).
+        bytes (of text), sha256 (of .bin), idx_sha256, sums and masked (whether those files are
+        there).
     sources: what was read of each: files, documents, bytes, and what was left out, by reason.
-    ends_in_eos: whether every document ends in EOS and has none inside.
-    packed: sequence lengths that documents were fitted into; empty where they lie end to end.
-    origin: the command that made it, tokenize or import. encoder: what encoded the text.
+    ends_in_eos: a document begins after each EOS and nowhere else inside a sequence, so that
+        borders can be told from the ids alone. packed: lengths that documents were fitted into.
+    origin: `tokenize`, or `import` for shards that others made. encoder: what turned text to ids.
     """
 
     folder: Path
@@ -42,7 +41,7 @@ class Manifest:
     dtype: str
     splits: dict[str, dict[str, list[dict[str, Any]]]]
     sources: dict[str, dict[str, int]]
-    ends_in_eos: bool = True
+    ends_in_eos: bool = False
     packed: list[int] = field(default_factory=list)
     origin: str = "tokenize"
     encoder: dict[str, Any] = field(default_factory=dict)
@@ -77,6 +76,14 @@ class Manifest:
         sources = self.splits.get(split, {})
         return {name: sum(entry["tokens"] for entry in shards) for name, shards in sources.items()}
 
+    def missing_files(self) -> list[str]:
+        """Names of the shards' files, and of the tokenizer, that are not there."""
+        names = [str(self.tokenizer["file"])]
+        for sources in self.splits.values():
+            for entry in (entry for shards in sources.values() for entry in shards):
+                names += [f"{entry['file']}.bin", f"{entry['file']}.idx"]
+        return [name for name in names if not (self.folder / name).is_file()]
+
     def token_bytes(self) -> NDArray[np.uint16]:
         """UTF-8 bytes that each id stands for, (vocab_size,); 0 for special tokens."""
         path = self.folder / "token_bytes.npy"
@@ -98,7 +105,12 @@ class Manifest:
 
 
 def load_manifest(folder: str | Path) -> Manifest:
-    """The manifest of a corpus folder; raises InputError where there is none or it is not ours."""
+    """The manifest of a corpus folder, local or remote; raises InputError where there is none or it
+    is not ours."""
+    if is_remote(folder):
+        from data_pipeline.remote import local_copy
+
+        folder = local_copy(str(folder))
     path = Path(folder) / FILE
     if not path.is_file():
         raise InputError(
@@ -108,7 +120,7 @@ def load_manifest(folder: str | Path) -> Manifest:
     try:
         fields = json.loads(path.read_text())
         found = fields.pop("format")
-        if found not in READABLE:
+        if found != FORMAT:
             raise InputError(f"{path} has format {found}, expected {FORMAT}: tokenize again.")
         return Manifest(folder=Path(folder), **fields)
     except (ValueError, KeyError, TypeError) as error:

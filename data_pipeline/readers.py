@@ -1,198 +1,183 @@
-"""From files to documents, format by format. Work is cut into units that are read alone.
+"""From a unit of work to its rows, format by format.
 
-A unit is what one process reads at a time: some text files, or one file of rows. The cut depends
-on the corpus alone, never on the number of processes, so that the output is the same for any.
+A row that cannot be used, because it is no JSON, lacks the text or is not UTF-8, is not an error:
+it comes out with the flaw in its place, and the caller counts it and keeps it aside. A file that
+cannot be read to its end is one.
 """
 
 from __future__ import annotations
 
-import fnmatch
-import glob
-import hashlib
 import io
 import json
-import os
+import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import orjson
 
 from conf.errors import InputError
-from data_pipeline.corpus import CorpusConfig, SourceConfig
+from data_pipeline import storage
+from data_pipeline.corpus import SourceConfig
+from data_pipeline.units import SourceFile, Unit
 
-Row = tuple[int, str | None]
-"""Position in the file and the text; None where it is not UTF-8."""
 BUFFER_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
-class SourceFile:
-    """path: where it is; name: its path inside the source's folder, the file's identity.
+class Row(NamedTuple):
+    """What stands in a place of a file.
 
-    bytes and mtime_ns are those of the file; of a local folder of a Hugging Face dataset, all its
-    bytes and its newest time; 0 of a dataset on the hub.
+    position: byte offset of the line in plain JSON lines, else the number of the row, from 0.
+    line: number of the line or row in its unit, from 0. flaw: why there is no text, else ''; `raw`
+    is then what was found. no_loss: ranges of characters that are not trained on.
     """
 
-    path: str
-    name: str
-    bytes: int
-    mtime_ns: int
+    file: str
+    position: int
+    line: int
+    text: str
+    flaw: str = ""
+    raw: str = ""
+    no_loss: tuple[tuple[int, int], ...] = ()
 
 
-@dataclass(frozen=True)
-class Unit:
-    """Files of a source that are read together; number counts within the source."""
-
-    source: str
-    number: int
-    files: tuple[SourceFile, ...]
-
-
-def plan_units(corpus: CorpusConfig) -> list[Unit]:
-    """All units of a corpus; raises InputError for a path that is missing or holds nothing."""
-    units = []
-    for name, source in corpus.sources.items():
-        files = list_files(name, source, corpus.seed)
-        groups: list[list[SourceFile]] = []
-        size = 0
-        for file in files:
-            size += file.bytes
-            if not groups or source.format != "text" or size > corpus.shard_bytes:
-                groups.append([])
-                size = file.bytes
-            groups[-1].append(file)
-        units += [Unit(name, number, tuple(group)) for number, group in enumerate(groups)]
-    return units
-
-
-def list_files(name: str, source: SourceConfig, seed: int) -> list[SourceFile]:
-    """The files of a source in the order of a keyed hash of their names: documents that lie
-    together on disk, as whole sites or packages do, are spread over the stream."""
-    key = f"corpus.sources.{name}.paths"
-    found: list[SourceFile] = []
-    for pattern in source.paths:
-        if source.format == "huggingface":
-            found.append(_dataset(pattern))
-            continue
-        matches = sorted(glob.glob(pattern, recursive=True))
-        if not matches:
-            raise InputError(f"{key}: {pattern} does not exist, expected a file, folder or glob.")
-        inside = [file for match in matches for file in _walk(match, source)]
-        if not inside:
-            raise InputError(
-                f"{key}: {pattern} holds no file"
-                f"{' ending in ' + ' '.join(source.suffixes) if source.suffixes else ''} that is "
-                "not empty or excluded."
-            )
-        found += inside
-    found = list({file.path: file for file in found}.values())  # patterns may overlap
-    found.sort(key=lambda f: (name_hash(f"{seed}:{f.name}"), f.path))
-    if not source.max_bytes:
-        return found
-    taken, total = [], 0
-    for file in found:
-        if total >= source.max_bytes:
-            break
-        taken.append(file)
-        total += file.bytes
-    return taken
-
-
-def name_hash(name: str) -> bytes:
-    """sha256 of a name; file names need not be UTF-8."""
-    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
-
-
-def _walk(root: str, source: SourceConfig) -> Iterator[SourceFile]:
-    """Files under a folder, or a file itself, that the source's rules let in."""
-    folder = os.path.isdir(root)
-    suffixes = tuple(source.suffixes) or ""
-    start = len(os.path.join(root, ""))
-    for path in _files_under(root) if folder else [root]:
-        name = path[start:] if folder else os.path.basename(root)
-        if folder and not name.endswith(suffixes):
-            continue
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in source.exclude):
-            continue
-        if not os.path.isfile(path):  # a pipe, or a link that leads nowhere
-            continue
-        about = os.stat(path)
-        too_large = source.max_file_bytes and about.st_size > source.max_file_bytes
-        if about.st_size >= source.min_file_bytes and not too_large:
-            yield SourceFile(path, name, about.st_size, about.st_mtime_ns)
-
-
-def _files_under(root: str) -> Iterator[str]:
-    for folder, _, files in os.walk(root):
-        prefix = os.path.join(folder, "")
-        for file in files:
-            yield prefix + file
-
-
-def _dataset(path: str) -> SourceFile:
-    about = [os.stat(file) for file in _files_under(path) if os.path.isfile(file)]
-    newest = max((file.st_mtime_ns for file in about), default=0)
-    return SourceFile(path, path, sum(file.st_size for file in about), newest)
-
-
-def read_unit(unit: Unit, source: SourceConfig) -> Iterator[tuple[str, int, str | None]]:
-    """(file name, position, text) of every document of a unit; text is None where the bytes are
-    not UTF-8. Raises InputError for a file or row that is not what the config says."""
+def read_unit(unit: Unit, source: SourceConfig) -> Iterator[Row]:
+    """The rows of a unit in their order; raises InputError for a file that cannot be read."""
     for file in unit.files:
         try:
-            for position, text in READERS[source.format](file, source):
-                yield file.name, position, text
-        except (OSError, ValueError) as error:  # what files, pyarrow, json and datasets raise
-            reason = str(error).strip().split("\n")[0].rstrip(".")
+            yield from READERS[source.format](file, unit, source)
+        except (OSError, ValueError, EOFError) as error:  # of files, pyarrow and datasets
+            if isinstance(error, OSError) and error.errno:
+                reason = error.strerror
+            else:
+                reason = str(error).strip().split("\n")[0].rstrip(".")
             raise InputError(
                 f"corpus.sources.{unit.source}.paths: {file.path} cannot be read as "
                 f"{source.format}: {reason}."
             ) from None
 
 
-def _read_text(file: SourceFile, source: SourceConfig) -> Iterator[Row]:
-    yield 0, _decode(Path(file.path).read_bytes())
+def _read_text(file: SourceFile, unit: Unit, source: SourceConfig) -> Iterator[Row]:
+    with _local(file.path) as path:
+        raw = Path(path).read_bytes()
+    try:
+        yield Row(file.name, 0, 0, raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        yield Row(file.name, 0, 0, "", f"not UTF-8 at byte {error.start}", _shown(raw))
 
 
-def _read_jsonl(file: SourceFile, source: SourceConfig) -> Iterator[Row]:
+def _read_jsonl(file: SourceFile, unit: Unit, source: SourceConfig) -> Iterator[Row]:
+    with _local(file.path) as path:
+        if file.path.endswith((".gz", ".zst", ".zstd", ".bz2")):
+            lines = _compressed_lines(path)
+        else:
+            lines = _lines_between(path, unit.start, unit.end)
+        for number, (position, line) in enumerate(lines):
+            if line.isspace():
+                continue
+            try:
+                row = orjson.loads(line)
+            except ValueError:
+                row, flaw = _parse_slowly(line)
+                if flaw:
+                    yield Row(file.name, position, number, "", flaw, _shown(line))
+                    continue
+            text, flaw, no_loss = _fields(row, source)
+            yield Row(
+                file.name, position, number, text, flaw, _shown(line) if flaw else "", no_loss
+            )
+
+
+def _compressed_lines(path: str) -> Iterator[tuple[int, bytes]]:
     import pyarrow
 
     # Unlike zstandard's reader, pyarrow's tells a compressed file that is cut off from a whole one.
-    with io.BufferedReader(pyarrow.input_stream(file.path), BUFFER_BYTES) as lines:
-        for position, line in enumerate(lines):
-            text = _decode(line)
-            if text is None:
-                yield position, None
-            elif text.strip():
-                try:
-                    row = json.loads(text)
-                except ValueError as error:
-                    raise ValueError(f"line {position + 1} is not JSON ({error})") from None
-                yield position, _field(row, position, source)
+    with io.BufferedReader(pyarrow.input_stream(path), BUFFER_BYTES) as lines:
+        yield from enumerate(lines)
 
 
-def _read_parquet(file: SourceFile, source: SourceConfig) -> Iterator[Row]:
+def _lines_between(path: str, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """The lines that begin in [start, end), with the offsets of their beginnings."""
+    with open(path, "rb", buffering=BUFFER_BYTES) as lines:
+        position = start
+        if start:
+            lines.seek(start - 1)
+            position += len(lines.readline()) - 1
+        for line in lines:
+            if position >= end:
+                break
+            yield position, line
+            position += len(line)
+
+
+def _parse_slowly(line: bytes) -> tuple[Any, str]:
+    """A line that the fast parser refused: Python's takes NaN, and says what is wrong."""
+    try:
+        return json.loads(line.decode("utf-8")), ""
+    except UnicodeDecodeError as error:
+        return None, f"not UTF-8 at byte {error.start}"
+    except ValueError as error:
+        return None, f"not JSON ({error})"
+
+
+def _read_parquet(file: SourceFile, unit: Unit, source: SourceConfig) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
-    table = pq.ParquetFile(file.path)
-    if source.text_field not in table.schema_arrow.names:
-        raise ValueError(_no_field(source, table.schema_arrow.names))
-    position = 0
-    for batch in table.iter_batches(columns=[source.text_field]):
-        for text in batch.column(0).to_pylist():
-            yield position, _field({source.text_field: text}, position, source)
-            position += 1
+    columns = [source.text_field] + ([source.no_loss_field] if source.no_loss_field else [])
+    with _local(file.path) as path, pq.ParquetFile(path) as table:
+        for column in columns:
+            if column not in table.schema_arrow.names:
+                raise ValueError(_no_column(column, table.schema_arrow.names))
+        position = 0
+        for batch in table.iter_batches(batch_size=1024, columns=columns):
+            for row in _rows_of(batch, columns):
+                text, flaw, no_loss = _fields(row, source)
+                raw = _shown(repr(row).encode()) if flaw else ""
+                yield Row(file.name, position, position, text, flaw, raw, no_loss)
+                position += 1
 
 
-def _read_huggingface(file: SourceFile, source: SourceConfig) -> Iterator[Row]:
+def _rows_of(batch: Any, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """Rows of a record batch. A string that is not UTF-8 becomes its bytes: one of them must not
+    take the rest of the file with it."""
+    values = []
+    for column in columns:
+        array = batch.column(column)
+        try:
+            values.append(array.to_pylist())
+        except UnicodeDecodeError:
+            kind = "large_binary" if str(array.type).startswith("large") else "binary"
+            values.append([_decoded(raw) for raw in array.view(kind).to_pylist()])
+    for row in zip(*values, strict=True):
+        yield dict(zip(columns, row, strict=True))
+
+
+def _decoded(raw: bytes | None) -> str | bytes | None:
+    try:
+        return None if raw is None else raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw
+
+
+def _read_huggingface(file: SourceFile, unit: Unit, source: SourceConfig) -> Iterator[Row]:
     from datasets import load_dataset
 
     rows = load_dataset(file.path, source.subset, split=source.split, streaming=True)
+    taken = 0
     for position, row in enumerate(rows):
-        yield position, _field(row, position, source)
+        text, flaw, no_loss = _fields(row, source)
+        yield Row(
+            file.name, position, position, text, flaw, _shown(repr(row).encode()), no_loss
+        ) if flaw else Row(file.name, position, position, text, no_loss=no_loss)
+        taken += len(text)
+        if source.max_bytes and taken >= source.max_bytes:
+            break
 
 
-READERS: dict[str, Callable[[SourceFile, SourceConfig], Iterator[Row]]] = {
+Reader = Callable[[SourceFile, Unit, SourceConfig], Iterator[Row]]
+READERS: dict[str, Reader] = {
     "text": _read_text,
     "jsonl": _read_jsonl,
     "parquet": _read_parquet,
@@ -200,34 +185,59 @@ READERS: dict[str, Callable[[SourceFile, SourceConfig], Iterator[Row]]] = {
 }
 
 
-def _decode(raw: bytes) -> str | None:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError:
-        return None
+@contextmanager
+def _local(path: str) -> Iterator[str]:
+    """A path to read from: the file itself, or a copy of a remote one that goes afterwards."""
+    if not storage.is_remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="headwater-") as folder:
+        copy = Path(folder) / "file"
+        storage.fetch(path, copy)
+        # Formats are told by the ending.
+        named = copy.with_name("file" + "".join(Path(path).suffixes[-2:]))
+        yield str(copy.rename(named))
 
 
-def _field(row: Any, position: int, source: SourceConfig) -> str | None:
-    """The text of a row, '' for null, None where an escape such as \\ud800 alone is no Unicode."""
+def _fields(row: Any, source: SourceConfig) -> tuple[str, str, tuple[tuple[int, int], ...]]:
+    """(text, flaw, ranges without loss) of a row; null is an empty text."""
     if not isinstance(row, dict) or source.text_field not in row:
-        names = list(row) if isinstance(row, dict) else []
-        raise ValueError(f"row {position + 1}: {_no_field(source, names)}")
+        names = list(islice(row, 20)) if isinstance(row, dict) else []
+        return "", _no_column(source.text_field, names), ()
     text = row[source.text_field]
     if text is None:
-        return ""
+        return "", "", ()
     if not isinstance(text, str):
-        raise ValueError(
-            f"row {position + 1} has {type(text).__name__} in '{source.text_field}', expected text"
-        )
+        if isinstance(text, bytes):
+            return "", "not UTF-8", ()
+        return "", f"'{source.text_field}' is {type(text).__name__}, expected text", ()
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return "", "an escape such as \\ud800 alone is no Unicode", ()
+    if source.no_loss_field is None:
+        return text, "", ()
+    return _with_no_loss(text, row.get(source.no_loss_field), source.no_loss_field)
+
+
+def _with_no_loss(
+    text: str, found: Any, column: str
+) -> tuple[str, str, tuple[tuple[int, int], ...]]:
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return None
-    return text
+        ranges = tuple((int(start), int(end)) for start, end in found or ())
+    except (TypeError, ValueError):
+        ranges = ((1, 0),)
+    if any(not 0 <= start <= end <= len(text) for start, end in ranges):
+        flaw = f"'{column}' is {str(found)[:40]}, expected [start, end) pairs inside the text"
+        return "", flaw, ()
+    return text, "", tuple((start, end) for start, end in ranges if start < end)
 
 
-def _no_field(source: SourceConfig, names: list[str]) -> str:
-    return (
-        f"there is no column '{source.text_field}' (columns: {', '.join(names) or 'none'}), set "
-        "text_field of the source"
-    )
+def _no_column(column: str, names: list[str]) -> str:
+    return f"no column '{column}' (columns: {', '.join(names) or 'none'}); set it on the source"
+
+
+def _shown(raw: bytes) -> str:
+    """The beginning of what was found, for the file of malformed rows."""
+    return raw[:2000].decode("utf-8", "replace").rstrip("\n")

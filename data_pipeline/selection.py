@@ -1,55 +1,137 @@
-"""Which documents a corpus keeps, and which of them are held out: one pass over the text.
+"""Which documents a corpus keeps, and which of them are held out.
 
-Exact copies are dropped, across all sources and before the split, so that no held-out document has
-its copy in the training text.
+A document is kept by the rules of its source, then by the cleaning steps, then by the search for
+copies, which sees the whole corpus and so needs a pass of its own (`scan`). The split comes last,
+by a hash of the document's name, so that no copy of a held-out document is trained on.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
 
+from conf.errors import InputError
+from data_pipeline.cleaning.chain import Chain, Outcome, utf8_size
+from data_pipeline.cleaning.report import CleaningReport
 from data_pipeline.corpus import CorpusConfig, SourceConfig
-from data_pipeline.readers import Unit, name_hash, read_unit
+from data_pipeline.readers import Row, read_unit
+from data_pipeline.shard_writer import Text
+from data_pipeline.units import Unit, name_hash
 
 TRAIN, HELD_OUT = "train", "held_out"
+RULES = "rules"
+"""The first step of every report: what the source's own keys leave out."""
 
 
-@dataclass(frozen=True)
-class Scanned:
-    """A document as the first pass saw it; `reason` says why it is left out, or is empty."""
+class Selection:
+    """What became of the rows of one unit, by reason.
 
-    file: str
-    position: int
-    digest: bytes
-    bytes: int
-    reason: str
+    counts: documents and bytes kept, and rows left out by rule; `report`: the same of the cleaning
+    steps, with examples; malformed: rows kept aside.
+    """
+
+    def __init__(self, unit: Unit, corpus: CorpusConfig) -> None:
+        self.unit = unit
+        self.source: SourceConfig = corpus.sources[unit.source]
+        self.counts: Counter[str] = Counter()
+        self.report = CleaningReport()
+        self.malformed: list[dict[str, object]] = []
+        self.lines = 0
+        self._chain = chain_of(corpus, unit.source)
+        self.report.expect(unit.source, [RULES, *corpus.steps_of(unit.source)])
+
+    def documents(self) -> Iterator[tuple[int, Row]]:
+        """Reads the unit: the number of each row that is kept, and the row with its clean text.
+
+        Raises InputError where more rows are malformed than `max_malformed`.
+        """
+        for number, row in enumerate(read_unit(self.unit, self.source)):
+            self.lines = row.line + 1
+            if row.flaw:
+                self._keep_aside(row)
+                continue
+            outcome = self._examine(row.text)
+            self.report.add(self.unit.source, row.file, row.position, outcome)
+            if outcome.dropped_by:
+                rule = outcome.reason if outcome.dropped_by == RULES else outcome.dropped_by
+                self.counts[rule] += 1
+                continue
+            yield number, row._replace(text=outcome.text)
+
+    def _examine(self, text: str) -> Outcome:
+        size = utf8_size(text)
+        reason = reason_to_drop(text, self.source)
+        if reason:
+            return Outcome(text, RULES, reason, sizes=(size,))
+        if self._chain is None:
+            return Outcome(text, sizes=(size,))
+        outcome = self._chain.run(text)
+        return replace(outcome, sizes=(size, *outcome.sizes))
+
+    def _keep_aside(self, row: Row) -> None:
+        self.counts["malformed"] += 1
+        self.malformed.append(
+            {"file": row.file, "line": row.line, "reason": row.flaw, "text": row.raw}
+        )
+        if len(self.malformed) > self.source.max_malformed:
+            raise InputError(
+                f"corpus.sources.{self.unit.source}.paths: {self.unit.files[0].path} and what is "
+                f"read with it have more than max_malformed={self.source.max_malformed} malformed "
+                f"rows, the first in {self.malformed[0]['file']}, row {_line(self.malformed[0])}: "
+                f"{self.malformed[0]['reason']}."
+            )
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """Numbers of a unit's documents, in reading order, by split."""
+def known_documents(
+    unit: Unit,
+    corpus: CorpusConfig,
+    kept: set[int],
+    dropped: dict[int, str],
+    steps: list[str],
+    seen: Selection,
+) -> Iterator[Row]:
+    """The second pass: the rows with the numbers in `kept`, with the text that the first pass gave
+    them, less those in `dropped`. steps: the searches for copies, of which `dropped` names one for
+    each number."""
+    source = corpus.sources[unit.source]
+    chain = chain_of(corpus, unit.source)
+    seen.report.expect(unit.source, steps)
+    for number, row in enumerate(read_unit(unit, source)):
+        if number not in kept:
+            continue
+        if row.flaw:
+            raise InputError(f"{row.file} was changed while it was read: tokenize again.")
+        text = row.text if chain is None else chain.transform(row.text)
+        size = utf8_size(text)
+        by = dropped.get(number, "")
+        for step in steps:
+            seen.report.reach(unit.source, step, 1, size)
+            if step == by:
+                seen.counts[step] += 1
+                outcome = Outcome(text, step, step, sizes=(size,))
+                seen.report.drop(unit.source, row.file, row.position, outcome)
+                break
+        else:
+            yield row._replace(text=text)
 
-    train: tuple[int, ...]
-    held_out: tuple[int, ...]
+
+def split_documents(
+    rows: Iterator[Row], unit: Unit, corpus: CorpusConfig, counts: Counter[str]
+) -> Iterator[tuple[str, Text]]:
+    """The rows that are kept, counted, as documents of a split."""
+    by_row = corpus.sources[unit.source].format != "text"
+    for row in rows:
+        counts["documents"] += 1
+        counts["bytes"] += utf8_size(row.text)
+        name = f"{row.file}#{row.position}" if by_row else row.file
+        yield split_of(name, corpus), Text(row.file, row.position, row.text, row.no_loss)
 
 
-def scan(unit: Unit, source: SourceConfig) -> list[Scanned]:
-    """Reads a unit and says of each document how large it is and whether a rule leaves it out."""
-    scanned = []
-    for file, position, text in read_unit(unit, source):
-        raw = (text or "").encode()
-        digest = hashlib.blake2b(raw, digest_size=16).digest()
-        scanned.append(Scanned(file, position, digest, len(raw), reason_to_drop(text, source)))
-    return scanned
-
-
-def reason_to_drop(text: str | None, source: SourceConfig) -> str:
+def reason_to_drop(text: str, source: SourceConfig) -> str:
     """Name of the rule that leaves a text out, or ''."""
-    if text is None:
-        return "not_utf8"
-    if not text.strip():
+    if not text or text.isspace():
         return "empty"
     if source.max_line_length and max(map(len, text.splitlines())) > source.max_line_length:
         return "long_lines"
@@ -58,38 +140,39 @@ def reason_to_drop(text: str | None, source: SourceConfig) -> str:
     return ""
 
 
-def choose(
-    corpus: CorpusConfig, units: list[Unit], scans: list[list[Scanned]]
-) -> tuple[list[Chosen], dict[str, dict[str, int]]]:
-    """The split of every unit, and counts of each source: files, documents and bytes kept, and
-    what was left out by reason."""
-    seen: set[bytes] = set()
-    chosen = []
-    counts: dict[str, Counter[str]] = {
-        name: Counter(files=0, documents=0, bytes=0, not_utf8=0, duplicates=0)
-        for name in corpus.sources
-    }
-    for unit, documents in zip(units, scans, strict=True):
-        splits: dict[str, list[int]] = {TRAIN: [], HELD_OUT: []}
-        count = counts[unit.source]
-        count["files"] += len(unit.files)
-        by_row = corpus.sources[unit.source].format != "text"
-        for number, document in enumerate(documents):
-            reason = document.reason or ("duplicates" if document.digest in seen else "")
-            if reason:
-                count[reason] += 1
-                continue
-            seen.add(document.digest)
-            count["documents"] += 1
-            count["bytes"] += document.bytes
-            name = f"{document.file}#{document.position}" if by_row else document.file
-            splits[split_of(name, corpus)].append(number)
-        chosen.append(Chosen(tuple(splits[TRAIN]), tuple(splits[HELD_OUT])))
-    return chosen, {name: dict(count) for name, count in counts.items()}
-
-
 def split_of(name: str, corpus: CorpusConfig) -> str:
     """The split of a document: by a hash of its name, so it never moves when others come or go."""
     digest = name_hash(f"{corpus.seed}:split:{name}")
     share = int.from_bytes(digest[:8], "little") / 2**64
     return HELD_OUT if share < corpus.held_out_fraction else TRAIN
+
+
+def chain_of(corpus: CorpusConfig, source: str) -> Chain | None:
+    """The cleaning steps of a source, with their models loaded once a process; None for none."""
+    steps = corpus.steps_of(source)
+    return _chain(_Key(corpus, tuple(steps))) if steps else None
+
+
+class _Key:
+    """What decides a chain, as the key of a cache: configs are equal, not hashable."""
+
+    def __init__(self, corpus: CorpusConfig, steps: tuple[str, ...]) -> None:
+        self.cleaning, self.steps = corpus.cleaning, steps
+
+    def __hash__(self) -> int:
+        return hash(self.steps)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and (self.cleaning, self.steps) == (
+            other.cleaning,
+            other.steps,
+        )
+
+
+@lru_cache(8)
+def _chain(key: _Key) -> Chain:
+    return Chain(key.cleaning, list(key.steps))
+
+
+def _line(malformed: dict[str, object]) -> int:
+    return int(str(malformed["line"])) + 1

@@ -1,116 +1,198 @@
-"""Writes the shards of one unit with Megatron-core; runs in a process of its own.
+"""Writes shards with Megatron-core's writer: `.bin`, `.idx`, and beside them our own tables.
 
-Text files come in units that fit one shard a split; a file of rows may be of any size and is cut
-into as many shards as it takes, so that memory is bounded by `shard_bytes`.
+Documents of a shard are shuffled by a key, encoded in large groups, and either put end to end or
+fitted into sequences. `.docs.parquet` names the file and position of each, `.sums` holds the
+checksums of blocks, `.mask` marks tokens that are not trained on, where there are any.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+import numpy as np
+from numpy.typing import NDArray
 
-from conf.errors import InputError
-from data_pipeline.corpus import CorpusConfig
-from data_pipeline.readers import Unit, read_unit
-from data_pipeline.selection import HELD_OUT, TRAIN, Chosen
-from data_pipeline.tokenizer import load_tokenizer, vocab_size_of
+from data_pipeline.encoder import Encoder, NoLoss
+from data_pipeline.packing import fit
+from data_pipeline.sums import file_sums
 
 ENCODE_BYTES = 4_000_000
 """Text that is encoded in one call."""
 
-Text = tuple[str, int, str]
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A document to write; no_loss: ranges of its characters that are not trained on."""
+
+    file: str
+    position: int
+    text: str
+    no_loss: NoLoss = ()
 
 
-def write_unit(
-    unit: Unit, corpus: CorpusConfig, chosen: Chosen, folder: Path, eos_id: int
-) -> dict[str, list[dict[str, Any]]]:
-    """Encodes a unit's documents and writes its shards; returns the manifest's entries by split.
+class ShardWriter:
+    """Writes shards of one tokenizer. lengths: what documents are fitted into, or empty."""
 
-    The documents of a shard are shuffled by a key of their own. Beside it, `.docs.jsonl` names the
-    file and position of each document.
-    """
-    tokenizer = load_tokenizer(folder / "tokenizer.json")
-    entries: dict[str, list[dict[str, Any]]] = {TRAIN: [], HELD_OUT: []}
-    for split, documents in _shards_of_text(unit, corpus, chosen):
-        part = len(entries[split])
-        name = f"{unit.source}-{unit.number:05}" + (f"-{part:05}" if part else "")
-        key = f"{corpus.seed}:{unit.source}:{unit.number}:{split}" + (f":{part}" if part else "")
-        random.Random(key).shuffle(documents)
-        entries[split].append(_write_shard(folder / split / name, documents, tokenizer, eos_id))
-    return entries
+    def __init__(
+        self, encoder: Encoder, dtype: str, eos_id: int, pad_id: int, lengths: Sequence[int]
+    ) -> None:
+        self.encoder = encoder
+        self.dtype = np.dtype(dtype)
+        self.eos_id = eos_id
+        self.pad_id = pad_id
+        self.lengths = list(lengths)
 
+    def write(self, prefix: Path, documents: Sequence[Text]) -> dict[str, Any]:
+        """Writes one shard; returns its entry of the manifest. prefix: `<folder>/<split>/<name>`.
 
-def _shards_of_text(
-    unit: Unit, corpus: CorpusConfig, chosen: Chosen
-) -> Iterator[tuple[str, list[Text]]]:
-    """The documents of a unit, cut by split into lists of at least `shard_bytes` and a last one."""
-    numbers = dict.fromkeys(chosen.train, TRAIN) | dict.fromkeys(chosen.held_out, HELD_OUT)
-    texts: dict[str, list[Text]] = {TRAIN: [], HELD_OUT: []}
-    sizes = {TRAIN: 0, HELD_OUT: 0}
-    for number, (file, position, text) in enumerate(read_unit(unit, corpus.sources[unit.source])):
-        split = numbers.get(number)
-        if split is None:
-            continue
-        if text is None:
-            raise InputError(f"{file} was changed while it was read: tokenize again.")
-        texts[split].append((file, position, text))
-        sizes[split] += len(text.encode())
-        if sizes[split] >= corpus.shard_bytes:
-            yield split, texts[split]
-            texts[split], sizes[split] = [], 0
-    yield from ((split, documents) for split, documents in texts.items() if documents)
+        Raises EncoderDiffers, and OSError where the disk is full.
+        """
+        from data_pipeline.megatron_writer import IndexedDatasetBuilder
 
+        prefix.parent.mkdir(parents=True, exist_ok=True)
+        masked = any(document.no_loss for document in documents)
+        files = [document.file for document in documents]
+        positions = [document.position for document in documents]
+        builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=self.dtype.type)
+        masks: list[NDArray[np.uint8]] = []
+        try:
+            if self.lengths:
+                parts = list(self._encoded(documents))
+                tokens, lengths, order = self._fitted(
+                    np.concatenate([ids for ids, _ in parts]),
+                    np.concatenate([lengths for _, lengths in parts]),
+                )
+                if masked:
+                    masks = [self._fitted_mask(self._mask(documents), order, len(tokens))]
+                files = [files[n] if n >= 0 else "" for n, *_ in order]
+                positions = [positions[n] if n >= 0 else -1 for n, *_ in order]
+                parts = [(tokens, lengths)]
+            else:
+                parts = self._encoded(documents)
+                masks = [self._mask(documents)] if masked else []
+            for tokens, lengths in parts:
+                builder.data_file.write(tokens)
+                builder.sequence_lengths.extend(lengths.tolist())
+            builder.document_indices.extend(range(1, len(builder.sequence_lengths) + 1))
+            count = sum(builder.sequence_lengths)
+            builder.finalize(f"{prefix}.idx")
+        finally:
+            builder.data_file.close()
+        _write_names(prefix, files, positions)
+        if masked:
+            prefix.with_name(prefix.name + ".mask").write_bytes(np.concatenate(masks).tobytes())
+        return {
+            "file": f"{prefix.parent.name}/{prefix.name}",
+            "documents": len(files),
+            "tokens": count,
+            "bytes": sum(len(document.text.encode()) for document in documents),
+            "sha256": write_sums(prefix),
+            "idx_sha256": sha256_of(prefix.with_name(prefix.name + ".idx")),
+            "sums": True,
+            "masked": masked,
+        }
 
-def _write_shard(
-    prefix: Path, documents: list[Text], tokenizer: Tokenizer, eos_id: int
-) -> dict[str, Any]:
-    import torch
-
-    from data_pipeline.megatron_writer import DType, IndexedDatasetBuilder
-
-    prefix.parent.mkdir(parents=True, exist_ok=True)
-    dtype = DType.optimal_dtype(vocab_size_of(tokenizer))
-    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=dtype)
-    tokens = 0
-    with prefix.with_name(prefix.name + ".docs.jsonl").open("w") as table:
+    def _encoded(
+        self, documents: Sequence[Text]
+    ) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
+        """Token ids with an EOS after each document, group by group, and their lengths."""
         for group in _groups(documents):
-            for (file, position, _), encoded in zip(
-                group, tokenizer.encode_batch_fast([text for _, _, text in group]), strict=True
-            ):
-                ids = [*encoded.ids, eos_id]
-                builder.add_document(torch.tensor(ids), [len(ids)])
-                table.write(json.dumps([file, position]) + "\n")
-                tokens += len(ids)
-    builder.finalize(f"{prefix}.idx")
-    return {
-        "file": f"{prefix.parent.name}/{prefix.name}",
-        "documents": len(documents),
-        "tokens": tokens,
-        "bytes": sum(len(text.encode()) for _, _, text in documents),
-        "sha256": _sha256(Path(f"{prefix}.bin")),
-        "idx_sha256": _sha256(Path(f"{prefix}.idx")),
-    }
+            encoded = self.encoder.encode([document.text for document in group])
+            lengths = encoded.lengths + 1
+            ends = np.cumsum(lengths) - 1
+            tokens = np.empty(len(encoded.ids) + len(group), self.dtype)
+            inside = np.ones(len(tokens), bool)
+            inside[ends] = False
+            tokens[inside] = encoded.ids
+            tokens[ends] = self.eos_id
+            yield tokens, lengths
+
+    def _mask(self, documents: Sequence[Text]) -> NDArray[np.uint8]:
+        parts = []
+        for document in documents:
+            if document.no_loss:
+                flags = self.encoder.no_loss_tokens(document.text, document.no_loss)
+            else:
+                count = int(self.encoder.encode([document.text]).lengths[0])
+                flags = np.zeros(count, np.uint8)
+            parts += [flags, np.zeros(1, np.uint8)]  # the end of a document is learnt
+        return np.concatenate(parts)
+
+    def _fitted(
+        self, tokens: NDArray[Any], lengths: NDArray[np.int64]
+    ) -> tuple[NDArray[Any], NDArray[np.int64], list[tuple[int, int, int, int]]]:
+        """Tokens in their places and the lengths of all sequences, padding among them; and per
+        sequence (document or -1, offset in the source tokens, offset, length)."""
+        starts = (np.cumsum(lengths) - lengths).tolist()
+        pieces, total = fit(lengths.tolist(), self.lengths)
+        placed = np.full(total, self.pad_id, self.dtype)
+        order = []
+        at = 0
+        for piece in pieces:
+            if piece.offset > at:
+                order.append((-1, 0, at, piece.offset - at))
+            source = starts[piece.document] + piece.start
+            at = piece.offset + piece.length
+            placed[piece.offset : at] = tokens[source : source + piece.length]
+            order.append((piece.document, source, piece.offset, piece.length))
+        if at < total:
+            order.append((-1, 0, at, total - at))
+        return placed, np.array([length for *_, length in order], np.int64), order
+
+    @staticmethod
+    def _fitted_mask(
+        mask: NDArray[np.uint8], order: Sequence[tuple[int, int, int, int]], total: int
+    ) -> NDArray[np.uint8]:
+        placed = np.ones(total, np.uint8)
+        for document, source, offset, length in order:
+            if document >= 0:
+                placed[offset : offset + length] = mask[source : source + length]
+        return placed
 
 
-def _groups(documents: list[Text]) -> Iterator[list[Text]]:
-    group: list[Text] = []
-    size = 0
-    for document in documents:
-        group.append(document)
-        size += len(document[2])
-        if size >= ENCODE_BYTES:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
+def shuffled(documents: list[Text], key: str) -> list[Text]:
+    """The documents in an order of their own: neighbours on disk are spread over the shard."""
+    random.Random(key).shuffle(documents)
+    return documents
 
 
-def _sha256(path: Path) -> str:
+def write_sums(prefix: Path) -> str:
+    """Writes `.sums` of a shard's `.bin`; returns its sha256."""
+    digest = hashlib.sha256()
+    with prefix.with_name(prefix.name + ".sums").open("wb") as out:
+        for data, sums in file_sums(prefix.with_name(prefix.name + ".bin")):
+            digest.update(data)
+            out.write(sums.tobytes())
+    return digest.hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_names(prefix: Path, files: Sequence[str], positions: Sequence[int]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    # File names need not be UTF-8, which parquet's strings are.
+    names = [file.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for file in files]
+    table = pa.table({"file": pa.array(names, pa.string()), "position": positions})
+    pq.write_table(table, prefix.with_name(prefix.name + ".docs.parquet"), compression="zstd")
+
+
+def _groups(documents: Sequence[Text]) -> Iterator[Sequence[Text]]:
+    first = size = 0
+    for number, document in enumerate(documents):
+        size += len(document.text)
+        if size >= ENCODE_BYTES:
+            yield documents[first : number + 1]
+            first, size = number + 1, 0
+    if first < len(documents):
+        yield documents[first:]

@@ -138,34 +138,42 @@ def file_info(url: str | Path) -> Listed | None:
 def read_ranges(
     url: str, ranges: Sequence[tuple[int, int]], retry: Retry | None = None
 ) -> list[bytes]:
-    """The bytes [start, end) of a remote file for each range, asked for at the same time.
+    """The bytes [start, end) of a remote file for each range; see `read_many`."""
+    return read_many([(url, start, end) for start, end in ranges], retry)
 
-    A range that fails or comes back short is asked for again, the others are kept. Raises
-    StorageError in the end, FileNotFoundError where there is no such file.
+
+def read_many(parts: Sequence[tuple[str, int, int]], retry: Retry | None = None) -> list[bytes]:
+    """The bytes [start, end) of remote files, (url, start, end), all asked for at the same time.
+
+    A part that fails or comes back short is asked for again, the others are kept. All are of one
+    store. Raises StorageError in the end, FileNotFoundError where a file is not there.
     """
-    retry = retry or RETRY
-    parts: list[bytes | None] = [None] * len(ranges)
+    found: list[bytes | None] = [None] * len(parts)
 
-    def missing() -> list[bytes]:
-        wanted = [number for number, part in enumerate(parts) if part is None]
-        fs, path = _open_store(url)
-        starts = [ranges[number][0] for number in wanted]
-        ends = [ranges[number][1] for number in wanted]
+    def missing() -> None:
+        wanted = [number for number, data in enumerate(found) if data is None]
+        fs, _ = _open_store(parts[0][0])
+        paths = [fs._strip_protocol(parts[number][0]) for number in wanted]
+        starts = [parts[number][1] for number in wanted]
+        ends = [parts[number][2] for number in wanted]
         problem: Exception | None = None
-        found = fs.cat_ranges([path] * len(wanted), starts, ends, on_error="return")
-        for number, part in zip(wanted, found, strict=True):
-            expected = ranges[number][1] - ranges[number][0]
-            if isinstance(part, Exception):
-                problem = part
-            elif len(part) != expected:
-                problem = OSError(f"{len(part)} bytes came of {expected} asked for")
+        answers = fs.cat_ranges(paths, starts, ends, on_error="return")
+        for number, data in zip(wanted, answers, strict=True):
+            expected = parts[number][2] - parts[number][1]
+            if isinstance(data, Exception):
+                problem = data
+            elif len(data) != expected:
+                problem = OSError(f"{len(data)} bytes came of {expected} asked for")
             else:
-                parts[number] = bytes(part)
+                found[number] = bytes(data)
         if problem is not None:
             raise problem
-        return [part for part in parts if part is not None]
 
-    return retrying(missing, f"reading {url}", retry) if ranges else []
+    if parts:
+        others = len({url for url, _, _ in parts}) - 1
+        what = f"reading {parts[0][0]}" + (f" and {others} other files" if others else "")
+        retrying(missing, what, retry)
+    return [data for data in found if data is not None]
 
 
 def fetch(url: str, to: Path, retry: Retry | None = None) -> Path:

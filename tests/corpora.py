@@ -29,12 +29,14 @@ def byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def write_shard(prefix: Path, documents: list[list[int]]) -> dict[str, object]:
+def write_shard(
+    prefix: Path, documents: list[list[int]], dtype: str = "uint16"
+) -> dict[str, object]:
     """Writes one .bin/.idx pair and returns its entry in the manifest."""
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
     prefix.parent.mkdir(parents=True, exist_ok=True)
-    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.dtype(dtype).type)
     for document in documents:
         builder.add_document(torch.tensor(document), [len(document)])
     builder.finalize(f"{prefix}.idx")

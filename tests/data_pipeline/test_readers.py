@@ -13,16 +13,23 @@ import zstandard
 
 from conf.errors import InputError
 from data_pipeline.corpus import CorpusConfig, SourceConfig
-from data_pipeline.readers import SourceFile, Unit, list_files, plan_units, read_unit
+from data_pipeline.readers import read_unit
+from data_pipeline.units import SourceFile, Unit, list_files, plan_units
 
 TEXTS = ["one line", "two\nlines", "Grüße 日本 🎉", " "]
 LINES = [json.dumps({"body": text, "id": n}).encode() + b"\n" for n, text in enumerate(TEXTS)]
 
 
-def read(source, seed=0):
-    """(name, position, text) of all documents of one source."""
-    corpus = CorpusConfig(name="x", seed=seed, sources={"web": source})
+def rows_of(source, **corpus):
+    corpus = CorpusConfig(name="x", sources={"web": source}, **corpus)
     return [row for unit in plan_units(corpus) for row in read_unit(unit, source)]
+
+
+def read(source):
+    """(name, line, text) of all documents of one source, none of them with a flaw."""
+    rows = rows_of(source)
+    assert not any(row.flaw for row in rows)
+    return [(row.file, row.line, row.text) for row in rows]
 
 
 def write_jsonl(path):
@@ -94,7 +101,7 @@ def test_folders_are_read_with_their_rules(tree):
 
 def test_globs_and_overlapping_patterns_name_a_file_once(tree):
     source = SourceConfig(paths=[str(tree / "**" / "*.txt"), str(tree / "a.txt")])
-    assert names(source) == ["a.txt", "b.txt", "d.txt"]
+    assert names(source) == ["a.txt", "skip/d.txt", "sub/b.txt"]
 
 
 def test_the_order_of_files_is_keyed_and_the_limit_takes_a_prefix(tree):
@@ -124,19 +131,71 @@ def test_text_files_share_units_and_files_of_rows_do_not(tree):
     assert [len(unit.files) for unit in units] == [1, 1]
 
 
-def test_what_is_not_utf8_has_no_text(tmp_path):
+def test_what_cannot_be_used_comes_out_with_its_flaw(tmp_path):
     (tmp_path / "latin.txt").write_bytes("Grüße".encode("latin-1"))
-    assert read(SourceConfig(paths=[str(tmp_path)])) == [("latin.txt", 0, None)]
-    rows = [
-        b'{"text": "fine"}',
+    (row,) = rows_of(SourceConfig(paths=[str(tmp_path)]))
+    assert (row.text, row.flaw) == ("", "not UTF-8 at byte 2")
+    lines = [
+        b'{"text": "fine", "more": NaN}',
         b'{"text": "\xe9"}',
         b"",
         b'{"text": "\\ud800"}',
         b'{"text": null}',
+        b'{"text": ',
+        b'{"body": "x"}',
+        b'{"text": 7}',
+        b"[1]",
     ]
-    (tmp_path / "rows.jsonl").write_bytes(b"\n".join(rows))
-    found = read(SourceConfig(format="jsonl", paths=[str(tmp_path / "rows.jsonl")]))
-    assert [(n, text) for _, n, text in found] == [(0, "fine"), (1, None), (3, None), (4, "")]
+    (tmp_path / "rows.jsonl").write_bytes(b"\n".join(lines))
+    rows = rows_of(SourceConfig(format="jsonl", paths=[str(tmp_path / "rows.jsonl")]))
+    found = [(row.line, row.text, row.flaw) for row in rows]
+    assert [line for line, *_ in found] == [0, 1, 3, 4, 5, 6, 7, 8]
+    assert found[0] == (0, "fine", "")
+    assert found[3] == (4, "", "")
+    for place, says in (
+        (1, "not UTF-8 at byte 10"),
+        (2, "no Unicode"),
+        (4, "not JSON"),
+        (5, "no column 'text' (columns: body)"),
+        (6, "'text' is int, expected text"),
+        (7, "no column 'text' (columns: none)"),
+    ):
+        assert says in found[place][2]
+    assert rows[5].raw == '{"body": "x"}'
+    assert lines[7] == (tmp_path / "rows.jsonl").read_bytes()[rows[6].position :].split(b"\n")[0]
+
+
+def test_a_large_file_of_plain_lines_is_cut_at_lines(tmp_path):
+    texts = [f"{n} " + "wörd " * (n * 7919 % 40) for n in range(200)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in texts))
+    source = SourceConfig(format="jsonl", paths=[str(path)])
+    whole = rows_of(source)
+    assert [row.text for row in whole] == texts
+    for shard_bytes in (40, 117, 1000, 5000):
+        units = plan_units(CorpusConfig(name="x", sources={"w": source}, shard_bytes=shard_bytes))
+        parts = [row for unit in units for row in read_unit(unit, source)]
+        assert [row.text for row in parts] == texts
+        assert [row.position for row in parts] == [row.position for row in whole]
+    assert len(units) > 2
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_ranges_without_loss_come_with_their_rows(tmp_path, kind):
+    rows = [
+        {"text": "question answer", "skip": [[0, 8]]},
+        {"text": "plain", "skip": None},
+        {"text": "short", "skip": [[0, 99]]},
+    ]
+    path = tmp_path / f"rows.{kind}"
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    source = SourceConfig(format=kind, paths=[str(path)], no_loss_field="skip")
+    found = rows_of(source)
+    assert [row.no_loss for row in found] == [((0, 8),), (), ()]
+    assert [bool(row.flaw) for row in found] == [False, False, True]
 
 
 def test_a_file_name_need_not_be_utf8(tmp_path):
@@ -153,9 +212,6 @@ def cut(path, count):
 @pytest.mark.parametrize(
     ("name", "kind", "write", "says"),
     [
-        ("a.jsonl", "jsonl", lambda p: p.write_text('{"body": "x"}\n{"bo'), "line 2 is not JSON"),
-        ("a.jsonl", "jsonl", lambda p: p.write_text('{"text": "x"}\n'), "no column 'body'"),
-        ("a.jsonl", "jsonl", lambda p: p.write_text('{"body": 7}\n'), "row 1 has int in 'body'"),
         ("a.jsonl.gz", "jsonl", lambda p: (write_gz(p), cut(p, 4)), "cannot be read as jsonl"),
         ("a.jsonl.zst", "jsonl", lambda p: (write_zst(p), cut(p, 4)), "cannot be read as jsonl"),
         ("a.jsonl.zst", "jsonl", lambda p: p.write_text("plain"), "cannot be read as jsonl"),
@@ -164,7 +220,7 @@ def cut(path, count):
             "a.parquet",
             "parquet",
             lambda p: pq.write_table(pa.table({"x": ["y"], "z": [1]}), p),
-            "no column 'body' (columns: x, z), set text_field",
+            "no column 'body' (columns: x, z); set it on the source",
         ),
     ],
 )
@@ -178,11 +234,11 @@ def test_damaged_files_are_named(tmp_path, name, kind, write, says):
 
 
 def test_an_unreadable_file_is_named(tmp_path):
-    gone = SourceFile(str(tmp_path / "gone.txt"), "gone.txt", 1, 1)
+    gone = SourceFile(str(tmp_path / "gone.txt"), "gone.txt", 1, "1")
     with pytest.raises(
         InputError, match=r"sources\.web\.paths: .*gone\.txt cannot be read as text"
     ):
-        list(read_unit(Unit("web", 0, (gone,)), SourceConfig()))
+        list(read_unit(Unit(0, "web", 0, (gone,)), SourceConfig()))
 
 
 def test_a_path_that_is_missing_or_holds_nothing_is_refused(tmp_path):

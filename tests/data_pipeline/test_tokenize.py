@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 from collections import Counter
@@ -16,9 +17,6 @@ from conf.errors import InputError
 from data_pipeline.corpus import SourceConfig
 from data_pipeline.documents import document_names, read_documents
 from data_pipeline.manifest import Manifest, load_manifest
-from data_pipeline.readers import plan_units
-from data_pipeline.selection import Chosen
-from data_pipeline.shard_writer import write_unit
 from data_pipeline.shards import Shard
 from data_pipeline.tokenize import tokenize
 
@@ -55,8 +53,8 @@ def test_documents_come_back_as_they_were(tokenized, texts):
     expected[kept] = (texts / "prose" / "csv.txt").read_text()
     assert found == expected
     assert "</s>" in found["prose", "unicode.txt"]
-    assert tokenized.sources["prose"]["not_utf8"] == 1
-    assert tokenized.sources["prose"]["duplicates"] == 1
+    assert tokenized.sources["prose"]["malformed"] == 1
+    assert tokenized.sources["prose"]["exact_duplicates"] == 1
     for split in SPLITS:
         assert set(tokenized.source_tokens(split)) == {"code", "prose"}
 
@@ -132,7 +130,7 @@ def test_the_same_inputs_are_not_made_again(made, monkeypatch, capsys):
     def forbidden(*arguments):
         raise AssertionError("the text was read again")
 
-    monkeypatch.setattr(data_pipeline.tokenize, "make", forbidden)
+    monkeypatch.setattr(data_pipeline.tokenize.Tokenization, "run", forbidden)
     tokenize(made)
     assert "is up to date" in " ".join(capsys.readouterr().out.split())
 
@@ -159,13 +157,30 @@ def test_other_inputs_are_refused_and_made_when_asked(what, made, configure, tex
     assert load_manifest(tmp_path / "made").inputs != json.loads(before["manifest.json"])["inputs"]
 
 
-def test_nothing_half_written_stays(texts, configure, tmp_path):
-    (tmp_path / "rows.jsonl").write_text('{"text": "fine"}\n{"text": \n')
+def test_a_damaged_file_is_named_and_nothing_half_written_stays(texts, configure, tmp_path):
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(b'{"text": "fine"}\n' * 99)[:-9])
     config = configure(texts, tmp_path / "out")
-    config.corpus.sources["rows"] = SourceConfig("jsonl", [str(tmp_path / "rows.jsonl")])
-    with pytest.raises(InputError, match=r"rows\.jsonl cannot be read as jsonl: line 2"):
+    rows = SourceConfig("jsonl", [str(tmp_path / "rows.jsonl.gz")])
+    config.corpus.sources = {"rows": rows}
+    with pytest.raises(InputError, match=r"rows\.jsonl\.gz cannot be read as jsonl"):
         tokenize(config)
-    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl.gz"]
+
+
+def test_malformed_rows_are_kept_aside_with_file_and_line(texts, configure, tmp_path):
+    lines = [json.dumps({"text": f"row {n}"}) for n in range(300)]
+    lines[7] = '{"text": '
+    lines[250] = '{"body": "x"}'
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    config = configure(texts, tmp_path / "out", shard_bytes=1000)
+    config.corpus.sources = {"rows": SourceConfig("jsonl", [str(tmp_path / "rows.jsonl")])}
+    tokenize(config)
+    kept = (tmp_path / "out" / "rejected" / "rows.jsonl").read_text().splitlines()
+    assert [(row["file"], row["line"], row["text"]) for row in map(json.loads, kept)] == [
+        ("rows.jsonl", 8, lines[7]),
+        ("rows.jsonl", 251, lines[250]),
+    ]
+    assert load_manifest(tmp_path / "out").sources["rows"]["malformed"] == 2
 
 
 def test_a_folder_of_something_else_is_left_alone(texts, configure, tmp_path):
@@ -178,14 +193,18 @@ def test_a_folder_of_something_else_is_left_alone(texts, configure, tmp_path):
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_source_must_have_something_to_train_on(texts, configure, tmp_path):
+def test_a_source_must_have_something_to_train_on(tokenized, texts, configure, tmp_path):
     config = configure(texts, tmp_path / "out")
     config.corpus.sources["prose"].min_letters = 1.0
     with pytest.raises(InputError, match=r"sources\.prose has no document left .*few_letters"):
         tokenize(config)
-    with pytest.raises(InputError, match=r"all of them fell to the held-out split"):
-        tokenize(configure(texts, tmp_path / "out", held_out_fraction=0.999999))
-    assert list(tmp_path.iterdir()) == []
+    config = configure(texts, tmp_path / "out", held_out_fraction=0.999999)
+    with pytest.raises(InputError, match=r"no training document to train a tokenizer on"):
+        tokenize(config)
+    config.tokenizer.path = str(tokenized.tokenizer_path)
+    with pytest.raises(InputError, match=r"all of them fell to the held-out split.* is kept in"):
+        tokenize(config)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
 
 
 def test_a_source_without_held_out_documents_is_said(texts, configure, tmp_path, capsys):
@@ -232,26 +251,20 @@ def test_missing_tokenizers_are_refused(texts, configure, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_large_file_of_rows_becomes_shards_of_bounded_text(tokenized, configure, texts, tmp_path):
+def test_a_large_file_of_rows_becomes_shards_of_bounded_text(configure, texts, tmp_path):
     rows = [f"row {number} " + "word " * 20 for number in range(300)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in rows))
+    packed = gzip.compress("".join(json.dumps({"text": t}) + "\n" for t in rows).encode())
+    (tmp_path / "rows.jsonl.gz").write_bytes(packed)
     config = configure(texts, tmp_path / "out", shard_bytes=4000)
-    config.corpus.sources = {"rows": SourceConfig("jsonl", [str(tmp_path / "rows.jsonl")])}
-    (unit,) = plan_units(config.corpus)
-    take = Chosen(train=tuple(range(0, 300, 2)), held_out=tuple(range(1, 60, 2)))
-    (tmp_path / "tokenizer.json").write_bytes(tokenized.tokenizer_path.read_bytes())
-    written = write_unit(unit, config.corpus, take, tmp_path, 2)
-    assert [entry["file"] for entry in written["train"]][:2] == [
-        "train/rows-00000",
-        "train/rows-00000-00001",
-    ]
-    assert len(written["held_out"]) == 1
-    assert len(written["train"]) == 4  # of 16145 bytes
-    assert all(entry["bytes"] < 4000 + max(map(len, rows)) for entry in written["train"])
-    splits = {"train": {"rows": written["train"]}}
-    manifest = Manifest(tmp_path, "rows", "", tokenized.tokenizer, "uint16", splits, {})
-    found = list(read_documents(manifest, "train", "rows"))
-    assert Counter(d.text for d in found) == Counter(rows[n] for n in take.train)
+    config.corpus.sources = {"rows": SourceConfig("jsonl", [str(tmp_path / "rows.jsonl.gz")])}
+    tokenize(config)
+    manifest = load_manifest(tmp_path / "out")
+    shards = manifest.shards("train", "rows")
+    assert [e["file"] for e in shards][:2] == ["train/rows-00000", "train/rows-00000-00001"]
+    assert len(shards) > 4
+    assert all(entry["bytes"] < 4000 + max(map(len, rows)) for entry in shards)
+    found = [d for split in SPLITS for d in read_documents(manifest, split, "rows")]
+    assert Counter(d.text for d in found) == Counter(rows)
     assert all(rows[document.position] == document.text for document in found)
     assert [d.position for d in found] != sorted(d.position for d in found)
 
@@ -278,8 +291,8 @@ def test_another_tokenizer_in_the_folder_is_refused(made):
         (None, "does not exist: make it with python -m data_pipeline tokenize"),
         ("{", "is not a manifest"),
         ("[]", "is not a manifest"),
-        ('{"format": 99}', "has format 99, expected 1"),
-        ('{"format": 1, "name": "x"}', "is not a manifest"),
+        ('{"format": 99}', "has format 99, expected 2"),
+        ('{"format": 2, "name": "x"}', "is not a manifest"),
     ],
 )
 def test_what_is_no_manifest_is_refused(tmp_path, content, says):

@@ -1,0 +1,219 @@
+"""Drops documents that give away an evaluation set, by n-grams of words in common.
+
+Words are lower-cased letters and digits, so that case and punctuation do not hide a copy. The
+13-gram is GPT-3's (Brown et al., 2020, appendix C); items shorter than that are looked for whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from conf.errors import InputError
+from data_pipeline.cleaning.chain import Step, Verdict
+from data_pipeline.cleaning.config import CleaningConfig, DecontaminateOptions
+
+UInts = NDArray[np.uint64]
+WORD = re.compile(r"\w+")
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+FILTER_BITS = 22
+
+
+def make(config: CleaningConfig) -> Step:
+    """Raises InputError where no set is named, or one cannot be read."""
+    options = config.decontaminate
+    index = Index(options.n_gram, options.min_words, options.min_matches)
+    for name, items in evaluation_sets(options):
+        index.add(name, items)
+    if not index.sets:
+        raise InputError(
+            "corpus.cleaning.decontaminate names no evaluation set, expected files or tasks: name "
+            "one, or leave the step 'decontaminate' out."
+        )
+    index.build()
+
+    def step(text: str) -> Verdict:
+        found = index.find(text)
+        if found is None:
+            return Verdict(text)
+        name, gram = found
+        return Verdict(text, f"in_{name}", gram)
+
+    step.fingerprint = index.fingerprint()  # type: ignore[attr-defined]
+    return step
+
+
+class Index:
+    """n-grams of evaluation items, and the search for them in a document."""
+
+    def __init__(self, n_gram: int, min_words: int, min_matches: int) -> None:
+        self.n_gram = n_gram
+        self.min_words = min_words
+        self.min_matches = min_matches
+        self.sets: dict[str, dict[str, int]] = {}
+        self._items: list[tuple[str, int]] = []  # set, n-grams
+        self._grams: dict[int, list[tuple[UInts, int]]] = defaultdict(list)
+        self._tables: dict[int, tuple[UInts, NDArray[np.int64], NDArray[np.bool_]]] = {}
+
+    def add(self, name: str, items: Iterable[str]) -> None:
+        """The items of one set; those of fewer than min_words words are counted as too short."""
+        counts = self.sets.setdefault(name, {"items": 0, "too_short": 0})
+        for text in items:
+            hashes = word_hashes(words(text))
+            counts["items"] += 1
+            if len(hashes) < self.min_words:
+                counts["too_short"] += 1
+                continue
+            n = min(self.n_gram, len(hashes))
+            grams = np.unique(n_grams(hashes, n))
+            self._grams[n].append((grams, len(self._items)))
+            self._items.append((name, len(grams)))
+
+    def build(self) -> None:
+        """Sorts what was added; `find` works from then on."""
+        for n, parts in self._grams.items():
+            grams = np.concatenate([part for part, _ in parts])
+            owners = np.concatenate([np.full(len(part), item) for part, item in parts])
+            order = np.argsort(grams, kind="stable")
+            seen = np.zeros(1 << FILTER_BITS, bool)
+            seen[_slot(grams)] = True
+            self._tables[n] = grams[order], owners[order], seen
+
+    def find(self, text: str) -> tuple[str, str] | None:
+        """The set that a text gives away, and the first n-gram of it; None for a clean text."""
+        found = words(text)
+        hashes = word_hashes(found)
+        for n, (grams, owners, seen) in sorted(self._tables.items(), reverse=True):
+            if len(hashes) < n:
+                continue
+            rolled = n_grams(hashes, n)
+            maybe = np.flatnonzero(seen[_slot(rolled)])  # spares most the search
+            low = np.searchsorted(grams, rolled[maybe], "left")
+            high = np.searchsorted(grams, rolled[maybe], "right")
+            hits: dict[int, set[int]] = defaultdict(set)
+            first: dict[int, int] = {}
+            for place, start, end in zip(maybe.tolist(), low, high, strict=True):
+                for item in owners[start:end].tolist():
+                    hits[item].add(int(rolled[place]))
+                    first.setdefault(item, place)
+            for item, matched in hits.items():
+                name, total = self._items[item]
+                if len(matched) >= min(self.min_matches, total):
+                    return name, " ".join(found[first[item] : first[item] + n])
+        return None
+
+    def fingerprint(self) -> str:
+        """sha256 of everything that is looked for."""
+        digest = hashlib.sha256(json.dumps(self.sets, sort_keys=True).encode())
+        for _, (grams, owners, _) in sorted(self._tables.items()):
+            digest.update(grams.tobytes() + owners.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+def words(text: str) -> list[str]:
+    """Lower-cased words without punctuation."""
+    return WORD.findall(text.lower())
+
+
+def word_hashes(found: Sequence[str]) -> UInts:
+    """A 64-bit hash of each word."""
+    digest = xxhash.xxh3_64_intdigest
+    return np.fromiter((digest(word.encode()) for word in found), np.uint64, len(found))
+
+
+def n_grams(hashes: UInts, n: int) -> UInts:
+    """A hash of each run of n words, (words - n + 1,): a polynomial in their hashes."""
+    count = len(hashes) - n + 1
+    total = np.zeros(count, np.uint64)
+    for k in range(n):
+        total = total * MULTIPLIER + hashes[k : k + count]
+    return total ^ (total >> np.uint64(31))
+
+
+def _slot(grams: UInts) -> UInts:
+    return (grams * MULTIPLIER) >> np.uint64(64 - FILTER_BITS)
+
+
+def evaluation_sets(options: DecontaminateOptions) -> Iterator[tuple[str, Iterable[str]]]:
+    """Name and items of every set."""
+    for file in options.files:
+        path = Path(file)
+        yield path.stem.split(".")[0], _items_of_file(path, options.fields)
+    if options.tasks:
+        yield from _items_of_tasks(options.tasks, options.task_folders)
+
+
+def _items_of_file(path: Path, fields: Sequence[str]) -> Iterator[str]:
+    if not path.name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
+        yield path.read_text(encoding="utf-8", errors="replace")
+        return
+    import pyarrow
+
+    key = "corpus.cleaning.decontaminate"
+    with pyarrow.input_stream(str(path)) as stream:
+        for number, line in enumerate(stream.read().splitlines()):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise InputError(
+                    f"{key}.files: {path} line {number + 1} is not JSON ({error})."
+                ) from None
+            parts = [str(row[field]) for field in fields if row.get(field) is not None]
+            if not parts:
+                raise InputError(
+                    f"{key}.fields={list(fields)}: line {number + 1} of {path} has none of them "
+                    f"(columns: {', '.join(row)})."
+                )
+            yield " ".join(parts)
+
+
+def _items_of_tasks(names: Sequence[str], folders: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    try:
+        import lm_eval.models  # noqa: F401  (first, or its registry hides the built-in models)
+        from lm_eval.tasks import TaskManager, get_task_dict
+    except ImportError:
+        raise InputError(
+            'corpus.cleaning.decontaminate.tasks needs lm-eval: pip install -e ".[eval]".'
+        ) from None
+    manager = TaskManager(include_path=list(folders) or None)
+    for name in names:
+        if name not in manager.all_tasks:
+            raise InputError(
+                f"corpus.cleaning.decontaminate.tasks: lm-eval knows no task '{name}'; name its "
+                "folder in task_folders."
+            )
+        for task_name, task in _flat(get_task_dict([name], manager)):
+            rows = task.test_docs() if task.has_test_docs() else task.validation_docs()
+            yield task_name, [_rendered(task, row) for row in rows]
+
+
+def _flat(tasks: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """The tasks of groups, however deep."""
+    for key, value in tasks.items():
+        if isinstance(value, dict):
+            yield from _flat(value)
+        else:
+            yield str(key), value
+
+
+def _rendered(task: Any, row: Any) -> str:
+    """The question as the model is asked, and the right answer."""
+    question, answer = task.doc_to_text(row), task.doc_to_target(row)
+    choices = task.doc_to_choice(row) if task.config.doc_to_choice is not None else None
+    if isinstance(answer, int) and choices:
+        answer = choices[answer]
+    if isinstance(question, int) and choices:  # a task that varies the question
+        question = choices[question]
+    answers = answer if isinstance(answer, list) else [answer]
+    return " ".join(str(part) for part in (question, *answers[:1]))

@@ -1,0 +1,70 @@
+"""Drops documents that a classifier takes for poor text.
+
+The classifier is a small gradient-boosted one, trained from examples by
+`python -m data_pipeline quality`, or a Hugging Face text classifier in a folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from conf.errors import InputError, did_you_mean
+from data_pipeline.cleaning.chain import Step, Verdict
+from data_pipeline.cleaning.config import CleaningConfig, QualityOptions
+
+KEY = "corpus.cleaning.quality"
+
+
+def make(config: CleaningConfig) -> Step:
+    """Raises InputError where no model is named, or it is none."""
+    options = config.quality
+    if options.model is None:
+        raise InputError(
+            f"{KEY}.model=null, expected a file that `python -m data_pipeline quality` wrote or "
+            "the folder of a text classifier: name one, or leave the step 'quality' out."
+        )
+    path = Path(options.model)
+    score = _classifier(path, options) if path.is_dir() else _boosted(path)
+
+    def step(text: str) -> Verdict:
+        share = score(text)
+        if share >= options.threshold:
+            return Verdict(text)
+        return Verdict(text, "low_quality", f"score {share:.3f}, wanted {options.threshold:g}")
+
+    return step
+
+
+def _boosted(path: Path) -> Any:
+    from data_pipeline.cleaning.quality_model import QualityModel
+
+    return QualityModel.load(path).score
+
+
+def _classifier(path: Path, options: QualityOptions) -> Any:
+    """Probability of the label of good text, by transformers from safetensors alone."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForSequenceClassification.from_pretrained(path, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise InputError(f"{KEY}.model={path} is no text classifier: {reason}.") from None
+    model.eval()
+    labels = [model.config.id2label[number] for number in range(model.config.num_labels)]
+    label = options.label or labels[-1]
+    if label not in labels:
+        raise InputError(f"{KEY}.label={label} is no label of it{did_you_mean(label, labels)}.")
+    good = labels.index(label)
+    longest = int(getattr(model.config, "max_position_embeddings", 512))
+    longest = min(longest, tokenizer.model_max_length)
+
+    @torch.inference_mode()
+    def score(text: str) -> float:
+        inputs = tokenizer(text, truncation=True, max_length=longest, return_tensors="pt")
+        return float(model(**inputs).logits[0].float().softmax(-1)[good])
+
+    return score

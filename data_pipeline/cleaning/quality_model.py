@@ -1,0 +1,121 @@
+"""A small gradient-boosted classifier of good and poor text (LightGBM; Ke et al., 2017).
+
+Features: shares of kinds of characters, lengths of words and lines, repetition, and how often
+words and pairs of words fall into each of a number of buckets by their hash. All come from the
+first characters of a document, and none from a list of words, so any language and any notion of
+good can be learnt from examples.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conf.errors import InputError
+
+FORMAT = 1
+MOST_CHARS = 20_000
+BUCKETS = 512
+WORD = re.compile(r"\w+")
+KINDS = (str.isalpha, str.isdigit, str.isupper, str.isspace)
+
+
+class QualityModel:
+    """booster: LightGBM's; about: how it was trained, kept in the file."""
+
+    def __init__(self, booster: Any, about: dict[str, Any]) -> None:
+        self.booster = booster
+        self.about = about
+
+    @classmethod
+    def train(
+        cls, texts: Sequence[str], good: Sequence[bool], seed: int, trees: int
+    ) -> QualityModel:
+        """The same examples and seed give the same model, on any number of cores."""
+        import lightgbm
+
+        settings = {
+            "objective": "binary",
+            "learning_rate": 0.1,
+            "num_leaves": 31,
+            "min_data_in_leaf": max(2, min(20, len(texts) // 20)),
+            "feature_fraction": 0.5,
+            "seed": seed,
+            "deterministic": True,
+            "force_row_wise": True,
+            "num_threads": 1,
+            "verbosity": -1,
+        }
+        data = lightgbm.Dataset(features(texts), np.array(good, np.float32))
+        booster = lightgbm.train(settings, data, num_boost_round=trees)
+        about = {"format": FORMAT, "buckets": BUCKETS, "most_chars": MOST_CHARS}
+        return cls(booster, about)
+
+    def score(self, text: str) -> float:
+        """Probability that a text is good."""
+        return float(self.scores([text])[0])
+
+    def scores(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """The same of several texts."""
+        return np.asarray(self.booster.predict(features(texts), num_threads=1))
+
+    def save(self, path: Path) -> None:
+        """One file: a line of JSON, then LightGBM's text."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(json.dumps(self.about) + "\n" + self.booster.model_to_string())
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> QualityModel:
+        """Raises InputError for a file that `save` did not write."""
+        import lightgbm
+
+        try:
+            head, _, text = path.read_text().partition("\n")
+            about = json.loads(head)
+            found = about["format"], about["buckets"], about["most_chars"]
+            if found != (FORMAT, BUCKETS, MOST_CHARS):
+                raise ValueError(f"format {found}, expected {(FORMAT, BUCKETS, MOST_CHARS)}")
+            return cls(lightgbm.Booster(model_str=text), about)
+        except (ValueError, KeyError, TypeError, OSError, lightgbm.basic.LightGBMError) as error:
+            raise InputError(
+                f"{path} is no quality model ({str(error).splitlines()[0] if str(error) else ''}): "
+                "train one with python -m data_pipeline quality."
+            ) from None
+
+
+def features(texts: Sequence[str]) -> NDArray[np.float32]:
+    """(texts, features)."""
+    return np.stack([_features(text[:MOST_CHARS]) for text in texts])
+
+
+def _features(text: str) -> NDArray[np.float32]:
+    words = WORD.findall(text.lower())
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    size, count, rows = max(1, len(text)), max(1, len(words)), max(1, len(lines))
+    shape = [
+        np.log1p(len(text)),
+        *(sum(map(kind, text)) / size for kind in KINDS),
+        sum(map(len, words)) / count,
+        len(set(words)) / count,
+        len(words) / rows,
+        len(set(lines)) / rows,
+        sum(line.endswith((".", "!", "?", '"', "”")) for line in lines) / rows,
+        sum(len(line) < 30 for line in lines) / rows,
+        sum(line.startswith(("-", "*", "•")) for line in lines) / rows,
+        *(text.count(sign) / size for sign in "{}<>|#=_/\\\"'()[],.;:?!@%&*"),
+    ]
+    buckets = np.zeros(BUCKETS, np.float32)
+    hashes = np.fromiter((zlib.crc32(word.encode()) for word in words), np.uint64, len(words))
+    pairs = hashes[:-1] * np.uint64(31) + hashes[1:]
+    for part in (hashes, pairs):
+        buckets += np.bincount((part % np.uint64(BUCKETS)).astype(np.int64), minlength=BUCKETS)
+    return np.concatenate([np.array(shape, np.float32), np.log1p(buckets / count * 1000)])

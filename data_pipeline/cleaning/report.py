@@ -1,0 +1,120 @@
+"""What every step dropped, with examples: pure data, merged over the units of a corpus."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from data_pipeline.cleaning.chain import Outcome
+
+EXAMPLES = 3
+"""Documents that are shown of each reason, the first ones in reading order."""
+EXAMPLE_CHARS = 1000
+
+
+class CleaningReport:
+    """`sources`: of each source its documents and bytes and, in their order, the steps: documents
+    and bytes that came in, were dropped and were changed; by reason; examples."""
+
+    def __init__(self) -> None:
+        self.sources: dict[str, dict[str, Any]] = {}
+
+    def expect(self, source: str, steps: list[str]) -> None:
+        """Fixes the order of a source's steps; those that nothing reaches are shown with zeros."""
+        for step in steps:
+            self._step(source, step)
+
+    def add(self, source: str, file: str, position: int, outcome: Outcome) -> None:
+        """Counts a document that went through the steps that `expect` named."""
+        about = self._source(source)
+        about["documents"] += 1
+        about["bytes"] += outcome.sizes[0]
+        names = list(about["steps"])
+        for name, size in zip(names, outcome.sizes, strict=False):
+            step = about["steps"][name]
+            step["in_documents"] += 1
+            step["in_bytes"] += size
+            step["changed_documents"] += name in outcome.changed
+        if outcome.dropped_by:
+            self.drop(source, file, position, outcome)
+
+    def drop(self, source: str, file: str, position: int, outcome: Outcome) -> None:
+        """Counts what the last step dropped."""
+        step = self._step(source, outcome.dropped_by)
+        size = outcome.sizes[-1]
+        step["dropped_documents"] += 1
+        step["dropped_bytes"] += size
+        count = step["reasons"].setdefault(outcome.reason, [0, 0])
+        count[0] += 1
+        count[1] += size
+        if count[0] <= EXAMPLES:
+            step["examples"].append(
+                {
+                    "reason": outcome.reason,
+                    "file": file.encode("utf-8", "replace").decode(),
+                    "position": position,
+                    "text": outcome.text[:EXAMPLE_CHARS],
+                    "note": outcome.note,
+                }
+            )
+
+    def reach(self, source: str, step: str, documents: int, size: int) -> None:
+        """Counts documents and bytes that came into a step outside of the chain."""
+        about = self._step(source, step)
+        about["in_documents"] += documents
+        about["in_bytes"] += size
+
+    def merge(self, other: CleaningReport) -> None:
+        """Adds the report of a later unit."""
+        for source, theirs in other.sources.items():
+            about = self._source(source)
+            about["documents"] += theirs["documents"]
+            about["bytes"] += theirs["bytes"]
+            for name, step in theirs["steps"].items():
+                ours = self._step(source, name)
+                for key in COUNTS:
+                    ours[key] += step[key]
+                for reason, (documents, size) in step["reasons"].items():
+                    count = ours["reasons"].setdefault(reason, [0, 0])
+                    room = EXAMPLES - count[0]
+                    if room > 0:
+                        examples = [e for e in step["examples"] if e["reason"] == reason]
+                        ours["examples"] += examples[:room]
+                    count[0] += documents
+                    count[1] += size
+
+    def to_json(self) -> dict[str, Any]:
+        """As `cleaning.json` holds it: the steps of a source as a list."""
+        return {
+            "sources": {
+                source: {
+                    **about,
+                    "steps": [{"name": name, **step} for name, step in about["steps"].items()],
+                }
+                for source, about in self.sources.items()
+            }
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> CleaningReport:
+        """The report that `to_json` wrote."""
+        report = cls()
+        for source, about in content["sources"].items():
+            steps = {step["name"]: dict(step) for step in about["steps"]}
+            for step in steps.values():
+                del step["name"]
+            report.sources[source] = {**about, "steps": steps}
+        return report
+
+    def _source(self, name: str) -> dict[str, Any]:
+        return self.sources.setdefault(name, {"documents": 0, "bytes": 0, "steps": {}})
+
+    def _step(self, source: str, name: str) -> dict[str, Any]:
+        empty = {key: 0 for key in COUNTS} | {"reasons": {}, "examples": []}
+        step: dict[str, Any] = self._source(source)["steps"].setdefault(name, empty)
+        return step
+
+
+COUNTS = (
+    *("in_documents", "in_bytes", "dropped_documents", "dropped_bytes"),
+    "changed_documents",
+)
