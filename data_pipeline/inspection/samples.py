@@ -90,10 +90,12 @@ def sample_documents(
             index = read_index(prefix.with_name(prefix.name + ".idx"))
             lengths = index.document_lengths()
             names = document_names(manifest, entry["file"])
-            real = [i for i in range(len(lengths)) if not names or names[i][0] or not i]
-            if not real:
+            real = np.flatnonzero(lengths)
+            if manifest.packed and names:  # what has no file is padding
+                real = real[[names[number][0] != "" for number in real]]
+            if not len(real):
                 continue
-            document = choose.choice(real)
+            document = int(choose.choice(real))
             start = int(lengths[:document].sum())
             tokens = np.memmap(prefix.with_name(prefix.name + ".bin"), index.dtype, mode="r")
         except (BadIndex, OSError, ValueError, IndexError) as error:
@@ -133,7 +135,7 @@ def sample_sequences(
             tokens = batch.tokens[0].tolist()
             borders = [*sorted({int(b) for b in batch.cu_seqlens if b < len(tokens)}), len(tokens)]
             pieces = []
-                for start, end in pairwise(borders):
+            for start, end in pairwise(borders):
                 ids = tokens[start:end]
                 is_padding = set(ids) == {pad_id}
                 text = "" if is_padding else tokenizer.decode(ids, skip_special_tokens=False)
