@@ -99,11 +99,14 @@ def _step(step: dict[str, Any], limit: int) -> Step:
         examples = [e for e in step["examples"] if e["reason"] == name][:limit]
         shown = [{**e, "text": str(e["text"])[:SHOWN_CHARS]} for e in examples]
         reasons.append(Reason(name, documents, size, shown))
-    counts = ("in_documents", "in_bytes", "dropped_documents", "dropped_bytes", "changed_documents")
     return Step(
-        step["name"],
-        *(int(step[key]) for key in counts),
-        sorted(reasons, key=lambda reason: -reason.documents),
+        name=step["name"],
+        in_documents=step["in_documents"],
+        in_bytes=step["in_bytes"],
+        dropped_documents=step["dropped_documents"],
+        dropped_bytes=step["dropped_bytes"],
+        changed_documents=step["changed_documents"],
+        reasons=sorted(reasons, key=lambda reason: -reason.documents),
     )
 
 
