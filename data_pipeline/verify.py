@@ -34,7 +34,8 @@ from data_pipeline.shard_scan import (
 )
 from data_pipeline.sums import BLOCK_BYTES, SUM
 
-ENDINGS = (".bin", ".idx", ".sums", ".mask", ".docs.parquet", ".docs.jsonl")
+TABLE = ".docs.parquet"
+ENDINGS = (".bin", ".idx", ".sums", ".mask", TABLE)
 OPTIONAL = {".sums": "sums", ".mask": "masked"}
 """Files that a shard has where its entry says so under this key."""
 ENTRY = ("file", "documents", "tokens", "bytes", "sha256", "idx_sha256")
@@ -46,8 +47,8 @@ PARALLEL_BYTES = 1 << 27
 class VerifyConfig:
     """data: a folder of shards with a manifest.
 
-    sample: share of the shards that are read whole; sizes, tables and unknown files are always
-    checked for all. seed: of the choice of the sample. workers: processes, 0 for as many as there
+    sample: share of the shards that are read whole; sizes and unknown files are always checked
+    for all. seed: of the choice of the sample. workers: processes, 0 for as many as there
     are cores. max_listed: problems of one kind in one file; of more only the number is said.
     """
 
@@ -234,17 +235,25 @@ def _about_folder(manifest: Manifest, entries: list[dict[str, Any]]) -> Iterator
     for file, count in Counter(entry.get("file") for entry in entries).items():
         if count > 1:
             yield Problem("manifest.json", f"shard {file}", f"is listed {count} times")
-    split_folders = {name.split("/")[0] for name in known} | set(manifest.splits)
-    for path in sorted(manifest.folder.rglob("*")):
-        name = path.relative_to(manifest.folder).as_posix()
-        if path.is_dir() or name in known or name.split("/")[-1].startswith("."):
+    shard_folders = {name.split("/")[0] for name in known} | set(manifest.splits)
+    for name in sorted(_files(manifest.folder) - known):
+        if name.split("/")[-1].startswith("."):
             continue
-        if name.split("/")[0] in split_folders or name.endswith(ENDINGS):
+        if name.split("/")[0] in shard_folders or name.endswith(ENDINGS):
             yield Problem(name, "", "the manifest does not know this file")
 
 
+def _files(folder: Path) -> set[str]:
+    """Paths of all files inside, with slashes."""
+    found = set()
+    for where, _, files in os.walk(folder):
+        inside = Path(where).relative_to(folder).as_posix()
+        found |= {name if inside == "." else f"{inside}/{name}" for name in files}
+    return found
+
+
 def check_sizes(entry: dict[str, Any], expected: Expected) -> Iterator[Problem]:
-    """Files that are missing or not as long as the manifest says, and the table of documents."""
+    """Files that are missing or not as long as the manifest says."""
     name, tokens = entry["file"], entry["tokens"]
     width = np.dtype(expected.dtype).itemsize
     blocks = math.ceil(tokens * width / BLOCK_BYTES)
@@ -263,41 +272,35 @@ def check_sizes(entry: dict[str, Any], expected: Expected) -> Iterator[Problem]:
                 f"byte {min(found, wanted)}",
                 f"has {found} bytes, the manifest says {wanted} for {tokens} tokens",
             )
-    tables = [expected.folder / f"{name}{ending}" for ending in ENDINGS[-2:]]
-    table = next((path for path in tables if path.is_file()), None)
-    if table is None:
-        if expected.has_tables:
-            yield Problem(f"{name}{ENDINGS[-2]}", "", "is missing")
-        return
-    try:
-        rows = _rows(table)
-    except Exception as error:  # whatever pyarrow says about a damaged file
-        yield Problem(f"{name}{ENDINGS[-2]}", "", f"cannot be read ({error})")
-        return
-    if rows != entry["documents"]:
-        ending = table.name.removeprefix(Path(name).name)
-        text = f"has {rows} rows, the manifest says {entry['documents']} documents"
-        yield Problem(f"{name}{ending}", f"row {min(rows, entry['documents'])}", text)
+    if expected.has_tables and not (expected.folder / f"{name}{TABLE}").is_file():
+        yield Problem(f"{name}{TABLE}", "", "is missing")
 
 
-def _rows(table: Path) -> int:
-    if table.suffix == ".jsonl":
-        with table.open("rb") as file:
-            return sum(1 for _ in file)
+def check_table(entry: dict[str, Any], expected: Expected) -> Iterator[Problem]:
+    """Whether the table of documents has a row for each."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(table) as file:
-        columns = file.schema_arrow.names
-        if not {"file", "position"} <= set(columns):
-            raise ValueError(f"its columns are {', '.join(columns)}, expected file and position")
-        return file.metadata.num_rows
+    name, documents = f"{entry['file']}{TABLE}", entry["documents"]
+    if not (expected.folder / name).is_file():
+        return
+    try:
+        with pq.ParquetFile(expected.folder / name) as file:
+            columns, rows = file.schema_arrow.names, file.metadata.num_rows
+    except Exception as error:  # whatever pyarrow says about a damaged file
+        yield Problem(name, "", f"cannot be read ({error})")
+        return
+    if not {"file", "position"} <= set(columns):
+        yield Problem(name, "", f"has columns {', '.join(columns)}, expected file and position")
+    if rows != documents:
+        text = f"has {rows} rows, the manifest says {documents} documents"
+        yield Problem(name, f"row {min(rows, documents)}", text)
 
 
 def check_content(entry: dict[str, Any], expected: Expected) -> list[Problem]:
     """Reads a shard whole; what `check_sizes` says is not said again."""
     name, folder = entry["file"], expected.folder
     bin_path, idx_path = folder / f"{name}.bin", folder / f"{name}.idx"
-    problems: list[Problem] = []
+    problems = [*check_table(entry, expected)]
 
     def say(ending: str, flaws: Iterable[Flaw]) -> None:
         listed = 0

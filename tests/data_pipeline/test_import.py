@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def adopt(tokenizer, tmp_path):
     return adopt
 
 
-WRITERS = {
+WRITERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "Megatron-LM": (megatron_pair, {}),
     "GPT-NeoX": (neox_pair, {}),
     "GPT-NeoX, int32": (neox_pair, {"code": 4}),
@@ -222,7 +223,7 @@ def test_what_cannot_be_trained_on_is_refused(fault, adopt, tmp_path):
     assert sorted(tmp_path.iterdir()) == before
 
 
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "link=soft is not a choice": {"path": "in", "link": "soft"},
     "held_out_fraction=1, expected": {"path": "in", "held_out_fraction": 1.0},
     "give path=": {},

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from data_pipeline.order import SampleOrder
 from tests.corpora import byte_tokenizer
 from tests.data_pipeline.shard_folders import full_corpus, write_json
 
-RECIPE = {
+RECIPE: dict[str, Any] = {
     "name": "two",
     "global_batch_tokens": 2048,
     "stages": {
@@ -78,6 +79,10 @@ def page(tmp_path):
         return Page((tmp_path / "page.html").read_text())
 
     return page
+
+
+def plan_of(folder, **settings) -> Any:
+    return subject(InspectConfig(out="x", data=str(folder), recipe=RECIPE, **settings)).plan
 
 
 def step(name, came, dropped, reasons, examples=()):
@@ -182,7 +187,7 @@ def test_many_shards_are_sampled(folder, monkeypatch):
 
 def test_plan_in_whole_steps(page, folder):
     manifest = load_manifest(folder)
-    plan = subject(InspectConfig(out="x", data=str(folder), recipe=RECIPE)).plan
+    plan = plan_of(folder)
     short, long = plan.stages
     assert (short.tokens, short.samples) == (20480, 320)
     assert short.shares == {"code": 0.75, "prose": 0.25}
@@ -205,7 +210,7 @@ def test_pretrain_makes_the_same_plan():
     tokens = {"code": 500_000, "prose": 900_000}
     stages = {name: StageConfig(**stage) for name, stage in RECIPE["stages"].items()}
     theirs = StagePlan(RecipeConfig("two", 2048, stages), tokens)
-    ours = plan_recipe(RECIPE, tokens, 5, 4.0)
+    ours: Any = plan_recipe(RECIPE, tokens, 5, 4.0)
     order = SampleOrder(tokens, [stage.order_stage() for stage in theirs.stages], 5)
     assert [s.samples for s in ours.order.stages] == [s.samples for s in order.stages]
     for number, stage in enumerate(ours.stages):
@@ -242,7 +247,7 @@ def test_a_plan_that_pretrain_refuses_is_shown_all_the_same(page, folder):
     assert "#sequences" not in found.addresses
 
 
-BAD_RECIPES = {
+BAD_RECIPES: dict[str, dict[str, Any]] = {
     "names the source 'cod', which the corpus does not have (did you mean 'code'?)": {
         "mixture": {"cod": 1.0}
     },
@@ -266,7 +271,7 @@ def test_recipes_that_do_not_fit(message, page, folder):
 def test_sequences_are_what_a_step_reads(page, folder):
     from data_pipeline.batches import BatchReader
 
-    plan = subject(InspectConfig(out="x", data=str(folder), recipe=RECIPE)).plan
+    plan = plan_of(folder)
     batch = BatchReader(load_manifest(folder), plan.order).read(1, [0])
     found = page(data=str(folder), recipe=RECIPE, sequences=1)
     text = byte_tokenizer().decode(batch.tokens[0].tolist(), skip_special_tokens=False)
@@ -347,7 +352,7 @@ def test_one_source_without_anything_beside_it(page, folder):
 
 @pytest.fixture
 def run(folder, tmp_path):
-    plan = subject(InspectConfig(out="x", data=str(folder), recipe=RECIPE, seed=3)).plan
+    plan = plan_of(folder, seed=3)
     run = tmp_path / "run"
     run.mkdir()
     config = {"seed": 3, "data": {"folder": str(folder), "max_epochs": 4.0}, "recipe": RECIPE}
@@ -369,7 +374,7 @@ def test_changed_data_of_a_run_is_said(page, folder, run):
     assert "check bad" in found.classes
 
 
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "give data=<folder of shards> or run=<run folder>": {},
     "has a recipe of its own": {"run": "r", "recipe": RECIPE},
     "documents=-1, expected 0 or more": {"data": "d", "documents": -1},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -69,5 +70,5 @@ def test_bands_fill_the_plot():
 
 
 def test_nothing_to_draw_is_no_drawing():
-    charts = [Bars("t", []), Histogram("t", [], [], "s1", "x"), Bands("t", [], [])]
+    charts: list[Any] = [Bars("t", []), Histogram("t", [], [], "s1", "x"), Bands("t", [], [])]
     assert [drawing("t", "", chart.svg, []).wide for chart in charts] == [""] * 3
