@@ -21,11 +21,11 @@ COMMANDS = {
         run="data_pipeline.pairs:pairs",
         summary="functions and docstrings of a corpus as pairs for instruct tuning",
     ),
-    "ledger": Command(
-        config="ledger",
-        schema="data_pipeline.ledger:LedgerConfig",
-        run="data_pipeline.ledger:ledger",
-        summary="the documents that a step of a run was trained on",
+    "where": Command(
+        config="where",
+        schema="data_pipeline.where:WhereConfig",
+        run="data_pipeline.where:where",
+        summary="what a step of a run was trained on, or the steps that saw a document",
     ),
     "inspect": Command(
         config="inspect_data",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -35,12 +35,14 @@ class Batch:
         batch * seq, so that its length is the same for all batches of a shape unless their
         documents are very short.
     samples: (batch,) int64, the samples' numbers in their stage.
+    documents: (sources,) int64, documents of each source that end in these samples.
     """
 
     tokens: Tensor
     labels: Tensor
     cu_seqlens: Tensor
     samples: Ints
+    documents: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def digest(self) -> str:
         """sha256 of the tokens."""
@@ -66,22 +68,28 @@ class Borders:
         eos_id = int(ids["eos_id"]) if manifest.ends_in_eos else None
         return cls(eos_id, int(ids["pad_id"]) if packed else None, max(packed, default=0))
 
-    def find(self, tokens: NDArray[np.integer], starts: Ints, begins: Bools) -> Bools | None:
+    def find(
+        self, tokens: NDArray[np.integer], starts: Ints, begins: Bools
+    ) -> tuple[Ints, Bools | None]:
         """Adds to `begins`, (batch, length - 1), where a document or a run of padding begins at
-        i + 1. tokens: (batch, length), from `starts` of their streams on. Returns where there is
-        padding, (batch, length), or None."""
+        i + 1. tokens: (batch, length), from `starts` of their streams on.
+
+        Returns how many documents end in each row, (batch,), and where there is padding,
+        (batch, length), or None.
+        """
         if self.eos_id is not None:
             np.equal(tokens[:, :-1], self.eos_id, out=begins)
         if self.pad_id is None:
-            return None
+            return begins.sum(axis=1), None
         padding = tokens == self.pad_id
         if self.pad_id == self.eos_id:  # then only an EOS after an EOS is padding
             padding[:, 1:] &= tokens[:, :-1] == self.eos_id
-            begins &= ~(padding[:, 1:] & padding[:, :-1])
+            begins &= ~padding[:, :-1]
+        ended = begins.sum(axis=1)
         begins |= padding[:, 1:] != padding[:, :-1]
         for row, start in enumerate(starts.tolist()):
             begins[row, (-start - 1) % self.packed :: self.packed] = True
-        return padding
+        return ended, padding
 
 
 class BatchReader:
@@ -217,7 +225,8 @@ def pack(
         streams[source].read(starts[rows], tokens, rows, begins, mask)
     if len(starts):
         _check_vocabulary(streams, sources, starts, tokens)
-    padding = borders.find(tokens, starts, begins)
+    ended, padding = borders.find(tokens, starts, begins)
+    documents = np.bincount(sources, ended, len(streams)).astype(np.int64)
     labels = tokens[:, 1:].astype(np.int64)
     labels[begins] = IGNORED
     if padding is not None:
@@ -229,6 +238,7 @@ def pack(
         torch.from_numpy(labels),
         torch.from_numpy(_cu_seqlens(begins)),
         samples,
+        documents,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,19 +40,40 @@ def permute(
     index, size and key broadcast against each other: every element may have a range and a key of
     its own. 0 <= index < size < 2**62.
     """
+    return _walk(index, size, key, _network)
+
+
+def unpermute(
+    index: NDArray[np.int64], size: NDArray[np.int64] | int, key: UInts | int
+) -> NDArray[np.int64]:
+    """The inverse: what `permute` of the same size and key sends to each index."""
+    return _walk(index, size, key, _inverse_network)
+
+
+def _walk(
+    index: NDArray[np.int64],
+    size: NDArray[np.int64] | int,
+    key: UInts | int,
+    network: Callable[[UInts, UInts, UInts], UInts],
+) -> NDArray[np.int64]:
+    """Applies the network until every index is in its range again."""
     broadcast = np.broadcast_arrays(
         np.asarray(index, np.uint64), np.asarray(size, np.uint64), np.asarray(key, np.uint64)
     )
     index_, size_, key_ = (array.ravel() for array in broadcast)
     bits = np.ceil(np.log2(np.maximum(size_, 2).astype(np.float64))).astype(np.uint64)
-    bits += (np.uint64(1) << bits) < size_  # where the float rounded down
+    bits += ((np.uint64(1) << bits) < size_).astype(np.uint64)  # where the float rounded down
     half = (bits + np.uint64(1)) // np.uint64(2)
-    out = _network(index_, half, key_)
+    out = network(index_, half, key_)
     outside = np.flatnonzero(out >= size_)
     while outside.size:
-        out[outside] = _network(out[outside], half[outside], key_[outside])
+        out[outside] = network(out[outside], half[outside], key_[outside])
         outside = outside[out[outside] >= size_[outside]]
     return out.astype(np.int64).reshape(broadcast[0].shape)
+
+
+def _round_key(key: UInts, number: int) -> UInts:
+    return key + np.uint64(GOLDEN * (number + 1) & 0xFFFFFFFFFFFFFFFF)
 
 
 def _network(x: UInts, half: UInts, key: UInts) -> UInts:
@@ -59,6 +81,15 @@ def _network(x: UInts, half: UInts, key: UInts) -> UInts:
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = x >> half, x & mask
     for number in range(ROUNDS):
-        round_key = key + np.uint64(GOLDEN * (number + 1) & 0xFFFFFFFFFFFFFFFF)
-        left, right = right, left ^ (mix(right + round_key) & mask)
+        left, right = right, left ^ (mix(right + _round_key(key, number)) & mask)
+    return (left << half) | right
+
+
+def _inverse_network(x: UInts, half: UInts, key: UInts) -> UInts:
+    """The rounds of `_network` undone, the last one first."""
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    left, right = x >> half, x & mask
+    for number in reversed(range(ROUNDS)):
+        mixed: UInts = mix(left + _round_key(key, number)) & mask
+        left, right = mixed ^ right, left
     return (left << half) | right

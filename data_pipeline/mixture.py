@@ -41,6 +41,23 @@ class Mixture:
         source = np.argmax(self.counts(t + 1) - before, axis=0)
         return source, np.take_along_axis(before, source[None], axis=0)[0]
 
+    def position(self, source: int, number: Ints) -> Ints:
+        """The inverse of `locate`: the atom t that is the source's `number`-th, counted from 0.
+
+        The source must have a weight above 0. Each step is the smallest solution of the rounding
+        in `counts`: first among what is left for this source, then among what each source before
+        it leaves.
+        """
+        units = self.units[source]
+        before = [u for u in self.units[:source] if u]
+        left = UNITS - sum(before)
+        number = np.asarray(number, np.int64)
+        place = -((left // 2 - (number + 1) * left) // units) - 1
+        for share in reversed(before):
+            left += share
+            place = (place * left + left // 2) // (left - share)
+        return place
+
 
 def _whole_units(weights: Sequence[float]) -> list[int]:
     """Whole units that sum to UNITS (largest remainders); no weight above 0 is lost."""

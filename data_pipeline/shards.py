@@ -207,7 +207,7 @@ class Shard:
 
     def _check_block(self, block: int) -> None:
         data = self._raw[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
-        if xxhash.xxh3_64_intdigest(memoryview(data)) != self._sums[block]:
+        if xxhash.xxh3_64_intdigest(data.data) != self._sums[block]:
             raise DamagedShard(wrong_block(self.bin, block, len(data), self.dtype.itemsize))
         self.checked[block >> 3] |= 1 << (block & 7)
 

@@ -19,13 +19,21 @@ def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
 
 @dataclass
 class DataConfig:
-    """folder: made by `python -m data_pipeline tokenize`.
+    """folder: made by `python -m data_pipeline tokenize`, local or a URL such as s3://bucket/corpus.
 
     max_epochs: how often a source may be read; a plan that needs more is refused.
+    prefetch_steps: steps that are read while one trains.
+    cache_bytes: of a remote corpus on this machine's disk, for each process.
     """
 
     folder: str = MISSING
     max_epochs: float = 4.0
+    prefetch_steps: int = 2
+    cache_bytes: int = 4 << 30
+
+    def __post_init__(self) -> None:
+        if self.prefetch_steps < 0:
+            raise InputError(f"data.prefetch_steps={self.prefetch_steps}, expected 0 or more.")
 
 
 @dataclass
@@ -34,12 +42,15 @@ class StageConfig:
 
     mixture: weight of each source, normalised to 1; empty for the sources' own sizes.
     rope_theta: base of the rotary positions while this stage runs; null for the model's.
+    planned_tokens: tokens that the stage had when it was begun, where it is ended early so that
+        what comes next can change; null elsewhere.
     """
 
     seq_len: int = MISSING
     tokens: int = MISSING
     mixture: dict[str, float] = field(default_factory=dict)
     rope_theta: float | None = None
+    planned_tokens: int | None = None
 
 
 @dataclass
@@ -47,11 +58,14 @@ class RecipeConfig:
     """Stages by name, run in the order in which they are written.
 
     global_batch_tokens: tokens of one optimizer step, the same in every stage.
+    atom_tokens: what the order of samples deals in, a multiple of every seq_len; null for the
+        longest. Give it where longer stages may be added while the run is under way.
     """
 
     name: str = MISSING
     global_batch_tokens: int = MISSING
     stages: dict[str, StageConfig] = field(default_factory=dict)
+    atom_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -62,6 +76,11 @@ class RecipeConfig:
                     raise InputError(
                         f"recipe.stages.{name}.{key}={getattr(stage, key)}, expected at least 1."
                     )
+            if stage.planned_tokens is not None and stage.planned_tokens < stage.tokens:
+                raise InputError(
+                    f"recipe.stages.{name}.planned_tokens={stage.planned_tokens}, expected at "
+                    f"least tokens={stage.tokens}: it is for a stage that is ended early."
+                )
 
 
 @dataclass

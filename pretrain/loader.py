@@ -1,13 +1,14 @@
-"""What one rank reads for one step, one step ahead of the training.
+"""What one rank reads for one step, some steps ahead of the training.
 
-The order of samples knows no ranks; a rank takes its slice of the global batch (I1).
+The order of samples knows no ranks; a rank takes its slice of the global batch (I1). The order of
+the future is known, so reading ahead is a list of steps.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,15 +17,18 @@ from torch import Tensor
 
 from conf.errors import InputError
 from data_pipeline.batches import Batch, BatchReader
+from data_pipeline.storage import in_thread
 from model.loss import IGNORED
 from pretrain.stages import StagePlan
 
 MASK64 = (1 << 64) - 1
+CLOSE_SECONDS = 5
 
 
 @dataclass
 class StepData:
-    """counts: (3,) int64 of this rank: targets, keys seen by all queries, digest of the samples.
+    """counts: (3 + sources,) int64 of this rank: targets, keys seen by all queries, digest of the
+    samples, and documents of each source that ended in them.
 
     The digest is a sum modulo 2^64 over samples, so that its sum over ranks is the same for every
     way to deal the samples out.
@@ -36,7 +40,10 @@ class StepData:
 
 
 class Loader:
-    """Reads the micro-batches of data-parallel rank `dp_rank` of `dp_size`."""
+    """Reads the micro-batches of data-parallel rank `dp_rank` of `dp_size`.
+
+    prefetch_steps: steps that are read, by as many threads, while others train; 0 for none.
+    """
 
     def __init__(
         self,
@@ -47,6 +54,7 @@ class Loader:
         micro_batch_tokens: int,
         window: int | None,
         device: torch.device,
+        prefetch_steps: int = 2,
     ) -> None:
         self.reader = reader
         self.plan = plan
@@ -55,19 +63,20 @@ class Loader:
         self.micro_batch_tokens = micro_batch_tokens
         self.window = window
         self.device = device
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
-        self._ahead: tuple[int, Future[StepData]] | None = None
+        self.prefetch_steps = prefetch_steps
+        self._ahead: dict[int, Future[StepData]] = {}
 
     def get(self, step: int) -> StepData:
-        """The micro-batches of `step` on the device; starts reading those of the next."""
+        """The micro-batches of `step` on the device; keeps those of the next steps coming.
+
+        Raises InputError where a shard is damaged or remote storage does not answer.
+        """
         started = time.perf_counter()
-        if self._ahead is not None and self._ahead[0] == step:
-            data = self._ahead[1].result()
-        else:
-            data = self._read(step)
-        self._ahead = None
-        if step + 1 < self.plan.total_steps:
-            self._ahead = (step + 1, self._thread.submit(self._read, step + 1))
+        first = self._ahead.pop(step, None) or self._start(step)
+        wanted = range(step + 1, min(step + 1 + self.prefetch_steps, self.plan.total_steps))
+        # Where the run went somewhere else, what was read for the way before is dropped.
+        self._ahead = {coming: self._ahead.get(coming) or self._start(coming) for coming in wanted}
+        data = first.result()
         for batch in data.micro_batches:
             batch.tokens = batch.tokens.to(self.device, non_blocking=True)
             batch.labels = batch.labels.to(self.device, non_blocking=True)
@@ -76,8 +85,12 @@ class Loader:
         return data
 
     def close(self) -> None:
-        """Stops the reading thread."""
-        self._thread.shutdown(cancel_futures=True)
+        """Gives threads that still read a moment; the process does not wait for slow storage."""
+        wait(self._ahead.values(), CLOSE_SECONDS)
+        self._ahead = {}
+
+    def _start(self, step: int) -> Future[StepData]:
+        return in_thread(lambda: self._read(step))
 
     def _read(self, step: int) -> StepData:
         stage = self.plan.at(step)
@@ -85,18 +98,18 @@ class Loader:
         share = stage.samples_per_step // self.dp_size
         samples = first + self.dp_rank * share + np.arange(share)
         micro = self.micro_batch_tokens // stage.seq_len
-        batches = [
-            self.reader.read(stage.index, samples[at : at + micro]) for at in range(0, share, micro)
-        ]
+        batches = list(self.reader.read_all(stage.index, samples, micro))
         targets = sum(int((batch.labels != IGNORED).sum()) for batch in batches)
         keys = sum(keys_seen(batch.cu_seqlens, self.window) for batch in batches)
         digest = sum(map(digest_of_samples, batches)) & MASK64
         signed = digest - (1 << 64) if digest >> 63 else digest
+        documents = sum(batch.documents for batch in batches)
         if self.device.type == "cuda":
             for batch in batches:
                 batch.tokens, batch.labels = batch.tokens.pin_memory(), batch.labels.pin_memory()
                 batch.cu_seqlens = batch.cu_seqlens.pin_memory()
-        return StepData(batches, torch.tensor([targets, keys, signed]), 0.0)
+        counts = torch.tensor([targets, keys, signed, *np.atleast_1d(documents).tolist()])
+        return StepData(batches, counts, 0.0)
 
 
 def keys_seen(cu_seqlens: Tensor, window: int | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,13 @@ from pretrain.optimizer import build_optimizer
 from pretrain.parallel import fill, parallelize
 from pretrain.stages import StagePlan
 
-CHECKED_TOKENS = 2**28
+CHECKED_TOKENS = 2**20
 """Token ids of a source looked at before the first step; the rest are when they are read."""
 
 
 @dataclass
 class Run:
-    """What `Trainer` runs."""
+    """What `Trainer` runs. documents: of each source that were trained on to their end."""
 
     manifest: Manifest
     plan: StagePlan
@@ -46,6 +47,7 @@ class Run:
     loader: Loader
     checkpoints: Path
     step: int
+    documents: dict[str, int]
 
 
 def prepare(config: PretrainConfig, processes: Processes) -> Run:
@@ -65,14 +67,17 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
         [stage.order_stage() for stage in plan.stages],
         config.seed,
         config.data.max_epochs,
+        config.recipe.atom_tokens,
     )
-    reader = BatchReader(manifest, order)
+    # The files' sizes are the same for all processes of a machine: one compares them.
+    first_here = os.environ.get("LOCAL_RANK", "0") == "0"
+    reader = BatchReader(manifest, order, cache_bytes=config.data.cache_bytes, check=first_here)
     reader.check_ids(CHECKED_TOKENS)
     initial = InitialWeights(config)
     checkpoints = Path(config.run_dir) / "checkpoints"
     found = _newest_agreed(checkpoints, processes)
     if found is not None:
-        check_resume(found[0], found[1], config.model, manifest, order)
+        check_resume(found[0], found[1], config, manifest, plan, order)
 
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     attention = choose_backend(config.parallel.attention, processes.device, dtype)
@@ -99,8 +104,13 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
         config.parallel.micro_batch_tokens,
         config.model.sliding_window,
         processes.device,
+        config.data.prefetch_steps,
     )
-    return Run(manifest, plan, order, layout, model, optimizer, loader, checkpoints, step)
+    past = found[1]["position"]["sources"] if found is not None else {}
+    documents = {source: past.get(source, {}).get("documents", 0) for source in order.sources}
+    return Run(
+        manifest, plan, order, layout, model, optimizer, loader, checkpoints, step, documents
+    )
 
 
 class InitialWeights:
@@ -154,21 +164,45 @@ def check_same_model(found: dict[str, object], model: ModelConfig, where: str) -
 
 
 def check_resume(
-    path: Path, manifest: dict[str, Any], model: ModelConfig, data: Manifest, order: SampleOrder
+    path: Path,
+    about: dict[str, Any],
+    config: PretrainConfig,
+    data: Manifest,
+    plan: StagePlan,
+    order: SampleOrder,
 ) -> None:
-    """Raises InputError where a run cannot go on from a checkpoint as it is configured now."""
-    check_same_model(manifest["model"], model, str(path))
-    if manifest["data"] != data.fingerprint:
+    """Raises InputError where a run cannot go on from a checkpoint as it is configured now.
+
+    What is still to come may change; what was trained on may not.
+    """
+    check_same_model(about["model"], config.model, str(path))
+    if about["data"] != data.fingerprint:
         raise InputError(
-            f"{path} was trained on other data ({manifest['data'][:12]}, now "
-            f"{data.fingerprint[:12]} in {data.folder}): restore it, or use another run_dir."
+            f"{path} was trained on other data ({about['data'][:12]}, now "
+            f"{data.fingerprint[:12]} in {config.data.folder}): restore it, or use another run_dir."
         )
-    if manifest["order"] != order.fingerprint:
-        raise InputError(
-            f"{path} was trained on another order of samples ({manifest['order'][:12]}, now "
-            f"{order.fingerprint[:12]}): seed or recipe changed; restore them, or use "
-            "another run_dir."
+    if about["order"] == order.fingerprint:
+        return
+    was = SampleOrder.from_json(json.dumps(about["plan"]))
+    stage, samples = about["position"]["stage"], about["position"]["samples"]
+    step = about["step"]
+    is_there = step <= plan.total_steps and plan.position(step) == (stage, samples)
+    if is_there and order.same_past(was, stage, samples):
+        return
+    advice = "seed or recipe changed; restore them, or use another run_dir."
+    name, tokens = about["position"]["name"], was.stages[stage].samples * was.stages[stage].seq_len
+    if samples * was.stages[stage].seq_len < tokens:
+        planned = was.stages[stage].planned or was.stages[stage].samples
+        advice = (
+            f"seed or recipe changed; restore them, use another run_dir, or end stage '{name}' "
+            f"here with recipe.stages.{name}.tokens={samples * was.stages[stage].seq_len} "
+            f"recipe.stages.{name}.planned_tokens={planned * was.stages[stage].seq_len} and say "
+            "in a stage after it what is to change."
         )
+    raise InputError(
+        f"{path} was trained on another order of samples ({about['order'][:12]}, now "
+        f"{order.fingerprint[:12]}): {advice}"
+    )
 
 
 def write_run_folder(

@@ -26,6 +26,7 @@ class Stage:
     samples_per_step: int
     weights: dict[str, float]
     rope_theta: float | None
+    planned_steps: int | None = None
 
     @property
     def end_step(self) -> int:
@@ -34,7 +35,8 @@ class Stage:
 
     def order_stage(self) -> OrderStage:
         """The stage as the order of samples sees it."""
-        return OrderStage(self.seq_len, self.steps * self.samples_per_step, self.weights)
+        planned = None if self.planned_steps is None else self.planned_steps * self.samples_per_step
+        return OrderStage(self.seq_len, self.steps * self.samples_per_step, self.weights, planned)
 
 
 class StagePlan:
@@ -78,6 +80,9 @@ class StagePlan:
                     samples,
                     weights,
                     stage.rope_theta,
+                    None
+                    if stage.planned_tokens is None
+                    else math.ceil(stage.planned_tokens / recipe.global_batch_tokens),
                 )
             )
             first_step += steps
@@ -86,6 +91,11 @@ class StagePlan:
     def at(self, step: int) -> Stage:
         """The stage that step (counted from 0) belongs to."""
         return next(stage for stage in self.stages if step < stage.end_step)
+
+    def position(self, step: int) -> tuple[int, int]:
+        """Number of the stage and samples of it that are done after `step` steps."""
+        stage = self.at(max(0, step - 1))
+        return stage.index, (step - stage.first_step) * stage.samples_per_step
 
     def tokens_at(self, step: int) -> int:
         """Tokens consumed before step."""

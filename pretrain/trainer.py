@@ -3,6 +3,7 @@ in `hooks`."""
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -47,6 +48,7 @@ class Trainer:
         self.dp_size = self.layout.dp.size()
         self.hooks: list[Hook] = []
         self.step = run.step
+        self.documents = run.documents
         self._pending: Pending | None = None
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         peak, self.peak_source = peak_flops(processes.device, dtype)
@@ -59,7 +61,8 @@ class Trainer:
         end = total if self.config.stop_after is None else min(self.config.stop_after, total)
         for hook in self.hooks:
             hook.on_start(self)
-        self.publish({"kind": "event", "event": "resume" if self.step else "start"})
+        event = "resume" if self.step else "start"
+        self.publish({"kind": "event", "event": event, "dp_size": self.dp_size})
         self._clock = time.perf_counter()
         while self.step < end:
             stage = self.plan.at(self.step)
@@ -117,6 +120,7 @@ class Trainer:
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         first = (self.step - stage.first_step) * stage.samples_per_step
+        consumed = self.order.consumed(stage.index, first + stage.samples_per_step)
         return {
             "kind": "train",
             "step": self.step + 1,
@@ -127,14 +131,17 @@ class Trainer:
             "step_seconds": seconds,
             "data_wait_seconds": data.wait_seconds,
             "tokens_per_second": self.plan.global_batch_tokens / seconds,
-            "consumed_tokens": self.order.consumed(stage.index, first + stage.samples_per_step),
+            "consumed_tokens": consumed,
+            "consumed_epochs": self.order.epochs_of(consumed),
             "first_sample": first,
             "samples": stage.samples_per_step,
             "time": time.time(),
         }
 
     def _publish_step(self, pending: Pending) -> None:
-        targets, keys, digest = pending.counts.tolist()
+        targets, keys, digest, *documents = pending.counts.tolist()
+        for source, ended in zip(self.order.sources, documents, strict=True):
+            self.documents[source] += ended
         model = self.config.model
         flops = (
             6 * matmul_parameters(model) * self.plan.global_batch_tokens
@@ -145,6 +152,7 @@ class Trainer:
             "grad_norm": float(pending.grad_norm),
             "mfu": flops / pending.record["step_seconds"] / self.peak,
             "digest": f"{digest & MASK64:016x}",
+            "consumed_documents": dict(self.documents),
         }
         for hook in self.hooks:
             hook.on_record(record)
@@ -164,13 +172,27 @@ class Trainer:
         self._clock = time.perf_counter()
 
     def about(self) -> dict[str, Any]:
-        """What a checkpoint states beside its files."""
+        """What a checkpoint states beside its files; of the data, a few numbers."""
+        stage, samples = self.plan.position(self.step)
+        consumed = self.order.consumed(stage, samples)
+        epochs = self.order.epochs_of(consumed)
+        sources = {
+            source: {
+                "tokens": consumed[source],
+                "epochs": epochs[source],
+                "documents": self.documents[source],
+            }
+            for source in self.order.sources
+        }
+        name = self.plan.stages[stage].name
         return {
             "tokens": self.plan.tokens_at(self.step),
+            "position": {"stage": stage, "name": name, "samples": samples, "sources": sources},
             "world_size": self.processes.world_size,
             "layout": self.layout.sizes(),
             "model": asdict(self.config.model),
             "order": self.order.fingerprint,
+            "plan": json.loads(self.order.to_json()),
             "data": self.manifest.fingerprint,
             "torch": torch.__version__,
         }

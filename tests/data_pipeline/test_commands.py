@@ -111,7 +111,8 @@ BAD = {
         "corpus=python_doc: there is no such choice (did you mean 'python_docs'?)",
     ),
     "no corpus folder": (["pairs", "corpus=nowhere", "out=x"], "nowhere/manifest.json does not"),
-    "no run": (["ledger", "run=nowhere", "step=1"], "nowhere/ledger.jsonl does not exist"),
+    "no run": (["where", "run=nowhere", "step=1"], "nowhere/ledger.jsonl does not exist"),
+    "no question": (["where", "run=nowhere"], "where needs one of step=... and doc=..., not both"),
     "unknown command": (["tokenise"], "'tokenise' is no command of data_pipeline (did you mean"),
 }
 

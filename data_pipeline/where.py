@@ -1,0 +1,262 @@
+"""`python -m data_pipeline where`: what a step was trained on, and which steps saw a document (I4).
+
+Nothing of this is logged while a run trains: the order of samples is a function that can be undone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import MISSING, OmegaConf
+
+from conf.errors import InputError
+from data_pipeline.batches import open_stream
+from data_pipeline.documents import document_names
+from data_pipeline.manifest import load_manifest
+from data_pipeline.order import SampleOrder
+from data_pipeline.remote import side_file
+from data_pipeline.shards import Index
+from data_pipeline.tokenizer import load_tokenizer
+
+Row = dict[str, Any]
+
+
+@dataclass
+class WhereConfig:
+    """run: a run folder. Then one of step, counted from 1 as in its metrics, and doc.
+
+    rank: only the samples of that data-parallel rank of the step, of as many ranks as ran it.
+    doc: `<file>`, `<file>#<position>` (as in the output for a step; the end of a path is enough),
+        or `<shard>:<number>`.
+    chars: of each document's text to print, 0 for all.
+    """
+
+    run: str = MISSING
+    step: int | None = None
+    rank: int | None = None
+    doc: str | None = None
+    chars: int = 200
+
+    def __post_init__(self) -> None:
+        if (self.step is None) == (self.doc is None):
+            raise InputError("where needs one of step=... and doc=..., not both.")
+        if self.rank is not None and self.step is None:
+            raise InputError(f"rank={self.rank} belongs to a step: give step=... too.")
+        if self.chars < 0:
+            raise InputError(f"chars={self.chars}, expected 0 or more.")
+
+
+def where(config: WhereConfig) -> None:
+    """Prints a line a document, with tabs between its columns, for a reader or for `cut`."""
+    run = RunData(Path(config.run))
+    if config.step is not None:
+        line = run.ledger_line(config.step)
+        if line.get("skipped"):
+            print(f"# step {config.step} was skipped: {line['skipped']}")
+        rows: Iterable[Row] = run.documents_of_step(config.step, config.rank, config.chars)
+    else:
+        rows = run.steps_of_document(str(config.doc))
+    header = False
+    for row in rows:
+        if not header:
+            print("\t".join(row))
+            header = True
+        print("\t".join(map(str, row.values())))
+
+
+class RunData:
+    """The order and the data of a run folder. Raises InputError where they are not there, or the
+    data is no longer what the run was trained on."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.path = run / "ledger.jsonl"
+        for needed in (self.path, *(run / name for name in ("config.yaml", "env.json"))):
+            self._check(needed)
+        self._check(run / "order.json")
+        self.settings = OmegaConf.load(run / "config.yaml")
+        self.env = json.loads((run / "env.json").read_text())
+        self.manifest = load_manifest(self.settings.data.folder)
+        trained_on = self.env["data_fingerprint"]
+        if self.manifest.fingerprint != trained_on:
+            raise InputError(
+                f"{run} was trained on data with the fingerprint {trained_on[:12]}, but "
+                f"{self.settings.data.folder} now has {self.manifest.fingerprint[:12]}: restore "
+                "that data."
+            )
+        self.order = SampleOrder.from_json((run / "order.json").read_text())
+        self.stages = list(self.settings.recipe.stages)
+        self.stream = lru_cache(lambda source: open_stream(self.manifest, "train", source))
+        self.names = lru_cache(64)(self._names)
+        self.index = lru_cache(64)(self._index)
+
+    def _check(self, path: Path) -> None:
+        if not path.is_file():
+            raise InputError(f"{path} does not exist: expected run={self.run} to be a run folder.")
+
+    def _names(self, shard: str) -> list[tuple[str, int]]:
+        side_file(self.manifest, f"{shard}.docs.parquet")
+        return document_names(self.manifest, shard)
+
+    def _index(self, shard: str) -> Index:
+        return Index(side_file(self.manifest, f"{shard}.idx"), self.manifest.dtype)
+
+    def ledger(self) -> Iterator[Row]:
+        """Its lines."""
+        with self.path.open() as lines:
+            yield from map(json.loads, lines)
+
+    def ledger_line(self, step: int) -> Row:
+        """The line of a step; raises InputError where there is none."""
+        last = 0
+        for line in self.ledger():
+            last = line["step"]
+            if last == step:
+                return line
+        raise InputError(f"{self.path} has no step {step}, its last is {last}.")
+
+    def ranks(self, step: int) -> int:
+        """Data-parallel ranks that ran a step: of the last start before it."""
+        ranks = 0
+        metrics = self.run / "metrics.jsonl"
+        if metrics.is_file():
+            for line in map(json.loads, metrics.read_text().splitlines()):
+                if line.get("dp_size") and line["step"] < step:
+                    ranks = int(line["dp_size"])
+        if not ranks:
+            raise InputError(
+                f"{metrics} does not say how many data-parallel ranks ran step {step}: leave "
+                "rank=... out."
+            )
+        return ranks
+
+    def documents_of_step(
+        self, step: int, rank: int | None = None, chars: int = 0
+    ) -> Iterator[Row]:
+        """A row for each document of each sample of a step, in order, with the text that was in
+        the sample."""
+        line = self.ledger_line(step)
+        stage = self.stages.index(line["stage"])
+        samples = line["first_sample"] + np.arange(line["samples"])
+        if rank is not None:
+            ranks = self.ranks(step)
+            if not 0 <= rank < ranks:
+                raise InputError(f"rank={rank}: {ranks} data-parallel ranks ran step {step}.")
+            samples = np.split(samples, ranks)[rank]
+        located = self.order.locate(stage, samples)
+        tokenizer = load_tokenizer(self.manifest.tokenizer_path)
+        seq_len = self.order.stages[stage].seq_len
+        for sample, number, epoch, start in zip(
+            samples.tolist(),
+            located.source.tolist(),
+            located.epoch.tolist(),
+            located.start.tolist(),
+            strict=True,
+        ):
+            source = self.order.sources[number]
+            entries = self.manifest.shards("train", source)
+            for shard_number, inside, end in self.stream(source).parts(start, seq_len):
+                shard = entries[shard_number]["file"]
+                tokens = np.empty(end - inside, np.int64)
+                self.stream(source).shards.read(shard_number, inside, tokens)
+                for document, file, position, first, last in self._documents(shard, inside, end):
+                    ids = tokens[first - inside : last - inside].tolist()
+                    text = tokenizer.decode(ids, skip_special_tokens=False)
+                    if chars and len(text) > chars:
+                        text = text[:chars] + "..."
+                    yield {
+                        "sample": sample,
+                        "source": source,
+                        "epoch": epoch,
+                        "shard": shard,
+                        "document": document,
+                        "file": file,
+                        "position": position,
+                        "tokens": last - first,
+                        "text": json.dumps(text, ensure_ascii=False),
+                    }
+
+    def _documents(
+        self, shard: str, start: int, end: int
+    ) -> Iterator[tuple[int, str, int | str, int, int]]:
+        """Number, file, position and token range of the documents in tokens [start, end) of a
+        shard; padding is none."""
+        index, names = self.index(shard), self.names(shard)
+        for document in range(index.document_of(start), index.document_of(end - 1) + 1):
+            file, position = names[document] if names else ("", "")
+            if position == -1:
+                continue
+            first, last = index.document(document)
+            yield document, file, position, max(start, first), min(end, last)
+
+    def steps_of_document(self, doc: str) -> Iterator[Row]:
+        """A row for each sample of the plan that holds tokens of a document, in order; `state`
+        says whether the run has come to it. Raises InputError where there is no such document."""
+        batch = int(self.settings.recipe.global_batch_tokens)
+        per_step = [batch // stage.seq_len for stage in self.order.stages]
+        steps = [s.samples // n for s, n in zip(self.order.stages, per_step, strict=True)]
+        first_step = np.cumsum([0, *steps])
+        states = {line["step"]: line.get("skipped") for line in self.ledger()}
+        found = False
+        for source, shard_number, shard, document in self._find(doc):
+            found = True
+            start, end = self.index(shard).document(document)
+            before = self.stream(source).start_of(shard_number)
+            file, position = self.names(shard)[document] if self.names(shard) else ("", "")
+            served = self.order.find(source, before + start, before + end)
+            for stage, sample, epoch, at in zip(
+                served.stage.tolist(),
+                served.sample.tolist(),
+                served.epoch.tolist(),
+                served.start.tolist(),
+                strict=True,
+            ):
+                step = int(first_step[stage]) + sample // per_step[stage] + 1
+                last = at + self.order.stages[stage].seq_len
+                state = "skipped" if states.get(step) else "trained"
+                yield {
+                    "step": step,
+                    "state": state if step in states else "to come",
+                    "stage": self.stages[stage],
+                    "sample": sample,
+                    "source": source,
+                    "epoch": epoch,
+                    "shard": shard,
+                    "document": document,
+                    "file": file,
+                    "position": position,
+                    "tokens": min(last, before + end) - max(at, before + start),
+                }
+        if not found:
+            self._refuse(doc)
+
+    def _find(self, doc: str, split: str = "train") -> Iterator[tuple[str, int, str, int]]:
+        """(source, number of the shard, shard, document) of what `doc` names."""
+        wanted, _, place = doc.rpartition("#")
+        wanted, place = (wanted, place) if place.isdigit() and wanted else (doc, "")
+        named, _, number = doc.rpartition(":")
+        for source in self.manifest.splits.get(split, {}):
+            for shard_number, entry in enumerate(self.manifest.shards(split, source)):
+                shard = entry["file"]
+                if shard == named and number.isdigit() and int(number) < entry["documents"]:
+                    yield source, shard_number, shard, int(number)
+                    continue
+                for document, (file, position) in enumerate(self.names(shard)):
+                    is_file = file == wanted or (file and file.endswith("/" + wanted))
+                    if is_file and place in ("", str(position)):
+                        yield source, shard_number, shard, document
+
+    def _refuse(self, doc: str) -> None:
+        folder = self.settings.data.folder
+        if next(self._find(doc, "held_out"), None) is not None:
+            raise InputError(f"doc={doc} is in the held-out split of {folder}: never trained on.")
+        raise InputError(
+            f"doc={doc} is no document of {folder}: expected <file>, <file>#<position> or "
+            "<shard>:<number>, as where run=... step=... prints them."
+        )

@@ -1,0 +1,175 @@
+"""What the ranks of a run read, together, for any layout, number of reading threads and restart."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conf.errors import InputError
+from data_pipeline.batches import IGNORED, BatchReader
+from data_pipeline.order import SampleOrder
+from pretrain import loader as loader_module
+from pretrain.config import RecipeConfig, StageConfig
+from pretrain.loader import MASK64, Loader, digest_of_samples
+from pretrain.stages import StagePlan
+from tests.sealed import sealed
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def manifest(corpus, tmp_path_factory):
+    return sealed(corpus, tmp_path_factory.mktemp("loader") / "c")
+
+
+def make_plan(manifest, stages, batch=4096, seed=0):
+    """A plan and a reader of it."""
+    plan = StagePlan(RecipeConfig("r", batch, stages), manifest.source_tokens("train"))
+    order = SampleOrder(
+        manifest.source_tokens("train"), [stage.order_stage() for stage in plan.stages], seed
+    )
+    return plan, BatchReader(manifest, order)
+
+
+@st.composite
+def runs(draw):
+    """Stages, seed, and layouts: (data-parallel ranks, sequences in a micro-batch, prefetch)."""
+    sizes = [16, 32, 64]
+    stages = {}
+    for number in range(draw(st.integers(1, 3))):
+        mixture = {
+            "code": draw(st.sampled_from([0.2, 1.0])),
+            "prose": draw(st.sampled_from([0, 1])),
+        }
+        tokens = 4096 * draw(st.integers(1, 4))
+        planned = tokens + 4096 * draw(st.integers(1, 9)) if draw(st.booleans()) else None
+        if planned and number < 2:
+            sizes = [n for n in sizes if n <= sizes[0]]  # what comes next must not be longer
+        stages[f"s{number}"] = StageConfig(
+            sizes[0] if planned else draw(st.sampled_from(sizes)), tokens, mixture, None, planned
+        )
+        sizes = [n for n in sizes if n <= stages[f"s{number}"].seq_len] if planned else sizes
+    ranks = st.sampled_from([1, 2, 4, 8, 16, 32, 64])
+    layouts = draw(st.lists(st.tuples(ranks, st.integers(0, 5), st.integers(0, 4)), min_size=2))
+    return stages, draw(st.integers(0, 2**31)), layouts[:3], draw(st.integers(0, 10**6))
+
+
+@given(runs())
+@settings(max_examples=25, deadline=None)
+def test_the_stream_is_the_same_for_any_layout_and_restart_and_repeats_nothing(manifest, run):
+    """Runs that change their layout at random steps, as restarts on other machines do."""
+    stages, seed, layouts, cut = run
+    plan, reader = make_plan(manifest, stages, seed=seed)
+    served: Counter[tuple[int, int, int]] = Counter()
+    switch = [(cut // 7**n) % (plan.total_steps + 1) for n in range(len(layouts) - 1)]
+    borders = [0, *sorted(switch), plan.total_steps]
+    for (ranks, micro_power, prefetch), first, end in zip(
+        layouts, borders[:-1], borders[1:], strict=True
+    ):
+        longest = max(stage.seq_len for stage in plan.stages)
+        ranks = min(ranks, 4096 // longest)
+        micro = min(longest << micro_power, 4096 // ranks)
+        loaders = [
+            Loader(reader, plan, rank, ranks, micro, None, CPU, prefetch) for rank in range(ranks)
+        ]
+        for step in range(first, end):
+            stage = plan.at(step)
+            samples = (step - stage.first_step) * stage.samples_per_step + np.arange(
+                stage.samples_per_step
+            )
+            expected = reader.read(stage.index, samples)
+            data = [loader.get(step) for loader in loaders]
+            batches = [batch for part in data for batch in part.micro_batches]
+            assert np.array_equal(np.concatenate([b.samples for b in batches]), samples)
+            assert torch.equal(torch.cat([b.tokens for b in batches]), expected.tokens)
+            assert torch.equal(torch.cat([b.labels for b in batches]), expected.labels)
+            targets, _, digest, *documents = np.sum([part.counts for part in data], axis=0)
+            assert targets == int((expected.labels != IGNORED).sum())
+            assert int(digest) & MASK64 == digest_of_samples(expected) & MASK64
+            assert documents == expected.documents.tolist()
+            at = reader.order.locate(stage.index, samples)
+            for source, epoch, start in zip(at.source, at.epoch, at.start, strict=True):
+                for unit in range(start // 16, (start + stage.seq_len) // 16):
+                    served[source, epoch, unit] += 1
+        for loader in loaders:
+            loader.close()
+    assert max(served.values()) == 1
+
+
+def test_documents_are_counted_where_they_end(manifest):
+    plan, reader = make_plan(manifest, {"a": StageConfig(64, 81920)})
+    loader = Loader(reader, plan, 0, 1, 512, None, CPU)
+    counted = torch.stack([loader.get(step).counts for step in range(20)]).sum(dim=0)
+    at = reader.order.locate(0, np.arange(1280))
+    ends = [0, 0]
+    for source, stream in enumerate(reader.streams):
+        starts = at.start[at.source == source]
+        tokens = np.empty((len(starts), 64), np.int64)
+        stream.read(starts, tokens, np.arange(len(starts)))
+        ends[source] = int((tokens == 2).sum())
+    assert counted[3:].tolist() == ends
+    loader.close()
+
+
+def test_so_many_steps_are_read_ahead_and_no_more(manifest, monkeypatch):
+    plan, reader = make_plan(manifest, {"a": StageConfig(64, 40960)})
+    read, gate = [], threading.Semaphore(0)
+
+    class Counting(Loader):
+        def _read(self, step):
+            gate.acquire(timeout=20)
+            read.append(step)
+            return super()._read(step)
+
+    loader = Counting(reader, plan, 0, 1, 512, None, CPU, prefetch_steps=3)
+    for _ in range(4):
+        gate.release()
+    loader.get(0)
+    loader_module.wait(loader._ahead.values(), 20)
+    assert sorted(read) == [0, 1, 2, 3]
+    assert sorted(loader._ahead) == [1, 2, 3]
+    gate.release()
+    loader.get(1)
+    loader_module.wait(loader._ahead.values(), 20)
+    assert sorted(read) == [0, 1, 2, 3, 4]
+    for _ in range(9):
+        gate.release()
+    loader.get(7)  # the run went on somewhere else
+    assert sorted(loader._ahead) == [8, 9]
+    loader.get(9)
+    assert not loader._ahead
+    loader.close()
+
+
+def test_a_damaged_shard_ends_the_step_that_reads_it(corpus, tmp_path):
+    """Also where it was read ahead, and every rank that meets it says so."""
+    manifest = sealed(corpus, tmp_path / "c")
+    plan, reader = make_plan(manifest, {"a": StageConfig(64, 102_400)})
+    path = manifest.folder / "train/prose-00001.bin"
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+    loader = Loader(reader, plan, 0, 1, 512, None, CPU)
+    with pytest.raises(InputError, match=r"prose-00001\.bin is not what it was") as caught:
+        list(map(loader.get, range(25)))
+    assert caught.value.every_rank
+    loader.close()
+
+
+def test_a_loader_is_ahead_of_a_slower_trainer(manifest):
+    """The wait is what is left after the reading of other steps, so it ends up below the time
+    that reading one takes."""
+    plan, reader = make_plan(manifest, {"a": StageConfig(64, 40960)})
+    loader = Loader(reader, plan, 0, 1, 512, None, CPU)
+    waits = []
+    for step in range(10):
+        waits.append(loader.get(step).wait_seconds)
+        loader_module.wait(loader._ahead.values(), 20)  # the step trains for longer than this
+    assert sorted(waits[1:])[4] < max(0.005, waits[0])
+    loader.close()
