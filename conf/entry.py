@@ -112,7 +112,13 @@ def _take_plain_keys(schema: type) -> dict[str, Any]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     hints = get_type_hints(schema)
-    shadowed = {key for key in hints if not is_dataclass(hints[key]) and (CONF_DIR / key).is_dir()}
+    shadowed = {
+        key
+        for key in hints
+        if not is_dataclass(hints[key])
+        and get_origin(hints[key]) is not dict  # takes a choice of the group as it is
+        and (CONF_DIR / key).is_dir()
+    }
     taken = [a for a in sys.argv[1:] if a.partition("=")[0] in shadowed and "=" in a]
     sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in taken]
     return {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(taken)}
