@@ -58,7 +58,12 @@ class Encoder:
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Raises EncoderDiffers where a checked document has other ids."""
         if self._fast is None:
-            return _join([e.ids for e in self.reference.encode_batch_fast(list(texts), add_special_tokens=False)])
+            return _join(
+                [
+                    e.ids
+                    for e in self.reference.encode_batch_fast(list(texts), add_special_tokens=False)
+                ]
+            )
         spelled = [n for n, text in enumerate(texts) if any(s in text for s in self._special)]
         given = list(texts)
         for number in spelled:
@@ -74,7 +79,9 @@ class Encoder:
 
     def no_loss_tokens(self, text: str, ranges: NoLoss) -> NDArray[np.uint8]:
         """1 for each token of the text that has a character in one of the ranges."""
-        offsets = np.array(self.reference.encode(text, add_special_tokens=False).offsets, np.int64).reshape(-1, 2)
+        offsets = np.array(
+            self.reference.encode(text, add_special_tokens=False).offsets, np.int64
+        ).reshape(-1, 2)
         flags = np.zeros(len(offsets), np.uint8)
         for start, end in ranges:
             flags |= ((offsets[:, 0] < end) & (offsets[:, 1] > start)).astype(np.uint8)

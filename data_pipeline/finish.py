@@ -37,7 +37,7 @@ def make_manifest(
     Raises InputError for a source with nothing to train on; says which has nothing held out.
     """
     splits: dict[str, dict[str, list[dict[str, Any]]]] = {TRAIN: {}, HELD_OUT: {}}
-    counts = {name: Counter({key: 0 for key in KEPT}) for name in corpus.sources}
+    counts = {name: Counter(dict.fromkeys(KEPT, 0)) for name in corpus.sources}
     report = CleaningReport()
     for unit, result in zip(units, results, strict=True):
         counts[unit.source].update(result["counts"])

@@ -68,7 +68,8 @@ def make_tokenizer(
     before = os.environ.get("TOKENIZERS_PARALLELISM", "true")
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     try:
-        train_tokenizer(_sample(config.train_bytes, corpus, units, work), config).save(str(out))
+        tokenizer = train_tokenizer(_sample(config.train_bytes, corpus, units, work), config)
+        out.write_text(tokenizer.to_str(pretty=True))  # its own `save` raises no OSError
     finally:
         os.environ["TOKENIZERS_PARALLELISM"] = before
 

@@ -168,9 +168,11 @@ def _read_huggingface(file: SourceFile, unit: Unit, source: SourceConfig) -> Ite
     taken = 0
     for position, row in enumerate(rows):
         text, flaw, no_loss = _fields(row, source)
-        yield Row(
-            file.name, position, position, text, flaw, _shown(repr(row).encode()), no_loss
-        ) if flaw else Row(file.name, position, position, text, no_loss=no_loss)
+        yield (
+            Row(file.name, position, position, text, flaw, _shown(repr(row).encode()), no_loss)
+            if flaw
+            else Row(file.name, position, position, text, no_loss=no_loss)
+        )
         taken += len(text)
         if source.max_bytes and taken >= source.max_bytes:
             break

@@ -178,7 +178,9 @@ def _items_of_file(path: Path, fields: Sequence[str]) -> Iterator[str]:
             yield " ".join(parts)
 
 
-def _items_of_tasks(names: Sequence[str], folders: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+def _items_of_tasks(
+    names: Sequence[str], folders: Sequence[str]
+) -> Iterator[tuple[str, list[str]]]:
     try:
         import lm_eval.models  # noqa: F401  (first, or its registry hides the built-in models)
         from lm_eval.tasks import TaskManager, get_task_dict

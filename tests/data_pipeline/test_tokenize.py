@@ -16,7 +16,7 @@ import data_pipeline.tokenize
 from conf.errors import InputError
 from data_pipeline.corpus import SourceConfig
 from data_pipeline.documents import document_names, read_documents
-from data_pipeline.manifest import Manifest, load_manifest
+from data_pipeline.manifest import load_manifest
 from data_pipeline.shards import Shard
 from data_pipeline.tokenize import tokenize
 

@@ -1,0 +1,264 @@
+"""Tokenizing that is killed, runs out of disk, or meets another writer."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import pickle
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import pytest
+
+from conf.errors import InputError
+from data_pipeline.cleaning.config import CleaningConfig, DedupOptions
+from data_pipeline.corpus import CorpusConfig, SourceConfig, TokenizeConfig, TokenizerConfig
+from data_pipeline.manifest import load_manifest
+from data_pipeline.tokenize import tokenize
+from data_pipeline.work import Share
+
+TRIALS = 20
+ROOT = Path(__file__).parents[2]
+RUN = """
+import pickle, sys
+from data_pipeline.tokenize import tokenize
+if __name__ == "__main__":
+    with open(sys.argv[1], "rb") as file:
+        config = pickle.load(file)
+    print("ready", flush=True)
+    tokenize(config)
+"""
+
+
+def config_for(out: Path, texts: Path, workers: int = 2) -> TokenizeConfig:
+    """Two sources with copies, rules and near duplicates, in about twenty units."""
+    sources = {
+        "code": SourceConfig(paths=[str(texts)], suffixes=[".py"], min_letters=0.3),
+        "rows": SourceConfig("jsonl", [str(texts / "rows.jsonl")]),
+    }
+    cleaning = CleaningConfig(steps=["pii"], dedup=DedupOptions(exact=True, minhash=True))
+    return TokenizeConfig(
+        corpus=CorpusConfig(
+            name="faults",
+            shard_bytes=60_000,
+            held_out_fraction=0.1,
+            sources=sources,
+            cleaning=cleaning,
+        ),
+        tokenizer=TokenizerConfig(vocab_size=600),
+        out=str(out),
+        workers=workers,
+    )
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    root = tmp_path_factory.mktemp("faults") / "texts"
+    root.mkdir()
+    library = Path(sysconfig.get_path("stdlib"))
+    files = [f for p in ("asyncio", "email", "json") for f in sorted((library / p).glob("*.py"))]
+    for file in files:
+        shutil.copy(file, root / f"{file.parent.name}_{file.name}")
+    lines = [json.dumps({"text": f.read_text()[:3000]}) for f in files] + ["{", *["[]"] * 3]
+    (root / "rows.jsonl").write_text("\n".join(lines * 2))
+    return root
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def whole(texts, tmp_path_factory):
+    """What an uninterrupted run writes."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    tokenize(config_for(out, texts))
+    return files_of(out)
+
+
+class Run:
+    """Tokenizing in a process group of its own, ready to work."""
+
+    def __init__(self, config: TokenizeConfig, folder: Path, **options) -> None:
+        (folder / "config.pickle").write_bytes(pickle.dumps(config))
+        (folder / "run.py").write_text(RUN)
+        self.process = subprocess.Popen(
+            [sys.executable, str(folder / "run.py"), str(folder / "config.pickle")],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            **options,
+        )
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "ready\n"
+
+    def kill(self) -> int:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        return self.end()[0]
+
+    def end(self) -> tuple[int, str]:
+        said, _ = self.process.communicate(timeout=120)
+        return self.process.returncode, said
+
+
+@pytest.mark.timeout(900)
+def test_killed_at_random_moments_the_next_run_writes_the_same_bytes(texts, whole, tmp_path):
+    started = time.monotonic()
+    code, said = Run(config_for(tmp_path / "timed" / "out", texts), tmp_path).end()
+    assert code == 0, said
+    seconds = time.monotonic() - started
+    draw = random.Random(0)
+    under_way = 0
+    for trial in range(TRIALS):
+        out = tmp_path / str(trial) / "out"
+        config = config_for(out, texts)
+        run = Run(config, tmp_path)
+        try:  # what is waited for is not an event: the moment itself is drawn
+            run.process.wait(draw.uniform(0, 0.9) * seconds)
+        except subprocess.TimeoutExpired:
+            assert run.kill() == -signal.SIGKILL
+        under_way += (out.parent / "out.partial").exists()
+        assert not out.exists() or not (out.parent / "out.partial").exists()
+        config.workers = 1
+        tokenize(config)
+        assert files_of(out) == whole
+        assert [path.name for path in out.parent.iterdir()] == ["out"]
+        shutil.rmtree(out.parent)
+    assert under_way > TRIALS / 2
+
+
+def test_jobs_that_share_the_work_write_the_same_bytes(texts, whole, tmp_path, capsys):
+    out = tmp_path / "out"
+    calls = 0
+    while not out.exists():
+        for rank in (2, 0, 1):
+            config = config_for(out, texts, workers=1)
+            config.rank, config.world = rank, 3
+            if not out.exists():
+                tokenize(config)
+                calls += 1
+    assert files_of(out) == whole
+    assert calls <= 12  # four phases
+    said = " ".join(capsys.readouterr().out.split())
+    assert "rank 2 of 3: scan: this job's share is done" in said
+    assert "run the same command again" in said
+
+
+@pytest.mark.parametrize(
+    ("environment", "share"),
+    [
+        ({}, Share(0, 1)),
+        (
+            {
+                "SLURM_ARRAY_TASK_ID": "7",
+                "SLURM_ARRAY_TASK_MIN": "5",
+                "SLURM_ARRAY_TASK_COUNT": "4",
+            },
+            Share(2, 4),
+        ),
+        ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "3"}, Share(3, 8)),
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, Share(0, 1)),  # a batch script without srun
+    ],
+)
+def test_the_share_is_what_slurm_says(environment, share, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("SLURM")]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert Share.of_job(None, None) == share
+    assert Share.of_job(1, 2) == Share(1, 2)
+    for rank, world in ((2, 2), (None, 2), (-1, 2)):
+        with pytest.raises(InputError, match=r"rank=.* world=.*expected"):
+            Share.of_job(rank, world)
+
+
+def test_a_second_writer_is_refused(texts, whole, tmp_path):
+    out = tmp_path / "out"
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    with (partial / "lock").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        run = Run(config_for(out, texts), tmp_path)
+        code, said = run.end()
+        assert code == 1  # an InputError, outside of the command line that prints it
+        assert "out.partial is being written by another process: wait for it" in said
+        assert [path.name for path in partial.iterdir()] == ["lock"]
+    tokenize(config_for(out, texts))
+    assert files_of(out) == whole
+
+
+def test_a_second_job_for_the_same_share_is_refused(texts, tmp_path):
+    config = config_for(tmp_path / "out", texts)
+    config.rank, config.world = 0, 2
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    with (partial / "lock-0").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="is being written by another process"):
+            tokenize(config)
+    with (partial / "lock").open("a") as held:  # a job for all of it
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="is being written by another process"):
+            tokenize(config)
+
+
+def small_files():
+    """Files may not grow beyond this: a write then fails as it does on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+
+def test_a_disk_that_fills_up_ends_it_in_a_sentence(texts, whole, tmp_path):
+    config = config_for(tmp_path / "out", texts)
+    code, said = Run(config, tmp_path, preexec_fn=small_files).end()
+    assert code == 1
+    last = said.strip().splitlines()[-1]
+    assert "out.partial cannot grow" in last
+    assert os.strerror(errno.EFBIG) in last
+    assert "make room and run the same command again" in last
+    assert not (tmp_path / "out").exists()
+    tokenize(config)
+    assert files_of(tmp_path / "out") == whole
+
+
+def test_a_full_file_system(texts, whole, tmp_path):
+    """The same with a real file system of 400 kB, where mounting one is allowed."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "none", str(folder)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("no right to mount a file system here")
+    try:
+        with pytest.raises(InputError, match=r"cannot grow \(No space left on device\)"):
+            tokenize(config_for(folder / "out", texts, workers=1))
+        subprocess.run(["mount", "-o", "remount,size=40m", str(folder)], check=True)
+        tokenize(config_for(folder / "out", texts, workers=1))
+        assert load_manifest(folder / "out")
+        assert files_of(folder / "out") == whole
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_other_settings_throw_unfinished_work_away(texts, whole, tmp_path, monkeypatch):
+    config = config_for(tmp_path / "out", texts, workers=1)
+    config.tokenizer.path = str(tmp_path / "none.json")
+    (tmp_path / "none.json").write_text("{}")
+    with pytest.raises(InputError, match="is not a tokenizer"):
+        tokenize(config)
+    assert (tmp_path / "out.partial" / "scan").is_dir()
+    config.tokenizer.path = None
+    tokenize(config)
+    assert files_of(tmp_path / "out") == whole
