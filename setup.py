@@ -36,7 +36,7 @@ setup(
         ]
     ),
     package_data={
-        "conf": ["**/*.yaml"],
+        "conf": ["**/*.yaml", "corpus/*.jsonl"],
         **{package: ["templates/*"] for package in ("pages", "data_pipeline", "eval")},
     },
     install_requires=[

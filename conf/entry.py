@@ -56,10 +56,13 @@ def main(stage: str, commands: Mapping[str, Command], default: str | None = None
         print(_usage(stage, commands))
         sys.exit(0 if arguments and arguments[0] in ("-h", "--help") else EXIT_BAD_INPUT)
     sys.argv[1:] = arguments
-    if "-h" in arguments or "--help" in arguments:
-        print(_usage(stage, commands) + f"\n\n{name}: {commands[name].summary}")
     try:
+        if "-h" in arguments or "--help" in arguments:
+            print(_usage(stage, commands) + f"\n\n{name}: {commands[name].summary}")
         _compose_and_run(stage, name, commands[name])
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except InputError as error:
         _refuse(str(error), error.exit_code, error.every_rank)
 
