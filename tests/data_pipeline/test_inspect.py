@@ -380,6 +380,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "documents=-1, expected 0 or more": {"data": "d", "documents": -1},
     "run=nowhere has no config.yaml": {"run": "nowhere"},
     "nowhere/manifest.json does not exist": {"data": "nowhere"},
+    "s3://bucket/web is not on this machine": {"data": "s3://bucket/web"},
 }
 
 
