@@ -5,7 +5,7 @@ sent back as a list, one writer that adds them to an `IndexedDatasetBuilder` (as
 tools/preprocess_data.py, which is not in its wheel). Both get the same file, tokenizer and
 processes, in turns; the .bin and .idx must be the same bytes.
 
-    python benchmarks/tokenization.py [--megabytes 80] [--repeats 3] [--out benchmarks/results/tokenization.json]
+    python benchmarks/tokenization.py [--megabytes 80] [--repeats 3]
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Copies inside a corpus: exact ones by the digests of all documents, near ones by MinHash.
 
-The first pass over the text (`scan_unit`) leaves of each unit a table of digests, sorted, with the places
-where each of 256 ranges begins. A range is then compared over all units in one task, so the work
-spreads over processes and machines and none holds the whole corpus. The first document, by unit
-and number, stays.
+The first pass over the text (`scan_unit`) leaves of each unit a table of digests, sorted, with the
+places where each of 256 ranges begins. A range is then compared over all units in one task, so the
+work spreads over processes and machines and none holds the whole corpus. The first document, by
+unit and number, stays.
 """
 
 from __future__ import annotations

@@ -75,8 +75,8 @@ def chosen_documents(
     if not copies.needed(corpus):
         seen = Selection(unit, corpus)
         counts: Counter[str] = seen.counts
-        rows = (row for _, row in seen.documents())
-        return seen, split_documents(rows, unit, corpus, counts)
+        kept = (row for _, row in seen.documents())
+        return seen, split_documents(kept, unit, corpus, counts)
     numbers, seen = copies.load_scan(unit, corpus, work)
     dropped = copies.dropped_of(unit, work)
     steps = copies.steps(corpus)

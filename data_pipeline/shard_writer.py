@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,12 +60,13 @@ class ShardWriter:
         positions = [document.position for document in documents]
         builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=self.dtype.type)
         masks: list[NDArray[np.uint8]] = []
+        parts: Iterable[tuple[NDArray[Any], NDArray[np.int64]]]
         try:
             if self.lengths:
-                parts = list(self._encoded(documents))
+                encoded = list(self._encoded(documents))
                 tokens, lengths, order = self._fitted(
-                    np.concatenate([ids for ids, _ in parts]),
-                    np.concatenate([lengths for _, lengths in parts]),
+                    np.concatenate([ids for ids, _ in encoded]),
+                    np.concatenate([lengths for _, lengths in encoded]),
                 )
                 if masked:
                     masks = [self._fitted_mask(self._mask(documents), order, len(tokens))]

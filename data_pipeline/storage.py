@@ -4,7 +4,8 @@ A remote URL is anything that `fsspec` opens (`s3://bucket/file`, `gs://`, `http
 store answers late or not at all is asked for again with exponential backoff and full jitter
 (Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015); when the attempts are used
 up, one sentence says so. Credentials and endpoints come from the environment, as the store's own
-tools take them (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL_S3`, `FSSPEC_S3_...`).
+tools take them (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL_S3`, `FSSPEC_S3_...`); `HEADWATER_RETRIES`
+says how often a request is sent.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class Retry:
         return random.uniform(0, min(self.longest_seconds, self.first_seconds * 2**number))
 
 
-RETRY = Retry()
+RETRY = Retry(attempts=int(os.environ.get("HEADWATER_RETRIES", Retry.attempts)))
+"""What requests use that say nothing else."""
 
 
 class Listed(NamedTuple):

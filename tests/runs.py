@@ -34,7 +34,7 @@ SETTINGS = {
 """20 steps, the first half with sequences of 64 and the second of 128 tokens, a window of 24."""
 
 
-def arguments(corpus: Path, run_dir: Path, **changes: Any) -> list[str]:
+def arguments(corpus: Path | str, run_dir: Path, **changes: Any) -> list[str]:
     """The command line of a run; changes name keys with `__` for the dots."""
     settings = SETTINGS | {"data.folder": corpus, "run_dir": run_dir, "name": run_dir.name}
     settings |= {key.replace("__", "."): value for key, value in changes.items()}

@@ -109,7 +109,7 @@ class CleaningReport:
         return self.sources.setdefault(name, {"documents": 0, "bytes": 0, "steps": {}})
 
     def _step(self, source: str, name: str) -> dict[str, Any]:
-        empty = dict.fromkeys(COUNTS, 0) | {"reasons": {}, "examples": []}
+        empty: dict[str, Any] = {**dict.fromkeys(COUNTS, 0), "reasons": {}, "examples": []}
         step: dict[str, Any] = self._source(source)["steps"].setdefault(name, empty)
         return step
 

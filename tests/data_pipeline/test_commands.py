@@ -104,7 +104,7 @@ BAD = {
     "wrong type": (["tokenize", "workers=many"], "workers: value 'many'"),
     "out of range": (
         ["tokenize", "corpus.held_out_fraction=2"],
-        "corpus.held_out_fraction=2.0, expected more than 0 and less than 1",
+        "corpus.held_out_fraction=2.0, expected 0 or more and less than 1",
     ),
     "unknown corpus": (
         ["tokenize", "corpus=python_doc"],

@@ -20,8 +20,8 @@ TEXTS = ["one line", "two\nlines", "Grüße 日本 🎉", " "]
 LINES = [json.dumps({"body": text, "id": n}).encode() + b"\n" for n, text in enumerate(TEXTS)]
 
 
-def rows_of(source, **corpus):
-    corpus = CorpusConfig(name="x", sources={"web": source}, **corpus)
+def rows_of(source):
+    corpus = CorpusConfig(name="x", sources={"web": source})
     return [row for unit in plan_units(corpus) for row in read_unit(unit, source)]
 
 

@@ -25,7 +25,8 @@ def select(corpus, tmp_path_factory):
     tasks = copies.exact_tasks(units, folder.path)
     for task in range(tasks):
         copies.match_exact(task, tasks, units, folder.path)
-    kept, counts = [], {name: Counter() for name in corpus.sources}
+    kept = []
+    counts: dict[str, Counter[str]] = {name: Counter() for name in corpus.sources}
     for unit in units:
         seen, documents = chosen_documents(unit, corpus, folder.path)
         kept += [(unit.source, text.file, split) for split, text in documents]
