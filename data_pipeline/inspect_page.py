@@ -15,6 +15,7 @@ from omegaconf import MISSING, OmegaConf
 from conf.errors import InputError
 from data_pipeline.inspection.plan import GOOD_EPOCHS, Plan, plan_of_run, plan_recipe, read_env
 from data_pipeline.manifest import Manifest, load_manifest
+from data_pipeline.storage import is_remote
 
 TEMPLATE = Path(__file__).parent / "templates" / "inspect.html"
 
@@ -72,7 +73,7 @@ def subject(config: InspectConfig) -> Subject:
     """Loads the corpus and the plan that the config names."""
     if config.run:
         return _of_run(Path(config.run), config)
-    manifest = load_manifest(str(config.data))
+    manifest = _load(str(config.data))
     seed = config.seed or 0
     plan = None
     if config.recipe:
@@ -87,7 +88,7 @@ def _of_run(run: Path, config: InspectConfig) -> Subject:
                 f"run={run} has no {name}: expected the folder of a run of python -m pretrain."
             )
     settings: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
-    manifest = load_manifest(settings["data"]["folder"])
+    manifest = _load(settings["data"]["folder"])
     trained_on = read_env(run).get("data_fingerprint", manifest.fingerprint)
     changed = ""
     if trained_on != manifest.fingerprint:
@@ -98,3 +99,11 @@ def _of_run(run: Path, config: InspectConfig) -> Subject:
         )
     seed = int(settings.get("seed", 0)) if config.seed is None else config.seed
     return Subject(manifest, plan_of_run(run, settings), seed, changed)
+
+
+def _load(folder: str) -> Manifest:
+    if is_remote(folder):
+        raise InputError(
+            f"{folder} is not on this machine: inspect reads a local folder, as it was made."
+        )
+    return load_manifest(folder)

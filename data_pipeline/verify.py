@@ -32,6 +32,7 @@ from data_pipeline.shard_scan import (
     scan_tokens,
     sha256_of_file,
 )
+from data_pipeline.storage import is_remote
 from data_pipeline.sums import BLOCK_BYTES, SUM
 
 TABLE = ".docs.parquet"
@@ -107,6 +108,8 @@ def verify(config: VerifyConfig) -> None:
     from rich.console import Console
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
+    if is_remote(config.data):
+        raise InputError(f"data={config.data} is not on this machine: verify the local folder.")
     manifest = load_manifest(config.data)
     found = check_folder(manifest, config, console)
     for problem in found.problems:

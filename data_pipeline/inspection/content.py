@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.inspection import charts
-from data_pipeline.inspection.cleaning import read_funnels, read_rejected
+from data_pipeline.inspection.cleaning import Funnel, Rejected, read_funnels, read_rejected
 from data_pipeline.inspection.corpus import (
     QUANTILES,
     Lengths,
@@ -62,7 +62,10 @@ def content(subject: Subject, documents: int, sequences: int) -> dict[str, Any]:
         "plan": plan and plan_facts(plan, ranked, styles),
         "funnels": [funnel_facts(f, number) for number, f in enumerate(funnels)],
         "funnel_chart": charts.funnel_overview(funnels) if len(funnels) > 1 else None,
-        "rejected": read_rejected(manifest.folder),
+        "rejected": [
+            {"source": found.source, "rows": found.rows, "said": rejected_said(found)}
+            for found in read_rejected(manifest.folder)
+        ],
         "documents": found,
         "sequences": sample_sequences(manifest, tokenizer, plan, sequences) if plan else [],
         "styles": styles,
@@ -258,7 +261,7 @@ def plan_facts(plan: Plan, ranked: list[str], styles: dict[str, str]) -> Row:
     }
 
 
-def funnel_facts(funnel: Any, number: int) -> Row:
+def funnel_facts(funnel: Funnel, number: int) -> Row:
     """The cleaning of a source."""
     return {
         "source": funnel.source,
@@ -281,8 +284,9 @@ def funnel_facts(funnel: Any, number: int) -> Row:
         ],
         "reasons": [
             {
-                "step": step.name.replace("_", " "),
-                "name": reason.name.replace("_", " "),
+                "name": ": ".join(
+                    dict.fromkeys(name.replace("_", " ") for name in (step.name, reason.name))
+                ),
                 "said": f"{counted(reason.documents, 'document')}, {text_size(reason.bytes)}",
                 "examples": reason.examples,
             }
@@ -290,6 +294,12 @@ def funnel_facts(funnel: Any, number: int) -> Row:
             for reason in step.reasons
         ],
     }
+
+
+def rejected_said(found: Rejected) -> str:
+    """How many lines there are, and how many of them are shown."""
+    text = counted(found.count, "line")
+    return text + (f", the first {len(found.rows)} here" if found.count > len(found.rows) else "")
 
 
 def facts(manifest: Manifest) -> list[tuple[str, str]]:

@@ -77,7 +77,8 @@ def plan_recipe(
             f"recipe lacks {error}: expected global_batch_tokens, and stages with seq_len and "
             "tokens, as in conf/recipe."
         ) from None
-    stages = []
+    stages: list[PlannedStage] = []
+    in_order: list[OrderStage] = []
     for name, stage in found.items():
         weights = {key: float(weight) for key, weight in (stage.get("mixture") or {}).items()}
         for source in weights:
@@ -99,16 +100,14 @@ def plan_recipe(
             )
         steps = math.ceil(budgets[name] / batch)
         shares = {source: weight / total for source, weight in weights.items()}
-        stages.append(
-            PlannedStage(name, lengths[name], steps * batch, steps * batch // lengths[name], shares)
-        )
+        samples = steps * batch // lengths[name]
+        planned = stage.get("planned_tokens")  # where the stage is ended early
+        begun_with = planned and math.ceil(planned / batch) * batch // lengths[name]
+        in_order.append(OrderStage(lengths[name], samples, weights, begun_with))
+        stages.append(PlannedStage(name, lengths[name], steps * batch, samples, shares))
     order, refused = None, ""
     try:
-        order = SampleOrder(
-            source_tokens,
-            [OrderStage(stage.seq_len, stage.samples, stage.shares) for stage in stages],
-            seed,
-        )
+        order = SampleOrder(source_tokens, in_order, seed)
     except InputError as error:
         refused = str(error)
     name = str(recipe.get("name", "recipe"))
