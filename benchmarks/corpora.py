@@ -1,0 +1,173 @@
+"""Shards for benchmarks of reading: of any size, with the index and the checksums that the size
+asks for, their tokens sparse or random; and Megatron-core's `GPTDataset` on one of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from data_pipeline.manifest import Manifest, load_manifest
+from data_pipeline.shards import HEADER, MAGIC
+from data_pipeline.sums import BLOCK_BYTES, SUM, file_sums
+
+DOCUMENT_TOKENS = 1000
+VOCAB_SIZE = 32_000
+EOS = 2
+
+
+def sparse_shard(prefix: Path, tokens: int, whole_index: bool = False) -> dict[str, Any]:
+    """A shard of zeros that takes no room on disk; returns its entry. Of the index only the ends
+    are written unless `whole_index`, as nothing else is read where the EOS tells documents."""
+    documents = -(-tokens // DOCUMENT_TOKENS)
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{prefix}.bin", "wb") as file:
+        file.truncate(2 * tokens)
+    last = tokens - (documents - 1) * DOCUMENT_TOKENS
+    with open(f"{prefix}.idx", "wb") as file:
+        file.write(HEADER.pack(MAGIC, 1, 8, documents, documents + 1))
+        if whole_index:
+            lengths = np.full(documents, DOCUMENT_TOKENS, np.int32)
+            lengths[-1] = last
+            pointers = np.arange(documents, dtype=np.int64) * DOCUMENT_TOKENS * 2
+            for array in (lengths, pointers, np.arange(documents + 1, dtype=np.int64)):
+                file.write(array.tobytes())
+        else:
+            file.truncate(HEADER.size + 20 * documents + 8)
+            file.seek(HEADER.size + 4 * (documents - 1))
+            file.write(np.int32(last).tobytes())
+            file.seek(HEADER.size + 12 * documents - 8)
+            file.write(np.int64((documents - 1) * DOCUMENT_TOKENS * 2).tobytes())
+    whole, rest = divmod(2 * tokens, BLOCK_BYTES)
+    sums = np.full(whole + bool(rest), xxhash.xxh3_64_intdigest(bytes(BLOCK_BYTES)), SUM)
+    if rest:
+        sums[-1] = xxhash.xxh3_64_intdigest(bytes(rest))
+    sums.tofile(f"{prefix}.sums")
+    return entry_of(prefix, documents, tokens)
+
+
+def random_shard(prefix: Path, tokens: int, seed: int) -> dict[str, Any]:
+    """A shard of random ids in documents of a thousand tokens on average; returns its entry."""
+    random = np.random.default_rng(seed)
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    lengths = 20 + random.exponential(DOCUMENT_TOKENS - 20, tokens // DOCUMENT_TOKENS)
+    lengths = lengths.astype(np.int32)
+    ends = np.cumsum(lengths, dtype=np.int64)
+    ids = random.integers(3, VOCAB_SIZE, int(ends[-1]), dtype=np.uint16)
+    ids[ends - 1] = EOS
+    ids.tofile(f"{prefix}.bin")
+    with open(f"{prefix}.idx", "wb") as file:
+        file.write(HEADER.pack(MAGIC, 1, 8, len(lengths), len(lengths) + 1))
+        borders = np.arange(len(lengths) + 1, dtype=np.int64)
+        for array in (lengths, 2 * (ends - lengths), borders):
+            file.write(array.tobytes())
+    sums = [sums.tobytes() for _, sums in file_sums(Path(f"{prefix}.bin"))]
+    Path(f"{prefix}.sums").write_bytes(b"".join(sums))
+    return entry_of(prefix, len(lengths), len(ids))
+
+
+def entry_of(prefix: Path, documents: int, tokens: int) -> dict[str, Any]:
+    """What a manifest says of a shard."""
+    digest = hashlib.sha256(prefix.name.encode()).hexdigest()  # of the name: nobody asks for more
+    return {
+        "file": f"{prefix.parent.name}/{prefix.name}",
+        "documents": documents,
+        "tokens": tokens,
+        "bytes": 4 * tokens,
+        "sha256": digest,
+        "idx_sha256": digest,
+        "sums": True,
+        "masked": False,
+    }
+
+
+def write_manifest(folder: Path, sources: dict[str, list[dict[str, Any]]]) -> Manifest:
+    """A corpus of these shards."""
+    manifest = Manifest(
+        folder=folder,
+        name="benchmark",
+        inputs="benchmark",
+        tokenizer={
+            **{"file": "tokenizer.json", "sha256": "", "vocab_size": VOCAB_SIZE},
+            **{"pad_id": 0, "bos_id": 1, "eos_id": EOS},
+        },
+        dtype="uint16",
+        splits={"train": sources, "held_out": {}},
+        sources={},
+        ends_in_eos=True,
+    )
+    (folder / "manifest.json").write_text(manifest.to_json())
+    return load_manifest(folder)
+
+
+class _Tokenizer:
+    """What GPTDataset asks of a tokenizer."""
+
+    eod, pad, vocab_size = EOS, 0, VOCAB_SIZE
+    unique_identifiers = {"name": "benchmark"}  # noqa: RUF012
+
+
+def import_megatron() -> None:
+    """Imports what `gpt_dataset` needs, without its page of warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        import megatron.core.datasets.gpt_dataset
+        import megatron.core.datasets.helpers  # noqa: F401
+
+        logging.disable(logging.NOTSET)
+
+
+def gpt_dataset(prefix: Path, seq_len: int, samples: int | None, cache: Path) -> Any:
+    """Megatron-core's dataset of one shard, its indices built in `cache`. Samples are shuffled, the
+    mask is not made (it would be seq_len squared) and positions are not reset: its fastest way."""
+    import_megatron()
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+    from megatron.core.datasets.utils import Split
+
+    logging.getLogger("megatron").setLevel(logging.ERROR)
+    config = GPTDatasetConfig(
+        random_seed=1,
+        sequence_length=seq_len,
+        blend=([str(prefix)], None),
+        split="1,0,0",
+        path_to_cache=str(cache),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+        tokenizer=_Tokenizer(),
+    )
+    indexed = IndexedDataset(str(prefix), multimodal=False, mmap=True)
+    documents = np.arange(len(indexed), dtype=np.int32)
+    return GPTDataset(indexed, str(prefix), documents, samples, Split.train, config)
+
+
+def memory() -> dict[str, float]:
+    """Megabytes of this process: resident, its anonymous part, and the most that it had."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    fields = dict(line.split(":", 1) for line in lines)
+    names = {"resident": "VmRSS", "anonymous": "RssAnon", "peak": "VmHWM"}
+    return {key: int(fields[name].split()[0]) / 1024 for key, name in names.items()}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    cores = len(os.sched_getaffinity(0))
+    return {"cores": cores, "load": os.getloadavg()[0]}
+
+
+def write_results(path: Path, figures: dict[str, Any]) -> None:
+    """Prints and writes them."""
+    text = json.dumps(figures, indent=1)
+    print(text)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n")
