@@ -62,6 +62,7 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
     dp_size, tp = sizes[0] * sizes[1], sizes[2]
     check_batches(plan, config.parallel.micro_batch_tokens, dp_size, tp, config.model.max_seq_len)
     check_held_out(manifest, plan)
+    check_packing(manifest, plan)
     order = SampleOrder(
         manifest.source_tokens("train"),
         [stage.order_stage() for stage in plan.stages],
@@ -140,6 +141,17 @@ def check_vocabulary(manifest: Manifest, config: PretrainConfig) -> None:
             f"model.vocab_size={config.model.vocab_size}: take a larger model.vocab_size or "
             "tokenize with a smaller tokenizer."
         )
+
+
+def check_packing(manifest: Manifest, plan: StagePlan) -> None:
+    """Raises InputError where documents were fitted into sequences of other lengths."""
+    for stage in plan.stages:
+        if manifest.packed and stage.seq_len not in manifest.packed:
+            raise InputError(
+                f"recipe.stages.{stage.name}.seq_len={stage.seq_len}, but {manifest.folder} was "
+                f"fitted into sequences of {' or '.join(map(str, manifest.packed))}: take one of "
+                "them, or tokenize with another corpus.fit."
+            )
 
 
 def check_held_out(manifest: Manifest, plan: StagePlan) -> None:
