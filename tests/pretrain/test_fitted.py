@@ -28,6 +28,7 @@ def test_a_fitted_corpus_is_trained_on_in_its_lengths_alone(command, corpus, tmp
         "corpus.held_out_fraction=0.02",
         "tokenizer=load",
         f"tokenizer.path={corpus.tokenizer_path}",
+        "tokenizer.pad_token='<pad>'",
         "workers=1",
         f"out={out}",
     )
