@@ -8,7 +8,7 @@ EXTRAS = {
     "clean": ["datatrove>=0.10", "lightgbm>=4.5", "fasttext-numpy2-wheel>=0.9.2"],
     "s3": ["s3fs>=2025.3"],
     "finetune": ["transformers>=5.20", "trl>=1.16", "peft>=0.21", "accelerate>=1.15"],
-    "eval": ["transformers>=5.20", "lm-eval[hf]>=0.4.13", "matplotlib>=3.9", "jinja2>=3.1"],
+    "eval": ["transformers>=5.20", "lm-eval[hf]>=0.4.13", "matplotlib>=3.9"],
     "cuda": ["flash-attn>=2.8", "torchao>=0.18"],
     "dev": [
         "hypothesis>=6.100",
@@ -30,9 +30,15 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(
-        include=["conf*", "data_pipeline*", "model*", "pretrain*", "finetune*", "eval*", "launch*"]
+        include=[
+            *("conf*", "pages*", "data_pipeline*", "model*", "pretrain*", "finetune*"),
+            *("eval*", "launch*"),
+        ]
     ),
-    package_data={"conf": ["**/*.yaml"], "eval": ["templates/*"]},
+    package_data={
+        "conf": ["**/*.yaml", "corpus/*.jsonl"],
+        **{package: ["templates/*"] for package in ("pages", "data_pipeline", "eval")},
+    },
     install_requires=[
         "torch>=2.11,<2.16",
         "megatron-core>=0.16",
@@ -42,6 +48,7 @@ setup(
         "hydra-core>=1.3.2",
         "numpy>=2.0",
         "fsspec>=2025.3",
+        "jinja2>=3.1",
         "pyarrow>=18",
         "rich>=13.9",
         "safetensors>=0.5",

@@ -57,10 +57,13 @@ def main(stage: str, commands: Mapping[str, Command], default: str | None = None
         print(_usage(stage, commands))
         sys.exit(0 if arguments and arguments[0] in ("-h", "--help") else EXIT_BAD_INPUT)
     sys.argv[1:] = arguments
-    if "-h" in arguments or "--help" in arguments:
-        print(_usage(stage, commands) + f"\n\n{name}: {commands[name].summary}")
     try:
+        if "-h" in arguments or "--help" in arguments:
+            print(_usage(stage, commands) + f"\n\n{name}: {commands[name].summary}")
         _compose_and_run(stage, name, commands[name])
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except InputError as error:
         _refuse(str(error), error.exit_code, error.every_rank)
 
@@ -113,7 +116,13 @@ def _take_plain_keys(schema: type) -> dict[str, Any]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     hints = get_type_hints(schema)
-    shadowed = {key for key in hints if not is_dataclass(hints[key]) and (CONF_DIR / key).is_dir()}
+    shadowed = {
+        key
+        for key in hints
+        if not is_dataclass(hints[key])
+        and get_origin(hints[key]) is not dict  # takes a choice of the group as it is
+        and (CONF_DIR / key).is_dir()
+    }
     taken = [a for a in sys.argv[1:] if a.partition("=")[0] in shadowed and "=" in a]
     sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in taken]
     return {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(taken)}

@@ -27,6 +27,24 @@ COMMANDS = {
         run="data_pipeline.where:where",
         summary="what a step of a run was trained on, or the steps that saw a document",
     ),
+    "inspect": Command(
+        config="inspect_data",
+        schema="data_pipeline.inspect_page:InspectConfig",
+        run="data_pipeline.inspect_page:inspect",
+        summary="an HTML page about a corpus, what its cleaning dropped and what a recipe takes",
+    ),
+    "verify": Command(
+        config="verify",
+        schema="data_pipeline.verify:VerifyConfig",
+        run="data_pipeline.verify:verify",
+        summary="re-checks a folder of shards, all of it or a sample",
+    ),
+    "import": Command(
+        config="import",
+        schema="data_pipeline.import_shards:ImportConfig",
+        run="data_pipeline.import_shards:import_shards",
+        summary="adopts shards that Megatron-LM, NeMo or GPT-NeoX made, without copying them",
+    ),
 }
 
 if __name__ == "__main__":

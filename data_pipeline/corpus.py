@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from omegaconf import MISSING, OmegaConf
 
+from conf.entry import CONF_DIR
 from conf.errors import InputError, did_you_mean
 from data_pipeline.cleaning.config import CleaningConfig, check_steps
 
@@ -20,7 +21,13 @@ def _python_folder(name: str) -> str:
     return sysconfig.get_paths()[{"site_packages": "purelib"}.get(name, name)]
 
 
+# `${conf:corpus/...}`: a file that lies beside the YAMLs.
+def _beside_the_configs(name: str) -> str:
+    return str(CONF_DIR / name)
+
+
 OmegaConf.register_new_resolver("python", _python_folder, replace=True)
+OmegaConf.register_new_resolver("conf", _beside_the_configs, replace=True)
 
 
 @dataclass

@@ -1,19 +1,15 @@
-"""The report's charts: from lines of metrics to drawings in two widths, for screen and phone."""
+"""The report's charts: from lines of metrics to drawings."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
-
-from markupsafe import Markup
 
 from eval.run_folder import Record, RunFolder
-from eval.svg import Chart, Series, short_number, smoothed
+from pages.drawing import Drawing, draw
+from pages.svg import Chart, Series, short_number, smoothed
 
 SMOOTHED_SHARE = 0.02
 """Of all points, on each side of one."""
-SOURCE_COLOURS = 7
 NAMED_RESTARTS = 4
 """More of them are drawn without their name."""
 DOTTED = 40
@@ -21,37 +17,6 @@ DOTTED = 40
 LONG = 1000
 """Steps of a run from which the first ones, at ten nats and more, no longer set the axis."""
 Point = tuple[float, float]
-WIDE, HALF, PHONE = (960, 330), (470, 240), (400, 260)
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A chart for a wide and for a narrow page, with its legend."""
-
-    title: str
-    unit: str
-    wide: Markup
-    phone: Markup
-    legend: list[tuple[str, str, bool]]
-    is_wide: bool
-
-
-def draw(chart: Chart, *, is_wide: bool = False) -> Drawing:
-    """Both drawings of a chart; all text inside is escaped."""
-    legend = [(s.name, s.style, s.faint) for s in chart.series if s.points]
-    return Drawing(
-        chart.title,
-        chart.unit,
-        Markup(chart.svg(*(WIDE if is_wide else HALF))),
-        Markup(chart.svg(*PHONE)),
-        legend if len(legend) > 1 else [],
-        is_wide,
-    )
-
-
-def source_styles(sources: Iterable[str]) -> dict[str, str]:
-    """A colour of the page for every source, the same wherever it is drawn."""
-    return {source: f"s{1 + number % SOURCE_COLOURS}" for number, source in enumerate(sources)}
 
 
 def training_charts(run: RunFolder, styles: dict[str, str]) -> list[Drawing]:

@@ -10,13 +10,14 @@ from typing import Any
 
 from conf.errors import InputError
 from data_pipeline.manifest import Manifest, load_manifest
-from eval.curves import sft_charts, source_styles, training_charts
+from eval.curves import sft_charts, training_charts
 from eval.files import read_json_lines
 from eval.report import ReportConfig
 from eval.results import LOWER_IS_BETTER, SHARES, format_score, load_results, rows
 from eval.run_folder import Record, RunFolder, read_metrics, read_run
-from eval.svg import short_number
 from model.flops import FLOP_CONVENTION, parameters
+from pages.drawing import source_styles
+from pages.svg import short_number
 
 Table = list[tuple[str, str]]
 AGREEMENT = 0.005

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from omegaconf import MISSING
 
 from conf.errors import InputError
-from eval.files import write_text
+from pages.page import render, write_page
 
-TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 
 
 @dataclass
@@ -52,20 +51,5 @@ def report(config: ReportConfig) -> None:
     from eval.page import content
 
     out = Path(config.out)
-    write_text(out, render(content(config)))
+    write_page(out, render(TEMPLATE, content(config)))
     print(f"{out}: {out.stat().st_size / 1024:.0f} kB")
-
-
-def render(content: dict[str, Any]) -> str:
-    """The page; all text in it is escaped but for drawings, which are `markupsafe.Markup`."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style = (TEMPLATES / "report.css").read_text()
-    return environment.get_template("report.html").render(style=style, **content)

@@ -40,6 +40,8 @@ class Validation(Hook):
             self._validate(trainer)
 
     def _validate(self, trainer: Trainer) -> None:
+        if not trainer.manifest.source_tokens("held_out"):
+            return  # nothing was held out: imported shards may come without
         seq_len = trainer.plan.at(max(0, trainer.step - 1)).seq_len
         micro = trainer.config.parallel.micro_batch_tokens // seq_len
         group = trainer.layout.dp.get_group()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.svg import MAX_POINTS, Chart, Series, short_number, smoothed, thinned, ticks
+from pages.svg import MAX_POINTS, Chart, Series, short_number, smoothed, thinned, ticks
 
 numbers = st.floats(-1e4, 1e4)
 

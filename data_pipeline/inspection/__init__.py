@@ -1,0 +1,1 @@
+"""What the page of `inspect` says: corpus, plan, cleaning, samples."""

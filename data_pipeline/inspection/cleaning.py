@@ -1,0 +1,133 @@
+"""What cleaning dropped, from `cleaning.json` and `rejected/*.jsonl` of a corpus."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from conf.errors import InputError
+
+EXAMPLES, EXAMPLES_OF_MANY = 3, 1
+MANY_SOURCES = 8
+REJECTED_ROWS = 20
+REJECTED_CHARS = 300
+SHOWN_CHARS = 1000
+
+
+@dataclass(frozen=True)
+class Reason:
+    """name: of the rule inside of a step; examples: file, position, text, note."""
+
+    name: str
+    documents: int
+    bytes: int
+    examples: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a source's chain: what came in, what it dropped and what it changed."""
+
+    name: str
+    in_documents: int
+    in_bytes: int
+    dropped_documents: int
+    dropped_bytes: int
+    changed_documents: int
+    reasons: list[Reason]
+
+
+@dataclass(frozen=True)
+class Funnel:
+    """The steps of a source in their order."""
+
+    source: str
+    documents: int
+    bytes: int
+    steps: list[Step]
+
+    @property
+    def kept_documents(self) -> int:
+        """What came out of the last step."""
+        return self.documents - sum(step.dropped_documents for step in self.steps)
+
+    @property
+    def kept_bytes(self) -> int:
+        """The same in bytes of the text as it came in."""
+        return self.bytes - sum(step.dropped_bytes for step in self.steps)
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """Malformed lines of a source: the first ones, and how many there are."""
+
+    source: str
+    count: int
+    rows: list[dict[str, Any]]
+
+
+def read_funnels(folder: Path) -> list[Funnel]:
+    """What `cleaning.json` says of each source; empty where there is none."""
+    path = folder / "cleaning.json"
+    if not path.is_file():
+        return []
+    try:
+        sources = json.loads(path.read_text())["sources"]
+        limit = EXAMPLES if len(sources) <= MANY_SOURCES else EXAMPLES_OF_MANY
+        return [
+            Funnel(
+                name,
+                about["documents"],
+                about["bytes"],
+                [_step(step, limit) for step in about["steps"]],
+            )
+            for name, about in sources.items()
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} is not a report of cleaning ({type(error).__name__}: {error}): tokenize the "
+            "corpus again, or remove the file."
+        ) from None
+
+
+def _step(step: dict[str, Any], limit: int) -> Step:
+    reasons = []
+    for name, (documents, size) in step["reasons"].items():
+        examples = [e for e in step["examples"] if e["reason"] == name][:limit]
+        shown = [{**e, "text": str(e["text"])[:SHOWN_CHARS]} for e in examples]
+        reasons.append(Reason(name, documents, size, shown))
+    return Step(
+        name=step["name"],
+        in_documents=step["in_documents"],
+        in_bytes=step["in_bytes"],
+        dropped_documents=step["dropped_documents"],
+        dropped_bytes=step["dropped_bytes"],
+        changed_documents=step["changed_documents"],
+        reasons=sorted(reasons, key=lambda reason: -reason.documents),
+    )
+
+
+def read_rejected(folder: Path) -> list[Rejected]:
+    """The lines that could not be read, by source."""
+    found = []
+    for path in sorted((folder / "rejected").glob("*.jsonl")):
+        rows: list[dict[str, Any]] = []
+        with path.open(encoding="utf-8", errors="replace") as file:
+            rows += (_row(line) for line in islice(file, REJECTED_ROWS))
+            count = len(rows) + sum(1 for _ in file)
+        if count:
+            found.append(Rejected(path.stem, count, rows))
+    return found
+
+
+def _row(line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+        fields = {key: row.get(key, "") for key in ("file", "line", "reason", "text")}
+    except (ValueError, AttributeError):
+        fields = {"file": "", "line": "", "reason": "", "text": line}
+    text = str(fields["text"])
+    return {**fields, "text": text[:REJECTED_CHARS] + ("…" if len(text) > REJECTED_CHARS else "")}

@@ -1,0 +1,362 @@
+"""What the page shows: numbers in words, tables and drawings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from data_pipeline.inspection import charts
+from data_pipeline.inspection.cleaning import Funnel, Rejected, read_funnels, read_rejected
+from data_pipeline.inspection.corpus import (
+    QUANTILES,
+    Lengths,
+    Totals,
+    sample_lengths,
+    totals,
+)
+from data_pipeline.inspection.plan import GOOD_EPOCHS, Plan
+from data_pipeline.inspection.samples import sample_documents, sample_sequences
+from data_pipeline.manifest import Manifest
+from data_pipeline.tokenizer import load_tokenizer
+from pages.svg import short_number
+
+if TYPE_CHECKING:
+    from data_pipeline.inspect_page import Subject
+
+Row = dict[str, Any]
+OPEN_FUNNELS = 3
+"""Sources whose cleaning is unfolded at first."""
+SHOWN_SOURCES = 12
+"""Sources with a histogram and samples of their own; the tables have all."""
+
+
+def content(subject: Subject, documents: int, sequences: int) -> dict[str, Any]:
+    """All that the template shows."""
+    manifest, plan = subject.manifest, subject.plan
+    manifest.check_tokenizer()
+    tokenizer = load_tokenizer(manifest.tokenizer_path)
+    train, held_out = totals(manifest, "train"), totals(manifest, "held_out")
+    ranked = sorted(train, key=lambda source: -train[source].tokens)
+    styles = charts.styles_of(ranked)
+    lengths = {source: sample_lengths(manifest, source) for source in train}
+    shown = ranked[:SHOWN_SOURCES]
+    funnels = read_funnels(manifest.folder)
+    found = [
+        document
+        for source in shown
+        for document in sample_documents(manifest, tokenizer, source, documents, subject.seed)
+    ]
+    return {
+        "name": manifest.name,
+        "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "summary": summary(manifest, train, held_out, plan),
+        "checks": checks(subject, train, held_out),
+        "cards": cards(manifest, train, held_out, plan),
+        "sources": source_table(ranked, train, held_out, styles),
+        "source_charts": charts.token_charts(ranked, train, held_out, styles),
+        "lengths": length_table(ranked, lengths, styles),
+        "length_note": length_note(manifest, lengths),
+        "length_charts": [charts.length_chart(s, lengths[s], styles[s]) for s in shown],
+        "more_sources": len(ranked) - len(shown),
+        "plan": plan and plan_facts(plan, ranked, styles),
+        "funnels": [funnel_facts(f, number) for number, f in enumerate(funnels)],
+        "funnel_chart": charts.funnel_overview(funnels) if len(funnels) > 1 else None,
+        "rejected": [
+            {"source": found.source, "rows": found.rows, "said": rejected_said(found)}
+            for found in read_rejected(manifest.folder)
+        ],
+        "documents": found,
+        "sequences": sample_sequences(manifest, tokenizer, plan, sequences) if plan else [],
+        "styles": styles,
+        "facts": facts(manifest),
+    }
+
+
+def summary(
+    manifest: Manifest, train: dict[str, Totals], held_out: dict[str, Totals], plan: Plan | None
+) -> str:
+    """The corpus in a sentence or two."""
+    tokens, documents = _sum(train, "tokens"), _sum(train, "documents")
+    text = (
+        f"{tokens:,} training tokens in {documents:,} documents of {counted(len(train), 'source')}"
+        f", and {_sum(held_out, 'tokens'):,} tokens held out."
+    )
+    if plan:
+        taken = sum(stage.tokens for stage in plan.stages)
+        text += (
+            f" The recipe {plan.name} takes {taken:,} tokens of it in "
+            f"{counted(len(plan.stages), 'stage')}."
+        )
+    return text
+
+
+def checks(
+    subject: Subject, train: dict[str, Totals], held_out: dict[str, Totals]
+) -> list[dict[str, str]]:
+    """What a person should know before a run: level (warn, bad) and text."""
+    found = []
+    if subject.changed:
+        found.append({"level": "bad", "text": subject.changed})
+    plan = subject.plan
+    if plan and plan.refused:
+        found.append({"level": "bad", "text": f"A run will be refused: {plan.refused}"})
+    if plan:
+        found += epoch_checks(plan)
+    missing = [source for source in train if not held_out.get(source, Totals()).tokens]
+    if missing:
+        every = "any source" if len(missing) == len(train) else listed(missing)
+        text = f"Nothing is held out of {every}: there is no validation on it."
+        found.append({"level": "warn", "text": text})
+    return found
+
+
+def epoch_checks(plan: Plan) -> list[dict[str, str]]:
+    """Sources that are read too often, and what that means."""
+    said = {
+        "bad": f"more than max_epochs={plan.max_epochs:g}, so a run will be refused",
+        "warn": f"up to {GOOD_EPOCHS:g} epochs cost little, more of them teach less and less",
+    }
+    found = []
+    for level, meaning in said.items():
+        sources = [
+            f"{source} {epochs:.2f} times"
+            for source, epochs in sorted(plan.epochs().items(), key=lambda item: -item[1])
+            if plan.level(epochs) == level
+        ]
+        if sources:
+            found.append(
+                {"level": level, "text": f"The recipe reads {listed(sources)}: {meaning}."}
+            )
+    return found
+
+
+def cards(
+    manifest: Manifest,
+    train: dict[str, Totals],
+    held_out: dict[str, Totals],
+    plan: Plan | None,
+) -> list[dict[str, str]]:
+    """The key figures."""
+    tokens, size = _sum(train, "tokens"), _sum(train, "bytes")
+    largest = max(train, key=lambda source: train[source].tokens, default="")
+    found = [
+        card("training tokens", short_number(tokens), f"{text_size(size)} of text"),
+        card("held out", short_number(_sum(held_out, "tokens")), "tokens never trained on"),
+        card("documents", short_number(_sum(train, "documents")), "in the training split"),
+        card(
+            "sources",
+            str(len(train)),
+            f"{largest} has {train[largest].tokens / max(1, tokens):.0%}" if largest else "",
+        ),
+        card(
+            "bytes per token",
+            f"{size / tokens:.2f}" if tokens else "",
+            f"{manifest.vocab_size:,} ids, {manifest.dtype}",
+        ),
+    ]
+    if plan:
+        epochs = plan.epochs()
+        most = max(epochs, key=lambda source: epochs[source], default="")
+        note = f"of {most}, the most of any source" if most else ""
+        found.append(card("epochs", f"{epochs.get(most, 0.0):.2f}", note))
+    return found
+
+
+def card(label: str, value: str, note: str) -> dict[str, str]:
+    """One of the figures on top."""
+    return {"label": label, "value": value, "note": note}
+
+
+def source_table(
+    ranked: list[str],
+    train: dict[str, Totals],
+    held_out: dict[str, Totals],
+    styles: dict[str, str],
+) -> list[Row]:
+    """A row a source, the largest first."""
+    total = _sum(train, "tokens")
+    return [
+        {
+            "source": source,
+            "style": styles[source],
+            "shards": f"{train[source].shards:,}",
+            "documents": f"{train[source].documents:,}",
+            "text": text_size(train[source].bytes),
+            "tokens": f"{train[source].tokens:,}",
+            "share": f"{train[source].tokens / max(1, total):.1%}",
+            "bytes_per_token": f"{train[source].bytes_per_token:.2f}",
+            "held_out": f"{held_out.get(source, Totals()).tokens:,}",
+        }
+        for source in ranked
+    ]
+
+
+def length_table(
+    ranked: list[str], lengths: dict[str, Lengths], styles: dict[str, str]
+) -> list[Row]:
+    """Quantiles of the lengths of documents, a row a source."""
+    return [
+        {
+            "source": source,
+            "style": styles[source],
+            "quantiles": [f"{value:,}" for value in lengths[source].quantiles()]
+            or [""] * len(QUANTILES),
+            "longest": f"{lengths[source].tokens[-1]:,}" if len(lengths[source].tokens) else "",
+            "mean": f"{lengths[source].tokens.mean():,.0f}" if len(lengths[source].tokens) else "",
+        }
+        for source in ranked
+    ]
+
+
+def length_note(manifest: Manifest, lengths: dict[str, Lengths]) -> str:
+    """How the lengths were found."""
+    read = sum(found.shards for found in lengths.values())
+    of = sum(found.of_shards for found in lengths.values())
+    text = "Tokens of a document, its EOS included, as the indices of the shards state them."
+    if manifest.packed:
+        sizes = " and ".join(f"{size:,}" for size in manifest.packed)
+        text += f" Documents were fitted into sequences of {sizes}: longer ones are in pieces."
+    if read < of:
+        text += f" Taken from {read:,} of {of:,} shards, chosen by a hash of their names."
+    return text
+
+
+def plan_facts(plan: Plan, ranked: list[str], styles: dict[str, str]) -> Row:
+    """Stages, their mixture, and what is taken of each source."""
+    taken, epochs = plan.taken(), plan.epochs()
+    end = 0
+    stages = []
+    for stage in plan.stages:
+        shares = {s: stage.shares[s] for s in ranked if stage.shares.get(s)}
+        end += stage.tokens
+        stages.append(
+            {
+                "name": stage.name,
+                "seq_len": f"{stage.seq_len:,}",
+                "tokens": short_number(stage.tokens),
+                "samples": f"{stage.samples:,}",
+                "mixture": listed([f"{source} {share:.1%}" for source, share in shares.items()]),
+                "shares": [(f"{100 * share:.2f}", styles[s]) for s, share in shares.items()],
+            }
+        )
+    return {
+        "name": plan.name,
+        "stages": stages,
+        "chart": charts.mixture_chart(plan, ranked, styles),
+        "max_epochs": f"{plan.max_epochs:g}",
+        "good_epochs": f"{GOOD_EPOCHS:g}",
+        "sources": [
+            {
+                "source": source,
+                "style": styles[source],
+                "there": f"{plan.source_tokens[source]:,}",
+                "taken": f"{taken[source]:,.0f}",
+                "epochs": f"{epochs.get(source, 0.0):.2f}",
+                "level": plan.level(epochs.get(source, 0.0)),
+            }
+            for source in ranked
+            if source in taken
+        ],
+    }
+
+
+def funnel_facts(funnel: Funnel, number: int) -> Row:
+    """The cleaning of a source."""
+    return {
+        "source": funnel.source,
+        "is_open": number < OPEN_FUNNELS,
+        "said": f"{funnel.kept_documents:,} of {funnel.documents:,} documents kept "
+        f"({percent(funnel.kept_documents, funnel.documents)}), "
+        f"{text_size(funnel.kept_bytes)} of {text_size(funnel.bytes)}",
+        "chart": charts.funnel_chart(funnel),
+        "steps": [
+            {
+                "name": step.name.replace("_", " "),
+                "came": f"{step.in_documents:,}",
+                "came_bytes": text_size(step.in_bytes),
+                "dropped": f"{step.dropped_documents:,}",
+                "dropped_bytes": text_size(step.dropped_bytes),
+                "share": percent(step.dropped_documents, step.in_documents),
+                "changed": f"{step.changed_documents:,}",
+            }
+            for step in funnel.steps
+        ],
+        "reasons": [
+            {
+                "name": ": ".join(
+                    dict.fromkeys(name.replace("_", " ") for name in (step.name, reason.name))
+                ),
+                "said": f"{counted(reason.documents, 'document')}, {text_size(reason.bytes)}",
+                "examples": reason.examples,
+            }
+            for step in funnel.steps
+            for reason in step.reasons
+        ],
+    }
+
+
+def rejected_said(found: Rejected) -> str:
+    """How many lines there are, and how many of them are shown."""
+    text = counted(found.count, "line")
+    return text + (f", the first {len(found.rows)} here" if found.count > len(found.rows) else "")
+
+
+def facts(manifest: Manifest) -> list[tuple[str, str]]:
+    """Where the corpus is from, exactly."""
+    ids = manifest.tokenizer
+    special = ", ".join(f"{name} {ids[f'{name}_id']}" for name in ("pad", "bos", "eos"))
+    encoder = ", ".join(
+        f"{key.replace('_', ' ')} {value}" for key, value in manifest.encoder.items()
+    )
+    borders = "every document ends in EOS" if manifest.ends_in_eos else "told by the index alone"
+    packed = ", ".join(f"{size:,}" for size in manifest.packed)
+    splits = {name: sum(map(len, sources.values())) for name, sources in manifest.splits.items()}
+    return [
+        ("folder", str(manifest.folder)),
+        ("made by", f"python -m data_pipeline {manifest.origin}"),
+        ("fingerprint", manifest.fingerprint),
+        ("inputs", manifest.inputs),
+        ("tokenizer", f"{manifest.vocab_size:,} ids ({special}), sha256 {ids['sha256']}"),
+        ("encoder", encoder or "unknown"),
+        ("ids on disk", manifest.dtype),
+        ("ends of documents", borders),
+        ("fitted into", f"sequences of {packed} tokens" if packed else "nothing: end to end"),
+        ("shards", ", ".join(f"{count:,} {name}" for name, count in splits.items())),
+    ]
+
+
+def _sum(found: dict[str, Totals], key: str) -> int:
+    return sum(getattr(source, key) for source in found.values())
+
+
+def counted(number: int, noun: str) -> str:
+    """1 source, 2 sources."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def listed(names: Iterable[str], most: int = 8) -> str:
+    """Names with commas; of many only the first ones and how many more."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def percent(part: int, whole: int) -> str:
+    """A share, with enough digits that what is not nothing does not look like it."""
+    share = 100 * part / whole if whole else 0.0
+    return f"{share:.1f}%" if share >= 1 or not part else f"{share:.2g}%"
+
+
+def text_size(size: float) -> str:
+    """1.5 GB, 300 kB."""
+    units: list[tuple[float, str, Callable[[float], str]]] = [
+        (1e12, "TB", lambda v: f"{v:.2f}"),
+        (1e9, "GB", lambda v: f"{v:.2f}"),
+        (1e6, "MB", lambda v: f"{v:.1f}"),
+        (1e3, "kB", lambda v: f"{v:.0f}"),
+    ]
+    for unit, name, form in units:
+        if size >= unit:
+            return f"{form(size / unit)} {name}"
+    return f"{size:.0f} B"

@@ -1,0 +1,107 @@
+"""What a corpus holds: totals from the manifest, lengths of documents from some of its indices."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.documents import document_names
+from data_pipeline.manifest import Manifest
+from data_pipeline.shard_scan import BadIndex, read_index
+
+Ints = NDArray[np.int64]
+SHARDS = 1024
+"""Indices that are read of a whole corpus, dealt evenly over its sources."""
+LEAST_SHARDS = 4
+DOCUMENTS = 200_000
+"""Lengths that are taken of one index."""
+QUANTILES = (0.1, 0.5, 0.9, 0.99)
+STEPS = 2
+"""Bins of a histogram in each doubling."""
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over the shards of a source in a split; bytes are those of the text."""
+
+    shards: int = 0
+    documents: int = 0
+    tokens: int = 0
+    bytes: int = 0
+
+    @property
+    def bytes_per_token(self) -> float:
+        """0 where there are no tokens."""
+        return self.bytes / self.tokens if self.tokens else 0.0
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Lengths of documents in tokens, ascending, from `shards` of `of_shards` indices."""
+
+    tokens: Ints
+    shards: int
+    of_shards: int
+
+    def quantiles(self) -> list[int]:
+        """At QUANTILES; empty where there is no document."""
+        if not len(self.tokens):
+            return []
+        return [int(q) for q in np.quantile(self.tokens, QUANTILES, method="nearest")]
+
+    def histogram(self) -> tuple[list[float], list[float]]:
+        """Edges, STEPS a doubling, and percent of the documents between them."""
+        if not len(self.tokens):
+            return [], []
+        low = np.floor(np.log2(max(1, self.tokens[0])))
+        high = max(low + 1, np.ceil(np.log2(self.tokens[-1] + 1)))
+        edges = 2 ** np.linspace(low, high, int(high - low) * STEPS + 1)
+        counts, _ = np.histogram(self.tokens, edges)
+        return edges.tolist(), (100 * counts / len(self.tokens)).tolist()
+
+
+def totals(manifest: Manifest, split: str) -> dict[str, Totals]:
+    """Sums of every source in a split."""
+    return {
+        source: Totals(
+            len(shards), *(sum(e[key] for e in shards) for key in ("documents", "tokens", "bytes"))
+        )
+        for source, shards in manifest.splits.get(split, {}).items()
+    }
+
+
+def spread(entries: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """Up to `count` shards, chosen by a hash of their names, in their order."""
+    if len(entries) <= count:
+        return entries
+
+    def key(entry: dict[str, Any]) -> bytes:
+        return hashlib.sha256(f"inspect:{entry['file']}".encode()).digest()
+
+    kept = {entry["file"] for entry in sorted(entries, key=key)[:count]}
+    return [entry for entry in entries if entry["file"] in kept]
+
+
+def sample_lengths(manifest: Manifest, source: str) -> Lengths:
+    """Lengths of training documents of a source; where they were fitted into sequences, of the
+    pieces that they came to. Indices that cannot be read are left to `verify`."""
+    entries = manifest.shards("train", source)
+    sources = len(manifest.splits.get("train", {}))
+    found = []
+    read = 0
+    for entry in spread(entries, max(LEAST_SHARDS, SHARDS // max(1, sources))):
+        try:
+            lengths = read_index(manifest.folder / f"{entry['file']}.idx").document_lengths()
+        except (BadIndex, OSError):
+            continue
+        if manifest.packed:  # padding has its place in the index, but no file
+            names = document_names(manifest, entry["file"])
+            lengths = lengths[[name != "" for name, _ in names]] if names else lengths
+        read += 1
+        found.append(lengths[:: 1 + len(lengths) // DOCUMENTS])
+    tokens = np.sort(np.concatenate(found)) if found else np.empty(0, np.int64)
+    return Lengths(tokens[tokens > 0], read, len(entries))

@@ -1,0 +1,185 @@
+"""Bars, histograms and stacked bands as SVG that takes its colours from the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+from pages.svg import (
+    CHARACTER,
+    MARGIN_RIGHT,
+    Plot,
+    short_number,
+    ticks,
+)
+
+ROW, BAR = 38, 12
+GAP = 1.5
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a bar, in the unit of all bars; faint ones are the lighter shade of a style."""
+
+    value: float
+    style: str
+    faint: bool = False
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A horizontal bar of parts from left to right; `text` stands at the right end of its line."""
+
+    label: str
+    text: str
+    parts: Sequence[Part]
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Horizontal bars, each with its label above it, so that long names fit a phone."""
+
+    title: str
+    bars: Sequence[Bar]
+
+    def svg(self, width: int, height: int) -> str:
+        """The drawing; its height follows from the number of bars."""
+        if not self.bars:
+            return ""
+        height = ROW * len(self.bars) + 4
+        most = max(sum(part.value for part in bar.parts) for bar in self.bars) or 1
+        drawn = [svg_start(width, height, self.title)]
+        for number, bar in enumerate(self.bars):
+            top = ROW * number
+            room = int((width - CHARACTER * 1.2 * len(bar.text)) / (CHARACTER * 1.15))
+            label = bar.label if len(bar.label) <= room else bar.label[: room - 1] + "…"
+            drawn.append(
+                f'<text class="name" x="0" y="{top + 15}">{escape(label)}</text>'
+                f'<text class="axis" x="{width}" y="{top + 15}" text-anchor="end">'
+                f"{escape(bar.text)}</text>"
+                f'<rect class="track" x="0" y="{top + 21}" width="{width}" height="{BAR}" rx="3"/>'
+            )
+            left = 0.0
+            for part in bar.parts:
+                size = part.value / most * width
+                if size > 0:
+                    shown = max(size - GAP, min(size, 1.0))
+                    drawn.append(_fill(part, left, top + 21, shown, BAR, "3"))
+                left += size
+        return "".join([*drawn, "</svg>"])
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Shares of what lies between edges, on a logarithmic axis.
+
+    edges: ascending, positive, one more than shares; marks: labelled places on x.
+    """
+
+    title: str
+    edges: Sequence[float]
+    shares: Sequence[float]
+    style: str
+    x_label: str
+    marks: Sequence[tuple[float, str]] = field(default_factory=tuple)
+
+    def svg(self, width: int, height: int) -> str:
+        """The drawing."""
+        if not self.shares:
+            return ""
+        y_ticks = ticks(0, max(self.shares), 4)
+        edges = [math.log2(edge) for edge in self.edges]
+        plot = Plot(width, height, edges[0], edges[-1], 0, y_ticks[-1])
+        drawn = [
+            svg_start(width, height, self.title),
+            *(plot.horizontal(tick, f"{tick:.3g}%") for tick in y_ticks),
+        ]
+        for left, right, share in zip(edges, edges[1:], self.shares, strict=False):
+            x, top = plot.x(left), plot.y(share)
+            size = max(0.5, plot.x(right) - x - 1)
+            drawn.append(_fill(Part(share, self.style), x, top, size, plot.y(0) - top, "1"))
+        step = max(1, math.ceil((edges[-1] - edges[0]) / (width / 62)))
+        powers = range(math.ceil(edges[0]), math.floor(edges[-1]) + 1, step)
+        drawn += [plot.below(power, _power(power)) for power in powers]
+        drawn.append(_below_axis(width, height, self.x_label))
+        drawn += plot.marked([(math.log2(value), label) for value, label in self.marks])
+        return "".join([*drawn, "</svg>"])
+
+
+@dataclass(frozen=True)
+class Band:
+    """One layer of stacked bands: its share, 0 to 1, in each span."""
+
+    style: str
+    shares: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Shares that are constant over spans of x, stacked from the bottom up.
+
+    spans: (start, end) of each on x; marks: labelled places on x.
+    """
+
+    title: str
+    spans: Sequence[tuple[float, float]]
+    bands: Sequence[Band]
+    x_label: str = "tokens"
+    marks: Sequence[tuple[float, str]] = field(default_factory=tuple)
+    format_x: Callable[[float], str] = short_number
+
+    def svg(self, width: int, height: int) -> str:
+        """The drawing."""
+        if not self.spans:
+            return ""
+        end = self.spans[-1][1]
+        plot = Plot(width, height, 0.0, end, 0.0, 1.0)
+        drawn = [svg_start(width, height, self.title)]
+        for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+            drawn.append(plot.horizontal(tick, f"{tick:.0%}"))
+        for number, (start, stop) in enumerate(self.spans):
+            below = 0.0
+            x = plot.x(start)
+            size = max(0.5, plot.x(stop) - x)
+            for band in self.bands:
+                share = band.shares[number]
+                if share > 0:
+                    top, bottom = plot.y(below + share), plot.y(below)
+                    tall = max(0.5, bottom - top - 0.7)
+                    drawn.append(_fill(Part(share, band.style), x, top, size, tall, "0"))
+                below += share
+        found = ticks(0, end, max(3, width // 130))
+        drawn += [plot.below(tick, self.format_x(tick)) for tick in found if tick <= end]
+        drawn.append(_below_axis(width, height, self.x_label))
+        drawn += plot.marked(self.marks)
+        return "".join([*drawn, "</svg>"])
+
+
+def svg_start(width: int, height: float, title: str) -> str:
+    """The opening tag of a drawing."""
+    return f'<svg viewBox="0 0 {width} {height:g}" role="img" aria-label="{escape(title)}">'
+
+
+def _fill(part: Part, x: float, y: float, width: float, height: float, radius: str) -> str:
+    look = f"fill {part.style}" + (" faint" if part.faint else "")
+    return (
+        f'<rect class="{look}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" '
+        f'height="{max(0.0, height):.1f}" rx="{radius}"/>'
+    )
+
+
+def _below_axis(width: int, height: int, text: str) -> str:
+    return (
+        f'<text class="axis" x="{width - MARGIN_RIGHT}" y="{height - 6}" '
+        f'text-anchor="end">{escape(text)}</text>'
+    )
+
+
+def _power(exponent: int) -> str:
+    """16, 512, 1k, 64k, 2M: lengths of sequences are powers of two."""
+    for letter, size in (("G", 30), ("M", 20), ("k", 10)):
+        if exponent >= size:
+            return f"{2 ** (exponent - size)}{letter}"
+    return str(2**exponent)
