@@ -43,7 +43,8 @@ class Command:
 def main(stage: str, commands: Mapping[str, Command], default: str | None = None) -> None:
     """Runs the command named by the first argument, or `default` where none is named.
 
-    Exits with 0 when it is done, 2 with one sentence on bad input; any other error propagates.
+    Exits with 0 when it is done, with one sentence and the error's own code (2, bad input) on an
+    InputError; any other error propagates.
     """
     arguments = sys.argv[1:]
     if arguments and arguments[0] in commands:

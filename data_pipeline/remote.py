@@ -273,6 +273,10 @@ class RemoteShards:
                 for block, data in self._fetch(group).items():
                     self.cache.put(block, data)
                     loaded[block] = data
+        except FileNotFoundError as error:
+            damaged = DamagedShard(f"{_one_of(mine)} or a file beside it is missing: {AGAIN}")
+            self.cache.fail(mine, damaged)
+            raise damaged from error
         except BaseException as error:
             self.cache.fail(mine, error)
             raise
@@ -343,6 +347,10 @@ class RemoteShards:
 
 def _blocks(path: str, start: int, end: int) -> list[Block]:
     return [(path, n) for n in range(start // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1)]
+
+
+def _one_of(blocks: Sequence[Block]) -> str:
+    return min(path for path, _ in blocks)
 
 
 def _runs(blocks: Iterable[Block]) -> list[tuple[str, int, int]]:

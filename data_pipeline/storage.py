@@ -255,17 +255,21 @@ class _RemoteFile(io.RawIOBase):
 def retrying(call: Callable[[], T], what: str, retry: Retry | None = None) -> T:
     """The result of `call`, asked for again while the store fails or is slow.
 
-    Errors that another attempt cannot cure are raised as they are: a missing file, a refused key,
-    a wrong setting. Raises StorageError after the last attempt, naming `what`.
+    Errors that another attempt cannot cure end it at once: a missing file as it is, credentials
+    that are refused or absent as InputError. Raises StorageError after the last attempt, naming
+    `what`.
     """
     retry = retry or RETRY
     problem: Exception | None = None
     for number in range(retry.attempts):
         try:
             return in_thread(call).result(retry.timeout_seconds)
-        except PERMANENT:
-            raise
         except Exception as error:
+            if isinstance(error, PermissionError) or type(error).__name__ in SETTINGS_ERRORS:
+                raise InputError(
+                    f"{what} was refused ({_one_line(error)}): check the store's credentials in "
+                    "the environment."
+                ) from error
             if not is_transient(error):
                 raise
             problem = error
@@ -281,7 +285,7 @@ def retrying(call: Callable[[], T], what: str, retry: Retry | None = None) -> T:
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed later."""
-    if isinstance(error, PERMANENT) or type(error).__name__ in SETTINGS_ERRORS:
+    if isinstance(error, PERMANENT):
         return False
     library = type(error).__module__.partition(".")[0]
     return isinstance(error, (OSError, EOFError, TimeoutError)) or library in STORE_LIBRARIES

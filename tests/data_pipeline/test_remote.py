@@ -253,6 +253,16 @@ def test_a_missing_shard_is_refused_at_the_start(local, upload):
         BatchReader(manifest, plan(manifest))
 
 
+def test_a_shard_that_goes_while_it_is_read_is_named(local, upload):
+    upload(local.folder)
+    manifest = load_manifest(URL)
+    reader = BatchReader(manifest, plan(manifest))
+    fs, path = storage._open_store(URL)
+    fs.rm(f"{path}/train/prose-00000.bin")
+    with pytest.raises(InputError, match=r"train/.* or a file beside it is missing: restore it"):
+        reader.read(0, np.arange(200))
+
+
 def test_an_id_beyond_the_vocabulary_is_refused(corpus, upload, tmp_path):
     documents = [[5] * 99 + [2] for _ in range(40)]
     documents[12][34] = 60_000

@@ -132,6 +132,23 @@ def test_nobody_at_home_ends_with_one_sentence(monkeypatch):
     storage._store.cache_clear()
 
 
+def test_absent_or_refused_credentials_are_said_at_once(s3, monkeypatch, tmp_path):
+    s3.gets, s3.status, s3.fail_next = 0, "403 Forbidden", 1000
+    with pytest.raises(
+        InputError, match=r"reading s3://bucket/x was refused \(.*\): check the stor"
+    ):
+        storage.read_ranges("s3://bucket/x", [(0, 10)])
+    assert s3.gets == 1
+    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(key)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    storage._store.cache_clear()
+    with pytest.raises(InputError, match=r"was refused \(Unable to locate credentials\): check"):
+        storage.read_ranges("s3://bucket/x", [(0, 10)])
+    storage._store.cache_clear()
+
+
 def test_what_cannot_be_cured_is_not_retried(put, s3):
     s3.gets = 0
     with pytest.raises(FileNotFoundError):
