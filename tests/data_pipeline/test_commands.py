@@ -129,13 +129,14 @@ def test_bad_input_ends_with_one_sentence(case, command, tmp_path):
     assert not Path(tmp_path / "out").exists()
 
 
-def test_a_damaged_row_ends_the_command_with_its_line(command, tmp_path):
+def test_too_many_damaged_rows_end_the_command_with_the_first(command, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"text": "fine"}\n{"text"\n')
     done = command(
         *("data_pipeline", "tokenize", "corpus=jsonl", f"out={tmp_path / 'out'}", "workers=2"),
         f"corpus.sources.web.paths=[{tmp_path / 'rows.jsonl'}]",
+        "corpus.sources.web.max_malformed=0",
     )
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
-    assert "rows.jsonl cannot be read as jsonl: line 2 is not JSON" in line
+    assert "more than max_malformed=0 malformed rows, the first in rows.jsonl, row 2" in line
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]

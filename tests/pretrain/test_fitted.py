@@ -34,7 +34,9 @@ def test_a_fitted_corpus_is_trained_on_in_its_lengths_alone(command, corpus, tmp
     )
     assert made.returncode == 0, made.stderr
     changes = {"recipe__stages__short__seq_len": 128, "recipe__stages__long__seq_len": 256}
-    mixtures = [f"~recipe.stages.{name}.mixture" for name in ("short", "long")]
+    stages = [f"recipe.stages.{name}.mixture" for name in ("short", "long")]
+    mixtures = [f"~{stage}.{source}" for stage in stages for source in ("code", "prose")]
+    mixtures += [f"+{stage}.web=1" for stage in stages]
     run_dir = tmp_path / "run"
     done = command(*arguments(out, run_dir, stop_after=12, **changes), *mixtures)
     assert done.returncode == 0, done.stderr
