@@ -183,7 +183,7 @@ def _items_of_tasks(
 ) -> Iterator[tuple[str, list[str]]]:
     try:
         import lm_eval.models  # noqa: F401  (first, or its registry hides the built-in models)
-        from lm_eval.tasks import TaskManager, get_task_dict
+        from lm_eval.tasks import TaskManager
     except ImportError:
         raise InputError(
             'corpus.cleaning.decontaminate.tasks needs lm-eval: pip install -e ".[eval]".'
@@ -195,18 +195,9 @@ def _items_of_tasks(
                 f"corpus.cleaning.decontaminate.tasks: lm-eval knows no task '{name}'; name its "
                 "folder in task_folders."
             )
-        for task_name, task in _flat(get_task_dict([name], manager)):
+        for task_name, task in manager.load(name)["tasks"].items():
             rows = task.test_docs() if task.has_test_docs() else task.validation_docs()
             yield task_name, [_rendered(task, row) for row in rows]
-
-
-def _flat(tasks: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
-    """The tasks of groups, however deep."""
-    for key, value in tasks.items():
-        if isinstance(value, dict):
-            yield from _flat(value)
-        else:
-            yield str(key), value
 
 
 def _rendered(task: Any, row: Any) -> str:

@@ -65,6 +65,8 @@ def _classifier(path: Path, options: QualityOptions) -> Any:
     @torch.inference_mode()
     def score(text: str) -> float:
         inputs = tokenizer(text, truncation=True, max_length=longest, return_tensors="pt")
+        if not inputs["input_ids"].numel():
+            return 0.0
         return float(model(**inputs).logits[0].float().softmax(-1)[good])
 
     return score
