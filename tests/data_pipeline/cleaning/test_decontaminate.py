@@ -141,7 +141,6 @@ def test_sets_that_cannot_be_read_are_refused(quiz, options, says):
         chain(files=files, **options)
     assert says in str(error.value)
     with pytest.raises(InputError, match=r"decontaminate\.files: nowhere does not exist"):
-        DecontaminateOptions(files=["nowhere"])
         CleaningConfig(decontaminate=DecontaminateOptions(files=["nowhere"]))
 
 

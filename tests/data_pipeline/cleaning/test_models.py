@@ -15,62 +15,12 @@ from data_pipeline.cleaning.config import CleaningConfig, LanguageOptions, Quali
 from data_pipeline.cleaning.quality_model import QualityModel
 from data_pipeline.cleaning.train_quality import auc
 
-LANGUAGES = {
-    "en": [
-        "the",
-        "a",
-        "of",
-        "house",
-        "water",
-        "and",
-        "is",
-        "was",
-        "very",
-        "with",
-        "this",
-        "that",
-        "there",
-        "from",
-        "where",
-        "good",
-    ],
-    "de": [
-        "der",
-        "die",
-        "das",
-        "haus",
-        "wasser",
-        "und",
-        "ist",
-        "war",
-        "sehr",
-        "mit",
-        "dies",
-        "dass",
-        "dort",
-        "von",
-        "wo",
-        "gut",
-    ],
-    "fr": [
-        "le",
-        "la",
-        "les",
-        "maison",
-        "eau",
-        "et",
-        "est",
-        "était",
-        "très",
-        "avec",
-        "ce",
-        "que",
-        "là",
-        "depuis",
-        "où",
-        "bon",
-    ],
+SPOKEN = {
+    "en": "the a of house water and is was very with this that there from where good",
+    "de": "der die das haus wasser und ist war sehr mit dies dass dort von wo gut",
+    "fr": "le la les maison eau et est était très avec ce que là depuis où bon",
 }
+LANGUAGES = {language: words.split() for language, words in SPOKEN.items()}
 
 
 def sentence(language, seed, words=30):
@@ -84,7 +34,7 @@ def language_model(tmp_path_factory):
     random.Random(0).shuffle(lines)
     (folder / "train.txt").write_text("\n".join(lines))
     model = fasttext.train_supervised(
-        str(folder / "train.txt"), dim=8, epoch=20, lr=1.0, thread=1, verbose=0
+        str(folder / "train.txt"), dim=8, epoch=30, lr=0.2, thread=1, verbose=0
     )
     model.save_model(str(folder / "lid.bin"))
     return folder / "lid.bin"
