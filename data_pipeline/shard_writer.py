@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.documents import write_names
 from data_pipeline.encoder import Encoder, NoLoss
 from data_pipeline.packing import fit
 from data_pipeline.sums import file_sums
@@ -84,7 +85,7 @@ class ShardWriter:
             builder.finalize(f"{prefix}.idx")
         finally:
             builder.data_file.close()
-        _write_names(prefix, files, positions)
+        write_names(prefix, files, positions)
         if masked:
             prefix.with_name(prefix.name + ".mask").write_bytes(np.concatenate(masks).tobytes())
         return {
@@ -176,16 +177,6 @@ def sha256_of(path: Path) -> str:
     """sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_names(prefix: Path, files: Sequence[str], positions: Sequence[int]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    # File names need not be UTF-8, which parquet's strings are.
-    names = [file.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for file in files]
-    table = pa.table({"file": pa.array(names, pa.string()), "position": positions})
-    pq.write_table(table, prefix.with_name(prefix.name + ".docs.parquet"), compression="zstd")
 
 
 def _groups(documents: Sequence[Text]) -> Iterator[Sequence[Text]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from data_pipeline.documents import write_names
 from data_pipeline.manifest import Manifest
 from eval.build_tasks import BuildTasksConfig, build_tasks
 from tests.corpora import VOCAB_SIZE, byte_tokenizer, make_corpus
@@ -25,8 +25,9 @@ def named_corpus(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     manifest = make_corpus(tmp_path_factory.mktemp("eval") / "corpus", held_out=40_000)
     for shards in manifest.splits["held_out"].values():
         for entry in shards:
-            names = [json.dumps([f"{entry['file']}.py", n]) for n in range(entry["documents"])]
-            (manifest.folder / f"{entry['file']}.docs.jsonl").write_text("\n".join(names) + "\n")
+            count = entry["documents"]
+            files = [f"{entry['file']}.py"] * count
+            write_names(manifest.folder / entry["file"], files, range(count))
     return manifest
 
 

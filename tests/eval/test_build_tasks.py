@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from conf.errors import InputError
-from data_pipeline.documents import read_documents
+from data_pipeline.documents import read_documents, write_names
 from eval.build_tasks import BuildTasksConfig, build_tasks, shuffled
 from tests.corpora import read_json_lines
 
@@ -153,8 +153,7 @@ def test_documents_that_repeat_each_other_are_no_choices(settings, named_corpus,
     entry = write_shard(copied / "held_out" / "code-00009", [same] * 3)
     manifest["splits"]["held_out"]["code"] = [entry]
     (copied / "manifest.json").write_text(json.dumps(manifest))
-    names = "".join(json.dumps(["a.txt", n]) + "\n" for n in range(3))
-    (copied / "held_out" / "code-00009.docs.jsonl").write_text(names)
+    write_names(copied / "held_out" / "code-00009", ["a.txt"] * 3, range(3))
     with pytest.raises(InputError, match="too little for a continuation task"):
         build_tasks(settings(corpus=str(copied), out=str(tmp_path / "tasks")))
     assert not (tmp_path / "tasks").exists()
