@@ -55,7 +55,7 @@ def real_texts(count: int) -> list[str]:
         except (UnicodeDecodeError, OSError):
             continue
         words = text.split()
-        if 100 <= len(words):
+        if len(words) >= 100:
             texts.append(" ".join(words[:1000]))
     random.Random(0).shuffle(texts)
     gone = dropped(texts, DedupOptions(minhash=True))
