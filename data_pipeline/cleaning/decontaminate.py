@@ -96,7 +96,9 @@ class Index:
         for n, rolled in runs(word_hashes(found), list(self._tables)):
             grams, owners, seen = self._tables[n]
             bits = len(seen).bit_length() - 1
-            maybe = np.flatnonzero(seen[rolled >> np.uint64(64 - bits)])  # spares most the search
+            maybe = seen[rolled >> np.uint64(64 - bits)].nonzero()[0]
+            if not len(maybe):  # spares most documents the search
+                continue
             low = np.searchsorted(grams, rolled[maybe], "left")
             high = np.searchsorted(grams, rolled[maybe], "right")
             hits: dict[int, set[int]] = defaultdict(set)
