@@ -1,31 +1,30 @@
 """Drops documents that give away an evaluation set, by n-grams of words in common.
 
 Words are lower-cased letters and digits, so that case and punctuation do not hide a copy. The
-13-gram is GPT-3's (Brown et al., 2020, appendix C); items shorter than that are looked for whole.
+13-gram is GPT-3's (Brown et al., 2020, appendix C); items shorter than that are looked for whole,
+and those of fewer than `min_words` words are not looked for, but counted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections import defaultdict
+import logging
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
-from conf.errors import InputError
+from conf.errors import InputError, did_you_mean
 from data_pipeline.cleaning.chain import Step, Verdict
 from data_pipeline.cleaning.config import CleaningConfig, DecontaminateOptions
+from data_pipeline.cleaning.ngrams import UInts, n_grams, runs, word_hashes, words
 
-UInts = NDArray[np.uint64]
-WORD = re.compile(r"\w+")
-MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-FILTER_BITS = 22
+FILTER_BITS = (16, 26)
+"""Least and most bits of a hash that the quick look before the search takes."""
 
 
 def make(config: CleaningConfig) -> Step:
@@ -49,6 +48,7 @@ def make(config: CleaningConfig) -> Step:
         return Verdict(text, f"in_{name}", gram)
 
     step.fingerprint = index.fingerprint()  # type: ignore[attr-defined]
+    step.evaluation_sets = index.sets  # type: ignore[attr-defined]
     return step
 
 
@@ -80,23 +80,25 @@ class Index:
 
     def build(self) -> None:
         """Sorts what was added; `find` works from then on."""
-        for n, parts in self._grams.items():
+        for n, parts in sorted(self._grams.items()):
             grams = np.concatenate([part for part, _ in parts])
             owners = np.concatenate([np.full(len(part), item) for part, item in parts])
             order = np.argsort(grams, kind="stable")
-            seen = np.zeros(1 << FILTER_BITS, bool)
-            seen[_slot(grams)] = True
+            bits = int(np.clip(len(grams).bit_length() + 4, *FILTER_BITS))
+            seen = np.zeros(1 << bits, bool)
+            seen[grams >> np.uint64(64 - bits)] = True
             self._tables[n] = grams[order], owners[order], seen
+        self._grams.clear()
 
     def find(self, text: str) -> tuple[str, str] | None:
         """The set that a text gives away, and the first n-gram of it; None for a clean text."""
         found = words(text)
-        hashes = word_hashes(found)
-        for n, (grams, owners, seen) in sorted(self._tables.items(), reverse=True):
-            if len(hashes) < n:
+        for n, rolled in runs(word_hashes(found), list(self._tables)):
+            grams, owners, seen = self._tables[n]
+            bits = len(seen).bit_length() - 1
+            maybe = seen[rolled >> np.uint64(64 - bits)].nonzero()[0]
+            if not len(maybe):  # spares most documents the search
                 continue
-            rolled = n_grams(hashes, n)
-            maybe = np.flatnonzero(seen[_slot(rolled)])  # spares most the search
             low = np.searchsorted(grams, rolled[maybe], "left")
             high = np.searchsorted(grams, rolled[maybe], "right")
             hits: dict[int, set[int]] = defaultdict(set)
@@ -119,35 +121,14 @@ class Index:
         return digest.hexdigest()
 
 
-def words(text: str) -> list[str]:
-    """Lower-cased words without punctuation."""
-    return WORD.findall(text.lower())
-
-
-def word_hashes(found: Sequence[str]) -> UInts:
-    """A 64-bit hash of each word."""
-    digest = xxhash.xxh3_64_intdigest
-    return np.fromiter((digest(word.encode()) for word in found), np.uint64, len(found))
-
-
-def n_grams(hashes: UInts, n: int) -> UInts:
-    """A hash of each run of n words, (words - n + 1,): a polynomial in their hashes."""
-    count = len(hashes) - n + 1
-    total = np.zeros(count, np.uint64)
-    for k in range(n):
-        total = total * MULTIPLIER + hashes[k : k + count]
-    return total ^ (total >> np.uint64(31))
-
-
-def _slot(grams: UInts) -> UInts:
-    return (grams * MULTIPLIER) >> np.uint64(64 - FILTER_BITS)
-
-
 def evaluation_sets(options: DecontaminateOptions) -> Iterator[tuple[str, Iterable[str]]]:
     """Name and items of every set."""
-    for file in options.files:
-        path = Path(file)
-        yield path.stem.split(".")[0], _items_of_file(path, options.fields)
+    paths = [Path(file) for file in options.files]
+    stems = Counter(path.name.split(".")[0] for path in paths)
+    for path in paths:
+        stem = path.name.split(".")[0]
+        name = stem if stems[stem] == 1 else f"{path.absolute().parent.name}/{stem}"
+        yield name, _items_of_file(path, options.fields)
     if options.tasks:
         yield from _items_of_tasks(options.tasks, options.task_folders)
 
@@ -181,23 +162,31 @@ def _items_of_file(path: Path, fields: Sequence[str]) -> Iterator[str]:
 def _items_of_tasks(
     names: Sequence[str], folders: Sequence[str]
 ) -> Iterator[tuple[str, list[str]]]:
+    key = "corpus.cleaning.decontaminate.tasks"
     try:
+        import datasets
         import lm_eval.models  # noqa: F401  (first, or its registry hides the built-in models)
         from lm_eval.tasks import TaskManager
     except ImportError:
-        raise InputError(
-            'corpus.cleaning.decontaminate.tasks needs lm-eval: pip install -e ".[eval]".'
-        ) from None
-    manager = TaskManager(include_path=list(folders) or None)
+        raise InputError(f'{key} needs lm-eval: pip install -e ".[eval]".') from None
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    # Listing the tasks that come with lm-eval takes ten seconds.
+    manager = TaskManager(include_path=list(folders), include_defaults=False) if folders else None
+    if manager is None or any(name not in manager.all_tasks for name in names):
+        manager = TaskManager(include_path=list(folders) or None)
     for name in names:
         if name not in manager.all_tasks:
             raise InputError(
-                f"corpus.cleaning.decontaminate.tasks: lm-eval knows no task '{name}'; name its "
-                "folder in task_folders."
+                f"{key}: lm-eval knows no task '{name}'{did_you_mean(name, manager.all_tasks)}: "
+                "name its folder in task_folders."
             )
-        for task_name, task in manager.load(name)["tasks"].items():
-            rows = task.test_docs() if task.has_test_docs() else task.validation_docs()
-            yield task_name, [_rendered(task, row) for row in rows]
+        try:
+            for label, task in manager.load(name)["tasks"].items():  # a group has several
+                yield label, [_rendered(task, row) for row in task.eval_docs]
+        except (OSError, ValueError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise InputError(f"{key}: the documents of '{name}' cannot be had: {reason}.") from None
 
 
 def _rendered(task: Any, row: Any) -> str:

@@ -11,7 +11,8 @@ import yaml
 from conf.errors import InputError
 from data_pipeline.cleaning.chain import Chain
 from data_pipeline.cleaning.config import CleaningConfig, DecontaminateOptions
-from data_pipeline.cleaning.decontaminate import Index, n_grams, word_hashes, words
+from data_pipeline.cleaning.decontaminate import Index
+from data_pipeline.cleaning.ngrams import n_grams, word_hashes, words
 
 WORDS = [
     f"{a}{b}" for a in ("ba", "du", "ki", "lo", "me", "nu") for b in ("ren", "stal", "vo", "x")
