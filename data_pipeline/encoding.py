@@ -25,10 +25,12 @@ from data_pipeline.units import Unit
 
 @dataclass(frozen=True)
 class Target:
-    """What shards are written as; folder: where train/ and held_out/ go, tokenizer.json in it."""
+    """What shards are written as; folder: where train/ and held_out/ go, tokenizer.json in it;
+    avoid: characters that the fast encoder does not have right."""
 
     folder: Path
     encoder: str
+    avoid: str
     dtype: str
     eos_id: int
     pad_id: int
@@ -46,7 +48,7 @@ def encode_unit(unit: Unit, corpus: CorpusConfig, work: Path, target: Target) ->
 def _encode(
     unit: Unit, corpus: CorpusConfig, work: Path, target: Target, name: str
 ) -> dict[str, Any]:
-    encoder = Encoder(target.folder / "tokenizer.json", name)
+    encoder = Encoder(target.folder / "tokenizer.json", name, target.avoid)
     writer = ShardWriter(encoder, target.dtype, target.eos_id, target.pad_id, corpus.fit)
     entries: dict[str, list[dict[str, Any]]] = {TRAIN: [], HELD_OUT: []}
     seen, documents = chosen_documents(unit, corpus, work)

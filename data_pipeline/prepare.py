@@ -13,7 +13,7 @@ import numpy as np
 from conf.errors import InputError
 from data_pipeline import copies
 from data_pipeline.corpus import CorpusConfig, TokenizeConfig, TokenizerConfig
-from data_pipeline.encoder import choose_encoder
+from data_pipeline.encoder import choose_encoder, differing_characters
 from data_pipeline.encoding import chosen_documents
 from data_pipeline.manifest import tokenizer_fingerprint
 from data_pipeline.selection import TRAIN
@@ -53,6 +53,7 @@ def prepare(config: TokenizeConfig, units: list[Unit], work: Path) -> dict[str, 
         "dtype": "uint16" if vocab_size < 65500 else "int32",
         "encoder": encoder,
         "encoder_note": note,
+        "avoid": differing_characters(path) if encoder == "gigatoken" else "",
     }
 
 

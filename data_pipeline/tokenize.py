@@ -180,7 +180,14 @@ class Tokenization:
                 soft_wrap=True,
             )
         ids = about["tokenizer"]
-        target = Target(self.made, about["encoder"], about["dtype"], ids["eos_id"], ids["pad_id"])
+        target = Target(
+            self.made,
+            about["encoder"],
+            about["avoid"],
+            about["dtype"],
+            ids["eos_id"],
+            ids["pad_id"],
+        )
         return [(encode_unit, (unit, self.corpus, self.folder.path, target)) for unit in self.units]
 
 

@@ -143,7 +143,7 @@ class WorkFolder:
 
 
 class Workers:
-    """Runs tasks in processes; with one worker, in this process."""
+    """Runs tasks in processes; with one worker, or a single task, in this process."""
 
     def __init__(self, count: int) -> None:
         self.count = count or len(os.sched_getaffinity(0))
@@ -169,7 +169,7 @@ class Workers:
         Raises InputError where a process was killed or the disk is full.
         """
         try:
-            if self._pool is None:
+            if self._pool is None or len(tasks) == 1:
                 for number, function, arguments in tasks:
                     yield number, _run_task(folder.marker(phase, number), function, arguments)
                 return
