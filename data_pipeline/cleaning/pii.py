@@ -5,11 +5,14 @@ Placeholders are fixed, unlike datatrove's, which go round: the same text always
 
 from __future__ import annotations
 
+import re
 from functools import partial
 
 from data_pipeline.cleaning.chain import Step, Verdict
 from data_pipeline.cleaning.config import CleaningConfig
 from data_pipeline.cleaning.words import quiet
+
+LIKE_IP = re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]")
 
 
 def make(config: CleaningConfig) -> Step:
@@ -26,7 +29,7 @@ def make(config: CleaningConfig) -> Step:
         # Two quick looks spare most documents the slow patterns.
         if options.email and "@" in text:
             text = email.sub(lambda match: options.email, text)
-        if options.ip and text.count(".") >= 3:
+        if options.ip and LIKE_IP.search(text):
             text = ip.sub(
                 lambda match: options.ip if is_public(match.group()) else match.group(), text
             )

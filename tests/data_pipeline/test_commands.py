@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sysconfig
 from pathlib import Path
 
@@ -16,6 +17,12 @@ from data_pipeline.documents import read_documents
 from data_pipeline.manifest import load_manifest
 
 TEXTS = [f"Document {number} tells of {'words and ' * number}its end." for number in range(60)]
+WORDS = """
+the of and with that this from there because river meadow mill bridge farmer village harbour
+forest winter teacher letter garden belongs returns listens travels answers compares speaks leads
+grows moves quiet narrow early distant patient gentle bright ancient slowly often never between
+behind along through always morning evening window kitchen market history
+"""
 
 
 def write_text_files(folder):
@@ -49,7 +56,11 @@ CORPORA = {
 
 
 def test_every_corpus_has_its_test():
-    assert {path.stem for path in (CONF_DIR / "corpus").glob("*.yaml")} == {*CORPORA, "python_docs"}
+    assert {path.stem for path in (CONF_DIR / "corpus").glob("*.yaml")} == {
+        *CORPORA,
+        "python_docs",  # the demo's
+        "web",  # below
+    }
 
 
 @pytest.mark.parametrize("corpus", CORPORA)
@@ -72,6 +83,48 @@ def test_a_corpus_of_your_own(corpus, command, tmp_path):
         for document in read_documents(manifest, split, source)
     ]
     assert sorted(found) == sorted(TEXTS)
+
+
+def test_web_text_is_cleaned(command, tmp_path):
+    """Of pages in prose, one each of what every step is there for."""
+    pages = [prose(seed) for seed in range(20)]
+    bad = {
+        "gopher_quality": "\n".join(pages[0].split("\n")[:3]),
+        "gopher_repetition": "The same line of it once again and again.\n" * 40,
+        "c4": pages[0] + "\nLorem ipsum dolor sit amet is where the text should be.",
+        "exact_duplicates": pages[1],
+        "near_duplicates": pages[2] + " The end.",
+    }
+    address = pages[3] + "\nWrite to somebody@example.org for all that you want to know of it."
+    rows = [*pages[:3], *pages[4:], address, *bad.values()]
+    source = tmp_path / "pages.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    done = command(
+        *("data_pipeline", "tokenize", "corpus=web", f"out={tmp_path / 'out'}"),
+        f"corpus.sources.web.paths=[{source}]",
+        *("corpus.held_out_fraction=0.2", "tokenizer.vocab_size=300", "workers=1"),
+    )
+    assert done.returncode == 0, done.stderr
+    manifest = load_manifest(tmp_path / "out")
+    found = [
+        document.text
+        for split in ("train", "held_out")
+        for document in read_documents(manifest, split, "web")
+    ]
+    masked = address.replace("somebody@example.org", "email@example.com")
+    assert sorted(found) == sorted([*pages[:3], *pages[4:], masked])
+    report = json.loads((tmp_path / "out" / "cleaning.json").read_text())
+    steps = report["sources"]["web"]["steps"]
+    assert {
+        s["name"]: s["dropped_documents"] for s in steps if s["dropped_documents"]
+    } == dict.fromkeys(bad, 1)
+
+
+def prose(seed: int) -> str:
+    """A page that every rule lets pass, of words in another order for every seed."""
+    words = random.Random(seed)
+    lines = [" ".join(["And", *words.sample(WORDS.split(), 13), "with that."]) for _ in range(7)]
+    return "\n".join(lines)
 
 
 def test_the_demo_corpus_finds_this_python(command):
