@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from data_pipeline.index_file import HEADER, MAGIC
 from data_pipeline.manifest import Manifest, load_manifest
-from data_pipeline.shards import HEADER, MAGIC
 from data_pipeline.sums import BLOCK_BYTES, SUM, file_sums
 
 DOCUMENT_TOKENS = 1000

@@ -2,21 +2,22 @@
 
 gigatoken (Rust, written for throughput) is young, so its ids are compared with those of
 `tokenizers` on documents of every unit of work; where one differs, the unit is encoded again with
-the reference, and the manifest says so. Two kinds of text never reach gigatoken: what spells a
-special token, which it would make the token, and what holds a character that the two take for
-different things (their tables are of different versions of Unicode); those are found beforehand by
-encoding every character with both.
+the reference, and the manifest says so. gigatoken is not told of the special tokens, so that text
+which spells one stays text. What holds a character that the two take for different things (their
+tables are of different versions of Unicode) never reaches it; those characters are found beforehand
+by encoding all that there are with both.
 """
 
 from __future__ import annotations
 
 import json
-import re
+import sys
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,8 @@ CHECK_EVERY = 1000
 CHECK_FIRST = 4
 """Of each unit the first documents and one in CHECK_EVERY are compared."""
 
-# All planes that hold characters, less ASCII and the surrogates.
-ASSIGNED = [*range(0x80, 0xD800), *range(0xE000, 0x40000), *range(0xE0000, 0xF0000)]
-PROBE = 64
+GROUP = 64
+"""Characters of one kind that are compared at once."""
 
 NoLoss = Sequence[tuple[int, int]]
 
@@ -61,11 +61,8 @@ class Encoder:
         self._fast: Any = None
         if name == "gigatoken":
             self._fast = _load_gigatoken(str(path))
-            added = self.reference.get_added_tokens_decoder().values()
-            special = [re.escape(token.content) for token in added if token.special]
-            self._special = re.compile("|".join(special) or "(?!)")
-            self._avoid = _class_of([c for c in avoid if c <= "\uffff"])
-            self._avoid_beyond = _class_of([c for c in avoid if c > "\uffff"])
+            self._avoided = np.zeros(sys.maxunicode + 1 if avoid else 0, bool)
+            self._avoided[[ord(character) for character in avoid]] = True
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Raises EncoderDiffers where a checked document has other ids."""
@@ -76,16 +73,16 @@ class Encoder:
                     for e in self.reference.encode_batch_fast(list(texts), add_special_tokens=False)
                 ]
             )
-        spelled = [number for number, text in enumerate(texts) if self._must_avoid(text)]
+        avoided = [number for number, text in enumerate(texts) if self._must_avoid(text)]
         given = list(texts)
-        for number in spelled:
+        for number in avoided:
             given[number] = ""
         layout = self._fast.encode_batch(given).layout
         offsets = np.asarray(layout.offsets.data).astype(np.int64)
         ids = np.asarray(layout.content.data)[offsets[0] : offsets[-1]]
         encoded = Encoded(ids, np.diff(offsets))
-        if spelled:
-            encoded = self._with_reference(encoded, texts, spelled)
+        if avoided:
+            encoded = self._with_reference(encoded, texts, avoided)
         self._check(texts, encoded)
         return encoded
 
@@ -100,16 +97,9 @@ class Encoder:
         return flags
 
     def _must_avoid(self, text: str) -> bool:
-        if self._special.search(text):
-            return True
-        if text.isascii():
+        if text.isascii() or not len(self._avoided):
             return False
-        if self._avoid.search(text):
-            return True
-        # Texts with characters of more than 16 bits are rare, and searching them for many is slow.
-        return len(text.encode("utf-16-le")) > 2 * len(text) and bool(
-            self._avoid_beyond.search(text)
-        )
+        return bool(self._avoided[np.frombuffer(text.encode("utf-32-le"), np.uint32)].any())
 
     def _with_reference(
         self, encoded: Encoded, texts: Sequence[str], numbers: Sequence[int]
@@ -161,43 +151,59 @@ def differing_characters(path: Path) -> str:
 
 @lru_cache(4)
 def _differing_characters(probe: str) -> str:
+    """Two looks: at groups of characters of one kind, of which most are cut nowhere by either and
+    then are all as their last one; and at each character of the other groups by itself."""
     import gigatoken
 
     reference, fast = Tokenizer.from_str(probe), gigatoken.Tokenizer.from_json(probe)
 
-    def differing(groups: list[list[str]]) -> list[list[str]]:
-        probes = ["".join(f"{c}a {c}1 {c}, {c} " for c in group) for group in groups]
+    def differing(groups: list[list[str]], whole: bool) -> list[list[str]]:
+        probes = [_joined(group) if whole else _apart(group) for group in groups]
         expected = reference.encode_batch_fast(probes, add_special_tokens=False)
-        ids = zip(groups, expected, fast.encode_batch_list(probes), strict=True)
-        return [group for group, theirs, ours in ids if theirs.ids != ours]
+        found = []
+        for group, text, theirs, ours in zip(
+            groups, probes, expected, fast.encode_batch_list(probes), strict=True
+        ):
+            # Each border inside a word joins two bytes into one id.
+            cut = whole and len(theirs.ids) > len(text.encode()) - (len(group) - 1)
+            if cut or theirs.ids != ours:
+                found.append(group)
+        return found
 
-    points = [chr(point) for point in ASSIGNED]
-    groups = [points[at : at + PROBE] for at in range(0, len(points), PROBE)]
-    suspects = [[c] for group in differing(groups) for c in group]
-    return "".join(c for (c,) in differing(suspects))
+    suspects = [[c] for group in differing(_groups_of_a_kind(), True) for c in group]
+    return "".join(c for (c,) in differing(suspects, False))
+
+
+def _joined(group: list[str]) -> str:
+    """The characters end to end; what follows tells what the last one is taken for."""
+    return f"{''.join(group)}a{group[-1]}1{group[-1]},"
+
+
+def _apart(group: list[str]) -> str:
+    return "".join(f"{c}a {c}1 {c}, {c} " for c in group)
+
+
+def _groups_of_a_kind() -> list[list[str]]:
+    """All characters but ASCII's, in groups of neighbours that Python takes for the same kind."""
+    points = [*range(0x80, 0xD800), *range(0xE000, 0x40000), *range(0xE0000, 0xF0000)]
+    runs = groupby(map(chr, points), key=unicodedata.category)
+    listed = (list(run) for _, run in runs)
+    return [run[at : at + GROUP] for run in listed for at in range(0, len(run), GROUP)]
 
 
 def _probe_tokenizer(about: dict[str, Any]) -> str | None:
-    """The tokenizer with another vocabulary, in which the last byte of a character joins a letter,
-    a digit or a sign that follows it in the same word: so the ids tell how words are cut. None
-    where it does not work on bytes, and so does not cut by kinds of characters."""
+    """The tokenizer with another vocabulary, in which the last byte of a character joins what
+    follows it in the same word, a character or a letter, digit or sign: so the ids tell how words
+    are cut. None where it does not work on bytes, and so does not cut by kinds of characters."""
     if '"ByteLevel"' not in json.dumps([about["pre_tokenizer"], about["decoder"]]):
         return None
     letters = _byte_letters()
-    pairs = [(letters[last], follows) for last in range(0x80, 0xC0) for follows in "a1,"]
+    follows = [*"a1,", *(letters[first] for first in range(0xC2, 0xF5))]
+    pairs = [(letters[last], after) for last in range(0x80, 0xC0) for after in follows]
     pieces = [*letters.values(), *(a + b for a, b in pairs)]
     model = {"type": "BPE", "vocab": {piece: n for n, piece in enumerate(pieces)}}
     model["merges"] = [f"{a} {b}" for a, b in pairs]
     return json.dumps({**about, "added_tokens": [], "post_processor": None, "model": model})
-
-
-def _class_of(characters: Sequence[str]) -> re.Pattern[str]:
-    """A pattern of any of the characters, as ranges; of none, one that never matches."""
-    points = sorted(map(ord, characters))
-    firsts = [p for n, p in enumerate(points) if n == 0 or points[n - 1] != p - 1]
-    lasts = [p for n, p in enumerate(points) if p == points[-1] or points[n + 1] != p + 1]
-    ranges = "".join(f"{chr(a)}-{chr(b)}" for a, b in zip(firsts, lasts, strict=True))
-    return re.compile(f"[{ranges}]" if ranges else "(?!)")
 
 
 def _byte_letters() -> dict[int, str]:
@@ -217,7 +223,9 @@ def describe_encoder(name: str) -> str:
 def _load_gigatoken(path: str) -> Any:
     import gigatoken
 
-    return gigatoken.Tokenizer(Path(path))
+    about = json.loads(Path(path).read_text())
+    about["added_tokens"] = [token for token in about["added_tokens"] if not token["special"]]
+    return gigatoken.Tokenizer.from_json(json.dumps(about))
 
 
 def _join(ids: Sequence[list[int]]) -> Encoded:

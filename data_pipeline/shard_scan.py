@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import hashlib
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.index_file import DTYPES, HEADER, MAGIC, write_index
 from data_pipeline.sums import BLOCK_BYTES, file_sums
 
 Ints = NDArray[np.int64]
-MAGIC = b"MMIDIDX\x00\x00"
-HEADER = struct.Struct("<9sQBQQ")
-DTYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 8: "uint16"}
 FLOATS = (6, 7)
 """float64 and float32 in Megatron-core, the other way round in GPT-NeoX; never token ids."""
 SEQUENCES = 1 << 22
@@ -115,12 +112,7 @@ def write_index_without_empty(index: Index, path: Path) -> None:
     kept = np.asarray(index.lengths) > 0
     before = np.concatenate(([0], np.cumsum(kept)))
     borders = np.unique(before[index.borders])
-    code = next(code for code, name in DTYPES.items() if name == index.dtype.name)
-    with path.open("wb") as file:
-        file.write(HEADER.pack(MAGIC, 1, code, int(kept.sum()), len(borders)))
-        file.write(index.lengths[kept].astype("<i4").tobytes())
-        file.write(index.pointers[kept].astype("<i8").tobytes())
-        file.write(borders.astype("<i8").tobytes())
+    write_index(path, index.dtype, index.lengths[kept], index.pointers[kept], borders)
 
 
 def index_flaws(index: Index) -> Iterator[Flaw]:

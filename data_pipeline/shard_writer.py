@@ -1,4 +1,4 @@
-"""Writes shards with Megatron-core's writer: `.bin`, `.idx`, and beside them our own tables.
+"""Writes shards in Megatron-core's format: `.bin`, `.idx`, and beside them our own tables.
 
 Documents of a shard are shuffled by a key, encoded in large groups, and either put end to end or
 fitted into sequences. `.docs.parquet` names the file and position of each, `.sums` holds the
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.documents import write_names
 from data_pipeline.encoder import Encoder, NoLoss
+from data_pipeline.index_file import write_index
 from data_pipeline.packing import fit
 from data_pipeline.sums import file_sums
 
@@ -53,51 +54,53 @@ class ShardWriter:
 
         Raises EncoderDiffers, and OSError where the disk is full.
         """
-        from data_pipeline.megatron_writer import IndexedDatasetBuilder
-
         prefix.parent.mkdir(parents=True, exist_ok=True)
         masked = any(document.no_loss for document in documents)
         files = [document.file for document in documents]
         positions = [document.position for document in documents]
-        builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=self.dtype.type)
         masks: list[NDArray[np.uint8]] = []
         parts: Iterable[tuple[NDArray[Any], NDArray[np.int64]]]
-        try:
-            if self.lengths:
-                encoded = list(self._encoded(documents))
-                tokens, lengths, order = self._fitted(
-                    np.concatenate([ids for ids, _ in encoded]),
-                    np.concatenate([lengths for _, lengths in encoded]),
-                )
-                if masked:
-                    masks = [self._fitted_mask(self._mask(documents), order, len(tokens))]
-                files = [files[n] if n >= 0 else "" for n, *_ in order]
-                positions = [positions[n] if n >= 0 else -1 for n, *_ in order]
-                parts = [(tokens, lengths)]
-            else:
-                parts = self._encoded(documents)
-                masks = [self._mask(documents)] if masked else []
-            for tokens, lengths in parts:
-                builder.data_file.write(tokens)
-                builder.sequence_lengths.extend(lengths.tolist())
-            builder.document_indices.extend(range(1, len(builder.sequence_lengths) + 1))
-            count = sum(builder.sequence_lengths)
-            builder.finalize(f"{prefix}.idx")
-        finally:
-            builder.data_file.close()
+        if self.lengths:
+            encoded = list(self._encoded(documents))
+            tokens, lengths, order = self._fitted(
+                np.concatenate([ids for ids, _ in encoded]),
+                np.concatenate([lengths for _, lengths in encoded]),
+            )
+            if masked:
+                masks = [self._fitted_mask(self._mask(documents), order, len(tokens))]
+            files = [files[n] if n >= 0 else "" for n, *_ in order]
+            positions = [positions[n] if n >= 0 else -1 for n, *_ in order]
+            parts = [(tokens, lengths)]
+        else:
+            parts = self._encoded(documents)
+            masks = [self._mask(documents)] if masked else []
+        lengths = self._write_tokens(prefix, parts)
         write_names(prefix, files, positions)
         if masked:
             prefix.with_name(prefix.name + ".mask").write_bytes(np.concatenate(masks).tobytes())
         return {
             "file": f"{prefix.parent.name}/{prefix.name}",
             "documents": len(files),
-            "tokens": count,
-            "bytes": sum(len(document.text.encode()) for document in documents),
+            "tokens": int(lengths.sum(dtype=np.int64)),
+            "bytes": sum(map(utf8_bytes, documents)),
             "sha256": write_sums(prefix),
             "idx_sha256": sha256_of(prefix.with_name(prefix.name + ".idx")),
             "sums": True,
             "masked": masked,
         }
+
+    def _write_tokens(
+        self, prefix: Path, parts: Iterable[tuple[NDArray[Any], NDArray[np.int64]]]
+    ) -> NDArray[np.int64]:
+        """Writes `.bin` and `.idx`; returns the sequences' lengths."""
+        lengths = []
+        with prefix.with_name(prefix.name + ".bin").open("wb") as file:
+            for tokens, counts in parts:
+                file.write(tokens.data)
+                lengths.append(counts)
+        whole = np.concatenate(lengths)
+        write_index(prefix.with_name(prefix.name + ".idx"), self.dtype, whole)
+        return whole
 
     def _encoded(
         self, documents: Sequence[Text]
@@ -161,6 +164,12 @@ def shuffled(documents: list[Text], key: str) -> list[Text]:
     """The documents in an order of their own: neighbours on disk are spread over the shard."""
     random.Random(key).shuffle(documents)
     return documents
+
+
+def utf8_bytes(document: Text) -> int:
+    """Size of the text of a document."""
+    text = document.text
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def write_sums(prefix: Path) -> str:

@@ -1,8 +1,7 @@
 """Reads one pair of Megatron-core's `.bin`/`.idx` by memory map, without importing Megatron.
 
-`.idx`: 34 bytes of header (magic, version, dtype, counts), then int32 lengths, int64 byte offsets
-of all sequences, and int64 document borders in sequences. `.bin`: the token ids alone. Importing
-Megatron's own reader takes seconds that no training step needs; the writer is Megatron's.
+`.bin` holds the token ids alone, `.idx` is described in `data_pipeline.index_file`. Importing
+Megatron's own reader takes seconds that no training step needs.
 """
 
 from __future__ import annotations
@@ -21,12 +20,10 @@ import xxhash
 from numpy.typing import NDArray
 
 from conf.errors import InputError
+from data_pipeline.index_file import DTYPES, HEADER, MAGIC, index_bytes
 from data_pipeline.sums import BLOCK_BYTES, SUM
 
 Ints = NDArray[np.int64]
-MAGIC = b"MMIDIDX\x00\x00"
-HEADER = struct.Struct("<9sQBQQ")
-DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
 AGAIN = "restore it, or tokenize the corpus again."
 
 
@@ -219,11 +216,6 @@ class Shard:
                 f"{self.idx} is the index of {found[0]} documents and {found[1]} tokens, the "
                 f"manifest says {documents} and {tokens}: it is of another shard; {AGAIN}"
             )
-
-
-def index_bytes(sequences: int, documents: int) -> int:
-    """Size of an `.idx`."""
-    return HEADER.size + 12 * sequences + 8 * (documents + 1)
 
 
 def sums_bytes(size: int) -> int:

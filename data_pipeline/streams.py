@@ -19,13 +19,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.index_file import index_bytes
 from data_pipeline.manifest import Manifest
 from data_pipeline.shards import (
     AGAIN,
     DamagedShard,
     Index,
     Shard,
-    index_bytes,
     sums_bytes,
     wrong_size,
 )

@@ -42,6 +42,8 @@ OPTIONAL = {".sums": "sums", ".mask": "masked"}
 ENTRY = ("file", "documents", "tokens", "bytes", "sha256", "idx_sha256")
 PARALLEL_BYTES = 1 << 27
 """Less than this is read before other processes have started."""
+MEGATRON_SHARDS = 64
+"""Opened by Megatron-core's reader."""
 
 
 @dataclass
@@ -51,6 +53,8 @@ class VerifyConfig:
     sample: share of the shards that are read whole; sizes and unknown files are always checked
     for all. seed: of the choice of the sample. workers: processes, 0 for as many as there
     are cores. max_listed: problems of one kind in one file; of more only the number is said.
+    megatron: whether Megatron-core's own reader opens shards that were read, MEGATRON_SHARDS of
+    them at most.
     """
 
     data: str = MISSING
@@ -58,6 +62,7 @@ class VerifyConfig:
     seed: int = 0
     workers: int = 0
     max_listed: int = 20
+    megatron: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.sample <= 1:
@@ -112,6 +117,8 @@ def verify(config: VerifyConfig) -> None:
         raise InputError(f"data={config.data} is not on this machine: verify the local folder.")
     manifest = load_manifest(config.data)
     found = check_folder(manifest, config, console)
+    if config.megatron and not found.problems:
+        found.problems += _read_by_megatron(manifest, config)
     for problem in found.problems:
         console.print(str(problem))
     said = (
@@ -125,7 +132,8 @@ def verify(config: VerifyConfig) -> None:
             f"{said}; {len(found.problems):,} problems in {files:,} files, listed above: restore "
             "these files, or make the folder again."
         )
-    console.print(f"{said}; all is as the manifest says")
+    megatron = ", and Megatron-core reads the same" if config.megatron else ""
+    console.print(f"{said}; all is as the manifest says{megatron}")
 
 
 def check_folder(manifest: Manifest, config: VerifyConfig, console: Any = None) -> Verified:
@@ -159,6 +167,16 @@ def check_folder(manifest: Manifest, config: VerifyConfig, console: Any = None) 
     result.bytes = sum(sizes.values())
     result.seconds = time.monotonic() - started
     return result
+
+
+def _read_by_megatron(manifest: Manifest, config: VerifyConfig) -> Iterator[Problem]:
+    from data_pipeline.megatron_reader import differences
+
+    shards = [e for split in manifest.splits.values() for files in split.values() for e in files]
+    chosen = sample(shards, min(config.sample, MEGATRON_SHARDS / len(shards)), config.seed)
+    files = [entry["file"] for entry in chosen]
+    for file, text in differences(manifest.folder, files, manifest.dtype):
+        yield Problem(file, "", text)
 
 
 def sample(entries: list[dict[str, Any]], share: float, seed: int) -> list[dict[str, Any]]:

@@ -25,8 +25,8 @@ from conf.errors import InputError
 from data_pipeline.files import write_json
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-PRELOAD = ("data_pipeline.megatron_writer", "data_pipeline.encoding")
-"""Slow imports, made once for all processes."""
+PRELOAD = ("data_pipeline.encoding", "gigatoken")
+"""Imports made once for all processes."""
 
 
 @dataclass(frozen=True)

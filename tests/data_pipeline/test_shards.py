@@ -15,8 +15,9 @@ import xxhash
 from conf.errors import InputError
 from data_pipeline import shards
 from data_pipeline.batches import IGNORED, BatchReader, held_out_batches, open_stream
+from data_pipeline.index_file import HEADER, MAGIC
 from data_pipeline.order import OrderStage, SampleOrder
-from data_pipeline.shards import HEADER, MAGIC, Shard
+from data_pipeline.shards import Shard
 from data_pipeline.streams import LocalShards, OpenShards, TokenStream
 from data_pipeline.sums import BLOCK_BYTES
 from tests.sealed import change_manifest, corpus_of, sealed, write_mask

@@ -9,7 +9,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from megatron.core.datasets.indexed_dataset import IndexedDataset
+import torch
+from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import data_pipeline.tokenize
@@ -59,7 +60,7 @@ def test_documents_come_back_as_they_were(tokenized, texts):
         assert set(tokenized.source_tokens(split)) == {"code", "prose"}
 
 
-def test_shards_are_megatrons_and_the_manifest_counts_them(tokenized):
+def test_shards_are_megatrons_and_the_manifest_counts_them(tokenized, tmp_path):
     entries = entries_of(tokenized)
     assert len(tokenized.shards("train", "code")) > 2
     sizes = tokenized.token_bytes()
@@ -75,6 +76,13 @@ def test_shards_are_megatrons_and_the_manifest_counts_them(tokenized):
             assert document[-1] == eos
             assert eos not in document[:-1]
         assert dataset.document_indices.tolist() == list(range(len(documents) + 1))
+        rebuilt = IndexedDatasetBuilder(str(tmp_path / "again.bin"), dtype=np.uint16)
+        for document in documents:
+            rebuilt.add_document(torch.from_numpy(document.astype(np.int64)), [len(document)])
+        rebuilt.finalize(str(tmp_path / "again.idx"))
+        for ending in (".bin", ".idx"):
+            ours = prefix.with_name(prefix.name + ending).read_bytes()
+            assert ours == (tmp_path / f"again{ending}").read_bytes()
         shard = Shard(prefix, tokenized.dtype)
         assert np.array_equal(shard.tokens, np.concatenate(documents))
         assert len(document_names(tokenized, entry["file"])) == len(documents)

@@ -11,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from conf.errors import InputError
+from data_pipeline.index_file import HEADER
 from data_pipeline.manifest import load_manifest
-from data_pipeline.shard_scan import HEADER
+from data_pipeline.megatron_reader import differences
+from data_pipeline.shards import Shard
 from data_pipeline.sums import BLOCK_BYTES
 from data_pipeline.verify import VerifyConfig, check_folder, sample
 from tests.data_pipeline.shard_folders import full_corpus
@@ -223,7 +225,7 @@ def test_command(folder, command):
     done = command("data_pipeline", "verify", f"data={folder}")
     assert done.returncode == 0, done.stderr
     assert "read 8 of 8 shards" in done.stdout
-    assert "all is as the manifest says" in done.stdout
+    assert "all is as the manifest says, and Megatron-core reads the same" in done.stdout
     patch(folder / f"{SHARD}.bin", 0, b"\xff\xff")
     done = command("data_pipeline", "verify", f"data={folder}", "workers=1")
     assert done.returncode == 2
@@ -231,6 +233,22 @@ def test_command(folder, command):
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
     assert "3 problems in 1 files" in line
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # its __del__
+def test_megatron_finds_what_differs(folder):
+    files = [SHARD, "train/prose-00000"]
+    assert list(differences(folder, files, "uint16")) == []
+    index = (folder / f"{SHARD}.idx").read_bytes()
+    documents = Shard(folder / SHARD).documents
+    # Borders moved by a sequence: as many documents, of other tokens.
+    borders = np.frombuffer(index, "<i8", offset=len(index) - 8 * (documents + 1)).copy()
+    borders[1:-1] -= 1
+    (folder / f"{SHARD}.idx").write_bytes(index[: -8 * (documents + 1)] + borders.tobytes())
+    (folder / "train/prose-00000.idx").write_bytes(b"no index")
+    found = dict(differences(folder, files, "uint16"))
+    assert "other tokens in document" in found[SHARD]
+    assert "cannot open it" in found["train/prose-00000"]
 
 
 @pytest.mark.parametrize("settings", [{"sample": 0.0}, {"sample": 1.5}, {"max_listed": 0}])
