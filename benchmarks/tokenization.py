@@ -3,9 +3,10 @@
 Megatron-style: a pool of processes, each document parsed and encoded alone by `tokenizers`, ids
 sent back as a list, one writer that adds them to an `IndexedDatasetBuilder` (as Megatron-LM's
 tools/preprocess_data.py, which is not in its wheel). Both get the same file, tokenizer and
-processes, in turns; the .bin and .idx must be the same bytes.
+processes, in turns, and are timed as whole processes from start to end; the .bin and .idx must be
+the same bytes.
 
-    python benchmarks/tokenization.py [--megabytes 80] [--repeats 3]
+    python benchmarks/tokenization.py [--megabytes 500] [--repeats 3]
 """
 
 from __future__ import annotations
@@ -32,16 +33,15 @@ _tokenizer = None
 def main() -> None:
     """Makes the text, times both, writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--megabytes", type=float, default=80)
+    parser.add_argument("--megabytes", type=float, default=500)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--side", choices=("ours", "megatron"), help=argparse.SUPPRESS)
-    parser.add_argument("--exact-dedup", action="store_true", help="ours also looks for copies")
+    parser.add_argument("--side", choices=("megatron",), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help="where to work")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tokenization.json"))
     options = parser.parse_args()
     if options.side:
-        {"ours": ours, "megatron": megatron}[options.side](options)
+        megatron(options)
         return
     with tempfile.TemporaryDirectory() as temporary:
         options.folder = options.folder or Path(temporary)
@@ -52,23 +52,25 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace) -> dict[str, object]:
-    """Runs both in turns, each in a fresh process; medians of the seconds that a call takes, the
-    start of the interpreter not counted."""
+    """Runs all in turns; medians of the seconds of a whole process."""
     about = make_text(options.folder, options.megabytes)
-    seconds: dict[str, list[float]] = {"ours": [], "ours, copies dropped": [], "megatron": []}
+    this = [sys.executable, __file__, "--side", "megatron", "--folder", str(options.folder)]
+    commands = {
+        "ours": ours(options, copies=False),
+        "ours, copies dropped": ours(options, copies=True),
+        "megatron": [*this, "--workers", str(options.workers)],
+    }
+    seconds: dict[str, list[float]] = {side: [] for side in commands}
     digests: dict[str, str] = {}
     tokens = 0
     for _ in range(options.repeats):
-        for side in seconds:
-            name = side.split(",")[0]
-            command = [sys.executable, __file__, "--side", name, "--folder", str(options.folder)]
-            command += ["--workers", str(options.workers)]
-            command += ["--exact-dedup"] if "copies" in side else []
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            result = json.loads(done.stdout.splitlines()[-1])
-            seconds[side].append(result["seconds"])
-            digests[side] = result["sha256"]
-            tokens = result["tokens"] if side == "megatron" else tokens
+        for side, command in commands.items():
+            shutil.rmtree(options.folder / "out", ignore_errors=True)
+            started = time.perf_counter()
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            seconds[side].append(time.perf_counter() - started)
+            digests[side], found = content(options.folder / "out" / "train")
+            tokens = found if side == "megatron" else tokens
     medians = {side: statistics.median(values) for side, values in seconds.items()}
     return {
         "text": about,
@@ -117,64 +119,47 @@ def make_text(folder: Path, megabytes: float) -> dict[str, object]:
     return {"documents": len(taken), "bytes": total, "vocab_size": VOCAB_SIZE}
 
 
-def ours(options: argparse.Namespace) -> None:
-    """`python -m data_pipeline tokenize` of the file, one shard a part."""
-    from data_pipeline.cleaning.config import CleaningConfig, DedupOptions
-    from data_pipeline.corpus import CorpusConfig, SourceConfig, TokenizeConfig, TokenizerConfig
-    from data_pipeline.tokenize import tokenize
-
-    out = options.folder / "ours"
-    shutil.rmtree(out, ignore_errors=True)
+def ours(options: argparse.Namespace, copies: bool) -> list[str]:
+    """Our command for the file, eight parts."""
     path = options.folder / "text.jsonl"
-    dedup = DedupOptions(exact=options.exact_dedup)
-    corpus = CorpusConfig(
-        name="bench",
-        held_out_fraction=0.0,
-        shard_bytes=path.stat().st_size // 8,
-        cleaning=CleaningConfig(dedup=dedup),
-        sources={"text": SourceConfig("jsonl", [str(path)])},
-    )
-    config = TokenizeConfig(
-        corpus=corpus,
-        tokenizer=TokenizerConfig(path=str(options.folder / "tokenizer.json")),
-        out=str(out),
-        workers=options.workers,
-    )
-    started = time.perf_counter()
-    tokenize(config)
-    say(out / "train", time.perf_counter() - started)
+    return [
+        *(sys.executable, "-m", "data_pipeline", "tokenize", "corpus=jsonl", "tokenizer=load"),
+        f"corpus.sources.web.paths=['{path}']",
+        f"corpus.cleaning.dedup.exact={str(copies).lower()}",
+        *("corpus.held_out_fraction=0", f"corpus.shard_bytes={path.stat().st_size // 8}"),
+        *(f"tokenizer.path={options.folder / 'tokenizer.json'}", 'tokenizer.pad_token="<pad>"'),
+        f"workers={options.workers}",
+        f"out={options.folder / 'out'}",
+    ]
 
 
 def megatron(options: argparse.Namespace) -> None:
     """A pool over the documents of each of our parts, in our order of documents, so that the bytes
     can be compared."""
     import torch
+    from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
     from data_pipeline.corpus import CorpusConfig, SourceConfig
-    from data_pipeline.megatron_writer import DType, IndexedDatasetBuilder
     from data_pipeline.units import plan_units
 
-    out = options.folder / "megatron"
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir()
+    out = options.folder / "out" / "train"
+    out.mkdir(parents=True)
     path = options.folder / "text.jsonl"
-    started = time.perf_counter()
     corpus = CorpusConfig(
         name="bench",
         shard_bytes=path.stat().st_size // 8,
-        sources={"text": SourceConfig("jsonl", [str(path)])},
+        sources={"web": SourceConfig("jsonl", [str(path)])},
     )
     tokenizer = str(options.folder / "tokenizer.json")
     with multiprocessing.Pool(options.workers, initialise, (tokenizer,)) as pool:
         for unit in plan_units(corpus):
             lines = lines_between(path, unit.start, unit.end)
-            random.Random(f"0:text:{unit.number}:train").shuffle(lines)
-            prefix = out / f"text-{unit.number:05}"
+            random.Random(f"0:web:{unit.number}:train").shuffle(lines)
+            prefix = out / f"web-{unit.number:05}"
             builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=DType.optimal_dtype(VOCAB_SIZE))
             for ids in pool.imap(encode, lines, 32):
                 builder.add_document(torch.tensor(ids), [len(ids)])
             builder.finalize(f"{prefix}.idx")
-    say(out, time.perf_counter() - started)
 
 
 def initialise(path: str) -> None:
@@ -206,14 +191,14 @@ def lines_between(path: Path, start: int, end: int) -> list[bytes]:
     return lines
 
 
-def say(folder: Path, seconds: float) -> None:
-    """Seconds, tokens and a digest of all .bin and .idx, as the last line."""
+def content(folder: Path) -> tuple[str, int]:
+    """A digest of all .bin and .idx, and the tokens in them."""
     digest = hashlib.sha256()
     tokens = 0
     for path in sorted(folder.glob("*.bin")) + sorted(folder.glob("*.idx")):
         digest.update(path.name.encode() + path.read_bytes())
         tokens += path.stat().st_size // 2 if path.suffix == ".bin" else 0
-    print(json.dumps({"seconds": seconds, "tokens": tokens, "sha256": digest.hexdigest()}))
+    return digest.hexdigest(), tokens
 
 
 if __name__ == "__main__":

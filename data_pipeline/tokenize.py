@@ -47,12 +47,15 @@ def tokenize(config: TokenizeConfig) -> None:
     share = Share.of_job(config.rank, config.world)
     units = plan_units(config.corpus)
     inputs = fingerprint_inputs(config, units)
-    if _up_to_date(out, inputs, config.overwrite, console):
-        return
     folder = WorkFolder(out, share)
+    ours = folder.path.exists() and folder.inputs() in (inputs, None)
+    if not ours and _up_to_date(out, inputs, config.overwrite, console):
+        return
     started = time.monotonic()
     with folder.locked(inputs) as resumed:
-        if _up_to_date(out, inputs, config.overwrite, console):  # made while we asked for the lock
+        # Made while we asked for the lock, or by one that was killed before it tidied up.
+        overwrite = config.overwrite and not folder.renamed()
+        if _up_to_date(out, inputs, overwrite, console):
             folder.remove()
             return
         if resumed and folder.begun():

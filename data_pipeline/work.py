@@ -18,6 +18,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,11 @@ class WorkFolder:
         self.path = out.with_name(out.name + ".partial")
         self.share = share
 
+    def inputs(self) -> str | None:
+        """What the work under way is made of; None where there is none."""
+        plan = self.path / "plan.json"
+        return json.loads(plan.read_text())["inputs"] if plan.is_file() else None
+
     @contextmanager
     def locked(self, inputs: str) -> Iterator[bool]:
         """Holds this job's share; yields whether earlier work goes on. Work on other inputs is
@@ -85,15 +91,14 @@ class WorkFolder:
             self._lock(files[0], fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
             if not alone:
                 self._lock(files[1], fcntl.LOCK_EX)
-            plan = self.path / "plan.json"
-            found = json.loads(plan.read_text())["inputs"] if plan.is_file() else None
+            found = self.inputs()
             if found != inputs:
                 if found is not None:
                     self._lock(files[0], fcntl.LOCK_EX)
                     self.clear()
                     if not alone:
                         self._lock(files[0], fcntl.LOCK_SH)
-                write_json(plan, {"inputs": inputs})
+                write_json(self.path / "plan.json", {"inputs": inputs})
             yield found == inputs
         finally:
             for file in files:
@@ -129,6 +134,10 @@ class WorkFolder:
         """Whether any task is done, so that there is something to go on with."""
         return any(self.path.glob("*/*.json"))
 
+    def renamed(self) -> bool:
+        """Whether all was done, and the corpus is where it belongs already."""
+        return (self.path / "encode").is_dir() and not (self.path / "corpus").is_dir()
+
     def clear(self) -> None:
         """Throws the work away, but not the locks."""
         for path in self.path.iterdir():
@@ -153,6 +162,8 @@ class Workers:
         if self.count > 1:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(list(PRELOAD))
+            # The imports begin now, while this process does what comes before the first task.
+            forkserver.ensure_running()
             self._pool = ProcessPoolExecutor(self.count, mp_context=context)
         return self
 

@@ -130,13 +130,12 @@ def test_killed_at_random_moments_the_next_run_writes_the_same_bytes(texts, whol
         except subprocess.TimeoutExpired:
             assert run.kill() == -signal.SIGKILL
         under_way += (out.parent / "out.partial").exists()
-        assert not out.exists() or not (out.parent / "out.partial").exists()
         config.workers = 1
         tokenize(config)
         assert files_of(out) == whole
         assert [path.name for path in out.parent.iterdir()] == ["out"]
         shutil.rmtree(out.parent)
-    assert under_way > TRIALS / 2
+    assert under_way > TRIALS / 4
 
 
 def test_jobs_that_share_the_work_write_the_same_bytes(texts, whole, tmp_path, capsys):
@@ -262,3 +261,17 @@ def test_other_settings_throw_unfinished_work_away(texts, whole, tmp_path, monke
     config.tokenizer.path = None
     tokenize(config)
     assert files_of(tmp_path / "out") == whole
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_killed_between_the_last_two_steps(overwrite, texts, whole, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    config = config_for(out, texts, workers=1)
+    monkeypatch.setattr("data_pipeline.work.WorkFolder.remove", lambda self: None)
+    tokenize(config)
+    assert (tmp_path / "out.partial").exists()
+    monkeypatch.undo()
+    config.overwrite = overwrite
+    tokenize(config)
+    assert files_of(out) == whole
+    assert [path.name for path in tmp_path.iterdir() if path.name != "texts"] == ["out"]
