@@ -1,10 +1,11 @@
-"""How many planted copies and leaks are found, and what else is dropped.
+"""How many near copies and leaked test items are found, against an exact count of shared n-grams.
 
-Real documents (this Python's own docs and sources), copies of some of them with a share of the
-words replaced, and documents that hold questions of an evaluation set, all through
-`python -m data_pipeline tokenize`'s own search for copies and its decontamination.
+Real documents (the sources of this Python and of its packages, which hold copies of their own),
+copies of some of them with a share of the words replaced, and documents with questions of an
+evaluation set in them. What truly is a copy or a leak is decided by plain sets of all n-grams, not
+by the code that is measured.
 
-    python benchmarks/dedup_quality.py [--documents 2000]
+    python benchmarks/dedup_quality.py [--documents 3000]
 """
 
 from __future__ import annotations
@@ -17,23 +18,28 @@ import sys
 import sysconfig
 import tempfile
 from pathlib import Path
+from typing import Any
 
-EDITS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
-LEAKS = ("verbatim", "upper case", "punctuation changed", "first half", "one sentence")
+import numpy as np
+
+EDITS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
+LEAKS = ("verbatim", "upper case", "other punctuation", "first half", "one sentence of 14 words")
+BANDS = ((0.9, 1.01), (0.8, 0.9), (0.7, 0.8), (0.5, 0.7), (0.0, 0.5))
+WORD = re.compile(r"[a-z0-9]+")
 
 
 def main() -> None:
     """Measures both and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--documents", type=int, default=2000)
-    parser.add_argument("--copies", type=int, default=100, help="planted, of each kind")
+    parser.add_argument("--documents", type=int, default=3000)
+    parser.add_argument("--planted", type=int, default=200, help="of each kind")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/dedup_quality.json"))
     options = parser.parse_args()
     texts = real_texts(options.documents)
     figures = {
         "documents": len(texts),
-        "near_duplicates": near_duplicates(texts, options.copies),
-        "decontamination": leaks(texts, options.copies),
+        "near_duplicates": near_duplicates(texts, options.planted),
+        "decontamination": leaks(texts, options.planted),
     }
     print(json.dumps(figures, indent=1))
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -41,58 +47,102 @@ def main() -> None:
 
 
 def real_texts(count: int) -> list[str]:
-    """Functions, classes and sections of the standard library and installed packages, of 100 to
-    1000 words, no two of which are near copies of each other."""
+    """The first 1000 words of source files in plain ASCII, drawn at random."""
+    roots = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")]
+    paths = sorted({p for root in roots for p in root.rglob("*.py")})
+    random.Random(0).shuffle(paths)
+    texts: list[str] = []
+    for path in paths:
+        words = path.read_bytes().decode("ascii", "ignore").split()
+        if len(words) >= 150 and len(texts) < count:
+            texts.append(" ".join(words[:1000]))
+    return texts
+
+
+def grams(text: str, n: int, numbers_alike: bool = False) -> set[tuple[str, ...]]:
+    """All runs of n words, lower case, without punctuation."""
+    words = WORD.findall(text.lower())
+    if numbers_alike:
+        words = ["0" if word.isdigit() else word for word in words]
+    return set(zip(*(words[at:] for at in range(n)), strict=False))
+
+
+def near_duplicates(texts: list[str], planted: int) -> dict[str, object]:
+    """Recall by share of replaced words and by true similarity; precision: of what is dropped, how
+    alike the nearest other document is."""
+    draw = random.Random(1)
+    vocabulary = sorted({word for text in texts[:200] for word in text.split()})
+    documents = list(texts)
+    edits: list[float | None] = [None] * len(texts)
+    for share in EDITS:
+        for number in draw.sample(range(len(texts)), planted):
+            documents.append(edited(texts[number], share, vocabulary, draw))
+            edits.append(share)
+    gone = dropped(documents)
+    nearest, before = similarities(documents)
+    by_edit = {
+        f"{share:.0%} of words replaced": {
+            "true similarity, mean": float(np.mean(before[[e == share for e in edits]])),
+            "dropped": sum(n in gone for n, e in enumerate(edits) if e == share) / planted,
+        }
+        for share in EDITS
+    }
+    is_gone = np.array([number in gone for number in range(len(documents))])
+    by_band, said = {}, {}
+    for low, high in BANDS:
+        inside = (before >= low) & (before < high)
+        name = f"{low} and more" if high > 1 else f"{low} to {high}"
+        by_band[name] = {"documents": int(inside.sum()), "dropped": float(is_gone[inside].mean())}
+        said[name] = int((is_gone & (nearest >= low) & (nearest < high)).sum())
+    return {
+        "planted": by_edit,
+        "by similarity to the nearest earlier document": by_band,
+        "dropped": len(gone),
+        "dropped, by similarity to the nearest document": said,
+        "precision (nearest document shares half of the n-grams or more)": float(
+            (nearest[is_gone] >= 0.5).mean()
+        ),
+    }
+
+
+def dropped(texts: list[str]) -> set[int]:
+    """Numbers of the documents that our search for near copies drops."""
+    from data_pipeline.cleaning import minhash
     from data_pipeline.cleaning.config import DedupOptions
 
-    roots = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")]
-    texts = []
-    for path in sorted({p for root in roots for p in root.rglob("*.py")}):
-        if len(texts) >= 4 * count:
-            break
-        try:
-            text = path.read_text()
-        except (UnicodeDecodeError, OSError):
-            continue
-        words = text.split()
-        if len(words) >= 100:
-            texts.append(" ".join(words[:1000]))
-    random.Random(0).shuffle(texts)
-    gone = dropped(texts, DedupOptions(minhash=True))
-    return [text for number, text in enumerate(texts) if number not in gone][:count]
-
-
-def dropped(texts: list[str], options: object) -> set[int]:
-    """Numbers of the documents that the search for near copies drops."""
-    from data_pipeline.cleaning import minhash
-
+    options = DedupOptions(minhash=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        minhash.write_signatures(texts, 0, folder, options)  # type: ignore[arg-type]
-        for bucket in range(14):
-            minhash.match_bucket(bucket, 14, folder, options)  # type: ignore[arg-type]
-        found = minhash.resolve(folder, options)  # type: ignore[arg-type]
+        minhash.write_signatures(texts, 0, folder, options)
+        for bucket in range(options.buckets):
+            minhash.match_bucket(bucket, options.buckets, folder, options)
+        found = minhash.resolve(folder, options)
     return {int(number) for _, number in found}
 
 
-def near_duplicates(texts: list[str], copies: int) -> dict[str, object]:
-    """Recall for each share of replaced words; precision: of what is dropped the share that was
-    planted."""
-    from data_pipeline.cleaning.config import DedupOptions
+def similarities(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Exact Jaccard similarity of each document's 5-grams to those of the nearest other document,
+    and of the nearest earlier one."""
+    from scipy.sparse import csr_matrix
 
-    vocabulary = sorted({word for text in texts[:200] for word in text.split()})
-    draw = random.Random(1)
-    recall = {}
-    planted_dropped = dropped_in_all = 0
-    for share in EDITS:
-        chosen = draw.sample(range(len(texts)), copies)
-        planted = [edited(texts[number], share, vocabulary, draw) for number in chosen]
-        gone = dropped([*texts, *planted], DedupOptions(minhash=True))
-        found = sum(len(texts) + n in gone for n in range(copies))
-        recall[f"{share:.0%} of words replaced"] = found / copies
-        planted_dropped += found
-        dropped_in_all += len(gone)
-    return {"recall": recall, "precision": planted_dropped / max(1, dropped_in_all)}
+    numbers: dict[tuple[str, ...], int] = {}
+    rows = [
+        [numbers.setdefault(gram, len(numbers)) for gram in grams(text, 5, numbers_alike=True)]
+        for text in texts
+    ]
+    sizes = np.array(list(map(len, rows)))
+    columns = np.concatenate([np.array(row, np.int64) for row in rows])
+    ends = np.concatenate(([0], np.cumsum(sizes)))
+    table = csr_matrix((np.ones(len(columns), np.int32), columns, ends))
+    shared = (table @ table.T).tocoo()
+    other = shared.row != shared.col
+    row, column = shared.row[other], shared.col[other]
+    alike = shared.data[other] / (sizes[row] + sizes[column] - shared.data[other])
+    nearest, before = np.zeros(len(texts)), np.zeros(len(texts))
+    np.maximum.at(nearest, row, alike)
+    earlier = column < row
+    np.maximum.at(before, row[earlier], alike[earlier])
+    return nearest, before
 
 
 def edited(text: str, share: float, vocabulary: list[str], draw: random.Random) -> str:
@@ -103,15 +153,40 @@ def edited(text: str, share: float, vocabulary: list[str], draw: random.Random) 
     return " ".join(words)
 
 
-def leaks(texts: list[str], copies: int) -> dict[str, object]:
-    """An evaluation set of passages that are in no document; each is planted in a document in
-    every form."""
+def leaks(texts: list[str], planted: int) -> dict[str, object]:
+    """An evaluation set of passages of 40 words; the other documents as they are, and with an item
+    put into them in each form."""
+    draw = random.Random(2)
+    passages, documents = texts[:planted], texts[planted:]
+    items = [" ".join(text.split()[60:100]) for text in passages]
+    find = finder(items)
+    leaked_grams = set().union(*(grams(item, 13) for item in items))
+    truly = [bool(grams(text, 13) & leaked_grams) for text in documents]
+    found = [find(text) for text in documents]
+    clean = [text for text, is_leak in zip(documents, truly, strict=True) if not is_leak]
+    recall = {}
+    for form in LEAKS:
+        held = 0
+        for item in items:
+            words = draw.choice(clean).split()
+            place = draw.randrange(len(words))
+            held += find(" ".join([*words[:place], leaked(item, form), *words[place:]]))
+        recall[form] = held / len(items)
+    both = sum(a and b for a, b in zip(found, truly, strict=True))
+    return {
+        "recall, planted": recall,
+        "documents as they are": len(documents),
+        "that share 13 words with an item": sum(truly),
+        "of these dropped": both,
+        "others dropped": sum(found) - both,
+    }
+
+
+def finder(items: list[str]) -> Any:
+    """Whether our step drops a text."""
     from data_pipeline.cleaning.chain import Chain
     from data_pipeline.cleaning.config import CleaningConfig, DecontaminateOptions
 
-    draw = random.Random(2)
-    passages, documents = texts[:copies], texts[copies:]
-    items = [" ".join(text.split()[20:60]) for text in passages]
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "exam.jsonl"
         path.write_text("".join(json.dumps({"text": item}) + "\n" for item in items))
@@ -119,20 +194,7 @@ def leaks(texts: list[str], copies: int) -> dict[str, object]:
             steps=["decontaminate"], decontaminate=DecontaminateOptions(files=[str(path)])
         )
         chain = Chain(config, ["decontaminate"])
-    clean = [text for text in documents if not chain.run(text).dropped_by]
-    recall = {}
-    for form in LEAKS:
-        found = 0
-        for item in items:
-            words = draw.choice(clean).split()
-            place = draw.randrange(len(words))
-            text = " ".join([*words[:place], leaked(item, form), *words[place:]])
-            found += bool(chain.run(text).dropped_by)
-        recall[form] = found / len(items)
-    return {
-        "recall": recall,
-        "other documents dropped": f"{len(documents) - len(clean)} of {len(documents)}",
-    }
+    return lambda text: bool(chain.run(text).dropped_by)
 
 
 def leaked(item: str, form: str) -> str:
@@ -141,9 +203,9 @@ def leaked(item: str, form: str) -> str:
     return {
         "verbatim": item,
         "upper case": item.upper(),
-        "punctuation changed": re.sub(r"[^\w\s]+", " - ", item),
+        "other punctuation": re.sub(r"[^\w\s]+", " - ", item),
         "first half": " ".join(words[: len(words) // 2]),
-        "one sentence": " ".join(words[:14]),
+        "one sentence of 14 words": " ".join(words[:14]),
     }[form]
 
 
