@@ -118,6 +118,8 @@ class ParallelConfig:
 
     micro_batch_tokens: tokens of one forward pass on one rank; what is missing to
         recipe.global_batch_tokens is accumulated.
+    activation_checkpointing: what backward computes again to save memory: none, selective (all but
+        matrix products and attention), or full (whole blocks).
     compile: torch.compile of each block.
     attention: backend, `auto` or one of `model.attention`.
     """
@@ -127,8 +129,16 @@ class ParallelConfig:
     tp: int = 1
     micro_batch_tokens: int = 4096
     reshard_after_forward: bool = True
+    activation_checkpointing: str = "none"
     compile: bool = False
     attention: str = "auto"
+
+    def __post_init__(self) -> None:
+        one_of(
+            "parallel.activation_checkpointing",
+            self.activation_checkpointing,
+            ("none", "selective", "full"),
+        )
 
 
 @dataclass
@@ -155,11 +165,30 @@ class CheckpointConfig:
 
 
 @dataclass
+class ProfileConfig:
+    """Files in `profile/` of the run folder.
+
+    steps: to trace, counted from 1; neighbours share a file. ranks: that write one each.
+    memory: a snapshot of CUDA's memory too.
+    """
+
+    steps: list[int] = field(default_factory=list)
+    ranks: list[int] = field(default_factory=lambda: [0])
+    memory: bool = False
+
+    def __post_init__(self) -> None:
+        if any(step < 1 for step in self.steps):
+            raise InputError(f"profile.steps={self.steps}, expected steps from 1 on.")
+
+
+@dataclass
 class PretrainConfig:
     """One run. `run_dir` holds all of it; the same command run again continues it.
 
     init_from: a Hugging Face folder to start from, null for fresh weights.
-    precision: bf16 (float32 master weights and reductions) or fp32.
+    precision: fp32, or bf16 with float32 master weights and reductions, or that with the matrix
+        products of the blocks in fp8 (fp8: one scale a matrix, fp8_rowwise: one a row).
+    gc_every_steps: Python's garbage is collected on all ranks after these; 0 leaves it to Python.
     stop_after: ends the run after this many steps of the plan (the schedule is the plan's), as if
         interrupted there; null for all of them.
     """
@@ -171,6 +200,7 @@ class PretrainConfig:
     precision: str = "bf16"
     init_from: str | None = None
     stop_after: int | None = None
+    gc_every_steps: int = 1000
     model: ModelConfig = MISSING
     data: DataConfig = field(default_factory=DataConfig)
     recipe: RecipeConfig = MISSING
@@ -178,8 +208,9 @@ class PretrainConfig:
     parallel: ParallelConfig = MISSING
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     logger: LoggerConfig = MISSING
 
     def __post_init__(self) -> None:
         one_of("device", self.device, ("auto", "cpu", "cuda"))
-        one_of("precision", self.precision, ("bf16", "fp32"))
+        one_of("precision", self.precision, ("fp32", "bf16", "fp8", "fp8_rowwise"))

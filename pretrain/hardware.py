@@ -17,6 +17,11 @@ PEAK_BF16 = {"H100": 989.4e12, "H200": 989.4e12, "B200": 2250e12, "A100": 312e12
 PACKAGES = ("torch", "megatron-core", "datasets", "tokenizers", "hydra-core", "wandb", "numpy")
 
 
+def compute_dtype(precision: str) -> torch.dtype:
+    """The type of activations and gathered weights; fp8 is only inside of matrix products."""
+    return torch.float32 if precision == "fp32" else torch.bfloat16
+
+
 def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     """FLOP/s of one device and where the number is from: its data sheet, or measured here.
 

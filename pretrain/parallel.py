@@ -1,5 +1,6 @@
 """Everything that makes a decoder run on many devices, applied from outside in one order:
-tensor parallel, compile, data parallel. The network itself knows nothing of it.
+tensor parallel, fp8, activation checkpointing, compile, data parallel. The network itself knows
+nothing of it.
 """
 
 from __future__ import annotations
@@ -12,8 +13,12 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from model.network import Decoder
+from pretrain.activation_checkpointing import apply_activation_checkpointing
+from pretrain.compile import compile_blocks
 from pretrain.config import ParallelConfig
 from pretrain.distributed import Layout
+from pretrain.fp8 import apply_fp8
+from pretrain.hardware import compute_dtype
 from pretrain.tensor_parallel import apply_tensor_parallel
 
 
@@ -21,13 +26,15 @@ def parallelize(model: Decoder, layout: Layout, config: ParallelConfig, precisio
     """Splits a decoder on the meta device in place over a layout.
 
     Weights and their optimizer states stay float32; with precision=bf16 they are gathered and
-    computed with in bfloat16, and gradients are reduced in float32.
+    computed with in bfloat16, and gradients are reduced in float32. fp8 is that, with the matrix
+    products of the blocks in fp8.
     """
     if layout.tp.size() > 1:
         apply_tensor_parallel(model, layout.tp)
+    apply_fp8(model, precision, torch.device(layout.mesh.device_type))
+    apply_activation_checkpointing(model, config.activation_checkpointing)
     if config.compile:
-        for block in model.layers:
-            block.compile(fullgraph=True, dynamic=False)
+        compile_blocks(model)
     apply_data_parallel(model, layout, config, precision)
 
 
@@ -36,7 +43,7 @@ def apply_data_parallel(
 ) -> None:
     """FSDP2 block by block; replicated over `dp_replicate` where that is more than one (HSDP)."""
     policy = MixedPrecisionPolicy()
-    if precision == "bf16":
+    if compute_dtype(precision) == torch.bfloat16:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for block in model.layers:
         fully_shard(

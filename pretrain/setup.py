@@ -24,7 +24,9 @@ from model.network import Decoder, build_meta
 from pretrain import checkpoint
 from pretrain.config import PretrainConfig
 from pretrain.distributed import Layout, Processes, check_layout, make_layout
-from pretrain.hardware import environment
+from pretrain.fp8 import check_fp8, fp8_linears
+from pretrain.hardware import compute_dtype, environment
+from pretrain.hooks.profile import check_profile
 from pretrain.loader import Loader, check_batches
 from pretrain.optimizer import build_optimizer
 from pretrain.parallel import fill, parallelize
@@ -61,6 +63,10 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
     sizes = check_layout(config.parallel, config.model, processes.world_size)
     dp_size, tp = sizes[0] * sizes[1], sizes[2]
     check_batches(plan, config.parallel.micro_batch_tokens, dp_size, tp, config.model.max_seq_len)
+    check_fp8(
+        config.precision, config.model, tp, config.parallel.micro_batch_tokens, processes.device
+    )
+    check_profile(config.profile, processes)
     check_held_out(manifest, plan)
     check_packing(manifest, plan)
     order = SampleOrder(
@@ -80,8 +86,9 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
     if found is not None:
         check_resume(found[0], found[1], config, manifest, plan, order)
 
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    attention = choose_backend(config.parallel.attention, processes.device, dtype)
+    attention = choose_backend(
+        config.parallel.attention, processes.device, compute_dtype(config.precision)
+    )
     layout = make_layout(sizes, processes.device)
     model = build_meta(config.model, attention)
     parallelize(model, layout, config.parallel, config.precision)
@@ -96,7 +103,7 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
         checkpoint.load(found[0], model, optimizer)
         step = found[1]["step"]
     if processes.is_main:
-        write_run_folder(config, processes, manifest, order)
+        write_run_folder(config, processes, manifest, order, fp8_linears(model))
     loader = Loader(
         reader,
         plan,
@@ -218,9 +225,13 @@ def check_resume(
 
 
 def write_run_folder(
-    config: PretrainConfig, processes: Processes, manifest: Manifest, order: SampleOrder
+    config: PretrainConfig,
+    processes: Processes,
+    manifest: Manifest,
+    order: SampleOrder,
+    fp8: list[str],
 ) -> None:
-    """Writes `config.yaml`, `env.json` and `order.json`."""
+    """Writes `config.yaml`, `env.json` and `order.json`. fp8: linears that compute in it."""
     folder = Path(config.run_dir)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.structured(config), folder / "config.yaml")
@@ -229,6 +240,7 @@ def write_run_folder(
         "data_fingerprint": manifest.fingerprint,
         "tokenizer_fingerprint": manifest.tokenizer["sha256"],
         "order_fingerprint": order.fingerprint,
+        "fp8_linears": fp8,
     }
     (folder / "env.json").write_text(json.dumps(about, indent=1))
     (folder / "order.json").write_text(order.to_json())

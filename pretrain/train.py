@@ -8,9 +8,13 @@ import torch.distributed as dist
 
 from pretrain.config import PretrainConfig
 from pretrain.distributed import Processes, start
+from pretrain.flight_recorder import turn_on_flight_recorder
 from pretrain.hooks import Hook
 from pretrain.hooks.checkpoints import Checkpoints
+from pretrain.hooks.garbage import Garbage
+from pretrain.hooks.profile import Profile
 from pretrain.hooks.progress import ProgressLine
+from pretrain.hooks.recompiles import Recompiles
 from pretrain.hooks.run_files import RunFiles
 from pretrain.hooks.validation import Validation
 from pretrain.hooks.wandb_logger import WandbLogger
@@ -20,6 +24,7 @@ from pretrain.trainer import Trainer
 
 def train(config: PretrainConfig) -> None:
     """Trains from the newest checkpoint of the run folder, or from step 0, to the plan's end."""
+    turn_on_flight_recorder(config.run_dir)
     processes = start(config.device)
     try:
         run = prepare(config, processes)
@@ -37,13 +42,14 @@ def train(config: PretrainConfig) -> None:
 def make_hooks(config: PretrainConfig, processes: Processes) -> list[Hook]:
     """The hooks of this rank, in the order in which they are called: records are written before
     the checkpoint that covers them."""
-    hooks: list[Hook] = []
+    run_dir = Path(config.run_dir)
+    hooks: list[Hook] = [Profile(run_dir, config.profile, processes.rank), Recompiles()]
     if processes.is_main:
-        run_dir = Path(config.run_dir)
         hooks.append(RunFiles(run_dir))
         if config.logger.wandb != "disabled":
             hooks.append(WandbLogger(run_dir, config.logger))
         if config.logger.progress:
             hooks.append(ProgressLine())
     hooks += [Validation(config.validation), Checkpoints(config.checkpoint)]
+    hooks.append(Garbage(config.gc_every_steps))
     return hooks

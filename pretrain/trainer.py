@@ -14,7 +14,7 @@ from torch import Tensor
 from model.flops import FLOP_CONVENTION, matmul_parameters, parameters
 from pretrain.config import PretrainConfig
 from pretrain.distributed import Processes, all_reduce_sum
-from pretrain.hardware import peak_flops
+from pretrain.hardware import compute_dtype, peak_flops
 from pretrain.hooks import Hook
 from pretrain.loader import MASK64, StepData
 from pretrain.optimizer import scale_and_clip
@@ -50,7 +50,7 @@ class Trainer:
         self.step = run.step
         self.documents = run.documents
         self._pending: Pending | None = None
-        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        dtype = compute_dtype(config.precision)
         peak, self.peak_source = peak_flops(processes.device, dtype)
         peaks = all_reduce_sum(torch.tensor(peak, device=processes.device), self.layout.dp)
         self.peak = float(peaks) * self.layout.tp.size()
@@ -75,6 +75,8 @@ class Trainer:
                         "seq_len": stage.seq_len,
                     }
                 )
+            for hook in self.hooks:
+                hook.before_step(self)
             previous, self._pending = self._pending, self._train_step()
             self.step += 1
             if previous is not None:

@@ -6,6 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from conf.entry import CONF_DIR
+from pretrain.config import PretrainConfig
+
 SETTINGS = {
     "device": "cpu",
     "precision": "fp32",
@@ -39,6 +46,16 @@ def arguments(corpus: Path | str, run_dir: Path, **changes: Any) -> list[str]:
     settings = SETTINGS | {"data.folder": corpus, "run_dir": run_dir, "name": run_dir.name}
     settings |= {key.replace("__", "."): value for key, value in changes.items()}
     return ["pretrain", *(f"{key}={'null' if v is None else v}" for key, v in settings.items())]
+
+
+def settings(corpus: Path | str, run_dir: Path, **changes: Any) -> PretrainConfig:
+    """The config that the same command line composes, for a run in this process."""
+    ConfigStore.instance().store(name="pretrain_schema", node=PretrainConfig)
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        composed = compose("pretrain", arguments(corpus, run_dir, **changes)[1:])
+    made = OmegaConf.to_object(composed)
+    assert isinstance(made, PretrainConfig)
+    return made
 
 
 def records(run_dir: Path, kind: str = "train") -> list[dict[str, Any]]:

@@ -19,6 +19,9 @@ class Hook:
     def on_start(self, trainer: Trainer) -> None:
         """Before the first step of this process, with the state in place."""
 
+    def before_step(self, trainer: Trainer) -> None:
+        """Right before each step."""
+
     def after_step(self, trainer: Trainer) -> None:
         """After each step; `trainer.step` counts the steps done."""
 

@@ -38,6 +38,26 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         "the recipe reads source 'code'",
     ),
     "unknown attention": ({"parallel__attention": "flsh"}, "attention=flsh is not known"),
+    "fp8 of odd sizes": (
+        {"precision": "fp8", "model__intermediate_size": 100},
+        "model.intermediate_size=100 is not a multiple of 16",
+    ),
+    "unknown checkpointing": (
+        {"parallel__activation_checkpointing": "ful"},
+        "parallel.activation_checkpointing=ful is not a choice (did you mean 'full'?)",
+    ),
+    "memory snapshot of a CPU": (
+        {"profile__memory": "true"},
+        "profile.memory=true, but the run is on cpu",
+    ),
+    "profile of no rank": (
+        {"profile__ranks": "[1]"},
+        "profile.ranks names rank 1, expected 0 to 0",
+    ),
+    "profile before the first step": (
+        {"profile__steps": "[0]"},
+        "profile.steps=[0], expected steps from 1 on",
+    ),
     "no model to start from": ({"init_from": "nowhere"}, "nowhere/config.json does not exist"),
 }
 

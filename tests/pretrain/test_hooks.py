@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import gc
+import gzip
 import json
 import os
 import shutil
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from data_pipeline.batches import IGNORED, held_out_batches
+from pretrain.config import ProfileConfig
+from pretrain.distributed import Processes
+from pretrain.flight_recorder import turn_on_flight_recorder
+from pretrain.hooks.garbage import Garbage
+from pretrain.hooks.profile import Profile
 from pretrain.hooks.progress import duration
+from pretrain.hooks.recompiles import Recompiles
 from pretrain.hooks.run_files import keep_steps
 from pretrain.hooks.validation import deal
 from pretrain.loader import keys_seen
@@ -68,11 +78,123 @@ def test_wandb_keeps_one_run_over_a_restart(command, corpus, tmp_path):
 
 
 @pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="no C++ compiler")
-def test_compiled_blocks_give_the_same_losses(command, corpus, tmp_path):
+def test_compiled_blocks_give_the_same_losses_and_compile_once_a_stage(command, corpus, tmp_path):
     losses = {}
+    changes: dict[str, Any] = {
+        "recipe__stages__short__tokens": 8192,
+        "recipe__stages__long__tokens": 8192,
+    }
+    changes |= {"validation__every_steps": 3}
     for compiled in ("false", "true"):
         run_dir = tmp_path / compiled
-        done = command(*arguments(corpus.folder, run_dir, parallel__compile=compiled, stop_after=3))
+        changes["parallel__compile"] = compiled
+        done = command(*arguments(corpus.folder, run_dir, **changes))
         assert done.returncode == 0, done.stderr
         losses[compiled] = [record["loss"] for record in records(run_dir)]
+        events = [record["event"] for record in records(run_dir, "event")]
+        assert events.count("stage") == 2
+        assert "recompile" not in events
+    assert len(losses["true"]) == 8
     assert losses["true"] == pytest.approx(losses["false"], rel=1e-4)
+
+
+class Steps:
+    """What hooks see of a trainer with stages of 6 and 4 steps."""
+
+    def __init__(self, run_dir):
+        self.step, self.published = 0, []
+        self.processes = Processes(torch.device("cpu"), 0, 1)
+        self.run_dir = run_dir
+
+    @property
+    def plan(self):
+        return self
+
+    def at(self, step):
+        return SimpleNamespace(first_step=0 if step < 6 else 6)
+
+    def publish(self, record):
+        self.published.append((self.step, record["event"], record["graphs"]))
+
+    def run(self, hooks, work, steps=10):
+        for hook in hooks:
+            hook.on_start(self)
+        for step in range(1, steps + 1):
+            for hook in hooks:
+                hook.before_step(self)
+            work(step)
+            self.step = step
+            for hook in hooks:
+                hook.after_step(self)
+        for hook in hooks:
+            hook.on_end(self)
+
+
+def test_what_is_compiled_late_in_a_stage_is_told(tmp_path):
+    torch._dynamo.reset()
+    doubled = torch.compile(lambda x: x * 2, backend="eager", dynamic=False)
+    sizes = {1: 1, 2: 2, 4: 3, 7: 4, 8: 5, 10: 6}
+    steps = Steps(tmp_path)
+    steps.run([Recompiles()], lambda step: doubled(torch.ones(sizes.get(step, 1))))
+    assert steps.published == [(4, "recompile", 1), (10, "recompile", 1)]
+    torch._dynamo.reset()
+
+
+def test_chosen_steps_are_traced(tmp_path):
+    config = ProfileConfig(steps=[2, 3, 6], ranks=[0])
+    hooks = [Profile(tmp_path, config, 0), Profile(tmp_path / "other", config, 1)]
+    Steps(tmp_path).run(hooks, lambda step: torch.ones(step, step) @ torch.ones(step, step))
+    assert not (tmp_path / "other").exists()
+    names = sorted(path.name for path in (tmp_path / "profile").iterdir())
+    assert names == ["trace_steps_2-3_rank_0.json.gz", "trace_steps_6-6_rank_0.json.gz"]
+    for name, steps in zip(names, ([2, 3], [6]), strict=True):
+        with gzip.open(tmp_path / "profile" / name) as file:
+            events = json.load(file)["traceEvents"]
+        labels = {e["name"] for e in events if str(e["name"]).startswith("train step")}
+        assert labels == {f"train step {step}" for step in steps}
+        products = [e["args"]["Input Dims"][0] for e in events if e["name"] == "aten::mm"]
+        assert products == [[step, step] for step in steps]
+
+
+def test_a_trace_of_a_run(command, corpus, tmp_path):
+    run_dir = tmp_path / "run"
+    changes = {"profile__steps": "[2]", "stop_after": 3, "validation__every_steps": 0}
+    done = command(*arguments(corpus.folder, run_dir, **changes))
+    assert done.returncode == 0, done.stderr
+    with gzip.open(run_dir / "profile" / "trace_steps_2-2_rank_0.json.gz") as file:
+        names = {event["name"] for event in json.load(file)["traceEvents"]}
+    assert {"train step 2", "aten::mm", "aten::_fused_adamw_"} <= names
+    assert "aten::scaled_dot_product_attention" in names
+
+
+def test_garbage_waits_for_its_step(tmp_path):
+    collected = []
+
+    class Cycle:
+        def __init__(self, step):
+            self.me, self.step = self, step
+
+        def __del__(self):
+            collected.append(self.step)
+
+    def work(step):
+        collected.append(f"step {step}")
+        Cycle(step)
+
+    assert gc.isenabled()
+    Steps(tmp_path).run([Garbage(3)], work, steps=7)
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+    expected = ["step 1", "step 2", "step 3", 1, 2, 3, "step 4", "step 5", "step 6", 4, 5, 6]
+    assert collected[:13] == [*expected, "step 7"]
+
+
+def test_the_flight_recorder_is_on_and_the_users_settings_stay(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("TORCH_FR_", "TORCH_NCCL_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("TORCH_FR_BUFFER_SIZE", "7")
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    turn_on_flight_recorder(str(tmp_path))
+    assert os.environ["TORCH_FR_BUFFER_SIZE"] == "7"
+    assert os.environ["TORCH_FR_DUMP_TEMP_FILE"] == f"{tmp_path}/logs/flight_recorder_"
+    assert os.environ["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1"

@@ -1,0 +1,89 @@
+"""Traces and memory snapshots of chosen steps, in `profile/` of the run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from conf.errors import InputError
+from pretrain.config import ProfileConfig
+from pretrain.distributed import Processes
+from pretrain.hooks import Hook
+
+if TYPE_CHECKING:
+    from pretrain.trainer import Trainer
+
+
+def check_profile(config: ProfileConfig, processes: Processes) -> None:
+    """Raises InputError where something is asked for that this run cannot write."""
+    if config.memory and processes.device.type != "cuda":
+        raise InputError(
+            f"profile.memory=true, but the run is on {processes.device.type}: snapshots of memory "
+            "exist on CUDA only, drop profile.memory."
+        )
+    for rank in config.ranks:
+        if not 0 <= rank < processes.world_size:
+            raise InputError(
+                f"profile.ranks names rank {rank}, expected 0 to {processes.world_size - 1}."
+            )
+
+
+class Profile(Hook):
+    """A Chrome trace, and with `memory` on CUDA a snapshot for pytorch.org/memory_viz, of each run
+    of neighbouring steps in `config.steps`.
+
+    Steps count from 1, as in metrics.jsonl. Steps that are profiled are slower; the others are
+    not touched.
+    """
+
+    def __init__(self, run_dir: Path, config: ProfileConfig, rank: int) -> None:
+        self.folder = run_dir / "profile"
+        self.steps = set(config.steps) if rank in config.ranks else set()
+        self.memory = config.memory
+        self.rank = rank
+        self.profiler: profile | None = None
+
+    def before_step(self, trainer: Trainer) -> None:
+        """Starts at the first step of a run of them; names each in the trace."""
+        step = trainer.step + 1
+        if step not in self.steps:
+            return
+        if self.profiler is None:
+            self.first = step
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if self.memory:
+                torch.cuda.memory._record_memory_history()
+            activities = [ProfilerActivity.CPU]
+            if trainer.processes.device.type == "cuda":
+                activities.append(ProfilerActivity.CUDA)
+            self.profiler = profile(activities=activities, record_shapes=True)
+            self.profiler.start()
+        self.label = record_function(f"train step {step}")
+        self.label.__enter__()
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Ends at the last step of a run of them, and writes the files."""
+        step = trainer.step
+        if self.profiler is None or step not in self.steps:
+            return
+        self.label.__exit__(None, None, None)
+        if step + 1 not in self.steps:
+            self._write(step)
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Writes what was under way where the run stops early."""
+        if self.profiler is not None:
+            self._write(trainer.step)
+
+    def _write(self, last: int) -> None:
+        assert self.profiler is not None
+        name = f"steps_{self.first}-{last}_rank_{self.rank}"
+        self.profiler.stop()
+        self.profiler.export_chrome_trace(str(self.folder / f"trace_{name}.json.gz"))
+        self.profiler = None
+        if self.memory:
+            torch.cuda.memory._dump_snapshot(str(self.folder / f"memory_{name}.pickle"))
+            torch.cuda.memory._record_memory_history(enabled=None)

@@ -1,0 +1,34 @@
+"""Says when torch.compile compiles in the middle of a stage; all ranks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pretrain.compile import compiled_graphs
+from pretrain.hooks import Hook
+
+if TYPE_CHECKING:
+    from pretrain.trainer import Trainer
+
+FREE_STEPS = 2
+"""Steps of a stage, and of a process, in which compiling is expected."""
+
+
+class Recompiles(Hook):
+    """Publishes an event for each step after the second of a stage that compiled something: it
+    took seconds to minutes, and what changed its shape or value will most likely do it again."""
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Counts steps from here: a process that resumes compiles too."""
+        self.first_step = trainer.step
+
+    def before_step(self, trainer: Trainer) -> None:
+        """Forgets what was compiled between the steps, by validation."""
+        self.graphs = compiled_graphs()
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Compares."""
+        made = compiled_graphs() - self.graphs
+        stage = trainer.plan.at(trainer.step - 1)
+        if made and trainer.step > max(stage.first_step, self.first_step) + FREE_STEPS:
+            trainer.publish({"kind": "event", "event": "recompile", "graphs": made})
