@@ -144,25 +144,31 @@ BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Visible], Tensor]] = {
 }
 
 
-def choose_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The backend for `auto`, else `name` once it is known to exist here.
+def usable_backends(device: torch.device, dtype: torch.dtype) -> list[str]:
+    """The backends that exist here for this type of numbers.
 
-    The varlen kernels are CUDA's and take 16-bit numbers only; `sdpa` runs everywhere.
+    The others than `sdpa` are CUDA's; its varlen kernels take 16-bit numbers only.
     """
-    half_on_cuda = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
-    has_flash = half_on_cuda and importlib.util.find_spec("flash_attn") is not None
-    has_varlen = half_on_cuda and _torch_varlen_has_window()
-    usable = {"sdpa": True, "varlen": has_varlen, "flash": has_flash}
-    if name == "auto":
-        return "flash" if has_flash else "varlen" if has_varlen else "sdpa"
-    if name not in usable:
-        raise InputError(f"attention={name} is not known{did_you_mean(name, ['auto', *usable])}.")
-    if not usable[name]:
+    if device.type != "cuda":
+        return ["sdpa"]
+    found = ["sdpa"]
+    if dtype in (torch.bfloat16, torch.float16):
+        if _torch_varlen_has_window():
+            found.append("varlen")
+        if importlib.util.find_spec("flash_attn") is not None:
+            found.append("flash")
+    return found
+
+
+def check_backend(name: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Raises InputError where a backend is unknown or cannot run here."""
+    if name not in BACKENDS:
+        raise InputError(f"attention={name} is not known{did_you_mean(name, ['auto', *BACKENDS])}.")
+    if name not in usable_backends(device, dtype):
         raise InputError(
             f"attention={name} cannot run on {device.type} in {str(dtype).removeprefix('torch.')} "
             "with the packages here: use attention=auto."
         )
-    return name
 
 
 def _torch_varlen_has_window() -> bool:

@@ -16,16 +16,16 @@ from conf.errors import InputError
 from data_pipeline.batches import BatchReader
 from data_pipeline.manifest import Manifest, load_manifest
 from data_pipeline.order import SampleOrder
-from model.attention import choose_backend
 from model.config import ModelConfig
 from model.hf import HFWeights, read_config
 from model.init import initial_value
 from model.network import Decoder, build_meta
 from pretrain import checkpoint
+from pretrain.attention_choice import Timing, choose_attention
 from pretrain.config import PretrainConfig
 from pretrain.distributed import Layout, Processes, check_layout, make_layout
 from pretrain.fp8 import check_fp8, fp8_linears
-from pretrain.hardware import compute_dtype, environment
+from pretrain.hardware import environment
 from pretrain.hooks.profile import check_profile
 from pretrain.loader import Loader, check_batches
 from pretrain.optimizer import build_optimizer
@@ -38,7 +38,8 @@ CHECKED_TOKENS = 2**20
 
 @dataclass
 class Run:
-    """What `Trainer` runs. documents: of each source that were trained on to their end."""
+    """What `Trainer` runs. documents: of each source that were trained on to their end.
+    attention: the backend for each sequence length."""
 
     manifest: Manifest
     plan: StagePlan
@@ -50,6 +51,7 @@ class Run:
     checkpoints: Path
     step: int
     documents: dict[str, int]
+    attention: dict[int, Timing]
 
 
 def prepare(config: PretrainConfig, processes: Processes) -> Run:
@@ -86,11 +88,9 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
     if found is not None:
         check_resume(found[0], found[1], config, manifest, plan, order)
 
-    attention = choose_backend(
-        config.parallel.attention, processes.device, compute_dtype(config.precision)
-    )
     layout = make_layout(sizes, processes.device)
-    model = build_meta(config.model, attention)
+    attention = choose_attention(config, plan, reader, layout, processes)
+    model = build_meta(config.model, attention[plan.stages[0].seq_len].backend)
     parallelize(model, layout, config.parallel, config.precision)
     if found is None:
         fill(model, processes.device, initial.value)
@@ -103,7 +103,9 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
         checkpoint.load(found[0], model, optimizer)
         step = found[1]["step"]
     if processes.is_main:
-        write_run_folder(config, processes, manifest, order, fp8_linears(model))
+        chosen: dict[str, Any] = {"fp8_linears": fp8_linears(model)}
+        chosen["attention"] = {length: asdict(timing) for length, timing in attention.items()}
+        write_run_folder(config, processes, manifest, order, chosen)
     loader = Loader(
         reader,
         plan,
@@ -117,7 +119,17 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
     past = found[1]["position"]["sources"] if found is not None else {}
     documents = {source: past.get(source, {}).get("documents", 0) for source in order.sources}
     return Run(
-        manifest, plan, order, layout, model, optimizer, loader, checkpoints, step, documents
+        manifest,
+        plan,
+        order,
+        layout,
+        model,
+        optimizer,
+        loader,
+        checkpoints,
+        step,
+        documents,
+        attention,
     )
 
 
@@ -229,19 +241,22 @@ def write_run_folder(
     processes: Processes,
     manifest: Manifest,
     order: SampleOrder,
-    fp8: list[str],
+    chosen: dict[str, Any],
 ) -> None:
-    """Writes `config.yaml`, `env.json` and `order.json`. fp8: linears that compute in it."""
+    """Writes `config.yaml`, `env.json` and `order.json`. chosen: what the setup found out."""
     folder = Path(config.run_dir)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.structured(config), folder / "config.yaml")
-    about = environment(processes.device, processes.world_size) | {
-        "data": str(config.data.folder),
-        "data_fingerprint": manifest.fingerprint,
-        "tokenizer_fingerprint": manifest.tokenizer["sha256"],
-        "order_fingerprint": order.fingerprint,
-        "fp8_linears": fp8,
-    }
+    about = (
+        environment(processes.device, processes.world_size)
+        | chosen
+        | {
+            "data": str(config.data.folder),
+            "data_fingerprint": manifest.fingerprint,
+            "tokenizer_fingerprint": manifest.tokenizer["sha256"],
+            "order_fingerprint": order.fingerprint,
+        }
+    )
     (folder / "env.json").write_text(json.dumps(about, indent=1))
     (folder / "order.json").write_text(order.to_json())
 

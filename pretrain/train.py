@@ -6,10 +6,12 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from pretrain.attention_choice import Timing
 from pretrain.config import PretrainConfig
 from pretrain.distributed import Processes, start
 from pretrain.flight_recorder import turn_on_flight_recorder
 from pretrain.hooks import Hook
+from pretrain.hooks.attention import AttentionByStage
 from pretrain.hooks.checkpoints import Checkpoints
 from pretrain.hooks.garbage import Garbage
 from pretrain.hooks.profile import Profile
@@ -33,13 +35,15 @@ def train(config: PretrainConfig) -> None:
                 print(f"{config.run_dir} is finished: all {run.step} steps are done.")
             return
         trainer = Trainer(config, processes, run)
-        trainer.hooks = make_hooks(config, processes)
+        trainer.hooks = make_hooks(config, processes, run.attention)
         trainer.train()
     finally:
         dist.destroy_process_group()
 
 
-def make_hooks(config: PretrainConfig, processes: Processes) -> list[Hook]:
+def make_hooks(
+    config: PretrainConfig, processes: Processes, attention: dict[int, Timing]
+) -> list[Hook]:
     """The hooks of this rank, in the order in which they are called: records are written before
     the checkpoint that covers them."""
     run_dir = Path(config.run_dir)
@@ -50,6 +54,7 @@ def make_hooks(config: PretrainConfig, processes: Processes) -> list[Hook]:
             hooks.append(WandbLogger(run_dir, config.logger))
         if config.logger.progress:
             hooks.append(ProgressLine())
+    hooks.append(AttentionByStage(attention))
     hooks += [Validation(config.validation), Checkpoints(config.checkpoint)]
     hooks.append(Garbage(config.gc_every_steps))
     return hooks

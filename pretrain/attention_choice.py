@@ -1,0 +1,135 @@
+"""Which attention backend each stage runs on: the fastest one here, timed once at the start.
+
+What is fastest depends on the GPU, the packages, the head's size, the window and the documents of
+the data, so `parallel.attention=auto` times every backend that exists here on the first batch of
+each sequence length. Rank 0 times and decides: one that chose otherwise would round otherwise.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from data_pipeline.batches import BatchReader
+from model.attention import attend, check_backend, usable_backends, visible_keys
+from model.config import ModelConfig
+from pretrain.config import PretrainConfig
+from pretrain.distributed import Layout, Processes
+from pretrain.hardware import compute_dtype
+from pretrain.stages import StagePlan
+
+ITERATIONS = 5
+
+
+@dataclass
+class Timing:
+    """Of one sequence length. seconds: of a forward and backward pass of one layer on one
+    micro-batch by backend, for those that ran; failed: why others did not."""
+
+    backend: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def choose_attention(
+    config: PretrainConfig,
+    plan: StagePlan,
+    reader: BatchReader,
+    layout: Layout,
+    processes: Processes,
+) -> dict[int, Timing]:
+    """The backend for each sequence length of the plan, the same on all ranks.
+
+    Raises InputError where the config names one that is unknown or cannot run here. Under context
+    parallelism whole sequences are timed.
+    """
+    name, dtype = config.parallel.attention, compute_dtype(config.precision)
+    if name != "auto":
+        check_backend(name, processes.device, dtype)
+        return {stage.seq_len: Timing(name) for stage in plan.stages}
+    candidates = usable_backends(processes.device, dtype)
+    answer: list[Any] = [None]
+    if processes.is_main:
+        answer = [{}]
+        for stage in {stage.seq_len: stage for stage in plan.stages}.values():
+            batch = config.parallel.micro_batch_tokens // stage.seq_len
+            first = next(iter(reader.read_all(stage.index, np.arange(batch), batch)))
+            work = partial(
+                forward_backward,
+                model=config.model,
+                shape=(batch, stage.seq_len),
+                tp=layout.tp.size(),
+                cu_seqlens=first.cu_seqlens.to(processes.device),
+                dtype=dtype,
+            )
+            answer[0][stage.seq_len] = fastest(candidates, work)
+    dist.broadcast_object_list(answer, src=0)
+    return answer[0]
+
+
+def fastest(candidates: Sequence[str], work: Callable[[str], Callable[[], None]]) -> Timing:
+    """Times the candidates and names the fastest; nothing is timed where there is one only.
+
+    work: a candidate's name -> a function that does its work once. One that fails (a shape that
+    its kernels do not take, memory) is passed over; RuntimeError where all fail.
+    """
+    if len(candidates) == 1:
+        return Timing(candidates[0])
+    timing = Timing("")
+    for name in candidates:
+        try:
+            timing.seconds[name] = seconds_of(work(name))
+        except Exception as why:  # kernels refuse in ways of their own; the reason is kept
+            timing.failed[name] = str(why).split("\n")[0][:200]
+    if not timing.seconds:
+        raise RuntimeError(f"no attention backend ran here: {timing.failed}")
+    timing.backend = min(timing.seconds, key=lambda name: timing.seconds[name])
+    return timing
+
+
+def seconds_of(work: Callable[[], None]) -> float:
+    """The quickest of a few times, after one that compiles and fills caches."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    work()
+    best = float("inf")
+    for _ in range(ITERATIONS):
+        wait()
+        started = time.perf_counter()
+        work()
+        wait()
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def forward_backward(
+    name: str,
+    model: ModelConfig,
+    shape: tuple[int, int],
+    tp: int,
+    cu_seqlens: Tensor,
+    dtype: torch.dtype,
+) -> Callable[[], None]:
+    """One layer's attention and its gradients on a backend, over the heads of one of `tp` ranks.
+
+    shape: (batch, seq). cu_seqlens: (documents + 1,) int32 starts of documents, on the device.
+    """
+    assert model.head_dim is not None
+    heads = [model.num_heads // tp, model.num_kv_heads // tp, model.num_kv_heads // tp]
+    shapes = [(*shape, number, model.head_dim) for number in heads]
+    inputs = [torch.randn(size, device=cu_seqlens.device, dtype=dtype) for size in shapes]
+    q, k, v = (tensor.requires_grad_() for tensor in inputs)
+    visible = visible_keys(name, *shape, model.sliding_window, cu_seqlens, cu_seqlens.device)
+
+    def work() -> None:
+        out = attend(q, k, v, visible)
+        torch.autograd.grad(out, (q, k, v), torch.ones_like(out))
+
+    return work

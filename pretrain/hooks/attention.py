@@ -1,0 +1,30 @@
+"""Takes the attention backend that was chosen for each stage; all ranks."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from pretrain.attention_choice import Timing
+from pretrain.hooks import Hook
+
+if TYPE_CHECKING:
+    from pretrain.trainer import Trainer
+
+
+class AttentionByStage(Hook):
+    """choice: by sequence length."""
+
+    def __init__(self, choice: dict[int, Timing]) -> None:
+        self.choice = choice
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Takes the first one, and publishes all with their times."""
+        self.before_step(trainer)
+        for seq_len, timing in self.choice.items():
+            record = {"kind": "event", "event": "attention", "seq_len": seq_len}
+            trainer.publish(record | asdict(timing))
+
+    def before_step(self, trainer: Trainer) -> None:
+        """Changes it with the sequence length."""
+        trainer.model.attention = self.choice[trainer.plan.at(trainer.step).seq_len].backend

@@ -1,0 +1,68 @@
+"""The backend is the one that ran fastest, and every rank takes the same."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from conf.errors import InputError
+from model.attention import check_backend, usable_backends
+from pretrain.attention_choice import fastest, forward_backward
+from tests.model.shapes import tiny
+from tests.runs import arguments, records
+
+CPU = torch.device("cpu")
+STARTS = torch.tensor([0, 100, 256, 300, 512, 512], dtype=torch.int32)
+
+
+def test_the_fastest_of_real_attention_is_taken():
+    """`slow` does the same work eight times."""
+
+    def work(name):
+        once = forward_backward("sdpa", tiny(head_dim=16), (2, 256), 1, STARTS, torch.float32)
+        return once if name == "sdpa" else lambda: [once() for _ in range(8)]
+
+    timing = fastest(["slow", "sdpa"], work)
+    assert timing.backend == "sdpa"
+    assert timing.seconds["slow"] > 2 * timing.seconds["sdpa"] > 0
+    assert timing.failed == {}
+
+
+def test_what_cannot_run_is_passed_over_and_its_reason_kept():
+    def work(name):
+        if name == "cannot":
+            raise RuntimeError("head dim 80 is not taken\nlong trace")
+        return lambda: None
+
+    timing = fastest(["cannot", "can"], work)
+    assert timing.backend == "can"
+    assert timing.failed == {"cannot": "head dim 80 is not taken"}
+    with pytest.raises(RuntimeError, match="no attention backend ran here"):
+        fastest(["cannot", "cannot"], work)
+
+
+def test_one_candidate_is_not_timed():
+    timing = fastest(["sdpa"], lambda name: pytest.fail("timed"))
+    assert (timing.backend, timing.seconds) == ("sdpa", {})
+
+
+def test_on_the_cpu_only_sdpa_is_usable():
+    assert usable_backends(CPU, torch.bfloat16) == ["sdpa"]
+    check_backend("sdpa", CPU, torch.float32)
+    with pytest.raises(InputError, match="attention=varlen cannot run on cpu in bfloat16"):
+        check_backend("varlen", CPU, torch.bfloat16)
+
+
+def test_a_run_records_its_choice_by_sequence_length(command, corpus, tmp_path):
+    run_dir = tmp_path / "run"
+    done = command(*arguments(corpus.folder, run_dir, stop_after=1), processes=2)
+    assert done.returncode == 0, done.stderr
+    env = json.loads((run_dir / "env.json").read_text())
+    assert {length: found["backend"] for length, found in env["attention"].items()} == {
+        "64": "sdpa",
+        "128": "sdpa",
+    }
+    events = [r for r in records(run_dir, "event") if r["event"] == "attention"]
+    assert [event["seq_len"] for event in events] == [64, 128]
