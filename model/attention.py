@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,19 +21,36 @@ from conf.errors import InputError, did_you_mean
 
 
 @dataclass
+class Span:
+    """Neighbouring queries, and the keys that lie from the first one they see to the last of them.
+
+    queries, keys: where they are in the tensors of this process.
+    window: keys a query sees, itself included; None for all earlier ones.
+    mask: (batch or 1, 1, queries, keys) bool, for `sdpa`; None where plain causal attention is
+        exact.
+    query_starts, key_starts: (documents + 1,) int32, where documents begin in the flattened
+        queries and keys of the batch, for the varlen backends; None for `sdpa`.
+    """
+
+    queries: slice
+    keys: slice
+    window: int | None
+    mask: Tensor | None = None
+    query_starts: Tensor | None = None
+    key_starts: Tensor | None = None
+
+
+@dataclass
 class Visible:
     """Which keys each query sees; built once a batch, shared by all layers.
 
-    window: keys a query sees, itself included; None for all earlier ones.
-    mask: (batch or 1, 1, seq, seq) bool, for `sdpa`; None where plain causal attention is exact.
-    cu_seqlens: (documents + 1,) int32, for the varlen backends.
+    fetch: (keys, values) of this process -> those of all positions that its spans need, where the
+        sequences are spread over processes; None where they are whole.
     """
 
     backend: str
-    window: int | None
-    mask: Tensor | None = None
-    cu_seqlens: Tensor | None = None
-    max_seqlen: int = 0
+    spans: list[Span]
+    fetch: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
 
 def visible_keys(
@@ -43,66 +60,100 @@ def visible_keys(
     window: int | None,
     cu_seqlens: Tensor | None,
     device: torch.device,
+    spans: Sequence[tuple[int, int, int]] | None = None,
 ) -> Visible:
     """Prepares what `backend` needs for a batch of packed sequences.
 
     cu_seqlens: (documents + 1,) int32 starts over the flattened tokens, padded at the end with
         batch * seq_len; None where every sequence is one document.
+    spans: of the queries that this process has (first position, end, first key they need), where
+        it has not whole sequences; its keys begin at the first that any span needs.
     """
     window = None if window is None or window >= seq_len else window
-    if backend == "sdpa":
-        mask = None
-        if window is not None or cu_seqlens is not None:
-            mask = _dense_mask(batch, seq_len, window, cu_seqlens, device)
-        return Visible(backend, window, mask=mask)
+    spans = spans or [(0, seq_len, 0)]
+    whole = len(spans) == 1 and cu_seqlens is None and window is None and spans[0][2] == 0
     if cu_seqlens is None:
         cu_seqlens = torch.arange(
             0, (batch + 1) * seq_len, seq_len, dtype=torch.int32, device=device
         )
-    return Visible(backend, window, cu_seqlens=cu_seqlens, max_seqlen=seq_len)
+    origin = min(first_key for *_, first_key in spans)
+    found = []
+    at = 0
+    for start, end, first_key in spans:
+        span = Span(slice(at, at + end - start), slice(first_key - origin, end - origin), window)
+        at += end - start
+        if backend != "sdpa":
+            span.query_starts = _starts(cu_seqlens, seq_len, start, end)
+            span.key_starts = _starts(cu_seqlens, seq_len, first_key, end)
+        elif not whole:
+            span.mask = _mask(batch, seq_len, window, cu_seqlens, start, end, first_key)
+        found.append(span)
+    return Visible(backend, found)
 
 
-def _dense_mask(
-    batch: int, seq_len: int, window: int | None, cu_seqlens: Tensor | None, device: torch.device
+def _starts(cu_seqlens: Tensor, seq_len: int, start: int, end: int) -> Tensor:
+    """Where documents begin among the flattened tokens at positions [start, end) of sequences."""
+    if (start, end) == (0, seq_len):
+        return cu_seqlens
+    before = (cu_seqlens % seq_len).clamp(start, end) - start
+    return (cu_seqlens // seq_len * (end - start) + before).to(torch.int32)
+
+
+def _mask(
+    batch: int,
+    seq_len: int,
+    window: int | None,
+    cu_seqlens: Tensor,
+    start: int,
+    end: int,
+    first_key: int,
 ) -> Tensor:
-    position = torch.arange(seq_len, device=device)
-    distance = position[:, None] - position[None, :]
+    position = torch.arange(seq_len, device=cu_seqlens.device)
+    distance = position[start:end, None] - position[None, first_key:end]
     mask = distance >= 0
     if window is not None:
         mask = mask & (distance < window)
-    if cu_seqlens is None:
-        return mask[None, None]
-    token = torch.arange(batch * seq_len, dtype=cu_seqlens.dtype, device=device)
+    token = torch.arange(batch * seq_len, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
     document = torch.searchsorted(cu_seqlens, token, right=True).view(batch, seq_len)
-    return (mask & (document[:, :, None] == document[:, None, :]))[:, None]
+    same = document[:, start:end, None] == document[:, None, first_key:end]
+    return (mask & same)[:, None]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Tensor:
     """Attention of q (batch, seq, heads, head_dim) over k, v (batch, seq, kv_heads, head_dim);
     returns (batch, seq, heads, head_dim)."""
-    return BACKENDS[visible.backend](q, k, v, visible)
+    if visible.fetch is not None:
+        k, v = visible.fetch(k, v)
+    backend = BACKENDS[visible.backend]
+    if len(visible.spans) == 1:
+        return backend(q, k, v, visible.spans[0])
+    parts = [
+        backend(q[:, span.queries], k[:, span.keys], v[:, span.keys], span)
+        for span in visible.spans
+    ]
+    return torch.cat(parts, dim=1)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Tensor:
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
         v.transpose(1, 2),
-        attn_mask=visible.mask,
-        is_causal=visible.mask is None,
+        attn_mask=span.mask,
+        is_causal=span.mask is None,
         enable_gqa=q.shape[2] != k.shape[2],
     )
     return out.transpose(1, 2)
 
 
-def _left_right(visible: Visible) -> tuple[int, int]:
-    return (-1, 0) if visible.window is None else (visible.window - 1, 0)
+def _left_right(span: Span) -> tuple[int, int]:
+    return (-1, 0) if span.window is None else (span.window - 1, 0)
 
 
-def _varlen(q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Tensor:
+def _varlen(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    options: dict[str, Any] = {"window_size": _left_right(visible)}
+    options: dict[str, Any] = {"window_size": _left_right(span)}
     if q.shape[2] != k.shape[2]:
         if "enable_gqa" in inspect.signature(varlen_attn).parameters:
             options["enable_gqa"] = True
@@ -110,34 +161,35 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Tensor:
             groups = q.shape[2] // k.shape[2]
             k, v = k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)
     out = varlen_attn(
-        q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), *_documents(visible), **options
+        q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), *_documents(q, k, span), **options
     )
     assert isinstance(out, Tensor)
     return out.view(q.shape)
 
 
-def _documents(visible: Visible) -> tuple[Tensor, Tensor, int, int]:
-    """Starts of queries' and keys' documents, and the longest of each."""
-    starts, longest = visible.cu_seqlens, visible.max_seqlen
-    assert starts is not None
-    return starts, starts, longest, longest
+def _documents(q: Tensor, k: Tensor, span: Span) -> tuple[Tensor, Tensor, int, int]:
+    """Starts of queries' and keys' documents, and the longest that each may be. Where a document
+    has fewer queries than keys, its queries are its last ones: both end at the same token."""
+    assert span.query_starts is not None
+    assert span.key_starts is not None
+    return span.query_starts, span.key_starts, q.shape[1], k.shape[1]
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Tensor:
+def _flash(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
     from flash_attn import flash_attn_varlen_func
 
     out = flash_attn_varlen_func(
         q.flatten(0, 1),
         k.flatten(0, 1),
         v.flatten(0, 1),
-        *_documents(visible),
+        *_documents(q, k, span),
         causal=True,
-        window_size=_left_right(visible),
+        window_size=_left_right(span),
     )
     return out.view(q.shape)
 
 
-BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Visible], Tensor]] = {
+BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Span], Tensor]] = {
     "sdpa": _sdpa,
     "varlen": _varlen,
     "flash": _flash,

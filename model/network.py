@@ -5,24 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from model.attention import visible_keys
 from model.config import ModelConfig
 from model.layers import Block
 from model.loss import Head
 from model.rope import rope_table
+from model.sequences import Sequences, WholeSequences
 
 
 class Decoder(nn.Module):
     """A Danube/Mistral/Llama decoder. It holds parameters only, no buffers, so that it can be
     built on the meta device, split by someone else and filled by name (`model.init`).
 
-    attention: a backend of `model.attention`.
+    attention: a backend of `model.attention`; sequences: replaced where they are spread over
+    processes.
     """
 
     def __init__(self, config: ModelConfig, attention: str = "sdpa") -> None:
         super().__init__()
         self.config = config
         self.attention = attention
+        self.sequences: Sequences = WholeSequences()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -50,17 +52,15 @@ class Decoder(nn.Module):
         """
         config = self.config
         assert config.head_dim is not None
-        batch, seq = tokens.shape
-        visible = visible_keys(
-            self.attention, batch, seq, config.sliding_window, cu_seqlens, tokens.device
+        part = self.sequences.part(
+            self.attention, config.sliding_window, tokens, labels, cu_seqlens
         )
-        x = self.embed_tokens(tokens)
-        cos, sin = rope_table(
-            seq, config.head_dim, rope_theta or config.rope_theta, tokens.device, x.dtype
-        )
+        x = self.embed_tokens(part.tokens)
+        theta = rope_theta or config.rope_theta
+        cos, sin = rope_table(part.positions, config.head_dim, theta, x.dtype)
         for layer in self.layers:
-            x = layer(x, cos, sin, visible)
-        return self.lm_head(self.norm(x), labels)
+            x = layer(x, cos, sin, part.visible)
+        return self.sequences.whole(self.lm_head(self.norm(x), part.labels))
 
 
 def build_meta(config: ModelConfig, attention: str = "sdpa") -> Decoder:

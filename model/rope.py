@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def rope_table(
-    seq_len: int, head_dim: int, theta: float, device: torch.device, dtype: torch.dtype
+    positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of every position, each (seq, head_dim), computed in float32."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64, device=device).float() / head_dim
-    inverse_frequencies = 1.0 / (theta**exponents)
-    angles = torch.outer(torch.arange(seq_len, device=device).float(), inverse_frequencies)
+    """Cosines and sines of positions (seq,), each (seq, head_dim), computed in float32."""
+    pairs = torch.arange(0, head_dim, 2, dtype=torch.int64, device=positions.device)
+    inverse_frequencies = 1.0 / (theta ** (pairs.float() / head_dim))
+    angles = torch.outer(positions.float(), inverse_frequencies)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 

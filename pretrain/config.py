@@ -116,6 +116,10 @@ class OptimConfig:
 class ParallelConfig:
     """How the processes share the work; -1 for dp_shard takes all that the others leave.
 
+    dp_replicate: copies of the model; dp_shard: processes that split weights and optimizer states
+        (FSDP2) and have samples of their own; cp: processes that share every sequence (context
+        parallel), which split weights too; tp: processes that share every matrix and, between
+        them, the sequence.
     micro_batch_tokens: tokens of one forward pass on one rank; what is missing to
         recipe.global_batch_tokens is accumulated.
     activation_checkpointing: what backward computes again to save memory: none, selective (all but
@@ -126,6 +130,7 @@ class ParallelConfig:
 
     dp_replicate: int = 1
     dp_shard: int = -1
+    cp: int = 1
     tp: int = 1
     micro_batch_tokens: int = 4096
     reshard_after_forward: bool = True

@@ -16,6 +16,8 @@ from model.config import ModelConfig
 from pretrain.config import ParallelConfig
 
 START_TIMEOUT = timedelta(minutes=10)
+MESH = ("dp_replicate", "dp_shard", "cp", "tp")
+"""Dimensions of the device mesh, the outermost first: neighbours talk most."""
 
 
 @dataclass(frozen=True)
@@ -51,19 +53,21 @@ def start(device: str) -> Processes:
 
 def check_layout(
     config: ParallelConfig, model: ModelConfig, world_size: int
-) -> tuple[int, int, int]:
-    """Sizes (dp_replicate, dp_shard, tp) of the mesh; raises InputError where they do not fit."""
-    replicate, shard, tp = config.dp_replicate, config.dp_shard, config.tp
-    for key, size in (("dp_replicate", replicate), ("dp_shard", shard), ("tp", tp)):
+) -> tuple[int, int, int, int]:
+    """Sizes of the mesh, in the order of MESH; raises InputError where they do not fit."""
+    sizes = {name: getattr(config, name) for name in MESH}
+    for key, size in sizes.items():
         if size < 1 and not (key == "dp_shard" and size == -1):
             raise InputError(f"parallel.{key}={size}, expected 1 or more.")
-    if shard == -1:
-        shard = max(1, world_size // (replicate * tp))
-    if replicate * shard * tp != world_size:
+    others = config.dp_replicate * config.cp * config.tp
+    shard = max(1, world_size // others) if config.dp_shard == -1 else config.dp_shard
+    if others * shard != world_size:
+        product = " x ".join(f"{name}={size}" for name, size in sizes.items())
         raise InputError(
-            f"parallel.dp_replicate={replicate} x dp_shard={config.dp_shard} x tp={tp} does not "
-            f"make {world_size}, the number of processes: change one of them."
+            f"parallel.{product} does not make {world_size}, the number of processes: change one "
+            "of them."
         )
+    tp = config.tp
     for key, size in (
         ("num_heads", model.num_heads),
         ("num_kv_heads", model.num_kv_heads),
@@ -75,20 +79,23 @@ def check_layout(
                 f"model.{key}={size} is not divisible by parallel.tp={tp}: every tensor-parallel "
                 "rank takes an equal part."
             )
-    return replicate, shard, tp
+    return config.dp_replicate, shard, config.cp, tp
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The device mesh (dp_replicate, dp_shard, tp) and its parts.
+    """The device mesh, its dimensions named as in MESH, and its parts.
 
-    data: what weights are split and replicated over, one-dimensional unless they are replicated.
-    dp: all data-parallel ranks as one dimension; tp: the tensor-parallel ranks.
+    data: what weights are split and replicated over, one-dimensional unless they are replicated:
+        the processes of a context-parallel group hold parts of the weights too.
+    dp: all processes with samples of their own, as one dimension; cp: those that share sequences;
+    tp: the tensor-parallel ranks.
     """
 
     mesh: DeviceMesh
     data: DeviceMesh
     dp: DeviceMesh
+    cp: DeviceMesh
     tp: DeviceMesh
 
     def sizes(self) -> dict[str, int]:
@@ -96,11 +103,17 @@ class Layout:
         return dict(zip(self.mesh.mesh_dim_names or (), self.mesh.shape, strict=True))
 
 
-def make_layout(sizes: tuple[int, int, int], device: torch.device) -> Layout:
-    """Builds the mesh (dp_replicate, dp_shard, tp)."""
-    mesh = init_device_mesh(device.type, sizes, mesh_dim_names=("dp_replicate", "dp_shard", "tp"))
-    both = mesh["dp_replicate", "dp_shard"]
-    return Layout(mesh, both if sizes[0] > 1 else mesh["dp_shard"], both._flatten("dp"), mesh["tp"])
+def make_layout(sizes: tuple[int, int, int, int], device: torch.device) -> Layout:
+    """Builds the mesh of sizes in the order of MESH."""
+    mesh = init_device_mesh(device.type, sizes, mesh_dim_names=MESH)
+    replicate, _, cp, _ = sizes
+    split = "dp_shard"
+    if cp > 1:
+        split = "weights"
+        mesh["dp_shard", "cp"]._flatten(split)
+    data = mesh["dp_replicate", split] if replicate > 1 else mesh[split]
+    dp = mesh["dp_replicate", "dp_shard"]._flatten("dp")
+    return Layout(mesh, data, dp, mesh["cp"], mesh["tp"])
 
 
 def all_reduce_sum(tensor: Tensor, mesh: DeviceMesh) -> Tensor:

@@ -19,6 +19,7 @@ from conf.errors import InputError
 from data_pipeline.batches import Batch, BatchReader
 from data_pipeline.storage import in_thread
 from model.loss import IGNORED
+from pretrain.config import ParallelConfig
 from pretrain.stages import StagePlan
 
 MASK64 = (1 << 64) - 1
@@ -130,20 +131,21 @@ def digest_of_samples(batch: Batch) -> int:
     return total
 
 
-def check_batches(
-    plan: StagePlan, micro_batch_tokens: int, dp_size: int, tp: int, longest: int
-) -> None:
+def check_batches(plan: StagePlan, parallel: ParallelConfig, dp_size: int, longest: int) -> None:
     """Raises InputError where a stage's batch cannot be dealt out over the layout.
 
     longest: positions that the model has.
     """
-    tokens = plan.global_batch_tokens
+    tokens, micro_batch_tokens = plan.global_batch_tokens, parallel.micro_batch_tokens
+    cp, tp = parallel.cp, parallel.tp
+    pieces = tp if cp == 1 else 2 * cp * tp
+    product = f"parallel.tp={tp}" if cp == 1 else f"2 x parallel.cp={cp} x parallel.tp={tp}"
     for stage in plan.stages:
         key = f"recipe.stages.{stage.name}.seq_len={stage.seq_len}"
         if stage.seq_len > longest:
             raise InputError(f"{key} is above model.max_seq_len={longest}.")
-        if stage.seq_len % tp:
-            raise InputError(f"{key} is not divisible by parallel.tp={tp}.")
+        if stage.seq_len % pieces:
+            raise InputError(f"{key} is not divisible by {product}.")
         if micro_batch_tokens % stage.seq_len:
             raise InputError(
                 f"parallel.micro_batch_tokens={micro_batch_tokens} is not a multiple of {key}."

@@ -1,6 +1,6 @@
 """Everything that makes a decoder run on many devices, applied from outside in one order:
-tensor parallel, fp8, activation checkpointing, compile, data parallel. The network itself knows
-nothing of it.
+tensor parallel, context parallel, fp8, activation checkpointing, compile, data parallel. The
+network itself knows nothing of it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from model.network import Decoder
 from pretrain.activation_checkpointing import apply_activation_checkpointing
 from pretrain.compile import compile_blocks
 from pretrain.config import ParallelConfig
+from pretrain.context_parallel import ContextParallel
 from pretrain.distributed import Layout
 from pretrain.fp8 import apply_fp8
 from pretrain.hardware import compute_dtype
@@ -31,6 +32,8 @@ def parallelize(model: Decoder, layout: Layout, config: ParallelConfig, precisio
     """
     if layout.tp.size() > 1:
         apply_tensor_parallel(model, layout.tp)
+    if layout.cp.size() > 1:
+        model.sequences = ContextParallel(layout.cp)
     apply_fp8(model, precision, torch.device(layout.mesh.device_type))
     apply_activation_checkpointing(model, config.activation_checkpointing)
     if config.compile:

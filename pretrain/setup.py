@@ -63,8 +63,8 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
     check_vocabulary(manifest, config)
     plan = StagePlan(config.recipe, manifest.source_tokens("train"))
     sizes = check_layout(config.parallel, config.model, processes.world_size)
-    dp_size, tp = sizes[0] * sizes[1], sizes[2]
-    check_batches(plan, config.parallel.micro_batch_tokens, dp_size, tp, config.model.max_seq_len)
+    dp_size, tp = sizes[0] * sizes[1], sizes[3]
+    check_batches(plan, config.parallel, dp_size, config.model.max_seq_len)
     check_fp8(
         config.precision, config.model, tp, config.parallel.micro_batch_tokens, processes.device
     )

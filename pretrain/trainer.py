@@ -53,7 +53,7 @@ class Trainer:
         dtype = compute_dtype(config.precision)
         peak, self.peak_source = peak_flops(processes.device, dtype)
         peaks = all_reduce_sum(torch.tensor(peak, device=processes.device), self.layout.dp)
-        self.peak = float(peaks) * self.layout.tp.size()
+        self.peak = float(peaks) * self.layout.cp.size() * self.layout.tp.size()
 
     def train(self) -> None:
         """Trains until the plan's end, or `stop_after`."""
@@ -98,7 +98,7 @@ class Trainer:
         counts = all_reduce_sum(data.counts.to(device, non_blocking=True), dp)
         loss = torch.zeros((), device=device)
         # FSDP averages over its ranks; the fixed divisor keeps the sums small meanwhile.
-        weight = self.dp_size / self.plan.global_batch_tokens
+        weight = self.layout.data.size() / self.plan.global_batch_tokens
         for index, batch in enumerate(data.micro_batches):
             last = index + 1 == len(data.micro_batches)
             self.model.set_requires_gradient_sync(last)  # type: ignore[operator]

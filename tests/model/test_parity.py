@@ -86,8 +86,9 @@ def test_a_window_of_w_sees_w_keys(window):
     from model.attention import visible_keys
 
     visible = visible_keys("sdpa", 1, 64, window, None, torch.device("cpu"))
-    assert visible.mask is not None
-    seen = visible.mask[0, 0].sum(-1)
+    (span,) = visible.spans
+    assert span.mask is not None
+    seen = span.mask[0, 0].sum(-1)
     assert seen.tolist() == [min(i + 1, window) for i in range(64)]
 
 

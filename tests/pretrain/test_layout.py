@@ -11,9 +11,10 @@ MODEL = tiny(num_heads=12, num_kv_heads=4, head_dim=8, intermediate_size=160, vo
 
 
 def test_dp_shard_takes_what_is_left():
-    assert check_layout(ParallelConfig(), MODEL, 8) == (1, 8, 1)
-    assert check_layout(ParallelConfig(tp=2), MODEL, 8) == (1, 4, 2)
-    assert check_layout(ParallelConfig(dp_replicate=2, tp=2), MODEL, 8) == (2, 2, 2)
+    assert check_layout(ParallelConfig(), MODEL, 8) == (1, 8, 1, 1)
+    assert check_layout(ParallelConfig(tp=2), MODEL, 8) == (1, 4, 1, 2)
+    assert check_layout(ParallelConfig(dp_replicate=2, tp=2), MODEL, 8) == (2, 2, 1, 2)
+    assert check_layout(ParallelConfig(cp=2, tp=2), MODEL, 8) == (1, 2, 2, 2)
 
 
 @pytest.mark.parametrize(

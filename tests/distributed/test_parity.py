@@ -1,0 +1,110 @@
+"""Acceptance of the layouts: 20 steps of each against one process, to the parameters."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pretrain.export import checkpoint_weights, read_run_config
+from tests.conftest import ROOT
+from tests.distributed.warm import Warm
+from tests.runs import arguments, ledger, records
+
+SETTINGS = {
+    "model__num_heads": 8,
+    "model__num_kv_heads": 4,
+    "model__head_dim": 8,
+    "model__max_seq_len": 512,
+    "model__sliding_window": 64,
+    "recipe__global_batch_tokens": 4096,
+    "recipe__stages__short__seq_len": 512,
+    "recipe__stages__short__tokens": 40960,
+    "recipe__stages__long__seq_len": 512,
+    "recipe__stages__long__tokens": 40960,
+    "parallel__micro_batch_tokens": 1024,
+    "optim__learning_rate": 0.003,
+    "validation__every_steps": 0,
+    "checkpoint__every_steps": 0,
+}
+"""Sequences of 512 with documents of a few hundred tokens in them, a window of 64."""
+
+LAYOUTS = {
+    "fsdp2": {"dp_shard": 2},
+    "fsdp4": {"dp_shard": 4},
+    "hsdp2x2": {"dp_replicate": 2, "dp_shard": 2},
+    "tp2": {"tp": 2},
+    "tp4": {"tp": 4},
+    "fsdp2_tp2": {"dp_shard": 2, "tp": 2},
+    "hsdp2x2_tp2": {"dp_replicate": 2, "dp_shard": 2, "tp": 2},
+    "cp2": {"cp": 2},
+    "cp4": {"cp": 4},
+    "cp2_fsdp2": {"cp": 2, "dp_shard": 2},
+    "cp2_tp2": {"cp": 2, "tp": 2},
+    "hsdp2x2_cp2": {"dp_replicate": 2, "dp_shard": 2, "cp": 2},
+    "cp2_full": {"cp": 2},
+    "cp4_full": {"cp": 4},
+    "cp2_tp2_full": {"cp": 2, "tp": 2},
+}
+FULL = {"model__sliding_window": None}
+
+
+@pytest.fixture(scope="module")
+def warm():
+    process = Warm(ROOT)
+    yield process
+    process.close()
+
+
+def run(warm, corpus, folder, full=False, **layout):
+    changes = {f"parallel__{name}": size for name, size in layout.items()}
+    settings = SETTINGS | (FULL if full else {}) | changes
+    processes = 1
+    for size in layout.values():
+        processes *= size
+    ended = warm.run(arguments(corpus.folder, folder / "run", **settings), processes, folder)
+    assert set(ended.codes) == {0}, ended.said
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def singles(warm, corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("single")
+    return {full: run(warm, corpus, folder / str(full), full, dp_shard=1) for full in (0, 1)}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_takes_the_steps_of_one_process(name, singles, warm, corpus, tmp_path):
+    full = name.endswith("full")
+    single = singles[full]
+    found = run(warm, corpus, tmp_path, full, **LAYOUTS[name])
+    assert ledger(found) == ledger(single)
+    ours, theirs = records(found), records(single)
+    assert len(ours) == len(theirs) == 20
+    worst = {
+        key: max(abs(a[key] / b[key] - 1) for a, b in zip(ours, theirs, strict=True))
+        for key in ("loss", "grad_norm")
+    }
+    for a, b in zip(records(found, "validation"), records(single, "validation"), strict=True):
+        worst["validation"] = max(worst.get("validation", 0), abs(a["loss"] / b["loss"] - 1))
+    worst["parameters"] = distance(found, single)
+    print(f"{name}: largest relative differences {worst}")
+    assert max(worst.values()) < 1e-4
+
+
+@torch.no_grad()
+def distance(run_dir, other):
+    """Largest distance of a parameter to the other's, relative to its norm."""
+    weights = [
+        dict(checkpoint_weights(path / "checkpoints" / "step_20", read_run_config(path)))
+        for path in (run_dir, other)
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    return max(
+        (torch.dist(value, weights[1][name]) / weights[1][name].norm()).item()
+        for name, value in weights[0].items()
+    )
+
+
+def test_the_window_and_the_documents_matter(singles):
+    losses = [[r["loss"] for r in records(singles[full])] for full in (0, 1)]
+    assert max(abs(a / b - 1) for a, b in zip(*losses, strict=True)) > 1e-3
