@@ -11,13 +11,16 @@ import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from conf.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 @dataclass
@@ -29,7 +32,8 @@ class Span:
     mask: (batch or 1, 1, queries, keys) bool, for `sdpa`; None where plain causal attention is
         exact.
     query_starts, key_starts: (documents + 1,) int32, where documents begin in the flattened
-        queries and keys of the batch, for the varlen backends; None for `sdpa`.
+        queries and keys of the batch, for the varlen backends; None for others.
+    blocks: which blocks of keys are seen, for `flex`; None for others.
     """
 
     queries: slice
@@ -38,6 +42,7 @@ class Span:
     mask: Tensor | None = None
     query_starts: Tensor | None = None
     key_starts: Tensor | None = None
+    blocks: BlockMask | None = None
 
 
 @dataclass
@@ -82,7 +87,12 @@ def visible_keys(
     for start, end, first_key in spans:
         span = Span(slice(at, at + end - start), slice(first_key - origin, end - origin), window)
         at += end - start
-        if backend != "sdpa":
+        if backend == "flex":
+            from model.flex import block_mask
+
+            document = _document(cu_seqlens, batch, seq_len)
+            span.blocks = block_mask(document, window, start, end, first_key)
+        elif backend not in ("sdpa", "cudnn"):
             span.query_starts = _starts(cu_seqlens, seq_len, start, end)
             span.key_starts = _starts(cu_seqlens, seq_len, first_key, end)
         elif not whole:
@@ -113,10 +123,15 @@ def _mask(
     mask = distance >= 0
     if window is not None:
         mask = mask & (distance < window)
-    token = torch.arange(batch * seq_len, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
-    document = torch.searchsorted(cu_seqlens, token, right=True).view(batch, seq_len)
+    document = _document(cu_seqlens, batch, seq_len)
     same = document[:, start:end, None] == document[:, None, first_key:end]
     return (mask & same)[:, None]
+
+
+def _document(cu_seqlens: Tensor, batch: int, seq_len: int) -> Tensor:
+    """Number of each token's document, (batch, seq)."""
+    token = torch.arange(batch * seq_len, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
+    return torch.searchsorted(cu_seqlens, token, right=True).view(batch, seq_len)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Tensor:
@@ -144,6 +159,28 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
         enable_gqa=q.shape[2] != k.shape[2],
     )
     return out.transpose(1, 2)
+
+
+def _cudnn(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
+    """SDPA with cuDNN's kernel before torch's own choice: on Hopper the fastest where plain causal
+    attention is exact."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    kernels = [
+        SDPBackend.CUDNN_ATTENTION,
+        SDPBackend.FLASH_ATTENTION,
+        SDPBackend.EFFICIENT_ATTENTION,
+        SDPBackend.MATH,
+    ]
+    with sdpa_kernel(kernels, set_priority=True):
+        return _sdpa(q, k, v, span)
+
+
+def _flex(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
+    from model.flex import attend_flex
+
+    assert span.blocks is not None
+    return attend_flex(q, k, v, span.blocks)
 
 
 def _left_right(span: Span) -> tuple[int, int]:
@@ -191,6 +228,8 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
 
 BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Span], Tensor]] = {
     "sdpa": _sdpa,
+    "cudnn": _cudnn,
+    "flex": _flex,
     "varlen": _varlen,
     "flash": _flash,
 }
@@ -199,12 +238,15 @@ BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Span], Tensor]] = {
 def usable_backends(device: torch.device, dtype: torch.dtype) -> list[str]:
     """The backends that exist here for this type of numbers.
 
-    The others than `sdpa` are CUDA's; its varlen kernels take 16-bit numbers only.
+    The others than `sdpa` are CUDA's, or have no backward pass elsewhere (`flex`); those of
+    cuDNN, varlen and flash take 16-bit numbers only.
     """
     if device.type != "cuda":
         return ["sdpa"]
-    found = ["sdpa"]
+    found = ["sdpa", "flex"]
     if dtype in (torch.bfloat16, torch.float16):
+        if torch.backends.cudnn.is_available():
+            found.append("cudnn")
         if _torch_varlen_has_window():
             found.append("varlen")
         if importlib.util.find_spec("flash_attn") is not None:

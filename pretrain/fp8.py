@@ -27,12 +27,17 @@ FIRST_CAPABILITY = (8, 9)
 
 
 def check_fp8(
-    precision: str, model: ModelConfig, tp: int, micro_batch_tokens: int, device: torch.device
+    precision: str,
+    model: ModelConfig,
+    tp: int,
+    cp: int,
+    micro_batch_tokens: int,
+    device: torch.device,
 ) -> None:
     """Raises InputError where fp8 is asked for and cannot run: package, device, or a side that is
-    no multiple of 16 on each of `tp` ranks.
+    no multiple of 16 on each of `tp` and `cp` ranks.
 
-    micro_batch_tokens: of one rank, the inner side of weight gradients.
+    micro_batch_tokens: the inner side of weight gradients.
     """
     if precision not in SCALING:
         return
@@ -49,15 +54,15 @@ def check_fp8(
                 f"capability {found[0]}.{found[1]}, expected {FIRST_CAPABILITY[0]}."
                 f"{FIRST_CAPABILITY[1]} or more: take precision=bf16."
             )
-    for key, size, parts in (
-        ("model.hidden_size", model.hidden_size, 1),
-        ("model.num_heads * head_dim", model.query_size, tp),
-        ("model.num_kv_heads * head_dim", model.kv_size, tp),
-        ("model.intermediate_size", model.intermediate_size, tp),
-        ("parallel.micro_batch_tokens", micro_batch_tokens, 1),
+    for key, size, split, parts in (
+        ("model.hidden_size", model.hidden_size, "tp", 1),
+        ("model.num_heads * head_dim", model.query_size, "tp", tp),
+        ("model.num_kv_heads * head_dim", model.kv_size, "tp", tp),
+        ("model.intermediate_size", model.intermediate_size, "tp", tp),
+        ("parallel.micro_batch_tokens", micro_batch_tokens, "cp", cp),
     ):
         if size % (MULTIPLE * parts):
-            ranks = f" on each of parallel.tp={parts} ranks" if parts > 1 else ""
+            ranks = f" on each of parallel.{split}={parts} ranks" if parts > 1 else ""
             raise InputError(
                 f"precision={precision}, but {key}={size} is not a multiple of {MULTIPLE}{ranks}: "
                 "change it, or take precision=bf16."

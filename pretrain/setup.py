@@ -65,9 +65,8 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
     sizes = check_layout(config.parallel, config.model, processes.world_size)
     dp_size, tp = sizes[0] * sizes[1], sizes[3]
     check_batches(plan, config.parallel, dp_size, config.model.max_seq_len)
-    check_fp8(
-        config.precision, config.model, tp, config.parallel.micro_batch_tokens, processes.device
-    )
+    micro = config.parallel.micro_batch_tokens
+    check_fp8(config.precision, config.model, tp, sizes[2], micro, processes.device)
     check_profile(config.profile, processes)
     check_held_out(manifest, plan)
     check_packing(manifest, plan)

@@ -61,23 +61,30 @@ def test_torchao_is_imported_only_for_fp8():
 
 
 @pytest.mark.parametrize(
-    ("changes", "tp", "tokens", "sentence"),
+    ("changes", "tp", "cp", "tokens", "sentence"),
     [
-        ({"intermediate_size": 100}, 1, 64, "intermediate_size=100 is not a multiple of 16:"),
-        ({"hidden_size": 40}, 1, 64, "model.hidden_size=40 is not a multiple of 16:"),
-        ({"intermediate_size": 48}, 2, 64, "=48 is not a multiple of 16 on each of parallel.tp=2"),
-        ({"head_dim": 4}, 1, 64, r"num_kv_heads \* head_dim=8 is not a multiple of 16:"),
-        ({}, 1, 40, "parallel.micro_batch_tokens=40 is not a multiple of 16:"),
+        ({"intermediate_size": 100}, 1, 1, 64, "intermediate_size=100 is not a multiple of 16:"),
+        ({"hidden_size": 40}, 1, 1, 64, "model.hidden_size=40 is not a multiple of 16:"),
+        (
+            {"intermediate_size": 48},
+            2,
+            1,
+            64,
+            "=48 is not a multiple of 16 on each of parallel.tp=2",
+        ),
+        ({"head_dim": 4}, 1, 1, 64, r"num_kv_heads \* head_dim=8 is not a multiple of 16:"),
+        ({}, 1, 1, 40, "parallel.micro_batch_tokens=40 is not a multiple of 16:"),
+        ({}, 1, 2, 48, "tokens=48 is not a multiple of 16 on each of parallel.cp=2"),
     ],
 )
-def test_sides_that_fp8_cannot_multiply_are_refused(changes, tp, tokens, sentence):
+def test_sides_that_fp8_cannot_multiply_are_refused(changes, tp, cp, tokens, sentence):
     model = tiny(**{"hidden_size": 64, "intermediate_size": 96, "head_dim": 16} | changes)
     with pytest.raises(InputError, match=sentence):
-        check_fp8("fp8", model, tp, tokens, torch.device("cpu"))
-    check_fp8("bf16", model, tp, tokens, torch.device("cpu"))
+        check_fp8("fp8", model, tp, cp, tokens, torch.device("cpu"))
+    check_fp8("bf16", model, tp, cp, tokens, torch.device("cpu"))
 
 
 def test_without_torchao_fp8_is_refused(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="precision=fp8_rowwise needs the package torchao"):
-        check_fp8("fp8_rowwise", tiny(), 1, 64, torch.device("cpu"))
+        check_fp8("fp8_rowwise", tiny(), 1, 1, 64, torch.device("cpu"))
