@@ -1,4 +1,4 @@
-"""`python -m pretrain [train] key=value ...`, `python -m pretrain export run=... out=...`."""
+"""`python -m pretrain [train] key=value ...`, `... memory model=...`, `... export run=...`."""
 
 from conf.entry import Command, main
 
@@ -8,6 +8,12 @@ COMMANDS = {
         schema="pretrain.config:PretrainConfig",
         run="pretrain.train:train",
         summary="trains a model from scratch; the same command again continues it (the default)",
+    ),
+    "memory": Command(
+        config="memory",
+        schema="pretrain.show_memory:MemoryConfig",
+        run="pretrain.show_memory:memory",
+        summary="lists the layouts of a model that fit, with the memory of each rank",
     ),
     "export": Command(
         config="export",

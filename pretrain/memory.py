@@ -180,6 +180,8 @@ def activation_bytes(config: ModelConfig, sizes: Sizes, work: Work) -> int:
     last += work.seq_len // sizes.cp * 2 * size * config.query_size // config.num_heads  # RoPE
     if work.checkpointing == "none":
         return config.num_layers * block + last
+    if work.dense_mask:  # shared by all layers
+        last += work.micro_batch_tokens // sizes.cp * work.seq_len
     kept = residual
     if work.checkpointing == "selective":
         kept += tokens * _selected_bytes(config, sizes.tp, size)
