@@ -1,4 +1,4 @@
-"""Which layouts fit, simplest and fastest first: for `parallel=auto` and `python -m pretrain memory`.
+"""Which layouts fit, best first: for `parallel=auto` and `python -m pretrain memory`.
 
 The order is that of `cost`: copies of the model (plain data parallel) have nothing to gather; HSDP
 gathers weights inside a node, FSDP over all of them; tensor and context parallel talk in every
@@ -31,8 +31,8 @@ LARGE = 32768
 
 
 COST = {"selective": 0.05, "full": 0.33, "sharded": 0.02, "tp": 0.08, "cp": 0.05, "small": 0.1}
-"""Shares of a step that a layout loses (assumed, to rank by): by recomputation; by gathering weights
-inside a node, twice that over nodes; by each doubling of tp and cp; by small micro-batches."""
+"""Shares of a step that a layout loses (assumed, to rank by): by recomputation; by gathering
+weights inside a node, twice that over nodes; by each doubling of tp and cp; by small batches."""
 
 
 @dataclass(frozen=True)

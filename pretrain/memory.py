@@ -1,9 +1,10 @@
 """The plan of memory: what the fullest rank holds at the peak of a step, in closed form.
 
-State (weights, gradients, optimizer) is exact: it follows from the shapes and the split. Activations
-are what autograd saves in this code, counted as in Korthikanti et al. (arXiv 2205.05198, section 4)
-for our blocks; tests hold them against measured bytes. The rest is what FSDP2 keeps around the
-block at work (torch.distributed.fsdp, notes on `fully_shard`), and is an estimate from above.
+State (weights, gradients, optimizer) is exact: it follows from the shapes and the split.
+Activations are what autograd saves in this code, counted as in Korthikanti et al. (arXiv
+2205.05198, section 4) for our blocks; tests hold them against measured bytes; torch.compile saves
+less. The rest is what FSDP2 keeps around the block at work (torch's notes on `fully_shard`), an
+estimate from above.
 
 The peak lies where the last block's backward begins: all activations are there, all gradients of
 earlier micro-batches too.
@@ -78,7 +79,7 @@ KIND = {
     "gradients": "exact",
     "optimizer": "exact",
     "gathered": "calculated",
-    "unreduced": "exact",
+    "unreduced": "calculated",
     "activations": "calculated",
     "loss": "calculated",
     "buffers": "assumed",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -26,7 +28,7 @@ from pretrain.memory import (
 from tests.model.test_counts import load
 
 BATCH, SEQ = 2, 256
-MODEL = {
+MODEL: dict[str, Any] = {
     "name": "measured",
     "vocab_size": 512,
     "hidden_size": 128,
@@ -97,7 +99,7 @@ def test_activations_are_what_autograd_keeps(precision, mode, window):
     assert planned == pytest.approx(kept_bytes(config, precision, mode), rel=0.01)
 
 
-LAYOUTS = {
+LAYOUTS: dict[str, dict[str, Any]] = {
     "copies": {"dp_replicate": 8, "dp_shard": 1},
     "fsdp": {},
     "hsdp": {"dp_replicate": 2},
@@ -136,6 +138,7 @@ def test_real_models_on_64_ranks(model):
     with fake_ranks(64):
         for option in (fitting[0], next(o for o in fitting if o.parallel.tp > 1)):
             counted = state_bytes(config, option.parallel, "bf16", OptimConfig(learning_rate=1e-3))
+            assert option.memory is not None
             assert option.memory.state == pytest.approx(
                 counted.weights + counted.gradients + counted.optimizer, rel=1e-3
             )
@@ -148,6 +151,7 @@ def test_plain_data_parallel_comes_first_where_it_fits():
     seven = Need(load("mistral_7b"), "bf16", "adamw", ParallelConfig(), (8192,))
     last = options(seven, Machine(64, 8, 80 * GIB))[-1]
     assert last.name == "replicate"
+    assert last.problem is not None
     assert "GiB for micro-batches of 8192 tokens with activation_checkpointing=full" in last.problem
 
 
