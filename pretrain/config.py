@@ -126,6 +126,8 @@ class ParallelConfig:
         matrix products and attention), or full (whole blocks).
     compile: torch.compile of each block.
     attention: backend, `auto` or one of `model.attention`.
+    auto: takes sizes, micro_batch_tokens and activation_checkpointing (at least what is given)
+        from the plan of memory.
     """
 
     dp_replicate: int = 1
@@ -137,6 +139,7 @@ class ParallelConfig:
     activation_checkpointing: str = "none"
     compile: bool = False
     attention: str = "auto"
+    auto: bool = False
 
     def __post_init__(self) -> None:
         one_of(

@@ -17,8 +17,9 @@ import torch
 from conf.errors import InputError
 from model.config import ModelConfig
 from pretrain.activation_checkpointing import MODES
-from pretrain.config import ParallelConfig
+from pretrain.config import OptimConfig, ParallelConfig
 from pretrain.distributed import check_layout
+from pretrain.fp8 import check_fp8
 from pretrain.memory import Memory, Sizes, Work, parameter_shapes, plan_memory
 
 GIB = 1 << 30
@@ -112,6 +113,11 @@ def choose(need: Need, machine: Machine) -> Option:
     )
 
 
+def optimizer_name(config: OptimConfig) -> str:
+    """As `pretrain.memory` calls it."""
+    return getattr(config, "name", "adamw")
+
+
 def layouts(machine: Machine) -> Iterator[tuple[str, Sizes]]:
     """All layouts that are looked at, by name."""
     world, node = machine.world_size, math.gcd(machine.world_size, machine.node)
@@ -139,6 +145,8 @@ def _option(
     try:
         check_layout(parallel, need.model, machine.world_size)
         tokens = micro_batches(need, sizes)
+        on_any = torch.device("cpu")
+        check_fp8(need.precision, need.model, sizes.tp, sizes.cp, tokens[-1], on_any)
     except InputError as error:
         return Option(name, parallel, problem=str(error).rstrip("."))
     last: Option | None = None

@@ -22,6 +22,7 @@ from model.init import initial_value
 from model.network import Decoder, build_meta
 from pretrain import checkpoint
 from pretrain.attention_choice import Timing, choose_attention
+from pretrain.auto_layout import pick_layout
 from pretrain.config import PretrainConfig
 from pretrain.distributed import Layout, Processes, check_layout, make_layout
 from pretrain.fp8 import check_fp8, fp8_linears
@@ -62,6 +63,7 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
     manifest = load_manifest(config.data.folder)
     check_vocabulary(manifest, config)
     plan = StagePlan(config.recipe, manifest.source_tokens("train"))
+    why = pick_layout(config, plan, processes)
     sizes = check_layout(config.parallel, config.model, processes.world_size)
     dp_size, tp = sizes[0] * sizes[1], sizes[3]
     check_batches(plan, config.parallel, dp_size, config.model.max_seq_len)
@@ -102,7 +104,8 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
         checkpoint.load(found[0], model, optimizer)
         step = found[1]["step"]
     if processes.is_main:
-        chosen: dict[str, Any] = {"fp8_linears": fp8_linears(model)}
+        print(*why, sep="\n", end="\n" if why else "", flush=True)
+        chosen: dict[str, Any] = {"fp8_linears": fp8_linears(model), "layout": why}
         chosen["attention"] = {length: asdict(timing) for length, timing in attention.items()}
         write_run_folder(config, processes, manifest, order, chosen)
     loader = Loader(

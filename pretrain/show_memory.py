@@ -14,7 +14,7 @@ from conf.errors import InputError
 from model.config import ModelConfig
 from pretrain.config import OptimConfig, ParallelConfig, one_of
 from pretrain.fake_ranks import fake_ranks, state_bytes
-from pretrain.layout_choice import GIB, USABLE, Machine, Need, Option, options
+from pretrain.layout_choice import GIB, USABLE, Machine, Need, Option, optimizer_name, options
 from pretrain.memory import KIND
 
 LOG_WIDTH = 160
@@ -77,11 +77,6 @@ def memory(config: MemoryConfig) -> None:
     for option in found:
         if option.problem is not None:
             console.print(f"{option.name}: {option.problem}", highlight=False, soft_wrap=True)
-
-
-def optimizer_name(config: OptimConfig) -> str:
-    """As `pretrain.memory` calls it."""
-    return getattr(config, "name", "adamw")
 
 
 def _table(config: MemoryConfig, need: Need, fitting: list[Option]) -> Table:

@@ -1,0 +1,86 @@
+"""`parallel=auto`: the best layout of the plan of memory for the processes that are here."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from conf.errors import InputError
+from pretrain.config import ParallelConfig, PretrainConfig
+from pretrain.distributed import MESH, Processes
+from pretrain.layout_choice import GIB, Machine, Need, choose, optimizer_name, options
+from pretrain.stages import StagePlan
+
+
+def pick_layout(config: PretrainConfig, plan: StagePlan, processes: Processes) -> list[str]:
+    """Sets the layout, micro-batch and recomputation of `config.parallel` where it is `auto`, the
+    same on every rank, and returns why, a line or two; nothing where it is given.
+
+    Raises InputError where nothing fits, or where a size is given too.
+    """
+    if not config.parallel.auto:
+        return []
+    defaults = {field.name: field.default for field in fields(ParallelConfig)}
+    for name in MESH:
+        if getattr(config.parallel, name) != defaults[name]:
+            raise InputError(
+                f"parallel.{name}={getattr(config.parallel, name)} is given, but parallel=auto "
+                "picks it: drop it, or take parallel=fsdp."
+            )
+    machine = measure(processes)
+    need = Need(
+        config.model,
+        config.precision,
+        optimizer_name(config.optim),
+        config.parallel,
+        tuple(stage.seq_len for stage in plan.stages),
+        plan.global_batch_tokens,
+    )
+    best = choose(need, machine)
+    passed = [option for option in options(need, machine) if option.problem is not None]
+    assert best.memory is not None
+    config.parallel = best.parallel
+    sizes = " x ".join(f"{name}={getattr(best.parallel, name)}" for name in MESH)
+    parts = sorted(asdict(best.memory).items(), key=lambda part: -part[1])[:3]
+    lines = [
+        f"parallel=auto takes {best.name}: {sizes}, "
+        f"micro_batch_tokens={best.parallel.micro_batch_tokens}, "
+        f"activation_checkpointing={best.parallel.activation_checkpointing}; planned "
+        f"{best.memory.total / GIB:.2f} GiB of {machine.memory / GIB:.2f} a process "
+        f"({', '.join(f'{name} {size / GIB:.2f}' for name, size in parts)})"
+    ]
+    if passed:
+        lines.append(f"passed over: {passed[0].name} {passed[0].problem}")
+    return lines
+
+
+def measure(processes: Processes) -> Machine:
+    """What the least of all processes has, so that all choose the same."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    device = processes.device
+    if device.type == "cuda":
+        memory = torch.cuda.mem_get_info(device)[0]
+    else:
+        memory = available_memory() // here
+    least = torch.tensor([memory, here], device=device)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    memory, here = least.tolist()
+    return Machine(processes.world_size, here, memory, device.type)
+
+
+def available_memory() -> int:
+    """Bytes that this machine, or the container that we are in, can still give."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    group = Path("/sys/fs/cgroup")
+    limit, used = group / "memory.max", group / "memory.current"
+    if limit.is_file() and (most := limit.read_text().strip()) != "max":
+        free = min(free, int(most) - int(used.read_text()))
+    return free
