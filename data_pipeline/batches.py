@@ -36,6 +36,7 @@ class Batch:
         documents are very short.
     samples: (batch,) int64, the samples' numbers in their stage.
     documents: (sources,) int64, documents of each source that end in these samples.
+    sources: (batch,) int64, the number of each sample's source.
     """
 
     tokens: Tensor
@@ -43,6 +44,7 @@ class Batch:
     cu_seqlens: Tensor
     samples: Ints
     documents: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    sources: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
     def digest(self) -> str:
         """sha256 of the tokens."""
@@ -239,6 +241,7 @@ def pack(
         torch.from_numpy(_cu_seqlens(begins)),
         samples,
         documents,
+        torch.from_numpy(sources),
     )
 
 

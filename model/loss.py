@@ -31,19 +31,24 @@ class VocabularyShard(Protocol):
 
 
 class Head(nn.Linear):
-    """The output layer: logits without labels, the summed cross-entropy with them."""
+    """The output layer: logits without labels, the cross-entropy with them."""
 
     shard: VocabularyShard | None = None
 
     def __init__(self, hidden_size: int, vocab_size: int) -> None:
         super().__init__(hidden_size, vocab_size, bias=False)
 
-    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
-        """hidden (batch, seq, hidden), labels (batch, seq) or None -> scalar or logits
-        (batch, seq, vocab)."""
+    def forward(  # type: ignore[override]
+        self, hidden: Tensor, labels: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """hidden (batch, seq, hidden) -> logits (batch, seq, vocab); with labels (batch, seq) the
+        sum of their losses, and the losses (batch, seq) without gradient."""
         if labels is None:
             return super().forward(hidden)
-        return linear_cross_entropy(hidden.flatten(0, 1), self.weight, labels.flatten(), self.shard)
+        loss, losses = linear_cross_entropy(
+            hidden.flatten(0, 1), self.weight, labels.flatten(), self.shard
+        )
+        return loss, losses.view(labels.shape)
 
 
 def linear_cross_entropy(
@@ -52,11 +57,12 @@ def linear_cross_entropy(
     labels: Tensor,
     shard: VocabularyShard | None = None,
     chunk_tokens: int = CHUNK_TOKENS,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Sum of -log softmax(hidden @ weight.T)[labels] over labels that are not IGNORED.
 
     hidden (tokens, hidden), weight (vocab, hidden), labels (tokens,) of ids in the whole
-    vocabulary; float32 scalar. With a `shard`, `weight` holds its rows only, the loss is whole on
+    vocabulary; returns a float32 scalar, and its parts (tokens,), 0 where IGNORED, which have no
+    gradient. With a `shard`, `weight` holds its rows only, the loss is whole on
     every shard, and the gradient of `hidden` is this shard's part of a sum over shards.
     """
     return _LinearCrossEntropy.apply(hidden, weight, labels, shard, chunk_tokens)
@@ -71,26 +77,26 @@ class _LinearCrossEntropy(torch.autograd.Function):
         labels: Tensor,
         shard: VocabularyShard | None,
         chunk_tokens: int,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
-        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         for start in range(0, hidden.shape[0], chunk_tokens):
             rows = slice(start, start + chunk_tokens)
-            chunk_loss, grad_logits = _chunk(
+            losses[rows], grad_logits = _chunk(
                 hidden[rows], weight, labels[rows], shard, wants_hidden or wants_weight
             )
-            loss += chunk_loss
             if grad_hidden is not None:
                 torch.mm(grad_logits, weight, out=grad_hidden[rows])
             if grad_weight is not None:
                 grad_weight += grad_logits.t() @ hidden[rows]
         ctx.grads = grad_hidden, grad_weight
-        return loss
+        ctx.mark_non_differentiable(losses)
+        return losses.sum(), losses
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.grads
         del ctx.grads
         for grad in (grad_hidden, grad_weight):
@@ -102,7 +108,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _chunk(
     hidden: Tensor, weight: Tensor, labels: Tensor, shard: VocabularyShard | None, wants_grad: bool
 ) -> tuple[Tensor, Tensor]:
-    """Summed loss of a chunk and the gradient of its logits (tokens, vocab) in hidden's dtype."""
+    """Losses of a chunk (tokens,), and the gradient of its logits (tokens, vocab) in hidden's
+    dtype."""
     logits = (hidden @ weight.t()).float()
     counted = labels != IGNORED
     local = labels - (shard.start if shard else 0)
@@ -117,7 +124,7 @@ def _chunk(
     total = exponentials.sum(dim=-1, keepdim=True)
     if shard:
         total, target = shard.reduce_sum(torch.cat((total, target), dim=-1)).split(1, dim=-1)
-    loss = torch.where(counted[:, None], total.log() - target, 0.0).sum()
+    loss = torch.where(counted[:, None], total.log() - target, 0.0)[:, 0]
     if not wants_grad:
         return loss, logits
     grad = exponentials.div_(total)

@@ -42,9 +42,11 @@ class Decoder(nn.Module):
         labels: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         rope_theta: float | None = None,
-    ) -> Tensor:
+        per_sample: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """tokens (batch, seq) -> logits (batch, seq, vocab), or with labels (batch, seq) the
-        float32 sum of their cross-entropy.
+        float32 sum of their cross-entropy; per_sample: and the sum of each sample (batch,), which
+        has no gradient.
 
         cu_seqlens: (documents + 1,) int32 starts of documents over the flattened tokens, padded
             with batch * seq; None where every sequence is one document.
@@ -60,7 +62,12 @@ class Decoder(nn.Module):
         cos, sin = rope_table(part.positions, config.head_dim, theta, x.dtype)
         for layer in self.layers:
             x = layer(x, cos, sin, part.visible)
-        return self.sequences.whole(self.lm_head(self.norm(x), part.labels))
+        out = self.lm_head(self.norm(x), part.labels)
+        if part.labels is None:
+            return self.sequences.whole(out)
+        loss, losses = out
+        loss = self.sequences.whole(loss)
+        return (loss, self.sequences.whole(losses.sum(1))) if per_sample else loss
 
 
 def build_meta(config: ModelConfig, attention: str = "sdpa") -> Decoder:

@@ -40,8 +40,8 @@ class Sequences(Protocol):
         """The share of this process of tokens and labels (batch, seq)."""
 
     def whole(self, output: Tensor) -> Tensor:
-        """The loss of all parts, a scalar whose gradient is that of the part here; or the logits
-        (batch, seq, vocab) of all positions from those here (batch, seq here, vocab)."""
+        """The losses of all parts, () or (batch,), whose gradient is that of the part here; or the
+        logits (batch, seq, vocab) of all positions from those here (batch, seq here, vocab)."""
 
 
 class WholeSequences:

@@ -64,8 +64,8 @@ class ContextParallel:
         return Part(here, labels, plan.positions, visible)
 
     def whole(self, output: Tensor) -> Tensor:
-        """The sum of all parts' losses, or the logits of all positions in their order."""
-        if output.ndim == 0:
+        """The sums of all parts' losses, or the logits of all positions in their order."""
+        if output.ndim < 3:
             return _Total.apply(output, self.group)
         seq = output.shape[1] * self.size
         gathered = all_gather_tensor(output.contiguous(), 1, self.group)

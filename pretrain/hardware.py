@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import resource
 import subprocess
 import sys
 import time
@@ -64,3 +65,10 @@ def _git(*arguments: str) -> str | None:
     root = Path(__file__).parent.parent
     done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def memory_peak_bytes(device: torch.device) -> int:
+    """The most memory this process has held: of its GPU, or on a CPU of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -28,8 +28,8 @@ CLOSE_SECONDS = 5
 
 @dataclass
 class StepData:
-    """counts: (3 + sources,) int64 of this rank: targets, keys seen by all queries, digest of the
-    samples, and documents of each source that ended in them.
+    """counts: (2 + 2 * sources,) int64 of this rank: keys seen by all queries, digest of the
+    samples, then of each source the targets and the documents that ended in them.
 
     The digest is a sum modulo 2^64 over samples, so that its sum over ranks is the same for every
     way to deal the samples out.
@@ -81,6 +81,7 @@ class Loader:
         for batch in data.micro_batches:
             batch.tokens = batch.tokens.to(self.device, non_blocking=True)
             batch.labels = batch.labels.to(self.device, non_blocking=True)
+            batch.sources = batch.sources.to(self.device, non_blocking=True)
             batch.cu_seqlens = batch.cu_seqlens.to(self.device, non_blocking=True)
         data.wait_seconds = time.perf_counter() - started
         return data
@@ -100,16 +101,19 @@ class Loader:
         samples = first + self.dp_rank * share + np.arange(share)
         micro = self.micro_batch_tokens // stage.seq_len
         batches = list(self.reader.read_all(stage.index, samples, micro))
-        targets = sum(int((batch.labels != IGNORED).sum()) for batch in batches)
+        targets = torch.zeros(len(self.reader.streams), dtype=torch.int64)
+        for batch in batches:
+            targets.index_add_(0, batch.sources, (batch.labels != IGNORED).sum(1))
         keys = sum(keys_seen(batch.cu_seqlens, self.window) for batch in batches)
         digest = sum(map(digest_of_samples, batches)) & MASK64
         signed = digest - (1 << 64) if digest >> 63 else digest
-        documents = sum(batch.documents for batch in batches)
+        documents = torch.from_numpy(np.sum([batch.documents for batch in batches], axis=0))
         if self.device.type == "cuda":
             for batch in batches:
                 batch.tokens, batch.labels = batch.tokens.pin_memory(), batch.labels.pin_memory()
                 batch.cu_seqlens = batch.cu_seqlens.pin_memory()
-        counts = torch.tensor([targets, keys, signed, *np.atleast_1d(documents).tolist()])
+                batch.sources = batch.sources.pin_memory()
+        counts = torch.cat((torch.tensor([keys, signed]), targets, documents))
         return StepData(batches, counts, 0.0)
 
 

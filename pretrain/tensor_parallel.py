@@ -86,7 +86,9 @@ class VocabularyParallelHead(Head):
         dist.all_reduce(x, group=self.mesh.get_group())
         return x
 
-    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, hidden: Tensor, labels: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """hidden: (batch, seq, hidden), split along seq; labels whole. As `Head`."""
         rows = cast(DTensor, hidden).redistribute(placements=[Replicate()])
         local = rows.to_local(grad_placements=[Partial()])
@@ -94,4 +96,5 @@ class VocabularyParallelHead(Head):
         if labels is None:
             logits = DTensor.from_local(local @ weight.t(), self.mesh, [Shard(2)])
             return logits.full_tensor()
-        return linear_cross_entropy(local.flatten(0, 1), weight, labels.flatten(), self)
+        loss, losses = linear_cross_entropy(local.flatten(0, 1), weight, labels.flatten(), self)
+        return loss, losses.view(labels.shape)

@@ -14,7 +14,7 @@ from torch import Tensor
 from model.flops import FLOP_CONVENTION, matmul_parameters, parameters
 from pretrain.config import PretrainConfig
 from pretrain.distributed import Processes, all_reduce_sum
-from pretrain.hardware import compute_dtype, peak_flops
+from pretrain.hardware import compute_dtype, memory_peak_bytes, peak_flops
 from pretrain.hooks import Hook
 from pretrain.loader import MASK64, StepData
 from pretrain.optimizer import scale_and_clip
@@ -27,7 +27,7 @@ class Pending:
     """A step whose numbers are still on the device."""
 
     record: dict[str, Any]
-    loss: Tensor
+    losses: Tensor
     grad_norm: Tensor
     counts: Tensor
 
@@ -45,6 +45,7 @@ class Trainer:
         self.layout, self.model, self.optimizer = run.layout, run.model, run.optimizer
         self.loader, self.checkpoints = run.loader, run.checkpoints
         self.dp_rank = self.layout.dp.get_local_rank()
+        self.sources = torch.arange(len(self.order.sources), device=processes.device)
         self.dp_size = self.layout.dp.size()
         self.hooks: list[Hook] = []
         self.step = run.step
@@ -96,17 +97,20 @@ class Trainer:
         data = self.loader.get(self.step)
         device, dp = self.processes.device, self.layout.dp
         counts = all_reduce_sum(data.counts.to(device, non_blocking=True), dp)
-        loss = torch.zeros((), device=device)
+        losses = torch.zeros(len(self.sources), device=device)
         # FSDP averages over its ranks; the fixed divisor keeps the sums small meanwhile.
         weight = self.layout.data.size() / self.plan.global_batch_tokens
         for index, batch in enumerate(data.micro_batches):
             last = index + 1 == len(data.micro_batches)
             self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
-            micro = self.model(batch.tokens, batch.labels, batch.cu_seqlens, stage.rope_theta)
-            (micro * weight).backward()
-            loss += micro.detach()
-        all_reduce_sum(loss, dp)
-        scale = self.plan.global_batch_tokens / counts[0].float()
+            loss, by_sample = self.model(
+                batch.tokens, batch.labels, batch.cu_seqlens, stage.rope_theta, per_sample=True
+            )
+            (loss * weight).backward()
+            losses += by_sample @ (batch.sources[:, None] == self.sources).to(losses.dtype)
+        all_reduce_sum(losses, dp)
+        targets = counts[2 : 2 + len(losses)].sum()
+        scale = self.plan.global_batch_tokens / targets.float()
         optim = self.config.optim
         grad_norm = scale_and_clip(self.model.parameters(), scale, optim.clip_norm)
         rate = learning_rate(optim, self.plan.tokens_at(self.step + 1), self.plan.total_tokens)
@@ -114,7 +118,7 @@ class Trainer:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return Pending(self._record(data, rate), loss, grad_norm, counts)
+        return Pending(self._record(data, rate), losses, grad_norm, counts)
 
     def _record(self, data: StepData, rate: float) -> dict[str, Any]:
         """What the host knows of the step that just ran."""
@@ -141,17 +145,25 @@ class Trainer:
         }
 
     def _publish_step(self, pending: Pending) -> None:
-        targets, keys, digest, *documents = pending.counts.tolist()
-        for source, ended in zip(self.order.sources, documents, strict=True):
-            self.documents[source] += ended
+        keys, digest, *counts = pending.counts.tolist()
+        names, losses = self.order.sources, pending.losses.tolist()
+        targets, ended = counts[: len(names)], counts[len(names) :]
+        for source, documents in zip(names, ended, strict=True):
+            self.documents[source] += documents
         model = self.config.model
         flops = (
             6 * matmul_parameters(model) * self.plan.global_batch_tokens
             + 12 * model.num_layers * model.query_size * keys
         )
         record = pending.record | {
-            "loss": float(pending.loss) / targets,
+            "loss": sum(losses) / sum(targets),
+            "source_loss": {
+                name: loss / count
+                for name, loss, count in zip(names, losses, targets, strict=True)
+                if count
+            },
             "grad_norm": float(pending.grad_norm),
+            "memory_peak_bytes": memory_peak_bytes(self.processes.device),
             "mfu": flops / pending.record["step_seconds"] / self.peak,
             "digest": f"{digest & MASK64:016x}",
             "consumed_documents": dict(self.documents),

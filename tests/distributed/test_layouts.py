@@ -49,6 +49,11 @@ def test_the_loss_falls_and_the_digests_differ(single):
     losses = [record["loss"] for record in records(single)]
     assert losses[-1] < losses[0] - 1.5
     assert len({line["digest"] for line in ledger(single)}) == 20
+    for record in records(single):
+        assert record["source_loss"].keys() == {"code", "prose"}
+        lowest, highest = sorted(record["source_loss"].values())
+        assert lowest < record["loss"] < highest
+        assert record["memory_peak_bytes"] > 1e8
 
 
 def test_tied_embeddings_under_tensor_parallel(command, corpus, tmp_path):

@@ -84,6 +84,11 @@ def test_a_layout_takes_the_steps_of_one_process(name, singles, warm, corpus, tm
         key: max(abs(a[key] / b[key] - 1) for a, b in zip(ours, theirs, strict=True))
         for key in ("loss", "grad_norm")
     }
+    worst["source_loss"] = max(
+        abs(a["source_loss"][source] / loss - 1)
+        for a, b in zip(ours, theirs, strict=True)
+        for source, loss in b["source_loss"].items()
+    )
     for a, b in zip(records(found, "validation"), records(single, "validation"), strict=True):
         worst["validation"] = max(worst.get("validation", 0), abs(a["loss"] / b["loss"] - 1))
     worst["parameters"] = distance(found, single)
