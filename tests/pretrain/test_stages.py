@@ -1,7 +1,9 @@
 """The plan of a recipe."""
 
 import pytest
+from omegaconf import OmegaConf
 
+from conf.entry import CONF_DIR
 from conf.errors import InputError
 from pretrain.config import ParallelConfig, RecipeConfig, StageConfig
 from pretrain.loader import check_batches
@@ -94,3 +96,23 @@ def test_batches_that_cannot_be_dealt_out_are_refused(micro, dp, cp, tp, longest
     check_batches(plan, ParallelConfig(micro_batch_tokens=2048), 2, 2048)
     with pytest.raises(InputError, match=sentence):
         check_batches(plan, ParallelConfig(micro_batch_tokens=micro, tp=tp, cp=cp), dp, longest)
+
+
+@pytest.mark.parametrize(
+    ("name", "trillions", "web"),
+    [
+        ("danube_1t", 1.0, []),
+        ("danube2", 2.0, [0.845, 0.728, 0.555]),
+        ("danube3_4b", 6.0, [0.906, 0.817, 0.516]),
+        ("danube3_500m", 4.0, [0.906, 0.817, 0.516]),
+        ("continued", 0.01, []),
+    ],
+)
+def test_recipes_of_the_model_family(name, trillions, web):
+    stated = OmegaConf.load(CONF_DIR / "recipe" / f"{name}.yaml")
+    merged = OmegaConf.merge(OmegaConf.structured(RecipeConfig), stated)
+    plan = StagePlan(OmegaConf.to_object(merged), {"web": 10**13, "other": 10**12})
+    assert plan.total_tokens == pytest.approx(trillions * 1e12, rel=1e-4)
+    if web:
+        assert [stage.weights["web"] for stage in plan.stages] == web
+        assert all(sum(s.weights.values()) == pytest.approx(1) for s in plan.stages)
