@@ -89,12 +89,16 @@ class OptimConfig:
 
     decay_embeddings, decay_norms: whether weight decay touches them too.
     clip_norm: the gradient's norm is scaled down to it; 0 for no clipping.
+    schedule: cosine, linear, constant or wsd, which stays at the top until the last decay_tokens
+        and then falls in decay_shape: linear, cosine or sqrt (1 - sqrt of the progress).
     """
 
     learning_rate: float = MISSING
     min_learning_rate: float = 0.0
     warmup_tokens: int = 0
     schedule: str = "cosine"
+    decay_tokens: int = 0
+    decay_shape: str = "sqrt"
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
@@ -104,7 +108,13 @@ class OptimConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        one_of("optim.schedule", self.schedule, ("cosine", "linear", "constant"))
+        one_of("optim.schedule", self.schedule, ("cosine", "linear", "constant", "wsd"))
+        one_of("optim.decay_shape", self.decay_shape, ("linear", "cosine", "sqrt"))
+        if (self.decay_tokens > 0) != (self.schedule == "wsd"):
+            raise InputError(
+                f"optim.decay_tokens={self.decay_tokens} with optim.schedule={self.schedule}: "
+                "schedule=wsd needs decay_tokens above 0, the others take none."
+            )
         if self.min_learning_rate > self.learning_rate:
             raise InputError(
                 f"optim.min_learning_rate={self.min_learning_rate} is above "

@@ -28,10 +28,32 @@ def test_linear_and_constant():
     assert [learning_rate(constant, t, 100) for t in (5, 10, 100)] == [0.5, 1.0, 1.0]
 
 
+@pytest.mark.parametrize(
+    ("shape", "halfway"), [("linear", 0.55), ("cosine", 0.55), ("sqrt", 1 - 0.9 * 0.5**0.5)]
+)
+def test_warm_up_stable_decay(shape, halfway):
+    config = OptimConfig(
+        learning_rate=1.0,
+        min_learning_rate=0.1,
+        warmup_tokens=10,
+        schedule="wsd",
+        decay_tokens=20,
+        decay_shape=shape,
+    )
+    rates = [learning_rate(config, t, 100) for t in (5, 10, 50, 80, 90, 100)]
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 1.0, halfway, 0.1])
+    # The end moves, the stable part stays as it was.
+    assert learning_rate(config, 50, 200) == 1.0
+
+
 def test_bad_settings_are_refused():
     with pytest.raises(
         InputError, match=r"optim.schedule=cosin is not a choice \(did you mean 'cos"
     ):
         OptimConfig(learning_rate=1.0, schedule="cosin")
+    with pytest.raises(InputError, match=r"optim.decay_tokens=0 with optim.schedule=wsd"):
+        OptimConfig(learning_rate=1.0, schedule="wsd")
+    with pytest.raises(InputError, match=r"optim.decay_tokens=5 with optim.schedule=cosine"):
+        OptimConfig(learning_rate=1.0, decay_tokens=5)
     with pytest.raises(InputError, match=r"optim.min_learning_rate=2.0 is above"):
         OptimConfig(learning_rate=1.0, min_learning_rate=2.0)

@@ -111,7 +111,9 @@ def test_batches_that_cannot_be_dealt_out_are_refused(micro, dp, cp, tp, longest
 def test_recipes_of_the_model_family(name, trillions, web):
     stated = OmegaConf.load(CONF_DIR / "recipe" / f"{name}.yaml")
     merged = OmegaConf.merge(OmegaConf.structured(RecipeConfig), stated)
-    plan = StagePlan(OmegaConf.to_object(merged), {"web": 10**13, "other": 10**12})
+    recipe = OmegaConf.to_object(merged)
+    assert isinstance(recipe, RecipeConfig)
+    plan = StagePlan(recipe, {"web": 10**13, "other": 10**12})
     assert plan.total_tokens == pytest.approx(trillions * 1e12, rel=1e-4)
     if web:
         assert [stage.weights["web"] for stage in plan.stages] == web
