@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 from omegaconf import MISSING
@@ -67,22 +67,32 @@ class Selection:
     built_in: bool = False
 
 
-def select(config: LmEvalConfig) -> Selection:
+class Asked(Protocol):
+    """What a config says of tasks, as `LmEvalConfig` describes it."""
+
+    tasks: Any
+    task_folder: str | None
+    num_fewshot: int | None
+
+
+def select(config: Asked, prefix: str = "") -> Selection:
     """Resolves `tasks`; names of lm-eval's tasks are not yet looked up.
+
+    prefix: of these keys in errors.
 
     Raises:
         InputError: a folder that is named holds no tasks.
     """
     selection = Selection()
     if config.task_folder is not None:
-        selection.folders.append(_task_folder(Path(config.task_folder), "task_folder"))
+        selection.folders.append(_task_folder(Path(config.task_folder), f"{prefix}task_folder"))
     asked = config.tasks if isinstance(config.tasks, list) else [config.tasks]
     for name in map(str, asked):
         suite = CONF_DIR / "tasks" / f"{name}.yaml"
         if name == LOCAL:
             if config.task_folder is None:
                 raise InputError(
-                    "tasks=local needs task_folder=...: the folder that "
+                    f"{prefix}tasks=local needs {prefix}task_folder=...: the folder that "
                     "python -m eval build_tasks made."
                 )
             selection.choices += _local(Path(config.task_folder))
@@ -91,7 +101,7 @@ def select(config: LmEvalConfig) -> Selection:
             selection.choices += [Choice(task, **entry) for task, entry in entries.items()]
             selection.built_in = True
         elif "/" in name or Path(name).is_dir():
-            selection.folders.append(_task_folder(Path(name), "tasks"))
+            selection.folders.append(_task_folder(Path(name), f"{prefix}tasks"))
             selection.choices += _local(Path(name))
         else:
             selection.choices.append(Choice(name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -171,6 +172,27 @@ class ValidationConfig:
 
 
 @dataclass
+class EvaluationConfig:
+    """Tasks of lm-eval on the model in place. tasks, task_folder, num_fewshot, limit: as
+    `python -m eval lm_eval` takes them; no tasks, no evaluation.
+
+    every_steps: 0 for only after the last step.
+    """
+
+    tasks: Any = field(default_factory=list)
+    task_folder: str | None = None
+    num_fewshot: int | None = None
+    limit: int | None = None
+    every_steps: int = 1000
+
+    def __post_init__(self) -> None:
+        for key, least in (("limit", 1), ("every_steps", 0)):
+            value = getattr(self, key)
+            if value is not None and value < least:
+                raise InputError(f"evaluation.{key}={value}, expected {least} or more.")
+
+
+@dataclass
 class CheckpointConfig:
     """every_steps: 0 for only after the last step; keep_last: how many stay on disk."""
 
@@ -225,6 +247,7 @@ class PretrainConfig:
     optim: OptimConfig = MISSING
     parallel: ParallelConfig = MISSING
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     logger: LoggerConfig = MISSING

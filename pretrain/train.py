@@ -18,6 +18,7 @@ from pretrain.hooks.profile import Profile
 from pretrain.hooks.progress import ProgressLine
 from pretrain.hooks.recompiles import Recompiles
 from pretrain.hooks.run_files import RunFiles
+from pretrain.hooks.tasks import Tasks
 from pretrain.hooks.validation import Validation
 from pretrain.hooks.wandb_logger import WandbLogger
 from pretrain.setup import prepare
@@ -29,20 +30,24 @@ def train(config: PretrainConfig) -> None:
     turn_on_flight_recorder(config.run_dir)
     processes = start(config.device)
     try:
+        tasks = [Tasks(config.evaluation)] if config.evaluation.tasks else []
         run = prepare(config, processes)
         if run.step == run.plan.total_steps:
             if processes.is_main:
                 print(f"{config.run_dir} is finished: all {run.step} steps are done.")
             return
         trainer = Trainer(config, processes, run)
-        trainer.hooks = make_hooks(config, processes, run.attention)
+        trainer.hooks = make_hooks(config, processes, run.attention, tasks)
         trainer.train()
     finally:
         dist.destroy_process_group()
 
 
 def make_hooks(
-    config: PretrainConfig, processes: Processes, attention: dict[int, Timing]
+    config: PretrainConfig,
+    processes: Processes,
+    attention: dict[int, Timing],
+    tasks: list[Tasks],
 ) -> list[Hook]:
     """The hooks of this rank, in the order in which they are called: records are written before
     the checkpoint that covers them."""
@@ -55,6 +60,6 @@ def make_hooks(
         if config.logger.progress:
             hooks.append(ProgressLine())
     hooks.append(AttentionByStage(attention))
-    hooks += [Validation(config.validation), Checkpoints(config.checkpoint)]
+    hooks += [Validation(config.validation), *tasks, Checkpoints(config.checkpoint)]
     hooks.append(Garbage(config.gc_every_steps))
     return hooks

@@ -26,7 +26,7 @@ class Hook:
         """After each step; `trainer.step` counts the steps done."""
 
     def on_record(self, record: Mapping[str, Any]) -> None:
-        """A line of metrics: `kind` is train, validation or event. Train lines come one step
+        """A line of metrics: `kind` is train, validation, eval or event. Train lines come one step
         late, so that reading them never waits for the device."""
 
     def on_end(self, trainer: Trainer) -> None:

@@ -54,6 +54,12 @@ class ProgressLine(Hook):
             ]
             text = f"step {step}  validation loss {record['loss']:.4f}   {'   '.join(parts)}"
             self.console.print(text, highlight=False, soft_wrap=True)
+        elif record["kind"] == "eval":
+            for task, scores in record["tasks"].items():
+                numbers = "   ".join(f"{name} {value:.4g}" for name, value in scores.items())
+                self.console.print(
+                    f"step {step}  {task}: {numbers}", highlight=False, soft_wrap=True
+                )
         elif record["event"] == "stage":
             text = f"step {step}  stage {record['stage']}: sequence length {record['seq_len']}"
             self.console.print(text, highlight=False, soft_wrap=True)

@@ -16,9 +16,9 @@ import yaml
 
 from conf.errors import InputError
 from eval import harness
-from eval.harness import bits_per_byte_stderr, load_tasks
 from eval.results import format_score, load_results, rows, table
 from eval.suites import LmEvalConfig, Selection, known_suites, select
+from eval.tasks import bits_per_byte_stderr, load_tasks
 from tests.corpora import read_json_lines
 
 

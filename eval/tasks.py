@@ -1,0 +1,158 @@
+"""Tasks of lm-eval, for any model: finding and loading them, and scores in our form."""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from typing import TYPE_CHECKING, Any
+
+from conf.errors import InputError, did_you_mean
+from eval.suites import Selection, known_suites
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import LM
+    from lm_eval.tasks import TaskManager
+
+
+@contextmanager
+def quiet(*, offline: bool) -> Iterator[None]:
+    """Keeps lm-eval and its libraries from talking, but for its bars on a terminal; `offline` where
+    nothing remote is asked for."""
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    for library in ("lm_eval", "huggingface_hub"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    with redirect_stderr(sys.stderr if sys.stderr.isatty() else io.StringIO()):
+        yield
+
+
+def load_tasks(selection: Selection, prefix: str = "") -> TaskManager:
+    """Indexes the tasks and loads the data of those that are asked for.
+
+    prefix: of the key `tasks` in errors.
+
+    Raises:
+        InputError: a task is unknown, or its data set is neither here nor reachable.
+    """
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(
+        include_path=[str(folder) for folder in selection.folders] or None,
+        include_defaults=selection.built_in,
+    )
+    for choice in selection.choices:
+        if choice.task not in manager.all_tasks:
+            names = [*manager.all_tasks, *known_suites(), "local"]
+            hint = (
+                did_you_mean(choice.task, names) if len(names) < 30 else _close(choice.task, names)
+            )
+            raise InputError(f"{prefix}tasks={choice.task}: lm-eval has no such task{hint}.")
+    for choice in selection.choices:
+        try:
+            manager.load([choice.task])
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{prefix}tasks={choice.task}: its data set is not in the cache of this machine "
+                f"and could not be fetched ({str(error).splitlines()[0]}); fill the cache where "
+                "there is a network and copy it here (HF_HOME), or use tasks of a local folder."
+            ) from None
+    return manager
+
+
+def _close(name: str, names: list[str]) -> str:
+    """Like did_you_mean, for lists that are too long to print."""
+    hint = did_you_mean(name, names)
+    return hint if "did you mean" in hint else ""
+
+
+def score_tasks(
+    model: LM, selection: Selection, manager: TaskManager, limit: int | None, chat: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Scores by task, in the order in which the tasks are asked for; nothing on a process that is
+    not the first of its machine (LOCAL_RANK)."""
+    from lm_eval import simple_evaluate
+
+    scored: dict[str, dict[str, Any]] = {}
+    # lm-eval takes one number of examples for all tasks of a call.
+    for shots in {choice.num_fewshot: None for choice in selection.choices}:
+        chosen = [choice for choice in selection.choices if choice.num_fewshot == shots]
+        found = simple_evaluate(
+            model=model,
+            tasks=[choice.task for choice in chosen],
+            task_manager=manager,
+            num_fewshot=shots,
+            limit=limit,
+            apply_chat_template=chat,
+            bootstrap_iters=1000,
+        )
+        if found is None:
+            continue
+        shown = {choice.task: choice.metric for choice in chosen}
+        groups = {task: group for group, tasks in found["group_subtasks"].items() for task in tasks}
+        for task in found["results"]:
+            group = None if task in shown else groups.get(task)
+            scored[task] = entry(found, task) | {"shown": shown.get(task), "group": group}
+    asked = [choice.task for choice in selection.choices]
+    order = {**dict.fromkeys(asked), **dict.fromkeys(scored)}
+    return {task: scored[task] for task in order if task in scored}
+
+
+def entry(found: Any, task: str) -> dict[str, Any]:
+    """What lm-eval found for a task, in the form of `eval.results`."""
+    tasks = leaves(found, task)
+    samples = [sample for leaf in tasks for sample in found["samples"].get(leaf, [])]
+    metrics = {}
+    for key, value in found["results"][task].items():
+        metric, _, filtered = key.partition(",")
+        if not isinstance(value, float | int) or metric.endswith("_stderr") or not filtered:
+            continue
+        stderr = found["results"][task].get(f"{metric}_stderr,{filtered}")
+        if metric == "bits_per_byte" and samples:
+            stderr = bits_per_byte_stderr([sample[metric] for sample in samples])
+        name = metric if filtered == "none" else key
+        known = isinstance(stderr, float | int) and not math.isnan(stderr)
+        metrics[name] = {"value": float(value), "stderr": float(stderr) if known else None}
+    settings = found["configs"].get(tasks[0], {})
+    output_type = settings.get("output_type")
+    # For mutual information every choice is asked for twice, with the context and without.
+    choices = [len(row["resps"]) // (2 if "acc_mutual_info" in row else 1) for row in samples]
+    is_choice = output_type == "multiple_choice" and choices
+    return {
+        "metrics": metrics,
+        "samples": sum(found["n-samples"][leaf]["effective"] for leaf in tasks),
+        "chance": sum(1 / count for count in choices) / len(choices) if is_choice else None,
+        "num_fewshot": found["n-shot"].get(task),
+        "version": found["versions"].get(task),
+        "output_type": output_type,
+    }
+
+
+def leaves(found: Any, task: str) -> list[str]:
+    """The tasks of a group, or the task itself."""
+    parts = found["group_subtasks"].get(task)
+    return [leaf for part in parts for leaf in leaves(found, part)] if parts else [task]
+
+
+def bits_per_byte_stderr(samples: list[tuple[float, int]]) -> float | None:
+    """Standard error of bits per byte, a ratio of sums over documents, which lm-eval leaves out:
+    the linearised variance of a ratio estimator (Cochran, Sampling Techniques, section 2.11).
+
+    samples: (log-likelihood in nats, bytes) of each document.
+    """
+    count, total = len(samples), sum(size for _, size in samples)
+    if count < 2:
+        return None
+    ratio = sum(loglikelihood for loglikelihood, _ in samples) / total
+    spread = sum((loglikelihood - ratio * size) ** 2 for loglikelihood, size in samples)
+    return math.sqrt(spread * count / (count - 1)) / total / math.log(2)

@@ -1,0 +1,89 @@
+"""Tasks of lm-eval on the model as it is spread, while it trains; all ranks."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from conf.errors import InputError
+from pretrain.config import EvaluationConfig
+from pretrain.hooks import Hook
+
+if TYPE_CHECKING:
+    from pretrain.trainer import Trainer
+
+
+class Tasks(Hook):
+    """At an interval and after the last step; requests are dealt over the data-parallel ranks.
+
+    Raises InputError where lm-eval or a task is not here, or a task lets the model write text.
+    """
+
+    def __init__(self, config: EvaluationConfig) -> None:
+        if importlib.util.find_spec("lm_eval") is None:
+            raise InputError(
+                f"evaluation.tasks={config.tasks} needs the package lm_eval, which is not "
+                'installed: pip install -c constraints.txt -e ".[eval]", or drop evaluation.tasks.'
+            )
+        from eval.suites import select
+        from eval.tasks import load_tasks, quiet
+
+        self.config = config
+        self.selection = select(config, "evaluation.")
+        with quiet(offline=not self.selection.built_in):
+            self.manager = load_tasks(self.selection, "evaluation.")
+            loaded = self.manager.load([choice.task for choice in self.selection.choices])
+        for name, task in loaded["tasks"].items():
+            if task.OUTPUT_TYPE == "generate_until":
+                raise InputError(
+                    f"evaluation.tasks: {name} lets the model write text, which is scored on an "
+                    "export only (python -m eval lm_eval): drop it."
+                )
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Scores at the interval and at the end."""
+        every = self.config.every_steps
+        if trainer.step == trainer.plan.total_steps or (every and trainer.step % every == 0):
+            self._score(trainer)
+
+    def _score(self, trainer: Trainer) -> None:
+        from eval.decoder_lm import DecoderLM
+        from eval.tasks import quiet, score_tasks
+
+        started = time.perf_counter()
+        stage = trainer.plan.at(trainer.step - 1)
+        parallel, special = trainer.config.parallel, trainer.manifest.tokenizer
+        prefix = special["eos_id"] if special.get("bos_id") is None else special["bos_id"]
+
+        def forward(tokens: Tensor) -> Tensor:
+            return trainer.model(tokens, rope_theta=stage.rope_theta)
+
+        model = DecoderLM(
+            forward,
+            trainer.manifest.tokenizer_path,
+            prefix,
+            trainer.config.model.max_seq_len,
+            parallel.micro_batch_tokens,
+            trainer.processes.device,
+            parallel.tp if parallel.cp == 1 else 2 * parallel.cp * parallel.tp,
+            trainer.layout.dp.get_group(),
+        )
+        # lm-eval seeds the generators of the whole process.
+        states = random.getstate(), np.random.get_state()
+        with quiet(offline=not self.selection.built_in), torch.random.fork_rng():
+            found = score_tasks(model, self.selection, self.manager, self.config.limit)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        scores = {
+            task: {name: metric["value"] for name, metric in entry["metrics"].items()}
+            | {"samples": entry["samples"]}
+            for task, entry in found.items()
+        }
+        seconds = time.perf_counter() - started
+        trainer.publish({"kind": "eval", "tasks": scores, "seconds": seconds})
