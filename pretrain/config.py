@@ -86,14 +86,17 @@ class RecipeConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW (arXiv 1711.05101) with a learning rate by tokens: linear warm-up, then a shape.
+    """The optimizer, with a learning rate by tokens: linear warm-up, then a shape.
 
+    name: adamw (arXiv 1711.05101), or muon for the matrices of the blocks and AdamW for the rest.
+    muon_momentum, muon_steps: of Muon's momentum and Newton-Schulz iteration.
     decay_embeddings, decay_norms: whether weight decay touches them too.
     clip_norm: the gradient's norm is scaled down to it; 0 for no clipping.
     schedule: cosine, linear, constant or wsd, which stays at the top until the last decay_tokens
         and then falls in decay_shape: linear, cosine or sqrt (1 - sqrt of the progress).
     """
 
+    name: str = "adamw"
     learning_rate: float = MISSING
     min_learning_rate: float = 0.0
     warmup_tokens: int = 0
@@ -107,8 +110,11 @@ class OptimConfig:
     decay_embeddings: bool = False
     decay_norms: bool = False
     clip_norm: float = 1.0
+    muon_momentum: float = 0.95
+    muon_steps: int = 5
 
     def __post_init__(self) -> None:
+        one_of("optim.name", self.name, ("adamw", "muon"))
         one_of("optim.schedule", self.schedule, ("cosine", "linear", "constant", "wsd"))
         one_of("optim.decay_shape", self.decay_shape, ("linear", "cosine", "sqrt"))
         if (self.decay_tokens > 0) != (self.schedule == "wsd"):

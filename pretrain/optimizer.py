@@ -1,8 +1,9 @@
-"""AdamW on sharded parameters, and one pass that scales and clips the gradients."""
+"""The optimizer on sharded parameters, and one pass that scales and clips the gradients."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,15 +11,17 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from pretrain.config import OptimConfig
+from pretrain.muon import Muon
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with two groups: what is decayed and what is not.
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW, or Muon for the matrices of the blocks with AdamW for the rest.
 
-    Matrices are decayed; norms and the embedding are not, unless the config asks for it. The head
-    is a matrix, and a tied one is an embedding.
+    Groups are of parameters that are decayed and that are not: matrices are decayed; norms and the
+    embedding are not, unless the config asks for it. The head is a matrix, and a tied one is an
+    embedding.
     """
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
             decayed = config.decay_norms
@@ -26,16 +29,28 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
             decayed = config.decay_embeddings
         else:
             decayed = True
-        groups[decayed].append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": parameters, "weight_decay": config.weight_decay if decayed else 0.0}
-            for decayed, parameters in groups.items()
-            if parameters
-        ],
+        muon = config.name == "muon" and name.startswith("layers.") and parameter.ndim == 2
+        groups.setdefault((muon, decayed), []).append(parameter)
+    listed: list[dict[str, Any]] = [
+        {
+            "params": parameters,
+            "weight_decay": config.weight_decay if decayed else 0.0,
+            **({"muon": muon} if config.name == "muon" else {}),
+        }
+        for (muon, decayed), parameters in groups.items()
+    ]
+    betas = (config.beta1, config.beta2)
+    if config.name == "adamw":
+        return torch.optim.AdamW(
+            listed, lr=config.learning_rate, betas=betas, eps=config.eps, fused=True
+        )
+    return Muon(
+        listed,
         lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
+        betas=betas,
         eps=config.eps,
+        momentum=config.muon_momentum,
+        steps=config.muon_steps,
         fused=True,
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from tests.conftest import ROOT
 from tests.distributed.warm import Warm
 from tests.runs import arguments, ledger, records
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "model__num_heads": 8,
     "model__num_kv_heads": 4,
     "model__head_dim": 8,
@@ -41,11 +43,21 @@ LAYOUTS = {
     "cp2_fsdp2": {"cp": 2, "dp_shard": 2},
     "cp2_tp2": {"cp": 2, "tp": 2},
     "hsdp2x2_cp2": {"dp_replicate": 2, "dp_shard": 2, "cp": 2},
+    "fsdp2_muon": {"dp_shard": 2},
+    "fsdp4_muon": {"dp_shard": 4},
+    "hsdp2x2_muon": {"dp_replicate": 2, "dp_shard": 2},
+    "tp2_muon": {"tp": 2},
+    "fsdp2_tp2_muon": {"dp_shard": 2, "tp": 2},
+    "cp2_muon": {"cp": 2},
     "cp2_full": {"cp": 2},
     "cp4_full": {"cp": 4},
     "cp2_tp2_full": {"cp": 2, "tp": 2},
 }
-FULL = {"model__sliding_window": None}
+KINDS: dict[str, dict[str, Any]] = {
+    "": {},
+    "full": {"model__sliding_window": None},
+    "muon": {"optim__name": "muon"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +67,13 @@ def warm():
     process.close()
 
 
-def run(warm, corpus, folder, full=False, **layout):
+def kind_of(name):
+    return next((kind for kind in KINDS if kind and name.endswith(kind)), "")
+
+
+def run(warm, corpus, folder, kind, **layout):
     changes = {f"parallel__{name}": size for name, size in layout.items()}
-    settings = SETTINGS | (FULL if full else {}) | changes
+    settings = SETTINGS | KINDS[kind] | changes
     processes = 1
     for size in layout.values():
         processes *= size
@@ -69,14 +85,14 @@ def run(warm, corpus, folder, full=False, **layout):
 @pytest.fixture(scope="module")
 def singles(warm, corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("single")
-    return {full: run(warm, corpus, folder / str(full), full, dp_shard=1) for full in (0, 1)}
+    return {kind: run(warm, corpus, folder / f"one_{kind}", kind, dp_shard=1) for kind in KINDS}
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_layout_takes_the_steps_of_one_process(name, singles, warm, corpus, tmp_path):
-    full = name.endswith("full")
-    single = singles[full]
-    found = run(warm, corpus, tmp_path, full, **LAYOUTS[name])
+    kind = kind_of(name)
+    single = singles[kind]
+    found = run(warm, corpus, tmp_path, kind, **LAYOUTS[name])
     assert ledger(found) == ledger(single)
     ours, theirs = records(found), records(single)
     assert len(ours) == len(theirs) == 20
@@ -110,6 +126,7 @@ def distance(run_dir, other):
     )
 
 
-def test_the_window_and_the_documents_matter(singles):
-    losses = [[r["loss"] for r in records(singles[full])] for full in (0, 1)]
+@pytest.mark.parametrize("kind", ["full", "muon"])
+def test_the_window_and_the_optimizer_matter(kind, singles):
+    losses = [[r["loss"] for r in records(singles[k])] for k in ("", kind)]
     assert max(abs(a / b - 1) for a, b in zip(*losses, strict=True)) > 1e-3

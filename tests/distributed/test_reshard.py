@@ -29,14 +29,16 @@ def warm():
     process.close()
 
 
-def run(warm, corpus, run_dir, layout, stop_after):
+def run(warm, corpus, run_dir, layout, stop_after, **more):
     sizes = LAYOUTS[layout]
     changes = {f"parallel__{name}": size for name, size in sizes.items()}
     processes = 1
     for size in sizes.values():
         processes *= size
     settings = {"validation__every_steps": 0, "checkpoint__every_steps": STOP}
-    command = arguments(corpus.folder, run_dir, stop_after=stop_after, **settings, **changes)
+    command = arguments(
+        corpus.folder, run_dir, stop_after=stop_after, **settings, **changes, **more
+    )
     ended = warm.run(command, processes, run_dir.parent / f"{run_dir.name}-said")
     assert set(ended.codes) == {0}, ended.said
     return ended.said
@@ -60,3 +62,12 @@ def test_stopped_in_one_layout_and_resumed_in_all(first, warm, corpus, tmp_path)
         else:
             assert ours[0] == pytest.approx(theirs[0], rel=1e-6), second
             assert ours == pytest.approx(theirs, rel=1e-5), second
+
+
+def test_muons_momentum_is_carried_over(warm, corpus, tmp_path):
+    run(warm, corpus, tmp_path / "whole", "fsdp2", END, optim__name="muon")
+    run(warm, corpus, tmp_path / "run", "fsdp2", STOP, optim__name="muon")
+    run(warm, corpus, tmp_path / "run", "tp2", END, optim__name="muon")
+    ours, theirs = ([r["loss"] for r in records(tmp_path / name)] for name in ("run", "whole"))
+    assert ours[STOP] == pytest.approx(theirs[STOP], rel=1e-6)
+    assert ours == pytest.approx(theirs, rel=1e-5)
