@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from conf.errors import InputError
+from conf.quiet import quiet_torchao
 from model.config import ModelConfig
 from model.network import Decoder
 
@@ -80,6 +81,7 @@ def apply_fp8(model: Decoder, precision: str, device: torch.device) -> None:
         linear.__class__ = nn.Linear
     if precision not in SCALING:
         return
+    quiet_torchao()
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
     recipe = Float8LinearConfig.from_recipe_name(SCALING[precision])

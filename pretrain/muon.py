@@ -59,8 +59,10 @@ class Muon(torch.optim.AdamW):
     def _update(self, parameter: Tensor, rate: float, weight_decay: float) -> None:
         state, gradient = self.state[parameter], parameter.grad
         assert gradient is not None
-        if "momentum" not in state:
+        if not state:
+                state["step"] = torch.zeros(())  # AdamW looks for it when a state is loaded
             state["momentum"] = torch.zeros_like(parameter)
+        state["step"] += 1
         momentum = state["momentum"].lerp_(gradient, 1 - self.momentum)
         update = gradient.lerp(momentum, self.momentum)  # Nesterov's
         if isinstance(update, DTensor):
