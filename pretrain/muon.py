@@ -60,7 +60,7 @@ class Muon(torch.optim.AdamW):
         state, gradient = self.state[parameter], parameter.grad
         assert gradient is not None
         if not state:
-                state["step"] = torch.zeros(())  # AdamW looks for it when a state is loaded
+            state["step"] = torch.zeros(())  # AdamW looks for it when a state is loaded
             state["momentum"] = torch.zeros_like(parameter)
         state["step"] += 1
         momentum = state["momentum"].lerp_(gradient, 1 - self.momentum)
