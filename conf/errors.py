@@ -34,3 +34,10 @@ def did_you_mean(found: str, known: Iterable[str]) -> str:
     if close:
         return f" (did you mean '{close[0]}'?)"
     return f" (known: {', '.join(names)})" if names else ""
+
+
+def one_of(key: str, value: str, choices: Iterable[str]) -> None:
+    """Raises InputError unless value is one of choices."""
+    choices = tuple(choices)
+    if value not in choices:
+        raise InputError(f"{key}={value} is not a choice{did_you_mean(value, choices)}.")

@@ -20,6 +20,7 @@ from data_pipeline.batches import open_stream
 from data_pipeline.documents import document_names
 from data_pipeline.manifest import load_manifest
 from data_pipeline.order import SampleOrder
+from data_pipeline.recipe import plan_of
 from data_pipeline.remote import side_file
 from data_pipeline.shards import Index
 from data_pipeline.tokenizer import load_tokenizer
@@ -198,10 +199,7 @@ class RunData:
     def steps_of_document(self, doc: str) -> Iterator[Row]:
         """A row for each sample of the plan that holds tokens of a document, in order; `state`
         says whether the run has come to it. Raises InputError where there is no such document."""
-        batch = int(self.settings.recipe.global_batch_tokens)
-        per_step = [batch // stage.seq_len for stage in self.order.stages]
-        steps = [s.samples // n for s, n in zip(self.order.stages, per_step, strict=True)]
-        first_step = np.cumsum([0, *steps])
+        plan = plan_of(self.settings.recipe, self.order.source_tokens)
         states = {line["step"]: line.get("skipped") for line in self.ledger()}
         found = False
         for source, shard_number, shard, document in self._find(doc):
@@ -217,7 +215,7 @@ class RunData:
                 served.start.tolist(),
                 strict=True,
             ):
-                step = int(first_step[stage]) + sample // per_step[stage] + 1
+                step = plan.step_of(stage, sample) + 1
                 last = at + self.order.stages[stage].seq_len
                 state = "skipped" if states.get(step) else "trained"
                 yield {

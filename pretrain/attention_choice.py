@@ -19,12 +19,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_pipeline.batches import BatchReader
+from data_pipeline.recipe import StagePlan
 from model.attention import attend, check_backend, usable_backends, visible_keys
 from model.config import ModelConfig
 from pretrain.config import PretrainConfig
 from pretrain.distributed import Layout, Processes
 from pretrain.hardware import compute_dtype
-from pretrain.stages import StagePlan
 
 ITERATIONS = 5
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -10,10 +11,10 @@ import torch
 import torch.distributed as dist
 
 from conf.errors import InputError
+from data_pipeline.recipe import StagePlan
 from pretrain.config import ParallelConfig, PretrainConfig
 from pretrain.distributed import MESH, Processes
 from pretrain.layout_choice import GIB, Machine, Need, choose, optimizer_name, options
-from pretrain.stages import StagePlan
 
 
 def pick_layout(config: PretrainConfig, plan: StagePlan, processes: Processes) -> list[str]:
@@ -38,7 +39,7 @@ def pick_layout(config: PretrainConfig, plan: StagePlan, processes: Processes) -
         optimizer_name(config.optim),
         config.parallel,
         tuple(stage.seq_len for stage in plan.stages),
-        plan.global_batch_tokens,
+        math.gcd(*plan.batches),  # what divides it divides every step
     )
     best = choose(need, machine)
     passed = [option for option in options(need, machine) if option.problem is not None]

@@ -7,15 +7,12 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from conf.errors import InputError, did_you_mean
+from conf.errors import InputError, one_of
 from conf.wandb_run import LoggerConfig
+from data_pipeline.recipe import RecipeConfig
 from model.config import ModelConfig
 
-
-def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises InputError unless value is one of choices."""
-    if value not in choices:
-        raise InputError(f"{key}={value} is not a choice{did_you_mean(value, choices)}.")
+PRECISIONS = ("fp32", "bf16", "fp8", "fp8_rowwise")
 
 
 @dataclass
@@ -35,53 +32,6 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.prefetch_steps < 0:
             raise InputError(f"data.prefetch_steps={self.prefetch_steps}, expected 0 or more.")
-
-
-@dataclass
-class StageConfig:
-    """One stage of a recipe: sequence length, token budget, and the sources' shares.
-
-    mixture: weight of each source, normalised to 1; empty for the sources' own sizes.
-    rope_theta: base of the rotary positions while this stage runs; null for the model's.
-    planned_tokens: tokens that the stage had when it was begun, where it is ended early so that
-        what comes next can change; null elsewhere.
-    """
-
-    seq_len: int = MISSING
-    tokens: int = MISSING
-    mixture: dict[str, float] = field(default_factory=dict)
-    rope_theta: float | None = None
-    planned_tokens: int | None = None
-
-
-@dataclass
-class RecipeConfig:
-    """Stages by name, run in the order in which they are written.
-
-    global_batch_tokens: tokens of one optimizer step, the same in every stage.
-    atom_tokens: what the order of samples deals in, a multiple of every seq_len; null for the
-        longest. Give it where longer stages may be added while the run is under way.
-    """
-
-    name: str = MISSING
-    global_batch_tokens: int = MISSING
-    stages: dict[str, StageConfig] = field(default_factory=dict)
-    atom_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        if not self.stages:
-            raise InputError("recipe.stages is empty: a recipe needs at least one stage.")
-        for name, stage in self.stages.items():
-            for key in ("seq_len", "tokens"):
-                if getattr(stage, key) < 1:
-                    raise InputError(
-                        f"recipe.stages.{name}.{key}={getattr(stage, key)}, expected at least 1."
-                    )
-            if stage.planned_tokens is not None and stage.planned_tokens < stage.tokens:
-                raise InputError(
-                    f"recipe.stages.{name}.planned_tokens={stage.planned_tokens}, expected at "
-                    f"least tokens={stage.tokens}: it is for a stage that is ended early."
-                )
 
 
 @dataclass
@@ -260,4 +210,4 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         one_of("device", self.device, ("auto", "cpu", "cuda"))
-        one_of("precision", self.precision, ("fp32", "bf16", "fp8", "fp8_rowwise"))
+        one_of("precision", self.precision, PRECISIONS)

@@ -15,13 +15,13 @@ from omegaconf import MISSING, OmegaConf
 from torch import Tensor
 
 from conf.chat import ChatTemplate
-from conf.errors import InputError
+from conf.errors import InputError, one_of
 from data_pipeline.manifest import Manifest, load_manifest
 from model.flops import parameters
 from model.hf import hf_config, save_weights
 from model.network import Decoder, build_meta
 from pretrain import checkpoint
-from pretrain.config import PretrainConfig, one_of
+from pretrain.config import PretrainConfig
 from pretrain.setup import InitialWeights
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}

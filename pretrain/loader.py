@@ -17,10 +17,10 @@ from torch import Tensor
 
 from conf.errors import InputError
 from data_pipeline.batches import Batch, BatchReader
+from data_pipeline.recipe import StagePlan
 from data_pipeline.storage import in_thread
 from model.loss import IGNORED
 from pretrain.config import ParallelConfig
-from pretrain.stages import StagePlan
 
 MASK64 = (1 << 64) - 1
 CLOSE_SECONDS = 5
@@ -96,9 +96,9 @@ class Loader:
 
     def _read(self, step: int) -> StepData:
         stage = self.plan.at(step)
-        first = (step - stage.first_step) * stage.samples_per_step
-        share = stage.samples_per_step // self.dp_size
-        samples = first + self.dp_rank * share + np.arange(share)
+        taken = self.plan.samples_at(step)
+        share = len(taken) // self.dp_size
+        samples = taken.start + self.dp_rank * share + np.arange(share)
         micro = self.micro_batch_tokens // stage.seq_len
         batches = list(self.reader.read_all(stage.index, samples, micro))
         targets = torch.zeros(len(self.reader.streams), dtype=torch.int64)
@@ -140,7 +140,7 @@ def check_batches(plan: StagePlan, parallel: ParallelConfig, dp_size: int, longe
 
     longest: positions that the model has.
     """
-    tokens, micro_batch_tokens = plan.global_batch_tokens, parallel.micro_batch_tokens
+    micro_batch_tokens = parallel.micro_batch_tokens
     cp, tp = parallel.cp, parallel.tp
     pieces = tp if cp == 1 else 2 * cp * tp
     product = f"parallel.tp={tp}" if cp == 1 else f"2 x parallel.cp={cp} x parallel.tp={tp}"
@@ -154,9 +154,11 @@ def check_batches(plan: StagePlan, parallel: ParallelConfig, dp_size: int, longe
             raise InputError(
                 f"parallel.micro_batch_tokens={micro_batch_tokens} is not a multiple of {key}."
             )
-    if tokens % (micro_batch_tokens * dp_size):
-        raise InputError(
-            f"recipe.global_batch_tokens={tokens} is not divisible by "
-            f"parallel.micro_batch_tokens={micro_batch_tokens} x {dp_size} data-parallel ranks = "
-            f"{micro_batch_tokens * dp_size}: change one of them."
-        )
+    for tokens in plan.batches:
+        if tokens % (micro_batch_tokens * dp_size):
+            raise InputError(
+                f"recipe.global_batch_tokens={tokens} is not divisible by "
+                f"parallel.micro_batch_tokens={micro_batch_tokens} x {dp_size} data-parallel "
+                f"ranks = {micro_batch_tokens * dp_size}: change one of them (a stage's own batch "
+                "and every size of a batch_ramp count too)."
+            )

@@ -5,18 +5,37 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from data_pipeline.recipe import Stage, StagePlan
 from pretrain.config import OptimConfig
 
 SHAPES: dict[str, Callable[[float], float]] = {
     "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
     "linear": lambda progress: 1 - progress,
     "sqrt": lambda progress: 1 - math.sqrt(progress),
+    "constant": lambda progress: 1.0,
 }
-"""From 1 to 0 over a progress from 0 to 1."""
+"""From 1 to 0 over a progress from 0 to 1; constant stays at 1."""
 
 
-def learning_rate(config: OptimConfig, tokens: int, total_tokens: int) -> float:
-    """The rate for the step that ends at `tokens` consumed tokens.
+def learning_rate(config: OptimConfig, plan: StagePlan, tokens: int) -> float:
+    """The rate for the step that ends at `tokens` consumed tokens: its stage's own where the recipe
+    gives one, else that of `optim` over the whole plan."""
+    stage = next(stage for stage in plan.stages if tokens <= stage.first_token + stage.tokens)
+    rate, progress = stage.config.learning_rate, (tokens - stage.first_token) / stage.tokens
+    if rate.shape is None:
+        return run_rate(config, tokens, plan.total_tokens)
+    start = _rate_before(config, plan, stage) if rate.start is None else rate.start
+    end = start if rate.end is None else rate.end
+    return end + (start - end) * SHAPES[rate.shape](progress)
+
+
+def _rate_before(config: OptimConfig, plan: StagePlan, stage: Stage) -> float:
+    """The rate that the stage before ends with; the run's top where there is none."""
+    return learning_rate(config, plan, stage.first_token) if stage.index else config.learning_rate
+
+
+def run_rate(config: OptimConfig, tokens: int, total_tokens: int) -> float:
+    """The rate of `optim` alone, in a plan of `total_tokens`.
 
     Linear from 0 over `warmup_tokens`, then `schedule` down to `min_learning_rate` at
     `total_tokens`. cosine: SGDR, arXiv 1608.03983; wsd: warm-up, stable, decay over the last
@@ -25,12 +44,11 @@ def learning_rate(config: OptimConfig, tokens: int, total_tokens: int) -> float:
     """
     if tokens < config.warmup_tokens:
         return config.learning_rate * tokens / config.warmup_tokens
-    if config.schedule == "constant":
+    start, shape = config.warmup_tokens, config.schedule
+    if shape == "constant":
         return config.learning_rate
-    start, shape = config.warmup_tokens, SHAPES.get(config.schedule)
-    if shape is None:
-        start = max(start, total_tokens - config.decay_tokens)
-        shape = SHAPES[config.decay_shape]
+    if shape == "wsd":
+        start, shape = max(start, total_tokens - config.decay_tokens), config.decay_shape
     progress = (tokens - start) / max(1, total_tokens - start)
-    shape_now = shape(min(1.0, max(0.0, progress)))
-    return config.min_learning_rate + (config.learning_rate - config.min_learning_rate) * shape_now
+    falling = SHAPES[shape](min(1.0, max(0.0, progress)))
+    return config.min_learning_rate + (config.learning_rate - config.min_learning_rate) * falling

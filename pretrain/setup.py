@@ -16,6 +16,7 @@ from conf.errors import InputError
 from data_pipeline.batches import BatchReader
 from data_pipeline.manifest import Manifest, load_manifest
 from data_pipeline.order import SampleOrder
+from data_pipeline.recipe import StagePlan
 from model.config import ModelConfig
 from model.hf import HFWeights, read_config
 from model.init import initial_value
@@ -25,13 +26,13 @@ from pretrain.attention_choice import Timing, choose_attention
 from pretrain.auto_layout import pick_layout
 from pretrain.config import PretrainConfig
 from pretrain.distributed import Layout, Processes, check_layout, make_layout
-from pretrain.fp8 import check_fp8, fp8_linears
+from pretrain.fp8 import fp8_linears
 from pretrain.hardware import environment
+from pretrain.hooks.precision import check_precision
 from pretrain.hooks.profile import check_profile
 from pretrain.loader import Loader, check_batches
 from pretrain.optimizer import build_optimizer
 from pretrain.parallel import fill, parallelize
-from pretrain.stages import StagePlan
 
 CHECKED_TOKENS = 2**20
 """Token ids of a source looked at before the first step; the rest are when they are read."""
@@ -67,8 +68,7 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
     sizes = check_layout(config.parallel, config.model, processes.world_size)
     dp_size, tp = sizes[0] * sizes[1], sizes[3]
     check_batches(plan, config.parallel, dp_size, config.model.max_seq_len)
-    micro = config.parallel.micro_batch_tokens
-    check_fp8(config.precision, config.model, tp, sizes[2], micro, processes.device)
+    check_precision(config, plan, tp, sizes[2], processes.device)
     check_profile(config.profile, processes)
     check_held_out(manifest, plan)
     check_packing(manifest, plan)
@@ -214,13 +214,12 @@ def check_resume(
             f"{path} was trained on other data ({about['data'][:12]}, now "
             f"{data.fingerprint[:12]} in {config.data.folder}): restore it, or use another run_dir."
         )
-    if about["order"] == order.fingerprint:
-        return
     was = SampleOrder.from_json(json.dumps(about["plan"]))
     stage, samples = about["position"]["stage"], about["position"]["samples"]
     step = about["step"]
     is_there = step <= plan.total_steps and plan.position(step) == (stage, samples)
-    if is_there and order.same_past(was, stage, samples):
+    same = about["order"] == order.fingerprint or order.same_past(was, stage, samples)
+    if is_there and same:
         return
     advice = "seed or recipe changed; restore them, or use another run_dir."
     name, tokens = about["position"]["name"], was.stages[stage].samples * was.stages[stage].seq_len
@@ -232,10 +231,10 @@ def check_resume(
             f"recipe.stages.{name}.planned_tokens={planned * was.stages[stage].seq_len} and say "
             "in a stage after it what is to change."
         )
-    raise InputError(
-        f"{path} was trained on another order of samples ({about['order'][:12]}, now "
-        f"{order.fingerprint[:12]}): {advice}"
-    )
+    what = f"on another order of samples ({about['order'][:12]}, now {order.fingerprint[:12]})"
+    if same:
+        what = f"in other batches: its {step} steps took {samples} samples of stage '{name}'"
+    raise InputError(f"{path} was trained {what}: {advice}")
 
 
 def write_run_folder(

@@ -10,9 +10,9 @@ from omegaconf import MISSING
 from rich.console import Console
 from rich.table import Table
 
-from conf.errors import InputError
+from conf.errors import InputError, one_of
 from model.config import ModelConfig
-from pretrain.config import OptimConfig, ParallelConfig, one_of
+from pretrain.config import PRECISIONS, OptimConfig, ParallelConfig
 from pretrain.fake_ranks import fake_ranks, state_bytes
 from pretrain.layout_choice import GIB, USABLE, Machine, Need, Option, optimizer_name, options
 from pretrain.memory import KIND
@@ -46,7 +46,7 @@ class MemoryConfig:
     build: bool = True
 
     def __post_init__(self) -> None:
-        one_of("precision", self.precision, ("fp32", "bf16", "fp8", "fp8_rowwise"))
+        one_of("precision", self.precision, PRECISIONS)
         for key in ("world_size", "node", "gpu_memory_gib", "show"):
             if getattr(self, key) <= 0:
                 raise InputError(f"{key}={getattr(self, key)}, expected more than 0.")

@@ -14,6 +14,7 @@ from pretrain.hooks import Hook
 from pretrain.hooks.attention import AttentionByStage
 from pretrain.hooks.checkpoints import Checkpoints
 from pretrain.hooks.garbage import Garbage
+from pretrain.hooks.precision import PrecisionByStage
 from pretrain.hooks.profile import Profile
 from pretrain.hooks.progress import ProgressLine
 from pretrain.hooks.recompiles import Recompiles
@@ -59,7 +60,7 @@ def make_hooks(
             hooks.append(WandbLogger(run_dir, config.logger))
         if config.logger.progress:
             hooks.append(ProgressLine())
-    hooks.append(AttentionByStage(attention))
+    hooks += [AttentionByStage(attention), PrecisionByStage(config)]
     hooks += [Validation(config.validation), *tasks, Checkpoints(config.checkpoint)]
     hooks.append(Garbage(config.gc_every_steps))
     return hooks

@@ -99,7 +99,8 @@ class Trainer:
         counts = all_reduce_sum(data.counts.to(device, non_blocking=True), dp)
         losses = torch.zeros(len(self.sources), device=device)
         # FSDP averages over its ranks; the fixed divisor keeps the sums small meanwhile.
-        weight = self.layout.data.size() / self.plan.global_batch_tokens
+        batch_tokens = self.plan.batch_tokens(self.step)
+        weight = self.layout.data.size() / batch_tokens
         for index, batch in enumerate(data.micro_batches):
             last = index + 1 == len(data.micro_batches)
             self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
@@ -110,10 +111,10 @@ class Trainer:
             losses += by_sample @ (batch.sources[:, None] == self.sources).to(losses.dtype)
         all_reduce_sum(losses, dp)
         targets = counts[2 : 2 + len(losses)].sum()
-        scale = self.plan.global_batch_tokens / targets.float()
+        scale = batch_tokens / targets.float()
         optim = self.config.optim
         grad_norm = scale_and_clip(self.model.parameters(), scale, optim.clip_norm)
-        rate = learning_rate(optim, self.plan.tokens_at(self.step + 1), self.plan.total_tokens)
+        rate = learning_rate(optim, self.plan, self.plan.tokens_at(self.step + 1))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -125,8 +126,8 @@ class Trainer:
         stage = self.plan.at(self.step)
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
-        first = (self.step - stage.first_step) * stage.samples_per_step
-        consumed = self.order.consumed(stage.index, first + stage.samples_per_step)
+        samples = self.plan.samples_at(self.step)
+        consumed = self.order.consumed(stage.index, samples.stop)
         return {
             "kind": "train",
             "step": self.step + 1,
@@ -136,11 +137,12 @@ class Trainer:
             "learning_rate": rate,
             "step_seconds": seconds,
             "data_wait_seconds": data.wait_seconds,
-            "tokens_per_second": self.plan.global_batch_tokens / seconds,
+            "batch_tokens": self.plan.batch_tokens(self.step),
+            "tokens_per_second": self.plan.batch_tokens(self.step) / seconds,
             "consumed_tokens": consumed,
             "consumed_epochs": self.order.epochs_of(consumed),
-            "first_sample": first,
-            "samples": stage.samples_per_step,
+            "first_sample": samples.start,
+            "samples": len(samples),
             "time": time.time(),
         }
 
@@ -152,7 +154,7 @@ class Trainer:
             self.documents[source] += documents
         model = self.config.model
         flops = (
-            6 * matmul_parameters(model) * self.plan.global_batch_tokens
+            6 * matmul_parameters(model) * pending.record["batch_tokens"]
             + 12 * model.num_layers * model.query_size * keys
         )
         record = pending.record | {
@@ -220,7 +222,7 @@ class Trainer:
         return (
             f"{self.config.name}: {self.config.model.name}, {parameters(self.config.model):,} "
             f"parameters, {self.plan.total_tokens:,} tokens in {self.plan.total_steps} steps of "
-            f"{self.plan.global_batch_tokens:,}, {start}\n"
+            f"{' to '.join(f'{tokens:,}' for tokens in self.plan.batches)}, {start}\n"
             f"{self.processes.world_size} process(es) on {self.processes.device.type}, "
             f"{' x '.join(sizes)}, {self.config.precision}, attention {self.model.attention}; "
             f"MFU: {FLOP_CONVENTION}, peak {self.peak / 1e12:.2f} TFLOP/s ({self.peak_source})"

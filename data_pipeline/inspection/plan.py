@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conf.errors import InputError, did_you_mean
+from conf.errors import InputError
 from data_pipeline.order import OrderStage, SampleOrder
+from data_pipeline.recipe import plan_of
 
 GOOD_EPOCHS = 4.0
 """Repeating text up to so often costs little (Muennighoff et al., 2023, arXiv 2305.16264)."""
@@ -67,51 +68,21 @@ def plan_recipe(
 ) -> Plan:
     """The plan of a recipe as `pretrain` would make it, but for limits: those are for the page to
     show. Raises InputError where the recipe does not fit together or names another source."""
-    try:
-        batch = int(recipe["global_batch_tokens"])
-        found = {name: dict(stage) for name, stage in recipe["stages"].items()}
-        lengths = {name: int(stage["seq_len"]) for name, stage in found.items()}
-        budgets = {name: int(stage["tokens"]) for name, stage in found.items()}
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"recipe lacks {error}: expected global_batch_tokens, and stages with seq_len and "
-            "tokens, as in conf/recipe."
-        ) from None
-    stages: list[PlannedStage] = []
-    in_order: list[OrderStage] = []
-    for name, stage in found.items():
-        weights = {key: float(weight) for key, weight in (stage.get("mixture") or {}).items()}
-        for source in weights:
-            if source not in source_tokens:
-                raise InputError(
-                    f"recipe.stages.{name}.mixture names the source '{source}', which the corpus "
-                    f"does not have{did_you_mean(source, source_tokens)}."
-                )
-        weights = weights or {source: float(tokens) for source, tokens in source_tokens.items()}
-        total = sum(weights.values())
-        if total <= 0 or min(weights.values()) < 0:
-            raise InputError(
-                f"recipe.stages.{name}.mixture={weights}, expected weights of 0 or more, not all 0."
-            )
-        if lengths[name] < 1 or batch < 1 or batch % lengths[name]:
-            raise InputError(
-                f"recipe.global_batch_tokens={batch} is not a multiple of "
-                f"recipe.stages.{name}.seq_len={lengths[name]}."
-            )
-        steps = math.ceil(budgets[name] / batch)
-        shares = {source: weight / total for source, weight in weights.items()}
-        samples = steps * batch // lengths[name]
-        planned = stage.get("planned_tokens")  # where the stage is ended early
-        begun_with = planned and math.ceil(planned / batch) * batch // lengths[name]
-        in_order.append(OrderStage(lengths[name], samples, weights, begun_with))
-        stages.append(PlannedStage(name, lengths[name], steps * batch, samples, shares))
+    plan = plan_of(recipe, source_tokens)
+    stages = [_planned(stage.name, stage.order_stage()) for stage in plan.stages]
     order, refused = None, ""
     try:
-        order = SampleOrder(source_tokens, in_order, seed)
+        order = SampleOrder(source_tokens, [s.order_stage() for s in plan.stages], seed)
     except InputError as error:
         refused = str(error)
-    name = str(recipe.get("name", "recipe"))
-    return Plan(name, stages, dict(source_tokens), order, refused, max_epochs)
+    return Plan(plan.name, stages, dict(source_tokens), order, refused, max_epochs)
+
+
+def _planned(name: str, stage: OrderStage) -> PlannedStage:
+    total = sum(stage.weights.values())
+    shares = {source: weight / total for source, weight in stage.weights.items()}
+    tokens = stage.samples * stage.seq_len
+    return PlannedStage(name, stage.seq_len, tokens, stage.samples, shares)
 
 
 def plan_of_run(run: Path, config: Mapping[str, Any]) -> Plan:
@@ -119,18 +90,10 @@ def plan_of_run(run: Path, config: Mapping[str, Any]) -> Plan:
     order = SampleOrder.from_json((run / "order.json").read_text())
     recipe = config["recipe"]
     names = list(recipe["stages"])
-    stages = []
-    for number, stage in enumerate(order.stages):
-        total = sum(stage.weights.values())
-        stages.append(
-            PlannedStage(
-                names[number] if number < len(names) else f"stage {number + 1}",
-                stage.seq_len,
-                stage.samples * stage.seq_len,
-                stage.samples,
-                {source: weight / total for source, weight in stage.weights.items()},
-            )
-        )
+    stages = [
+        _planned(names[number] if number < len(names) else f"stage {number + 1}", stage)
+        for number, stage in enumerate(order.stages)
+    ]
     limit = config["data"].get("max_epochs", GOOD_EPOCHS)
     return Plan(
         str(recipe.get("name", run.name)),

@@ -204,8 +204,7 @@ def test_plan_in_whole_steps(page, folder):
 def test_pretrain_makes_the_same_plan():
     """The recipe is read twice, here and by the trainer: both must say the same."""
     from data_pipeline.inspection.plan import plan_recipe
-    from pretrain.config import RecipeConfig, StageConfig
-    from pretrain.stages import StagePlan
+    from data_pipeline.recipe import RecipeConfig, StageConfig, StagePlan
 
     tokens = {"code": 500_000, "prose": 900_000}
     recipe = {**RECIPE, "stages": {**RECIPE["stages"]}}
@@ -249,7 +248,7 @@ BAD_RECIPES: dict[str, dict[str, Any]] = {
     "recipe.global_batch_tokens=2048 is not a multiple of recipe.stages.short.seq_len=100": {
         "seq_len": 100
     },
-    "expected weights of 0 or more": {"mixture": {"code": 0.0}},
+    "recipe.stages.short.mixture has no weight above 0": {"mixture": {"code": 0.0}},
 }
 
 
@@ -259,7 +258,7 @@ def test_recipes_that_do_not_fit(message, page, folder):
     with pytest.raises(InputError) as error:
         page(data=str(folder), recipe={**RECIPE, "stages": {"short": stage}})
     assert message in str(error.value)
-    with pytest.raises(InputError, match="recipe lacks 'global_batch_tokens'"):
+    with pytest.raises(InputError, match="expected global_batch_tokens, and stages with"):
         page(data=str(folder), recipe={"stages": {}})
 
 

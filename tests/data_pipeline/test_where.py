@@ -42,7 +42,17 @@ def write_run(folder, manifest, order, data=None):
     folder.mkdir()
     settings = {
         "data": {"folder": str(data or manifest.folder)},
-        "recipe": {"stages": dict.fromkeys(STAGES), "global_batch_tokens": 1920},
+        "recipe": {
+            "stages": {
+                name: {
+                    "seq_len": stage.seq_len,
+                    "tokens": stage.samples * stage.seq_len,
+                    "mixture": dict(stage.weights),
+                }
+                for name, stage in STAGES.items()
+            },
+            "global_batch_tokens": 1920,
+        },
     }
     (folder / "config.yaml").write_text(json.dumps(settings))  # JSON is YAML
     (folder / "env.json").write_text(json.dumps({"data_fingerprint": manifest.fingerprint}))

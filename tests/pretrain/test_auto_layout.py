@@ -9,12 +9,12 @@ import torch.distributed as dist
 import yaml
 
 from conf.errors import InputError
+from data_pipeline.recipe import RecipeConfig, StageConfig, StagePlan
 from model.config import ModelConfig
 from pretrain.auto_layout import available_memory, pick_layout
-from pretrain.config import ParallelConfig, RecipeConfig, StageConfig
+from pretrain.config import ParallelConfig
 from pretrain.distributed import start
 from pretrain.layout_choice import GIB, Machine, Need, choose
-from pretrain.stages import StagePlan
 from tests.model.test_counts import load
 from tests.runs import arguments, ledger, records, settings
 

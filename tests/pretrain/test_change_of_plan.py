@@ -24,6 +24,13 @@ def begun(command, corpus, tmp_path_factory):
     return run_dir
 
 
+def test_another_batch_is_refused_though_the_samples_are_the_same(command, corpus, begun):
+    batch = {"recipe__global_batch_tokens": 4096}
+    done = command(*arguments(corpus.folder, begun, **ATOM, **batch))
+    assert done.returncode == 2
+    assert "was trained in other batches: its 5 steps took 160 samples" in done.stderr
+
+
 def test_the_mixture_changes_in_the_middle_of_a_stage(command, corpus, begun):
     before = ledger(begun)
     change = {

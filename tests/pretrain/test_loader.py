@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from conf.errors import InputError
 from data_pipeline.batches import IGNORED, BatchReader
 from data_pipeline.order import SampleOrder
+from data_pipeline.recipe import RecipeConfig, StageConfig, StagePlan
 from pretrain import loader as loader_module
-from pretrain.config import RecipeConfig, StageConfig
 from pretrain.loader import MASK64, Loader, digest_of_samples
-from pretrain.stages import StagePlan
 from tests.sealed import sealed
 
 CPU = torch.device("cpu")
@@ -80,9 +79,7 @@ def test_the_stream_is_the_same_for_any_layout_and_restart_and_repeats_nothing(m
         ]
         for step in range(first, end):
             stage = plan.at(step)
-            samples = (step - stage.first_step) * stage.samples_per_step + np.arange(
-                stage.samples_per_step
-            )
+            samples = np.array(plan.samples_at(step))
             expected = reader.read(stage.index, samples)
             data = [loader.get(step) for loader in loaders]
             batches = [batch for part in data for batch in part.micro_batches]

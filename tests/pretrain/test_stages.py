@@ -1,13 +1,15 @@
 """The plan of a recipe."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from conf.entry import CONF_DIR
 from conf.errors import InputError
-from pretrain.config import ParallelConfig, RecipeConfig, StageConfig
+from data_pipeline.recipe import BatchRamp, RecipeConfig, StageConfig, StagePlan, StageRate
+from pretrain.config import ParallelConfig
 from pretrain.loader import check_batches
-from pretrain.stages import StagePlan
 
 SOURCES = {"web": 3_000_000, "code": 1_000_000}
 
@@ -22,9 +24,9 @@ def test_danubes_trillion():
         for seq_len, tokens in ((2048, 7 * 10**11), (4096, 10**11), (8192, 10**11), (16384, 10**11))
     }
     plan = StagePlan(RecipeConfig("danube", 1_179_648, stages), {"web": 10**12})
-    assert [stage.samples_per_step for stage in plan.stages] == [576, 288, 144, 72]
+    assert [level.samples_per_step for level in plan.levels] == [576, 288, 144, 72]
     assert plan.total_steps == pytest.approx(847_700, rel=1e-3)
-    assert {stage.samples_per_step * stage.seq_len for stage in plan.stages} == {1_179_648}
+    assert plan.batches == [1_179_648]
 
 
 def test_steps_belong_to_stages_without_a_gap():
@@ -32,6 +34,64 @@ def test_steps_belong_to_stages_without_a_gap():
     assert [(s.first_step, s.end_step) for s in plan.stages] == [(0, 3), (3, 5)]
     assert [plan.at(step).name for step in range(5)] == ["a", "a", "a", "b", "b"]
     assert plan.total_tokens == 5 * 4096
+
+
+RAMP = BatchRamp(start=1024, increment=1024, tokens=9216)
+
+
+def test_a_ramp_gives_every_size_its_share():
+    plan = StagePlan(recipe(a=StageConfig(512, 20_000, batch_ramp=RAMP)), SOURCES)
+    assert [(x.steps, x.tokens_per_step) for x in plan.levels] == [
+        (3, 1024),
+        (2, 2048),
+        (1, 3072),
+        (3, 4096),
+    ]
+    assert plan.batches == [1024, 2048, 3072, 4096]
+    assert plan.total_tokens == 3 * 1024 + 2 * 2048 + 3072 + 3 * 4096
+
+
+@given(
+    budgets=st.lists(st.integers(1, 60_000), min_size=1, max_size=4),
+    ramps=st.lists(st.sampled_from([BatchRamp(), RAMP, BatchRamp(2048, 2048, 5000)]), min_size=4),
+    batches=st.lists(st.sampled_from([None, 8192]), min_size=4),
+)
+def test_steps_take_all_samples_of_a_plan_in_order(budgets, ramps, batches):
+    """Every sample of every stage is in one step, the steps' tokens add up, and a sample's step is
+    found from its number."""
+    stages = {
+        f"s{number}": StageConfig(
+            512 * 2 ** (number % 2),
+            tokens,
+            batch_ramp=ramps[number],
+            global_batch_tokens=batches[number],
+        )
+        for number, tokens in enumerate(budgets)
+    }
+    plan = StagePlan(recipe(**stages), SOURCES)
+    taken, tokens = {stage.index: 0 for stage in plan.stages}, 0
+    for step in range(plan.total_steps):
+        stage, samples = plan.at(step), plan.samples_at(step)
+        assert stage.first_step <= step < stage.end_step
+        assert samples.start == taken[stage.index]
+        assert plan.tokens_at(step) == tokens
+        assert plan.batch_tokens(step) == len(samples) * stage.seq_len
+        assert {plan.step_of(stage.index, s) for s in (samples[0], samples[-1])} == {step}
+        taken[stage.index], tokens = samples.stop, tokens + plan.batch_tokens(step)
+        assert plan.position(step + 1) == (stage.index, samples.stop)
+    assert plan.tokens_at(plan.total_steps) == plan.total_tokens == tokens
+    for stage, budget in zip(plan.stages, budgets, strict=True):
+        assert taken[stage.index] == stage.samples
+        assert budget <= stage.tokens < budget + 8192
+
+
+def test_a_stage_that_ends_early_keeps_the_steps_that_it_took():
+    long = StagePlan(recipe(a=StageConfig(512, 30_000, batch_ramp=RAMP)), SOURCES)
+    ended = StageConfig(512, long.tokens_at(4), batch_ramp=RAMP, planned_tokens=30_000)
+    short = StagePlan(recipe(a=ended, b=StageConfig(512, 8192)), SOURCES)
+    assert [short.samples_at(s) for s in range(4)] == [long.samples_at(s) for s in range(4)]
+    assert short.at(4).name == "b"
+    assert short.stages[0].planned_samples == long.stages[0].samples
 
 
 def test_without_a_mixture_the_sources_weigh_their_tokens():
@@ -53,6 +113,18 @@ def test_without_a_mixture_the_sources_weigh_their_tokens():
             StageConfig(8192, 1),
             "global_batch_tokens=4096 is not a multiple of recipe.stages.a.seq_len",
         ),
+        (
+            StageConfig(512, 1, global_batch_tokens=700),
+            r"recipe.stages.a.global_batch_tokens=700 is not a multiple of",
+        ),
+        (
+            StageConfig(512, 1, batch_ramp=BatchRamp(1024, 1000, 9000)),
+            r"a.batch_ramp goes from 1024 by 1000, which does not come to recipe.global_batch_t",
+        ),
+        (
+            StageConfig(512, 1, batch_ramp=BatchRamp(3840, 128, 9000)),
+            r"a.batch_ramp has a batch of 3840 tokens, which is not a multiple of",
+        ),
     ],
 )
 def test_impossible_stages_are_refused(stage, sentence):
@@ -65,6 +137,14 @@ def test_an_empty_recipe_is_refused():
         recipe()
     with pytest.raises(InputError, match=r"recipe.stages.a.tokens=0, expected at least 1"):
         recipe(a=StageConfig(512, 0))
+    with pytest.raises(InputError, match=r"recipe.stages.a.batch_ramp.start=0, expected at least"):
+        recipe(a=StageConfig(512, 1, batch_ramp=BatchRamp(0, 1, 1)))
+    with pytest.raises(InputError, match=r"a.learning_rate.end=None with .*shape=linear"):
+        recipe(a=StageConfig(512, 1, learning_rate=StageRate("linear")))
+    with pytest.raises(InputError, match=r"shape=linaer is not a choice \(did you mean 'linear'"):
+        recipe(a=StageConfig(512, 1, learning_rate=StageRate("linaer", end=0.0)))
+    with pytest.raises(InputError, match=r"a.learning_rate has no shape: give"):
+        recipe(a=StageConfig(512, 1, learning_rate=StageRate(end=0.0)))
 
 
 @pytest.mark.parametrize(
