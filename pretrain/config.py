@@ -92,6 +92,7 @@ class ParallelConfig:
     activation_checkpointing: what backward computes again to save memory: none, selective (all but
         matrix products and attention), or full (whole blocks).
     compile: torch.compile of each block.
+    async_tp: tensor parallel's talk runs while matrices are multiplied; compiled, on GPUs.
     attention: backend, `auto` or one of `model.attention`.
     auto: takes sizes, micro_batch_tokens and activation_checkpointing (at least what is given)
         from the plan of memory.
@@ -105,6 +106,7 @@ class ParallelConfig:
     reshard_after_forward: bool = True
     activation_checkpointing: str = "none"
     compile: bool = False
+    async_tp: bool = False
     attention: str = "auto"
     auto: bool = False
 

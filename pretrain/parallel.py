@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from model.network import Decoder
 from pretrain.activation_checkpointing import apply_activation_checkpointing
+from pretrain.async_tensor_parallel import apply_async_tensor_parallel
 from pretrain.compile import compile_blocks
 from pretrain.config import ParallelConfig
 from pretrain.context_parallel import ContextParallel
@@ -32,6 +33,8 @@ def parallelize(model: Decoder, layout: Layout, config: ParallelConfig, precisio
     """
     if layout.tp.size() > 1:
         apply_tensor_parallel(model, layout.tp)
+    if config.async_tp:
+        apply_async_tensor_parallel(layout.tp)
     if layout.cp.size() > 1:
         model.sequences = ContextParallel(layout.cp)
     apply_fp8(model, precision, torch.device(layout.mesh.device_type))

@@ -22,6 +22,7 @@ from model.hf import HFWeights, read_config
 from model.init import initial_value
 from model.network import Decoder, build_meta
 from pretrain import checkpoint
+from pretrain.async_tensor_parallel import check_async_tensor_parallel
 from pretrain.attention_choice import Timing, choose_attention
 from pretrain.auto_layout import pick_layout
 from pretrain.config import PretrainConfig
@@ -68,6 +69,7 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
     sizes = check_layout(config.parallel, config.model, processes.world_size)
     dp_size, tp = sizes[0] * sizes[1], sizes[3]
     check_batches(plan, config.parallel, dp_size, config.model.max_seq_len)
+    check_async_tensor_parallel(config.parallel, processes.device)
     check_precision(config, plan, tp, sizes[2], processes.device)
     check_profile(config.profile, processes)
     check_held_out(manifest, plan)

@@ -1,0 +1,34 @@
+"""Asynchronous tensor parallelism is refused where it would not be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from conf.errors import InputError
+from pretrain.async_tensor_parallel import check_async_tensor_parallel
+from pretrain.config import ParallelConfig
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("tp", "compiled", "device", "sentence"),
+    [
+        (1, True, CUDA, "but parallel.tp=1: give"),
+        (2, False, CUDA, "add parallel.compile=true"),
+        (2, True, CPU, "needs GPUs that reach each other's memory, found cpu"),
+    ],
+)
+def test_what_it_needs(tp, compiled, device, sentence):
+    config = ParallelConfig(tp=tp, compile=compiled, async_tp=True)
+    with pytest.raises(InputError, match=sentence):
+        check_async_tensor_parallel(config, device)
+
+
+def test_torch_still_offers_it():
+    """The names are private: this says when a torch has dropped them."""
+    check_async_tensor_parallel(ParallelConfig(tp=2, compile=True, async_tp=True), CUDA)
+    from torch.distributed import _symmetric_memory
+
+    assert callable(_symmetric_memory.enable_symm_mem_for_group)
