@@ -1,4 +1,4 @@
-"""`python -m model inspect model=... seq_len=...`."""
+"""`python -m model inspect|remap_vocab key=value ...`."""
 
 from conf.entry import Command, main
 
@@ -8,6 +8,12 @@ COMMANDS = {
         schema="model.inspect:InspectConfig",
         run="model.inspect:inspect",
         summary="prints parameters, FLOPs per token and memory of a model",
+    ),
+    "remap_vocab": Command(
+        config="remap_vocab",
+        schema="model.remap_vocab:RemapVocabConfig",
+        run="model.remap_vocab:remap_vocab",
+        summary="gives an exported model another tokenizer, keeping the rows of shared tokens",
     ),
 }
 

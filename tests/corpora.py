@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +14,18 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
 
 from data_pipeline.manifest import Manifest, tokenizer_fingerprint
+from data_pipeline.tokenizer import token_bytes
 
 SPECIAL = ["<pad>", "<s>", "</s>"]
 VOCAB_SIZE = len(SPECIAL) + 256
 
 
-def byte_tokenizer() -> Tokenizer:
-    """A byte-level tokenizer without merges: an id a byte, after the special tokens."""
-    pieces = [*SPECIAL, *sorted(ByteLevel.alphabet())]
+def byte_tokenizer(merges: Sequence[tuple[str, str]] = (), turned: bool = False) -> Tokenizer:
+    """A byte-level tokenizer: an id a byte, after the special tokens, then one a merge. turned:
+    with the bytes in the opposite order."""
+    pieces = [*SPECIAL, *sorted(ByteLevel.alphabet(), reverse=turned), *map("".join, merges)]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer = Tokenizer(models.BPE(vocabulary, list(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(SPECIAL)
@@ -54,10 +57,16 @@ def write_shard(
     }
 
 
-def make_corpus(folder: Path, tokens: int = 120_000, held_out: int = 6_000) -> Manifest:
+def make_corpus(
+    folder: Path,
+    tokens: int = 120_000,
+    held_out: int = 6_000,
+    tokenizer: Tokenizer | None = None,
+) -> Manifest:
     """A corpus of two sources, `code` and `prose`, from the standard library's own text, in
     documents of a few hundred tokens and two shards a source."""
-    tokenizer = byte_tokenizer()
+    tokenizer = tokenizer or byte_tokenizer()
+    sizes = token_bytes(tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     library = Path(sysconfig.get_path("stdlib"))
@@ -76,9 +85,9 @@ def make_corpus(folder: Path, tokens: int = 120_000, held_out: int = 6_000) -> M
             half = len(documents) // 2
             splits[split][source] = [
                 write_shard(folder / split / f"{source}-{number:05}", shard)
+                | {"bytes": int(sum(sizes[document].sum() for document in shard))}
                 for number, shard in enumerate((documents[:half], documents[half:]))
             ]
-    sizes = np.array([0] * len(SPECIAL) + [1] * 256, np.uint16)
     np.save(folder / "token_bytes.npy", sizes)
     manifest = Manifest(
         folder=folder,
@@ -87,7 +96,7 @@ def make_corpus(folder: Path, tokens: int = 120_000, held_out: int = 6_000) -> M
         tokenizer={
             "file": "tokenizer.json",
             "sha256": tokenizer_fingerprint(folder / "tokenizer.json"),
-            "vocab_size": VOCAB_SIZE,
+            "vocab_size": len(sizes),
             "pad_id": 0,
             "bos_id": 1,
             "eos_id": 2,
