@@ -10,6 +10,8 @@ EXIT_FAILED = 1
 """Something broke that is not the user's input; the traceback is printed."""
 EXIT_BAD_INPUT = 2
 """A key, file or combination of settings is wrong; one sentence says which."""
+EXIT_CHECKPOINT = 65
+"""No checkpoint can be read, or none can be written: a person has to look (EX_DATAERR)."""
 EXIT_STORAGE = 75
 """Remote storage did not answer in time, retries included: the same command may work later
 (EX_TEMPFAIL of sysexits.h, so that a scheduler can requeue)."""

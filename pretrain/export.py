@@ -19,8 +19,8 @@ from conf.errors import InputError, one_of
 from data_pipeline.manifest import Manifest, load_manifest
 from model.flops import parameters
 from model.hf import hf_config, save_weights
-from model.network import Decoder, build_meta
-from pretrain import checkpoint
+from model.network import build_meta
+from pretrain.checkpoints import find, read
 from pretrain.config import PretrainConfig
 from pretrain.setup import InitialWeights
 
@@ -54,8 +54,8 @@ def export(config: ExportConfig) -> None:
     if config.step == "0" and not (run_dir / "checkpoints" / "step_0").is_dir():
         step, tokens, weights = 0, 0, initial_weights(run)
     else:
-        path, about = checkpoint.find(run_dir / "checkpoints", config.step)
-        step, tokens, weights = about["step"], about["tokens"], checkpoint_weights(path, run)
+        path, about = find.find(run_dir / "checkpoints", config.step)
+        step, tokens, weights = about["step"], about["tokens"], read.weights(path)
     temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -88,13 +88,6 @@ def initial_weights(run: PretrainConfig) -> Iterator[tuple[str, Tensor]]:
     initial = InitialWeights(run)
     for name, parameter in build_meta(run.model).named_parameters():
         yield name, initial.value(name, parameter.shape)
-
-
-def checkpoint_weights(path: Path, run: PretrainConfig) -> Iterator[tuple[str, Tensor]]:
-    """The parameters in a checkpoint, whatever layout it was written in."""
-    model = Decoder(run.model)
-    checkpoint.load_weights(path, model)
-    yield from model.named_parameters()
 
 
 def write_tokenizer(folder: Path, manifest: Manifest, longest: int, chat_template: str) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from omegaconf import OmegaConf
 
 from conf.errors import InputError
@@ -21,10 +20,10 @@ from model.config import ModelConfig
 from model.hf import HFWeights, read_config
 from model.init import initial_value
 from model.network import Decoder, build_meta
-from pretrain import checkpoint
 from pretrain.async_tensor_parallel import check_async_tensor_parallel
 from pretrain.attention_choice import Timing, choose_attention
 from pretrain.auto_layout import pick_layout
+from pretrain.checkpoints import find, read
 from pretrain.config import PretrainConfig
 from pretrain.distributed import Layout, Processes, check_layout, make_layout
 from pretrain.fp8 import fp8_linears
@@ -87,7 +86,7 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
     reader.check_ids(CHECKED_TOKENS)
     initial = InitialWeights(config)
     checkpoints = Path(config.run_dir) / "checkpoints"
-    found = _newest_agreed(checkpoints, processes)
+    found = find.newest_agreed(checkpoints, processes)
     if found is not None:
         check_resume(found[0], found[1], config, manifest, plan, order)
 
@@ -103,8 +102,9 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
     optimizer = build_optimizer(model, config.optim)
     step = 0
     if found is not None:
-        checkpoint.load(found[0], model, optimizer)
+        read.load(found[0], model, optimizer)
         step = found[1]["step"]
+    find.prepare_folder(checkpoints, processes)
     if processes.is_main:
         print(*why, sep="\n", end="\n" if why else "", flush=True)
         chosen: dict[str, Any] = {"fp8_linears": fp8_linears(model), "layout": why}
@@ -262,17 +262,3 @@ def write_run_folder(
     )
     (folder / "env.json").write_text(json.dumps(about, indent=1))
     (folder / "order.json").write_text(order.to_json())
-
-
-def _newest_agreed(checkpoints: Path, processes: Processes) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint, as rank 0 sees it: all ranks must load the same one."""
-    answer: list[Any] = [None]
-    if processes.is_main:
-        try:
-            answer = [checkpoint.newest(checkpoints)]
-        except InputError as error:
-            answer = [error]
-    dist.broadcast_object_list(answer, src=0)
-    if isinstance(answer[0], InputError):
-        raise answer[0]
-    return answer[0]

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from pretrain.attention_choice import Timing
+from pretrain.checkpoints.aside import Aside
 from pretrain.config import PretrainConfig
 from pretrain.distributed import Processes, start
 from pretrain.flight_recorder import turn_on_flight_recorder
@@ -29,8 +30,9 @@ from pretrain.trainer import Trainer
 def train(config: PretrainConfig) -> None:
     """Trains from the newest checkpoint of the run folder, or from step 0, to the plan's end."""
     turn_on_flight_recorder(config.run_dir)
-    processes = start(config.device)
+    aside = Aside()  # before there is anything that a fork would copy
     try:
+        processes = start(config.device)
         tasks = [Tasks(config.evaluation)] if config.evaluation.tasks else []
         run = prepare(config, processes)
         if run.step == run.plan.total_steps:
@@ -38,10 +40,12 @@ def train(config: PretrainConfig) -> None:
                 print(f"{config.run_dir} is finished: all {run.step} steps are done.")
             return
         trainer = Trainer(config, processes, run)
-        trainer.hooks = make_hooks(config, processes, run.attention, tasks)
+        trainer.hooks = make_hooks(config, processes, run.attention, tasks, aside)
         trainer.train()
     finally:
-        dist.destroy_process_group()
+        aside.close()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def make_hooks(
@@ -49,6 +53,7 @@ def make_hooks(
     processes: Processes,
     attention: dict[int, Timing],
     tasks: list[Tasks],
+    aside: Aside,
 ) -> list[Hook]:
     """The hooks of this rank, in the order in which they are called: records are written before
     the checkpoint that covers them."""
@@ -61,6 +66,6 @@ def make_hooks(
         if config.logger.progress:
             hooks.append(ProgressLine())
     hooks += [AttentionByStage(attention), PrecisionByStage(config)]
-    hooks += [Validation(config.validation), *tasks, Checkpoints(config.checkpoint)]
+    hooks += [Validation(config.validation), *tasks, Checkpoints(config.checkpoint, aside)]
     hooks.append(Garbage(config.gc_every_steps))
     return hooks

@@ -1,10 +1,19 @@
-"""Saves at an interval and after the last step; all ranks."""
+"""Saves when it is time and after the last step; all ranks."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from pretrain import checkpoint
+import torch.distributed as dist
+
+from pretrain.checkpoints.aside import Aside
+from pretrain.checkpoints.find import CheckpointError
+from pretrain.checkpoints.interval import FIRST_AUTO_STEPS, Clock, best_interval
+from pretrain.checkpoints.retention import Retention
+from pretrain.checkpoints.saver import Outcome, Saver
 from pretrain.config import CheckpointConfig
 from pretrain.hooks import Hook
 
@@ -13,19 +22,141 @@ if TYPE_CHECKING:
 
 
 class Checkpoints(Hook):
-    """Keeps the newest ones."""
+    """Begins saves and says how they ended. To end a run early: `save`, then `finish`."""
 
-    def __init__(self, config: CheckpointConfig) -> None:
-        self.config = config
+    def __init__(self, config: CheckpointConfig, aside: Aside) -> None:
+        self.config, self.aside = config, aside
+        self.clock: Clock | None = None
+        self.cost_seconds = 0.0
+        self.validation: tuple[int, float] | None = None
+        self.saved = -1
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Sets the clock."""
+        config = self.config
+        keep = Retention(config.keep_last, config.keep_every, config.keep_best)
+        self.saver = Saver(
+            trainer.checkpoints,
+            trainer.processes,
+            self.aside,
+            keep,
+            config.timeout_minutes * 60,
+            config.wait_seconds,
+        )
+        if config.every_minutes or config.interval == "auto":
+            self.clock = Clock(trainer.step, time.monotonic(), FIRST_AUTO_STEPS)
+
+    def on_record(self, record: Mapping[str, Any]) -> None:
+        """Keeps the held-out loss, for keep_best."""
+        if record["kind"] == "validation":
+            self.validation = record["step"], record["loss"]
 
     def after_step(self, trainer: Trainer) -> None:
-        """Saves when it is time, then prunes."""
-        every = self.config.every_steps
-        if trainer.step == trainer.plan.total_steps or (every and trainer.step % every == 0):
-            trainer.flush()
-            path = checkpoint.save(
-                trainer.checkpoints, trainer.step, trainer.model, trainer.optimizer, trainer.about()
+        """Saves when it is due."""
+        self._report(trainer)
+        last = trainer.step == trainer.plan.total_steps
+        lasting = last or self._is_due(trainer)
+        often = self.config.short_lived_every_steps
+        if lasting or (often and trainer.step % often == 0):
+            self.save(trainer, short_lived=not lasting)
+        if last or (self.saved == trainer.step and not self.config.asynchronous):
+            self.finish(trainer, must_hold=last)
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Waits for the save under way."""
+        self.finish(trainer)
+
+    def save(self, trainer: Trainer, short_lived: bool = False) -> None:
+        """Begins a save of this step unless there is one; every rank calls it."""
+        if self.saved == trainer.step:
+            return
+        trainer.flush()  # what the checkpoint covers is in the logs before it
+        about = trainer.about()
+        if short_lived:
+            about["short_lived"] = True
+        if self.validation is not None and self.validation[0] == trainer.step:
+            about["validation_loss"] = self.validation[1]
+        problem = self.saver.save(trainer.step, trainer.model, trainer.optimizer, about)
+        if problem is not None:
+            self._alarm(trainer, trainer.step, problem)
+            return
+        self.saved = trainer.step
+        if self.clock is not None:
+            self.clock.saved(trainer.step, time.monotonic())
+
+    def finish(self, trainer: Trainer, must_hold: bool = False) -> None:
+        """Waits for the save under way; every rank calls it. must_hold: raises CheckpointError
+        where it failed."""
+        problem = self.saver.agreed_outcome()
+        self._report(trainer)
+        if must_hold and (problem is not None or self.saved != trainer.step):
+            raise CheckpointError(
+                f"the last step, {trainer.step}, could not be saved in {trainer.checkpoints} "
+                f"({problem or 'an earlier save hangs'}): make room there, and run the same "
+                "command again from the checkpoint before it."
             )
-            if trainer.processes.is_main:
-                checkpoint.prune(trainer.checkpoints, self.config.keep_last)
-            trainer.publish({"kind": "event", "event": "checkpoint", "path": path.name})
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        config, step = self.config, trainer.step
+        if config.interval != "auto" and config.every_steps and step % config.every_steps == 0:
+            return True
+        if config.every_tokens:
+            before, now = trainer.plan.tokens_at(step - 1), trainer.plan.tokens_at(step)
+            if before // config.every_tokens < now // config.every_tokens:
+                return True
+        if self.clock is None or step != self.clock.look_at:
+            return False
+        answer: list[Any] = [None]
+        if trainer.processes.is_main:
+            due = self.clock.is_due(step, time.monotonic(), self._interval_seconds())
+            answer = [(due, self.clock.look_at)]
+        dist.broadcast_object_list(answer, src=0)
+        due, self.clock.look_at = answer[0]
+        return due
+
+    def _interval_seconds(self) -> float:
+        if self.config.interval != "auto":
+            return self.config.every_minutes * 60
+        if self.saved < 0:
+            return 0.0  # the first one is to be measured
+        return best_interval(self.cost_seconds, self.config.mttf_hours * 3600)
+
+    def _report(self, trainer: Trainer) -> None:
+        """Publishes how saves ended; rank 0 knows."""
+        while not self.saver.outcomes.empty():
+            outcome = self.saver.outcomes.get()
+            if outcome.problem is not None:
+                self._alarm(trainer, outcome.step, outcome.problem)
+                continue
+            self.cost_seconds = outcome.held_seconds
+            trainer.publish(
+                {"kind": "event", "event": "checkpoint", "path": f"step_{outcome.step}"}
+                | _numbers(outcome)
+                | ({"interval_seconds": self._interval_seconds()} if self._is_auto else {})
+            )
+
+    @property
+    def _is_auto(self) -> bool:
+        return self.config.interval == "auto"
+
+    def _alarm(self, trainer: Trainer, step: int, problem: str) -> None:
+        """The run goes on, and says that it is less safe than it should be."""
+        if trainer.processes.is_main:
+            print(
+                f"ALARM: the checkpoint of step {step} was not saved: {problem} Training goes on; "
+                "the next save tries again.",
+                file=sys.stderr,
+                flush=True,
+            )
+            trainer.publish(
+                {"kind": "event", "event": "checkpoint_failed", "of_step": step, "cause": problem}
+            )
+
+
+def _numbers(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "held_seconds": outcome.held_seconds,
+        "seconds": outcome.seconds,
+        "bytes": outcome.bytes,
+        "removed": outcome.removed,
+    }

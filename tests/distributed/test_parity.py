@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain.export import checkpoint_weights, read_run_config
+from pretrain.checkpoints import read
 from tests.conftest import ROOT
 from tests.distributed.warm import Warm
 from tests.runs import arguments, ledger, records
@@ -115,10 +115,7 @@ def test_a_layout_takes_the_steps_of_one_process(name, singles, warm, corpus, tm
 @torch.no_grad()
 def distance(run_dir, other):
     """Largest distance of a parameter to the other's, relative to its norm."""
-    weights = [
-        dict(checkpoint_weights(path / "checkpoints" / "step_20", read_run_config(path)))
-        for path in (run_dir, other)
-    ]
+    weights = [dict(read.weights(path / "checkpoints" / "step_20")) for path in (run_dir, other)]
     assert weights[0].keys() == weights[1].keys()
     return max(
         (torch.dist(value, weights[1][name]) / weights[1][name].norm()).item()

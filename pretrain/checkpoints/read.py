@@ -1,0 +1,142 @@
+"""Loading a checkpoint into any layout, without running what a pickle in it says (I11).
+
+DCP's `.metadata` is a pickle, and it reads values that are no tensors with `weights_only=False`: a
+checkpoint from elsewhere could run anything. Here only the names below are known to the one, and
+`weights_only=True` reads the others.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
+from torch.distributed.checkpoint.state_dict import set_state_dict
+from torch.futures import Future
+
+from conf.errors import InputError
+from pretrain.checkpoints.staging import state_of
+
+KNOWN = {
+    "torch.distributed.checkpoint.metadata": {
+        *("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties", "_MEM_FORMAT_ENCODING"),
+        *("BytesStorageMetadata", "ChunkStorageMetadata", "TensorStorageMetadata"),
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "collections": {"OrderedDict"},
+    "pathlib": {"Path", "PosixPath"},
+    "pathlib._local": {"Path", "PosixPath"},
+}
+
+
+class _Metadata(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        """The few names that DCP's metadata is made of."""
+        is_type = module == "torch" and (
+            name == "Size" or isinstance(getattr(torch, name, None), torch.dtype)
+        )
+        if is_type or name in KNOWN.get(module, ()):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+class SafeReader(FileSystemReader):
+    """Reads DCP's files; raises InputError where a pickle asks for more than data."""
+
+    _metadata: Metadata | None = None
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """The metadata, read once."""
+        if self._metadata is None:
+            path = Path(self.path) / ".metadata"
+            try:
+                with path.open("rb") as file:
+                    self._metadata = _Metadata(file).load()
+            except (pickle.UnpicklingError, EOFError, AttributeError) as error:
+                raise InputError(
+                    f"{path} is no metadata of a checkpoint ({error}), and was not run: remove "
+                    "the checkpoint, and find out where it came from."
+                ) from None
+            self._metadata.storage_meta = self._metadata.storage_meta or StorageMeta()
+        return self._metadata
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Values that are no tensors are looked at first."""
+        for item in plan.items:
+            if item.type == LoadItemType.BYTE_IO:
+                about = self.storage_data[item.storage_index]
+                if "/" in about.relative_path or about.transform_descriptors:
+                    raise InputError(f"{self.path}: {about.relative_path} is not a file of it.")
+        return super().read_data(plan, planner)
+
+
+class SafePlanner(DefaultLoadPlanner):
+    """Fills tensors and plain values."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        """A value that is no tensor."""
+        try:
+            plain = torch.load(value, weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise InputError(
+                f"{read_item.dest_index.fqn} in a checkpoint is no plain value, and was not run: "
+                f"{str(error).splitlines()[0]}"
+            ) from None
+        clean = io.BytesIO()
+        torch.save(plain, clean)
+        clean.seek(0)
+        super().load_bytes(read_item, clean)
+
+
+def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Fills a split model and its optimizer, whatever layout the checkpoint was written in."""
+    state = state_of(model, optimizer)
+    _fill(state, SafeReader(path))
+    set_state_dict(
+        model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+    )
+
+
+def weights(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """The whole parameters of a checkpoint by name, one at a time, on one process."""
+    reader = SafeReader(path)
+    about = reader.read_metadata().state_dict_metadata
+    for name, tensor in about.items():
+        if name.startswith("model.") and isinstance(tensor, TensorStorageMetadata):
+            plain = name.removeprefix("model.")
+            value = torch.empty(tensor.size, dtype=tensor.properties.dtype)
+            _fill({"model": {plain: value}}, reader, no_dist=True)
+            yield plain, value
+
+
+def weight_bytes(path: Path) -> int:
+    """Bytes of all parameters, as they are stored."""
+    about = SafeReader(path).read_metadata().state_dict_metadata
+    return sum(
+        math.prod(tensor.size) * tensor.properties.dtype.itemsize
+        for name, tensor in about.items()
+        if name.startswith("model.") and isinstance(tensor, TensorStorageMetadata)
+    )
+
+
+def _fill(state: dict[str, Any], reader: SafeReader, no_dist: bool = False) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        try:
+            dcp.load(state, storage_reader=reader, planner=SafePlanner(), no_dist=no_dist)
+        except dcp.api.CheckpointException as error:
+            for problem in error.failures.values():
+                if isinstance(problem[0], InputError):
+                    raise problem[0] from None
+            raise

@@ -1,0 +1,119 @@
+"""What this rank writes of a checkpoint, and its copy in memory that another process sees."""
+
+from __future__ import annotations
+
+import io
+import mmap
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
+from torch.distributed.checkpoint.state_dict import get_state_dict
+
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies in the shared memory."""
+
+    offset: int
+    dtype: torch.dtype
+    shape: torch.Size
+
+    def view(self, memory: mmap.mmap) -> Tensor:
+        """The tensor there."""
+        count = self.shape.numel()
+        if count == 0:
+            return torch.empty(self.shape, dtype=self.dtype)
+        flat = torch.frombuffer(memory, dtype=self.dtype, count=count, offset=self.offset)
+        return flat.view(self.shape)
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A rank's part of a checkpoint: pickles and places by item, in the order of the plan."""
+
+    plan: SavePlan
+    contents: list[bytes | Place]
+    bytes: int
+
+    def values(self, memory: mmap.mmap) -> list[io.BytesIO | Tensor]:
+        """What a storage writer takes for each item."""
+        return [
+            content.view(memory) if isinstance(content, Place) else io.BytesIO(content)
+            for content in self.contents
+        ]
+
+
+class Planner:
+    """The plan of who writes what: every replicated value once. Made at the first save (every rank
+    takes part), kept while shapes stay, which is as long as the process."""
+
+    def __init__(self) -> None:
+        self._plan: SavePlan | None = None
+        self._shape: list[tuple[str, torch.Size | None]] = []
+        self.metadata: Metadata | None = None
+
+    def plan(self, state: dict[str, Any]) -> tuple[DefaultSavePlanner, SavePlan]:
+        """The planner that resolves items of this state, and this rank's items."""
+        planner = DefaultSavePlanner()
+        rank = dist.get_rank()
+        planner.set_up_planner(state, is_coordinator=rank == 0)
+        flat = planner.state_dict
+        shape = [(key, getattr(value, "shape", None)) for key, value in flat.items()]
+        if self._plan is None or shape != self._shape:
+            local = planner.create_local_plan()
+            plans: list[Any] | None = [None] * dist.get_world_size() if rank == 0 else None
+            dist.gather_object(local, plans)
+            answers: list[Any] = [None] * dist.get_world_size()
+            if plans is not None:
+                answers, self.metadata = planner.create_global_plan(plans)
+                # The path is not touched here: the plan gets the names of its files alone.
+                answers = FileSystemWriter(".").prepare_global_plan(answers)
+            mine: list[Any] = [None]
+            dist.scatter_object_list(mine, answers if rank == 0 else None)
+            self._plan, self._shape = planner.finish_plan(mine[0]), shape
+        return planner, self._plan
+
+
+def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What a checkpoint holds, by names that do not depend on the layout."""
+    weights, states = get_state_dict(model, optimizer)
+    return {"model": weights, "optimizer": states}
+
+
+def places(planner: DefaultSavePlanner, plan: SavePlan) -> tuple[Staged, list[Tensor | None]]:
+    """Where each item of a plan will lie, and the tensors to copy there."""
+    contents: list[bytes | Place] = []
+    sources: list[Tensor | None] = []
+    end = 0
+    for item in plan.items:
+        data = resolve(planner, item)
+        if isinstance(data, Tensor):
+            contents.append(Place(end, data.dtype, data.shape))
+            end += -(-data.numel() * data.element_size() // ALIGNMENT) * ALIGNMENT
+            sources.append(data)
+        else:
+            contents.append(data.getvalue())
+            sources.append(None)
+    return Staged(plan, contents, end), sources
+
+
+def resolve(planner: DefaultSavePlanner, item: WriteItem) -> Tensor | io.BytesIO:
+    """This rank's value of an item."""
+    data = planner.resolve_data(item)
+    return data if item.type == WriteItemType.BYTE_IO else cast(Tensor, data).detach()
+
+
+def copy(staged: Staged, sources: list[Tensor | None], memory: mmap.mmap) -> None:
+    """Copies the tensors. From a GPU that is queued behind the step's kernels and before the next
+    one's: the host goes on, and must synchronise before it reads."""
+    for content, source in zip(staged.contents, sources, strict=True):
+        if isinstance(content, Place) and source is not None:
+            content.view(memory).copy_(source, non_blocking=True)
