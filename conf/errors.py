@@ -15,6 +15,14 @@ EXIT_CHECKPOINT = 65
 EXIT_STORAGE = 75
 """Remote storage did not answer in time, retries included: the same command may work later
 (EX_TEMPFAIL of sysexits.h, so that a scheduler can requeue)."""
+EXIT_REQUEUE = 85
+"""Stopped when asked to, at a step border and with a checkpoint: the same command goes on."""
+EXIT_GAVE_UP = 86
+"""Trying again will not help: the same fault came back without progress."""
+EXIT_HANG = 87
+"""A rank did not come: the same command goes on from the last checkpoint."""
+EXIT_CORRUPT = 88
+"""Numbers that must be equal are not: a machine computes or remembers wrongly."""
 
 
 class InputError(Exception):
@@ -27,6 +35,14 @@ class InputError(Exception):
 
     exit_code = EXIT_BAD_INPUT
     every_rank = False
+
+
+class RunFault(InputError):
+    """A run that cannot go on for a reason that is known: one sentence and an exit code, too."""
+
+    def __init__(self, sentence: str, exit_code: int) -> None:
+        super().__init__(sentence)
+        self.exit_code = exit_code
 
 
 def did_you_mean(found: str, known: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ from conf.errors import InputError, one_of
 from conf.wandb_run import LoggerConfig
 from data_pipeline.recipe import RecipeConfig
 from model.config import ModelConfig
+from pretrain.health.config import HealthConfig
 
 PRECISIONS = ("fp32", "bf16", "fp8", "fp8_rowwise")
 
@@ -246,6 +247,7 @@ class PretrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
     logger: LoggerConfig = MISSING
 
     def __post_init__(self) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch.distributed as dist
 
+from conf.errors import EXIT_REQUEUE, RunFault
 from pretrain.attention_choice import Timing
 from pretrain.checkpoints.aside import Aside
 from pretrain.config import PretrainConfig
 from pretrain.distributed import Processes, start
 from pretrain.flight_recorder import turn_on_flight_recorder
+from pretrain.health.outcome import writing_outcome
+from pretrain.health.stop import StopRequests, check_stop_file
 from pretrain.hooks import Hook
 from pretrain.hooks.attention import AttentionByStage
 from pretrain.hooks.checkpoints import Checkpoints
@@ -31,21 +36,45 @@ def train(config: PretrainConfig) -> None:
     """Trains from the newest checkpoint of the run folder, or from step 0, to the plan's end."""
     turn_on_flight_recorder(config.run_dir)
     aside = Aside()  # before there is anything that a fork would copy
-    try:
+    run_dir = Path(config.run_dir)
+    with leaving(aside):
         processes = start(config.device)
-        tasks = [Tasks(config.evaluation)] if config.evaluation.tasks else []
-        run = prepare(config, processes)
-        if run.step == run.plan.total_steps:
-            if processes.is_main:
-                print(f"{config.run_dir} is finished: all {run.step} steps are done.")
-            return
-        trainer = Trainer(config, processes, run)
-        trainer.hooks = make_hooks(config, processes, run.attention, tasks, aside)
-        trainer.train()
+        check_stop_file(run_dir)
+        with writing_outcome(run_dir, processes.is_main):
+            run_all(config, processes, aside)
+
+
+@contextmanager
+def leaving(aside: Aside) -> Iterator[None]:
+    """Leaves the process group at the end. Where all ranks end together, none goes before rank 0
+    has closed its files: torchrun ends the others when it sees one gone."""
+    try:
+        yield
+    except RunFault:
+        dist.barrier()
+        raise
     finally:
         aside.close()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def run_all(config: PretrainConfig, processes: Processes, aside: Aside) -> None:
+    """Prepares the run and trains. Raises RunFault where it was asked to stop."""
+    tasks = [Tasks(config.evaluation)] if config.evaluation.tasks else []
+    run = prepare(config, processes)
+    if run.step == run.plan.total_steps:
+        if processes.is_main:
+            print(f"{config.run_dir} is finished: all {run.step} steps are done.")
+        return
+    trainer = Trainer(config, processes, run)
+    trainer.hooks = make_hooks(config, processes, run.attention, tasks, aside)
+    trainer.train()
+    if trainer.stopping and trainer.step < run.plan.total_steps:
+        raise RunFault(
+            f"stopped after step {trainer.step} ({trainer.stopping}), the same command goes on.",
+            EXIT_REQUEUE,
+        )
 
 
 def make_hooks(
@@ -65,6 +94,7 @@ def make_hooks(
             hooks.append(WandbLogger(run_dir, config.logger))
         if config.logger.progress:
             hooks.append(ProgressLine())
+    hooks.append(StopRequests(run_dir, config.health, processes))
     hooks += [AttentionByStage(attention), PrecisionByStage(config)]
     hooks += [Validation(config.validation), *tasks, Checkpoints(config.checkpoint, aside)]
     hooks.append(Garbage(config.gc_every_steps))

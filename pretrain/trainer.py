@@ -36,6 +36,8 @@ class Trainer:
     """Runs the plan from the newest checkpoint to its end.
 
     step: steps done, of `plan.total_steps`.
+    stopping: why the run ends at the next step border, as all ranks agreed.
+    must_save: a checkpoint is due after this step, whatever the interval says; on all ranks.
     """
 
     def __init__(self, config: PretrainConfig, processes: Processes, run: Run) -> None:
@@ -48,6 +50,8 @@ class Trainer:
         self.sources = torch.arange(len(self.order.sources), device=processes.device)
         self.dp_size = self.layout.dp.size()
         self.hooks: list[Hook] = []
+        self.stopping: str | None = None
+        self.must_save = False
         self.step = run.step
         self.documents = run.documents
         self._pending: Pending | None = None
@@ -65,7 +69,7 @@ class Trainer:
         event = "resume" if self.step else "start"
         self.publish({"kind": "event", "event": event, "dp_size": self.dp_size})
         self._clock = time.perf_counter()
-        while self.step < end:
+        while self.step < end and not self.stopping:
             stage = self.plan.at(self.step)
             if self.step == stage.first_step:
                 self.publish(
@@ -85,7 +89,8 @@ class Trainer:
             for hook in self.hooks:
                 hook.after_step(self)
         self.flush()
-        self.publish({"kind": "event", "event": "finish" if self.step == total else "stop"})
+        event = "finish" if self.step == total else "stop"
+        self.publish({"kind": "event", "event": event, "cause": self.stopping})
         for hook in self.hooks:
             hook.on_end(self)
         self.loader.close()

@@ -1,4 +1,4 @@
-"""Saves when it is time and after the last step; all ranks."""
+"""Saves when it is time, after the last step and where another hook asks for it; all ranks."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ class Checkpoints(Hook):
     def after_step(self, trainer: Trainer) -> None:
         """Saves when it is due."""
         self._report(trainer)
-        last = trainer.step == trainer.plan.total_steps
+        last = trainer.must_save or trainer.step == trainer.plan.total_steps
+        trainer.must_save = False
         lasting = last or self._is_due(trainer)
         often = self.config.short_lived_every_steps
         if lasting or (often and trainer.step % often == 0):

@@ -1,0 +1,100 @@
+"""Stops at a step border when asked to: by a signal to any rank, a time limit or a stop file.
+
+Each step every rank hands in what it was asked; all read the answers one step later, so that all
+stop after the same step (I8). One checkpoint is written there, by the hook of checkpoints.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from conf.errors import InputError
+from pretrain.distributed import Processes
+from pretrain.health.config import HealthConfig
+from pretrain.health.late_gather import LateGather
+from pretrain.hooks import Hook
+
+if TYPE_CHECKING:
+    from pretrain.trainer import Trainer
+
+STOP_FILE = "STOP"
+LOOK_SECONDS = 1.0
+"""Between looks for the stop file, which may lie on a network."""
+SAME_REQUEST_SECONDS = 1.0
+"""Ctrl-C reaches a rank twice, from the terminal and from torchrun: signals this close together
+are one request."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+TIME_LIMIT, FILE = 1001, 1002  # beside the numbers of signals
+STARTED = time.monotonic()
+
+
+def check_stop_file(run_dir: Path) -> None:
+    """Raises InputError where a stop file lies: it stops until it is removed, requeues too."""
+    path = run_dir / STOP_FILE
+    if path.exists():
+        raise InputError(f"{path} is there, which stops the run: remove it to go on.")
+
+
+class StopRequests(Hook):
+    """All ranks. The first request stops after a step or two; a second signal ends this process at
+    once, with 128 plus its number."""
+
+    def __init__(self, run_dir: Path, config: HealthConfig, processes: Processes) -> None:
+        self.path = run_dir / STOP_FILE
+        minutes = config.time_limit_minutes
+        self.deadline = None if minutes is None else STARTED + 60 * minutes
+        self.is_main = processes.is_main
+        self.gather = LateGather(processes)
+        self.asked = 0
+        self.looked_at = self.signalled_at = 0.0
+        self.before: dict[signal.Signals, object] = {}
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Takes the signals over."""
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Tells the others, and stops where one of them said so before this step."""
+        if self.is_main:
+            self._look()
+        answers = self.gather.exchange([self.asked])
+        for rank, (asked,) in enumerate(answers):
+            if asked:
+                trainer.stopping = trainer.stopping or self._cause(int(asked), rank)
+                trainer.must_save = True
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Gives the signals back."""
+        self.gather.collect()
+        for number, handler in self.before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if self.deadline is not None and now > self.deadline:
+            self.asked = self.asked or TIME_LIMIT
+        if now - self.looked_at > LOOK_SECONDS:
+            self.looked_at = now
+            if self.path.exists():
+                self.asked = self.asked or FILE
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.signalled_at and now - self.signalled_at > SAME_REQUEST_SECONDS:
+            os._exit(128 + number)
+        self.signalled_at = self.signalled_at or now
+        self.asked = number
+
+    def _cause(self, asked: int, rank: int) -> str:
+        if asked == TIME_LIMIT:
+            return "time limit"
+        if asked == FILE:
+            return f"{self.path} is there"
+        return f"{signal.Signals(asked).name} on rank {rank}"
