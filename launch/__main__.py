@@ -1,4 +1,4 @@
-"""`python -m launch demo`."""
+"""`python -m launch demo|plan key=value ...`."""
 
 from conf.entry import Command, main
 
@@ -8,6 +8,12 @@ COMMANDS = {
         schema="launch.pipeline:PipelineConfig",
         run="launch.demo:demo",
         summary="the whole path on this machine: raw text to an evaluated chat model",
+    ),
+    "plan": Command(
+        config="plan",
+        schema="launch.plan.outlook:PlanConfig",
+        run="launch.plan.show:plan",
+        summary="what a run will need, take and cost: layouts, memory, days, price",
     ),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -111,7 +112,10 @@ def make_layout(sizes: tuple[int, int, int, int], device: torch.device) -> Layou
     if cp > 1:
         split = "weights"
         mesh["dp_shard", "cp"]._flatten(split)
-    data = mesh["dp_replicate", split] if replicate > 1 else mesh[split]
+    with warnings.catch_warnings():
+        # FSDP wants the mesh that tensor parallelism came from, so the flat part must be a slice.
+        warnings.filterwarnings("ignore", message="Slicing a flattened dim")
+        data = mesh["dp_replicate", split] if replicate > 1 else mesh[split]
     dp = mesh["dp_replicate", "dp_shard"]._flatten("dp")
     return Layout(mesh, data, dp, mesh["cp"], mesh["tp"])
 

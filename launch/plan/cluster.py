@@ -1,0 +1,70 @@
+"""The machines of a run, as `conf/cluster/*.yaml` states them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from conf.errors import InputError
+
+
+@dataclass
+class ClusterConfig:
+    """Equal nodes of equal GPUs.
+
+    gpu_memory_gib: of one GPU. bf16_tflops, fp8_tflops: dense peak of its data sheet; 0 where it
+        has none. memory_gb_s: bandwidth of its memory.
+    intra_node_gb_s, inter_node_gb_s: between GPUs, what each can send, in a node and over nodes.
+    matmul, attention: share of the peak that matrix products and attention reach, from what is
+        usual to the best that is known. fp8_gain, fp8_rowwise_gain: how much faster those of the
+        blocks are in fp8, casts included.
+    gpu_hour_price: in `currency`; gpu_watts: with its share of the node; kwh_price: in `currency`.
+    node_mttf_days: mean time between failures of a node. storage_gb_s: what a node can write.
+    """
+
+    name: str = MISSING
+    gpu: str = MISSING
+    nodes: int = 1
+    gpus_per_node: int = 8
+    device: str = "cuda"
+    gpu_memory_gib: float = MISSING
+    bf16_tflops: float = MISSING
+    fp8_tflops: float = 0.0
+    memory_gb_s: float = MISSING
+    intra_node_gb_s: float = MISSING
+    inter_node_gb_s: float = MISSING
+    matmul: list[float] = field(default_factory=lambda: [0.5, 0.7])
+    attention: list[float] = field(default_factory=lambda: [0.15, 0.35])
+    fp8_gain: list[float] = field(default_factory=lambda: [1.2, 1.5])
+    fp8_rowwise_gain: list[float] = field(default_factory=lambda: [0.85, 1.2])
+    gpu_hour_price: float = 0.0
+    currency: str = "USD"
+    gpu_watts: float = 0.0
+    kwh_price: float = 0.0
+    node_mttf_days: float = 154.0
+    storage_gb_s: float = 2.0
+
+    def __post_init__(self) -> None:
+        for key in (
+            "nodes",
+            "gpus_per_node",
+            "gpu_memory_gib",
+            "bf16_tflops",
+            "memory_gb_s",
+            "intra_node_gb_s",
+            "inter_node_gb_s",
+            "node_mttf_days",
+            "storage_gb_s",
+        ):
+            if getattr(self, key) <= 0:
+                raise InputError(f"cluster.{key}={getattr(self, key)}, expected more than 0.")
+        for key in ("matmul", "attention", "fp8_gain", "fp8_rowwise_gain"):
+            found = list(getattr(self, key))
+            if len(found) != 2 or not 0 < found[0] <= found[1]:
+                raise InputError(f"cluster.{key}={found}, expected [usual, best], both above 0.")
+
+    @property
+    def world_size(self) -> int:
+        """GPUs of all nodes."""
+        return self.nodes * self.gpus_per_node

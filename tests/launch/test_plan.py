@@ -1,0 +1,241 @@
+"""The plan against published runs, and against itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from omegaconf import OmegaConf
+
+from conf.entry import CONF_DIR
+from conf.errors import InputError
+from data_pipeline.recipe import RecipeConfig, StageConfig
+from launch.plan.cluster import ClusterConfig
+from launch.plan.outlook import PlanConfig, look_ahead
+from launch.plan.speed import Step, step_time
+from model.config import ModelConfig
+from model.flops import parameters
+from pretrain.config import OptimConfig, ParallelConfig
+
+
+def chosen(group, name, schema):
+    stated = OmegaConf.load(CONF_DIR / group / f"{name}.yaml")
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), stated))
+
+
+def cluster(name, nodes=1):
+    return replace(chosen("cluster", name, ClusterConfig), nodes=nodes)
+
+
+def model(name):
+    return chosen("model", name, ModelConfig)
+
+
+def mpt(hidden, layers):
+    """MPT's shapes in ours: its two MLP matrices of 4 x hidden weigh as three of 8/3 x hidden."""
+    heads = hidden // 128
+    inner = round(hidden * 8 / 3)
+    return ModelConfig(
+        "mpt", "llama", 50368, hidden, inner, layers, heads, heads, 128, 65536, tie_embeddings=True
+    )
+
+
+def config(**changes):
+    base = PlanConfig(
+        model=model("danube_1_8b"),
+        recipe=chosen("recipe", "danube_1t", RecipeConfig),
+        optim=OptimConfig(learning_rate=1e-3),
+        parallel=ParallelConfig(),
+        cluster=cluster("h100"),
+    )
+    return replace(base, **changes)
+
+
+def sharded(ranks, micro_batch_tokens, reshard=True):
+    return ParallelConfig(
+        1, ranks, micro_batch_tokens=micro_batch_tokens, reshard_after_forward=reshard
+    )
+
+
+MPT_1B, MPT_3B, MPT_7B = mpt(2048, 24), mpt(2560, 32), mpt(4096, 32)
+H100, A100 = "h100", "a100_80"
+PUBLISHED = {
+    # name: shape, sequence, micro-batch in sequences, micro-batches, precision, cluster, nodes,
+    # gathered again for backward, tokens/s a GPU
+    "MPT-1.3B 8 H100": (MPT_1B, 2048, 14, 1, "bf16", H100, 1, True, 45_455),
+    "MPT-1.3B 64 H100": (MPT_1B, 2048, 20, 1, "bf16", H100, 8, True, 44_402),
+    "MPT-1.3B 128 H100": (MPT_1B, 2048, 12, 1, "bf16", H100, 16, False, 44_123),
+    "MPT-1.3B 256 H100": (MPT_1B, 2048, 12, 1, "bf16", H100, 32, False, 42_555),
+    "MPT-1.3B 512 H100": (MPT_1B, 2048, 12, 1, "bf16", H100, 64, False, 39_837),
+    "MPT-1.3B 8192 8 H100": (MPT_1B, 8192, 3, 4, "bf16", H100, 1, True, 29_157),
+    "MPT-1.3B 8192 8 H100 fp8": (MPT_1B, 8192, 2, 4, "fp8", H100, 1, True, 32_010),
+    "MPT-2.7B 16 H100": (MPT_3B, 2048, 10, 3, "bf16", H100, 2, True, 24_142),
+    "MPT-2.7B 8 H100 fp8": (MPT_3B, 2048, 10, 6, "fp8", H100, 1, True, 30_586),
+    "MPT-7B 8 H100": (MPT_7B, 2048, 6, 1, "bf16", H100, 1, True, 10_643),
+    "MPT-7B 128 H100": (MPT_7B, 2048, 6, 1, "bf16", H100, 16, True, 10_475),
+    "MPT-7B 512 H100": (MPT_7B, 2048, 6, 1, "bf16", H100, 64, True, 9_670),
+    "MPT-1.3B 8 A100": (MPT_1B, 2048, 20, 3, "bf16", A100, 1, True, 20_513),
+    "TinyLlama 16 A100": (None, 2048, 8, 8, "bf16", "a100_40", 2, True, 24_000),
+}
+"""llm-foundry, scripts/train/benchmarking/README.md; TinyLlama, README.md (its batch of 2M tokens,
+micro-batches of 8)."""
+
+
+def planned_rates(name):
+    """tokens/s a GPU, usual and best."""
+    shape, seq_len, sequences, micro_batches, precision, gpu, nodes, reshard, _ = PUBLISHED[name]
+    machines = cluster(gpu, nodes)
+    ranks, micro = machines.world_size, sequences * seq_len
+    batch = micro * micro_batches * ranks
+    shape = shape or model("tinyllama_1_1b")
+    step = Step(shape, seq_len, batch, precision, sharded(ranks, micro, reshard))
+    return tuple(batch / step_time(step, machines, b).total / ranks for b in (False, True))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_speeds_are_in_the_range(name):
+    """5% grace at the usual end: old stacks."""
+    usual, best = planned_rates(name)
+    assert 0.95 * usual <= PUBLISHED[name][-1] <= best
+    assert best < 1.9 * usual
+
+
+@pytest.mark.parametrize(
+    ("ranks", "efficiency"), [(64, 0.977), (128, 0.971), (256, 0.936), (512, 0.876)]
+)
+def test_scaling_of_mpt(ranks, efficiency):
+    usual = planned_rates(f"MPT-1.3B {ranks} H100")[0] / planned_rates("MPT-1.3B 8 H100")[0]
+    assert usual == pytest.approx(efficiency, abs=0.025)
+
+
+def test_sizes_of_mpt():
+    assert parameters(MPT_1B) == pytest.approx(1.316e9, rel=0.01)
+    assert parameters(MPT_7B) == pytest.approx(6.659e9, rel=0.01)
+
+
+def test_danubes_trillion():
+    """39.5 days and 7,592 GPU-hours at 36.6k tokens/s a GPU, with the blocks in fp8; plain data
+    parallel first, since it fits."""
+    outlook = look_ahead(config(precision="fp8"))
+    assert outlook.best.option.name == "replicate"
+    assert outlook.days.low < 39.5 < outlook.days.high
+    assert outlook.gpu_hours.low < 7592 < outlook.gpu_hours.high
+    assert look_ahead(config()).best.option.name == "replicate"
+    assert outlook.reliability.checkpoint_bytes == pytest.approx(22.0e9, rel=0.01)
+    assert outlook.reliability.interval_seconds == pytest.approx(4.7 * 3600, rel=0.02)
+
+
+def test_tinyllamas_three_trillion():
+    """About 90 days on 16 A100 of 40 GB."""
+    recipe = RecipeConfig("tinyllama", 2**21, {"all": StageConfig(2048, 3 * 10**12)})
+    outlook = look_ahead(
+        config(model=model("tinyllama_1_1b"), recipe=recipe, cluster=cluster("a100_40", 2))
+    )
+    assert outlook.days.low < 90 < outlook.days.high
+
+
+def test_the_numbers_agree_with_each_other():
+    outlook = look_ahead(config(cluster=cluster("h100", 9)))
+    world = 72
+    for layout in outlook.layouts:
+        for stage in layout.stages:
+            for rate, days in (
+                (stage.tokens_per_second.low, stage.days.high),
+                (stage.tokens_per_second.high, stage.days.low),
+            ):
+                assert rate * days * 86_400 == pytest.approx(stage.stage.tokens)
+            mfu = stage.flops_per_token * stage.tokens_per_second.low / (989.4e12 * world)
+            assert stage.mfu.low == pytest.approx(mfu)
+            assert 0 < stage.mfu.low < stage.mfu.high < 0.75
+            assert 0 < stage.scaling_efficiency <= 1
+    assert outlook.gpu_hours.low == pytest.approx(outlook.days.low * 24 * world)
+    assert outlook.cost.low == pytest.approx(outlook.gpu_hours.low * 2.5)
+    assert outlook.energy_kwh.low == pytest.approx(outlook.gpu_hours.low)
+
+
+def test_more_communication_never_helps():
+    """A slower network never makes a layout faster, and tensor parallelism over it hurts most."""
+    fast, slow = cluster("h100", 2), replace(cluster("h100", 2), inter_node_gb_s=1.0)
+    shape = model("danube_1_8b")
+    for layout in (
+        ParallelConfig(2, 8, micro_batch_tokens=16384),
+        ParallelConfig(1, 16, micro_batch_tokens=16384),
+        ParallelConfig(1, 1, tp=16, micro_batch_tokens=16384),
+    ):
+        step = Step(shape, 2048, 2**20, "bf16", layout)
+        assert step_time(step, slow, False).exposed > step_time(step, fast, False).exposed
+
+
+def test_what_does_not_fit_is_refused():
+    one = replace(cluster("a100_40"), gpus_per_node=1)
+    with pytest.raises(InputError, match=r"no layout of mistral_7b fits 1 x A100 .* needs \d+\.\d"):
+        look_ahead(config(model=model("mistral_7b"), cluster=one))
+    with pytest.raises(InputError, match="does not multiply fp8: take precision=bf16"):
+        config(precision="fp8", cluster=one)
+    with pytest.raises(InputError, match=r"cluster.matmul=\[0.8, 0.5\], expected \[usual, best\]"):
+        replace(one, matmul=[0.8, 0.5])
+
+
+def test_warnings(corpus):
+    short = RecipeConfig("short", 2**16, {"all": StageConfig(2048, 10**6)})
+    found = look_ahead(config(recipe=short, cluster=cluster("h100", 8), data=str(corpus.folder)))
+    said = "\n".join(found.warnings)
+    assert "The window of 4,096 is never reached: the longest sequence has 2,048" in said
+    assert "recipe.global_batch_tokens=131072 can" in said
+    assert "Source 'code' is read" in said
+    small = RecipeConfig("small", 2**15, {"all": StageConfig(512, 10**6)})
+    found = look_ahead(config(recipe=small, cluster=cluster("h100", 8)))
+    assert "A GPU forwards 2,048 tokens at a time" in "\n".join(found.warnings)
+    assert not look_ahead(config()).warnings
+
+
+def test_a_measurement_makes_the_range_narrow(tmp_path):
+    """The shape that was measured is planned as it was measured."""
+    shape = OmegaConf.to_container(OmegaConf.structured(model("danube_1_8b")))
+    runs = [
+        {
+            "model": shape,
+            "seq_len": seq_len,
+            "precision": "bf16",
+            "batch_tokens": 2**20,
+            "tokens_per_second": speed,
+        }
+        for seq_len, speed in ((2048, 45_000.0), (16384, 33_000.0))
+    ]
+    path = tmp_path / "measured.json"
+    path.write_text(json.dumps({"gpu": "H200", "runs": runs}))
+    one = replace(cluster("h200"), gpus_per_node=1)
+    outlook = look_ahead(config(cluster=one, calibration=str(path)))
+    for stage, speed in zip(outlook.best.stages[::3], (45_000, 33_000), strict=True):
+        rate = stage.tokens_per_second
+        assert rate.low == pytest.approx(speed, rel=0.07)
+        assert rate.high == pytest.approx(speed, rel=0.07)
+        assert rate.low < rate.high
+    with pytest.raises(InputError, match="the calibration has no run with precision=fp8"):
+        look_ahead(config(cluster=one, calibration=str(path), precision="fp8"))
+    path.write_text("[]")
+    with pytest.raises(InputError, match="holds no `runs` with batch_tokens"):
+        look_ahead(config(cluster=one, calibration=str(path)))
+
+
+def test_the_command(command, tmp_path):
+    done = command("launch", "plan", f"out={tmp_path / 'plan.html'}", "cluster.nodes=8")
+    assert (done.returncode, done.stderr) == (0, "")
+    for said in (
+        "HSDP 8x1 x CP8",
+        "GPU-hours",
+        "assumed",
+        "exact",
+        "warning: A batch of 1,179,648",
+    ):
+        assert said in done.stdout
+    page = (tmp_path / "plan.html").read_text()
+    assert "http" not in page.replace("http://www.w3.org", "")
+    for said in ("Timeline by stage", "Why not the others", "s16k (16,384)"):
+        assert said in page
+    done = command(
+        "launch", "plan", "model=mistral_7b", "cluster=a100_40", "cluster.gpus_per_node=1"
+    )
+    assert done.returncode == 2
+    assert "no layout of mistral_7b fits 1 x A100 SXM 40 GB" in done.stderr
