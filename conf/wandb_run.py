@@ -46,10 +46,8 @@ def open_run(
     """
     import wandb
 
-    has_key = _has_key()
-    if config.wandb == "online" and not has_key:
-        raise InputError("logger.wandb=online: there is no key; set WANDB_API_KEY, or use offline.")
-    online = config.wandb == "online" or (config.wandb == "auto" and has_key)
+    check_key(config)
+    online = config.wandb == "online" or (config.wandb == "auto" and _has_key())
     folder.mkdir(parents=True, exist_ok=True)
     return wandb.init(
         project=config.project,
@@ -63,6 +61,12 @@ def open_run(
         config=settings,
         settings=wandb.Settings(silent=True, console="off"),
     )
+
+
+def check_key(config: LoggerConfig) -> None:
+    """Raises InputError for wandb=online without a key."""
+    if config.wandb == "online" and not _has_key():
+        raise InputError("logger.wandb=online: there is no key; set WANDB_API_KEY, or use offline.")
 
 
 def _has_key() -> bool:

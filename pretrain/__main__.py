@@ -21,6 +21,12 @@ COMMANDS = {
         run="pretrain.export:export",
         summary="writes a step of a run as a Hugging Face folder",
     ),
+    "receipts": Command(
+        config="receipts",
+        schema="pretrain.health.receipts:ReceiptsConfig",
+        run="pretrain.health.receipts:receipts",
+        summary="says whether two runs did the same, to the bit",
+    ),
 }
 
 if __name__ == "__main__":

@@ -225,6 +225,7 @@ class PretrainConfig:
     init_from: a Hugging Face folder to start from, null for fresh weights.
     precision: fp32, or bf16 with float32 master weights and reductions, or that with the matrix
         products of the blocks in fp8 (fp8: one scale a matrix, fp8_rowwise: one a row).
+    allow_change: keys or groups of the config that may differ from the last start's, such as optim.
     gc_every_steps: Python's garbage is collected on all ranks after these; 0 leaves it to Python.
     stop_after: ends the run after this many steps of the plan (the schedule is the plan's), as if
         interrupted there; null for all of them.
@@ -237,6 +238,7 @@ class PretrainConfig:
     precision: str = "bf16"
     init_from: str | None = None
     stop_after: int | None = None
+    allow_change: list[str] = field(default_factory=list)
     gc_every_steps: int = 1000
     model: ModelConfig = MISSING
     data: DataConfig = field(default_factory=DataConfig)

@@ -23,7 +23,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(torch.optim.AdamW):
-    """Groups with muon=True are matrices that take Muon's step, the others AdamW's.
+    """Groups with muon=True are matrices that take Muon's step, the others AdamW's. `found_inf`, a
+    0-d tensor, leaves a step out where it is 1, without waiting for the device, as AdamW does.
 
     An update of Muon is scaled by 0.2 * sqrt(max(rows, columns)), which gives it the root mean
     square that AdamW's usually has (Moonlight, arXiv 2502.16982, section 2.2): one learning rate
@@ -63,17 +64,30 @@ class Muon(torch.optim.AdamW):
             state["step"] = torch.zeros(())  # AdamW looks for it when a state is loaded
             state["momentum"] = torch.zeros_like(parameter)
         state["step"] += 1
-        momentum = state["momentum"].lerp_(gradient, 1 - self.momentum)
+        keep: Tensor | float = 1.0
+        if (found_inf := getattr(self, "found_inf", None)) is not None:
+            keep = 1 - found_inf
+            _local(gradient).masked_fill_(found_inf.bool(), 0)  # NaN times 0 would be NaN
+        momentum = state["momentum"]
+        _local(momentum).lerp_(_local(gradient), (1 - self.momentum) * keep)
         update = gradient.lerp(momentum, self.momentum)  # Nesterov's
+        part = orthogonal(_whole(update), self.steps)
         if isinstance(update, DTensor):
-            whole = orthogonal(update.full_tensor(), self.steps)
             mesh, placements = update.device_mesh, update.placements
-            part = distribute_tensor(whole, mesh, placements, src_data_rank=None).to_local()
-            target = parameter.to_local()  # type: ignore[attr-defined]
-        else:
-            part, target = orthogonal(update, self.steps), parameter
-        target.mul_(1 - rate * weight_decay)
-        target.add_(part, alpha=-rate * 0.2 * math.sqrt(max(parameter.shape)))
+            part = distribute_tensor(part, mesh, placements, src_data_rank=None).to_local()
+        target = _local(parameter)
+        target.mul_(1 - rate * weight_decay * keep)
+        target.add_(part * (-rate * 0.2 * math.sqrt(max(parameter.shape)) * keep))
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's part."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """All of it, on every rank."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def orthogonal(matrix: Tensor, steps: int) -> Tensor:

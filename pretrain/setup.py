@@ -28,6 +28,7 @@ from pretrain.config import PretrainConfig
 from pretrain.distributed import Layout, Processes, check_layout, make_layout
 from pretrain.fp8 import fp8_linears
 from pretrain.hardware import environment
+from pretrain.health.changes import changed_software, check_changes
 from pretrain.hooks.precision import check_precision
 from pretrain.hooks.profile import check_profile
 from pretrain.loader import Loader, check_batches
@@ -89,6 +90,8 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
     found = find.newest_agreed(checkpoints, processes)
     if found is not None:
         check_resume(found[0], found[1], config, manifest, plan, order)
+        for key, (before, now) in check_changes(config).items():
+            why.append(f"changed since the last start: {key} was {before}, now {now}")
 
     layout = make_layout(sizes, processes.device)
     attention = choose_attention(config, plan, reader, layout, processes)
@@ -260,5 +263,7 @@ def write_run_folder(
             "order_fingerprint": order.fingerprint,
         }
     )
+    for name, (before, now) in changed_software(folder, about).items():
+        print(f"warning: {name} was {before} at the last start, now {now}.", flush=True)
     (folder / "env.json").write_text(json.dumps(about, indent=1))
     (folder / "order.json").write_text(order.to_json())

@@ -15,7 +15,13 @@ from pretrain.config import PretrainConfig
 from pretrain.distributed import Processes, start
 from pretrain.flight_recorder import turn_on_flight_recorder
 from pretrain.health.outcome import writing_outcome
+from pretrain.health.receipts import Receipts
+from pretrain.health.replay import Replay
+from pretrain.health.restarts import count_start, ended_well
+from pretrain.health.run_lock import locked
 from pretrain.health.stop import StopRequests, check_stop_file
+from pretrain.health.stragglers import Stragglers
+from pretrain.health.watchdog import Watchdog
 from pretrain.hooks import Hook
 from pretrain.hooks.attention import AttentionByStage
 from pretrain.hooks.checkpoints import Checkpoints
@@ -40,7 +46,7 @@ def train(config: PretrainConfig) -> None:
     with leaving(aside):
         processes = start(config.device)
         check_stop_file(run_dir)
-        with writing_outcome(run_dir, processes.is_main):
+        with locked(run_dir, processes), writing_outcome(run_dir, processes.is_main):
             run_all(config, processes, aside)
 
 
@@ -67,9 +73,12 @@ def run_all(config: PretrainConfig, processes: Processes, aside: Aside) -> None:
         if processes.is_main:
             print(f"{config.run_dir} is finished: all {run.step} steps are done.")
         return
+    count_start(Path(config.run_dir), run.step, config.health.restarts_at_most, processes)
     trainer = Trainer(config, processes, run)
-    trainer.hooks = make_hooks(config, processes, run.attention, tasks, aside)
+    trainer.hooks = make_hooks(trainer, run.attention, tasks, aside)
     trainer.train()
+    if processes.is_main:
+        ended_well(Path(config.run_dir))
     if trainer.stopping and trainer.step < run.plan.total_steps:
         raise RunFault(
             f"stopped after step {trainer.step} ({trainer.stopping}), the same command goes on.",
@@ -78,23 +87,26 @@ def run_all(config: PretrainConfig, processes: Processes, aside: Aside) -> None:
 
 
 def make_hooks(
-    config: PretrainConfig,
-    processes: Processes,
+    trainer: Trainer,
     attention: dict[int, Timing],
     tasks: list[Tasks],
     aside: Aside,
 ) -> list[Hook]:
     """The hooks of this rank, in the order in which they are called: records are written before
     the checkpoint that covers them."""
+    config, processes = trainer.config, trainer.processes
     run_dir = Path(config.run_dir)
-    hooks: list[Hook] = [Profile(run_dir, config.profile, processes.rank), Recompiles()]
+    hooks: list[Hook] = [Watchdog(run_dir, config.health, processes)]
+    hooks += [Profile(run_dir, config.profile, processes.rank), Recompiles()]
     if processes.is_main:
         hooks.append(RunFiles(run_dir))
         if config.logger.wandb != "disabled":
             hooks.append(WandbLogger(run_dir, config.logger))
         if config.logger.progress:
             hooks.append(ProgressLine())
-    hooks.append(StopRequests(run_dir, config.health, processes))
+    hooks += [trainer.bad_steps, StopRequests(run_dir, config.health, processes)]
+    hooks += [Stragglers(config.health, processes), Replay(config.health.replay_steps)]
+    hooks.append(Receipts(run_dir, config.health.compare_every_steps, processes))
     hooks += [AttentionByStage(attention), PrecisionByStage(config)]
     hooks += [Validation(config.validation), *tasks, Checkpoints(config.checkpoint, aside)]
     hooks.append(Garbage(config.gc_every_steps))

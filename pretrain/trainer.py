@@ -15,6 +15,7 @@ from model.flops import FLOP_CONVENTION, matmul_parameters, parameters
 from pretrain.config import PretrainConfig
 from pretrain.distributed import Processes, all_reduce_sum
 from pretrain.hardware import compute_dtype, memory_peak_bytes, peak_flops
+from pretrain.health.bad_steps import BadSteps
 from pretrain.hooks import Hook
 from pretrain.loader import MASK64, StepData
 from pretrain.optimizer import scale_and_clip
@@ -29,6 +30,7 @@ class Pending:
     record: dict[str, Any]
     losses: Tensor
     grad_norm: Tensor
+    verdict: Tensor
     counts: Tensor
 
 
@@ -49,6 +51,7 @@ class Trainer:
         self.dp_rank = self.layout.dp.get_local_rank()
         self.sources = torch.arange(len(self.order.sources), device=processes.device)
         self.dp_size = self.layout.dp.size()
+        self.bad_steps = BadSteps(config.health, processes.world_size)
         self.hooks: list[Hook] = []
         self.stopping: str | None = None
         self.must_save = False
@@ -119,12 +122,15 @@ class Trainer:
         scale = batch_tokens / targets.float()
         optim = self.config.optim
         grad_norm = scale_and_clip(self.model.parameters(), scale, optim.clip_norm)
+        loss = losses.sum() / targets
+        verdict = self.bad_steps.judge(stage.name, self.step + 1, loss, grad_norm)
+        self.optimizer.found_inf = self.bad_steps.skips(verdict)  # type: ignore[attr-defined]
         rate = learning_rate(optim, self.plan, self.plan.tokens_at(self.step + 1))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return Pending(self._record(data, rate), losses, grad_norm, counts)
+        return Pending(self._record(data, rate), losses, grad_norm, verdict, counts)
 
     def _record(self, data: StepData, rate: float) -> dict[str, Any]:
         """What the host knows of the step that just ran."""
@@ -162,14 +168,17 @@ class Trainer:
             6 * matmul_parameters(model) * pending.record["batch_tokens"]
             + 12 * model.num_layers * model.query_size * keys
         )
-        record = pending.record | {
-            "loss": sum(losses) / sum(targets),
+        record, loss, norm = pending.record, sum(losses) / sum(targets), float(pending.grad_norm)
+        verdict = float(pending.verdict)
+        record |= self.bad_steps.describe(record["stage"], record["step"], verdict, loss, norm)
+        record |= {
+            "loss": loss,
             "source_loss": {
                 name: loss / count
                 for name, loss, count in zip(names, losses, targets, strict=True)
                 if count
             },
-            "grad_norm": float(pending.grad_norm),
+            "grad_norm": norm,
             "memory_peak_bytes": memory_peak_bytes(self.processes.device),
             "mfu": flops / pending.record["step_seconds"] / self.peak,
             "digest": f"{digest & MASK64:016x}",

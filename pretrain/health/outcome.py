@@ -13,8 +13,8 @@ from conf.errors import EXIT_DONE, EXIT_FAILED, InputError
 
 
 def write_outcome(run_dir: Path, code: int, cause: str) -> None:
-    """Replaces the file, where there is a run folder."""
-    if run_dir.is_dir():
+    """Replaces the file, where a run was begun."""
+    if (run_dir / "config.yaml").exists():
         temporary = run_dir / "outcome.json.tmp"
         about = {"code": code, "cause": cause, "time": time.time()}
         temporary.write_text(json.dumps(about, indent=1) + "\n")

@@ -29,5 +29,8 @@ class Hook:
         """A line of metrics: `kind` is train, validation, eval or event. Train lines come one step
         late, so that reading them never waits for the device."""
 
+    def before_rewind(self, trainer: Trainer) -> None:
+        """Right before an earlier state of weights and optimizer is loaded, after a step."""
+
     def on_end(self, trainer: Trainer) -> None:
         """After the last step of this process."""

@@ -63,6 +63,10 @@ class Checkpoints(Hook):
         if last or (self.saved == trainer.step and not self.config.asynchronous):
             self.finish(trainer, must_hold=last)
 
+    def before_rewind(self, trainer: Trainer) -> None:
+        """Waits for the save under way, which may be the one to go back to."""
+        self.finish(trainer)
+
     def on_end(self, trainer: Trainer) -> None:
         """Waits for the save under way."""
         self.finish(trainer)

@@ -12,7 +12,7 @@ from pretrain.hooks import Hook
 if TYPE_CHECKING:
     from pretrain.trainer import Trainer
 
-LEDGER_KEYS = ("step", "stage", "first_sample", "samples", "digest")
+LEDGER_KEYS = ("step", "stage", "first_sample", "samples", "digest", "skipped")
 
 
 class RunFiles(Hook):
@@ -35,7 +35,9 @@ class RunFiles(Hook):
         }
         _append(self.metrics, line)
         if record["kind"] == "train":
-            _append(self.ledger, {key: record[key] for key in LEDGER_KEYS})
+            _append(self.ledger, {key: record[key] for key in LEDGER_KEYS if key in record})
+        elif record.get("event") == "rewind":
+            mark_skipped(self.ledger, record["to_step"], f"rewound at step {record['step']}")
 
 
 def keep_steps(path: Path, last: int) -> None:
@@ -52,6 +54,15 @@ def keep_steps(path: Path, last: int) -> None:
             kept.append(line + "\n")
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept))
+    temporary.replace(path)
+
+
+def mark_skipped(path: Path, after: int, why: str) -> None:
+    """Says of the steps after `after` that their tokens are in no weight."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = [line | ({"skipped": why} if line["step"] > after else {}) for line in lines]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
     temporary.replace(path)
 
 

@@ -1,0 +1,70 @@
+"""What differs between a start and the one before it: of the config, and of the software."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from conf.errors import InputError
+from pretrain.config import PretrainConfig
+
+GUARDED = ("optim", "precision", "init_from")
+"""What decides how the weights are updated; model, data and the order of what was trained on are
+held against the checkpoint."""
+FREE = ("run_dir", "name", "stop_after", "allow_change")
+"""What means something else at each start."""
+
+
+def check_changes(config: PretrainConfig) -> dict[str, tuple[Any, Any]]:
+    """What of the config is not as it was at the last start: (before, now) by key.
+
+    Raises InputError with all of them where one is guarded and not named in `allow_change`, itself
+    or by the group that it is in.
+    """
+    path = Path(config.run_dir) / "config.yaml"
+    if not path.exists():
+        return {}
+    before = flat(OmegaConf.to_container(OmegaConf.load(path)))
+    now = flat(OmegaConf.to_container(OmegaConf.structured(config)))
+    found = {
+        key: (before[key], now[key])
+        for key in before
+        if key in now and before[key] != now[key] and not _under(key, FREE)
+    }
+    refused = [k for k in found if _under(k, GUARDED) and not _under(k, config.allow_change)]
+    if refused:
+        difference = ", ".join(f"{key} was {found[key][0]}, now {found[key][1]}" for key in refused)
+        raise InputError(
+            f"{config.run_dir} was begun with other settings ({difference}): restore them, or say "
+            f"that they are meant to change with 'allow_change=[{','.join(refused)}]'."
+        )
+    return found
+
+
+def changed_software(run_dir: Path, now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Packages, Python and git commit that are not those of the last start: (before, now)."""
+    path = run_dir / "env.json"
+    try:
+        before = flat(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return {}
+    here = flat(now)
+    keys = [key for key in here if key.startswith(("packages.", "python", "git", "torch"))]
+    return {k: (before[k], here[k]) for k in keys if k in before and before[k] != here[k]}
+
+
+def flat(content: Any, prefix: str = "") -> dict[str, Any]:
+    """Values of nested dictionaries by dotted key."""
+    if not isinstance(content, dict):
+        return {prefix: content}
+    parts: dict[str, Any] = {}
+    for key, value in content.items():
+        parts |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return parts
+
+
+def _under(key: str, names: Any) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)

@@ -1,0 +1,87 @@
+"""Weights as a number of 64 bits that no layout changes, and whether replicas are equal.
+
+The bit patterns of each parameter are added up modulo 2^64 and multiplied by an odd number that
+its name gives. A sum does not care how the parameter is cut, and any one flipped bit changes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
+
+from pretrain.distributed import MESH, Layout
+
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """Sum modulo 2^64 of the bit patterns, a 0-d int64 tensor on the same device."""
+    return tensor.detach().view(INTEGERS[tensor.element_size()]).sum(dtype=torch.int64)
+
+
+@torch.no_grad()
+def local_sums(model: nn.Module) -> Tensor:
+    """(1 + len(MESH),) int64 of this rank: its part of the whole model's sum, where every value is
+    counted on one rank only; then for each dimension of the mesh the sum over the parameters that
+    are copied along it."""
+    first = next(model.parameters())
+    device = first.to_local().device if isinstance(first, DTensor) else first.device
+    sums = torch.zeros(1 + len(MESH), dtype=torch.int64, device=device)
+    for name, parameter in model.named_parameters():
+        part = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        value = bits(part) * _factor(name)
+        counted = True
+        if isinstance(parameter, DTensor):
+            mesh = parameter.device_mesh
+            place: list[int] = list(mesh.get_coordinate() or [])
+            names = mesh.mesh_dim_names or ()
+            for dimension, where, placement in zip(names, place, parameter.placements, strict=True):
+                if isinstance(placement, Replicate) and dimension in MESH:
+                    sums[1 + MESH.index(dimension)] += value
+                    counted = counted and where == 0
+        if counted:
+            sums[0] += value
+    return sums
+
+
+def gather(sums: Tensor, world_size: int) -> list[list[int]]:
+    """`local_sums` of all ranks; waits for the device."""
+    if world_size == 1:
+        return [sums.tolist()]
+    parts = [torch.empty_like(sums) for _ in range(world_size)]
+    dist.all_gather(parts, sums)
+    return torch.stack(parts).tolist()
+
+
+def fingerprint(gathered: list[list[int]]) -> str:
+    """Of the whole model, in hexadecimal."""
+    return f"{sum(row[0] for row in gathered) % 2**64:016x}"
+
+
+def unequal_replicas(
+    gathered: list[list[int]], layout: Layout
+) -> list[tuple[list[int], list[int]]]:
+    """(ranks with other weights, ranks they were compared with) for each group of copies that are
+    not equal; where there is no majority, all of them against none."""
+    found = []
+    ranks = layout.mesh.mesh
+    for index in range(len(MESH)):
+        for group in ranks.movedim(index, -1).reshape(-1, ranks.shape[index]).tolist():
+            values = {rank: gathered[rank][1 + index] for rank in group}
+            (usual, count), *others = Counter(values.values()).most_common()
+            if others:
+                has_majority = 2 * count > len(group)
+                wrong = [r for r in group if values[r] != usual] if has_majority else group
+                found.append((wrong, [rank for rank in group if rank not in wrong]))
+    return found
+
+
+def _factor(name: str) -> int:
+    """An odd signed number of 64 bits."""
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True) | 1

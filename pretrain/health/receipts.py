@@ -1,0 +1,151 @@
+"""`receipts.jsonl`: what each step did, to the bit, as a chain.
+
+A line holds the step, the digest of its tokens, the bits of its loss and gradient norm, every
+`health.compare_every_steps` and at the end the fingerprint of the weights, and a hash of all that
+and of the line before. Two runs whose last lines are equal did the same from the first step on.
+The file is not part of `ledger.jsonl`, which is the same for every layout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import MISSING
+
+from conf.errors import EXIT_CORRUPT, EXIT_FAILED, InputError, RunFault
+from pretrain.distributed import Processes
+from pretrain.health import fingerprint
+from pretrain.hooks import Hook
+from pretrain.hooks.run_files import keep_steps
+
+if TYPE_CHECKING:
+    from pretrain.trainer import Trainer
+
+FILE = "receipts.jsonl"
+
+
+class Receipts(Hook):
+    """All ranks, before the hook of checkpoints: weights that are not equal where they must be are
+    not saved. Comparing waits for the device, once in `every_steps`."""
+
+    def __init__(self, run_dir: Path, every_steps: int, processes: Processes) -> None:
+        self.path = run_dir / FILE
+        self.every_steps = every_steps
+        self.is_main, self.world_size = processes.is_main, processes.world_size
+        self.weights: dict[int, str] = {}
+        self.chain = ""
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Goes on with the chain."""
+        if self.is_main:
+            keep_steps(self.path, trainer.step)
+            lines = read(self.path) if self.path.exists() else []
+            self.chain = lines[-1]["chain"] if lines else ""
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Compares the copies of the weights. Raises RunFault on all ranks where they differ."""
+        step = trainer.step
+        is_last = step == trainer.plan.total_steps
+        if not self.every_steps or not (step % self.every_steps == 0 or is_last):
+            return
+        gathered = fingerprint.gather(fingerprint.local_sums(trainer.model), self.world_size)
+        unequal = fingerprint.unequal_replicas(gathered, trainer.layout)
+        if unequal:
+            groups = "; ".join(
+                f"rank {_names(wrong)} not what rank {_names(right)} has"
+                if right
+                else f"ranks {_names(wrong)} do not agree"
+                for wrong, right in unequal
+            )
+            raise RunFault(
+                f"copies of the weights differ after step {step} ({groups}): a bit was flipped, or "
+                f"computed wrongly, in the last {self.every_steps} steps; test that machine, leave "
+                "it out, and start again from a checkpoint before them.",
+                EXIT_CORRUPT,
+            )
+        self.weights[step] = fingerprint.fingerprint(gathered)
+
+    def on_record(self, record: Mapping[str, Any]) -> None:
+        """Writes the line of a step."""
+        if not self.is_main or record["kind"] != "train" or not self.every_steps:
+            return
+        step = record["step"]
+        line: dict[str, Any] = {"step": step, "digest": record["digest"]}
+        line |= {key: float(record[key]).hex() for key in ("loss", "grad_norm")}
+        if step in self.weights:
+            line["weights"] = self.weights.pop(step)
+        self.chain = line["chain"] = link(self.chain, line)
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def link(before: str, line: Mapping[str, Any]) -> str:
+    """The chain's value at a line."""
+    content = json.dumps([before, {k: v for k, v in line.items() if k != "chain"}], sort_keys=True)
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All lines. Raises InputError where there are none, or the chain is broken."""
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        before = ""
+        for number, line in enumerate(lines, 1):
+            if link(before, line) != line["chain"]:
+                raise InputError(
+                    f"{path}: line {number} does not follow from the ones before it: the file was "
+                    "changed; compare the runs' weights instead."
+                )
+            before = line["chain"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}): name a run that wrote receipts "
+            "(health.compare_every_steps above 0)."
+        ) from None
+    return lines
+
+
+@dataclass
+class ReceiptsConfig:
+    """a, b: run folders."""
+
+    a: str = MISSING
+    b: str = MISSING
+
+
+def receipts(config: ReceiptsConfig) -> None:
+    """Says whether two runs did the same, to the bit, as far as both went; where not, ends with 1
+    and says where they part."""
+    one, other = (read(Path(run) / FILE) for run in (config.a, config.b))
+    for ours, theirs in zip(one, other, strict=False):
+        differ = [k for k in ours | theirs if k != "chain" and ours.get(k) != theirs.get(k)]
+        if differ:
+            values = ", ".join(
+                f"{key} {_shown(ours, key)} and {_shown(theirs, key)}" for key in differ
+            )
+            raise RunFault(f"the runs part at step {ours['step']}: {values}.", EXIT_FAILED)
+    both = min(len(one), len(other))
+    if not both:
+        raise InputError(f"{config.a} and {config.b} have no step in common: let both train first.")
+    weights = sum("weights" in line for line in one[:both])
+    print(
+        f"equal to the bit: tokens, loss and gradient norm of {both} steps, weights at {weights} "
+        f"of them (chain {one[both - 1]['chain']})"
+    )
+    for run, lines in ((config.a, one), (config.b, other)):
+        if len(lines) > both:
+            print(f"{run} has {len(lines) - both} steps more")
+
+
+def _shown(line: Mapping[str, Any], key: str) -> str:
+    value = line.get(key, "-")
+    return f"{float.fromhex(value):.9g}" if key in ("loss", "grad_norm") else str(value)
+
+
+def _names(ranks: list[int]) -> str:
+    return ", ".join(map(str, ranks))

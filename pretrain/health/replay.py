@@ -1,0 +1,75 @@
+"""Does chosen steps twice from the same state and compares every bit: a machine that computes
+wrongly now and then, or a kernel that is not deterministic, gives other numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from conf.errors import EXIT_CORRUPT, RunFault
+from pretrain.health.fingerprint import bits
+from pretrain.hooks import Hook
+
+if TYPE_CHECKING:
+    from pretrain.trainer import Pending, Trainer
+
+
+class Replay(Hook):
+    """All ranks. Needs memory for the weights and the optimizer's states once more at these steps,
+    counted from 1."""
+
+    def __init__(self, steps: list[int]) -> None:
+        self.steps = set(steps)
+        self.first: list[Tensor] = []
+
+    def before_step(self, trainer: Trainer) -> None:
+        """Does the step, keeps its numbers, and undoes it."""
+        if trainer.step + 1 not in self.steps:
+            return
+        trainer.flush()
+        before = [tensor.clone() for tensor in state_of(trainer)]
+        had_state = bool(trainer.optimizer.state)
+        self.first = self._numbers(trainer, trainer._train_step())
+        if not had_state:
+            trainer.optimizer.state.clear()
+        with torch.no_grad():
+            for tensor, value in zip(state_of(trainer), before, strict=True):
+                tensor.copy_(value)
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Compares. Raises RunFault on all ranks where one differs."""
+        if not self.first:
+            return
+        assert trainer._pending is not None
+        second = self._numbers(trainer, trainer._pending)
+        equal = all(torch.equal(a, b) for a, b in zip(self.first, second, strict=True))
+        self.first = []
+        answers: list[Any] = [None] * trainer.processes.world_size
+        dist.all_gather_object(answers, equal)
+        wrong = [rank for rank, same in enumerate(answers) if not same]
+        trainer.publish({"kind": "event", "event": "replay", "unequal_ranks": wrong})
+        if wrong:
+            raise RunFault(
+                f"step {trainer.step} gave other numbers when it was done again, on rank "
+                f"{', '.join(map(str, wrong))}: a machine computes wrongly, or a kernel is not "
+                "deterministic (take parallel.attention=sdpa and fp32 to tell them apart).",
+                EXIT_CORRUPT,
+            )
+
+    def _numbers(self, trainer: Trainer, pending: Pending) -> list[Tensor]:
+        """What the step left on this rank, in sums that any bit changes."""
+        sums = torch.stack([bits(tensor).cpu() for tensor in state_of(trainer)])
+        return [sums, bits(pending.losses).cpu(), bits(pending.grad_norm).cpu()]
+
+
+def state_of(trainer: Trainer) -> list[Tensor]:
+    """This rank's parts of the weights and of the optimizer's states, in one order."""
+    tensors: list[Tensor] = [*trainer.model.parameters()]
+    for parameter in trainer.model.parameters():
+        states = trainer.optimizer.state.get(parameter, {})
+        tensors += [value for _, value in sorted(states.items()) if isinstance(value, Tensor)]
+    return [t.to_local().detach() if isinstance(t, DTensor) else t.detach() for t in tensors]

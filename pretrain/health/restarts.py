@@ -1,0 +1,42 @@
+"""Ends crash loops: a fault that comes back at the same place each time is not cured by starting
+again. What counts are starts without progress, not starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from conf.errors import EXIT_GAVE_UP, RunFault
+from pretrain.distributed import Processes
+
+FILE = "restarts.json"
+
+
+def count_start(run_dir: Path, step: int, at_most: int, processes: Processes) -> None:
+    """Counts a start from `step`; raises RunFault on all ranks where more than `at_most` starts
+    after the first came no further (0: any number)."""
+    path = run_dir / FILE
+    answer: list[Any] = [0]
+    if processes.is_main:
+        try:
+            before = json.loads(path.read_text())
+        except (OSError, ValueError):
+            before = {}
+        starts = before.get("starts", 0) + 1 if before.get("step") == step else 1
+        path.write_text(json.dumps({"step": step, "starts": starts}))
+        answer = [starts]
+    dist.broadcast_object_list(answer, src=0)
+    if at_most and answer[0] > at_most + 1:
+        raise RunFault(
+            f"{run_dir} was started {answer[0] - 1} times from step {step} and came to no later "
+            f"checkpoint: find the cause in the logs of these starts, then remove {path}.",
+            EXIT_GAVE_UP,
+        )
+
+
+def ended_well(run_dir: Path) -> None:
+    """Forgets the starts, after a run that ended as it was asked to; rank 0 calls it."""
+    (run_dir / FILE).unlink(missing_ok=True)

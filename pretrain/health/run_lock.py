@@ -1,0 +1,130 @@
+"""One job a run folder: `lock` in it names who has it.
+
+On one machine the kernel's lock decides, and lets go when the process dies. Between machines, where
+file systems may not share such locks, the holder touches the file every few seconds: a lock of
+another host that nobody touches is a dead one's. No clock is compared with another's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from conf.errors import InputError
+from pretrain.distributed import Processes
+
+TOUCH_SECONDS = 5.0
+WATCH_SECONDS = 4 * TOUCH_SECONDS
+"""How long a start watches another host's lock for a sign of life."""
+
+
+@contextmanager
+def locked(run_dir: Path, processes: Processes) -> Iterator[None]:
+    """Holds the run folder; all ranks call it, rank 0 takes the lock. Raises InputError on all of
+    them where another job has it. Leaves no folder behind in which nothing was written."""
+    lock: RunLock | None = None
+    answer: list[Any] = [None]
+    if processes.is_main:
+        try:
+            lock = RunLock(run_dir)
+        except InputError as error:
+            answer = [error]
+        except OSError:
+            pass  # a folder that cannot be written is refused by the checks that follow
+    dist.broadcast_object_list(answer, src=0)
+    if answer[0] is not None:
+        raise answer[0]
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+class RunLock:
+    """Takes the lock of a folder, which it makes where it is missing."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / "lock"
+        run_dir.mkdir(parents=True, exist_ok=True)
+        while True:
+            self.file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            if not self._flock():
+                raise InputError(self._sentence(_read(self.file)))
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(self.file), os.stat(self.path)):
+                    break
+            os.close(self.file)  # its holder removed it meanwhile
+        holder = _read(self.file)
+        here = socket.gethostname()
+        if holder and holder.get("host") != here and self._is_touched():
+            os.close(self.file)
+            raise InputError(self._sentence(holder))
+        about = {"host": here, "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
+        os.ftruncate(self.file, 0)
+        os.pwrite(self.file, json.dumps(about).encode(), 0)
+        os.fsync(self.file)
+        self._released = threading.Event()
+        threading.Thread(target=self._touch, daemon=True, name="run lock").start()
+
+    def release(self) -> None:
+        """Removes the lock, and the folder where nothing else is in it."""
+        self._released.set()
+        self.path.unlink(missing_ok=True)
+        os.close(self.file)
+        with suppress(OSError):
+            self.path.parent.rmdir()
+
+    def _flock(self) -> bool:
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass  # this file system has no such locks: signs of life must do
+        return True
+
+    def _is_touched(self) -> bool:
+        seen = self._touched_at()
+        ends = time.monotonic() + WATCH_SECONDS
+        while time.monotonic() < ends:
+            time.sleep(min(1.0, WATCH_SECONDS / 4))
+            if self._touched_at() != seen:
+                return True
+        return False
+
+    def _touched_at(self) -> int:
+        file = os.open(self.path, os.O_RDONLY)  # network file systems look again at an open
+        try:
+            return os.fstat(file).st_mtime_ns
+        finally:
+            os.close(file)
+
+    def _touch(self) -> None:
+        while not self._released.wait(TOUCH_SECONDS):
+            with suppress(OSError):
+                os.utime(self.path)
+
+    def _sentence(self, holder: dict[str, Any]) -> str:
+        job = f", job {holder['job']}" if holder.get("job") else ""
+        who = f"pid {holder.get('pid', '?')} on {holder.get('host', 'this host')}{job}"
+        return (
+            f"{self.path.parent} is in use by {who}: wait for it, stop it, or take another run_dir."
+        )
+
+
+def _read(file: int) -> dict[str, Any]:
+    try:
+        return json.loads(os.pread(file, 4096, 0))
+    except ValueError:
+        return {}

@@ -1,0 +1,104 @@
+"""Names ranks that are slow.
+
+Collectives make all ranks equally slow, so what is compared is what a rank does alone: waiting for
+its data, and the optimizer's update of its part (torch's AdamW; Muon talks in it). A rank is named
+where its mean over the last steps is well above that of the ranks' lower median, twice in a row.
+"""
+
+from __future__ import annotations
+
+import time
+from statistics import median_low
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pretrain.distributed import Processes
+from pretrain.health.config import HealthConfig
+from pretrain.health.late_gather import LateGather
+from pretrain.hooks import Hook
+
+if TYPE_CHECKING:
+    from pretrain.trainer import Trainer
+
+LEAST_SHARE = 0.05
+"""Of a step's time that a difference must be to matter."""
+
+
+class Stragglers(Hook):
+    """All ranks. Publishes an event, and prints a line, for each slow rank."""
+
+    def __init__(self, config: HealthConfig, processes: Processes) -> None:
+        self.every, self.ratio = config.straggler_every_steps, config.straggler_ratio
+        self.on = self.every > 0 and processes.world_size > 1
+        self.is_main = processes.is_main
+        self.cuda = processes.device.type == "cuda"
+        if self.on:
+            self.gather = LateGather(processes, 3)
+        self.seconds = [0.0, 0.0]
+        self.suspects: set[tuple[int, str]] = set()
+        self.marks: list[tuple[Any, Any]] = []
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Times the optimizer from outside."""
+        if self.on:
+            self.began = time.perf_counter()
+            start = lambda *_: self.marks.append((self._now(), None))  # noqa: E731
+            trainer.optimizer.register_step_pre_hook(start)
+            trainer.optimizer.register_step_post_hook(lambda *_: self._stop())
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Adds up, and compares every few steps."""
+        if not self.on:
+            return
+        self.seconds[0] += trainer.loader.waited_seconds
+        while len(self.marks) > 1:  # the newest may still be running on the device
+            start, end = self.marks.pop(0)
+            self.seconds[1] += start.elapsed_time(end) / 1e3 if self.cuda else end - start
+        if trainer.step % self.every == 0:
+            now = time.perf_counter()
+            answers = self.gather.exchange([*self.seconds, now - self.began])
+            self.seconds, self.began = [0.0, 0.0], now
+            self._compare(trainer, answers)
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Ends the gather under way."""
+        if self.on:
+            self.gather.collect()
+
+    def _now(self) -> Any:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _stop(self) -> None:
+        self.marks[-1] = (self.marks[-1][0], self._now())
+
+    def _compare(self, trainer: Trainer, answers: list[list[float]]) -> None:
+        found = set(slow(answers, self.ratio))
+        for rank, what in sorted(found & self.suspects):
+            column = ("data", "optimizer").index(what)
+            ms = 1e3 / self.every
+            mine, usual = answers[rank][column] * ms, median_low(a[column] for a in answers) * ms
+            trainer.publish(
+                {"kind": "event", "event": "straggler", "rank": rank, "at": what}
+                | {"milliseconds": mine, "median_milliseconds": usual}
+            )
+            if self.is_main:
+                print(f"warning: rank {rank} is slow at {what}: {mine:.1f} ms, usual {usual:.1f}.")
+        self.suspects = found
+
+
+def slow(answers: list[list[float]], ratio: float) -> list[tuple[int, str]]:
+    """Ranks and what they are slow at. answers: of each rank the seconds of data, of the optimizer
+    and of everything."""
+    found = []
+    for column, what in enumerate(("data", "optimizer")):
+        usual = median_low(answer[column] for answer in answers) if answers else 0.0
+        for rank, answer in enumerate(answers):
+            matters = answer[column] - usual > LEAST_SHARE * answer[2]
+            if matters and answer[column] > ratio * usual:
+                found.append((rank, what))
+    return found

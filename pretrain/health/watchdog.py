@@ -1,0 +1,163 @@
+"""Ends a run that hangs, in bounded time, and says who it waits for.
+
+A thread of each rank looks at how long the main thread has been in what it does. Beyond the limit
+every rank writes its Python stacks, its step and its last collectives to `logs/hang/`, waits a
+moment for the others' files, and the lowest rank that answers names the one that is late: it wrote
+nothing (stopped, or gone), or it has begun fewer collectives than the others. Then all end.
+
+A rank whose interpreter is stuck has no thread that runs; for it a timer in C, re-armed each step,
+writes the stacks and ends the process a little later.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.distributed import distributed_c10d
+
+from conf.errors import EXIT_HANG
+from pretrain.distributed import Processes
+from pretrain.health.config import HealthConfig
+from pretrain.health.outcome import write_outcome
+from pretrain.hooks import Hook
+
+if TYPE_CHECKING:
+    from pretrain.trainer import Trainer
+
+GRACE_SECONDS = 5.0
+"""For the files of the other ranks."""
+
+
+class Watchdog(Hook):
+    """All ranks, the first of all hooks: what the others do between steps has its own limit.
+
+    The first step of a process and of a stage may compile, and counts as work between steps.
+    """
+
+    def __init__(self, run_dir: Path, config: HealthConfig, processes: Processes) -> None:
+        self.run_dir = run_dir
+        self.folder = run_dir / "logs" / "hang"
+        self.rank, self.world_size = processes.rank, processes.world_size
+        self.step_seconds, self.pause_seconds = config.step_seconds, config.pause_seconds
+        self.doing = "the start"
+        self.ends = float("inf")
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Starts the thread, and sets the timeout of all process groups: theirs is the last word,
+        where a watchdog itself is gone."""
+        if not self.step_seconds:
+            return
+        self.first_step = trainer.step
+        last = max(self.step_seconds, self.pause_seconds) + 4 * GRACE_SECONDS
+        for group in list(distributed_c10d._world.pg_map):
+            distributed_c10d._set_pg_timeout(timedelta(seconds=last), group)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.path(self.rank).unlink(missing_ok=True)
+        self.stacks = (self.folder / f"rank_{self.rank}.stacks").open("w")
+        self._begin("the work before the first step", self.pause_seconds)
+        threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
+
+    def before_step(self, trainer: Trainer) -> None:
+        """A step begins."""
+        fresh = trainer.step in (self.first_step, trainer.plan.at(trainer.step).first_step)
+        limit = self.pause_seconds if fresh else self.step_seconds
+        self._begin(f"step {trainer.step + 1}", limit)
+
+    def after_step(self, trainer: Trainer) -> None:
+        """What follows are other hooks: validation, tasks, checkpoints."""
+        self._begin(f"the work after step {trainer.step}", self.pause_seconds)
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Off."""
+        self.ends = float("inf")
+        faulthandler.cancel_dump_traceback_later()
+
+    def path(self, rank: int) -> Path:
+        """What a rank writes when the run hangs."""
+        return self.folder / f"rank_{rank}.json"
+
+    def _begin(self, what: str, seconds: float) -> None:
+        if self.step_seconds:
+            self.doing, self.ends = what, time.monotonic() + seconds
+            last = seconds + 2 * GRACE_SECONDS
+            faulthandler.dump_traceback_later(last, exit=True, file=self.stacks)
+
+    def _watch(self) -> None:
+        while True:
+            left = self.ends - time.monotonic()
+            if left <= 0:
+                break
+            time.sleep(min(left, 0.5))
+        self._write()
+        time.sleep(GRACE_SECONDS)
+        answers = {rank: self._read(rank) for rank in range(self.world_size)}
+        present = {rank: about for rank, about in answers.items() if about}
+        if self.rank == min(present, default=self.rank):
+            cause = f"{self.doing} hangs: {who_is_late(answers)}; stacks are in {self.folder}."
+            print(f"error: {cause}", file=sys.stderr, flush=True)
+            write_outcome(self.run_dir, EXIT_HANG, cause)
+        else:
+            time.sleep(1.0)  # the first to go makes torchrun end the others
+        os._exit(EXIT_HANG)
+
+    def _write(self) -> None:
+        faulthandler.dump_traceback(file=self.stacks)
+        about = {"doing": self.doing, "collectives": collectives(), "last": last_collectives()}
+        temporary = self.path(self.rank).with_suffix(".tmp")
+        temporary.write_text(json.dumps(about, indent=1))
+        temporary.replace(self.path(self.rank))
+
+    def _read(self, rank: int) -> dict[str, Any] | None:
+        try:
+            return json.loads(self.path(rank).read_text())
+        except (OSError, ValueError):
+            return None
+
+
+def who_is_late(answers: Mapping[int, Mapping[str, Any] | None]) -> str:
+    """A sentence on the ranks that the others wait for. answers: what each wrote, if it did."""
+    silent = [rank for rank, about in answers.items() if not about]
+    if silent:
+        return f"{_ranks(silent)} gave no sign of life"
+    counts = {rank: about["collectives"] for rank, about in answers.items() if about}
+    late = [rank for rank, count in counts.items() if count == min(counts.values())]
+    if len(late) == len(counts):
+        return "no rank is behind the others"
+    doing = answers[late[0]]["doing"]  # type: ignore[index]
+    return f"{_ranks(late)} is behind the others, in {doing}"
+
+
+def collectives() -> int:
+    """Collectives that this rank has begun, in all groups."""
+    total = 0
+    for group in list(distributed_c10d._world.pg_map):
+        try:
+            total += getattr(group, "_get_sequence_number_for_group")()  # noqa: B009
+        except RuntimeError:  # a backend that does not count
+            continue
+    return total
+
+
+def last_collectives(number: int = 3) -> list[dict[str, Any]]:
+    """The last ones that the flight recorder remembers, oldest first."""
+    dump = getattr(torch._C._distributed_c10d, "_dump_fr_trace_json", None)
+    try:
+        entries = json.loads(dump(True, False))["entries"] if dump else []
+    except (RuntimeError, ValueError, KeyError):
+        return []
+    keys = ("collective_seq_id", "process_group", "profiling_name", "input_sizes", "state")
+    return [{key: e.get(key) for key in keys} for e in entries[-number:]]
+
+
+def _ranks(ranks: list[int]) -> str:
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
