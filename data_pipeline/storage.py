@@ -10,6 +10,7 @@ says how often a request is sent.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import random
@@ -17,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
@@ -199,6 +200,34 @@ def fetch(url: str, to: Path, retry: Retry | None = None) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return to
+
+
+def upload(path: Path, url: str, retry: Retry | None = None) -> None:
+    """Copies a local file to a URL, whole or not at all (a store's PUT is). The time for a request
+    grows with the file, at a megabyte a second. Raises StorageError, InputError."""
+    retry = retry or RETRY
+    seconds = retry.timeout_seconds + path.stat().st_size / 1e6
+    sent = replace(retry, timeout_seconds=seconds)
+
+    def put() -> None:
+        fs, name = _open_store(url)
+        fs.makedirs(fs._parent(name), exist_ok=True)
+        fs.put_file(str(path), name)
+        fs.invalidate_cache()
+
+    retrying(put, f"writing {url}", sent)
+
+
+def delete(url: str) -> None:
+    """Removes a remote file if it is there. Raises StorageError, InputError."""
+
+    def remove() -> None:
+        fs, name = _open_store(url)
+        fs.rm_file(name)
+        fs.invalidate_cache()
+
+    with contextlib.suppress(FileNotFoundError):
+        retrying(remove, f"removing {url}")
 
 
 def open_binary(url: str | Path) -> BinaryIO:

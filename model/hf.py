@@ -13,11 +13,14 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from conf.errors import InputError
 from model.config import ModelConfig
 
+FILE_BYTES = 2 * 10**9
+"""Of weights; what writing them takes of memory."""
 CLASSES = {"mistral": "MistralForCausalLM", "llama": "LlamaForCausalLM"}
 
 
@@ -132,11 +135,40 @@ class HFWeights:
             return file.get_tensor(stored)
 
 
-def save_weights(folder: Path, tensors: Iterator[tuple[str, Tensor]], dtype: torch.dtype) -> None:
-    """Writes the decoder's parameters as safetensors, in files of at most 5 GB with an index."""
-    from huggingface_hub import save_torch_state_dict
+def save_weights(
+    folder: Path,
+    tensors: Iterator[tuple[str, Tensor]],
+    dtype: torch.dtype,
+    file_bytes: int = FILE_BYTES,
+) -> None:
+    """Writes the decoder's parameters as safetensors, with an index where one file of `file_bytes`
+    does not hold them. No more than one file's tensors are in memory at a time."""
+    parts: list[list[str]] = []
+    held: dict[str, Tensor] = {}
+    total = size = 0
 
-    state = {hf_name(name): tensor.to(dtype).contiguous() for name, tensor in tensors}
-    save_torch_state_dict(state, str(folder), metadata={"format": "pt"})
-    for file in folder.glob("*.safetensors"):
-        file.chmod(0o644)  # safetensors writes them for the owner alone
+    def write() -> None:
+        parts.append(list(held))
+        save_file(held, folder / f"part-{len(parts)}.safetensors", metadata={"format": "pt"})
+        held.clear()
+
+    for name, tensor in tensors:
+        value = tensor.detach().to(dtype).contiguous()
+        del tensor
+        if held and size + value.nbytes > file_bytes:
+            write()
+            size = 0
+        held[hf_name(name)] = value
+        size, total = size + value.nbytes, total + value.nbytes
+    write()
+    where: dict[str, str] = {}
+    for number, names in enumerate(parts, 1):
+        file = f"model-{number:05}-of-{len(parts):05}.safetensors"
+        if len(parts) == 1:
+            file = "model.safetensors"
+        (folder / f"part-{number}.safetensors").rename(folder / file)
+        (folder / file).chmod(0o644)  # safetensors writes them for the owner alone
+        where |= dict.fromkeys(names, file)
+    if len(parts) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")

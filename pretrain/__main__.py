@@ -1,4 +1,5 @@
-"""`python -m pretrain [train] key=value ...`, `... memory model=...`, `... export run=...`."""
+"""`python -m pretrain [train] key=value ...`, `... memory model=...`, `... export run=...`,
+`... checkpoints dir=...`."""
 
 from conf.entry import Command, main
 
@@ -14,6 +15,12 @@ COMMANDS = {
         schema="pretrain.show_memory:MemoryConfig",
         run="pretrain.show_memory:memory",
         summary="lists the layouts of a model that fit, with the memory of each rank",
+    ),
+    "checkpoints": Command(
+        config="checkpoints",
+        schema="pretrain.checkpoints.command:CheckpointsConfig",
+        run="pretrain.checkpoints.command:checkpoints",
+        summary="lists the checkpoints of a run with verdicts; do=verify reads all of their bytes",
     ),
     "export": Command(
         config="export",

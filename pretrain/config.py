@@ -164,6 +164,8 @@ class CheckpointConfig:
     asynchronous: files are written while the training goes on.
     wait_seconds: that a save waits for an earlier one before it is left out.
     timeout_minutes: after which a writer counts as hung and is killed.
+    copy_to: a URL (s3://bucket/run ...) that gets a copy of each, less the short-lived ones; a run
+        folder without them, or with bad ones, is filled from there.
     """
 
     every_steps: int = 100
@@ -178,6 +180,7 @@ class CheckpointConfig:
     asynchronous: bool = True
     wait_seconds: float = 60.0
     timeout_minutes: float = 30.0
+    copy_to: str | None = None
 
     def __post_init__(self) -> None:
         if self.keep_last < 1:
@@ -192,6 +195,10 @@ class CheckpointConfig:
         ):
             if getattr(self, key) < 0:
                 raise InputError(f"checkpoint.{key}={getattr(self, key)}, expected 0 or more.")
+        if self.copy_to is not None and "://" not in self.copy_to:
+            raise InputError(
+                f"checkpoint.copy_to={self.copy_to}, expected a URL such as s3://bucket/run."
+            )
         if self.interval is not None:
             one_of("checkpoint.interval", self.interval, ("auto",))
             if not self.mttf_hours:

@@ -87,7 +87,7 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
     reader.check_ids(CHECKED_TOKENS)
     initial = InitialWeights(config)
     checkpoints = Path(config.run_dir) / "checkpoints"
-    found = find.newest_agreed(checkpoints, processes)
+    found = find.newest_agreed(checkpoints, processes, config.checkpoint.copy_to)
     if found is not None:
         check_resume(found[0], found[1], config, manifest, plan, order)
         for key, (before, now) in check_changes(config).items():

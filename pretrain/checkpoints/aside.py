@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 
+from conf.errors import InputError
+
 NICENESS = 19
 PR_SET_PDEATHSIG = 1
 
@@ -147,7 +149,11 @@ def _work(connection: Connection) -> None:
         try:
             answer = function(*arguments), None
         except OSError as error:
-            answer = None, f"{error.strerror or error}: {error.filename or 'a file of the save'}."
+            answer = None, f"{error.strerror}: {error.filename or 'a file of it'}."
+            if error.strerror is None:
+                answer = None, str(error)
+        except InputError as error:
+            answer = None, str(error)
         except Exception as error:
             answer = None, f"{type(error).__name__}: {error}"
         connection.send(answer)

@@ -7,6 +7,7 @@ folder, 6. moves `latest` and prunes. 7. What a later start takes is what the ma
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Mapping
@@ -42,7 +43,13 @@ def write_shards(folder: Path, step: int, staged: Staged) -> tuple[dict[str, Any
     folder.mkdir(parents=True, exist_ok=True)
     writer = FileSystemWriter(folder, thread_count=1, sync_files=True)
     planner: Any = Resolved(staged.plan.items, staged.values(shared_memory()))
-    results = writer.write_data(staged.plan, planner).wait()
+    try:
+        results = writer.write_data(staged.plan, planner).wait()
+    except RuntimeError as error:  # torch's zip writer does not say why it could not write
+        free = shutil.disk_usage(folder).free
+        if free < staged.bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        raise
     files.reach("written", step, trainer_pid())
     names = {result.storage_data.relative_path for result in results}
     entries = {name: files.entry(folder / name) for name in sorted(names)}

@@ -13,11 +13,19 @@ from typing import Any
 
 import xxhash
 
+from conf.errors import EXIT_CHECKPOINT, InputError
+
 MANIFEST = "manifest.json"
 LATEST = "latest"
 BLOCK_BYTES = 8 << 20
 THREADS = 8
 FAULT = "HEADWATER_FAULT"
+
+
+class CheckpointError(InputError):
+    """Checkpoints that cannot be read or written; commands end with `EXIT_CHECKPOINT`."""
+
+    exit_code = EXIT_CHECKPOINT
 
 
 def step_of(name: str) -> int | None:

@@ -3,45 +3,39 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from conf.errors import EXIT_CHECKPOINT, InputError
-from pretrain.checkpoints import commit, files
+from conf.errors import InputError
+from data_pipeline.storage import in_thread
+from pretrain.checkpoints import commit, copies, files
+from pretrain.checkpoints.files import CheckpointError
 from pretrain.distributed import Processes
 
+T = TypeVar("T")
 VISIBLE_SECONDS = 60.0
+WAIT_SECONDS = 30.0
 Found = tuple[Path, dict[str, Any]]
 
 
-class CheckpointError(InputError):
-    """Checkpoints that cannot be read or written; commands end with `EXIT_CHECKPOINT`."""
-
-    exit_code = EXIT_CHECKPOINT
-
-
-def newest_agreed(folder: Path, processes: Processes) -> Found | None:
+def newest_agreed(folder: Path, processes: Processes, copy: str | None = None) -> Found | None:
     """The newest whole checkpoint, or None where there never was one; every rank calls it.
 
-    Each rank reads its share of the files. Rank 0 decides, and puts the bad ones out of the way.
-    Raises CheckpointError where there are checkpoints but not one of them is whole: starting over
-    without a word would be worse.
+    copy: a URL that holds copies; what is newer there, or bad here, is brought from it. Each rank
+    reads its share of the files. Rank 0 decides, and puts the bad ones out of the way. Raises
+    CheckpointError where there are checkpoints but not one of them is whole: starting over without
+    a word would be worse.
     """
     problems: list[str] = []
+    brought: set[int] = set()
     while True:
-        answer: list[Any] = [None]
-        if processes.is_main:
-            here = files.listed(folder)
-            answer = [(here[0].name if here else None, [p.name for p in files.quarantined(folder)])]
-        dist.broadcast_object_list(answer, src=0)
-        name, bad = answer[0]
+        name, bad = _on_main(lambda: _candidate(folder, copy, brought), processes)
         if name is None:
             if bad:
-                raise nothing_whole(
-                    folder, [*problems, *(f"{folder / n} is set aside." for n in bad)]
-                )
+                raise nothing_whole(folder, problems + [f"{folder / n} is set aside." for n in bad])
             return None
         problem = _verify_together(folder / name, processes)
         if problem is None:
@@ -113,10 +107,43 @@ def prepare_folder(folder: Path, processes: Processes) -> None:
             )
 
 
+def _candidate(folder: Path, copy: str | None, brought: set[int]) -> tuple[str | None, list[str]]:
+    """The newest checkpoint that is here, or comes from the copy, and those that are set aside."""
+    here = files.listed(folder)
+    newest_here = files.step_of(here[0].name) if here else None
+    if copy:
+        there = [step for step in copies.steps(copy) if step not in brought]
+        if there and (newest_here is None or there[0] > newest_here):
+            brought.add(there[0])
+            return copies.bring(folder, copy, there[0]).name, []
+    return (here[0].name if here else None), [path.name for path in files.quarantined(folder)]
+
+
+def _on_main(call: Callable[[], T], processes: Processes) -> T:
+    """What rank 0 finds, however long that takes: the others' patience is renewed meanwhile. An
+    InputError is raised on all."""
+    future = in_thread(call) if processes.is_main else None
+    while True:
+        answer: list[Any] = [None]
+        if future is not None:
+            try:
+                answer = [(future.result(WAIT_SECONDS), None)]
+            except InputError as error:
+                answer = [(None, error)]
+            except TimeoutError:
+                pass
+        dist.broadcast_object_list(answer, src=0)
+        if answer[0] is not None:
+            found, refused = answer[0]
+            if refused is not None:
+                raise refused
+            return found
+
+
 def _verify_together(path: Path, processes: Processes) -> str | None:
     if not processes.is_main:  # a network file system may show new names late
         ends = time.monotonic() + VISIBLE_SECONDS
-        while not (path / files.MANIFEST).is_file() and time.monotonic() < ends:
+        while not path.is_dir() and time.monotonic() < ends:
             time.sleep(0.1)
     mine = files.verify(path, (processes.rank, processes.world_size))
     problems: list[Any] = [None] * processes.world_size

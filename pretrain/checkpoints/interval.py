@@ -6,7 +6,7 @@ import math
 
 LOOKS = 2
 """How often, in the time that is left, the clock is read again: step times change."""
-FIRST_AUTO_STEPS = 10
+FIRST_LOOK_STEPS = 10
 
 
 def best_interval(cost_seconds: float, mttf_seconds: float) -> float:
@@ -27,23 +27,21 @@ class Clock:
     """Answers on rank 0, for all, whether a span of time has passed, at steps that it names ahead:
     nobody has to talk at the others."""
 
-    def __init__(self, step: int, now: float, first_look: int) -> None:
-        self.saved_at, self.saved_step = now, step
-        self.look_at = step + first_look
+    def __init__(self, step: int, now: float) -> None:
+        self.saved_at = now
+        self.look_at = step + FIRST_LOOK_STEPS
         self._seen_at, self._seen_step = now, step
 
     def is_due(self, step: int, now: float, seconds: float) -> bool:
-        """Whether `seconds` have passed since the last save; sets `look_at` where not."""
+        """Whether `seconds` have passed since the last save; says in `look_at` when to ask next."""
         pace = (now - self._seen_at) / max(1, step - self._seen_step)
         self._seen_at, self._seen_step = now, step
         left = self.saved_at + seconds - now
-        if left <= pace / 2:
-            return True
-        self.look_at = step + max(1, int(left / max(pace, 1e-6) / LOOKS))
-        return False
+        due = left <= pace / 2
+        steps = (seconds if due else left) / max(pace, 1e-6)
+        self.look_at = step + max(1, int(steps / LOOKS))
+        return due
 
-    def saved(self, step: int, now: float) -> None:
+    def saved(self, now: float) -> None:
         """A save began: the span counts from now."""
-        pace_steps = max(1, (step - self.saved_step) // LOOKS)
-        self.saved_at, self.saved_step = now, step
-        self.look_at = step + pace_steps
+        self.saved_at = now

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.distributed.checkpoint.state_dict import set_state_dict
 from torch.futures import Future
 
-from conf.errors import InputError
+from pretrain.checkpoints.files import CheckpointError
 from pretrain.checkpoints.staging import state_of
 
 KNOWN = {
@@ -52,7 +52,7 @@ class _Metadata(pickle.Unpickler):
 
 
 class SafeReader(FileSystemReader):
-    """Reads DCP's files; raises InputError where a pickle asks for more than data."""
+    """Reads DCP's files; raises CheckpointError where a pickle asks for more than data."""
 
     _metadata: Metadata | None = None
 
@@ -64,7 +64,7 @@ class SafeReader(FileSystemReader):
                 with path.open("rb") as file:
                     self._metadata = _Metadata(file).load()
             except (pickle.UnpicklingError, EOFError, AttributeError) as error:
-                raise InputError(
+                raise CheckpointError(
                     f"{path} is no metadata of a checkpoint ({error}), and was not run: remove "
                     "the checkpoint, and find out where it came from."
                 ) from None
@@ -77,7 +77,9 @@ class SafeReader(FileSystemReader):
             if item.type == LoadItemType.BYTE_IO:
                 about = self.storage_data[item.storage_index]
                 if "/" in about.relative_path or about.transform_descriptors:
-                    raise InputError(f"{self.path}: {about.relative_path} is not a file of it.")
+                    raise CheckpointError(
+                        f"{self.path}: {about.relative_path} is not a file of it."
+                    )
         return super().read_data(plan, planner)
 
 
@@ -89,7 +91,7 @@ class SafePlanner(DefaultLoadPlanner):
         try:
             plain = torch.load(value, weights_only=True)
         except pickle.UnpicklingError as error:
-            raise InputError(
+            raise CheckpointError(
                 f"{read_item.dest_index.fqn} in a checkpoint is no plain value, and was not run: "
                 f"{str(error).splitlines()[0]}"
             ) from None
@@ -131,12 +133,13 @@ def weight_bytes(path: Path) -> int:
 
 
 def _fill(state: dict[str, Any], reader: SafeReader, no_dist: bool = False) -> None:
+    reader.read_metadata()  # its error, and not DCP's report of it
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         try:
             dcp.load(state, storage_reader=reader, planner=SafePlanner(), no_dist=no_dist)
         except dcp.api.CheckpointException as error:
             for problem in error.failures.values():
-                if isinstance(problem[0], InputError):
+                if isinstance(problem[0], CheckpointError):
                     raise problem[0] from None
             raise

@@ -70,6 +70,7 @@ class Saver:
 
     seconds: that each part of a save may take before it is killed; patience: that a save waits for
         the one before it, in seconds, before it is left out.
+    held_seconds: that the last save held the training up on this rank.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Saver:
         self.folder, self.processes, self.aside, self.keep = folder, processes, aside, keep
         self.seconds, self.patience = seconds, patience
         self.outcomes: queue.Queue[Outcome] = queue.Queue()
+        self.held_seconds = 0.0
         self._planner = staging.Planner()
         self._store = dist.PrefixStore("checkpoints", _get_default_store())
         self._thread: threading.Thread | None = None
@@ -114,7 +116,7 @@ class Saver:
                 save.copied.record()
         except (OSError, RuntimeError, MemoryError) as error:
             save.problem = f"it cannot be copied to memory ({error})"
-        save.held_seconds = time.monotonic() - started
+        save.held_seconds = self.held_seconds = time.monotonic() - started
         self._thread = threading.Thread(
             target=self._finish, args=(save,), daemon=True, name="checkpoint"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import sys
 import time
 from collections.abc import Mapping
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from pretrain.checkpoints.aside import Aside
-from pretrain.checkpoints.find import CheckpointError
-from pretrain.checkpoints.interval import FIRST_AUTO_STEPS, Clock, best_interval
+from pretrain.checkpoints.copies import Copier
+from pretrain.checkpoints.files import CheckpointError
+from pretrain.checkpoints.interval import Clock, best_interval
 from pretrain.checkpoints.retention import Retention
 from pretrain.checkpoints.saver import Outcome, Saver
 from pretrain.config import CheckpointConfig
@@ -43,8 +45,20 @@ class Checkpoints(Hook):
             config.timeout_minutes * 60,
             config.wait_seconds,
         )
+        self.copier: Copier | None = None
+        self.copied: queue.Queue[tuple[list[int], str | None]] = queue.Queue()
+        if config.copy_to and trainer.processes.is_main:
+            self.copier = Copier(
+                self.aside,
+                trainer.checkpoints,
+                config.copy_to,
+                keep,
+                config.timeout_minutes * 60,
+                lambda steps, problem: self.copied.put((steps, problem)),
+            )
+            self.copier.wake()  # a run that was killed may have left some
         if config.every_minutes or config.interval == "auto":
-            self.clock = Clock(trainer.step, time.monotonic(), FIRST_AUTO_STEPS)
+            self.clock = Clock(trainer.step, time.monotonic())
 
     def on_record(self, record: Mapping[str, Any]) -> None:
         """Keeps the held-out loss, for keep_best."""
@@ -59,7 +73,7 @@ class Checkpoints(Hook):
         lasting = last or self._is_due(trainer)
         often = self.config.short_lived_every_steps
         if lasting or (often and trainer.step % often == 0):
-            self.save(trainer, short_lived=not lasting)
+            self.save(trainer, short_lived=not lasting, patient=last)
         if last or (self.saved == trainer.step and not self.config.asynchronous):
             self.finish(trainer, must_hold=last)
 
@@ -68,11 +82,15 @@ class Checkpoints(Hook):
         self.finish(trainer)
 
     def on_end(self, trainer: Trainer) -> None:
-        """Waits for the save under way."""
+        """Waits for the save and the copy under way."""
         self.finish(trainer)
+        if self.copier is not None:
+            self.copier.wait()
+        self._report(trainer)
 
-    def save(self, trainer: Trainer, short_lived: bool = False) -> None:
-        """Begins a save of this step unless there is one; every rank calls it."""
+    def save(self, trainer: Trainer, short_lived: bool = False, patient: bool = False) -> None:
+        """Begins a save of this step unless there is one; every rank calls it. patient: not left
+        out for an earlier one, which ends in bounded time."""
         if self.saved == trainer.step:
             return
         trainer.flush()  # what the checkpoint covers is in the logs before it
@@ -81,13 +99,16 @@ class Checkpoints(Hook):
             about["short_lived"] = True
         if self.validation is not None and self.validation[0] == trainer.step:
             about["validation_loss"] = self.validation[1]
+        if patient:
+            self.saver.wait()
         problem = self.saver.save(trainer.step, trainer.model, trainer.optimizer, about)
         if problem is not None:
             self._alarm(trainer, trainer.step, problem)
             return
         self.saved = trainer.step
+        self.cost_seconds = self.saver.held_seconds
         if self.clock is not None:
-            self.clock.saved(trainer.step, time.monotonic())
+            self.clock.saved(time.monotonic())
 
     def finish(self, trainer: Trainer, must_hold: bool = False) -> None:
         """Waits for the save under way; every rank calls it. must_hold: raises CheckpointError
@@ -113,18 +134,18 @@ class Checkpoints(Hook):
             return False
         answer: list[Any] = [None]
         if trainer.processes.is_main:
-            due = self.clock.is_due(step, time.monotonic(), self._interval_seconds())
+            due = self.clock.is_due(
+                step, time.monotonic(), self._interval_seconds(self.cost_seconds)
+            )
             answer = [(due, self.clock.look_at)]
         dist.broadcast_object_list(answer, src=0)
         due, self.clock.look_at = answer[0]
         return due
 
-    def _interval_seconds(self) -> float:
+    def _interval_seconds(self, cost_seconds: float) -> float:
         if self.config.interval != "auto":
             return self.config.every_minutes * 60
-        if self.saved < 0:
-            return 0.0  # the first one is to be measured
-        return best_interval(self.cost_seconds, self.config.mttf_hours * 3600)
+        return best_interval(cost_seconds, self.config.mttf_hours * 3600)
 
     def _report(self, trainer: Trainer) -> None:
         """Publishes how saves ended; rank 0 knows."""
@@ -133,16 +154,25 @@ class Checkpoints(Hook):
             if outcome.problem is not None:
                 self._alarm(trainer, outcome.step, outcome.problem)
                 continue
-            self.cost_seconds = outcome.held_seconds
-            trainer.publish(
-                {"kind": "event", "event": "checkpoint", "path": f"step_{outcome.step}"}
-                | _numbers(outcome)
-                | ({"interval_seconds": self._interval_seconds()} if self._is_auto else {})
-            )
-
-    @property
-    def _is_auto(self) -> bool:
-        return self.config.interval == "auto"
+            if self.copier is not None:
+                self.copier.wake()
+            record = {"kind": "event", "event": "checkpoint", "path": f"step_{outcome.step}"}
+            record |= _numbers(outcome)
+            if self.config.interval == "auto":
+                record["interval_seconds"] = self._interval_seconds(outcome.held_seconds)
+            trainer.publish(record)
+        while not self.copied.empty():
+            steps, problem = self.copied.get()
+            if problem is not None:
+                print(
+                    f"ALARM: {self.config.copy_to} has no copy of the newest checkpoint: {problem} "
+                    "Training goes on; the next one tries again.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                trainer.publish({"kind": "event", "event": "copy_failed", "cause": problem})
+            for step in steps:
+                trainer.publish({"kind": "event", "event": "copied", "path": f"step_{step}"})
 
     def _alarm(self, trainer: Trainer, step: int, problem: str) -> None:
         """The run goes on, and says that it is less safe than it should be."""

@@ -1,13 +1,14 @@
 """Ranks forked from a process that has made the slow imports: a layout costs its steps, not ten
 seconds of imports for each of its processes.
 
-`python -m tests.distributed.warm` reads a JSON line {"arguments", "processes", "folder"} for each
-run and answers with the exit codes of its ranks, once all have ended; what they said is in
-<folder>/rank<n>.txt. The ranks are processes as `torchrun` would start them.
+`python -m tests.distributed.warm` reads a JSON line {"arguments", "processes", "folder",
+"environment"} for each run and answers with the exit codes of its ranks, once all have ended; what
+they said is in <folder>/rank<n>.txt. The ranks are processes as `torchrun` would start them.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import runpy
@@ -17,6 +18,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 TIMEOUT_SECONDS = 240
 
@@ -30,11 +32,11 @@ class Ended:
 
 
 class Warm:
-    """The process that forks."""
+    """The process that forks. modules: that runs will import, beside the trainer."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *modules: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.distributed.warm"],
+            [sys.executable, "-m", "tests.distributed.warm", *modules],
             cwd=root,
             env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
             stdin=subprocess.PIPE,
@@ -42,10 +44,11 @@ class Warm:
             text=True,
         )
 
-    def run(self, arguments: list[str], processes: int, folder: Path) -> Ended:
+    def run(self, arguments: list[str], processes: int, folder: Path, **environment: str) -> Ended:
         """`torchrun --nproc-per-node processes -m arguments...`; output goes to folder."""
         folder.mkdir(parents=True, exist_ok=True)
         task = {"arguments": arguments, "processes": processes, "folder": str(folder)}
+        task["environment"] = environment
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(json.dumps(task), file=self.process.stdin, flush=True)
@@ -63,19 +66,20 @@ def main() -> None:
     """Forks the ranks of one run after the other."""
     import pretrain.train  # noqa: F401  the slow imports
 
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
+
     for line in sys.stdin:
         task = json.loads(line)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        ranks = [
-            _fork(rank, port, task["arguments"], task["processes"], Path(task["folder"]))
-            for rank in range(task["processes"])
-        ]
+        ranks = [_fork(rank, port, task) for rank in range(task["processes"])]
         print(json.dumps(_wait(ranks)), flush=True)
 
 
-def _fork(rank: int, port: int, arguments: list[str], processes: int, folder: Path) -> int:
+def _fork(rank: int, port: int, task: dict[str, Any]) -> int:
+    arguments, processes, folder = task["arguments"], task["processes"], Path(task["folder"])
     child = os.fork()
     if child:
         return child
@@ -88,6 +92,7 @@ def _fork(rank: int, port: int, arguments: list[str], processes: int, folder: Pa
             "WORLD_SIZE": str(processes),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
+            **task["environment"],
         }
         said = os.open(folder / f"rank{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(said, 1)

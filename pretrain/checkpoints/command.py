@@ -1,0 +1,123 @@
+"""`python -m pretrain checkpoints`: what a run could go on from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from conf.chat import ChatTemplate
+from conf.errors import InputError
+from data_pipeline import storage
+from pretrain.checkpoints import copies, files
+from pretrain.checkpoints.files import CheckpointError
+from pretrain.config import one_of
+from pretrain.export import DTYPES, ExportConfig, export
+
+
+@dataclass
+class CheckpointsConfig:
+    """dir: a run folder, its folder of checkpoints, or the URL of their copies.
+
+    do: list (sizes alone are checked), verify (all bytes are read), or export.
+    step, out, dtype, chat_template: for do=export, as `python -m pretrain export` takes them.
+    """
+
+    dir: str = MISSING
+    do: str = "list"
+    step: str = "latest"
+    out: str | None = None
+    dtype: str = "bfloat16"
+    chat_template: ChatTemplate = MISSING
+
+    def __post_init__(self) -> None:
+        one_of("do", self.do, ("list", "verify", "export"))
+        one_of("dtype", self.dtype, tuple(DTYPES))
+        if (self.out is not None) != (self.do == "export"):
+            raise InputError(f"out={self.out} with do={self.do}: do=export needs out=FOLDER.")
+
+
+Row = tuple[str, dict[str, Any] | None, str | None]
+"""Name, manifest where it can be read, what is wrong."""
+
+
+def checkpoints(config: CheckpointsConfig) -> None:
+    """Lists; raises CheckpointError where one that could be resumed from is bad."""
+    if config.do == "export":
+        assert config.out is not None
+        run = run_folder(config.dir)
+        export(ExportConfig(str(run), config.step, config.out, config.dtype, config.chat_template))
+        return
+    rows = list(_remote(config) if storage.is_remote(config.dir) else _local(config))
+    if not rows:
+        raise InputError(f"{config.dir} holds no checkpoint: give a run folder, or their URL.")
+    print(table(rows, "verified" if config.do == "verify" else "sizes are right"))
+    bad = [problem for name, _, problem in rows if problem and files.step_of(name) is not None]
+    if bad:
+        raise CheckpointError(f"{len(bad)} of {len(rows)} are bad; the newest: {bad[0]}")
+
+
+def table(rows: list[Row], good: str) -> str:
+    """The rows as text, in columns."""
+    cells = [("checkpoint", "tokens", "GB", "held-out loss", "kind", "layout", "verdict")]
+    for name, about, problem in rows:
+        about = about or {}
+        size = sum(entry["bytes"] for entry in about.get("files", {}).values())
+        loss = about.get("validation_loss")
+        cells.append(
+            (
+                name,
+                f"{about['tokens']:,}" if "tokens" in about else "",
+                f"{size / 1e9:.3f}" if size else "",
+                f"{loss:.4f}" if loss is not None else "",
+                "short-lived" if about.get("short_lived") else "",
+                " ".join(f"{k}={v}" for k, v in about.get("layout", {}).items() if v > 1),
+                problem or good,
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in cells)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def run_folder(folder: str) -> Path:
+    """The run that a folder belongs to; raises InputError for a URL, which has no config."""
+    if storage.is_remote(folder):
+        raise InputError(
+            f"dir={folder} holds copies alone: do=export needs the run folder, where "
+            "checkpoint.copy_to brings them back."
+        )
+    path = Path(folder)
+    return path.parent if path.name == "checkpoints" else path
+
+
+def _local(config: CheckpointsConfig) -> list[Row]:
+    folder = run_folder(config.dir) / "checkpoints"
+    check: Callable[[Path], str | None] = files.verify if config.do == "verify" else files.verdict
+    rows: list[Row] = []
+    for path in files.listed(folder):
+        rows.append((path.name, _readable(partial(files.read_manifest, path)), check(path)))
+    for path in files.quarantined(folder):
+        about = _readable(partial(files.read_manifest, path))
+        rows.append((path.name, about, "set aside: it was found bad at a start"))
+    return rows
+
+
+def _remote(config: CheckpointsConfig) -> list[Row]:
+    rows: list[Row] = []
+    for step in copies.steps(config.dir):
+        about = _readable(partial(copies.manifest, config.dir, step))
+        problem = copies.verify(config.dir, step) if config.do == "verify" else None
+        rows.append((f"step_{step}", about, problem))
+    return rows
+
+
+def _readable(read: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+    try:
+        return read()
+    except (OSError, ValueError):
+        return None
