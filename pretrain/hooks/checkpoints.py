@@ -156,7 +156,11 @@ class Checkpoints(Hook):
                 continue
             if self.copier is not None:
                 self.copier.wake()
-            record = {"kind": "event", "event": "checkpoint", "path": f"step_{outcome.step}"}
+            record: dict[str, Any] = {
+                "kind": "event",
+                "event": "checkpoint",
+                "path": f"step_{outcome.step}",
+            }
             record |= _numbers(outcome)
             if self.config.interval == "auto":
                 record["interval_seconds"] = self._interval_seconds(outcome.held_seconds)
