@@ -26,6 +26,7 @@ class CheckpointError(InputError):
     """Checkpoints that cannot be read or written; commands end with `EXIT_CHECKPOINT`."""
 
     exit_code = EXIT_CHECKPOINT
+    every_rank = True  # the first rank that goes may end the others before they speak
 
 
 def step_of(name: str) -> int | None:
