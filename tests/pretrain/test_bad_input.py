@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from conf.errors import EXIT_CHECKPOINT
 from tests.runs import arguments
 
 CASES: dict[str, tuple[dict[str, Any], str]] = {
@@ -151,6 +152,6 @@ def test_only_damaged_checkpoints(command, corpus, tmp_path):
     assert done.returncode == 0, done.stderr
     (run_dir / "checkpoints" / "step_5" / "__0_0.distcp").write_bytes(b"short")
     done = command(*arguments(corpus.folder, run_dir))
-    assert done.returncode == 2
+    assert done.returncode == EXIT_CHECKPOINT
     assert "no checkpoint in" in done.stderr
     assert "has 5 bytes, its manifest says" in done.stderr
