@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from conf.errors import InputError, did_you_mean
+from model.windowed import attend_blocks, hidden_in_blocks
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -31,6 +32,7 @@ class Span:
     window: keys a query sees, itself included; None for all earlier ones.
     mask: (batch or 1, 1, queries, keys) bool, for `sdpa`; None where plain causal attention is
         exact.
+    hidden: (batch, blocks, queries, keys) bool, for `blocks`; None for others.
     query_starts, key_starts: (documents + 1,) int32, where documents begin in the flattened
         queries and keys of the batch, for the varlen backends; None for others.
     blocks: which blocks of keys are seen, for `flex`; None for others.
@@ -40,6 +42,7 @@ class Span:
     keys: slice
     window: int | None
     mask: Tensor | None = None
+    hidden: Tensor | None = None
     query_starts: Tensor | None = None
     key_starts: Tensor | None = None
     blocks: BlockMask | None = None
@@ -92,7 +95,10 @@ def visible_keys(
 
             document = _document(cu_seqlens, batch, seq_len)
             span.blocks = block_mask(document, window, start, end, first_key)
-        elif backend not in ("sdpa", "cudnn"):
+        elif backend == "blocks" and window is not None:
+            document = _document(cu_seqlens, batch, seq_len)
+            span.hidden = hidden_in_blocks(document, window, start, end, first_key)
+        elif backend not in ("sdpa", "cudnn", "blocks"):
             span.query_starts = _starts(cu_seqlens, seq_len, start, end)
             span.key_starts = _starts(cu_seqlens, seq_len, first_key, end)
         elif not whole:
@@ -176,6 +182,13 @@ def _cudnn(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
         return _sdpa(q, k, v, span)
 
 
+def _blocks(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
+    if span.hidden is None:  # the window reaches over the whole sequence
+        return _sdpa(q, k, v, span)
+    assert span.window is not None
+    return attend_blocks(q, k, v, span.window, span.hidden)
+
+
 def _flex(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
     from model.flex import attend_flex
 
@@ -229,6 +242,7 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
 BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Span], Tensor]] = {
     "sdpa": _sdpa,
     "cudnn": _cudnn,
+    "blocks": _blocks,
     "flex": _flex,
     "varlen": _varlen,
     "flash": _flash,
@@ -238,11 +252,11 @@ BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Span], Tensor]] = {
 def usable_backends(device: torch.device, dtype: torch.dtype) -> list[str]:
     """The backends that exist here for this type of numbers.
 
-    The others than `sdpa` are CUDA's, or have no backward pass elsewhere (`flex`); those of
-    cuDNN, varlen and flash take 16-bit numbers only.
+    The others than `sdpa` and `blocks` are CUDA's, or have no backward pass elsewhere (`flex`);
+    those of cuDNN, varlen and flash take 16-bit numbers only.
     """
     if device.type != "cuda":
-        return ["sdpa"]
+        return ["sdpa", "blocks"]
     found = ["sdpa", "flex"]
     if dtype in (torch.bfloat16, torch.float16):
         if torch.backends.cudnn.is_available():

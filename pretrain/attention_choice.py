@@ -3,6 +3,8 @@
 What is fastest depends on the GPU, the packages, the head's size, the window and the documents of
 the data, so `parallel.attention=auto` times every backend that exists here on the first batch of
 each sequence length. Rank 0 times and decides: one that chose otherwise would round otherwise.
+A CPU has two that are better one with a window and one without: nothing is timed, so that a run
+there is the same bit for bit each time.
 """
 
 from __future__ import annotations
@@ -55,6 +57,12 @@ def choose_attention(
     if name != "auto":
         check_backend(name, processes.device, dtype)
         return {stage.seq_len: Timing(name) for stage in plan.stages}
+    if processes.device.type == "cpu":
+        window = config.model.sliding_window
+        return {
+            stage.seq_len: Timing("blocks" if window and window < stage.seq_len else "sdpa")
+            for stage in plan.stages
+        }
     candidates = usable_backends(processes.device, dtype)
     answer: list[Any] = [None]
     if processes.is_main:

@@ -36,7 +36,25 @@ def test_a_backend_sees_what_sdpa_sees(backend, head_dim):
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("backend", ["flex", "sdpa", "cudnn"])
+@pytest.mark.parametrize("window", [1, 7, 64, 100, 255])
+@pytest.mark.parametrize("seq", [256, 250])
+def test_blocks_give_the_attention_and_gradients_of_sdpa(seq, window):
+    """Sequences that blocks do not divide, documents, and parts of the positions with a halo."""
+    starts = torch.tensor([0, 100, seq, seq + 7, 2 * seq, 2 * seq], dtype=torch.int32)
+    q, k, v = (x[:, :seq].double().requires_grad_() for x in tensors(64))
+    for begin, end in ((0, seq), (100, 180), (seq - 20, seq)):
+        span = (begin, end, max(0, begin - window + 1))
+        parts = q[:, begin:end], k[:, span[2] : end], v[:, span[2] : end]
+        found = []
+        for backend in ("sdpa", "blocks"):
+            visible = visible_keys(backend, 2, seq, window, starts, CPU, [span])
+            out = attend(*parts, visible)
+            found.append((out, *torch.autograd.grad(out.sin().sum(), (q, k, v))))
+        for of_sdpa, of_blocks in zip(*found, strict=True):
+            torch.testing.assert_close(of_blocks, of_sdpa, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("backend", ["flex", "sdpa", "cudnn", "blocks"])
 @torch.no_grad()
 def test_other_documents_compile_nothing_new(backend):
     torch._dynamo.reset()

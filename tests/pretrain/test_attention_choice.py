@@ -48,9 +48,10 @@ def test_one_candidate_is_not_timed():
     assert (timing.backend, timing.seconds) == ("sdpa", {})
 
 
-def test_on_the_cpu_only_sdpa_is_usable():
-    assert usable_backends(CPU, torch.bfloat16) == ["sdpa"]
-    check_backend("sdpa", CPU, torch.float32)
+def test_what_is_usable_on_the_cpu():
+    assert usable_backends(CPU, torch.bfloat16) == ["sdpa", "blocks"]
+    for name in ("sdpa", "blocks"):
+        check_backend(name, CPU, torch.float32)
     with pytest.raises(InputError, match="attention=varlen cannot run on cpu in bfloat16"):
         check_backend("varlen", CPU, torch.bfloat16)
 
@@ -61,8 +62,8 @@ def test_a_run_records_its_choice_by_sequence_length(command, corpus, tmp_path):
     assert done.returncode == 0, done.stderr
     env = json.loads((run_dir / "env.json").read_text())
     assert {length: found["backend"] for length, found in env["attention"].items()} == {
-        "64": "sdpa",
-        "128": "sdpa",
+        "64": "blocks",
+        "128": "blocks",
     }
     events = [r for r in records(run_dir, "event") if r["event"] == "attention"]
     assert [event["seq_len"] for event in events] == [64, 128]

@@ -1,0 +1,108 @@
+"""Cost of attention on a CPU against the length of the sequence, at a fixed window: forward and
+backward of one layer over one sequence, blocks beside torch's kernel under a mask.
+
+    python benchmarks/windowed_attention.py [--window 256] [--repeats 5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+LENGTHS = (512, 1024, 2048, 4096, 8192)
+HEADS, KV_HEADS, HEAD_DIM = 6, 2, 64
+
+
+def main() -> None:
+    """Times both in turns, writes figures, table and plot."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--window", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/windowed_attention"))
+    options = parser.parse_args()
+    from benchmarks.cpu_training import machine
+
+    figures: dict[str, Any] = {"machine": machine(), "window": options.window, "lengths": {}}
+    for length in LENGTHS:
+        found = times(length, options.window, options.repeats)
+        medians = {name: statistics.median(values) for name, values in found.items()}
+        figures["lengths"][length] = medians
+        print(
+            length, {name: f"{value * 1e3:.1f} ms" for name, value in medians.items()}, flush=True
+        )
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
+    options.out.with_suffix(".md").write_text(table(figures))
+    plot(figures, options.out.with_suffix(".png"))
+    print(table(figures))
+
+
+def times(length: int, window: int, repeats: int) -> dict[str, list[float]]:
+    """Seconds of one sequence, forward and backward in bf16, of each backend in turns."""
+    import torch
+
+    from model.attention import attend, visible_keys
+
+    shapes = [(1, length, heads, HEAD_DIM) for heads in (HEADS, KV_HEADS, KV_HEADS)]
+    q, k, v = (torch.randn(shape, dtype=torch.bfloat16, requires_grad=True) for shape in shapes)
+    seen = {
+        name: visible_keys(name, 1, length, window, None, q.device) for name in ("blocks", "sdpa")
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in seen}
+    for turn in range(repeats + 1):
+        for name, visible in seen.items():
+            started = time.perf_counter()
+            out = attend(q, k, v, visible)
+            torch.autograd.grad(out, (q, k, v), torch.ones_like(out))
+            if turn:  # the first one fills caches
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    about = ", ".join(f"{key} {value}" for key, value in figures["machine"].items())
+    lines = [
+        f"Attention of one sequence, forward and backward, bf16, {HEADS} heads over {KV_HEADS}, "
+        f"head size {HEAD_DIM}, window {figures['window']}; medians. {about}.",
+        "",
+        "| tokens | blocks, ms | us a token | sdpa under a mask, ms | us a token |",
+        "|---|---|---|---|---|",
+    ]
+    for length, seconds in figures["lengths"].items():
+        cells = (
+            f"{seconds[name] * 1e3:.1f} | {seconds[name] / int(length) * 1e6:.1f}"
+            for name in ("blocks", "sdpa")
+        )
+        lines.append(f"| {length} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def plot(figures: dict[str, Any], path: Path) -> None:
+    """Both lines, on logarithmic axes."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4))
+    lengths = [int(length) for length in figures["lengths"]]
+    for name in ("blocks", "sdpa"):
+        values = [seconds[name] * 1e3 for seconds in figures["lengths"].values()]
+        axes.loglog(lengths, values, marker="o", label=name)
+    axes.set(xlabel="sequence length", ylabel="ms, forward and backward", xticks=lengths)
+    axes.set_xticklabels([str(length) for length in lengths])
+    axes.legend()
+    axes.set_title(f"window {figures['window']}")
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    main()
