@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--sides", default=";".join(SIDES), help="which, in the order of turns")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--turn", type=int, default=5, help="steps of a turn")
+    parser.add_argument("--limit", type=float, default=150, help="seconds: no round after them")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--profile", action="store_true", help="of the first side, to stdout")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu_training.json"))
@@ -71,22 +72,21 @@ def compare(names: list[str], options: argparse.Namespace) -> dict[str, Any]:
     losses: dict[str, list[float]] = {name: [] for name in names}
     with contextlib.ExitStack() as stack:
         sides = {name: stack.enter_context(side_process(name)) for name in names}
+        for name, process in sides.items():
+            take(name, process, 0)  # all have started before one is timed
+        began = time.perf_counter()
         for _ in range(options.rounds):
+            if time.perf_counter() - began > options.limit:
+                break
             for name, process in sides.items():
-                assert process.stdin
-                assert process.stdout
-                process.stdin.write(f"{options.turn}\n")
-                process.stdin.flush()
-                answer = json.loads(process.stdout.readline() or "{}")
-                if not answer:
-                    raise RuntimeError(f"{name} ended: its message is above")
+                answer = take(name, process, options.turn)
                 seconds[name] += answer["seconds"]
                 losses[name] += answer["losses"]
     medians = {name: statistics.median(values[WARM_UP:]) for name, values in seconds.items()}
     return {
         "machine": machine(),
         "shape": {"batch": BATCH, "seq_len": SEQ, **vars(small_model())},
-        "steps": options.rounds * options.turn,
+        "steps": len(seconds[names[0]]),
         "first_step_seconds": {name: values[0] for name, values in seconds.items()},
         "median_step_seconds": medians,
         "tokens_per_second": {name: BATCH * SEQ / median for name, median in medians.items()},
@@ -94,6 +94,16 @@ def compare(names: list[str], options: argparse.Namespace) -> dict[str, Any]:
         "last_loss": {name: values[-1] for name, values in losses.items()},
         "step_seconds": seconds,
     }
+
+
+def take(name: str, process: Any, steps: int) -> dict[str, list[float]]:
+    """Has a side take steps; their seconds and losses."""
+    process.stdin.write(f"{steps}\n")
+    process.stdin.flush()
+    answer = process.stdout.readline()
+    if not answer:
+        raise RuntimeError(f"{name} ended: its message is above")
+    return json.loads(answer)
 
 
 @contextlib.contextmanager
