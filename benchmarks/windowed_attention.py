@@ -14,6 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.machine import described, machine
+
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 HEADS, KV_HEADS, HEAD_DIM = 6, 2, 64
 
@@ -25,8 +28,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/windowed_attention"))
     options = parser.parse_args()
-    from benchmarks.cpu_training import machine
-
     figures: dict[str, Any] = {"machine": machine(), "window": options.window, "lengths": {}}
     for length in LENGTHS:
         found = times(length, options.window, options.repeats)
@@ -66,7 +67,7 @@ def times(length: int, window: int, repeats: int) -> dict[str, list[float]]:
 
 def table(figures: dict[str, Any]) -> str:
     """The figures as Markdown."""
-    about = ", ".join(f"{key} {value}" for key, value in figures["machine"].items())
+    about = described(figures["machine"])
     lines = [
         f"Attention of one sequence, forward and backward, bf16, {HEADS} heads over {KV_HEADS}, "
         f"head size {HEAD_DIM}, window {figures['window']}; medians. {about}.",
@@ -104,5 +105,4 @@ def plot(figures: dict[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
     main()

@@ -1,0 +1,279 @@
+"""Ways to train one decoder, ours and our peers', that benchmarks put side by side: the same shape,
+batches, AdamW and clipping, in bf16 with float32 master weights. The ones on a CPU begin with the
+same weights, so that their losses show that the same work was done.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from model.config import ModelConfig
+
+RATE, BETAS, EPS, DECAY, CLIP = 1e-3, (0.9, 0.95), 1e-8, 0.1, 1.0
+
+Step = Callable[["Tensor", "Tensor"], "Tensor"]
+"""tokens and labels (batch, seq) -> mean loss, 0-d and on the device, after the optimizer's
+step."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all sides do. batch: sequences of a step, of this process.
+
+    precision: `bf16`, or for ours `fp8` and `fp8_rowwise`. processes: that share the batch.
+    """
+
+    model: ModelConfig
+    batch: int
+    seq_len: int
+    device: str = "cpu"
+    precision: str = "bf16"
+    compiled: bool = False
+    attention: str = "auto"
+    activation_checkpointing: str = "none"
+    processes: int = 1
+
+
+def ours(work: Work) -> Step:
+    """A training step as `pretrain.trainer` takes it, by FSDP2 over `processes`."""
+    import torch
+    import torch.distributed as dist
+
+    from model.network import build_meta
+    from pretrain.config import OptimConfig, ParallelConfig
+    from pretrain.distributed import make_layout, start
+    from pretrain.optimizer import build_optimizer, scale_and_clip
+    from pretrain.parallel import fill, parallelize
+
+    device = start(work.device).device
+    layout = make_layout((1, work.processes, 1, 1), device)
+    model = build_meta(work.model, attention_for(work, device))
+    parallel = ParallelConfig(
+        compile=work.compiled, activation_checkpointing=work.activation_checkpointing
+    )
+    parallelize(model, layout, parallel, work.precision)
+    fill(model, device, lambda name, shape: initial_value(name, shape, work))
+    optimizer = build_optimizer(
+        model,
+        OptimConfig(
+            learning_rate=RATE, beta1=BETAS[0], beta2=BETAS[1], eps=EPS, weight_decay=DECAY
+        ),
+    )
+    tokens_of_rank = work.batch * work.seq_len
+    starts = document_starts(work, device)
+    # FSDP averages over its processes.
+    scale = torch.tensor(1.0 / tokens_of_rank, device=device)
+
+    def step(tokens: Tensor, labels: Tensor) -> Tensor:
+        loss, _ = model(tokens, labels, starts, None, per_sample=True)
+        (loss / tokens_of_rank).backward()
+        scale_and_clip(model.parameters(), torch.ones_like(scale), CLIP)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        mean = loss.detach() * scale
+        if work.processes > 1:
+            dist.all_reduce(mean)
+            mean /= work.processes
+        return mean
+
+    return step
+
+
+def attention_for(work: Work, device: torch.device) -> str:
+    """The backend that the trainer would take."""
+    from functools import partial
+
+    from model.attention import usable_backends
+    from pretrain.attention_choice import fastest, forward_backward
+    from pretrain.hardware import compute_dtype
+
+    if work.attention != "auto":
+        return work.attention
+    if device.type == "cpu":
+        window = work.model.sliding_window
+        return "blocks" if window and window < work.seq_len else "sdpa"
+    dtype = compute_dtype(work.precision)
+    timing = fastest(
+        usable_backends(device, dtype),
+        partial(
+            forward_backward,
+            model=work.model,
+            shape=(work.batch, work.seq_len),
+            tp=1,
+            cu_seqlens=document_starts(work, device),
+            dtype=dtype,
+        ),
+    )
+    return timing.backend
+
+
+def document_starts(work: Work, device: torch.device) -> Tensor | None:
+    """One document a sequence. On a CPU padded as the loader does; None on a GPU, where plain
+    causal kernels then serve, as they do the peers."""
+    import torch
+
+    if device.type != "cpu":
+        return None
+    tokens = work.batch * work.seq_len
+    starts = torch.arange(0, tokens + 1, work.seq_len, dtype=torch.int32)
+    return torch.cat((starts, starts[-1:].expand(tokens - work.batch)))
+
+
+def initial_value(name: str, shape: torch.Size, work: Work) -> Tensor:
+    """A parameter's first value: on a CPU the trainer's, on a GPU any of that size."""
+    import torch
+
+    from model import init
+
+    if work.device == "cpu":
+        return init.initial_value(name, shape, work.model, 0)
+    if len(shape) == 1:
+        return torch.ones(shape, device=work.device)
+    return torch.randn(shape, device=work.device) * work.model.initializer_range
+
+
+def initial_values(work: Work) -> dict[str, Tensor]:
+    """Weights by our names."""
+    from model.network import build_meta
+
+    shapes = {name: value.shape for name, value in build_meta(work.model).named_parameters()}
+    return {name: initial_value(name, shape, work) for name, shape in shapes.items()}
+
+
+def transformers(work: Work) -> Step:
+    """Mistral of `transformers` with its own loss."""
+    import torch
+    from transformers import MistralConfig, MistralForCausalLM
+
+    from model.hf import hf_config, hf_name
+
+    fields = hf_config(work.model, {}, "float32")
+    with torch.device("meta"):
+        model = MistralForCausalLM(MistralConfig(**fields, attn_implementation="sdpa"))
+    rope = model.model.rotary_emb
+    model.model.rotary_emb = type(rope)(model.config)  # its buffers have values, not only shapes
+    values = {hf_name(name): value for name, value in initial_values(work).items()}
+    model.load_state_dict(values, assign=True)
+    if work.activation_checkpointing != "none":
+        model.gradient_checkpointing_enable()
+    return plain_loop(
+        model,
+        lambda called, tokens, labels: (
+            called(input_ids=tokens, labels=labels, shift_labels=labels, use_cache=False).loss
+        ),
+        work,
+    )
+
+
+def litgpt(work: Work) -> Step:
+    """The model of `litgpt`."""
+    import torch
+    from litgpt import GPT, Config
+
+    own = work.model
+    model = GPT(
+        Config(
+            block_size=work.seq_len,
+            n_layer=own.num_layers,
+            n_embd=own.hidden_size,
+            n_head=own.num_heads,
+            n_query_groups=own.num_kv_heads,
+            head_size=own.head_dim,
+            vocab_size=own.vocab_size,
+            padded_vocab_size=own.vocab_size,
+            intermediate_size=own.intermediate_size,
+            sliding_window_size=own.sliding_window,
+            rotary_percentage=1.0,
+            parallel_residual=False,
+            bias=False,
+            norm_class_name="RMSNorm",
+            mlp_class_name="LLaMAMLP",
+            norm_eps=own.rms_norm_eps,
+        )
+    )
+    values = initial_values(work)
+    renamed = {
+        "lm_head.weight": values["lm_head.weight"],
+        "transformer.wte.weight": values["embed_tokens.weight"],
+        "transformer.ln_f.weight": values["norm.weight"],
+    }
+    names = {
+        "norm_1": "input_layernorm",
+        "norm_2": "post_attention_layernorm",
+        "attn.proj": "self_attn.o_proj",
+        "mlp.fc_1": "mlp.gate_proj",
+        "mlp.fc_2": "mlp.up_proj",
+        "mlp.proj": "mlp.down_proj",
+    }
+    for layer in range(own.num_layers):
+        to, by = f"transformer.h.{layer}", f"layers.{layer}"
+        for name, our_name in names.items():
+            renamed[f"{to}.{name}.weight"] = values[f"{by}.{our_name}.weight"]
+        parts = [values[f"{by}.self_attn.{name}_proj.weight"] for name in "qkv"]
+        renamed[f"{to}.attn.qkv.weight"] = torch.cat(parts)
+    model.load_state_dict(renamed)
+    return plain_loop(model, logits_loss, work)
+
+
+def nanogpt(work: Work) -> Step:
+    """A plain model in one class and a plain loop, as nanoGPT's."""
+    from benchmarks.plain_model import Plain, plain_weights
+
+    model = Plain(work.model, work.seq_len)
+    model.load_state_dict(plain_weights(initial_values(work), work.model), strict=False)
+    return plain_loop(model, logits_loss, work)
+
+
+def logits_loss(called: Any, tokens: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of whole logits in float32."""
+    import torch.nn.functional as F
+
+    return F.cross_entropy(called(tokens).float().flatten(0, 1), labels.flatten())
+
+
+def plain_loop(
+    model: nn.Module, loss_of: Callable[[Any, Tensor, Tensor], Tensor], work: Work
+) -> Step:
+    """Autocast to bf16, clipping, fused AdamW; the whole model compiled where asked."""
+    import torch
+
+    model.to(work.device)
+    groups: list[dict[str, Any]] = [{"params": [], "weight_decay": w} for w in (DECAY, 0.0)]
+    for name, parameter in model.named_parameters():
+        spared = parameter.ndim == 1 or any(part in name for part in ("embed", "wte"))
+        groups[spared]["params"].append(parameter)
+    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=BETAS, eps=EPS, fused=True)
+    model.train()
+    called = torch.compile(model) if work.compiled else model
+
+    def step(tokens: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast(work.device, torch.bfloat16):
+            loss = loss_of(called, tokens, labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    return step
+
+
+SIDES: dict[str, Callable[[Work], Step]] = {
+    "ours": ours,
+    "transformers": transformers,
+    "nanogpt": nanogpt,
+    "litgpt": litgpt,
+}
+
+
+def missing(side: str) -> str | None:
+    """The package that a side needs and that is not here."""
+    needs = {"transformers": "transformers", "litgpt": "litgpt"}.get(side)
+    return needs if needs and importlib.util.find_spec(needs) is None else None
