@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, replace
 
 from launch.plan.cluster import ClusterConfig
+from launch.plan.traffic import traffic
 from model.config import ModelConfig
 from model.flops import flops_per_token, matmul_parameters, parameters
 from pretrain.config import ParallelConfig
@@ -27,7 +28,7 @@ slope of MPT-1.3B, 3B and 7B from 128 to 512 H100 (llm-foundry's benchmarks) is 
 RECOMPUTE = {"none": 0.0, "selective": 0.0, "full": 1 / 3}
 """Of matrix products and attention, by activation checkpointing."""
 RECOMPUTE_ELEMENTWISE = {"none": 0.0, "selective": 1 / 3, "full": 1 / 3}
-BF16, FP32 = 2, 4
+BF16 = 2
 
 
 @dataclass(frozen=True)
@@ -114,51 +115,32 @@ def exposed_seconds(step: Step, cluster: ClusterConfig, time: StepTime) -> float
     """
     model, parallel = step.model, step.parallel
     shards = parallel.dp_shard * parallel.cp
-    micro_batches = max(
-        1,
-        step.batch_tokens
-        // (parallel.micro_batch_tokens * parallel.dp_replicate * parallel.dp_shard),
-    )
-    local = parameters(model) / parallel.tp
-    seconds = 0.0
-    latency = 0.0
-    if shards > 1:
-        speed = _bandwidth(cluster, parallel.tp * shards)
-        gathers = micro_batches * (2 if parallel.reshard_after_forward else 1)
-        share = (shards - 1) / shards
-        seconds += share * local * (gathers * BF16 + FP32) / speed
-        latency += (gathers + 1) * model.num_layers * (shards - 1) * HOP_SECONDS
-    if parallel.dp_replicate > 1:
-        replicas = parallel.dp_replicate
-        speed = _bandwidth(cluster, parallel.tp * shards * replicas)
-        seconds += 2 * (replicas - 1) / replicas * (local / shards) * FP32 / speed
-        latency += 2 * model.num_layers * (replicas - 1) * HOP_SECONDS
-    edge = seconds / model.num_layers
+    sizes = {
+        "tp": parallel.tp,
+        "cp": parallel.cp,
+        "shard": shards,
+        "replicate": parallel.dp_replicate,
+    }
+    spans = {
+        "tp": parallel.tp,
+        "cp": parallel.tp * parallel.cp,
+        "shard": parallel.tp * shards,
+        "replicate": parallel.tp * shards * parallel.dp_replicate,
+    }
+    hideable = latency = inside = 0.0
+    for part in traffic(model, parallel, step.seq_len, step.batch_tokens, step.precision):
+        ranks = sizes[part.group]
+        seconds = part.sent(ranks) / _bandwidth(cluster, spans[part.group])
+        rings = 2 if part.kind == "all_reduce" else 1
+        hops = rings * part.calls * (ranks - 1) * HOP_SECONDS
+        if part.group in ("shard", "replicate"):
+            hideable += seconds
+            latency += hops
+        else:
+            inside += seconds + hops
+    edge = hideable / model.num_layers
     hidden = time.matmul + time.attention + time.elementwise
-    exposed = latency + max(edge, seconds - hidden)
-    return exposed + _inside_layers(step, cluster, micro_batches)
-
-
-def _inside_layers(step: Step, cluster: ClusterConfig, micro_batches: int) -> float:
-    """Of tensor parallel, the activations gathered and scattered, four times a layer in forward and
-    in backward; of context parallel, keys and values, and their gradients."""
-    model, parallel = step.model, step.parallel
-    tokens = step.batch_tokens / (parallel.dp_replicate * parallel.dp_shard)
-    seconds = 0.0
-    if parallel.tp > 1:
-        moved = 8 * tokens / parallel.cp * model.hidden_size * BF16
-        share = (parallel.tp - 1) / parallel.tp
-        seconds += share * moved / _bandwidth(cluster, parallel.tp)
-        seconds += 8 * micro_batches * (parallel.tp - 1) * HOP_SECONDS
-    if parallel.cp > 1:
-        window = model.sliding_window
-        keys = step.seq_len * (parallel.cp - 1) / parallel.cp
-        if window is not None:
-            keys = min(keys, window - 1)
-        moved = 2 * tokens / step.seq_len * keys * 2 * model.kv_size / parallel.tp * BF16
-        seconds += moved / _bandwidth(cluster, parallel.tp * parallel.cp)
-        seconds += 2 * micro_batches * (parallel.cp - 1) * HOP_SECONDS
-    return model.num_layers * seconds
+    return latency + max(edge, hideable - hidden) + inside
 
 
 def _bandwidth(cluster: ClusterConfig, span: int) -> float:

@@ -1,0 +1,269 @@
+"""Training throughput on one GPU: ours and peers, a case a process, within a limit of time.
+
+Each case trains a few steps on random tokens, batch after batch, with AdamW and clipping in every
+step; the speed is the median of turns of several steps between two waits for the device. The batch
+is halved where it does not fit. FLOPs: 6 a matmul parameter and token plus 12 a layer, query width
+and key seen (causal and window exact; model/flops.py); MFU against the dense bf16 peak of the data
+sheet, for fp8 too. The JSON is written after each case, so that a run that is cut off keeps what
+it has.
+
+    python benchmarks/gpu_training.py [--limit 520] [--cases danube_1_8b]
+    python benchmarks/gpu_training.py --device cpu --tiny     # proves the script without a GPU
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.machine import described, machine
+from benchmarks.sides import SIDES, Work, attention_for, missing
+
+if TYPE_CHECKING:
+    from model.config import ModelConfig
+
+WARM_UP, TURNS = 3, 5
+MEASURED_SECONDS = 12
+CASE_SECONDS = 150
+
+
+@dataclass(frozen=True)
+class Case:
+    """batch: sequences of a step, halved until it fits."""
+
+    side: str
+    model: str
+    seq_len: int
+    batch: int
+    precision: str = "bf16"
+    compiled: bool = True
+
+    @property
+    def title(self) -> str:
+        """What the table calls it."""
+        compiled = "compiled" if self.compiled else "eager"
+        return f"{self.side}: {self.model}, {self.seq_len}, {self.precision}, {compiled}"
+
+
+CASES = (
+    Case("ours", "danube_1_8b", 2048, 16),
+    Case("ours", "danube_1_8b", 2048, 16, "fp8"),
+    Case("transformers", "danube_1_8b", 2048, 8),
+    Case("ours", "danube_1_8b", 16384, 2),
+    Case("ours", "danube_1_8b", 4096, 8),
+    Case("ours", "danube_1_8b", 8192, 4),
+    Case("litgpt", "danube_1_8b", 2048, 8),
+    Case("ours", "danube3_500m", 2048, 32),
+    Case("ours", "danube3_4b", 2048, 8),
+    Case("ours", "small_150m", 2048, 64),
+    Case("ours", "danube3_4b", 2048, 8, "fp8"),
+    Case("transformers", "small_150m", 2048, 16),
+    Case("ours", "danube_1_8b", 2048, 16, "fp8_rowwise"),
+    Case("ours", "danube_1_8b", 16384, 2, "fp8"),
+    Case("ours", "danube_1_8b", 2048, 8, compiled=False),
+    Case("transformers", "danube_1_8b", 2048, 4, compiled=False),
+)
+"""In the order of what matters: the limit of time cuts off the end."""
+
+
+def main() -> None:
+    """Runs the cases, writes figures and table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--limit", type=float, default=520, help="seconds in all")
+    parser.add_argument("--cases", default="", help="only those whose title holds this")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--tiny", action="store_true", help="two layers, 64 wide, 128 tokens")
+    parser.add_argument("--case", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--profile", action="store_true", help="of the first case, to stdout")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu_training.json"))
+    options = parser.parse_args()
+    if options.case is not None:
+        print(json.dumps(train(CASES[options.case], options)), flush=True)
+        return
+    chosen = [n for n, case in enumerate(CASES) if options.cases in case.title]
+    if options.profile:
+        print(train(CASES[chosen[0]], options)["profile"])
+        return
+    deadline = time.monotonic() + options.limit
+    figures: dict[str, Any] = {"machine": machine(options.device), "cases": []}
+    for number in chosen:
+        found = run_case(number, options, deadline - time.monotonic())
+        figures["cases"].append(found)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(figures, indent=1) + "\n")
+        print(row(found), flush=True)
+    options.out.with_suffix(".md").write_text(table(figures))
+    if not any("tokens_per_second" in case for case in figures["cases"]):
+        sys.exit("no case ran: see the reasons above")
+
+
+def run_case(number: int, options: argparse.Namespace, left: float) -> dict[str, Any]:
+    """The case in a process of its own; its figures, or why there are none."""
+    case = CASES[number]
+    about = {"title": case.title, **asdict(case)}
+    package = missing(case.side)
+    if package:
+        return about | {"failed": f"no package {package} here"}
+    if left < CASE_SECONDS / 5:
+        return about | {"failed": "no time was left"}
+    command = [sys.executable, __file__, "--case", str(number), "--device", options.device]
+    command += ["--tiny"] if options.tiny else []
+    began = time.monotonic()
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=min(CASE_SECONDS, left)
+        )
+    except subprocess.TimeoutExpired as late:
+        return about | {"failed": f"not done after {late.timeout:.0f} s"}
+    if done.returncode:
+        last = (done.stderr.strip() or "nothing said").splitlines()[-1]
+        return about | {"failed": f"exit {done.returncode}: {last[:300]}"}
+    found = json.loads(done.stdout.splitlines()[-1])
+    return about | found | {"whole_seconds": time.monotonic() - began}
+
+
+def train(case: Case, options: argparse.Namespace) -> dict[str, Any]:
+    """Speed of a case, of the first batch that fits."""
+    import torch
+
+    model = model_config(case.model, options.tiny)
+    seq_len = 128 if options.tiny else case.seq_len
+    batch = 4 if options.tiny else case.batch
+    while True:
+        work = Work(model, batch, seq_len, options.device, case.precision, case.compiled)
+        if options.tiny:
+            work = replace(work, compiled=False)
+        try:
+            return measure(case.side, work, options)
+        except torch.OutOfMemoryError:
+            if batch == 1:
+                raise
+        batch //= 2
+        torch.cuda.empty_cache()
+
+
+def measure(side: str, work: Work, options: argparse.Namespace) -> dict[str, Any]:
+    """Figures of turns of steps."""
+    import torch
+
+    from model.flops import flops_per_token
+    from pretrain.hardware import memory_peak_bytes, peak_flops
+
+    device = torch.device(work.device)
+    wait = torch.cuda.synchronize if work.device == "cuda" else lambda: None
+    attention = None
+    if side == "ours":
+        attention = attention_for(work, device)
+        work = replace(work, attention=attention)
+    step = SIDES[side](work)
+    generator = torch.Generator(device).manual_seed(0)
+    shape = (work.batch, work.seq_len + 1)
+    text = torch.randint(work.model.vocab_size, shape, device=device, generator=generator)
+    tokens, labels = text[:, :-1].contiguous(), text[:, 1:].contiguous()
+    began = time.perf_counter()
+    first_loss = float(step(tokens, labels))
+    first = time.perf_counter() - began
+    for _ in range(WARM_UP - 1):
+        step(tokens, labels)
+    wait()
+    began = time.perf_counter()
+    step(tokens, labels)
+    wait()
+    steps = max(1, int(MEASURED_SECONDS / TURNS / (time.perf_counter() - began)))
+    steps = 1 if options.tiny else steps
+    if options.profile:
+        return {"profile": profile(step, tokens, labels)}
+    seconds = []
+    for _ in range(TURNS):
+        began = time.perf_counter()
+        for _ in range(steps):
+            loss = step(tokens, labels)
+        wait()
+        seconds.append((time.perf_counter() - began) / steps)
+    rate = work.batch * work.seq_len / statistics.median(seconds)
+    flops = flops_per_token(work.model, work.seq_len)
+    peak, source = peak_flops(device, torch.bfloat16)
+    return {
+        "batch": work.batch,
+        "tokens_per_second": rate,
+        "tflops": rate * flops / 1e12,
+        "mfu": rate * flops / peak,
+        "peak": f"{peak / 1e12:.4g} TFLOP/s: {source}",
+        "flops_per_token": flops,
+        "memory_bytes": memory_peak_bytes(device),
+        "attention": attention,
+        "first_step_seconds": first,
+        "step_seconds": seconds,
+        "losses": [first_loss, float(loss)],
+    }
+
+
+def profile(step: Any, tokens: Any, labels: Any) -> str:
+    """Where the time of two steps goes."""
+    import torch
+
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    key = "self_cpu_time_total"
+    if tokens.device.type == "cuda":
+        kinds, key = [*kinds, torch.profiler.ProfilerActivity.CUDA], "self_cuda_time_total"
+    with torch.profiler.profile(activities=kinds) as found:
+        for _ in range(2):
+            step(tokens, labels)
+    return found.key_averages().table(sort_by=key, row_limit=40, max_name_column_width=70)
+
+
+def model_config(name: str, tiny: bool) -> ModelConfig:
+    """That of conf/model; `tiny`: its kind, small."""
+    from omegaconf import OmegaConf
+
+    from model.config import ModelConfig
+
+    path = Path(__file__).parents[1] / "conf/model" / f"{name}.yaml"
+    config = OmegaConf.to_object(
+        OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.load(path))
+    )
+    assert isinstance(config, ModelConfig)
+    if not tiny:
+        return config
+    small = {"hidden_size": 64, "intermediate_size": 128, "num_layers": 2, "vocab_size": 512}
+    heads = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 16}
+    window = 64 if config.sliding_window else None
+    return replace(config, **small, **heads, max_seq_len=128, sliding_window=window)
+
+
+def row(found: dict[str, Any]) -> str:
+    """A line of the table."""
+    if "failed" in found:
+        return f"| {found['title']} | {found['failed']} | | | | | |"
+    return (
+        f"| {found['title']} | {found['tokens_per_second']:,.0f} | {found['tflops']:.3g} | "
+        f"{found['mfu']:.1%} | {found['memory_bytes'] / 1e9:.1f} | {found['batch']} | "
+        f"{found['attention'] or ''} |"
+    )
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    peaks = {case["peak"].split(": ")[-1] for case in figures["cases"] if "peak" in case}
+    lines = [
+        f"Training on one device, AdamW in every step. {described(figures['machine'])}. "
+        f"Peak: {'; '.join(sorted(peaks))}.",
+        "",
+        "| case | tokens/s | TFLOP/s | MFU | memory, GB | batch | attention |",
+        "|---|---|---|---|---|---|---|",
+        *map(row, figures["cases"]),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

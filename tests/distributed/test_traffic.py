@@ -1,0 +1,47 @@
+"""The bytes that each layout sends are those of the plan's formula."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+
+from launch.plan.traffic import traffic
+from tests.distributed.traffic import BATCH, LAYOUTS, MICRO_BATCHES, SEQ, case
+
+LOSS_BYTES = 4 * MICRO_BATCHES
+"""Context-parallel ranks add up their losses: single numbers, which the formula leaves out."""
+
+
+@pytest.fixture(scope="module")
+def counted(command, tmp_path_factory):
+    out = tmp_path_factory.mktemp("traffic") / "results.json"
+    done = command("tests.distributed.traffic", str(out), processes=4)
+    assert done.returncode == 0, done.stderr
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_step_sends_what_the_plan_says(name, counted):
+    model, parallel = case(name)
+    batch_tokens = BATCH * SEQ * MICRO_BATCHES * parallel.dp_shard * parallel.dp_replicate
+    expected: Counter[str] = Counter()
+    for part in traffic(model, parallel, SEQ, batch_tokens):
+        expected[part.kind] += int(part.bytes)
+    if parallel.cp > 1:
+        expected["all_reduce"] += LOSS_BYTES
+    # The first and last of context-parallel ranks have one neighbour, forward or backward.
+    ends_send_half = parallel.cp > 1 and parallel.cp < 3
+    if ends_send_half:
+        expected["all_to_all"] //= 2
+    most: Counter[str] = Counter()
+    for rank in counted[name]:
+        most |= Counter(rank["bytes"])
+    assert dict(most) == dict(+expected)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_norm_of_the_gradients_costs_one_message_a_group(name, counted):
+    for rank in counted[name]:
+        assert sum(rank["optimizer_calls"].values()) <= 2
