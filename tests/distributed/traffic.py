@@ -106,7 +106,8 @@ def counted(layout: Layout, shape: ModelConfig, config: ParallelConfig) -> dict[
         with Counted() as found:
             for index in range(MICRO_BATCHES):
                 model.set_requires_gradient_sync(index + 1 == MICRO_BATCHES)
-                model(tokens, tokens.roll(-1, 1)).backward()
+                loss: torch.Tensor = model(tokens, tokens.roll(-1, 1))
+                loss.backward()
         with Counted() as after:
             scale_and_clip(model.parameters(), torch.tensor(1.0), 1.0)
             optimizer.step()
