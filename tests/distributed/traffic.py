@@ -105,7 +105,9 @@ def counted(layout: Layout, shape: ModelConfig, config: ParallelConfig) -> dict[
     for _ in range(2):  # the first one also makes what later ones find
         with Counted() as found:
             for index in range(MICRO_BATCHES):
-                model.set_requires_gradient_sync(index + 1 == MICRO_BATCHES)
+                model.set_requires_gradient_sync(  # type: ignore[operator]
+                    index + 1 == MICRO_BATCHES
+                )
                 loss: torch.Tensor = model(tokens, tokens.roll(-1, 1))
                 loss.backward()
         with Counted() as after:
