@@ -1,6 +1,7 @@
-"""`python -m launch demo|plan key=value ...`."""
+"""`python -m launch demo|plan|local|slurm|... key=value ... [-- key=value ... of pretrain]`."""
 
 from conf.entry import Command, main
+from launch.training import take_overrides
 
 COMMANDS = {
     "demo": Command(
@@ -14,8 +15,32 @@ COMMANDS = {
         schema="launch.plan.outlook:PlanConfig",
         run="launch.plan.show:plan",
         summary="what a run will need, take and cost: layouts, memory, days, price",
+    "local": Command(
+        config="local",
+        schema="launch.local:LocalConfig",
+        run="launch.local:local",
+        summary="trains on this machine under torchrun: local nproc=8 -- model=... data.folder=...",
+    ),
+    "slurm": Command(
+        config="slurm",
+        schema="launch.slurm.settings:SlurmConfig",
+        run="launch.slurm.submit:slurm",
+        summary="trains as a SLURM job: slurm cluster=my.yaml nodes=4 -- model=... data.folder=...",
+    ),
+    "status": Command(
+        config="status",
+        schema="launch.slurm.manage:StatusConfig",
+        run="launch.slurm.manage:status",
+        summary="shows runs and their jobs: step, loss, tokens/s, time left, restarts, log",
+    ),
+    "stop": Command(
+        config="stop",
+        schema="launch.slurm.manage:StopConfig",
+        run="launch.slurm.manage:stop",
+        summary="ends a run gracefully: stop run=runs/x; it saves and stays stopped",
     ),
 }
 
 if __name__ == "__main__":
+    take_overrides()
     main("launch", COMMANDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -21,6 +22,7 @@ class ClusterConfig:
         blocks are in fp8, casts included.
     gpu_hour_price: in `currency`; gpu_watts: with its share of the node; kwh_price: in `currency`.
     node_mttf_days: mean time between failures of a node. storage_gb_s: what a node can write.
+    slurm: of `launch.slurm.settings.SlurmSettings`, for jobs.
     """
 
     name: str = MISSING
@@ -44,6 +46,7 @@ class ClusterConfig:
     kwh_price: float = 0.0
     node_mttf_days: float = 154.0
     storage_gb_s: float = 2.0
+    slurm: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for key in (

@@ -1,0 +1,90 @@
+"""`python -m launch local nproc=N -- key=value ...`: pretrain on this machine, under torchrun."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from conf.errors import InputError
+from launch import training
+
+FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
+"""A terminal's Ctrl-C reaches torchrun by itself."""
+
+
+@dataclass
+class LocalConfig:
+    """nproc: processes, null for one a GPU (one where there is none).
+
+    shutdown_seconds: that a stop may take with its checkpoint, before torchrun kills.
+    dry_run: only prints the command.
+    """
+
+    nproc: int | None = None
+    shutdown_seconds: int = 300
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        if self.nproc is not None and self.nproc < 1:
+            raise InputError(f"nproc={self.nproc}, expected 1 or more, or null for one a GPU.")
+
+
+def local(config: LocalConfig) -> None:
+    """Runs torchrun; exits with the run's own code, which torchrun hides."""
+    run = training.compose(training.overrides)
+    nproc = config.nproc or _gpus()
+    command = torchrun(nproc, run.run_dir / "logs", run.overrides)
+    environment = {
+        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // nproc)),
+        "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(config.shutdown_seconds),
+    }
+    settings = {key: value for key, value in environment.items() if key not in os.environ}
+    if config.dry_run:
+        print(" ".join(f"{key}={value}" for key, value in settings.items()), shlex.join(command))
+        return
+    (run.run_dir / "logs").mkdir(parents=True, exist_ok=True)
+    (run.run_dir / "outcome.json").unlink(missing_ok=True)
+    process = subprocess.Popen(command, env=os.environ | settings)
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    for number in FORWARDED:
+        signal.signal(number, forward)
+    code = _wait(process)
+    ended = training.outcome(run.run_dir)
+    if code and ended is not None:
+        code = ended["code"] or code
+    sys.exit(code)
+
+
+def torchrun(nproc: int, logs: Path, overrides: list[str]) -> list[str]:
+    """Its command line: each rank's output in a file of its own, rank 0's here too."""
+    options = ["--standalone", "--nproc-per-node", str(nproc), "--log-dir", str(logs)]
+    options += ["--redirects", "3", "--tee", "3", "--local-ranks-filter", "0"]
+    return [
+        *(sys.executable, "-m", "torch.distributed.run", *options),
+        *("-m", "pretrain", *overrides),
+    ]
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    while True:
+        try:
+            code = process.wait()
+            return 128 - code if code < 0 else code
+        except KeyboardInterrupt:  # torchrun and its processes got it too, and save
+            continue
+
+
+def _gpus() -> int:
+    import torch
+
+    return max(1, torch.cuda.device_count())

@@ -1,0 +1,174 @@
+"""`python -m launch status` and `python -m launch stop run=...`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+from rich.console import Console
+from rich.table import Table
+
+from conf.errors import InputError
+from launch.slurm.submit import jobs_of, state_of
+from launch.training import outcome
+
+RECENT_STEPS = 20
+"""Whose tokens/s the time to the end is taken from."""
+
+
+@dataclass
+class StatusConfig:
+    """runs: a folder of runs, or one run."""
+
+    runs: str = "runs"
+
+
+@dataclass
+class StopConfig:
+    """run: its folder. now: without a checkpoint."""
+
+    run: str = MISSING
+    now: bool = False
+
+
+@dataclass(frozen=True)
+class State:
+    """A run as its folder and SLURM tell it."""
+
+    run_dir: Path
+    state: str
+    step: int
+    total_steps: int | None
+    loss: float | None
+    tokens_per_second: float | None
+    eta_seconds: float | None
+    restarts: int
+    log: Path
+
+
+def status(config: StatusConfig) -> None:
+    """Prints a line for each run."""
+    folder = Path(config.runs)
+    found = sorted(p.parent for p in folder.rglob("metrics.jsonl")) if folder.is_dir() else []
+    queued = sorted(p.parent.parent for p in folder.rglob("slurm/jobs.jsonl"))
+    runs = sorted({*found, *queued})
+    if not runs:
+        raise InputError(f"runs={folder}: no run lies there, expected a folder of runs or one run.")
+    table = Table(box=None, pad_edge=False)
+    for title in ("run", "state", "step", "loss", "tokens/s", "ETA", "restarts", "log"):
+        right = title in ("step", "loss", "tokens/s", "ETA", "restarts")
+        table.add_column(title, justify="right" if right else "left", overflow="fold")
+    for run in map(look, runs):
+        table.add_row(
+            str(run.run_dir),
+            run.state,
+            f"{run.step}/{run.total_steps}" if run.total_steps else str(run.step),
+            "" if run.loss is None else f"{run.loss:.3f}",
+            "" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}",
+            "" if run.eta_seconds is None else duration(run.eta_seconds),
+            str(run.restarts),
+            str(run.log),
+        )
+    console = Console()
+    # A pipe has no width: each run stays one line there.
+    Console(width=None if console.is_terminal else 250, highlight=False).print(table)
+
+
+def look(run_dir: Path) -> State:
+    """Reads a run folder and asks SLURM."""
+    records = _records(run_dir / "metrics.jsonl")
+    steps = [record for record in records if record["kind"] == "train"]
+    starts = [r for r in records if r.get("event") in ("start", "resume")]
+    last = steps[-1] if steps else None
+    rate = None
+    if last:
+        recent = steps[-RECENT_STEPS:]
+        rate = sum(r["batch_tokens"] for r in recent) / sum(r["step_seconds"] for r in recent)
+    total_tokens, total_steps = _plan(run_dir, last)
+    state = _state(run_dir, last)
+    left = total_tokens - last["tokens"] if last and total_tokens else None
+    logs = sorted((run_dir / "logs").glob("*/attempt_*/0/stderr.log"), key=_modified)
+    log = run_dir / "slurm" / "job.log"
+    return State(
+        run_dir,
+        state,
+        last["step"] if last else 0,
+        total_steps,
+        last["loss"] if last else None,
+        rate,
+        left / rate if rate and left and state in ("running", "unknown") else None,
+        max(0, len(starts) - 1),
+        log if log.exists() or not logs else logs[-1],
+    )
+
+
+def _state(run_dir: Path, last: dict[str, Any] | None) -> str:
+    jobs = jobs_of(run_dir)
+    if jobs and shutil.which("squeue") and (state := state_of(jobs[-1])):
+        return state.lower()
+    ended = outcome(run_dir)
+    if ended is not None:
+        return "finished" if ended["code"] == 0 else f"ended with {ended['code']}"
+    if last and time.time() - last["time"] < max(60.0, 5 * last["step_seconds"]):
+        return "running"
+    return "waits" if last is None else "no sign of life"
+
+
+def _plan(run_dir: Path, last: dict[str, Any] | None) -> tuple[int | None, int | None]:
+    """Tokens and, where the batch is constant, steps of the whole run."""
+    from omegaconf import OmegaConf
+
+    for path in (run_dir / "config.yaml", run_dir / "slurm" / "config.yaml"):
+        if path.exists():
+            config: Any = OmegaConf.load(path)
+            stages = config.recipe.stages.values()
+            tokens = sum(int(stage.tokens) for stage in stages)
+            batches = {stage.get("global_batch_tokens") for stage in stages}
+            if batches != {None} or any(stage.get("batch_ramp") for stage in stages):
+                return tokens, None
+            batch = int(config.recipe.global_batch_tokens)
+            return tokens, sum(int(stage.tokens) // batch for stage in stages)
+    return None, None
+
+
+def stop(config: StopConfig) -> None:
+    """Asks a run to save and stop, and to stay stopped; or ends its job at once."""
+    run_dir = Path(config.run)
+    if not run_dir.is_dir():
+        raise InputError(f"run={run_dir}: there is no such folder, expected a run's.")
+    active = [job for job in jobs_of(run_dir) if shutil.which("squeue") and state_of(job)]
+    if config.now and not active:
+        raise InputError(f"run={run_dir} now=true: no job of it waits or runs.")
+    waiting = [job for job in active if state_of(job) == "PENDING"]
+    cancel = active if config.now else waiting
+    if cancel:
+        subprocess.run(["scancel", *cancel], check=True)
+        print(f"cancelled job {', '.join(cancel)}.")
+    if not config.now and (len(waiting) < len(active) or not active):
+        stop_file = run_dir / "STOP"
+        stop_file.touch()
+        print(f"{stop_file} is there: the run saves and stops; remove it to start again.")
+
+
+def duration(seconds: float) -> str:
+    """For people: `3 d 4 h`, `5 h 12 min`, `7 min`."""
+    minutes = int(seconds // 60)
+    days, hours, minutes = minutes // 1440, minutes // 60 % 24, minutes % 60
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # one may be half written
+
+
+def _modified(path: Path) -> float:
+    return path.stat().st_mtime

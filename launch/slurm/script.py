@@ -1,0 +1,88 @@
+"""`job.sbatch` out of its template."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+from launch.slurm.settings import Cluster, SlurmConfig
+from launch.training import Training
+
+TEMPLATE = Path(__file__).with_name("job.sbatch.j2")
+
+
+def job_script(config: SlurmConfig, cluster: Cluster, run: Training, title: str) -> str:
+    """The text of a training job."""
+    slurm = cluster.slurm
+    nproc = config.nproc or cluster.gpus_per_node
+    run_dir = run.run_dir.absolute()
+    cpus = slurm.cpus_per_task or nproc
+    template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(
+        TEMPLATE.read_text()
+    )
+    return template.render(
+        title=title,
+        name=shlex.quote(run.name),
+        options=sbatch_options(config, cluster),
+        signal_seconds=slurm.signal_seconds,
+        shutdown_seconds=slurm.shutdown_seconds,
+        folder=shlex.quote(str(run_dir / "slurm")),
+        run_dir=shlex.quote(str(run_dir)),
+        code=shlex.quote(str(run_dir / "slurm" / "code")),
+        cwd=shlex.quote(os.getcwd()),
+        modules=slurm.modules,
+        setup=slurm.setup,
+        threads=max(1, cpus // nproc),
+        env={key: shlex.quote(str(value)) for key, value in slurm.env.items()},
+        srun_options=srun_options(cluster),
+        python=shlex.quote(slurm.python or sys.executable),
+        nproc=nproc,
+        node_check=config.node_check,
+        gpus=nproc if cluster.device == "cuda" else 0,
+        gpu_memory_gib=cluster.gpu_memory_gib,
+        overrides=shlex.join(run.overrides),
+        max_attempts=slurm.max_attempts,
+    )
+
+
+def sbatch_options(config: SlurmConfig, cluster: Cluster) -> list[str]:
+    """What the job asks for."""
+    slurm = cluster.slurm
+    nodes = str(config.nodes)
+    if config.min_nodes is not None:
+        nodes = f"{config.min_nodes}-{config.nodes}"
+    options = [f"nodes={nodes}", "ntasks-per-node=1"]
+    for key, value in (
+        ("cpus-per-task", slurm.cpus_per_task),
+        ("mem", slurm.mem),
+        ("partition", config.partition or slurm.partition),
+        ("account", slurm.account),
+        ("qos", slurm.qos),
+        ("time", config.time or slurm.time),
+    ):
+        if value is not None:
+            options.append(f"{key}={value}")
+    if cluster.device == "cuda" and slurm.gpus != "none":
+        prefix = "gres=gpu:" if slurm.gpus == "gres" else "gpus-per-node="
+        options.append(f"{prefix}{config.nproc or cluster.gpus_per_node}")
+    if config.after:
+        options.append(f"dependency=afterok:{':'.join(config.after)}")
+        options.append("kill-on-invalid-dep=yes")
+    return options + [line.removeprefix("--") for line in slurm.sbatch]
+
+
+def srun_options(cluster: Cluster) -> str:
+    """Options of every step."""
+    slurm = cluster.slurm
+    options = []
+    if slurm.cpus_per_task:
+        options.append(f"--cpus-per-task={slurm.cpus_per_task}")  # srun does not inherit it
+    if slurm.container:
+        options.append(f"--container-image={slurm.container}")
+        if slurm.mounts:
+            options.append(f"--container-mounts={','.join(slurm.mounts)}")
+    return shlex.join(options) + " " if options else ""

@@ -1,0 +1,114 @@
+"""Settings of `python -m launch slurm` and the file of a cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from conf.entry import CONF_DIR
+from conf.errors import InputError, did_you_mean, one_of
+
+
+@dataclass
+class SlurmConfig:
+    """A training job.
+
+    cluster: a file of `conf/cluster` by its name, or any file by its path.
+    nodes: of the job; min_nodes: with fewer left it starts all the same.
+    nproc: processes a node, null for one a GPU.
+    time: limit in SLURM's form (`2-00:00:00`), null for the cluster's.
+    after: ids of jobs that must have ended well before.
+    node_check: compares and times the nodes before the first step.
+    dry_run: prints the job, and writes and submits nothing.
+    """
+
+    cluster: str = MISSING
+    nodes: int = 1
+    min_nodes: int | None = None
+    nproc: int | None = None
+    time: str | None = None
+    partition: str | None = None
+    after: list[str] = field(default_factory=list)
+    node_check: bool = True
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        if self.nodes < 1:
+            raise InputError(f"nodes={self.nodes}, expected 1 or more.")
+        if self.min_nodes is not None and not 1 <= self.min_nodes <= self.nodes:
+            raise InputError(f"min_nodes={self.min_nodes}, expected 1 to nodes={self.nodes}.")
+
+
+@dataclass
+class SlurmSettings:
+    """Key `slurm` of a cluster's file: what its jobs ask for and set up.
+
+    time: limit of a job. signal_seconds: before it, when the ranks are told to save and stop.
+    shutdown_seconds: that a save may take after a signal before torchrun kills.
+    gpus: how GPUs are asked for, `gpus-per-node`, `gres` or `none` (whole nodes, CPUs).
+    sbatch: further options as lines, without `#SBATCH`.
+    modules: to load. setup: shell lines before the run. env: exported, NCCL's settings too.
+    container: an image for pyxis' `--container-image`; mounts: for it.
+    python: that runs the job, null for the one that submits it.
+    max_attempts: of starts in a row without a new checkpoint, then the job gives up.
+    """
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    time: str | None = None
+    cpus_per_task: int | None = None
+    mem: str | None = None
+    gpus: str = "gpus-per-node"
+    signal_seconds: int = 300
+    shutdown_seconds: int = 240
+    sbatch: list[str] = field(default_factory=list)
+    modules: list[str] = field(default_factory=list)
+    setup: list[str] = field(default_factory=list)
+    env: dict[str, str] = field(default_factory=dict)
+    container: str | None = None
+    mounts: list[str] = field(default_factory=list)
+    python: str | None = None
+    max_attempts: int = 3
+
+    def __post_init__(self) -> None:
+        one_of("slurm.gpus", self.gpus, ("gpus-per-node", "gres", "none"))
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a job needs of a cluster's file."""
+
+    name: str
+    gpus_per_node: int
+    device: str
+    gpu_memory_gib: float
+    slurm: SlurmSettings
+
+
+def read_cluster(given: str) -> Cluster:
+    """Reads a file of `conf/cluster` by name, or any by path; raises InputError."""
+    path = Path(given)
+    if path.suffix not in (".yaml", ".yml"):
+        path = CONF_DIR / "cluster" / f"{given}.yaml"
+    if not path.is_file():
+        known = [found.stem for found in (CONF_DIR / "cluster").glob("*.yaml")]
+        raise InputError(f"cluster={given}: there is no {path}{did_you_mean(given, known)}.")
+    whole: Any = OmegaConf.to_container(OmegaConf.load(path))
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(SlurmSettings), whole.get("slurm") or {})
+        slurm: Any = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        what = str(error).split("\n")[0]
+        raise InputError(f"{path}: slurm: {what[0].lower() + what[1:]}.") from None
+    return Cluster(
+        name=str(whole.get("name", path.stem)),
+        gpus_per_node=int(whole.get("gpus_per_node", 1)),
+        device=str(whole.get("device", "cuda")),
+        gpu_memory_gib=float(whole.get("gpu_memory_gib", 0)),
+        slurm=slurm,
+    )

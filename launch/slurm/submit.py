@@ -1,0 +1,109 @@
+"""`python -m launch slurm cluster=... nodes=N -- key=value ...`: pretrain as a SLURM job."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from conf.errors import InputError
+from launch import training
+from launch.slurm.script import job_script
+from launch.slurm.settings import SlurmConfig, read_cluster
+from launch.slurm.sweep import points
+
+ROOT = Path(__file__).parent.parent.parent
+PACKAGES = ("conf", "pages", "data_pipeline", "model", "pretrain", "finetune", "eval", "launch")
+ACTIVE = "PENDING,RUNNING,COMPLETING,SUSPENDED,CONFIGURING,REQUEUED,REQUEUE_HOLD"
+
+
+def slurm(config: SlurmConfig) -> None:
+    """Submits one job, or with `-- --multirun` one for each point of a sweep."""
+    cluster = read_cluster(config.cluster)
+    runs = [training.compose(given) for given in points(training.overrides)]
+    if not config.dry_run:
+        need_slurm()
+    for run in runs:
+        text = job_script(config, cluster, run, shlex.join(["python", "-m", "launch", *_argv()]))
+        if config.dry_run:
+            print(text)
+            continue
+        check_idle(run.run_dir)
+        folder = write_folder(run, text)
+        print(f"job {submit(folder / 'job.sbatch')}: {run.name}, log {folder / 'job.log'}")
+
+
+def need_slurm() -> None:
+    """Raises InputError where there is no SLURM."""
+    if shutil.which("sbatch") is None:
+        raise InputError(
+            "sbatch is not found: submit on a cluster's login node, or look at dry_run=true."
+        )
+
+
+def write_folder(run: training.Training, text: str) -> Path:
+    """Writes `slurm/` of the run folder: code, config, job.sbatch. Returns it."""
+    folder = (run.run_dir / "slurm").absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    snapshot(folder / "code")
+    (folder / "config.yaml").write_text(run.config)
+    (folder / "job.sbatch").write_text(text)
+    for stale in ("attempts.json", "exclude"):
+        (folder / stale).unlink(missing_ok=True)
+    return folder
+
+
+def snapshot(folder: Path) -> None:
+    """Copies the packages as they are now, in place of an earlier copy."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in PACKAGES:
+        shutil.copytree(
+            ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
+        )
+
+
+def submit(script: Path) -> str:
+    """Gives a script to sbatch, remembers its id beside it, and returns the id."""
+    done = subprocess.run(["sbatch", "--parsable", script], capture_output=True, text=True)
+    if done.returncode:
+        said = " ".join(done.stderr.split())
+        raise InputError(f"sbatch refused {script}: {said.removeprefix('sbatch: ')}")
+    job = done.stdout.strip().split(";")[0]
+    with (script.parent / "jobs.jsonl").open("a") as file:
+        about = {"job": job, "script": script.name, "time": time.time()}
+        file.write(json.dumps(about) + "\n")
+    return job
+
+
+def jobs_of(run_dir: Path) -> list[str]:
+    """Ids of all jobs of a run, the oldest first."""
+    path = run_dir / "slurm" / "jobs.jsonl"
+    return (
+        [json.loads(line)["job"] for line in path.read_text().splitlines()] if path.exists() else []
+    )
+
+
+def state_of(job: str) -> str:
+    """As squeue names it; empty where SLURM has forgotten the job or it is over."""
+    done = subprocess.run(
+        ["squeue", "-h", "-j", job, "-t", ACTIVE, "-o", "%T"], capture_output=True, text=True
+    )
+    return done.stdout.strip().split("\n")[0]
+
+
+def check_idle(run_dir: Path) -> None:
+    """Raises InputError where a job of this run waits or runs: two would write one folder."""
+    for job in jobs_of(run_dir):
+        if state := state_of(job):
+            raise InputError(
+                f"{run_dir} has job {job} already ({state.lower()}): stop it with "
+                f"`python -m launch stop run={run_dir}`, or use another run_dir."
+            )
+
+
+def _argv() -> list[str]:
+    return [*sys.argv[0].split()[3:], *sys.argv[1:], "--", *training.overrides]

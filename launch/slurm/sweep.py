@@ -1,0 +1,44 @@
+"""The points of a Hydra sweep, each as the command line of a run with a folder of its own."""
+
+from __future__ import annotations
+
+from itertools import product
+
+from conf.errors import InputError
+
+FLAGS = ("--multirun", "-m")
+
+
+def points(given: list[str]) -> list[list[str]]:
+    """Overrides of each run: the given ones, or with --multirun the product of all choices, each
+    with `name` and `run_dir` of its own."""
+    rest = [part for part in given if part not in FLAGS]
+    if len(rest) == len(given):
+        return [given]
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(rest)
+    except HydraException as error:
+        raise InputError(str(error).split("\n")[0] + ".") from None
+    swept = [override for override in parsed if override.is_sweep_override()]
+    if not swept:
+        raise InputError("--multirun: no key has several values, give some as key=a,b.")
+    fixed = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
+    plain = {part.partition("=")[0]: part.partition("=")[2] for part in fixed}
+    made = []
+    for values in product(*(list(override.sweep_string_iterator()) for override in swept)):
+        chosen = [f"{o.get_key_element()}={value}" for o, value in zip(swept, values, strict=True)]
+        point = "-".join(_short(part) for part in chosen)
+        name = plain.get("name", "sweep")
+        run_dir = f"{plain.get('run_dir', f'runs/{name}')}/{point}"
+        keep = [part for part in fixed if part.partition("=")[0] not in ("name", "run_dir")]
+        made.append([*keep, *chosen, f"name={name}-{point}", f"run_dir={run_dir}"])
+    return made
+
+
+def _short(part: str) -> str:
+    key, _, value = part.partition("=")
+    kept = "".join(c if c.isalnum() or c in "._" else "_" for c in value)
+    return f"{key.lstrip('+').rpartition('.')[2]}_{kept}"

@@ -1,0 +1,62 @@
+"""The training command behind `--` on the command line, and what it composes to."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from conf.errors import InputError
+
+overrides: list[str] = []
+"""What stands behind `--`; set by `launch.__main__`."""
+
+
+def take_overrides() -> None:
+    """Takes `-- key=value ...` out of the arguments: Hydra would read them as this command's."""
+    if "--" in sys.argv:
+        at = sys.argv.index("--")
+        overrides[:] = sys.argv[at + 1 :]
+        del sys.argv[at:]
+
+
+@dataclass(frozen=True)
+class Training:
+    """`python -m pretrain` with overrides. config: as YAML."""
+
+    overrides: list[str]
+    config: str
+    name: str
+    run_dir: Path
+
+
+def compose(given: list[str]) -> Training:
+    """Composes the run's config as the run will, in a process of its own. Raises InputError with
+    the same sentence where it is refused there."""
+    if any(part.startswith("-") for part in given):
+        raise InputError(
+            f"-- {' '.join(given)}: expected overrides of pretrain, key=value, and no options."
+        )
+    done = subprocess.run(
+        [sys.executable, "-m", "pretrain", *given, "--cfg", "job", "--resolve"],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise InputError(done.stderr.strip().split("\n")[-1].removeprefix("error: "))
+    config: Any = OmegaConf.create(done.stdout)
+    return Training(given, done.stdout, str(config.name), Path(str(config.run_dir)))
+
+
+def outcome(run_dir: Path) -> dict[str, Any] | None:
+    """How the last process of a run ended; None while it runs, and after a kill."""
+    try:
+        found: dict[str, Any] = json.loads((run_dir / "outcome.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return found

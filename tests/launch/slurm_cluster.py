@@ -1,0 +1,194 @@
+"""A real SLURM of two nodes on this machine's loopback: slurmctld, two slurmd and a munge of its
+own, from Debian's `slurm-wlm` and `munge`. Needs root.
+
+Partition `low` is the default and is preempted by `high`: its jobs get SIGTERM, twenty
+seconds, SIGKILL, and are requeued.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+NEEDED = ("slurmctld", "slurmd", "munged", "sbatch")
+WAIT_SECONDS = 120.0
+
+CONF = """\
+ClusterName=lab
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/socket
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool.%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerType=sched/backfill
+SchedulerParameters=sched_interval=2,batch_sched_delay=0,sched_min_interval=100000,bf_interval=2,requeue_delay=0
+ReturnToService=2
+JobRequeue=1
+MinJobAge=3600
+SlurmdTimeout=6
+KillWait=5
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{port1},{port2}] CPUs=2 RealMemory=4000
+PartitionName=low Nodes=ALL Default=YES State=UP PriorityTier=1 GraceTime=20
+PartitionName=high Nodes=ALL State=UP PriorityTier=10 PreemptMode=OFF
+"""
+
+
+class Cluster:
+    """Its daemons, and SLURM's commands asked of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.conf = folder / "slurm.conf"
+        self.environment = {"SLURM_CONF": str(self.conf)}
+
+    def ask(self, *command: str) -> str:
+        """What a command of SLURM's prints."""
+        done = subprocess.run(
+            command,
+            env=os.environ | self.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, (command, done.stderr)
+        return done.stdout.strip()
+
+    def job(self, number: int | str) -> dict[str, str]:
+        """`scontrol show job`, by key."""
+        said = self.ask("scontrol", "show", "job", "-o", str(number))
+        return dict(part.partition("=")[::2] for part in said.split(" ") if "=" in part)
+
+    def wait(self, until: Callable[[], object], what: str, seconds: float = WAIT_SECONDS) -> None:
+        """Looks until something is true; fails with the state of the cluster where it is not."""
+        deadline = time.monotonic() + seconds
+        while not until():
+            if time.monotonic() > deadline:
+                jobs = self.ask("squeue", "-o", "%i %j %T %r %N")
+                pytest.fail(f"{what}: not after {seconds:.0f} s\n{jobs}\n{self.ask('sinfo', '-N')}")
+            time.sleep(0.1)
+
+    def wait_for(self, number: int | str, *states: str, seconds: float = WAIT_SECONDS) -> str:
+        """Waits until a job is in one of the states, and returns which."""
+        self.wait(
+            lambda: self.job(number)["JobState"] in states,
+            f"job {number} to be {' or '.join(states)}",
+            seconds,
+        )
+        return self.job(number)["JobState"]
+
+    def start_node(self, name: str) -> None:
+        """Starts a slurmd."""
+        (self.folder / f"spool.{name}").mkdir(exist_ok=True)
+        subprocess.run(
+            ["slurmd", "-f", self.conf, "-N", name],
+            env=os.environ | self.environment,
+            check=True,
+            timeout=30,
+        )
+
+    def lose_node(self, name: str) -> None:
+        """Kills all that runs on a node: its slurmd, the steps, their ranks."""
+        for pid in [*self._daemon(f"slurmd.{name}"), *self._of_node(name)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def start(self) -> None:
+        """Starts everything, and waits until both nodes are idle."""
+        ports: list[socket.socket] = []
+        for _ in range(3):
+            ports.append(socket.create_server(("127.0.0.1", 0)))
+        port, port1, port2 = (opened.getsockname()[1] for opened in ports)
+        for opened in ports:
+            opened.close()
+        for name in ("state", "munge"):
+            (self.folder / name).mkdir(parents=True)
+        host = socket.gethostname().split(".")[0]
+        self.conf.write_text(
+            CONF.format(host=host, folder=self.folder, port=port, port1=port1, port2=port2)
+        )
+        munge = self.folder / "munge"
+        (munge / "key").write_bytes(os.urandom(128))
+        (munge / "key").chmod(0o400)
+        files = {"socket": "socket", "key-file": "key", "pid-file": "munged.pid"}
+        files |= {"log-file": "log", "seed-file": "seed"}
+        options = [f"--{option}={munge / name}" for option, name in files.items()]
+        subprocess.run(
+            ["munged", "--force", *options], check=True, timeout=30, stderr=subprocess.DEVNULL
+        )
+        subprocess.run(["slurmctld", "-f", self.conf], check=True, timeout=30)
+        for node in ("n1", "n2"):
+            self.start_node(node)
+        self.wait(self.is_idle, "both nodes to be idle", 60)
+
+    def is_idle(self) -> bool:
+        """Whether both nodes are up with nothing to do."""
+        return self.ask("sinfo", "-h", "-p", "low", "-o", "%D %t") == "2 idle"
+
+    def stop(self) -> None:
+        """Ends all jobs, then the daemons."""
+        with suppress(AssertionError, subprocess.TimeoutExpired):
+            self.ask("scancel", "--user", "root")
+            self.ask("scancel", "--signal=KILL", "--user", "root")
+            self.wait(lambda: not self.ask("squeue", "-h"), "no jobs", 20)
+        names = ("slurmd.n1", "slurmd.n2", "slurmctld", "munge/munged")
+        for pid in [pid for name in names for pid in self._daemon(name)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+
+    def _daemon(self, name: str) -> list[int]:
+        path = self.folder / f"{name}.pid"
+        return [int(path.read_text())] if path.is_file() else []
+
+    def _of_node(self, name: str) -> Iterator[int]:
+        """Processes of the steps on a node of this cluster."""
+        ours = f"SLURM_CONF={self.conf}".encode()
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit():
+                with suppress(OSError):
+                    environment = (folder / "environ").read_bytes().split(b"\0")
+                    if ours in environment and f"SLURMD_NODENAME={name}".encode() in environment:
+                        yield int(folder.name)
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[Cluster]:
+    """A cluster; skips, saying why, where it cannot be."""
+    if os.geteuid():
+        pytest.skip("SLURM needs root to be started here")
+    if not all(map(shutil.which, NEEDED)) and shutil.which("apt-get"):
+        install = ["apt-get", "install", "-y", "-qq", "slurm-wlm", "munge"]
+        quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+        subprocess.run(install, env=quiet, capture_output=True, timeout=240)
+    missing = [name for name in NEEDED if not shutil.which(name)]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not found: apt-get install slurm-wlm munge")
+    cluster = Cluster(folder)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
