@@ -15,6 +15,7 @@ COMMANDS = {
         schema="launch.plan.outlook:PlanConfig",
         run="launch.plan.show:plan",
         summary="what a run will need, take and cost: layouts, memory, days, price",
+    ),
     "local": Command(
         config="local",
         schema="launch.local:LocalConfig",
