@@ -38,6 +38,7 @@ setup(
     ),
     package_data={
         "conf": ["**/*.yaml", "corpus/*.jsonl"],
+        "launch": ["slurm/*.j2", "plan/templates/*"],
         **{package: ["templates/*"] for package in ("pages", "data_pipeline", "eval")},
     },
     install_requires=[

@@ -28,6 +28,12 @@ COMMANDS = {
         run="launch.slurm.submit:slurm",
         summary="trains as a SLURM job: slurm cluster=my.yaml nodes=4 -- model=... data.folder=...",
     ),
+    "chain": Command(
+        config="chain",
+        schema="launch.slurm.chain:ChainConfig",
+        run="launch.slurm.chain:chain",
+        summary="text to report as SLURM jobs, each after the one before it",
+    ),
     "status": Command(
         config="status",
         schema="launch.slurm.manage:StatusConfig",

@@ -43,7 +43,7 @@ MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
-SchedulerParameters=sched_interval=2,batch_sched_delay=0,sched_min_interval=100000,bf_interval=2,requeue_delay=0
+SchedulerParameters=sched_interval=2,batch_sched_delay=0,sched_min_interval=100000,bf_interval=2
 ReturnToService=2
 JobRequeue=1
 MinJobAge=3600
@@ -93,11 +93,14 @@ class Cluster:
 
     def wait_for(self, number: int | str, *states: str, seconds: float = WAIT_SECONDS) -> str:
         """Waits until a job is in one of the states, and returns which."""
-        self.wait(
-            lambda: self.job(number)["JobState"] in states,
-            f"job {number} to be {' or '.join(states)}",
-            seconds,
-        )
+
+        def is_there() -> bool:
+            found = self.job(number)
+            if found["Reason"] == "BeginTime":  # SLURM lets a requeued job wait two minutes
+                self.ask("scontrol", "update", f"JobId={number}", "StartTime=now")
+            return found["JobState"] in states
+
+        self.wait(is_there, f"job {number} to be {' or '.join(states)}", seconds)
         return self.job(number)["JobState"]
 
     def start_node(self, name: str) -> None:

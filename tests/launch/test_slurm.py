@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from launch.slurm.chain import ChainConfig, ChainStep, chain
+from launch.slurm.submit import jobs_of
 from tests.launch.slurm_cluster import running
 from tests.runs import arguments, ledger, records
 
@@ -195,3 +197,39 @@ def test_status_and_stop(slurm, launch, submit, corpus, tmp_path):
     assert events(run_dir, "stop")[0]["step"] < STEPS
     assert slurm.job(job)["Restarts"] == "0"
     assert "ended with 85" in launch("status", f"runs={run_dir}")
+
+
+def test_a_chain_of_jobs(slurm, monkeypatch, tmp_path):
+    """An array, a step after it, one that fails, and one that then must not run."""
+    monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
+
+    def step(name: str, code: str, array: int = 0) -> ChainStep:
+        made = str(tmp_path / name)
+        command = f'timeit -n1 -r1 "{code}; open({made!r}, {"a"!r}).write({"x"!r})"'
+        return ChainStep(title=name, command=command, makes=made, array=array)
+
+    steps = {
+        "array": step("array", "pass", array=3),
+        "next": step("next", f"assert len(open({str(tmp_path / 'array')!r}).read()) == 3"),
+        "broken": step("broken", "1/0"),
+        "last": step("last", "pass"),
+    }
+    chain(
+        ChainConfig(
+            name="chain",
+            cluster=f"{slurm.folder}/lab.yaml",
+            data=str(tmp_path / "data"),
+            out=str(tmp_path / "run"),
+            pairs="",
+            tasks="",
+            steps=steps,
+        )
+    )
+    jobs = jobs_of(tmp_path / "run")
+    assert len(jobs) == 4
+    slurm.wait_for(jobs[2], "FAILED")
+    slurm.wait(lambda: not slurm.ask("squeue", "-h"), "no jobs")
+    assert slurm.job(jobs[1])["JobState"] == "COMPLETED"
+    assert slurm.job(jobs[3])["JobState"] == "CANCELLED"
+    assert (tmp_path / "next").exists()
+    assert not (tmp_path / "last").exists()

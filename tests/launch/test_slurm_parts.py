@@ -1,0 +1,138 @@
+"""What needs no SLURM: the job's text, the points of a sweep, the verdict, the node check."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+
+from conf.errors import InputError
+from launch.slurm.node_check import Node, judge
+from launch.slurm.sweep import points
+from launch.slurm.verdict import verdict
+
+CLUSTER = """\
+name: big
+gpus_per_node: 8
+slurm:
+  partition: train
+  time: 2-00:00:00
+  cpus_per_task: 96
+  modules: [cuda/12.8]
+  env: {NCCL_SOCKET_IFNAME: "ib0 b"}
+  container: /images/torch.sqsh
+  mounts: [/data]
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    path = tmp_path / "big.yaml"
+    path.write_text(CLUSTER)
+    return path
+
+
+def test_a_dry_run_prints_a_job_that_bash_can_read(command, cluster, tmp_path):
+    done = command(
+        *("launch", "slurm", f"cluster={cluster}", "nodes=4", "min_nodes=2", "dry_run=true"),
+        *("--", "model=danube_1_8b", f"run_dir={tmp_path / 'run'}"),
+    )
+    assert done.returncode == 0, done.stderr
+    for line in (
+        "#SBATCH --nodes=2-4",
+        "#SBATCH --gpus-per-node=8",
+        "#SBATCH --partition=train",
+        "#SBATCH --time=2-00:00:00",
+        "#SBATCH --signal=USR1@300",
+        "#SBATCH --requeue",
+        "#SBATCH --open-mode=append",
+        "module load cuda/12.8",
+        "export NCCL_SOCKET_IFNAME='ib0 b'",
+        "export OMP_NUM_THREADS=12",
+    ):
+        assert line in done.stdout.splitlines(), line
+    assert "--container-image=/images/torch.sqsh --container-mounts=/data" in done.stdout
+    assert not (tmp_path / "run").exists()
+    assert subprocess.run(["bash", "-n"], input=done.stdout, text=True).returncode == 0
+
+
+def test_bad_input_is_one_sentence(command, tmp_path):
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("slurm: {partitoin: x}")
+    for given, said in (
+        (["cluster=h10"], "did you mean 'h100'?"),
+        ([f"cluster={wrong}"], "partitoin"),
+        (["cluster=h100", "nodes=0"], "nodes=0, expected 1 or more"),
+        (["cluster=h100", "nodes=2", "min_nodes=3"], "min_nodes=3, expected 1 to nodes=2"),
+    ):
+        done = command("launch", "slurm", *given, "dry_run=true", "--", "model=demo_12m")
+        assert done.returncode == 2, (given, done.stderr)
+        assert said in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_sweep_is_the_product_of_its_choices():
+    made = points(["-m", "name=s", "run_dir=runs/s", "optim.learning_rate=1e-3,1e-2", "seed=0,1"])
+    assert len(made) == 4
+    assert made[1] == [
+        *("optim.learning_rate=0.001", "seed=1"),
+        *("name=s-learning_rate_0.001-seed_1", "run_dir=runs/s/learning_rate_0.001-seed_1"),
+    ]
+    assert points(["seed=1"]) == [["seed=1"]]
+    with pytest.raises(InputError, match="no key has several values"):
+        points(["--multirun", "seed=1"])
+
+
+def test_the_verdict(tmp_path):
+    def ended(code: int, cause: str = "why") -> None:
+        (tmp_path / "outcome.json").write_text(json.dumps({"code": code, "cause": cause}))
+
+    assert verdict(tmp_path, 0, 3) == "done"
+    for code, said in ((85, "again"), (75, "again"), (2, "failed"), (86, "failed"), (88, "failed")):
+        ended(code)
+        assert verdict(tmp_path, 1, 3).startswith(f"{said}: why")
+
+
+def test_starts_without_progress_come_to_an_end(tmp_path):
+    found = [verdict(tmp_path, 137, 2).split(":")[0] for _ in range(3)]
+    assert found == ["again", "again", "failed"]
+    saved = tmp_path / "checkpoints" / "step_5" / "manifest.json"
+    saved.parent.mkdir(parents=True)
+    saved.touch()
+    assert verdict(tmp_path, 137, 2).startswith("again")
+
+
+def node(name: str, **changes) -> Node:
+    usual: dict = {
+        "gpus": 8,
+        "gpu_memory_gib": 79.1,
+        "free_gib": 100.0,
+        "clock": 1000.0,
+        "code": "c",
+        "packages": {"torch": "2.13.0"},
+        "matmul_seconds": 0.002,
+        "all_reduce_seconds": 0.001,
+    }
+    return Node(name, **(usual | changes))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"gpus": 7}, "7 GPUs, expected 8"),
+        ({"gpu_memory_gib": 39.0}, "39 GiB a GPU, expected 80"),
+        ({"free_gib": 0.5}, "0.5 GiB free"),
+        ({"clock": 1060.0}, "its clock is +60 s off"),
+        ({"code": "d"}, "other code"),
+        ({"packages": {"torch": "2.12.0"}}, "torch 2.12.0, elsewhere 2.13.0"),
+        ({"matmul_seconds": 0.004}, "matmul takes 4.0 ms, elsewhere 2.0"),
+        ({"all_reduce_seconds": 0.004}, "all_reduce takes 4.0 ms, elsewhere 1.0"),
+    ],
+)
+def test_a_wrong_or_slow_node_is_named(change, said):
+    nodes = [node("a"), node("b", **change), node("c")]
+    found = judge(nodes, 8, 80, cuda=True)
+    assert list(found) == ["b"]
+    assert said in found["b"]
+    assert judge([node("a"), node("c")], 8, 80, cuda=True) == {}
