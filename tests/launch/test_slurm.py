@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from launch.slurm.chain import ChainConfig, ChainStep, chain
 from launch.slurm.submit import jobs_of
+from tests.conftest import ROOT
 from tests.launch.slurm_cluster import running
 from tests.runs import arguments, ledger, records
 
@@ -233,3 +235,17 @@ def test_a_chain_of_jobs(slurm, monkeypatch, tmp_path):
     assert slurm.job(jobs[3])["JobState"] == "CANCELLED"
     assert (tmp_path / "next").exists()
     assert not (tmp_path / "last").exists()
+
+
+def test_a_named_node_is_excluded_by_the_requeue(slurm, tmp_path):
+    python = f"env PYTHONPATH={ROOT} {sys.executable} -m launch.slurm.requeue {tmp_path}"
+    (tmp_path / "exclude").write_text("n1\n")
+    job = slurm.ask(
+        *("sbatch", "--parsable", "--requeue", "-N", "1", "-w", "n1", "--open-mode=append"),
+        *("-o", str(tmp_path / "log"), "--wrap"),
+        f'[ "${{SLURM_RESTART_COUNT:-0}}" = 1 ] && exit 0; {python}; sleep 60; exit 1',
+    )
+    slurm.wait(lambda: slurm.job(job)["ExcNodeList"] == "n1", "n1 to be excluded", 60)
+    slurm.ask("scontrol", "update", f"JobId={job}", "ReqNodeList=")
+    assert slurm.wait_for(job, "COMPLETED", "FAILED") == "COMPLETED", (tmp_path / "log").read_text()
+    assert slurm.job(job)["NodeList"] == "n2"
