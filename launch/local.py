@@ -42,7 +42,6 @@ def local(config: LocalConfig) -> None:
     command = torchrun(nproc, run.run_dir / "logs", run.overrides)
     environment = {
         "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // nproc)),
-        "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(config.shutdown_seconds),
     }
     settings = {key: value for key, value in environment.items() if key not in os.environ}
@@ -68,6 +67,7 @@ def local(config: LocalConfig) -> None:
 def torchrun(nproc: int, logs: Path, overrides: list[str]) -> list[str]:
     """Its command line: each rank's output in a file of its own, rank 0's here too."""
     options = ["--standalone", "--nproc-per-node", str(nproc), "--log-dir", str(logs)]
+    options += ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
     options += ["--redirects", "3", "--tee", "3", "--local-ranks-filter", "0"]
     return [
         *(sys.executable, "-m", "torch.distributed.run", *options),
