@@ -153,7 +153,7 @@ class Cluster:
 
     def stop(self) -> None:
         """Ends all jobs, then the daemons."""
-        with suppress(AssertionError, subprocess.TimeoutExpired):
+        with suppress(AssertionError, subprocess.TimeoutExpired, pytest.fail.Exception):
             self.ask("scancel", "--user", "root")
             self.ask("scancel", "--signal=KILL", "--user", "root")
             self.wait(lambda: not self.ask("squeue", "-h"), "no jobs", 20)
