@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import time
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,8 @@ def look(run_dir: Path) -> State:
     last = steps[-1] if steps else None
     rate = None
     if last:
-        recent = steps[-RECENT_STEPS:]
-        rate = sum(r["batch_tokens"] for r in recent) / sum(r["step_seconds"] for r in recent)
-    total_tokens, total_steps = _plan(run_dir, last)
+        rate = sum(r["batch_tokens"] for r in steps) / sum(r["step_seconds"] for r in steps)
+    total_tokens, total_steps = _plan(run_dir)
     state = _state(run_dir, last)
     left = total_tokens - last["tokens"] if last and total_tokens else None
     logs = sorted((run_dir / "logs").glob("*/attempt_*/0/stderr.log"), key=_modified)
@@ -120,20 +120,19 @@ def _state(run_dir: Path, last: dict[str, Any] | None) -> str:
     return "waits" if last is None else "no sign of life"
 
 
-def _plan(run_dir: Path, last: dict[str, Any] | None) -> tuple[int | None, int | None]:
-    """Tokens and, where the batch is constant, steps of the whole run."""
+def _plan(run_dir: Path) -> tuple[int | None, int | None]:
+    """Tokens and steps of the whole run, as its config plans them."""
     from omegaconf import OmegaConf
+
+    from data_pipeline.recipe import plan_of
 
     for path in (run_dir / "config.yaml", run_dir / "slurm" / "config.yaml"):
         if path.exists():
-            config: Any = OmegaConf.load(path)
-            stages = config.recipe.stages.values()
-            tokens = sum(int(stage.tokens) for stage in stages)
-            batches = {stage.get("global_batch_tokens") for stage in stages}
-            if batches != {None} or any(stage.get("batch_ramp") for stage in stages):
-                return tokens, None
-            batch = int(config.recipe.global_batch_tokens)
-            return tokens, sum(int(stage.tokens) // batch for stage in stages)
+            recipe: Any = OmegaConf.to_container(OmegaConf.load(path)["recipe"])
+            # How many tokens a source has changes no batch.
+            mixtures = [stage.get("mixture") or {} for stage in recipe["stages"].values()]
+            plan = plan_of(recipe, {name: 1 for mixture in mixtures for name in mixture} or {"": 1})
+            return plan.total_tokens, plan.total_steps
     return None, None
 
 
@@ -166,8 +165,15 @@ def duration(seconds: float) -> str:
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]  # one may be half written
+    """All events and the last steps: a long run has a million lines, of which few are read."""
+    events: list[str] = []
+    steps: deque[str] = deque(maxlen=RECENT_STEPS)
+    if path.exists():
+        with path.open() as file:
+            for line in file:
+                if line.endswith("\n"):  # the last may be half written
+                    (steps if line.startswith('{"kind": "train"') else events).append(line)
+    return [json.loads(line) for line in [*events, *steps]]
 
 
 def _modified(path: Path) -> float:
