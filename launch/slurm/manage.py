@@ -128,7 +128,8 @@ def _plan(run_dir: Path) -> tuple[int | None, int | None]:
 
     for path in (run_dir / "config.yaml", run_dir / "slurm" / "config.yaml"):
         if path.exists():
-            recipe: Any = OmegaConf.to_container(OmegaConf.load(path)["recipe"])
+            config: Any = OmegaConf.to_container(OmegaConf.load(path))
+            recipe = config["recipe"]
             # How many tokens a source has changes no batch.
             mixtures = [stage.get("mixture") or {} for stage in recipe["stages"].values()]
             plan = plan_of(recipe, {name: 1 for mixture in mixtures for name in mixture} or {"": 1})
