@@ -39,7 +39,8 @@ setup(
     package_data={
         "conf": ["**/*.yaml", "corpus/*.jsonl"],
         "launch": ["slurm/*.j2", "plan/templates/*"],
-        **{package: ["templates/*"] for package in ("pages", "data_pipeline", "eval")},
+        **{package: ["templates/*"] for package in ("pages", "data_pipeline")},
+        "eval": ["templates/*", "published/*.yaml"],
     },
     install_requires=[
         "torch>=2.11,<2.16",

@@ -1,4 +1,4 @@
-"""`python -m eval build_tasks|lm_eval|perplexity|generate|report key=value ...`."""
+"""`python -m eval COMMAND key=value ...`."""
 
 from conf.entry import Command, main
 
@@ -14,6 +14,18 @@ COMMANDS = {
         schema="eval.suites:LmEvalConfig",
         run="eval.harness:lm_eval",
         summary="scores models side by side on tasks of lm-eval, local or built in",
+    ),
+    "compare": Command(
+        config="compare",
+        schema="eval.compare:CompareConfig",
+        run="eval.compare:compare",
+        summary="files of results side by side, and which differences are more than chance",
+    ),
+    "fetch": Command(
+        config="fetch",
+        schema="eval.fetch:FetchConfig",
+        run="eval.fetch:fetch",
+        summary="loads the data sets of tasks into the cache, for machines without a network",
     ),
     "perplexity": Command(
         config="perplexity",

@@ -19,8 +19,10 @@ Prompt = str | list[dict[str, str]]
 
 @dataclass
 class GenerateConfig:
-    """model: a Hugging Face folder; prompts: given here; prompts_file: a text file with one on
-    each line, or jsonl with `prompt` (text or messages) and, where known, `completion`.
+    """model: a folder, a run, one of its checkpoints, or a name on the Hub.
+
+    prompts: given here; prompts_file: a text file with one on each line, or jsonl with `prompt`
+        (text or messages) and, where known, `completion`.
 
     chat: renders the prompt with the model's own template and stops where the answer ends;
         without it the prompt's text is continued.
@@ -66,7 +68,7 @@ def generate(config: GenerateConfig) -> None:
         InputError: there is no model or no prompt, or the model has no chat template.
     """
     asked = read_prompts(config)
-    loaded = load(Path(config.model), config.dtype, config.device)
+    loaded = load(config.model, config.dtype, config.device)
     if config.chat and not loaded.tokenizer.chat_template:
         raise InputError(f"chat=true: model={config.model} has no chat template.")
     console = Console()

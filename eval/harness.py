@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from conf.errors import InputError
+from conf.wandb_run import check_key, open_run
 from eval.devices import device_of
 from eval.files import digest_of, write_text
-from eval.results import FORMAT, load_results, table
+from eval.find_model import find_model
+from eval.published import printed, suite_tables
+from eval.results import FORMAT, load_results, rows, table
 from eval.suites import LmEvalConfig, Selection, select
 from eval.tasks import load_tasks, quiet, score_tasks
 
@@ -37,8 +39,9 @@ def lm_eval(config: LmEvalConfig) -> None:
     Raises:
         InputError: a model folder or a task does not exist, or a data set cannot be had.
     """
+    check_key(config.logger)
     console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
-    folders = {name: model_folder(name, path) for name, path in config.models.items()}
+    folders = {name: find_model(path, f"models.{name}") for name, path in config.models.items()}
     selection = select(config)
     out = Path(config.out)
     known = {}
@@ -60,16 +63,44 @@ def lm_eval(config: LmEvalConfig) -> None:
             tasks = score(folder, selection, manager, config)
         done[name] = {
             "folder": str(folder),
+            "weights": digest_of(weights_and_tokenizer(folder)),
             "fingerprint": prints[name],
             "seconds": round(time.perf_counter() - started, 1),
-            "settings": {"dtype": config.dtype, "limit": config.limit, "chat": config.chat},
+            "settings": {
+                "dtype": config.dtype,
+                "limit": config.limit,
+                "chat": config.chat,
+                "suites": selection.suites,
+            },
             "tasks": tasks,
         }
         write_text(out, json.dumps(side_by_side(done, folders), indent=1))
     results = side_by_side(done, folders)
     write_text(out, json.dumps(results, indent=1))
     console.print(table(results))
+    for suite in suite_tables(results):
+        console.print(printed(suite))
+    if config.logger.wandb != "disabled":
+        log(config, results)
     console.print(f"{out}: {len(folders)} models", highlight=False, soft_wrap=True)
+
+
+def log(config: LmEvalConfig, results: dict[str, Any]) -> None:
+    """Puts the scores into a run of Weights & Biases, a line of its table for each."""
+    import wandb
+
+    out = Path(config.out)
+    run = open_run(config.logger, out.stem, out.parent, {"models": config.models})
+    lines = [
+        [model, task, metric, score["value"], score["stderr"]]
+        for task, metric, scores in rows(results)
+        for model, score in scores.items()
+    ]
+    columns: list[str | int] = ["model", "task", "metric", "value", "stderr"]
+    run.log({"eval/scores": wandb.Table(columns=columns, data=lines)})
+    for model, task, metric, value, _ in lines:
+        run.summary[f"eval/{model}/{task}/{metric}"] = value
+    run.finish()
 
 
 def side_by_side(done: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
@@ -81,26 +112,26 @@ def side_by_side(done: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def model_folder(name: str, path: str) -> Path:
-    """The folder of a model; raises InputError where it is none."""
-    folder = Path(path)
-    if not (folder / "config.json").is_file():
-        raise InputError(
-            f"models.{name}={path} is no Hugging Face folder: it has no config.json; "
-            "export a run with python -m pretrain export."
-        )
-    return folder
-
-
 def fingerprint(folder: Path, selection: Selection, config: LmEvalConfig) -> str:
     """sha256 of what decides the scores: weights, tokenizer, tasks, settings, versions."""
-    files = [path for end in ("safetensors", "json", "jinja") for path in folder.glob(f"*.{end}")]
     local = [path for tasks in selection.folders for path in tasks.iterdir() if path.is_file()]
     asked = [[choice.task, choice.num_fewshot, choice.metric] for choice in selection.choices]
     versions = [metadata.version(package) for package in PACKAGES]
     return digest_of(
-        [*files, *local], asked, config.limit, config.chat, config.dtype, config.device, versions
+        [*weights_and_tokenizer(folder), *local],
+        asked,
+        config.limit,
+        config.chat,
+        config.dtype,
+        config.device,
+        versions,
     )
+
+
+def weights_and_tokenizer(folder: Path) -> list[Path]:
+    """The files of a folder that decide what its model says."""
+    ends = ("safetensors", "bin", "json", "jinja", "model", "txt")
+    return [path for end in ends for path in folder.glob(f"*.{end}")]
 
 
 def score(

@@ -1,14 +1,14 @@
-"""Loads a Hugging Face folder as anybody would, with stock `transformers` and nothing remote."""
+"""Loads a model as anybody would, with stock `transformers`."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conf.errors import InputError
 from eval.devices import device_of
+from eval.find_model import find_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,20 +25,16 @@ class Loaded:
     device: str
 
 
-def load(folder: Path, dtype: str = "auto", device: str = "auto") -> Loaded:
-    """Reads model and tokenizer; dtype `auto` is what they are stored in.
+def load(name: str, dtype: str = "auto", device: str = "auto") -> Loaded:
+    """Model and tokenizer of what `find_model` takes; dtype `auto` is what they are stored in.
 
     Raises:
-        InputError: the folder is missing or does not load, or a setting is not known.
+        InputError: there is no such model or it does not load, or a setting is not known.
     """
-    if not (folder / "config.json").is_file():
-        raise InputError(
-            f"model={folder} is no Hugging Face folder: it has no config.json; "
-            "export a run with python -m pretrain export."
-        )
     if dtype not in DTYPES:
         raise InputError(f"dtype={dtype}: expected one of {', '.join(DTYPES)}.")
     place = device_of(device)
+    folder = find_model(name)
     os.environ["HF_HUB_OFFLINE"] = "1"  # nothing remote is asked for
     import transformers
     from torch import nn
@@ -51,6 +47,6 @@ def load(folder: Path, dtype: str = "auto", device: str = "auto") -> Loaded:
             folder, dtype=dtype, local_files_only=True
         )
     except (OSError, ValueError) as error:
-        raise InputError(f"model={folder} does not load: {str(error).splitlines()[0]}") from None
+        raise InputError(f"model={name} does not load: {str(error).splitlines()[0]}") from None
     nn.Module.to(model, place)
     return Loaded(model.eval(), tokenizer, place)

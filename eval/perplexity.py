@@ -30,8 +30,8 @@ from eval.models import load
 
 @dataclass
 class PerplexityConfig:
-    """model: a Hugging Face folder; data: the corpus folder that it was trained on.
-
+    """model: a folder, a run, one of its checkpoints, or a name on the Hub; data: the corpus folder
+        that it was trained on.
     seq_len: of the samples, as in the trainer's last stage; tokens: held-out tokens of each source,
         as validation.tokens of the trainer; batch_tokens: of one forward pass.
     out: a JSON file for the scores, null for none.
@@ -60,7 +60,7 @@ def perplexity(config: PerplexityConfig) -> None:
     """
     manifest = load_manifest(config.data)
     manifest.check_tokenizer()
-    loaded = load(Path(config.model), config.dtype, config.device)
+    loaded = load(config.model, config.dtype, config.device)
     check_same_tokenizer(config, manifest)
     sizes = torch.from_numpy(manifest.token_bytes().astype("int64"))
     console = Console()

@@ -1,12 +1,14 @@
 """The JSON file of scores that `lm_eval` writes, and the table that it prints.
 
-    {"format": 1, "packages": {...}, "models": {name: {"folder", "fingerprint", "seconds",
-     "settings", "tasks": {task: {"metrics": {metric: {"value", "stderr"}}, "samples", "chance",
-     "num_fewshot", "version", "output_type", "shown", "group"}}}}}
+    {"format": 1, "packages": {...}, "models": {name: {"folder", "weights", "fingerprint",
+     "seconds", "settings", "tasks": {task: {"metrics": {metric: {"value", "stderr"}}, "samples",
+     "chance", "num_fewshot", "version", "output_type", "each": {metric: "0110..."},
+     "samples_sha256", "shown", "group"}}}}}
 
 `stderr` is null where it is not known; `chance` is the accuracy of guessing, null where there is no
 choice; `shown` is the metric that stands for the task in a suite's table, null for all; `group` is
-the group that a task was run as a part of, null for what was asked for by name.
+the group that a task was run as a part of, null for what was asked for by name; `each` has a digit
+for each sample where a metric is 0 or 1, and `samples_sha256` is the same for the same samples.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ def rows(results: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, dict[str
         if shown is None and "bits_per_byte" in metrics:
             metrics = {metric: None for metric in metrics if metric not in OTHER_UNITS}
         for metric in metrics:
-            if shown is None or metric.split(",")[0] == shown:
+            if shown is None or shown in (metric, metric.split(",")[0]):
                 yield (
                     task,
                     metric,
@@ -69,6 +71,12 @@ def rows(results: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, dict[str
                         if metric in entry["metrics"]
                     },
                 )
+
+
+def metric_of(entry: dict[str, Any], shown: str | None) -> str | None:
+    """The key of a metric of a suite in a task's scores: lm-eval adds the name of a filter."""
+    found = (m for m in entry["metrics"] if shown in (m, m.split(",")[0]))
+    return next(found, None)
 
 
 def in_group(tasks: dict[str, Any], task: str) -> bool:

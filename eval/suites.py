@@ -11,13 +11,14 @@ from omegaconf import MISSING
 
 from conf.entry import CONF_DIR
 from conf.errors import InputError
+from conf.wandb_run import LoggerConfig
 
 LOCAL = "local"
 
 
 @dataclass
 class LmEvalConfig:
-    """models: Hugging Face folders by the names that the table shows.
+    """models: folders, runs, their checkpoints or names on the Hub, by the names that tables show.
 
     tasks: `local` for all tasks of `task_folder`; a suite of `conf/tasks/`; a folder of task
         files; a task of lm-eval; or a list of these.
@@ -38,10 +39,11 @@ class LmEvalConfig:
     dtype: str = "auto"
     device: str = "auto"
     overwrite: bool = False
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
 
     def __post_init__(self) -> None:
         if not self.models:
-            raise InputError("models is empty: give at least one as models.NAME=FOLDER.")
+            raise InputError("models is empty: give at least one as models.NAME=MODEL.")
         for key in ("batch_size", "limit"):
             if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise InputError(f"{key}={getattr(self, key)}, expected at least 1.")
@@ -60,11 +62,13 @@ class Choice:
 @dataclass
 class Selection:
     """What is asked for. folders: where task files of ours lie; built_in: whether lm-eval's own
-    tasks are needed too, whose data sets may be remote."""
+    tasks are needed too, whose data sets may be remote; suites: those that are asked for as they
+    are published."""
 
     choices: list[Choice] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
     built_in: bool = False
+    suites: list[str] = field(default_factory=list)
 
 
 class Asked(Protocol):
@@ -88,7 +92,6 @@ def select(config: Asked, prefix: str = "") -> Selection:
         selection.folders.append(_task_folder(Path(config.task_folder), f"{prefix}task_folder"))
     asked = config.tasks if isinstance(config.tasks, list) else [config.tasks]
     for name in map(str, asked):
-        suite = CONF_DIR / "tasks" / f"{name}.yaml"
         if name == LOCAL:
             if config.task_folder is None:
                 raise InputError(
@@ -96,22 +99,43 @@ def select(config: Asked, prefix: str = "") -> Selection:
                     "python -m eval build_tasks made."
                 )
             selection.choices += _local(Path(config.task_folder))
-        elif suite.is_file():
-            entries = yaml.safe_load(suite.read_text())
-            selection.choices += [Choice(task, **entry) for task, entry in entries.items()]
-            selection.built_in = True
+        elif name in known_suites():
+            selection.choices += suite_choices(name)
+            selection.suites.append(name)
         elif "/" in name or Path(name).is_dir():
             selection.folders.append(_task_folder(Path(name), f"{prefix}tasks"))
             selection.choices += _local(Path(name))
         else:
             selection.choices.append(Choice(name))
-            local = {choice.task for folder in selection.folders for choice in _local(folder)}
-            selection.built_in |= name not in local
+    # A task file of ours stands for the task of lm-eval that has its name.
+    local = {choice.task for folder in selection.folders for choice in _local(folder)}
+    selection.built_in = any(choice.task not in local for choice in selection.choices)
     if config.num_fewshot is not None:
         selection.choices = [
             Choice(choice.task, config.num_fewshot, choice.metric) for choice in selection.choices
         ]
+        selection.suites = []
+    _check_once(selection.choices, prefix)
     return selection
+
+
+def _check_once(choices: list[Choice], prefix: str) -> None:
+    """Raises InputError where a task is asked for in two ways: results have one place for it."""
+    seen: dict[str, Choice] = {}
+    for choice in choices:
+        other = seen.setdefault(choice.task, choice)
+        if other.num_fewshot != choice.num_fewshot:
+            raise InputError(
+                f"{prefix}tasks: {choice.task} is asked for with {other.num_fewshot} and with "
+                f"{choice.num_fewshot} examples: score suites one after the other, each with its "
+                "own out."
+            )
+
+
+def suite_choices(suite: str) -> list[Choice]:
+    """The tasks of a suite."""
+    entries = yaml.safe_load((CONF_DIR / "tasks" / f"{suite}.yaml").read_text())
+    return [Choice(task, **entry) for task, entry in entries.items()]
 
 
 def known_suites() -> list[str]:

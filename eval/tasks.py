@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import math
@@ -12,6 +13,7 @@ from contextlib import contextmanager, redirect_stderr
 from typing import TYPE_CHECKING, Any
 
 from conf.errors import InputError, did_you_mean
+from eval import squad
 from eval.suites import Selection, known_suites
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ def load_tasks(selection: Selection, prefix: str = "") -> TaskManager:
     """
     from lm_eval.tasks import TaskManager
 
+    squad.provide()
     manager = TaskManager(
         include_path=[str(folder) for folder in selection.folders] or None,
         include_defaults=selection.built_in,
@@ -62,12 +65,31 @@ def load_tasks(selection: Selection, prefix: str = "") -> TaskManager:
         try:
             manager.load([choice.task])
         except (OSError, ValueError) as error:
+            from huggingface_hub.constants import HF_HOME
+
             raise InputError(
-                f"{prefix}tasks={choice.task}: its data set is not in the cache of this machine "
-                f"and could not be fetched ({str(error).splitlines()[0]}); fill the cache where "
-                "there is a network and copy it here (HF_HOME), or use tasks of a local folder."
+                f"{prefix}tasks={choice.task}: its data set {data_set(manager, choice.task)} is "
+                f"not in the cache of this machine ({HF_HOME}) and could not be fetched "
+                f"({str(error).splitlines()[0]}); run python -m eval fetch tasks={choice.task} "
+                "where there is a network and copy its folder HF_HOME here, or give the rows as a "
+                "task of the same name in task_folder."
             ) from None
     return manager
+
+
+def data_set(manager: TaskManager, task: str) -> str:
+    """Where lm-eval finds the rows of a task, or of the first one of a group or tag."""
+    index = manager.task_index
+    about: dict[str, Any] = index[task].cfg or {}
+    if "dataset_path" in about:
+        where = (about.get("dataset_path"), about.get("dataset_name"))
+        return " ".join(str(part) for part in where if part)
+    parts = about.get("task")
+    listed = parts if isinstance(parts, list) else []
+    names = [part if isinstance(part, str) else part.get("task") for part in listed]
+    names += [name for name, entry in index.items() if task in entry.tags]
+    found = next((name for name in names if name in index and name != task), None)
+    return data_set(manager, found) if found else "(of many parts)"
 
 
 def _close(name: str, names: list[str]) -> str:
@@ -112,7 +134,7 @@ def entry(found: Any, task: str) -> dict[str, Any]:
     """What lm-eval found for a task, in the form of `eval.results`."""
     tasks = leaves(found, task)
     samples = [sample for leaf in tasks for sample in found["samples"].get(leaf, [])]
-    metrics = {}
+    metrics, singles = {}, {}
     for key, value in found["results"][task].items():
         metric, _, filtered = key.partition(",")
         if not isinstance(value, float | int) or metric.endswith("_stderr") or not filtered:
@@ -122,6 +144,8 @@ def entry(found: Any, task: str) -> dict[str, Any]:
             stderr = bits_per_byte_stderr([sample[metric] for sample in samples])
         name = metric if filtered == "none" else key
         known = isinstance(stderr, float | int) and not math.isnan(stderr)
+        if each := single_scores(samples, metric, filtered):
+            singles[name] = each
         metrics[name] = {"value": float(value), "stderr": float(stderr) if known else None}
     settings = found["configs"].get(tasks[0], {})
     output_type = settings.get("output_type")
@@ -135,7 +159,19 @@ def entry(found: Any, task: str) -> dict[str, Any]:
         "num_fewshot": found["n-shot"].get(task),
         "version": found["versions"].get(task),
         "output_type": output_type,
+        "each": singles,
+        "samples_sha256": hashlib.sha256(
+            "".join(str(sample["doc_hash"]) for sample in samples).encode()
+        ).hexdigest(),
     }
+
+
+def single_scores(samples: list[dict[str, Any]], metric: str, filtered: str) -> str:
+    """A digit for each sample, where a metric is 0 or 1 for all of them; else nothing."""
+    scores = [sample.get(metric) for sample in samples if sample.get("filter") == filtered]
+    if not scores or any(score not in (0, 1) for score in scores):
+        return ""
+    return "".join(str(int(score)) for score in scores if score is not None)
 
 
 def leaves(found: Any, task: str) -> list[str]:

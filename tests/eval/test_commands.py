@@ -13,13 +13,16 @@ REFUSED = {
     "perplexity": ("model=nowhere data=nowhere seq_len=8", "nowhere/manifest.json does not exist"),
     "generate": ("model=nowhere prompts=[a]", "model=nowhere is no Hugging Face folder"),
     "report": ("run=nowhere", "run=nowhere"),
+    "compare": ("results=[nowhere]", "results=nowhere does not exist"),
+    "fetch": ("tasks=no/where", "tasks=no/where is no folder"),
 }
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_what_does_not_exist_is_named(command, tmp_path, name):
     arguments, sentence = REFUSED[name]
-    done = command("eval", name, *arguments.split(), f"out={tmp_path / 'out'}")
+    out = [] if name == "fetch" else [f"out={tmp_path / 'out'}"]
+    done = command("eval", name, *arguments.split(), *out)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert sentence in done.stderr
@@ -36,7 +39,7 @@ def test_what_does_not_exist_is_named(command, tmp_path, name):
         ),
         (("perplexity", "seq_len=long"), "seq_len: value 'long'"),
         (("build_tasks", "corpus=x"), "out has no value"),
-        (("compare",), "'compare' is no command of eval"),
+        (("comparr",), "'comparr' is no command of eval"),
     ],
 )
 def test_a_wrong_key_value_or_command_is_named(command, arguments, sentence):

@@ -198,6 +198,7 @@ def test_suites_name_tasks_and_metrics_of_lm_eval():
 
     root = Path(str(resources.files("lm_eval"))) / "tasks"
     folders = "arc hellaswag openbookqa piqa winogrande super_glue triviaqa truthfulqa gsm8k mmlu"
+    folders += " bbh/cot_fewshot commonsense_qa coqa sciq"
     include = [str(root / folder) for folder in folders.split()]
     manager = TaskManager(include_path=include, include_defaults=False)
     for suite in known_suites():
@@ -316,7 +317,10 @@ def test_data_set_that_is_not_cached_is_a_sentence(command, model, tmp_path):
         HF_HOME=str(tmp_path / "cache"),
     )
     assert done.returncode == 2
-    assert "tasks=far_away: its data set is not in the cache of this machine" in done.stderr
+    assert (
+        "tasks=far_away: its data set headwater/no-such-data is not in the cache of this machine"
+        in done.stderr
+    )
     assert not (tmp_path / "results.json").exists()
 
 

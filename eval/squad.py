@@ -1,0 +1,59 @@
+"""SQuAD's exact match and F1, which lm-eval's CoQA and DROP-like tasks import from a module that
+`transformers` no longer has.
+
+As in the official script (Rajpurkar et al., SQuAD, arXiv 1606.05250): text without case,
+punctuation and articles, its words counted.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import string
+import sys
+from collections import Counter
+from types import ModuleType
+
+NAME = "transformers.data.metrics.squad_metrics"
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, no punctuation, no articles, single spaces."""
+    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def compute_exact(gold: str, predicted: str) -> int:
+    """1 where both are the same after normalizing."""
+    return int(normalize_answer(gold) == normalize_answer(predicted))
+
+
+def compute_f1(gold: str, predicted: str) -> float:
+    """Of the words that both have; of nothing and nothing it is 1."""
+    wanted, found = normalize_answer(gold).split(), normalize_answer(predicted).split()
+    if not wanted or not found:
+        return float(wanted == found)
+    common = sum((Counter(wanted) & Counter(found)).values())
+    if common == 0:
+        return 0.0
+    precision, recall = common / len(found), common / len(wanted)
+    return 2 * precision * recall / (precision + recall)
+
+
+def provide() -> None:
+    """Puts these functions where lm-eval looks for them, unless `transformers` has its own."""
+    if NAME in sys.modules:
+        return
+    try:
+        if importlib.util.find_spec(NAME) is not None:
+            return
+    except ModuleNotFoundError:
+        pass
+    metrics, squad = ModuleType(NAME.rpartition(".")[0]), ModuleType(NAME)
+    for function in (normalize_answer, compute_exact, compute_f1):
+        setattr(squad, function.__name__, function)
+    vars(metrics)["squad_metrics"] = squad
+    import transformers.data
+
+    vars(transformers.data)["metrics"] = metrics
+    sys.modules[metrics.__name__], sys.modules[NAME] = metrics, squad
