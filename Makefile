@@ -6,13 +6,25 @@ BIN := $(VENV)/bin
 # One stamp a set of pins: the second call of either command starts at once.
 INSTALLED := $(VENV)/installed-$(shell cat setup.py constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test lint install clean
+.PHONY: demo test faults bench-cpu bench-gpu lint install clean
 
 demo: install
 	$(BIN)/python -m launch demo
 
 test: install lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Injects every fault of docs/faults.md and writes that page: about 25 minutes.
+faults: install
+	$(BIN)/python -W ignore -m tests.faults.matrix
+
+bench-cpu: install
+	$(BIN)/python benchmarks/cpu_training.py
+	$(BIN)/python benchmarks/windowed_attention.py
+	$(BIN)/python benchmarks/random_reads.py --quick
+
+bench-gpu: install
+	$(BIN)/python benchmarks/gpu_training.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,24 +22,57 @@ class RunFiles(Hook):
     resumed from is cut off, since those steps are done again."""
 
     def __init__(self, run_dir: Path) -> None:
-        self.metrics = run_dir / "metrics.jsonl"
-        self.ledger = run_dir / "ledger.jsonl"
+        self.metrics = Lines(run_dir / "metrics.jsonl")
+        self.ledger = Lines(run_dir / "ledger.jsonl")
 
     def on_start(self, trainer: Trainer) -> None:
         """Cuts both files to the steps that are done."""
-        for path in (self.metrics, self.ledger):
-            keep_steps(path, trainer.step)
+        for lines in (self.metrics, self.ledger):
+            keep_steps(lines.path, trainer.step)
 
     def on_record(self, record: Mapping[str, Any]) -> None:
         """Writes a line at once: a crash loses none."""
         line = {
             key: value for key, value in record.items() if key not in ("first_sample", "digest")
         }
-        _append(self.metrics, line)
+        self.metrics.append(line)
         if record["kind"] == "train":
-            _append(self.ledger, {key: record[key] for key in LEDGER_KEYS if key in record})
+            self.ledger.append({key: record[key] for key in LEDGER_KEYS if key in record})
         elif record.get("event") == "rewind":
-            mark_skipped(self.ledger, record["to_step"], f"rewound at step {record['step']}")
+            mark_skipped(self.ledger.path, record["to_step"], f"rewound at step {record['step']}")
+
+
+class Lines:
+    """A file that lines are added to. Where there is no room they wait in memory and are tried
+    again with the next: a full disk costs no step of the training."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.waiting: list[str] = []
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Writes a line at once, and those that wait before it."""
+        self.waiting.append(json.dumps(record) + "\n")
+        whole = None
+        try:
+            with open(self.path, "ab", buffering=0) as file:
+                whole = file.tell()
+                content = "".join(self.waiting).encode()
+                if (written := file.write(content)) < len(content):
+                    raise OSError(f"{written} of {len(content)} bytes were written")
+        except OSError as error:
+            if whole is not None and self.path.is_file():
+                os.truncate(self.path, whole)  # a line is there or it is not
+            if len(self.waiting) == 1:
+                why = error.strerror or error
+                print(
+                    f"ALARM: {self.path} cannot be written ({why}): the training goes on, the "
+                    "lines wait in memory and are tried again at every step.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            return
+        self.waiting.clear()
 
 
 def keep_steps(path: Path, last: int) -> None:
@@ -64,8 +99,3 @@ def mark_skipped(path: Path, after: int, why: str) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
     temporary.replace(path)
-
-
-def _append(path: Path, record: Mapping[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")

@@ -32,9 +32,11 @@ class Ended:
 
 
 class Warm:
-    """The process that forks. modules: that runs will import, beside the trainer."""
+    """The process that forks. modules: that runs will import, beside the trainer; patience: of a
+    run, in seconds."""
 
-    def __init__(self, root: Path, *modules: str) -> None:
+    def __init__(self, root: Path, *modules: str, patience: int = TIMEOUT_SECONDS) -> None:
+        self.patience = patience
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.distributed.warm", *modules],
             cwd=root,
@@ -48,7 +50,7 @@ class Warm:
         """`torchrun --nproc-per-node processes -m arguments...`; output goes to folder."""
         folder.mkdir(parents=True, exist_ok=True)
         task = {"arguments": arguments, "processes": processes, "folder": str(folder)}
-        task["environment"] = environment
+        task |= {"environment": environment, "patience": self.patience}
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(json.dumps(task), file=self.process.stdin, flush=True)
@@ -85,7 +87,7 @@ def _fork(rank: int, port: int, task: dict[str, Any]) -> int:
         return child
     code = 1
     try:
-        signal.alarm(TIMEOUT_SECONDS)  # ends the rank, and with it the run
+        signal.alarm(task["patience"])  # ends the rank, and with it the run
         os.environ |= {
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),

@@ -4,19 +4,24 @@ meets a fault right before a step (counted from 1) or steps, `4-6`; rank `all` f
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 import pretrain.train
 from conf.entry import main
 from pretrain.__main__ import COMMANDS
+from pretrain.checkpoints import files
 from pretrain.hooks import Hook
 from pretrain.trainer import Trainer
 
@@ -55,6 +60,92 @@ def slow_optimizer(trainer: Trainer) -> None:
     trainer.optimizer.register_step_pre_hook(lambda *_: time.sleep(0.1))
 
 
+def kill_in_backward(trainer: Trainer) -> None:
+    """When the gradient has come to the first block."""
+
+    def kill(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    next(iter(trainer.model.layers)).register_full_backward_hook(kill)
+
+
+def kill_before_reduce(trainer: Trainer) -> None:
+    """Right before this rank's next message, for which the others wait."""
+
+    def kill(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    dist.reduce_scatter_tensor = dist.all_reduce = kill
+
+
+def kill_soon(trainer: Trainer) -> None:
+    """At some moment of the steps that come."""
+    seconds = float(os.environ["HEADWATER_FAULT_SECONDS"])
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL))
+    timer.daemon = True
+    timer.start()
+
+
+def no_memory(trainer: Trainer) -> None:
+    """From here on this rank gets no more."""
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (taken + (64 << 20),) * 2)
+    forward = type(trainer.model).forward
+
+    def greedy(*arguments: Any, **more: Any) -> Any:
+        torch.zeros(1 << 28)
+        return forward(trainer.model, *arguments, **more)
+
+    trainer.model.forward = greedy  # type: ignore[method-assign]
+
+
+def clock(seconds: float) -> Callable[[Trainer], None]:
+    """From here on the wall clock is so much off."""
+
+    def fault(trainer: Trainer) -> None:
+        real = time.time
+        time.time = lambda: real() + seconds
+
+    return fault
+
+
+def no_room_for_lines(trainer: Trainer) -> None:
+    """For three steps."""
+    for name in ("metrics.jsonl", "ledger.jsonl"):
+        path = Path(trainer.config.run_dir, name)
+        path.rename(path.with_suffix(".kept"))
+        path.symlink_to("/dev/full")
+
+    def room(hook: Hook, trainer: Trainer, until: int = trainer.step + 3) -> None:
+        if trainer.step != until:
+            return
+        for name in ("metrics.jsonl", "ledger.jsonl"):
+            path = Path(trainer.config.run_dir, name)
+            path.with_suffix(".kept").replace(path)
+
+    trainer.hooks.append(type("Room", (Hook,), {"before_step": room})())
+
+
+def shards(change: Callable[[Path], None]) -> Callable[[Trainer], None]:
+    """Changes all shards of the corpus, and has all of them read again."""
+
+    def fault(trainer: Trainer) -> None:
+        for path in Path(trainer.config.data.folder, "train").glob("*.bin"):
+            change(path)
+
+    return fault
+
+
+def drift_once(trainer: Trainer) -> None:
+    """The next update goes wrong by a bit."""
+
+    def wrong(*_: object) -> None:
+        local_weight(trainer)[3] ^= 1
+        handle.remove()
+
+    handle = trainer.optimizer.register_step_post_hook(wrong)
+
+
 def local_weight(trainer: Trainer) -> Tensor:
     """This rank's part of the last norm's weight, as integers."""
     weight = list(trainer.model.named_parameters())
@@ -80,6 +171,17 @@ FAULTS: dict[str, Callable[[Trainer], None]] = {
     "SIGUSR1": send(signal.SIGUSR1),
     "SIGINT": send(signal.SIGINT),
     "SIGSTOP": send(signal.SIGSTOP),
+    "SIGKILL": send(signal.SIGKILL),
+    "kill_in_backward": kill_in_backward,
+    "kill_before_reduce": kill_before_reduce,
+    "kill_soon": kill_soon,
+    "no_memory": no_memory,
+    "clock_ahead": clock(86400),
+    "clock_back": clock(-86400),
+    "no_room_for_lines": no_room_for_lines,
+    "shards_go": shards(Path.unlink),
+    "shards_shrink": shards(lambda path: os.truncate(path, 100)),
+    "drift_once": drift_once,
     "SIGTERM_twice": send_twice,
     "stop_file": lambda trainer: Path(trainer.config.run_dir, "STOP").touch(),
     "nan_loss": poison(lambda loss, by_sample: (loss * torch.nan, by_sample * torch.nan)),
@@ -90,6 +192,7 @@ FAULTS: dict[str, Callable[[Trainer], None]] = {
     "flip": flip,
     "drift": drift,
     "none": lambda trainer: None,
+    "blind": lambda trainer: None,
     "error": lambda trainer: exec('raise RuntimeError("on purpose")'),
 }
 
@@ -112,6 +215,8 @@ class Fault(Hook):
 if __name__ == "__main__":
     fault, rank, step = sys.argv[1:4]
     del sys.argv[1:4]
+    if fault == "blind" and os.environ.get("RANK") == rank:
+        files.listed = lambda folder: []  # as a file system that shows new names late
     make_hooks = pretrain.train.make_hooks
     pretrain.train.make_hooks = lambda *arguments: [
         *make_hooks(*arguments),

@@ -7,6 +7,8 @@ import gzip
 import json
 import os
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,9 +23,10 @@ from pretrain.hooks.garbage import Garbage
 from pretrain.hooks.profile import Profile
 from pretrain.hooks.progress import duration
 from pretrain.hooks.recompiles import Recompiles
-from pretrain.hooks.run_files import keep_steps
+from pretrain.hooks.run_files import Lines, keep_steps
 from pretrain.hooks.validation import deal
 from pretrain.loader import keys_seen
+from tests.conftest import ROOT
 from tests.runs import arguments, records
 
 
@@ -198,3 +201,42 @@ def test_the_flight_recorder_is_on_and_the_users_settings_stay(tmp_path, monkeyp
     assert os.environ["TORCH_FR_BUFFER_SIZE"] == "7"
     assert os.environ["TORCH_FR_DUMP_TEMP_FILE"] == f"{tmp_path}/logs/flight_recorder_"
     assert os.environ["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1"
+
+
+def test_lines_without_room_wait_and_come_in_their_order(tmp_path, capsys):
+    lines = Lines(tmp_path / "metrics.jsonl")
+    lines.append({"step": 1})
+    lines.path.rename(tmp_path / "kept")
+    lines.path.symlink_to("/dev/full")
+    for step in (2, 3):
+        lines.append({"step": step})
+    assert capsys.readouterr().err.count("ALARM") == 1
+    lines.path.unlink()
+    (tmp_path / "kept").rename(lines.path)
+    lines.append({"step": 4})
+    found = [json.loads(line)["step"] for line in lines.path.read_text().splitlines()]
+    assert found == [1, 2, 3, 4]
+
+
+def test_half_a_line_is_taken_back(tmp_path):
+    """The file system has room for some bytes of the second line only."""
+    script = """
+import resource, signal
+from pathlib import Path
+from pretrain.hooks.run_files import Lines
+lines = Lines(Path("metrics.jsonl"))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20))
+for step in (1, 2):
+    lines.append({"step": step})
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "cannot be written" in done.stderr
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'

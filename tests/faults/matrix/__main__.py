@@ -1,0 +1,125 @@
+"""`python -m tests.faults.matrix [--rows 1,4-6] [--share 0.2]`: injects all faults and writes the
+table."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from statistics import median
+
+from tests.faults.matrix import ROWS, Outcome, Row, data, hangs, kills, numbers, starts, storage
+from tests.faults.matrix.lab import Lab
+
+FAMILIES = (kills, storage, data, numbers, hangs, starts)
+"""Each adds its rows when it is imported."""
+DOCS = Path("docs/faults.md")
+
+
+def main() -> None:
+    """Runs the rows that are asked for; the exit code says whether all outcomes were right."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", default="", help="numbers and ranges; all where not given")
+    parser.add_argument("--share", type=float, default=1.0, help="of each row's trials, at least 1")
+    parser.add_argument("--out", type=Path, default=DOCS)
+    options = parser.parse_args()
+    wanted = numbers_of(options.rows) or {row.number for row in ROWS}
+    rows = [row for row in ROWS if row.number in wanted]
+    began = time.monotonic()
+    found: list[tuple[Row, list[Outcome]]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        lab = Lab(Path(folder))
+        try:
+            for row in sorted(rows, key=lambda row: row.number):
+                found.append((row, run_row(lab, row, math.ceil(row.trials * options.share))))
+        finally:
+            lab.close()
+    text = report(found, time.monotonic() - began)
+    options.out.write_text(text)
+    print(text)
+    bad = [o for _, outcomes in found for o in outcomes if o.wrong and not o.skipped]
+    sys.exit(1 if bad else 0)
+
+
+def numbers_of(text: str) -> set[int]:
+    """`1,4-6` -> {1, 4, 5, 6}."""
+    found: set[int] = set()
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        found |= set(range(int(first), int(last or first) + 1))
+    return found
+
+
+def run_row(lab: Lab, row: Row, trials: int) -> list[Outcome]:
+    """Its trials, one after the other."""
+    outcomes = []
+    for trial in range(trials):
+        began = time.monotonic()
+        try:
+            outcome = row.trial(lab, trial)
+        except Exception:  # a trial that breaks is not a right outcome, and ends no other
+            outcome = Outcome(traceback.format_exc(limit=-3))
+        outcomes.append(outcome)
+        said = outcome.skipped or outcome.wrong or "right"
+        print(
+            f"{row.number:>2} {row.fault} #{trial}: {said} ({time.monotonic() - began:.1f} s)",
+            flush=True,
+        )
+    return outcomes
+
+
+def report(found: list[tuple[Row, list[Outcome]]], seconds: float) -> str:
+    """docs/faults.md."""
+    tried = [o for _, outcomes in found for o in outcomes if not o.skipped]
+    right = sum(not o.wrong for o in tried)
+    wrong_resumes, hangs_seen = sum(o.wrong_resume for o in tried), sum(o.hang for o in tried)
+    rows = {row.number for row, outcomes in found if not all(o.skipped for o in outcomes)}
+    lines = [
+        "# Faults",
+        "",
+        "`make faults` injects each of these into real processes (gloo, a small model, 12 steps, a "
+        "checkpoint every third) and writes this page. Where a run can go on, the same command is "
+        "given again, and its weights on disk, tokens and losses are held against an uninterrupted "
+        "run's, bit for bit.",
+        "",
+        f"{len(rows)} rows, {len(tried)} trials: {right} right outcomes, {wrong_resumes} wrong "
+        f"resumes, {hangs_seen} hangs, in {seconds / 60:.0f} minutes.",
+        "",
+        "Seconds to recover: median from the second start to its first step, without the imports "
+        "(the ranks are forked from a process that has made them). Steps lost: the most that were "
+        "done twice.",
+        "",
+        "| | fault | must come of it | trials | right | wrong resumes | hangs | s to recover "
+        "| steps lost |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row, outcomes in found:
+        ran = [o for o in outcomes if not o.skipped]
+        if not ran:
+            lines.append(
+                f"| {row.number} | {row.fault} | not run: {outcomes[0].skipped} | 0 | | | | | |"
+            )
+            continue
+        times = [o.recovery_seconds for o in ran if o.recovery_seconds is not None]
+        lost = [o.lost for o in ran if o.lost is not None]
+        cells = [
+            row.number,
+            row.fault,
+            row.expected,
+            len(ran),
+            sum(not o.wrong for o in ran),
+            sum(o.wrong_resume for o in ran),
+            sum(o.hang for o in ran),
+            f"{median(times):.1f}" if times else "",
+            max(lost) if lost else "",
+        ]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""Where faults are tried: a small corpus, runs of twelve steps, and uninterrupted ones to hold
+them against."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pretrain.checkpoints import files, read
+from tests.conftest import ROOT
+from tests.corpora import make_corpus
+from tests.distributed.warm import Ended, Warm
+from tests.faults.matrix import Outcome
+from tests.runs import arguments, ledger, records
+
+STEPS, EVERY = 12, 3
+QUICK: dict[str, Any] = {
+    "recipe__stages__short__tokens": 2048 * 6,
+    "recipe__stages__long__tokens": 2048 * 6,
+    "checkpoint__every_steps": EVERY,
+    "checkpoint__keep_last": 3,
+    "validation__every_steps": 0,
+}
+"""Twelve steps, a change of stage after the sixth, a checkpoint every third."""
+PATIENCE = 90
+"""Seconds after which a start counts as hung: every start here is done in a few."""
+
+
+class Lab:
+    """folder: holds everything, and is thrown away."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.corpus = make_corpus(folder / "corpus").folder
+        self.warm = Warm(ROOT, patience=PATIENCE)
+        self._whole: dict[int, Run] = {}
+        self._count = 0
+
+    def run(self, corpus: Path | None = None) -> Run:
+        """A run that has not begun."""
+        self._count += 1
+        folder = self.folder / f"trial_{self._count}"
+        return Run(self, folder / "run", corpus or self.corpus)
+
+    def whole(self, processes: int = 2) -> Run:
+        """One that nothing happened to."""
+        if processes not in self._whole:
+            run = self.run()
+            ended = run.start(processes=processes)
+            assert set(ended.codes) == {0}, ended.said
+            self._whole[processes] = run
+        return self._whole[processes]
+
+    def stopped(self) -> Run:
+        """A run on two processes that ended after step 7, with checkpoints of 3 and 6."""
+        if 0 not in self._whole:
+            run = self.run()
+            assert set(run.start(stop_after=7).codes) == {0}
+            self._whole[0] = run
+        run = self.run()
+        shutil.copytree(self._whole[0].dir, run.dir)
+        return run
+
+    def damaged_corpus(self) -> Path:
+        """A copy of the corpus, to be damaged."""
+        self._count += 1
+        return Path(shutil.copytree(self.corpus, self.folder / f"corpus_{self._count}"))
+
+    def close(self) -> None:
+        """Ends the process that forks."""
+        self.warm.close()
+
+
+@dataclass
+class Run:
+    """A run folder, and the command that trains in it."""
+
+    lab: Lab
+    dir: Path
+    corpus: Path
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Its folder of checkpoints."""
+        return self.dir / "checkpoints"
+
+    def command(self, fault: tuple[str, int | str, int | str] | None, **changes: Any) -> list[str]:
+        """The arguments of `python -m`. fault: name in `faulty.FAULTS`, rank, step (from 1)."""
+        plain = arguments(self.corpus, self.dir, **QUICK | self.changes | changes)
+        if fault is None:
+            return plain
+        return ["tests.faults.faulty", *map(str, fault), *plain[1:]]
+
+    def start(
+        self,
+        fault: tuple[str, int | str, int | str] | None = None,
+        processes: int = 2,
+        environment: dict[str, str] | None = None,
+        **changes: Any,
+    ) -> Ended:
+        """Trains, on ranks forked from a process that has made the imports."""
+        said = self.dir.parent / "said"
+        return self.lab.warm.run(
+            self.command(fault, **changes), processes, said, **(environment or {})
+        )
+
+    def alone(self, wrap: str, **changes: Any) -> subprocess.CompletedProcess[str]:
+        """Trains in a process of its own, inside a shell line whose `%s` is the command. Raises
+        subprocess.TimeoutExpired where that takes too long."""
+        command = shlex.join([sys.executable, "-m", *self.command(None, **changes)])
+        return subprocess.run(
+            ["unshare", "-rm", "bash", "-c", wrap.replace("%s", command)],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Events of that name in metrics.jsonl."""
+        return [record for record in records(self.dir, "event") if record["event"] == name]
+
+    def outcome(self) -> dict[str, Any]:
+        """outcome.json, empty where there is none."""
+        path = self.dir / "outcome.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def steps(self) -> list[int]:
+        """Checkpoints, newest first."""
+        return [files.step_of(path.name) for path in files.listed(self.checkpoints)]
+
+    def last_step(self) -> int:
+        """The last step that metrics.jsonl has."""
+        path = self.dir / "metrics.jsonl"
+        return max((r["step"] for r in records(self.dir)), default=0) if path.exists() else 0
+
+    def goes_on(self, wrong: str = "", processes: int = 2, **changes: Any) -> Outcome:
+        """The same command again, to the end: right where weights, tokens and losses are those of
+        the uninterrupted run, bit for bit. wrong: what was wrong before."""
+        reached, began = self.last_step(), time.time()
+        ended = self.start(processes=processes, **changes)
+        if hung(ended):
+            return Outcome(wrong or "the second start hung", hang=True)
+        if set(ended.codes) != {0}:
+            return Outcome(wrong or f"the second start ended with {ended.codes}: {ended.said}")
+        found = re.search(r"resuming after step (\d+)", ended.said)
+        resumed = int(found.group(1)) if found else 0
+        first = [r["time"] for r in records(self.dir) if r["step"] == resumed + 1]
+        differs = self.differs(self.lab.whole(processes))
+        return Outcome(
+            wrong or differs,
+            wrong_resume=bool(differs),
+            recovery_seconds=first[0] - began if first else None,
+            lost=max(0, reached - resumed),
+        )
+
+    def differs(self, whole: Run, but: int = 0) -> str:
+        """In what the two ended runs are not the same to the bit. but: a step whose loss may
+        differ."""
+        if ledger(self.dir) != ledger(whole.dir):
+            return "other tokens than an uninterrupted run"
+        numbers = [
+            [(r["loss"], r["grad_norm"]) for r in records(run.dir) if r["step"] != but]
+            for run in (self, whole)
+        ]
+        if numbers[0] != numbers[1]:
+            return "other losses than an uninterrupted run"
+        ours, theirs = (dict(read.weights(r.checkpoints / f"step_{STEPS}")) for r in (self, whole))
+        if ours.keys() != theirs.keys() or not all(
+            torch.equal(ours[name], theirs[name]) for name in theirs
+        ):
+            return "other weights than an uninterrupted run"
+        left = [path.name for path in self.checkpoints.glob("*.tmp*")]
+        return f"{left} were left" if left else ""
+
+
+def hung(ended: Ended) -> bool:
+    """Whether a rank had to be ended by the alarm."""
+    return -signal.SIGALRM in ended.codes
+
+
+def check(ended: Ended, codes: set[int], *said: str, also: bool = True) -> str:
+    """What is wrong with how a start ended: another code than one of `codes` came first (ranks
+    that the first one's end takes along are killed), or not said what must be."""
+    if hung(ended):
+        return "hung"
+    own = set(ended.codes) - ({-signal.SIGKILL} if -signal.SIGKILL not in codes else set())
+    if not own or not own <= codes:
+        return f"ended with {ended.codes}, expected {sorted(codes)}: {ended.said[-300:]}"
+    missing = [part for part in said if part not in ended.said]
+    if missing:
+        return f"did not say {missing[0]!r}: {ended.said[-300:]}"
+    return "" if also else "the fault's traces are not as they must be"
+
+
+def drawn(row: int, trial: int) -> random.Random:
+    """A generator of its own for each trial."""
+    return random.Random(1000 * row + trial)
