@@ -144,6 +144,7 @@ class Shard:
         if len(raw) != tokens * self.dtype.itemsize:
             raise DamagedShard(wrong_size(self.bin, len(raw), tokens * self.dtype.itemsize))
         self._raw = raw
+        self._map = raw.base if isinstance(raw.base, mmap.mmap) else None
         self.tokens: NDArray[np.integer] = raw.view(self.dtype)
         if entry and checked is None:
             self._check_index(tokens, int(entry["documents"]))
@@ -170,8 +171,11 @@ class Shard:
     def read(self, offset: int, out: NDArray[np.integer]) -> None:
         """Fills `out` with the tokens from offset on.
 
-        Raises DamagedShard where a block that they lie in is not what its checksum says.
+        Raises DamagedShard where a block that they lie in is not what its checksum says, or the
+        file has shrunk: to touch what is no longer there would end the process with SIGBUS.
         """
+        if self._map is not None and (size := self._map.size()) != len(self._raw):
+            raise DamagedShard(wrong_size(self.bin, size, len(self._raw)))
         if self._has_sums:
             width = self.dtype.itemsize
             checked = self.checked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,7 @@ from pretrain.trainer import Trainer
 
 def train(config: PretrainConfig) -> None:
     """Trains from the newest checkpoint of the run folder, or from step 0, to the plan's end."""
+    faulthandler.enable()  # a process that the machine ends (SIGBUS, SIGSEGV) says where
     turn_on_flight_recorder(config.run_dir)
     aside = Aside()  # before there is anything that a fork would copy
     run_dir = Path(config.run_dir)

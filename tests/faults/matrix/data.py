@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from typing import Any
 
 import numpy as np
 
@@ -78,7 +79,7 @@ def shard_goes(lab: Lab, trial: int) -> Outcome:
 def wrong_tokenizer(lab: Lab, trial: int) -> Outcome:
     folder = lab.damaged_corpus()
     path = folder / "tokenizer.json"
-    changes = {}
+    changes: dict[str, Any] = {}
     if trial == 0:
         path.unlink()
     elif trial == 1:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from typing import Any
 
 from conf.errors import EXIT_HANG
 from tests.conftest import ROOT
@@ -16,7 +17,7 @@ from tests.faults.matrix import Outcome, row
 from tests.faults.matrix.kills import AGAIN
 from tests.faults.matrix.lab import PATIENCE, STEPS, Lab, Run, check, drawn
 
-SOON = {"health__step_seconds": 4, "health__pause_seconds": 20}
+SOON: dict[str, Any] = {"health__step_seconds": 4, "health__pause_seconds": 20}
 GRACE = 12
 """Seconds that the watchdog has beyond step_seconds: to ask all ranks, and to end them."""
 

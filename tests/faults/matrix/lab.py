@@ -142,7 +142,8 @@ class Run:
 
     def steps(self) -> list[int]:
         """Checkpoints, newest first."""
-        return [files.step_of(path.name) for path in files.listed(self.checkpoints)]
+        found = map(files.step_of, (path.name for path in files.listed(self.checkpoints)))
+        return [step for step in found if step is not None]
 
     def last_step(self) -> int:
         """The last step that metrics.jsonl has."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from conf.errors import EXIT_CORRUPT
 from tests.faults.matrix import Outcome, row
 from tests.faults.matrix.lab import STEPS, Lab, Run, check, drawn
@@ -24,7 +26,7 @@ def _skipped(lab: Lab, fault: str, step: int, rank: int) -> Outcome:
     """Two runs that meet it are the same, the copies of the weights stay equal, one line says so,
     and what was before the step is what an uninterrupted run did."""
     runs = []
-    changes = {"parallel__dp_replicate": 2, "health__compare_every_steps": 3}
+    changes: dict[str, Any] = {"parallel__dp_replicate": 2, "health__compare_every_steps": 3}
     for turn in (0, 1):
         run = lab.run()
         runs.append(run)
@@ -44,7 +46,7 @@ def _left_out(run: Run) -> list[int]:
 @row(19, "the loss jumps", "left out, or the weights go back and the data is left out", 4)
 def spike(lab: Lab, trial: int) -> Outcome:
     run = lab.run()
-    long = {
+    long: dict[str, Any] = {
         "recipe__stages__short__tokens": 2048 * 24,
         "health__spike_window": 16,
         "health__spike_score": 12,
@@ -63,7 +65,7 @@ def spike(lab: Lab, trial: int) -> Outcome:
 @row(35, "a bit of one copy of the weights flips", "88 at the next comparison, with the rank", 4)
 def flipped_weight(lab: Lab, trial: int) -> Outcome:
     run, random = lab.run(), drawn(35, trial)
-    changes = {"parallel__dp_replicate": 2, "health__compare_every_steps": 3}
+    changes: dict[str, Any] = {"parallel__dp_replicate": 2, "health__compare_every_steps": 3}
     ended = run.start(("flip", trial % 2, random.randint(1, STEPS - 1)), **changes)
     wrong = check(ended, {EXIT_CORRUPT}, "rank")
     outcome = Outcome(wrong)

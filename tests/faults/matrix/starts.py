@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 from statistics import median
+from typing import Any
 
 from conf.errors import EXIT_BAD_INPUT
 from pretrain.health.run_lock import RunLock
@@ -24,7 +25,7 @@ BAD_INPUT = list(CASES.items())
 def other_world(lab: Lab, trial: int) -> Outcome:
     run = lab.run()
     first, then = ((1, 2), (2, 1), (4, 2), (2, 4), (2, 2), (1, 1))[trial]
-    changes = {"parallel__micro_batch_tokens": 256} if trial > 3 else {}
+    changes: dict[str, Any] = {"parallel__micro_batch_tokens": 256} if trial > 3 else {}
     wrong = check(run.start(processes=first, stop_after=8), {0})
     wrong = wrong or check(run.start(processes=then, **changes), {0}, "resuming after step 6")
     if wrong:
@@ -39,13 +40,14 @@ def other_world(lab: Lab, trial: int) -> Outcome:
 @row(29, "resumed with other settings", "2 with what was and is, unless it is allowed", trials=5)
 def other_settings(lab: Lab, trial: int) -> Outcome:
     run = lab.stopped()
-    key, value, said = (
+    cases: list[tuple[str, Any, str]] = [
         ("optim__learning_rate", 0.02, "optim.learning_rate was 0.01, now 0.02"),
         ("model__num_layers", 3, "num_layers"),
-        ("seed", 7, "seed"),
+        ("seed", 7, "seed or recipe changed"),
         ("precision", "bf16", "precision was fp32, now bf16"),
-        ("recipe__stages__short__mixture__code", 0.1, "mixture"),
-    )[trial]
+        ("recipe__stages__short__mixture__code", 0.1, "seed or recipe changed"),
+    ]
+    key, value, said = cases[trial]
     before = (run.dir / "metrics.jsonl").read_bytes()
     wrong = check(run.start(**{key: value}), {EXIT_BAD_INPUT}, said)
     if not wrong and (run.dir / "metrics.jsonl").read_bytes() != before:
