@@ -9,6 +9,7 @@ EXTRAS = {
     "s3": ["s3fs>=2025.3"],
     "finetune": ["transformers>=5.20", "trl>=1.16", "peft>=0.21", "accelerate>=1.15"],
     "eval": ["transformers>=5.20", "lm-eval[hf]>=0.4.13", "matplotlib>=3.9"],
+    "chat": ["transformers[serving]>=5.20", "openai>=2.0", "gradio>=6.0"],
     "fp8": ["torchao>=0.18"],
     "cuda": ["flash-attn>=2.8", "torchao>=0.18"],
     "dev": [

@@ -39,6 +39,18 @@ COMMANDS = {
         run="eval.generate:generate",
         summary="lets a model continue prompts, or answer them as a chat",
     ),
+    "chat": Command(
+        config="chat",
+        schema="eval.chat:ChatConfig",
+        run="eval.chat:chat",
+        summary="a conversation with a model in the terminal, or through a pipe",
+    ),
+    "serve": Command(
+        config="serve",
+        schema="eval.serve:ServeConfig",
+        run="eval.serve:serve",
+        summary="an OpenAI-compatible endpoint, and a web page to chat with it",
+    ),
     "report": Command(
         config="report",
         schema="eval.report:ReportConfig",

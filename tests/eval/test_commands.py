@@ -13,6 +13,8 @@ REFUSED = {
     "perplexity": ("model=nowhere data=nowhere seq_len=8", "nowhere/manifest.json does not exist"),
     "generate": ("model=nowhere prompts=[a]", "model=nowhere is no Hugging Face folder"),
     "report": ("run=nowhere", "run=nowhere"),
+    "chat": ("model=no/where/deep", "model=no/where/deep is no Hugging Face folder"),
+    "serve": ("model=no/where/deep", "model=no/where/deep is no Hugging Face folder"),
     "compare": ("results=[nowhere]", "results=nowhere does not exist"),
     "fetch": ("tasks=no/where", "tasks=no/where is no folder"),
 }
@@ -21,7 +23,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", COMMANDS)
 def test_what_does_not_exist_is_named(command, tmp_path, name):
     arguments, sentence = REFUSED[name]
-    out = [] if name == "fetch" else [f"out={tmp_path / 'out'}"]
+    out = [] if name in ("fetch", "chat", "serve") else [f"out={tmp_path / 'out'}"]
     done = command("eval", name, *arguments.split(), *out)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")

@@ -1,0 +1,130 @@
+"""A page in headless Chromium, driven over its DevTools protocol: enough to type, read and look."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+WHY_NOT = "no Chromium here: apt-get install chromium"
+OPTIONS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+OPTIONS += ["--disable-background-networking", "--disable-component-update", "--hide-scrollbars"]
+OPTIONS += ["--disable-dev-shm-usage", "--password-store=basic", "--remote-debugging-port=0"]
+
+
+class Page:
+    """One tab. Times out after `seconds` where it waits."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, socket: Any, seconds: float) -> None:
+        self.loop, self.socket, self.seconds = loop, socket, seconds
+        self.number = 0
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Sends a command and returns its result."""
+        return self.loop.run_until_complete(self._call(method, parameters))
+
+    async def _call(self, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        self.number += 1
+        await self.socket.send_json(
+            {"id": self.number, "method": method, "params": parameters},
+        )
+        async with asyncio.timeout(self.seconds):
+            while True:
+                message = json.loads((await self.socket.receive()).data)
+                if message.get("id") == self.number:
+                    assert "error" not in message, message
+                    return message["result"]
+
+    def js(self, expression: str) -> Any:
+        """The value of an expression on the page."""
+        return self.call("Runtime.evaluate", expression=expression, returnByValue=True)[
+            "result"
+        ].get("value")
+
+    def open(self, address: str, width: int = 1280, height: int = 900) -> None:
+        """Goes to a page, at a size in CSS pixels."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
+        self.call("Page.navigate", url=address)
+        self.wait("document.readyState == 'complete'")
+
+    def wait(self, condition: str) -> None:
+        """Until an expression is true."""
+        end = time.monotonic() + self.seconds
+        while not self.js(condition):
+            assert time.monotonic() < end, f"still not: {condition}\n{self.text()[:2000]}"
+            time.sleep(0.1)
+
+    def text(self) -> str:
+        """What the page reads."""
+        return self.js("document.body ? document.body.innerText : ''") or ""
+
+    def type(self, selector: str, text: str) -> None:
+        """Types a line into a field."""
+        self.js(f"document.querySelector({json.dumps(selector)}).focus()")
+        self.call("Input.insertText", text=text)
+        for kind in ("keyDown", "keyUp"):
+            self.call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key="Enter",
+                code="Enter",
+                text="\r" if kind == "keyDown" else "",
+                windowsVirtualKeyCode=13,
+            )
+
+    def screenshot(self, path: Path) -> None:
+        """What is to be seen now."""
+        shot = self.call("Page.captureScreenshot", format="png")
+        path.write_bytes(base64.b64decode(shot["data"]))
+
+
+@contextmanager
+def page(seconds: float = 60) -> Iterator[Page]:
+    """A tab in a browser of its own."""
+    assert CHROMIUM, WHY_NOT
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        command = [CHROMIUM, *OPTIONS, f"--user-data-dir={folder}", "about:blank"]
+        quiet = subprocess.DEVNULL
+        with subprocess.Popen(command, stdout=quiet, stderr=quiet) as process:
+            loop = asyncio.new_event_loop()
+            try:
+                session, socket = loop.run_until_complete(_connect(Path(folder), seconds))
+                try:
+                    yield Page(loop, socket, seconds)
+                finally:
+                    loop.run_until_complete(session.close())
+            finally:
+                process.terminate()
+                loop.close()
+
+
+async def _connect(folder: Path, seconds: float) -> tuple[Any, Any]:
+    said = folder / "DevToolsActivePort"
+    async with asyncio.timeout(seconds):
+        while not (said.is_file() and len(said.read_text().splitlines()) == 2):
+            await asyncio.sleep(0.1)
+        port = said.read_text().splitlines()[0]
+        session = aiohttp.ClientSession()
+        tabs: list[Any] = []
+        while not tabs:
+            async with session.get(f"http://127.0.0.1:{port}/json") as response:
+                tabs = [tab for tab in await response.json() if tab["type"] == "page"]
+            await asyncio.sleep(0.1)
+        return session, await session.ws_connect(tabs[0]["webSocketDebuggerUrl"], max_msg_size=0)

@@ -1,0 +1,192 @@
+"""Talking to a model: in the terminal, over the endpoint, and on the page."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from conf.errors import InputError
+from eval.chat import ChatConfig, answer, check_system, fitting, ids_of
+from eval.models import load
+from eval.serve import ServeConfig, check_free, command_of, text_of
+from tests import browser
+from tests.conftest import ROOT
+
+QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def loaded(chat_model):
+    return load(str(chat_model), "float32")
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def test_pieces_make_up_what_generate_writes(loaded):
+    config = ChatConfig("", temperature=0, max_new_tokens=12, repetition_penalty=1.0)
+    ids = ids_of(loaded, [user("one")])
+    assert loaded.tokenizer.decode(ids[0]) == "<user>one</s><assistant>"
+    pieces = list(answer(loaded, [user("one")], config))
+    whole = loaded.model.generate(ids, do_sample=False, max_new_tokens=12)[0, ids.shape[1] :]
+    assert "".join(pieces) == loaded.tokenizer.decode(whole, skip_special_tokens=True)
+
+
+def test_the_oldest_turns_are_forgotten(loaded):
+    turns = []
+    for number in range(40):
+        turns += [user(f"question {number}"), {"role": "assistant", "content": f"no {number}"}]
+    turns += [user("last")]
+    ids = fitting(loaded, [{"role": "system", "content": "be kind"}, *turns], room=100)
+    text = loaded.tokenizer.decode(ids[0])
+    assert ids.shape[1] <= 512 - 100
+    assert text.startswith("<system>be kind</s><user>question 3")
+    assert text.endswith("<user>last</s><assistant>")
+
+
+def test_a_template_without_a_system_role_is_named(make_model, tmp_path):
+    folder = make_model(tmp_path / "strict", chat=True)
+    template = "{% for m in messages %}{% if m['role'] == 'system' %}"
+    template += "{{ raise_exception('no system') }}{% endif %}{{ m['content'] }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    strict = load(str(folder))
+    check_system(strict, [])
+    with pytest.raises(InputError, match=r"system: the model's chat template refuses it \(no sys"):
+        check_system(strict, [{"role": "system", "content": "be kind"}])
+
+
+def test_questions_come_through_a_pipe(chat_model):
+    done = subprocess.run(
+        [sys.executable, "-m", "eval", "chat", f"model={chat_model}", "max_new_tokens=8"],
+        input="one\n\n/new\ntwo\n",
+        cwd=ROOT,
+        env=os.environ | QUIET,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) >= 2
+
+
+def test_a_model_without_a_template_is_refused(command, model):
+    done = command("eval", "chat", f"model={model}")
+    assert done.returncode == 2
+    assert "has no chat template: tune it first" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ChatConfig("m", temperature=-1), "temperature=-1"),
+        (lambda: ChatConfig("m", top_p=0), "top_p=0"),
+        (lambda: ServeConfig("m", port=8000), "port and api_port are both 8000"),
+        (lambda: ServeConfig("m", port=0), "port=0"),
+        (
+            lambda: ServeConfig("m", engine="vlm"),
+            r"engine=vlm is not a choice \(did you mean",
+        ),
+    ],
+)
+def test_settings_are_checked(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_engines_are_started_on_the_folder(tmp_path):
+    assert command_of(ServeConfig("m", engine="vllm", host="::", api_port=9), tmp_path) == [
+        *("vllm", "serve", str(tmp_path), "--dtype", "auto", "--host", "::", "--port", "9")
+    ]
+    own = command_of(ServeConfig("m", device="cpu"), tmp_path)
+    assert own[3:5] == ["serve", str(tmp_path)]
+    assert own[-6:] == ["--device", "cpu", "--host", "0.0.0.0", "--port", "8000"]
+
+
+def test_a_port_that_is_taken_is_named():
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(InputError, match=f"api_port={port} is in use on this machine"):
+            check_free("api_port", port)
+
+
+def test_parts_of_a_message():
+    assert text_of({"content": "whole"}) == "whole"
+    parts = [{"type": "text", "text": "a"}, {"type": "file"}, {"type": "text", "text": "b"}]
+    assert text_of({"content": parts}) == "ab"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def served(chat_model, tmp_path_factory) -> Iterator[tuple[int, int]]:
+    """Ports of a page and of an endpoint that are up."""
+    pytest.importorskip("gradio", reason="gradio is not installed (extra chat)")
+    pytest.importorskip("openai", reason="openai is not installed (extra chat)")
+    page, api = free_port(), free_port()
+    command = [sys.executable, "-m", "eval", "serve", f"model={chat_model}", "dtype=float32"]
+    log = tmp_path_factory.mktemp("serve") / "log"
+    with (
+        log.open("w") as file,
+        subprocess.Popen(
+            [*command, "device=cpu", "host=127.0.0.1", f"port={page}", f"api_port={api}"],
+            cwd=ROOT,
+            env=os.environ | QUIET,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        ) as process,
+    ):
+        try:
+            end = time.monotonic() + 150
+            while "\npage: " not in log.read_text():
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < end, log.read_text()
+                time.sleep(0.2)
+            yield page, api
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0, log.read_text()
+    with socket.socket() as probe:  # the endpoint has ended with it
+        assert probe.connect_ex(("127.0.0.1", api)) != 0
+
+
+def test_the_openai_client_gets_what_the_model_says(served, chat_model, loaded):
+    from openai import OpenAI
+
+    client = OpenAI(base_url=f"http://127.0.0.1:{served[1]}/v1", api_key="none")
+    asked: Any = {"model": str(chat_model), "messages": [user("one")], "max_tokens": 12}
+    said = client.chat.completions.create(**asked, temperature=0).choices[0].message.content
+    ids = ids_of(loaded, [user("one")])
+    whole = loaded.model.generate(ids, do_sample=False, max_new_tokens=12)[0, ids.shape[1] :]
+    assert said == loaded.tokenizer.decode(whole, skip_special_tokens=True)
+    chunks = list(client.chat.completions.create(**asked, temperature=0, stream=True))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == said
+    assert len(chunks) > 2
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason=browser.WHY_NOT)
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_answers_in_a_browser(served, width):
+    with browser.page() as page:
+        page.open(f"http://127.0.0.1:{served[0]}", width, 800)
+        page.wait("!!document.querySelector('textarea')")
+        assert "Headwater" in page.text()
+        page.type("textarea", "one question")
+        page.wait("document.querySelectorAll('.message.bot').length > 0")
+        page.wait("document.querySelector('.message.bot').innerText.trim().length > 0")
+        assert "one question" in page.text()
+        assert page.js("document.documentElement.scrollWidth") <= width
