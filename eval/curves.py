@@ -25,6 +25,7 @@ def training_charts(run: RunFolder, styles: dict[str, str]) -> list[Drawing]:
     styles: the colour of each source.
     """
     restarts = run.events("resume")
+    skipped = [record["tokens"] for record in run.train if record.get("skipped")]
     restart = "restart" if len(restarts) <= NAMED_RESTARTS else ""
     named = (
         *(
@@ -33,6 +34,9 @@ def training_charts(run: RunFolder, styles: dict[str, str]) -> list[Drawing]:
             if event["tokens"]
         ),
         *((event["tokens"], restart) for event in restarts),
+        *((event["tokens"], "rewind") for event in run.events("rewind")),
+        *((tokens, "skipped") for tokens in skipped[:NAMED_RESTARTS]),
+        *((tokens, "") for tokens in skipped[NAMED_RESTARTS:]),
     )
     marks = tuple((tokens, "") for tokens, _ in named)  # the small charts have no room for names
 

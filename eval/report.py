@@ -22,20 +22,25 @@ class ReportConfig:
     """run: a run folder; out: the page.
 
     corpus: the folder that it was trained on, null for what its config says.
+    others: further run folders, by the names that the page shows: it sets them side by side.
     results: scores from lm_eval; perplexity: the JSON file of that command; sft: a folder that
         finetune made; samples: jsonl files of generate, by the name that the page shows. Null or
         empty leaves that part out.
     max_samples: prompts to show.
+    card: an exported folder whose README.md becomes a model card with the same content, null for
+        none.
     """
 
     run: str = MISSING
     out: str = MISSING
     corpus: str | None = None
+    others: dict[str, str] = field(default_factory=dict)
     results: str | None = None
     perplexity: str | None = None
     sft: str | None = None
     samples: dict[str, str] = field(default_factory=dict)
     max_samples: int = 6
+    card: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_samples < 0:
@@ -43,13 +48,20 @@ class ReportConfig:
 
 
 def report(config: ReportConfig) -> None:
-    """Writes the page.
+    """Writes the page, and the card.
 
     Raises:
         InputError: a file or folder that is named is missing or not of its kind.
     """
+    from eval.card import write_card
     from eval.page import content
+    from eval.results import load_results
 
     out = Path(config.out)
-    write_page(out, render(TEMPLATE, content(config)))
+    found = content(config)
+    if config.card is not None:
+        write_card(
+            Path(config.card), found, load_results(Path(config.results)) if config.results else None
+        )
+    write_page(out, render(TEMPLATE, found))
     print(f"{out}: {out.stat().st_size / 1024:.0f} kB")

@@ -64,12 +64,16 @@ class RunFolder:
         return sorted(found, key=lambda name: int(name.removeprefix("step_")))
 
 
-def read_run(path: Path) -> RunFolder:
-    """Raises InputError where the folder is missing, or no run has logged a step in it."""
+def read_run(path: Path, key: str = "run") -> RunFolder:
+    """Reads the folder that setting `key` names.
+
+    Raises:
+        InputError: it is missing, or no run has logged a step in it.
+    """
     for name in ("config.yaml", "env.json", "metrics.jsonl"):
         if not (path / name).is_file():
             raise InputError(
-                f"run={path} has no {name}: expected the folder of a run of python -m pretrain."
+                f"{key}={path} has no {name}: expected the folder of a run of python -m pretrain."
             )
     config = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
     assert isinstance(config, dict)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from conf.errors import InputError
 from eval.report import ReportConfig, report
+from eval.suites import suite_choices
+from tests import browser
 
 VOID = {"meta", "br", "wbr", "hr", "img", "link", "input"}
 
@@ -356,3 +360,114 @@ def test_run_without_a_step_is_refused(page, run, lines):
     write_metrics(run, lines[:2])
     with pytest.raises(InputError, match="no train line yet"):
         page()
+
+
+def test_incidents_and_cost(page, run, lines):
+    for line in lines:
+        line["time"] = 1000.0 + 4 * line["step"]
+        if line["kind"] == "train" and line["step"] in (7, 9):
+            line["skipped"] = "spike"
+    more = [
+        event("rewind", 18, to_step=15, cause="3 bad steps in a row", time=1080.0),
+        event("checkpoint", 20, held_seconds=1.5, bytes=3 * 10**9, time=1080.0),
+    ]
+    write_metrics(run, sorted(lines + more, key=lambda line: line["step"]))
+    text, parsed = page()
+    assert "Restarted once, at step 15." in parsed.text
+    assert "Skipped steps 7, 9." in parsed.text
+    assert "Rewound from step 18 to 15: 3 bad steps in a row." in parsed.text
+    assert text.count(">skipped<") == 4  # two steps, in a wide and a narrow drawing
+    assert "0.05 (1 min 30 s x 2)" in parsed.text  # 90 seconds of 2 processes, in hours
+    assert "2 min 0 s" in parsed.text
+    assert "60,000" in parsed.text  # 3000 tokens in 0.05 hours
+    assert "1, 3.00 GB; steps waited 2 s for them" in parsed.text
+
+
+def test_shards_have_their_hashes(page, corpus):
+    _, parsed = page()
+    for split in corpus.splits.values():
+        for entries in split.values():
+            for entry in entries:
+                assert f"{entry['sha256']}  {entry['file']}" in parsed.text
+
+
+@pytest.fixture
+def suite_results(results) -> Path:
+    content = json.loads(results.read_text())
+    for model in content["models"].values():
+        model["settings"]["suites"] = ["open_llm_v1"]
+        for choice in suite_choices("open_llm_v1"):
+            model["tasks"][choice.task] = {
+                **model["tasks"]["which"],
+                "shown": choice.metric,
+                "num_fewshot": choice.num_fewshot,
+                "metrics": {choice.metric: {"value": 0.4321, "stderr": 0.011}},
+            }
+    results.write_text(json.dumps(content))
+    return results
+
+
+def test_published_models_stand_beside(page, suite_results):
+    text, parsed = page(results=str(suite_results))
+    assert "open_llm_v1, percent" in parsed.text
+    for score in ("43.21", "± 1.1", "39.68", "Danube2 1.8B", "48.72"):
+        assert score in parsed.text
+    assert "Technical Report, table 6, arxiv.org/abs/2401.16818" in parsed.text
+    assert "https://" not in text
+
+
+def test_runs_side_by_side(page, run, lines, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    (other / "config.yaml").write_text(CONFIG.replace("seed: 7", "seed: 8"))
+    write_metrics(other, [line for line in lines if line["step"] <= 12])
+    text, parsed = page(others={"other": str(other)})
+    assert "Settings that differ" in parsed.text
+    rows = re.findall(r'<th scope="row">([^<]+)</th><td class="n">([^<]*)</td><td class="n">', text)
+    assert ("seed", "7") in rows
+    assert ("tokens", "3,000") in rows
+    assert "recipe.name" not in dict(rows)
+    assert "in progress, step 12" in parsed.text
+    assert text.count("<svg") == 14
+    with pytest.raises(InputError, match=r"others\.x=nowhere has no config"):
+        page(others={"x": "nowhere"})
+
+
+def test_model_card(page, suite_results, model, tmp_path):
+    folder = tmp_path / "exported"
+    shutil.copytree(model, folder)
+    content = json.loads(suite_results.read_text())
+    content["models"]["pretrained"]["folder"] = str(folder)
+    suite_results.write_text(json.dumps(content))
+    page(results=str(suite_results), card=str(folder))
+    card = (folder / "README.md").read_text()
+    _, front, body = card.split("---\n", 2)
+    about = yaml.safe_load(front)
+    assert about["library_name"] == "transformers"
+    assert about["pipeline_tag"] == "text-generation"
+    scores = {
+        (entry["dataset"]["name"], entry["metrics"][0]["type"]): entry["metrics"][0]["value"]
+        for entry in about["model-index"][0]["results"]
+    }
+    assert scores["which", "acc"] == 61.0
+    assert scores["gsm8k", "exact_match"] == 43.21
+    assert "| code |" in body
+    assert "| Danube2 1.8B [3] | 43.34 |" in body
+    assert "| untrained |" not in front
+    assert "c0ffee" in body
+    from huggingface_hub import ModelCard
+
+    assert ModelCard(card).data.to_dict()["model-index"]
+    with pytest.raises(InputError, match="card=nowhere is no Hugging Face folder"):
+        page(card="nowhere")
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason=browser.WHY_NOT)
+def test_no_width_overflows(page, run, suite_results, tmp_path):
+    page(results=str(suite_results), others={"other": str(run)})
+    with browser.page() as tab:
+        for width in (1280, 390):
+            tab.open(f"file://{tmp_path / 'pages' / 'report.html'}", width, 900)
+            assert tab.js("innerWidth") == width
+            assert tab.js("document.documentElement.scrollWidth") == width
+        tab.screenshot(tmp_path / "phone.png")
