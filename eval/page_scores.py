@@ -39,7 +39,7 @@ def evaluation(results: Record) -> dict[str, Any]:
             {
                 "task": task if task != before else "",
                 "about": f"{entry['samples']:,} samples, {entry['num_fewshot'] or 0} shots",
-                "metric": metric.replace("_", " "),
+                "metric": metric.replace("_", " ").replace(",", ", "),
                 "lower": metric in LOWER_IS_BETTER,
                 "cells": cells,
                 "chance": f"{guess:.0%}" if guess is not None else "",

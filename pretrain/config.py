@@ -234,6 +234,7 @@ class PretrainConfig:
         products of the blocks in fp8 (fp8: one scale a matrix, fp8_rowwise: one a row).
     allow_change: keys or groups of the config that may differ from the last start's, such as optim.
     gc_every_steps: Python's garbage is collected on all ranks after these; 0 leaves it to Python.
+    report: a finished run ends in report.html of its folder (python -m eval report).
     stop_after: ends the run after this many steps of the plan (the schedule is the plan's), as if
         interrupted there; null for all of them.
     """
@@ -244,6 +245,7 @@ class PretrainConfig:
     device: str = "auto"
     precision: str = "bf16"
     init_from: str | None = None
+    report: bool = True
     stop_after: int | None = None
     allow_change: list[str] = field(default_factory=list)
     gc_every_steps: int = 1000

@@ -35,6 +35,7 @@ from pretrain.hooks.run_files import RunFiles
 from pretrain.hooks.tasks import Tasks
 from pretrain.hooks.validation import Validation
 from pretrain.hooks.wandb_logger import WandbLogger
+from pretrain.page import write_page
 from pretrain.setup import prepare
 from pretrain.trainer import Trainer
 
@@ -81,6 +82,8 @@ def run_all(config: PretrainConfig, processes: Processes, aside: Aside) -> None:
     trainer.train()
     if processes.is_main:
         ended_well(Path(config.run_dir))
+        if config.report and trainer.step == run.plan.total_steps:
+            write_page(Path(config.run_dir))
     if trainer.stopping and trainer.step < run.plan.total_steps:
         raise RunFault(
             f"stopped after step {trainer.step} ({trainer.stopping}), the same command goes on.",

@@ -17,6 +17,7 @@ SETTINGS = {
     "device": "cpu",
     "precision": "fp32",
     "logger": "files",
+    "report": False,  # seconds at the end of each run
     "model": "demo_12m",
     "model.vocab_size": 260,
     "model.hidden_size": 64,
