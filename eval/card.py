@@ -28,7 +28,7 @@ def write_card(folder: Path, page: Page, results: Page | None) -> None:
             f"card={folder} is no Hugging Face folder: it has no config.json; expected what "
             "python -m pretrain export or finetune made."
         )
-    write_text(folder / "README.md", front_matter(folder, page, results) + body(page))
+    write_text(folder / "README.md", front_matter(folder, page, results) + body(folder, page))
 
 
 def front_matter(folder: Path, page: Page, results: Page | None) -> str:
@@ -73,11 +73,12 @@ def scores_of(folder: Path, results: Page | None) -> list[tuple[str, str, float]
     ]
 
 
-def body(page: Page) -> str:
+def body(folder: Path, page: Page) -> str:
     """The card's text, in Markdown."""
+    tuned = f" {page['tuned']}" if (folder / "sft.json").is_file() else ""
     parts = [
         f"# {page['name']}",
-        page["summary"],
+        page["summary"] + tuned,
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'model = AutoModelForCausalLM.from_pretrained("FOLDER")\n'
         'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n```',

@@ -43,7 +43,8 @@ def content(config: ReportConfig) -> dict[str, Any]:
         "state": "finished" if run.is_finished else f"in progress, step {run.train[-1]['step']}",
         "is_finished": run.is_finished,
         "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        "summary": summary(run, manifest, tuned),
+        "summary": summary(run, manifest),
+        "tuned": f"Then tuned on {tuned['rows']:,} conversations." if tuned else "",
         "cards": cards(run, results),
         "charts": training_charts(run, styles),
         "stages": stages(run, styles),
@@ -63,18 +64,15 @@ def content(config: ReportConfig) -> dict[str, Any]:
     }
 
 
-def summary(run: RunFolder, manifest: Manifest, tuned: Record | None) -> str:
-    """The run in two or three sentences."""
+def summary(run: RunFolder, manifest: Manifest) -> str:
+    """The run in a sentence."""
     model, last = run.model, run.train[-1]
     window = f", sliding window {model.sliding_window}" if model.sliding_window else ""
-    text = (
+    return (
         f"A decoder of {short_number(parameters(model))} parameters ({model.architecture}, "
         f"{model.num_layers} layers of {model.hidden_size}{window}), trained from scratch on "
         f"{last['tokens']:,} tokens of {manifest.name} in {last['step']:,} steps."
     )
-    if tuned:
-        text += f" Then tuned on {tuned['rows']:,} conversations."
-    return text
 
 
 def cards(run: RunFolder, results: Record | None) -> list[dict[str, str]]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from conf.errors import InputError
+from conf.wandb_run import LoggerConfig
 from eval import harness, squad
 from eval.compare import CompareConfig, compare, differences, merged, paired_stderr
 from eval.fetch import FetchConfig, fetch
@@ -244,3 +245,16 @@ def test_squad_scores():
     assert squad.compute_f1("river", "stone") == 0
     assert squad.compute_f1("the", "a") == 1
     assert squad.compute_f1("river", "the") == 0
+
+
+def test_scores_go_to_wandb(results, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    content = load_results(results["danube_zero_shot"])
+    config = LmEvalConfig(
+        models={"m": "x"},
+        out=str(tmp_path / "scores.json"),
+        logger=LoggerConfig(wandb="offline", project="tests"),
+    )
+    harness.log(config, content)
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert b"eval/gpt2/piqa/acc_norm" in next(run.glob("*.wandb")).read_bytes()
