@@ -15,6 +15,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr
 from dataclasses import dataclass, fields, is_dataclass
+from inspect import cleandoc
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -32,12 +34,14 @@ class Command:
     run: `module:function` that takes the dataclass; imported only when the command is chosen,
         so that `--help` and bad overrides answer at once.
     summary: one line for `--help`.
+    also: a further `module:Dataclass` whose docstring `--help` shows, as of a file that is named.
     """
 
     config: str
     schema: str
     run: str
     summary: str
+    also: str | None = None
 
 
 def main(stage: str, commands: Mapping[str, Command], default: str | None = None) -> None:
@@ -59,7 +63,11 @@ def main(stage: str, commands: Mapping[str, Command], default: str | None = None
     sys.argv[1:] = arguments
     try:
         if "-h" in arguments or "--help" in arguments:
-            print(_usage(stage, commands) + f"\n\n{name}: {commands[name].summary}")
+            if name == default:
+                print(_usage(stage, commands) + "\n")
+            print(_help(stage, name, commands[name]))
+            sys.argv[1:] = [part for part in arguments if part not in ("-h", "--help")]
+            sys.argv += ["--cfg", "job"]
         _compose_and_run(stage, name, commands[name])
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
@@ -184,6 +192,27 @@ def _usage(stage: str, commands: Mapping[str, Command]) -> str:
     ]
     lines += [f"  {name:<{width}}  {command.summary}" for name, command in commands.items()]
     return "\n".join(lines)
+
+
+def _help(stage: str, name: str, command: Command) -> str:
+    """What a command does, examples, what its keys mean, and the choices of its groups; Hydra
+    prints the config after it."""
+    schema = _load(command.schema)
+    parts = [f"python -m {stage} {name}: {command.summary}"]
+    lines = (CONF_DIR / f"{command.config}.yaml").read_text().split("\n")
+    parts.append("\n".join(line[2:] for line in takewhile(lambda line: line[:1] == "#", lines)))
+    for shown in (schema, _load(command.also) if command.also else None):
+        if shown is not None and not (shown.__doc__ or "").startswith(f"{shown.__name__}("):
+            parts.append(cleandoc(shown.__doc__ or ""))
+    groups = [
+        f"  {key}={'|'.join(sorted(path.stem for path in (CONF_DIR / key).glob('*.yaml')))}"
+        for key in get_type_hints(schema)
+        if (CONF_DIR / key).is_dir()
+    ]
+    if groups:
+        parts.append("\n".join(["Choices, files of conf/:", *groups]))
+    parts.append("The config, each key to be given as key=value, keys within as outer.inner=value:")
+    return "\n\n".join(parts) + "\n"
 
 
 def _refuse(sentence: str, code: int = EXIT_BAD_INPUT, every_rank: bool = False) -> None:

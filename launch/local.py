@@ -20,7 +20,10 @@ FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
 
 @dataclass
 class LocalConfig:
-    """nproc: processes, null for one a GPU (one where there is none).
+    """Runs torchrun here, one log a rank in `logs/` of the run folder, and ends with the run's own
+    exit code. Behind `--` stand overrides of `python -m pretrain` (its --help shows them).
+
+    nproc: processes, null for one a GPU (one where there is none).
 
     shutdown_seconds: that a stop may take with its checkpoint, before torchrun kills.
     dry_run: only prints the command.

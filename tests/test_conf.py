@@ -1,8 +1,11 @@
 """Every choice composes against its schema; the packages keep their import contract."""
 
+import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -44,3 +47,17 @@ def test_imports_keep_the_contract():
     linter = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run([linter], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", ["local", "slurm", "chain", "status", "stop", "plan"])
+def test_a_command_s_help_has_an_example_and_explains_each_key(name, command):
+    from launch.__main__ import COMMANDS
+
+    module, _, schema = COMMANDS[name].schema.partition(":")
+    done = command("launch", name, "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"    python -m launch {name} " in done.stdout
+    explained, _, config = done.stdout.partition("The config, ")
+    for key in get_type_hints(getattr(importlib.import_module(module), schema)):
+        assert re.search(rf"\b{key}\b[^.]*?[:=]", explained), key
+        assert f"\n{key}:" in config

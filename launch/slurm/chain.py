@@ -1,5 +1,5 @@
-"""`python -m launch chain cluster=... data=... out=...`: from text to report as SLURM jobs, each
-after the one before it has ended well."""
+"""`python -m launch chain cluster=... name=...`: from text to report as SLURM jobs, each after the
+one before it has ended well."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from omegaconf import MISSING
 
-from conf.errors import InputError, did_you_mean
+from conf.errors import EXIT_DONE, InputError, did_you_mean
 from launch import training
 from launch.pipeline import StepConfig
 from launch.slurm.script import job_script, sbatch_options, srun_options
@@ -20,22 +20,42 @@ from launch.slurm.settings import Cluster, SlurmConfig, read_cluster
 from launch.slurm.submit import check_idle, need_slurm, snapshot, submit, write_folder
 
 TEMPLATE = Path(__file__).with_name("step.sbatch.j2")
+PRETRAIN = "pretrain"
+"""The step that is a job of `python -m launch slurm`; the others are one command each."""
 
 
 @dataclass
 class ChainStep(StepConfig):
-    """A step as a job. array: jobs that share its work, 0 for one job."""
+    """A step as a job.
+
+    array: jobs that share its work, 0 for one job. gpus: that it asks for, null for all of a node.
+    sbatch: further options of this step, as `partition=cpu`; they win over the cluster's.
+    needs: keys that must have a value when the step is submitted.
+    """
 
     array: int = 0
+    gpus: int | None = None
+    sbatch: list[str] = field(default_factory=list)
+    needs: list[str] = field(default_factory=list)
 
 
 @dataclass
 class ChainConfig:
-    """Steps by name, in the order in which they run; what `makes` names and is there is left out.
+    """Submits the steps in the order in which they stand in the config, one job each. A step whose
+    result is there already is left out; where one fails, those after it are cancelled.
 
-    data: folder of the tokenized corpus. out: the run folder. nodes, nproc: of the training.
-    only: steps to submit, none for all. after: ids of jobs to wait for.
-    corpus, recipe, ...: `-- key=value ...` are overrides of the training.
+    Behind `--` stand the overrides of the training, as for `python -m launch slurm`.
+
+    name: of the run. cluster: a file of `conf/cluster` by its name, or any file by its path.
+    data: folder of the tokenized corpus. out: the run folder.
+    corpus, tokenizer: as in `python -m data_pipeline tokenize`.
+    answers: jsonl of conversations for sft. preferences: jsonl of pairs for dpo.
+    tasks: as in `python -m eval lm_eval`.
+    more: further overrides of a step, as in more.sft="epochs=2 learning_rate=1e-5".
+    nodes, nproc: of the training. time: limit of each job, null for the cluster's.
+    only: the steps to submit, as in only=[sft,dpo], empty for all. after: ids of jobs to wait for.
+    node_check: compares and times the nodes before the training.
+    dry_run: prints the jobs, and writes and submits nothing.
     """
 
     name: str = MISSING
@@ -44,8 +64,10 @@ class ChainConfig:
     out: str = MISSING
     corpus: str = "python_docs"
     tokenizer: str = "bpe_8k"
-    pairs: str = MISSING
-    tasks: str = MISSING
+    answers: str = ""
+    preferences: str = ""
+    tasks: str = ""
+    more: dict[str, str] = field(default_factory=dict)
     nodes: int = 1
     nproc: int | None = None
     time: str | None = None
@@ -59,46 +81,68 @@ class ChainConfig:
 def chain(config: ChainConfig) -> None:
     """Submits the steps, or prints their jobs."""
     cluster = read_cluster(config.cluster)
-    for name in config.only:
-        if name not in config.steps:
-            raise InputError(f"only={name} is no step{did_you_mean(name, config.steps)}.")
-    chosen = {n: s for n, s in config.steps.items() if not config.only or n in config.only}
+    chosen = chosen_steps(config)
+    out = Path(config.out).absolute()
     if not config.dry_run:
         need_slurm()
-        check_idle(Path(config.out))
-    code = Path(config.out).absolute() / "slurm" / "code"
+        check_idle(out)
+        snapshot(out / "slurm" / "code")
     after = list(config.after)
     for name, step in chosen.items():
-        if Path(step.makes).exists() and not config.only:
-            print(f"{name}: {step.makes} is there", flush=True)
-            continue
         job = SlurmConfig(
             cluster=config.cluster,
-            nodes=config.nodes if name == "pretrain" else 1,
+            nodes=config.nodes if name == PRETRAIN else 1,
             nproc=config.nproc,
             time=config.time,
             after=after,
             node_check=config.node_check,
         )
-        if name == "pretrain":
+        if name == PRETRAIN:
             run = training.compose([*shlex.split(step.command)[1:], *training.overrides])
-            text = job_script(job, cluster, run, f"step pretrain of {config.name}")
-            script = run.run_dir / "slurm" / "job.sbatch"
+            text = job_script(job, cluster, run, f"step {PRETRAIN} of {config.name}")
         else:
             text = step_script(config, cluster, job, name, step)
-            script = code.parent / f"{name}.sbatch"
         if config.dry_run:
-            print(text)
+            print(f"# ---- {name}: {step.title}\n{text}")
             continue
-        if not code.exists():
-            code.parent.mkdir(parents=True, exist_ok=True)
-            snapshot(code)
-        if name == "pretrain":
-            write_folder(run, text)
+        if name == PRETRAIN:
+            script = write_folder(run, text) / "job.sbatch"
         else:
+            script = out / "slurm" / f"{name}.sbatch"
             script.write_text(text)
         after = [submit(script)]
         print(f"job {after[0]}: {name}, script {script}", flush=True)
+
+
+def chosen_steps(config: ChainConfig) -> dict[str, ChainStep]:
+    """The steps to submit: those of `only`, or all whose result is not there yet."""
+    for key, names in (("only", config.only), ("more", config.more)):
+        for name in names:
+            if name not in config.steps:
+                raise InputError(f"{key}: '{name}' is no step{did_you_mean(name, config.steps)}.")
+    chosen = {}
+    for name, step in config.steps.items():
+        made = is_made(config, name, step)
+        if name in config.only or not (config.only or made):
+            chosen[name] = step
+        elif made:
+            print(f"{name}: {step.makes} is there already", flush=True)
+    for name, step in chosen.items():
+        for key in step.needs:
+            if not getattr(config, key):
+                raise InputError(
+                    f"{key} has no value: step {name} needs {key}=..., or leave the step out with "
+                    f"only=[{','.join(other for other in chosen if other != name)}]."
+                )
+    return chosen
+
+
+def is_made(config: ChainConfig, name: str, step: ChainStep) -> bool:
+    """Whether a step has nothing to do. A training has checkpoints long before it is done."""
+    if name == PRETRAIN:
+        ended = training.outcome(Path(config.out))
+        return ended is not None and ended["code"] == EXIT_DONE
+    return Path(step.makes).exists()
 
 
 def step_script(
@@ -107,7 +151,7 @@ def step_script(
     """The text of a job that is one command."""
     folder = Path(config.out).absolute() / "slurm"
     slurm = cluster.slurm
-    options = sbatch_options(job, cluster)
+    options = [*sbatch_options(job, cluster, step.gpus), *step.sbatch]
     if step.array:
         options.append(f"array=0-{step.array - 1}")
     command = step.command

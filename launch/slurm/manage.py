@@ -25,14 +25,21 @@ RECENT_STEPS = 20
 
 @dataclass
 class StatusConfig:
-    """runs: a folder of runs, or one run."""
+    """Reads run folders and asks SLURM where it is here; changes nothing.
+
+    runs: a folder of runs, or one run.
+    """
 
     runs: str = "runs"
 
 
 @dataclass
 class StopConfig:
-    """run: its folder. now: without a checkpoint."""
+    """Writes a file `STOP` into the run folder: the run saves a checkpoint and ends, and does not
+    start again before the file is removed. A job that still waits is cancelled.
+
+    run: its folder. now: cancels the job at once, without a checkpoint.
+    """
 
     run: str = MISSING
     now: bool = False

@@ -148,7 +148,7 @@ def slowest(nodes: list[Node]) -> list[Node]:
         seen.matmul_seconds = max(seen.matmul_seconds, node.matmul_seconds)
         seen.all_reduce_seconds = max(seen.all_reduce_seconds, node.all_reduce_seconds)
         seen.gpu_memory_gib = min(seen.gpu_memory_gib, node.gpu_memory_gib)
-    return list(kept.values())
+    return [kept[name] for name in sorted(kept)]  # of equal votes, the first node's counts
 
 
 def check(folder: Path, gpus: int, gpu_memory_gib: float) -> int:

@@ -49,9 +49,11 @@ def job_script(config: SlurmConfig, cluster: Cluster, run: Training, title: str)
     )
 
 
-def sbatch_options(config: SlurmConfig, cluster: Cluster) -> list[str]:
-    """What the job asks for."""
+def sbatch_options(config: SlurmConfig, cluster: Cluster, gpus: int | None = None) -> list[str]:
+    """What the job asks for. gpus: on a node, null for as many as processes."""
     slurm = cluster.slurm
+    if gpus is None:
+        gpus = config.nproc or cluster.gpus_per_node
     nodes = str(config.nodes)
     if config.min_nodes is not None:
         nodes = f"{config.min_nodes}-{config.nodes}"
@@ -66,9 +68,9 @@ def sbatch_options(config: SlurmConfig, cluster: Cluster) -> list[str]:
     ):
         if value is not None:
             options.append(f"{key}={value}")
-    if cluster.device == "cuda" and slurm.gpus != "none":
+    if cluster.device == "cuda" and slurm.gpus != "none" and gpus:
         prefix = "gres=gpu:" if slurm.gpus == "gres" else "gpus-per-node="
-        options.append(f"{prefix}{config.nproc or cluster.gpus_per_node}")
+        options.append(f"{prefix}{gpus}")
     if config.after:
         options.append(f"dependency=afterok:{':'.join(config.after)}")
         options.append("kill-on-invalid-dep=yes")

@@ -15,12 +15,13 @@ from conf.errors import InputError, did_you_mean, one_of
 
 @dataclass
 class SlurmConfig:
-    """A training job.
+    """A training job, or with `-- --multirun key=a,b ...` one for each point of a sweep. Behind
+    `--` stand overrides of `python -m pretrain` (its --help shows them).
 
     cluster: a file of `conf/cluster` by its name, or any file by its path.
     nodes: of the job; min_nodes: with fewer left it starts all the same.
     nproc: processes a node, null for one a GPU.
-    time: limit in SLURM's form (`2-00:00:00`), null for the cluster's.
+    time: limit in SLURM's form (`2-00:00:00`), null for the cluster's; partition: likewise.
     after: ids of jobs that must have ended well before.
     node_check: compares and times the nodes before the first step.
     dry_run: prints the job, and writes and submits nothing.
@@ -45,8 +46,10 @@ class SlurmConfig:
 
 @dataclass
 class SlurmSettings:
-    """Key `slurm` of a cluster's file: what its jobs ask for and set up.
+    """The cluster's file has gpus_per_node, gpu_memory_gib, device (cuda or cpu) and slurm, which
+    says what jobs ask for and set up:
 
+    partition, account, qos, cpus_per_task, mem: as sbatch knows them.
     time: limit of a job. signal_seconds: before it, when the ranks are told to save and stop.
     shutdown_seconds: that a save may take after a signal before torchrun kills.
     gpus: how GPUs are asked for, `gpus-per-node`, `gres` or `none` (whole nodes, CPUs).

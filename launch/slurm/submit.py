@@ -33,6 +33,7 @@ def slurm(config: SlurmConfig) -> None:
             print(text)
             continue
         check_idle(run.run_dir)
+        snapshot(run.run_dir / "slurm" / "code")
         folder = write_folder(run, text)
         print(f"job {submit(folder / 'job.sbatch')}: {run.name}, log {folder / 'job.log'}")
 
@@ -46,10 +47,9 @@ def need_slurm() -> None:
 
 
 def write_folder(run: training.Training, text: str) -> Path:
-    """Writes `slurm/` of the run folder: code, config, job.sbatch. Returns it."""
+    """Writes the config and job.sbatch into `slurm/` of the run folder. Returns it."""
     folder = (run.run_dir / "slurm").absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    snapshot(folder / "code")
     (folder / "config.yaml").write_text(run.config)
     (folder / "job.sbatch").write_text(text)
     for stale in ("attempts.json", "exclude"):
