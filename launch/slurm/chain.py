@@ -49,11 +49,11 @@ class ChainConfig:
     name: of the run. cluster: a file of `conf/cluster` by its name, or any file by its path.
     data: folder of the tokenized corpus. out: the run folder.
     corpus, tokenizer: as in `python -m data_pipeline tokenize`.
-    answers: jsonl of conversations for sft. preferences: jsonl of pairs for dpo.
+    answers: jsonl of conversations for sft.
     tasks: as in `python -m eval lm_eval`.
     more: further overrides of a step, as in more.sft="epochs=2 learning_rate=1e-5".
     nodes, nproc: of the training. time: limit of each job, null for the cluster's.
-    only: the steps to submit, as in only=[sft,dpo], empty for all. after: ids of jobs to wait for.
+    only: the steps to submit, as in only=[export,sft], empty for all. after: ids of jobs to wait for.
     node_check: compares and times the nodes before the training.
     dry_run: prints the jobs, and writes and submits nothing.
     """
@@ -65,7 +65,6 @@ class ChainConfig:
     corpus: str = "python_docs"
     tokenizer: str = "bpe_8k"
     answers: str = ""
-    preferences: str = ""
     tasks: str = ""
     more: dict[str, str] = field(default_factory=dict)
     nodes: int = 1
