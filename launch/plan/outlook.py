@@ -39,8 +39,9 @@ MEASURED_SPREAD = 0.05
 
 @dataclass
 class PlanConfig:
-    """The run's own keys, and where it is to run.
+    """The run's own keys, and where it is to run: cluster, a file of conf/cluster.
 
+    precision: of the matrix products. max_epochs: passes over a source above which it warns.
     data: a tokenized corpus, or null. calibration: a JSON file, see `Calibration`, or null.
     out: the page to write, or null. show: layouts in the table.
     """
