@@ -53,7 +53,8 @@ class ChainConfig:
     tasks: as in `python -m eval lm_eval`.
     more: further overrides of a step, as in more.sft="epochs=2 learning_rate=1e-5".
     nodes, nproc: of the training. time: limit of each job, null for the cluster's.
-    only: the steps to submit, as in only=[export,sft], empty for all. after: ids of jobs to wait for.
+    only: the steps to submit, as in only=[export,sft], empty for all.
+    after: ids of jobs to wait for.
     node_check: compares and times the nodes before the training.
     dry_run: prints the jobs, and writes and submits nothing.
     """
