@@ -29,7 +29,7 @@ def killed_at_a_step(lab: Lab, trial: int) -> Outcome:
     return run.goes_on(check(ended, KILLED))
 
 
-@row(2, "a rank is killed in its backward pass, or while the others reduce", AGAIN, trials=10)
+@row(2, "a rank is killed in its backward pass, or while the others reduce", AGAIN, trials=8)
 def killed_inside(lab: Lab, trial: int) -> Outcome:
     run, random = lab.run(), drawn(2, trial)
     fault = ("kill_in_backward", "kill_before_reduce")[trial % 2]
@@ -80,7 +80,7 @@ def _processes_of(run_dir: Path) -> list[int]:
     return found
 
 
-@row(4, "killed in each phase of a save, or at a random moment of one", AGAIN, trials=40)
+@row(4, "killed in each phase of a save, or at a random moment of one", AGAIN, trials=26)
 def killed_in_a_save(lab: Lab, trial: int) -> Outcome:
     run, random = lab.run(), drawn(4, trial)
     if trial < 2 * len(PHASES):

@@ -64,7 +64,7 @@ def read_only(lab: Lab, trial: int) -> Outcome:
     return Outcome("it had begun" if trial == 0 and run.last_step() else "")
 
 
-@row(9, "a bit of a checkpoint flips", OLDER, trials=15)
+@row(9, "a bit of a checkpoint flips", OLDER, trials=12)
 def flipped_bit(lab: Lab, trial: int) -> Outcome:
     run, random = lab.stopped(), drawn(9, trial)
     path = random.choice(sorted((run.checkpoints / "step_6").glob("[!.]*")))

@@ -1,0 +1,123 @@
+"""What an asynchronous save costs the step in which it happens, on this machine's CPU.
+
+A model trains on random tokens; after every second step a save begins. Each step with a save is
+paired with the step before it, which has none: the next step begins when the save is durable, and
+what that waits beyond the step is reported too. Stated: the ratio of the pairs (median), what the
+copy holds up, seconds to durable, and memory.
+
+    python benchmarks/async_save.py [--model small_350m] [--tokens 1024] [--pairs 10]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import torch
+import torch.distributed as dist
+
+from benchmarks import corpora
+from benchmarks.gpu_training import model_config
+from benchmarks.machine import machine
+from model.config import ModelConfig
+from model.network import Decoder
+from pretrain.checkpoints.aside import Aside
+from pretrain.checkpoints.retention import Retention
+from pretrain.checkpoints.saver import Saver
+from pretrain.distributed import start
+
+
+def main() -> None:
+    """Trains, saves, writes the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="small_350m")
+    parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--folder", type=Path, help="where to save")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/async_save.json"))
+    options = parser.parse_args()
+    aside = Aside()
+    processes = start("cpu")
+    config = model_config(options.model, tiny=False)
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        saver = Saver(Path(folder), processes, aside, Retention(last=1), 1800, 0)
+        figures = measure(config, saver, options.tokens, options.pairs)
+    aside.close()
+    dist.destroy_process_group()
+    about = {"model": options.model, "tokens_a_step": options.tokens}
+    corpora.write_results(options.out, {"machine": machine(), **about, **figures})
+
+
+def measure(config: ModelConfig, saver: Saver, tokens: int, pairs: int) -> dict[str, Any]:
+    """Seconds of steps without and with a save."""
+    model = Decoder(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    ids = torch.randint(config.vocab_size, (1, tokens + 1))
+    borders = torch.tensor([0, tokens], dtype=torch.int32)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(ids[:, :-1], ids[:, 1:].contiguous(), borders, config.rope_theta)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def save(number: int) -> None:
+        problem = saver.save(number, model, optimizer, {})
+        assert problem is None, problem
+
+    step()
+    before = peak_bytes()
+    save(0)  # the plan and the memory are made once
+    saver.wait()
+    after = peak_bytes()
+    saver.outcomes.get()
+    plain, saving, held, durable = [], [], [], []
+    for number in range(1, pairs + 1):
+        started = time.perf_counter()
+        step()
+        plain.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        save(number)
+        step()
+        saving.append(time.perf_counter() - started)
+        saver.wait()
+        outcome = saver.outcomes.get()
+        assert outcome.problem is None, outcome.problem
+        held.append(outcome.held_seconds)
+        durable.append(outcome.seconds)
+        print(f"{plain[-1]:.2f} {saving[-1]:.2f} {held[-1]:.2f} {durable[-1]:.2f}", flush=True)
+    ratios = [with_save / without for without, with_save in zip(plain, saving, strict=True)]
+    return {
+        "pairs": pairs,
+        "step_seconds": statistics.median(plain),
+        "step_with_save_seconds": statistics.median(saving),
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+        "held_seconds": statistics.median(held),
+        "durable_seconds": statistics.median(durable),
+        "checkpoint_bytes": outcome.bytes,
+        "peak_bytes_before_the_first_save": before,
+        "peak_bytes_after_it": after,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }
+
+
+def peak_bytes() -> int:
+    """The most that this process had in memory so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    main()
