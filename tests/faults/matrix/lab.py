@@ -161,6 +161,8 @@ class Run:
             return Outcome(wrong or f"the second start ended with {ended.codes}: {ended.said}")
         found = re.search(r"resuming after step (\d+)", ended.said)
         resumed = int(found.group(1)) if found else 0
+        if "is finished" in ended.said:  # its last step was saved before the fault
+            resumed = STEPS
         first = [r["time"] for r in records(self.dir) if r["step"] == resumed + 1]
         differs = self.differs(self.lab.whole(processes))
         return Outcome(
