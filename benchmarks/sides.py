@@ -108,6 +108,7 @@ def attention_for(work: Work, device: torch.device) -> str:
             shape=(work.batch, work.seq_len),
             tp=1,
             cu_seqlens=document_starts(work, device),
+            device=device,
             dtype=dtype,
         ),
     )
@@ -156,7 +157,7 @@ def transformers(work: Work) -> Step:
 
     fields = hf_config(work.model, {}, "float32")
     with torch.device("meta"):
-        model = MistralForCausalLM(MistralConfig(**fields, attn_implementation="sdpa"))
+        model = MistralForCausalLM(MistralConfig(**fields | {"attn_implementation": "sdpa"}))
     rope = model.model.rotary_emb
     model.model.rotary_emb = type(rope)(model.config)  # its buffers have values, not only shapes
     values = {hf_name(name): value for name, value in initial_values(work).items()}

@@ -76,6 +76,7 @@ def choose_attention(
                 shape=(batch, stage.seq_len),
                 tp=layout.tp.size(),
                 cu_seqlens=first.cu_seqlens.to(processes.device),
+                device=processes.device,
                 dtype=dtype,
             )
             answer[0][stage.seq_len] = fastest(candidates, work)
@@ -122,19 +123,21 @@ def forward_backward(
     model: ModelConfig,
     shape: tuple[int, int],
     tp: int,
-    cu_seqlens: Tensor,
+    cu_seqlens: Tensor | None,
+    device: torch.device,
     dtype: torch.dtype,
 ) -> Callable[[], None]:
     """One layer's attention and its gradients on a backend, over the heads of one of `tp` ranks.
 
-    shape: (batch, seq). cu_seqlens: (documents + 1,) int32 starts of documents, on the device.
+    shape: (batch, seq). cu_seqlens: (documents + 1,) int32 starts of documents, on the device; None
+    where every sequence is one.
     """
     assert model.head_dim is not None
     heads = [model.num_heads // tp, model.num_kv_heads // tp, model.num_kv_heads // tp]
     shapes = [(*shape, number, model.head_dim) for number in heads]
-    inputs = [torch.randn(size, device=cu_seqlens.device, dtype=dtype) for size in shapes]
+    inputs = [torch.randn(size, device=device, dtype=dtype) for size in shapes]
     q, k, v = (tensor.requires_grad_() for tensor in inputs)
-    visible = visible_keys(name, *shape, model.sliding_window, cu_seqlens, cu_seqlens.device)
+    visible = visible_keys(name, *shape, model.sliding_window, cu_seqlens, device)
 
     def work() -> None:
         out = attend(q, k, v, visible)

@@ -12,11 +12,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from conf.errors import InputError
+from conf.errors import EXIT_HANG, InputError, RunFault
 from model.config import ModelConfig
 from pretrain.config import ParallelConfig
 
-START_TIMEOUT = timedelta(minutes=10)
+START_SECONDS = "HEADWATER_START_SECONDS"
+"""How long ranks wait for each other at the start; 600 where it is not set."""
 MESH = ("dp_replicate", "dp_shard", "cp", "tp")
 """Dimensions of the device mesh, the outermost first: neighbours talk most."""
 
@@ -42,7 +43,7 @@ def start(device: str) -> Processes:
         raise InputError("device=cuda, but torch sees no CUDA device: use device=cpu or auto.")
     backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
     if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=START_TIMEOUT)
+        join(backend, float(os.environ.get(START_SECONDS, "600")))
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     place = torch.device("cpu")
@@ -50,6 +51,24 @@ def start(device: str) -> Processes:
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(place)
     return Processes(place, dist.get_rank(), dist.get_world_size())
+
+
+def join(backend: str, seconds: float) -> None:
+    """Meets the other ranks. Raises RunFault where not all of them come."""
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+    except (RuntimeError, OSError) as error:
+        of = os.environ
+        where = f"{of.get('MASTER_ADDR')}:{of.get('MASTER_PORT')}"
+        fault = RunFault(
+            f"rank {of['RANK']} of {of.get('WORLD_SIZE')} did not meet the others at {where} "
+            f"within {seconds:.0f} s ({str(error).splitlines()[0][:200]}): check that rank 0 runs "
+            f"there, that nothing else uses the port and that all ranks were started, or set "
+            f"{START_SECONDS} higher.",
+            EXIT_HANG,
+        )
+        fault.every_rank = True
+        raise fault from None
 
 
 def check_layout(

@@ -60,7 +60,8 @@ def leaving(aside: Aside) -> Iterator[None]:
     try:
         yield
     except RunFault:
-        dist.barrier()
+        if dist.is_initialized():
+            dist.barrier()
         raise
     finally:
         aside.close()

@@ -21,7 +21,7 @@ def test_the_fastest_of_real_attention_is_taken():
     """`slow` does the same work eight times."""
 
     def work(name):
-        once = forward_backward("sdpa", tiny(head_dim=16), (2, 256), 1, STARTS, torch.float32)
+        once = forward_backward("sdpa", tiny(head_dim=16), (2, 256), 1, STARTS, CPU, torch.float32)
         return once if name == "sdpa" else lambda: [once() for _ in range(8)]
 
     timing = fastest(["slow", "sdpa"], work)

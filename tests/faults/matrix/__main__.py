@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 import tempfile
 import time
@@ -29,7 +30,6 @@ def main() -> None:
     options = parser.parse_args()
     wanted = numbers_of(options.rows) or {row.number for row in ROWS}
     rows = [row for row in ROWS if row.number in wanted]
-    began = time.monotonic()
     found: list[tuple[Row, list[Outcome]]] = []
     with tempfile.TemporaryDirectory() as folder:
         lab = Lab(Path(folder))
@@ -38,7 +38,9 @@ def main() -> None:
                 found.append((row, run_row(lab, row, math.ceil(row.trials * options.share))))
         finally:
             lab.close()
-    text = report(found, time.monotonic() - began)
+    lines = {line_key(line): line for line in kept(options.out, {row.number for row in rows})}
+    lines |= {line_key(line): line for line in map(line_of, *zip(*found, strict=True))}
+    text = report([lines[key] for key in sorted(lines)])
     options.out.write_text(text)
     print(text)
     bad = [o for _, outcomes in found for o in outcomes if o.wrong and not o.skipped]
@@ -72,22 +74,59 @@ def run_row(lab: Lab, row: Row, trials: int) -> list[Outcome]:
     return outcomes
 
 
-def report(found: list[tuple[Row, list[Outcome]]], seconds: float) -> str:
+def line_of(row: Row, outcomes: list[Outcome]) -> str:
+    """The row's line of the table."""
+    ran = [o for o in outcomes if not o.skipped]
+    if not ran:
+        return (
+            f"| {row.number} | {row.fault} | not run: {outcomes[0].skipped} | 0 | 0 | 0 | 0 | | |"
+        )
+    times = [o.recovery_seconds for o in ran if o.recovery_seconds is not None]
+    lost = [o.lost for o in ran if o.lost is not None]
+    cells = [
+        row.number,
+        row.fault,
+        row.expected,
+        len(ran),
+        sum(not o.wrong for o in ran),
+        sum(o.wrong_resume for o in ran),
+        sum(o.hang for o in ran),
+        f"{median(times):.1f}" if times else "",
+        max(lost) if lost else "",
+    ]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def line_key(line: str) -> tuple[int, str]:
+    """Number and fault of a line of the table."""
+    cells = line.split("|")
+    return int(cells[1]), cells[2].strip()
+
+
+def kept(page: Path, again: set[int]) -> list[str]:
+    """Lines of the table as it is, but for the rows that were tried again."""
+    if not page.exists():
+        return []
+    lines = [line for line in page.read_text().splitlines() if re.match(r"\| \d", line)]
+    return [line for line in lines if line_key(line)[0] not in again]
+
+
+def report(lines: list[str]) -> str:
     """docs/faults.md."""
-    tried = [o for _, outcomes in found for o in outcomes if not o.skipped]
-    right = sum(not o.wrong for o in tried)
-    wrong_resumes, hangs_seen = sum(o.wrong_resume for o in tried), sum(o.hang for o in tried)
-    rows = {row.number for row, outcomes in found if not all(o.skipped for o in outcomes)}
-    lines = [
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    trials, right, wrong, hangs_seen = (sum(int(c[at]) for c in cells) for at in (3, 4, 5, 6))
+    rows = {c[0] for c in cells if int(c[3])}
+    head = [
         "# Faults",
         "",
         "`make faults` injects each of these into real processes (gloo, a small model, 12 steps, a "
-        "checkpoint every third) and writes this page. Where a run can go on, the same command is "
-        "given again, and its weights on disk, tokens and losses are held against an uninterrupted "
-        "run's, bit for bit.",
+        "checkpoint every third) and writes this page; `python -m tests.faults.matrix --rows "
+        "4,9-12` does some of its rows again. Where a run can go on, the same command is given again, and "
+        "its weights on disk, tokens and losses are held against an uninterrupted run's, bit for "
+        "bit.",
         "",
-        f"{len(rows)} rows, {len(tried)} trials: {right} right outcomes, {wrong_resumes} wrong "
-        f"resumes, {hangs_seen} hangs, in {seconds / 60:.0f} minutes.",
+        f"{len(rows)} rows, {trials} trials: {right} right outcomes, {wrong} wrong resumes, "
+        f"{hangs_seen} hangs.",
         "",
         "Seconds to recover: median from the second start to its first step, without the imports "
         "(the ranks are forked from a process that has made them). Steps lost: the most that were "
@@ -97,28 +136,7 @@ def report(found: list[tuple[Row, list[Outcome]]], seconds: float) -> str:
         "| steps lost |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for row, outcomes in found:
-        ran = [o for o in outcomes if not o.skipped]
-        if not ran:
-            lines.append(
-                f"| {row.number} | {row.fault} | not run: {outcomes[0].skipped} | 0 | | | | | |"
-            )
-            continue
-        times = [o.recovery_seconds for o in ran if o.recovery_seconds is not None]
-        lost = [o.lost for o in ran if o.lost is not None]
-        cells = [
-            row.number,
-            row.fault,
-            row.expected,
-            len(ran),
-            sum(not o.wrong for o in ran),
-            sum(o.wrong_resume for o in ran),
-            sum(o.hang for o in ran),
-            f"{median(times):.1f}" if times else "",
-            max(lost) if lost else "",
-        ]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join([*lines, ""])
+    return "\n".join([*head, *lines, ""])
 
 
 if __name__ == "__main__":

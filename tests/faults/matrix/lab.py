@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from data_pipeline.sums import file_sums
 from pretrain.checkpoints import files, read
 from tests.conftest import ROOT
 from tests.corpora import make_corpus
@@ -44,7 +45,7 @@ class Lab:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.corpus = make_corpus(folder / "corpus").folder
+        self.corpus = with_sums(make_corpus(folder / "corpus").folder)
         self.warm = Warm(ROOT, patience=PATIENCE)
         self._whole: dict[int, Run] = {}
         self._count = 0
@@ -190,6 +191,20 @@ class Run:
             return "other weights than an uninterrupted run"
         left = [path.name for path in self.checkpoints.glob("*.tmp*")]
         return f"{left} were left" if left else ""
+
+
+def with_sums(folder: Path) -> Path:
+    """Gives the shards of a corpus their checksums, as `python -m data_pipeline` writes them."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for entries in (of for split in manifest["splits"].values() for of in split.values()):
+        for entry in entries:
+            shard = folder / entry["file"]
+            sums = b"".join(s.tobytes() for _, s in file_sums(shard.with_name(shard.name + ".bin")))
+            shard.with_name(shard.name + ".sums").write_bytes(sums)
+            entry["sums"] = True
+    path.write_text(json.dumps(manifest))
+    return folder
 
 
 def hung(ended: Ended) -> bool:

@@ -55,7 +55,7 @@ def other_settings(lab: Lab, trial: int) -> Outcome:
     return run.goes_on(wrong)
 
 
-@row(30, "wrong settings", "2, one sentence, nothing written", trials=24)
+@row(30, "wrong settings", "2, one sentence, nothing written", trials=len(BAD_INPUT))
 def bad_settings(lab: Lab, trial: int) -> Outcome:
     _, (changes, said) = BAD_INPUT[trial]
     run = lab.run()
