@@ -122,8 +122,8 @@ def report(lines: list[str]) -> str:
         "`make faults` injects each of these into real processes (gloo, a small model, 12 steps, a "
         "checkpoint every third) and writes this page; `python -m tests.faults.matrix --rows "
         "4,9-12` does some of its rows again. Where a run can go on, the same command is given "
-        "again, and its weights on disk, tokens and losses are held against an uninterrupted run's, bit for "
-        "bit.",
+        "again, and its weights on disk, tokens and losses are held against an uninterrupted "
+        "run's, bit for bit.",
         "",
         f"{len(rows)} rows, {trials} trials: {right} right outcomes, {wrong} wrong resumes, "
         f"{hangs_seen} hangs.",
