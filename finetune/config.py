@@ -1,8 +1,9 @@
-"""What `python -m finetune sft` may be told."""
+"""What `python -m finetune sft` and `dpo` may be told."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from omegaconf import MISSING
 
@@ -29,6 +30,8 @@ class SftConfig:
     precision: `auto` is bf16 where the device has it, with fp32 weights and optimizer.
     overwrite: replaces `out`, whatever it holds.
     """
+
+    record: ClassVar[str] = "sft.json"
 
     model: str = MISSING
     data: str = MISSING
@@ -83,6 +86,29 @@ class SftConfig:
                 f"process (batch_size={self.batch_size} over {processes})."
             )
         return micro, per_process // micro
+
+
+@dataclass
+class DpoConfig(SftConfig):
+    """As SftConfig, but data holds pairs of a better and a worse answer, and batch_size counts
+    pairs.
+
+    beta: how strongly the model is held to the base; lora_rank and lora_alpha: size and scale
+        of the adapters on all linear layers but the head.
+    """
+
+    record: ClassVar[str] = "dpo.json"
+
+    beta: float = 0.2
+    lora_rank: int = 4
+    lora_alpha: float = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("beta", "lora_rank", "lora_alpha"):
+            _positive(key, getattr(self, key))
+        if self.packing:
+            raise InputError("packing=true: expected false, as pairs are not packed in DPO.")
 
 
 def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:

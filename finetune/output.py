@@ -14,7 +14,6 @@ from typing import Any
 from conf.errors import InputError
 from finetune.config import SftConfig
 
-RECORD = "sft.json"
 # These say where the result goes and how it is watched, not what it is.
 NOT_INPUTS = ("model", "data", "out", "overwrite", "logger", "log_every", "device")
 
@@ -44,7 +43,7 @@ def is_done(config: SftConfig, inputs: str) -> bool:
     out = Path(config.out)
     if config.overwrite or not out.exists():
         return False
-    record = out / RECORD
+    record = out / config.record
     if record.is_file() and json.loads(record.read_text())["inputs"] == inputs:
         return True
     made = "was made from other inputs" if record.is_file() else "holds something else"
@@ -77,7 +76,7 @@ def model_card(config: SftConfig, record: dict[str, Any]) -> str:
     name, base = Path(config.out).name, Path(config.model).name
     rows = {
         "base model": base,
-        "data": f"{Path(config.data).name}, {record['rows']:,} conversations, "
+        "data": f"{Path(config.data).name}, {record['rows']:,} {record['kind']}, "
         f"sha256 {record['data_sha256'][:16]}",
         "loss on": "the assistant's turns only",
         "chat template": config.chat_template.name,

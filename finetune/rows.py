@@ -24,6 +24,7 @@ Row = dict[str, list[Message]]
 
 ROLES = ("system", "user", "assistant")
 PAIR, CONVERSATION = ("prompt", "completion"), ("messages",)
+TRIPLE = ("prompt", "chosen", "rejected")
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -52,6 +53,39 @@ def read_rows(path: Path) -> list[Row]:
         rows.append(row)
     if not rows:
         raise InputError(f"data={path} is empty: expected a conversation on each line.")
+    return rows
+
+
+def read_pairs(path: Path) -> list[Row]:
+    """All pairs of a file, as {prompt, chosen, rejected} of lists of messages; the last two hold
+    one assistant message each. `chosen` and `rejected` may repeat the conversation before it,
+    as UltraFeedback Binarized does; that is then the prompt, whatever 'prompt' says.
+
+    Raises:
+        InputError: the file is missing, empty or not UTF-8, or a line is no such pair.
+    """
+    if not path.is_file():
+        raise InputError(f"data={path} is no file: expected jsonl with pairs.")
+    rows = []
+    for place, content in _lines(path):
+        row = {}
+        for key, role in zip(TRIPLE, ("user", "assistant", "assistant"), strict=True):
+            value = content.get(key)
+            if isinstance(value, str):
+                value = [{"role": role, "content": value}]
+            row[key] = _checked(value, key, place)
+        before = [row[key][:-1] for key in TRIPLE[1:]]
+        if before[0] != before[1]:
+            raise InputError(f"{place}: 'chosen' and 'rejected' answer different conversations.")
+        answers = {key: row[key][-1:] for key in TRIPLE[1:]}
+        for key, (answer,) in answers.items():
+            if answer["role"] != "assistant":
+                raise InputError(f"{place}: '{key}' ends with the {answer['role']}'s turn.")
+        if answers["chosen"] == answers["rejected"]:
+            raise InputError(f"{place}: 'chosen' and 'rejected' are the same answer.")
+        rows.append({"prompt": before[0] or row["prompt"], **answers})
+    if not rows:
+        raise InputError(f"data={path} is empty: expected a pair on each line.")
     return rows
 
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from conf.errors import InputError
 from finetune.config import SftConfig
-from finetune.output import RECORD, inputs_fingerprint, is_done, model_card, sha256, staged
+from finetune.output import inputs_fingerprint, is_done, model_card, sha256, staged
 from finetune.rows import read_rows
 
 if TYPE_CHECKING:
-    from trl import SFTTrainer
+    from transformers import Trainer
 
     from finetune.prepare import Base
 
@@ -55,7 +55,7 @@ def sft(config: SftConfig) -> None:
         check_labels(trainer, base.tokenizer)
         tune(trainer, config, folder, writes)
         if writes:
-            record = {"format": 1, "inputs": inputs, "rows": len(rows), **about(trainer, config)}
+            record = {"inputs": inputs, "rows": len(rows), **about(trainer, config)}
             save(base, config, record, folder)
     if writes:
         print(
@@ -64,7 +64,7 @@ def sft(config: SftConfig) -> None:
         )
 
 
-def tune(trainer: SFTTrainer, config: SftConfig, folder: Path, writes: bool) -> None:
+def tune(trainer: Trainer, config: SftConfig, folder: Path, writes: bool) -> None:
     """Trains; the main process tells how it goes."""
     from finetune.watch import MetricsFile, ProgressLine
 
@@ -88,10 +88,12 @@ def tune(trainer: SFTTrainer, config: SftConfig, folder: Path, writes: bool) -> 
         run.finish()
 
 
-def about(trainer: SFTTrainer, config: SftConfig) -> dict[str, Any]:
+def about(trainer: Trainer, config: SftConfig) -> dict[str, Any]:
     """What the run was, for sft.json and the model card."""
     lines = [line for line in trainer.state.log_history if "loss" in line]
     return {
+        "format": 1,
+        "kind": "conversations" if config.record == "sft.json" else "pairs",
         "model": config.model,
         "data": config.data,
         "data_sha256": sha256(Path(config.data)),
@@ -115,4 +117,4 @@ def save(base: Base, config: SftConfig, record: dict[str, Any], folder: Path) ->
     base.model.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(model_card(config, record))
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    (folder / config.record).write_text(json.dumps(record, indent=2) + "\n")

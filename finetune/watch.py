@@ -24,6 +24,8 @@ TRAIN_KEYS = {
     "learning_rate": "learning_rate",
     "num_input_tokens_seen": "tokens",
     "epoch": "epoch",
+    "rewards/margins": "reward_margin",
+    "rewards/accuracies": "reward_accuracy",
 }
 
 

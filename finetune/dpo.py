@@ -1,0 +1,69 @@
+"""`python -m finetune dpo`: direct preference optimisation (Rafailov et al. 2023, arXiv
+2305.18290) of a Hugging Face folder by LoRA, on `trl` and `peft`.
+
+The base with its adapters off is the reference. At the end the adapters are merged, so that the
+result is again a folder that stock `transformers` loads.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from conf.errors import InputError
+from finetune.config import DpoConfig
+from finetune.output import inputs_fingerprint, is_done, staged
+from finetune.rows import read_pairs
+from finetune.sft import about, save, tune
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    from finetune.prepare import Base
+
+
+def dpo(config: DpoConfig) -> None:
+    """Tunes the model and writes the folder `out`, or says that it is there already.
+
+    Raises:
+        InputError: settings, model folder, data or template do not fit; `out` is untouched.
+    """
+    # No name is ever looked up on the Hub: all that is read lies here.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    model_dir, out = Path(config.model), Path(config.out)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    config.share(processes)
+    if not (model_dir / "config.json").is_file():
+        raise InputError(f"model={model_dir} is no Hugging Face folder: it has no config.json.")
+    rows = read_pairs(Path(config.data))
+    inputs = inputs_fingerprint(config)
+    writes = os.environ.get("RANK", "0") == "0"
+    if is_done(config, inputs):
+        if writes:
+            print(f"{out}: done already, from the same inputs")
+        return
+
+    from finetune.prepare import load
+    from finetune.prepare_dpo import build_trainer
+
+    base = load(model_dir)
+    with staged(out, writes=writes) as folder:
+        trainer = build_trainer(config, base, rows, processes, folder)
+        tune(trainer, config, folder, writes)
+        if writes:
+            merge(trainer, base)
+            record = {"inputs": inputs, "rows": len(rows), **about(trainer, config)}
+            save(base, config, record, folder)
+    if writes:
+        print(
+            f"{out}: {record['steps']} steps on {len(rows)} pairs, loss "
+            f"{record['first_loss']:.3f} -> {record['loss']:.3f}, {record['seconds']:.0f} s"
+        )
+
+
+def merge(trainer: Trainer, base: Base) -> None:
+    """Adds the adapters to the weights of `base.model`, in fp32, and takes them off."""
+    adapted = trainer.accelerator.unwrap_model(trainer.model)
+    merged = adapted.merge_and_unload()
+    assert merged is base.model

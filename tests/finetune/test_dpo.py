@@ -1,0 +1,144 @@
+"""`python -m finetune dpo` on a tiny model: what it learns, scores, merges and refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from conf.errors import InputError
+from finetune.config import DpoConfig
+from finetune.dpo import dpo, merge
+from finetune.prepare import load
+from finetune.prepare_dpo import build_trainer, tokenize_pairs
+from finetune.rows import read_pairs
+from tests.finetune.conftest import load_template
+
+
+@pytest.fixture(scope="module")
+def preferences(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A function's own docstring against the docstring of the next one."""
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    lines = [
+        {"prompt": a["prompt"], "chosen": a["completion"], "rejected": b["completion"]}
+        for a, b in zip(rows, rows[1:] + rows[:1], strict=True)
+        if a["completion"] != b["completion"]
+    ]
+    path = tmp_path_factory.mktemp("preferences") / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    return path
+
+
+@pytest.fixture
+def config(base: Path, preferences: Path, tmp_path: Path) -> DpoConfig:
+    return DpoConfig(
+        model=str(base),
+        data=str(preferences),
+        out=str(tmp_path / "chat"),
+        chat_template=load_template("danube"),
+        precision="fp32",
+        device="cpu",
+        learning_rate=1e-2,
+        max_steps=4,
+        log_every=1,
+    )
+
+
+def test_command(base: Path, preferences: Path, tmp_path: Path, command) -> None:
+    """The loss starts at ln 2 and falls, the margin rises, the folder is a stock one."""
+    out = tmp_path / "chat"
+    options = [f"model={base}", f"data={preferences}", f"out={out}", "device=cpu"]
+    options += ["precision=fp32", "learning_rate=1e-2", "batch_size=8", "epochs=4", "log_every=1"]
+    done = command("finetune", "dpo", *options)
+    assert (done.returncode, done.stderr) == (0, "")
+    records = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    lines = [record for record in records if record["kind"] == "train"]
+    assert lines[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert lines[0]["reward_margin"] == pytest.approx(0, abs=1e-5)
+    assert lines[-1]["loss"] < 0.5
+    assert lines[-1]["reward_margin"] > 0.5
+    model = AutoModelForCausalLM.from_pretrained(out)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert model.dtype == torch.bfloat16
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert tokenizer.chat_template == load_template("danube").template
+    assert json.loads((out / "config.json").read_text()) == json.loads(
+        (base / "config.json").read_text()
+    )
+    assert not list(out.glob("adapter*"))
+    assert json.loads((out / "dpo.json").read_text())["kind"] == "pairs"
+
+
+def test_merged_equals_base_with_adapters(config: DpoConfig, tmp_path: Path) -> None:
+    base = load(Path(config.model))
+    trainer = build_trainer(config, base, read_pairs(Path(config.data)), 1, tmp_path / "work")
+    trainer.train()
+    ids = torch.arange(3, 60)[None]
+    with torch.no_grad():
+        adapted = trainer.model.eval()(ids).logits
+        with trainer.model.disable_adapter():
+            before = trainer.model(ids).logits
+        merge(trainer, base)
+        merged = base.model(ids).logits
+    assert (adapted - before).abs().max() > 1e-2
+    torch.testing.assert_close(merged, adapted, atol=1e-4, rtol=1e-4)
+
+
+def test_prompts_are_not_scored(config: DpoConfig, tmp_path: Path) -> None:
+    """The mask covers the answers with their end token, and the ids before it are a server's."""
+    base = load(Path(config.model))
+    rows = read_pairs(Path(config.data))
+    trainer = build_trainer(config, base, rows, 1, tmp_path / "work")
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])
+    keys = ["chosen"] * 3 + ["rejected"] * 3
+    for i, key in enumerate(keys):
+        ids, mask = batch["input_ids"][i], batch["completion_mask"][i].bool()
+        row = rows[i % 3]
+        assert base.tokenizer.decode(ids[mask]) == row[key][0]["content"] + "</s>"
+        seen = batch["attention_mask"][i].bool() & ~mask
+        served = base.tokenizer.apply_chat_template(
+            row["prompt"], add_generation_prompt=True, return_dict=True
+        )
+        assert ids[seen].tolist() == served["input_ids"]
+
+
+def test_chosen_may_repeat_the_conversation(tmp_path: Path, tokenizer) -> None:
+    """UltraFeedback Binarized's shape and the plain one are the same pair."""
+    question = {"role": "user", "content": "3 + 5?"}
+    good, bad = ({"role": "assistant", "content": text} for text in ("8", "9"))
+    long = {"prompt": "3 + 5?", "chosen": [question, good], "rejected": [question, bad]}
+    short = {"prompt": "3 + 5?", "chosen": "8", "rejected": "9"}
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(long) + "\n" + json.dumps(short))
+    first, second = tokenize_pairs(read_pairs(path), load_template("danube"), tokenizer)
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt": "a", "chosen": "b"}, "'rejected' is None: expected text or messages"),
+        ({"prompt": "a", "chosen": "b", "rejected": "b"}, "are the same answer"),
+        (
+            {"prompt": "a", "chosen": [{"role": "user", "content": "b"}], "rejected": "c"},
+            "'chosen' ends with the user's turn",
+        ),
+    ],
+)
+def test_bad_pairs(config: DpoConfig, tmp_path: Path, row: dict, words: str) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text(json.dumps(row))
+    config.data = str(path)
+    with pytest.raises(InputError, match=words):
+        dpo(config)
+    assert not Path(config.out).exists()
+
+
+def test_bad_settings() -> None:
+    with pytest.raises(InputError, match="lora_rank=0: expected a number above 0"):
+        DpoConfig(lora_rank=0)
+    with pytest.raises(InputError, match="packing=true: expected false"):
+        DpoConfig(packing=True)
