@@ -20,12 +20,15 @@ from tests.finetune.conftest import load_template
 
 @pytest.fixture(scope="module")
 def preferences(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A function's own docstring against the docstring of the next one."""
+    """A docstring against the same in capitals: a model of 32 dimensions can tell them apart."""
     rows = [json.loads(line) for line in pairs.read_text().splitlines()]
     lines = [
-        {"prompt": a["prompt"], "chosen": a["completion"], "rejected": b["completion"]}
-        for a, b in zip(rows, rows[1:] + rows[:1], strict=True)
-        if a["completion"] != b["completion"]
+        {
+            "prompt": row["prompt"],
+            "chosen": row["completion"],
+            "rejected": row["completion"].upper(),
+        }
+        for row in rows
     ]
     path = tmp_path_factory.mktemp("preferences") / "pairs.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)) + "\n")
