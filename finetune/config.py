@@ -101,7 +101,7 @@ class DpoConfig(SftConfig):
 
     beta: float = 0.2
     lora_rank: int = 4
-    lora_alpha: float = 16
+    lora_alpha: int = 16
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -77,7 +78,7 @@ def test_command(base: Path, preferences: Path, tmp_path: Path, command) -> None
 
 def test_merged_equals_base_with_adapters(config: DpoConfig, tmp_path: Path) -> None:
     base = load(Path(config.model))
-    trainer = build_trainer(config, base, read_pairs(Path(config.data)), 1, tmp_path / "work")
+    trainer: Any = build_trainer(config, base, read_pairs(Path(config.data)), 1, tmp_path / "work")
     trainer.train()
     ids = torch.arange(3, 60)[None]
     with torch.no_grad():
@@ -94,7 +95,7 @@ def test_prompts_are_not_scored(config: DpoConfig, tmp_path: Path) -> None:
     """The mask covers the answers with their end token, and the ids before it are a server's."""
     base = load(Path(config.model))
     rows = read_pairs(Path(config.data))
-    trainer = build_trainer(config, base, rows, 1, tmp_path / "work")
+    trainer: Any = build_trainer(config, base, rows, 1, tmp_path / "work")
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])
     keys = ["chosen"] * 3 + ["rejected"] * 3
     for i, key in enumerate(keys):
@@ -102,7 +103,7 @@ def test_prompts_are_not_scored(config: DpoConfig, tmp_path: Path) -> None:
         row = rows[i % 3]
         assert base.tokenizer.decode(ids[mask]) == row[key][0]["content"] + "</s>"
         seen = batch["attention_mask"][i].bool() & ~mask
-        served = base.tokenizer.apply_chat_template(
+        served: Any = base.tokenizer.apply_chat_template(
             row["prompt"], add_generation_prompt=True, return_dict=True
         )
         assert ids[seen].tolist() == served["input_ids"]
