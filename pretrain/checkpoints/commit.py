@@ -1,7 +1,7 @@
 """The parts of a save that touch files; each runs in a process aside.
 
 1. Every rank writes its shards into `step_N.tmp-<id>/`, 2. makes them durable and reads them back
-for their hashes. 3. All votes are in (see `saver`). 4. Rank 0 writes the manifest, 5. renames the
+from the disk. 3. All votes are in (see `saver`). 4. Rank 0 writes the manifest, 5. renames the
 folder, 6. moves `latest` and prunes. 7. What a later start takes is what the manifest confirms.
 """
 
@@ -19,7 +19,7 @@ from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import WriteItem
 
-from pretrain.checkpoints import files
+from pretrain.checkpoints import direct, files
 from pretrain.checkpoints.aside import shared_memory, trainer_pid
 from pretrain.checkpoints.retention import Retention
 from pretrain.checkpoints.staging import Staged
@@ -37,11 +37,13 @@ class Resolved:
 
 
 def write_shards(folder: Path, step: int, staged: Staged) -> tuple[dict[str, Any], list[Any]]:
-    """Writes what this rank staged, syncs it, and reads it back for its hashes; returns the
-    manifest's entries and DCP's results."""
+    """Writes what this rank staged, syncs it, and reads it back from the disk; returns the
+    manifest's entries and DCP's results. Raises OSError where the disk has something else."""
     files.reach("staged", step, trainer_pid())
     folder.mkdir(parents=True, exist_ok=True)
-    writer = FileSystemWriter(folder, thread_count=1, sync_files=True)
+    torch.serialization.set_crc32_options(False)  # the manifest has better hashes
+    writer = FileSystemWriter(folder, thread_count=1, sync_files=False)
+    writer.fs = disk = direct.DirectFiles()
     planner: Any = Resolved(staged.plan.items, staged.values(shared_memory()))
     try:
         results = writer.write_data(staged.plan, planner).wait()
@@ -51,8 +53,11 @@ def write_shards(folder: Path, step: int, staged: Staged) -> tuple[dict[str, Any
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
         raise
     files.reach("written", step, trainer_pid())
-    names = {result.storage_data.relative_path for result in results}
-    entries = {name: files.entry(folder / name) for name in sorted(names)}
+    entries = {}
+    for name, digest in sorted(disk.digests.items()):
+        if direct.digest(folder / name) != digest:
+            raise OSError(f"{folder / name} does not read back as it was written.")
+        entries[name] = {"bytes": (folder / name).stat().st_size, "xxh3_128": digest}
     files.reach("hashed", step, trainer_pid())
     return entries, results
 
