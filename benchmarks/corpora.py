@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from data_pipeline.index_file import HEADER, MAGIC
-from data_pipeline.manifest import Manifest, load_manifest
-from data_pipeline.sums import BLOCK_BYTES, SUM, file_sums
+from data_pipeline.store.index_file import HEADER, MAGIC
+from data_pipeline.store.manifest import Manifest, load_manifest
+from data_pipeline.store.sums import BLOCK_BYTES, SUM, file_sums
 
 DOCUMENT_TOKENS = 1000
 VOCAB_SIZE = 32_000

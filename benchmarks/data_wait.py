@@ -21,10 +21,10 @@ import torch
 
 from benchmarks import corpora
 from benchmarks.machine import machine
-from data_pipeline.batches import BatchReader
-from data_pipeline.manifest import load_manifest
-from data_pipeline.order import SampleOrder
-from data_pipeline.recipe import RecipeConfig, StageConfig, StagePlan
+from data_pipeline.sampling.batches import BatchReader
+from data_pipeline.sampling.order import SampleOrder
+from data_pipeline.sampling.recipe import RecipeConfig, StageConfig, StagePlan
+from data_pipeline.store.manifest import load_manifest
 from pretrain.loader import Loader
 
 SEQ, BATCH_TOKENS = 2048, 131_072

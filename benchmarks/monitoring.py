@@ -118,7 +118,7 @@ def main() -> None:
 def settings(folder: Path, steps: int) -> PretrainConfig:
     """The 19M-parameter model on text, all checks as often as they come by default."""
     from conf.wandb_run import LoggerConfig
-    from data_pipeline.recipe import RecipeConfig, StageConfig
+    from data_pipeline.sampling.recipe import RecipeConfig, StageConfig
 
     make_corpus(folder / "data")
     stage = StageConfig(SEQ, BATCH * SEQ * steps, {"code": 0.5, "prose": 0.5})

@@ -81,9 +81,9 @@ def make_ours(folder: Path, count: int, options: argparse.Namespace) -> Callable
     """Reads `count` samples step by step, in micro-batches, as the trainer's loader does."""
     import numpy as np
 
-    from data_pipeline.batches import BatchReader
-    from data_pipeline.manifest import load_manifest
-    from data_pipeline.order import OrderStage, SampleOrder
+    from data_pipeline.sampling.batches import BatchReader
+    from data_pipeline.sampling.order import OrderStage, SampleOrder
+    from data_pipeline.store.manifest import load_manifest
 
     manifest = load_manifest(folder)
     stage = OrderStage(SEQ_LEN, count, {"web": 1})

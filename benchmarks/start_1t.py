@@ -95,9 +95,9 @@ def ours(folder: Path) -> dict[str, float]:
     """From the manifest to the first batch of a step."""
     import numpy as np
 
-    from data_pipeline.batches import BatchReader
-    from data_pipeline.manifest import load_manifest
-    from data_pipeline.order import OrderStage, SampleOrder
+    from data_pipeline.sampling.batches import BatchReader
+    from data_pipeline.sampling.order import OrderStage, SampleOrder
+    from data_pipeline.store.manifest import load_manifest
 
     before, started = corpora.memory(), time.perf_counter()
     manifest = load_manifest(folder)

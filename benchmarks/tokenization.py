@@ -87,8 +87,8 @@ def compare(options: argparse.Namespace) -> dict[str, object]:
 def make_text(folder: Path, megabytes: float) -> dict[str, object]:
     """This Python's own sources and docs, each file a document of one JSON line, and a tokenizer
     trained on them. Files are repeated under new line numbers where they are not enough."""
-    from data_pipeline.corpus import TokenizerConfig
-    from data_pipeline.tokenizer import train_tokenizer
+    from data_pipeline.text.corpus import TokenizerConfig
+    from data_pipeline.tokenizing.tokenizer import train_tokenizer
 
     roots = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")]
     texts, size = [], 0
@@ -139,8 +139,8 @@ def megatron(options: argparse.Namespace) -> None:
     import torch
     from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
-    from data_pipeline.corpus import CorpusConfig, SourceConfig
-    from data_pipeline.units import plan_units
+    from data_pipeline.text.corpus import CorpusConfig, SourceConfig
+    from data_pipeline.text.units import plan_units
 
     out = options.folder / "out" / "train"
     out.mkdir(parents=True)
@@ -164,7 +164,7 @@ def megatron(options: argparse.Namespace) -> None:
 
 def initialise(path: str) -> None:
     """The tokenizer of a process."""
-    from data_pipeline.tokenizer import load_tokenizer
+    from data_pipeline.tokenizing.tokenizer import load_tokenizer
 
     global _tokenizer
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

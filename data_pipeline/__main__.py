@@ -5,14 +5,14 @@ from conf.entry import Command, main
 COMMANDS = {
     "tokenize": Command(
         config="tokenize",
-        schema="data_pipeline.corpus:TokenizeConfig",
-        run="data_pipeline.tokenize:tokenize",
+        schema="data_pipeline.text.corpus:TokenizeConfig",
+        run="data_pipeline.tokenizing.tokenize:tokenize",
         summary="a corpus to a tokenizer and tokenized shards with a manifest",
     ),
     "quality": Command(
         config="quality",
-        schema="data_pipeline.cleaning.train_quality:QualityConfig",
-        run="data_pipeline.cleaning.train_quality:quality",
+        schema="data_pipeline.text.train_quality:QualityConfig",
+        run="data_pipeline.text.train_quality:quality",
         summary="a classifier of good text from examples, for the cleaning step `quality`",
     ),
     "pairs": Command(
@@ -29,14 +29,14 @@ COMMANDS = {
     ),
     "inspect": Command(
         config="inspect_data",
-        schema="data_pipeline.inspect_page:InspectConfig",
-        run="data_pipeline.inspect_page:inspect",
+        schema="data_pipeline.inspection.inspect_page:InspectConfig",
+        run="data_pipeline.inspection.inspect_page:inspect",
         summary="an HTML page about a corpus, what its cleaning dropped and what a recipe takes",
     ),
     "verify": Command(
         config="verify",
-        schema="data_pipeline.verify:VerifyConfig",
-        run="data_pipeline.verify:verify",
+        schema="data_pipeline.store.verify:VerifyConfig",
+        run="data_pipeline.store.verify:verify",
         summary="re-checks a folder of shards, all of it or a sample",
     ),
     "import": Command(

@@ -25,8 +25,8 @@ from omegaconf import MISSING
 from tokenizers import Tokenizer
 
 from conf.errors import InputError, did_you_mean
-from data_pipeline.manifest import FILE, Manifest, tokenizer_fingerprint
-from data_pipeline.shard_scan import (
+from data_pipeline.store.manifest import FILE, Manifest, tokenizer_fingerprint
+from data_pipeline.store.shard_scan import (
     BadIndex,
     Ints,
     index_flaws,
@@ -35,8 +35,8 @@ from data_pipeline.shard_scan import (
     sha256_of_file,
     write_index_without_empty,
 )
-from data_pipeline.sums import SUM
-from data_pipeline.tokenizer import load_tokenizer, token_bytes, vocab_size_of
+from data_pipeline.store.sums import SUM
+from data_pipeline.tokenizing.tokenizer import load_tokenizer, token_bytes, vocab_size_of
 
 LINKS = ("symlink", "hard", "copy")
 PARALLEL_BYTES = 1 << 27
@@ -112,7 +112,7 @@ def import_shards(config: ImportConfig) -> None:
     """Makes `config.out`; raises InputError, and leaves nothing, for what cannot be trained on."""
     from rich.console import Console
 
-    from data_pipeline.finish import print_summary
+    from data_pipeline.tokenizing.finish import print_summary
 
     console = Console(soft_wrap=True, highlight=False)
     out = Path(config.out)

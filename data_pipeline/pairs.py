@@ -20,9 +20,9 @@ from typing import Any
 from omegaconf import MISSING
 
 from conf.errors import InputError
-from data_pipeline.documents import read_documents
-from data_pipeline.manifest import Manifest, load_manifest
-from data_pipeline.selection import HELD_OUT, TRAIN
+from data_pipeline.store.manifest import Manifest, load_manifest
+from data_pipeline.text.selection import HELD_OUT, TRAIN
+from data_pipeline.tokenizing.documents import read_documents
 
 QUESTION = "Write the docstring of this function.\n\n"
 

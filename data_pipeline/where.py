@@ -16,14 +16,14 @@ import numpy as np
 from omegaconf import MISSING, OmegaConf
 
 from conf.errors import InputError
-from data_pipeline.batches import open_stream
-from data_pipeline.documents import document_names
-from data_pipeline.manifest import load_manifest
-from data_pipeline.order import SampleOrder
-from data_pipeline.recipe import plan_of
-from data_pipeline.remote import side_file
-from data_pipeline.shards import Index
-from data_pipeline.tokenizer import load_tokenizer
+from data_pipeline.sampling.batches import open_stream
+from data_pipeline.sampling.order import SampleOrder
+from data_pipeline.sampling.recipe import plan_of
+from data_pipeline.store.manifest import load_manifest
+from data_pipeline.store.remote import side_file
+from data_pipeline.store.shards import Index
+from data_pipeline.tokenizing.documents import document_names
+from data_pipeline.tokenizing.tokenizer import load_tokenizer
 
 Row = dict[str, Any]
 

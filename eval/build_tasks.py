@@ -27,8 +27,8 @@ import yaml
 from omegaconf import MISSING
 
 from conf.errors import InputError
-from data_pipeline.documents import read_documents
-from data_pipeline.manifest import Manifest, load_manifest
+from data_pipeline.store.manifest import Manifest, load_manifest
+from data_pipeline.tokenizing.documents import read_documents
 from eval.files import new_folder, write_json_lines
 
 CHOICES = 4

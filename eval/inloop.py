@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data_pipeline.batches import IGNORED, Batch
+from data_pipeline.sampling.batches import IGNORED, Batch
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import InputError
-from data_pipeline.manifest import Manifest, load_manifest
+from data_pipeline.store.manifest import Manifest, load_manifest
 from eval.beside import beside
 from eval.curves import sft_charts, training_charts
 from eval.files import read_json_lines

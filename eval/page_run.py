@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from data_pipeline.manifest import Manifest
+from data_pipeline.store.manifest import Manifest
 from eval.run_folder import Record, RunFolder
 from model.flops import FLOP_CONVENTION
 from pages.svg import short_number

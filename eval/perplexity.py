@@ -21,8 +21,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from conf.errors import InputError
-from data_pipeline.batches import IGNORED, Batch, held_out_batches
-from data_pipeline.manifest import Manifest, load_manifest
+from data_pipeline.sampling.batches import IGNORED, Batch, held_out_batches
+from data_pipeline.store.manifest import Manifest, load_manifest
 from eval.files import write_text
 from eval.inloop import Score
 from eval.models import load

@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_pipeline.batches import BatchReader
-from data_pipeline.recipe import StagePlan
+from data_pipeline.sampling.batches import BatchReader
+from data_pipeline.sampling.recipe import StagePlan
 from model.attention import attend, check_backend, usable_backends, visible_keys
 from model.config import ModelConfig
 from pretrain.config import PretrainConfig

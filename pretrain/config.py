@@ -9,7 +9,7 @@ from omegaconf import MISSING
 
 from conf.errors import InputError, one_of
 from conf.wandb_run import LoggerConfig
-from data_pipeline.recipe import RecipeConfig
+from data_pipeline.sampling.recipe import RecipeConfig
 from model.config import ModelConfig
 from pretrain.health.config import HealthConfig
 

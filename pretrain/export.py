@@ -16,7 +16,7 @@ from torch import Tensor
 
 from conf.chat import ChatTemplate
 from conf.errors import InputError, one_of
-from data_pipeline.manifest import Manifest, load_manifest
+from data_pipeline.store.manifest import Manifest, load_manifest
 from model.flops import parameters
 from model.hf import hf_config, save_weights
 from model.network import build_meta

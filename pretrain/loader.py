@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from conf.errors import InputError
-from data_pipeline.batches import Batch, BatchReader
-from data_pipeline.recipe import StagePlan
-from data_pipeline.storage import in_thread
+from data_pipeline.sampling.batches import Batch, BatchReader
+from data_pipeline.sampling.recipe import StagePlan
+from data_pipeline.store.storage import in_thread
 from model.loss import IGNORED
 from pretrain.config import ParallelConfig
 

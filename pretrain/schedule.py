@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from data_pipeline.recipe import Stage, StagePlan
+from data_pipeline.sampling.recipe import Stage, StagePlan
 from pretrain.config import OptimConfig
 
 SHAPES: dict[str, Callable[[float], float]] = {

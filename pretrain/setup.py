@@ -12,10 +12,10 @@ import torch
 from omegaconf import OmegaConf
 
 from conf.errors import InputError
-from data_pipeline.batches import BatchReader
-from data_pipeline.manifest import Manifest, load_manifest
-from data_pipeline.order import SampleOrder
-from data_pipeline.recipe import StagePlan
+from data_pipeline.sampling.batches import BatchReader
+from data_pipeline.sampling.order import SampleOrder
+from data_pipeline.sampling.recipe import StagePlan
+from data_pipeline.store.manifest import Manifest, load_manifest
 from model.config import ModelConfig
 from model.hf import HFWeights, read_config
 from model.init import initial_value

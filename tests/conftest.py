@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline import storage
-from data_pipeline.manifest import Manifest
+from data_pipeline.store import storage
+from data_pipeline.store.manifest import Manifest
 from tests.corpora import make_corpus
 from tests.s3_server import S3Server, running
 

@@ -13,8 +13,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
 
-from data_pipeline.manifest import Manifest, tokenizer_fingerprint
-from data_pipeline.tokenizer import token_bytes
+from data_pipeline.store.manifest import Manifest, tokenizer_fingerprint
+from data_pipeline.tokenizing.tokenizer import token_bytes
 
 SPECIAL = ["<pad>", "<s>", "</s>"]
 VOCAB_SIZE = len(SPECIAL) + 256

@@ -75,7 +75,7 @@ class S3Server:
 @contextmanager
 def running() -> Iterator[S3Server]:
     """A server with an empty bucket; the environment of this process points to it."""
-    from data_pipeline import storage
+    from data_pipeline.store import storage
 
     server = S3Server()
     with pytest.MonkeyPatch.context() as patch:

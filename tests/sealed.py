@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.manifest import Manifest, load_manifest
-from data_pipeline.sums import file_sums
+from data_pipeline.store.manifest import Manifest, load_manifest
+from data_pipeline.store.sums import file_sums
 from tests.corpora import write_shard
 
 

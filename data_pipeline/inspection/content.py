@@ -17,12 +17,12 @@ from data_pipeline.inspection.corpus import (
 )
 from data_pipeline.inspection.plan import GOOD_EPOCHS, Plan
 from data_pipeline.inspection.samples import sample_documents, sample_sequences
-from data_pipeline.manifest import Manifest
-from data_pipeline.tokenizer import load_tokenizer
+from data_pipeline.store.manifest import Manifest
+from data_pipeline.tokenizing.tokenizer import load_tokenizer
 from pages.svg import short_number
 
 if TYPE_CHECKING:
-    from data_pipeline.inspect_page import Subject
+    from data_pipeline.inspection.inspect_page import Subject
 
 Row = dict[str, Any]
 OPEN_FUNNELS = 3

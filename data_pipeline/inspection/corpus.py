@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.documents import document_names
-from data_pipeline.manifest import Manifest
-from data_pipeline.shard_scan import BadIndex, read_index
+from data_pipeline.store.manifest import Manifest
+from data_pipeline.store.shard_scan import BadIndex, read_index
+from data_pipeline.tokenizing.documents import document_names
 
 Ints = NDArray[np.int64]
 SHARDS = 1024

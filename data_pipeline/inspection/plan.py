@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import InputError
-from data_pipeline.order import OrderStage, SampleOrder
-from data_pipeline.recipe import plan_of
+from data_pipeline.sampling.order import OrderStage, SampleOrder
+from data_pipeline.sampling.recipe import plan_of
 
 GOOD_EPOCHS = 4.0
 """Repeating text up to so often costs little (Muennighoff et al., 2023, arXiv 2305.16264)."""

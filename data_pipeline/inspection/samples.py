@@ -10,11 +10,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from conf.errors import InputError
-from data_pipeline.documents import document_names
 from data_pipeline.inspection.corpus import spread
 from data_pipeline.inspection.plan import Plan
-from data_pipeline.manifest import Manifest
-from data_pipeline.shard_scan import BadIndex, read_index
+from data_pipeline.store.manifest import Manifest
+from data_pipeline.store.shard_scan import BadIndex, read_index
+from data_pipeline.tokenizing.documents import document_names
 
 MOST_TOKENS = 4000
 """Of a document that are decoded."""
@@ -119,7 +119,7 @@ def sample_sequences(
     manifest: Manifest, tokenizer: Tokenizer, plan: Plan, count: int
 ) -> list[SampledSequence]:
     """`count` samples of each stage, evenly spread over it, read as a training step reads them."""
-    from data_pipeline.batches import BatchReader
+    from data_pipeline.sampling.batches import BatchReader
 
     if plan.order is None or not count:
         return []

@@ -11,8 +11,8 @@ from typing import Any
 from omegaconf import MISSING
 
 from conf.errors import InputError, one_of
-from data_pipeline.manifest import load_manifest
-from data_pipeline.recipe import RecipeConfig, Stage, StagePlan
+from data_pipeline.sampling.recipe import RecipeConfig, Stage, StagePlan
+from data_pipeline.store.manifest import load_manifest
 from launch.plan.cluster import ClusterConfig
 from launch.plan.speed import Step, StepTime, model_flops_utilization, step_time
 from model.config import ModelConfig

@@ -131,7 +131,7 @@ def _plan(run_dir: Path) -> tuple[int | None, int | None]:
     """Tokens and steps of the whole run, as its config plans them."""
     from omegaconf import OmegaConf
 
-    from data_pipeline.recipe import plan_of
+    from data_pipeline.sampling.recipe import plan_of
 
     for path in (run_dir / "config.yaml", run_dir / "slurm" / "config.yaml"):
         if path.exists():

@@ -12,7 +12,7 @@ from omegaconf import MISSING
 
 from conf.chat import ChatTemplate
 from conf.errors import InputError
-from data_pipeline import storage
+from data_pipeline.store import storage
 from pretrain.checkpoints import copies, files
 from pretrain.checkpoints.files import CheckpointError
 from pretrain.config import one_of

@@ -14,7 +14,7 @@ from typing import Any
 import xxhash
 
 from conf.errors import InputError
-from data_pipeline import storage
+from data_pipeline.store import storage
 from pretrain.checkpoints import files
 from pretrain.checkpoints.aside import Aside, AsideError
 from pretrain.checkpoints.retention import Retention

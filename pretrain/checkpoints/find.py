@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from conf.errors import InputError
-from data_pipeline.storage import in_thread
+from data_pipeline.store.storage import in_thread
 from pretrain.checkpoints import commit, copies, files
 from pretrain.checkpoints.files import CheckpointError
 from pretrain.distributed import Processes

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from conf.errors import InputError, one_of
-from data_pipeline.recipe import Stage, StagePlan
+from data_pipeline.sampling.recipe import Stage, StagePlan
 from pretrain.config import PRECISIONS, PretrainConfig
 from pretrain.fp8 import apply_fp8, check_fp8
 from pretrain.hardware import compute_dtype

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from conf.errors import InputError
-from data_pipeline.batches import Batch, held_out_batches
+from data_pipeline.sampling.batches import Batch, held_out_batches
 from eval.inloop import evaluate
 from model.loss import IGNORED
 from pretrain.config import ValidationConfig

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.corpus import CorpusConfig, SourceConfig, TokenizeConfig, TokenizerConfig
-from data_pipeline.manifest import load_manifest
-from data_pipeline.tokenize import tokenize
+from data_pipeline.store.manifest import load_manifest
+from data_pipeline.text.corpus import CorpusConfig, SourceConfig, TokenizeConfig, TokenizerConfig
+from data_pipeline.tokenizing.tokenize import tokenize
 
 MODULES = ("abc", "bisect", "calendar", "cmd", "copy", "csv", "fnmatch", "glob", "heapq", "json")
 

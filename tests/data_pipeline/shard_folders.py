@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from data_pipeline.manifest import Manifest
-from data_pipeline.sums import block_sums
+from data_pipeline.store.manifest import Manifest
+from data_pipeline.store.sums import block_sums
 from tests.corpora import make_corpus
 
 Documents = Sequence[Sequence[Sequence[int]]]

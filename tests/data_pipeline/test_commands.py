@@ -13,8 +13,8 @@ import pytest
 import zstandard
 
 from conf.entry import CONF_DIR
-from data_pipeline.documents import read_documents
-from data_pipeline.manifest import load_manifest
+from data_pipeline.store.manifest import load_manifest
+from data_pipeline.tokenizing.documents import read_documents
 
 TEXTS = [f"Document {number} tells of {'words and ' * number}its end." for number in range(60)]
 WORDS = """

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from conf.errors import InputError
-from data_pipeline.batches import BatchReader
-from data_pipeline.documents import document_names, read_documents
 from data_pipeline.import_shards import ImportConfig, import_shards
-from data_pipeline.manifest import load_manifest
-from data_pipeline.order import OrderStage, SampleOrder
-from data_pipeline.verify import VerifyConfig, check_folder
+from data_pipeline.sampling.batches import BatchReader
+from data_pipeline.sampling.order import OrderStage, SampleOrder
+from data_pipeline.store.manifest import load_manifest
+from data_pipeline.store.verify import VerifyConfig, check_folder
+from data_pipeline.tokenizing.documents import document_names, read_documents
 from tests.corpora import byte_tokenizer
 from tests.data_pipeline.shard_folders import megatron_pair, neox_pair
 from tests.runs import arguments, records

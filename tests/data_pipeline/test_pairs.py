@@ -9,9 +9,9 @@ import shutil
 import pytest
 
 from conf.errors import InputError
-from data_pipeline.documents import read_documents
-from data_pipeline.manifest import load_manifest
 from data_pipeline.pairs import QUESTION, PairsConfig, functions, pairs
+from data_pipeline.store.manifest import load_manifest
+from data_pipeline.tokenizing.documents import read_documents
 
 MODULE = '''
 class Box:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from conf.errors import InputError
-from data_pipeline.batches import BatchReader
-from data_pipeline.documents import read_documents
-from data_pipeline.order import OrderStage, SampleOrder
-from data_pipeline.tokenizer import load_tokenizer
+from data_pipeline.sampling.batches import BatchReader
+from data_pipeline.sampling.order import OrderStage, SampleOrder
+from data_pipeline.tokenizing.documents import read_documents
+from data_pipeline.tokenizing.tokenizer import load_tokenizer
 from data_pipeline.where import RunData, WhereConfig, where
 
 STAGES = {

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.documents import write_names
-from data_pipeline.manifest import Manifest
+from data_pipeline.store.manifest import Manifest
+from data_pipeline.tokenizing.documents import write_names
 from eval.build_tasks import BuildTasksConfig, build_tasks
 from tests.corpora import VOCAB_SIZE, byte_tokenizer, make_corpus
 

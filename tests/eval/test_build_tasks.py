@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from conf.errors import InputError
-from data_pipeline.documents import read_documents, write_names
+from data_pipeline.tokenizing.documents import read_documents, write_names
 from eval.build_tasks import BuildTasksConfig, build_tasks, shuffled
 from tests.corpora import read_json_lines
 

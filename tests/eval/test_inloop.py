@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from data_pipeline.batches import IGNORED, Batch
+from data_pipeline.sampling.batches import IGNORED, Batch
 from eval.inloop import Score, evaluate
 
 VOCAB = 8

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from conf.errors import InputError
-from data_pipeline.batches import IGNORED, held_out_batches
+from data_pipeline.sampling.batches import IGNORED, held_out_batches
 from eval.inloop import evaluate
 from eval.perplexity import PerplexityConfig, padded, perplexity, segments
 from model.hf import HFWeights, read_config

@@ -21,16 +21,16 @@ import pytest
 
 from conf.errors import InputError
 from data_pipeline.cleaning.config import CleaningConfig, DedupOptions
-from data_pipeline.corpus import CorpusConfig, SourceConfig, TokenizeConfig, TokenizerConfig
-from data_pipeline.manifest import load_manifest
-from data_pipeline.tokenize import tokenize
-from data_pipeline.work import Share
+from data_pipeline.store.manifest import load_manifest
+from data_pipeline.text.corpus import CorpusConfig, SourceConfig, TokenizeConfig, TokenizerConfig
+from data_pipeline.tokenizing.tokenize import tokenize
+from data_pipeline.tokenizing.work import Share
 
 TRIALS = 20
 ROOT = Path(__file__).parents[2]
 RUN = """
 import pickle, sys
-from data_pipeline.tokenize import tokenize
+from data_pipeline.tokenizing.tokenize import tokenize
 if __name__ == "__main__":
     with open(sys.argv[1], "rb") as file:
         config = pickle.load(file)
@@ -267,7 +267,7 @@ def test_other_settings_throw_unfinished_work_away(texts, whole, tmp_path, monke
 def test_killed_between_the_last_two_steps(overwrite, texts, whole, tmp_path, monkeypatch):
     out = tmp_path / "out"
     config = config_for(out, texts, workers=1)
-    monkeypatch.setattr("data_pipeline.work.WorkFolder.remove", lambda self: None)
+    monkeypatch.setattr("data_pipeline.tokenizing.work.WorkFolder.remove", lambda self: None)
     tokenize(config)
     assert (tmp_path / "out.partial").exists()
     monkeypatch.undo()

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from conf.entry import CONF_DIR
 from conf.errors import InputError
-from data_pipeline.recipe import RecipeConfig, StageConfig
+from data_pipeline.sampling.recipe import RecipeConfig, StageConfig
 from launch.plan.cluster import ClusterConfig
 from launch.plan.outlook import PlanConfig, look_ahead
 from launch.plan.speed import Step, step_time

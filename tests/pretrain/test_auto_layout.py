@@ -9,7 +9,7 @@ import torch.distributed as dist
 import yaml
 
 from conf.errors import InputError
-from data_pipeline.recipe import RecipeConfig, StageConfig, StagePlan
+from data_pipeline.sampling.recipe import RecipeConfig, StageConfig, StagePlan
 from model.config import ModelConfig
 from pretrain.auto_layout import available_memory, pick_layout
 from pretrain.config import ParallelConfig

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from data_pipeline.order import SampleOrder
+from data_pipeline.sampling.order import SampleOrder
 from data_pipeline.where import RunData
 from tests.runs import arguments, ledger, records
 

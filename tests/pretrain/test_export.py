@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conf.errors import InputError
-from data_pipeline.batches import IGNORED, held_out_batches
+from data_pipeline.sampling.batches import IGNORED, held_out_batches
 from pretrain.export import read_run_config
 from tests.runs import arguments, records
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from data_pipeline.batches import IGNORED, held_out_batches
+from data_pipeline.sampling.batches import IGNORED, held_out_batches
 from pretrain.config import ProfileConfig
 from pretrain.distributed import Processes
 from pretrain.flight_recorder import turn_on_flight_recorder

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conf.errors import InputError
-from data_pipeline.batches import IGNORED, BatchReader
-from data_pipeline.order import SampleOrder
-from data_pipeline.recipe import RecipeConfig, StageConfig, StagePlan
+from data_pipeline.sampling.batches import IGNORED, BatchReader
+from data_pipeline.sampling.order import SampleOrder
+from data_pipeline.sampling.recipe import RecipeConfig, StageConfig, StagePlan
 from pretrain import loader as loader_module
 from pretrain.loader import MASK64, Loader, digest_of_samples
 from tests.sealed import sealed

@@ -3,7 +3,7 @@
 import pytest
 
 from conf.errors import InputError
-from data_pipeline.recipe import RecipeConfig, StageConfig, StagePlan, StageRate
+from data_pipeline.sampling.recipe import RecipeConfig, StageConfig, StagePlan, StageRate
 from pretrain.config import OptimConfig
 from pretrain.schedule import learning_rate, run_rate
 

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from conf.entry import CONF_DIR
 from conf.errors import InputError
-from data_pipeline.recipe import BatchRamp, RecipeConfig, StageConfig, StagePlan, StageRate
+from data_pipeline.sampling.recipe import BatchRamp, RecipeConfig, StageConfig, StagePlan, StageRate
 from pretrain.config import ParallelConfig
 from pretrain.loader import check_batches
 

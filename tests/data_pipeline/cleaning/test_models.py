@@ -13,7 +13,7 @@ from conf.errors import InputError
 from data_pipeline.cleaning.chain import Chain
 from data_pipeline.cleaning.config import CleaningConfig, LanguageOptions, QualityOptions
 from data_pipeline.cleaning.quality_model import QualityModel
-from data_pipeline.cleaning.train_quality import auc
+from data_pipeline.text.train_quality import auc
 
 SPOKEN = {
     "en": "the a of house water and is was very with this that there from where good",

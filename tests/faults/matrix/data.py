@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from conf.errors import EXIT_BAD_INPUT
-from data_pipeline.sums import file_sums
+from data_pipeline.store.sums import file_sums
 from tests.faults.matrix import Outcome, row
 from tests.faults.matrix.kills import AGAIN
 from tests.faults.matrix.lab import Lab, check, drawn

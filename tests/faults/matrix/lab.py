@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from data_pipeline.sums import file_sums
+from data_pipeline.store.sums import file_sums
 from pretrain.checkpoints import files, read
 from tests.conftest import ROOT
 from tests.corpora import make_corpus

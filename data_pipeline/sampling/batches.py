@@ -1,0 +1,270 @@
+"""From numbers of samples to tensors: tokens, labels, and where documents begin."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data_pipeline.sampling.order import Located, SampleOrder
+from data_pipeline.store.manifest import Manifest
+from data_pipeline.store.remote import RemoteShards, check_remote_files, remote_url, shared_cache
+from data_pipeline.store.streams import LocalShards, ShardReader, TokenStream, check_files
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+IGNORED = -100
+TOKENS_A_DOCUMENT = 64
+"""Documents are expected to be longer than this on average; see `Batch.cu_seqlens`."""
+
+
+@dataclass
+class Batch:
+    """Packed samples.
+
+    tokens: (batch, seq) int64.
+    labels: (batch, seq) int64, the next token; IGNORED where that belongs to another document, is
+        padding, or is masked by the corpus.
+    cu_seqlens: (documents + 1,) int32, starts of documents over the flattened (batch * seq)
+        tokens; every sample starts one, and so does every run of padding. Padded at the end with
+        batch * seq, so that its length is the same for all batches of a shape unless their
+        documents are very short.
+    samples: (batch,) int64, the samples' numbers in their stage.
+    documents: (sources,) int64, documents of each source that end in these samples.
+    sources: (batch,) int64, the number of each sample's source.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    cu_seqlens: Tensor
+    samples: Ints
+    documents: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    sources: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+
+    def digest(self) -> str:
+        """sha256 of the tokens."""
+        return hashlib.sha256(self.tokens.numpy().tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Borders:
+    """What tells where documents end beside the EOS or the index.
+
+    packed: 0, or the tokens that no document reaches over. pad_id: None where nothing is padded.
+    """
+
+    eos_id: int | None
+    pad_id: int | None = None
+    packed: int = 0
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Borders:
+        """Those of a corpus."""
+        ids = manifest.tokenizer
+        packed = manifest.packed
+        eos_id = int(ids["eos_id"]) if manifest.ends_in_eos else None
+        return cls(eos_id, int(ids["pad_id"]) if packed else None, max(packed, default=0))
+
+    def find(
+        self, tokens: NDArray[np.integer], starts: Ints, begins: Bools
+    ) -> tuple[Ints, Bools | None]:
+        """Adds to `begins`, (batch, length - 1), where a document or a run of padding begins at
+        i + 1. tokens: (batch, length), from `starts` of their streams on.
+
+        Returns how many documents end in each row, (batch,), and where there is padding,
+        (batch, length), or None.
+        """
+        if self.eos_id is not None:
+            np.equal(tokens[:, :-1], self.eos_id, out=begins)
+        if self.pad_id is None:
+            return begins.sum(axis=1), None
+        padding = tokens == self.pad_id
+        if self.pad_id == self.eos_id:  # then only an EOS after an EOS is padding
+            padding[:, 1:] &= tokens[:, :-1] == self.eos_id
+            begins &= ~padding[:, :-1]
+        ended = begins.sum(axis=1)
+        begins |= padding[:, 1:] != padding[:, :-1]
+        for row, start in enumerate(starts.tolist()):
+            begins[row, (-start - 1) % self.packed :: self.packed] = True
+        return ended, padding
+
+
+class BatchReader:
+    """Reads any samples of a plan from the shards of a corpus.
+
+    cache_bytes: of a remote corpus on the disk of this machine, null for what is in use. check:
+        compare the sizes of all files with the manifest first.
+
+    Raises InputError where a file is not what the manifest says.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        order: SampleOrder,
+        split: str = "train",
+        cache_bytes: int | None = None,
+        check: bool = True,
+    ) -> None:
+        self.order = order
+        self.dtype = np.dtype(manifest.dtype)
+        self.borders = Borders.of(manifest)
+        self.is_remote = bool(remote_url(manifest))
+        if check:
+            check_sizes(manifest, split, order.sources)
+        self.streams = [
+            open_stream(manifest, split, source, cache_bytes, check=False)
+            for source in order.sources
+        ]
+
+    def check_ids(self, most_tokens: int) -> None:
+        """Raises InputError where one of the first `most_tokens` tokens of a source is beyond the
+        vocabulary."""
+        for stream in self.streams:
+            stream.check_ids(most_tokens)
+
+    def read(self, stage: int, samples: Sequence[int] | Ints) -> Batch:
+        """The samples with these numbers, counted from the stage's start."""
+        (batch,) = self.read_all(stage, samples, max(1, len(samples)))
+        return batch
+
+    def read_all(self, stage: int, samples: Sequence[int] | Ints, size: int) -> Iterator[Batch]:
+        """The same in batches of up to `size` samples; all of them are located at once, and what is
+        remote is asked for at once."""
+        numbers = np.asarray(samples, np.int64)
+        located = self.order.locate(stage, numbers)
+        seq_len = self.order.stages[stage].seq_len
+        self._prefetch(located, seq_len)
+        for first in range(0, len(numbers), size):
+            part = slice(first, first + size)
+            yield pack(
+                self.streams,
+                located.source[part],
+                located.start[part],
+                seq_len,
+                numbers[part],
+                self.dtype,
+                self.borders,
+            )
+
+    def _prefetch(self, located: Located, seq_len: int) -> None:
+        if not self.is_remote:
+            return
+        for source in np.unique(located.source).tolist():
+            stream = self.streams[source]
+            stream.prefetch(located.start[located.source == source], seq_len + 1)
+
+
+def held_out_batches(
+    manifest: Manifest, source: str, seq_len: int, batch_size: int, max_tokens: int
+) -> Iterator[Batch]:
+    """Consecutive samples from the start of a source's held-out stream, up to max_tokens tokens;
+    the last batch may be smaller, a last part of a sample is dropped."""
+    stream = open_stream(manifest, "held_out", source)
+    count = min(max_tokens, len(stream) - 1) // seq_len
+    borders = Borders.of(manifest)
+    for first in range(0, count, batch_size):
+        numbers = np.arange(first, min(first + batch_size, count))
+        sources = np.zeros(len(numbers), np.int64)
+        starts = numbers * seq_len
+        yield pack([stream], sources, starts, seq_len, numbers, np.dtype(manifest.dtype), borders)
+
+
+def check_sizes(manifest: Manifest, split: str, sources: Sequence[str]) -> None:
+    """Raises InputError where a file of the corpus is missing or not as long as the manifest
+    says."""
+    if remote_url(manifest):
+        check_remote_files(manifest, split, sources)
+    else:
+        check_files(manifest, split, sources)
+
+
+def open_stream(
+    manifest: Manifest,
+    split: str,
+    source: str,
+    cache_bytes: int | None = None,
+    check: bool = True,
+) -> TokenStream:
+    """All shards of a source, one after the other, their files' sizes checked."""
+    if check:
+        check_sizes(manifest, split, [source])
+    entries = manifest.shards(split, source)
+    shards: ShardReader
+    if remote_url(manifest):
+        shards = RemoteShards(manifest, entries, shared_cache(cache_bytes))
+    else:
+        shards = LocalShards(manifest.folder, entries, manifest.dtype)
+    return TokenStream(shards, entries, manifest.vocab_size, Borders.of(manifest).eos_id)
+
+
+def pack(
+    streams: Sequence[TokenStream],
+    sources: Ints,
+    starts: Ints,
+    seq_len: int,
+    samples: Ints,
+    dtype: np.dtype,
+    borders: Borders,
+) -> Batch:
+    """Reads seq_len tokens and the label of the last one from each place.
+
+    sources, starts, samples: (batch,), the stream, the token in it, and the number of each sample.
+    Raises InputError where a shard is damaged or holds an id beyond the vocabulary.
+    """
+    tokens = np.empty((len(starts), seq_len + 1), dtype)
+    begins = np.zeros((len(starts), seq_len), bool)
+    chosen = np.unique(sources).tolist()
+    masked = any(streams[source].masked for source in chosen)
+    mask = np.zeros(tokens.shape, np.uint8) if masked else None
+    for source in chosen:
+        rows = np.flatnonzero(sources == source)
+        streams[source].read(starts[rows], tokens, rows, begins, mask)
+    if len(starts):
+        _check_vocabulary(streams, sources, starts, tokens)
+    ended, padding = borders.find(tokens, starts, begins)
+    documents = np.bincount(sources, ended, len(streams)).astype(np.int64)
+    labels = tokens[:, 1:].astype(np.int64)
+    labels[begins] = IGNORED
+    if padding is not None:
+        labels[padding[:, 1:]] = IGNORED
+    if mask is not None:
+        labels[mask[:, 1:] != 0] = IGNORED
+    return Batch(
+        torch.from_numpy(tokens[:, :-1].astype(np.int64)),
+        torch.from_numpy(labels),
+        torch.from_numpy(_cu_seqlens(begins)),
+        samples,
+        documents,
+        torch.from_numpy(sources),
+    )
+
+
+def _cu_seqlens(begins: Bools) -> NDArray[np.int32]:
+    """(documents + 1,), see Batch. Overwrites the last column of begins, (batch, seq)."""
+    batch, seq_len = begins.shape
+    begins[:, -1:] = True  # what follows a row is the next row, or the end
+    found = np.flatnonzero(begins) + 1
+    total = batch * seq_len
+    length = total // TOKENS_A_DOCUMENT + batch + 1
+    while length <= len(found):
+        length *= 2
+    cu_seqlens = np.full(length, total, np.int32)
+    cu_seqlens[0] = 0
+    cu_seqlens[1 : len(found) + 1] = found
+    return cu_seqlens
+
+
+def _check_vocabulary(
+    streams: Sequence[TokenStream], sources: Ints, starts: Ints, tokens: NDArray[np.integer]
+) -> None:
+    size = streams[0].vocab_size
+    if int(tokens.max()) < size and (tokens.dtype.kind == "u" or int(tokens.min()) >= 0):
+        return
+    for row, source in enumerate(sources.tolist()):
+        streams[source].check_vocabulary(int(starts[row]), tokens[row])

@@ -1,0 +1,1 @@
+"""Raw text: the corpus, its readers, what of it is kept."""

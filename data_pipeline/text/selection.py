@@ -1,0 +1,190 @@
+"""Which documents a corpus keeps, and which of them are held out.
+
+A document is kept by the rules of its source, then by the cleaning steps, then by the search for
+copies, which sees the whole corpus and so needs a pass of its own (`scan`). The split comes last,
+by a hash of the document's name, so that no copy of a held-out document is trained on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from conf.errors import InputError
+from data_pipeline.cleaning.chain import Chain, Outcome, utf8_size
+from data_pipeline.cleaning.report import CleaningReport
+from data_pipeline.text.corpus import CorpusConfig, SourceConfig
+from data_pipeline.text.readers import Row, read_unit
+from data_pipeline.text.units import Unit, name_hash
+
+TRAIN, HELD_OUT = "train", "held_out"
+RULES = "rules"
+"""The first step of every report: what the source's own keys leave out."""
+
+NoLoss = Sequence[tuple[int, int]]
+"""Ranges [start, end) of a text's characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A document that is kept; no_loss: what of it is not trained on."""
+
+    file: str
+    position: int
+    text: str
+    no_loss: NoLoss = ()
+
+
+class Selection:
+    """What became of the rows of one unit, by reason.
+
+    counts: documents and bytes kept, and rows left out by rule; `report`: the same of the cleaning
+    steps, with examples; malformed: rows kept aside.
+    """
+
+    def __init__(self, unit: Unit, corpus: CorpusConfig) -> None:
+        self.unit = unit
+        self.source: SourceConfig = corpus.sources[unit.source]
+        self.counts: Counter[str] = Counter()
+        self.report = CleaningReport()
+        self.malformed: list[dict[str, object]] = []
+        self.lines = 0
+        self._chain = chain_of(corpus, unit.source)
+        self.report.expect(unit.source, [RULES, *corpus.steps_of(unit.source)])
+
+    def documents(self) -> Iterator[tuple[int, Row]]:
+        """Reads the unit: the number of each row that is kept, and the row with its clean text.
+
+        Raises InputError where more rows are malformed than `max_malformed`.
+        """
+        for number, row in enumerate(read_unit(self.unit, self.source)):
+            self.lines = row.line + 1
+            if row.flaw:
+                self._keep_aside(row)
+                continue
+            outcome = self._examine(row.text)
+            self.report.add(self.unit.source, row.file, row.position, outcome)
+            if outcome.dropped_by:
+                rule = outcome.reason if outcome.dropped_by == RULES else outcome.dropped_by
+                self.counts[rule] += 1
+                continue
+            yield number, row._replace(text=outcome.text)
+
+    def _examine(self, text: str) -> Outcome:
+        size = utf8_size(text)
+        reason = reason_to_drop(text, self.source)
+        if reason:
+            return Outcome(text, RULES, reason, sizes=(size,))
+        if self._chain is None:
+            return Outcome(text, sizes=(size,))
+        outcome = self._chain.run(text)
+        return replace(outcome, sizes=(size, *outcome.sizes))
+
+    def _keep_aside(self, row: Row) -> None:
+        self.counts["malformed"] += 1
+        self.malformed.append(
+            {"file": row.file, "line": row.line, "reason": row.flaw, "text": row.raw}
+        )
+        if len(self.malformed) > self.source.max_malformed:
+            raise InputError(
+                f"corpus.sources.{self.unit.source}.paths: {self.unit.files[0].path} and what is "
+                f"read with it have more than max_malformed={self.source.max_malformed} malformed "
+                f"rows, the first in {self.malformed[0]['file']}, row {_line(self.malformed[0])}: "
+                f"{self.malformed[0]['reason']}."
+            )
+
+
+def known_documents(
+    unit: Unit,
+    corpus: CorpusConfig,
+    kept: set[int],
+    dropped: dict[int, str],
+    steps: list[str],
+    seen: Selection,
+) -> Iterator[Row]:
+    """The second pass: the rows with the numbers in `kept`, with the text that the first pass gave
+    them, less those in `dropped`. steps: the searches for copies, of which `dropped` names one for
+    each number."""
+    source = corpus.sources[unit.source]
+    chain = chain_of(corpus, unit.source)
+    seen.report.expect(unit.source, steps)
+    for number, row in enumerate(read_unit(unit, source)):
+        if number not in kept:
+            continue
+        if row.flaw:
+            raise InputError(f"{row.file} was changed while it was read: tokenize again.")
+        text = row.text if chain is None else chain.transform(row.text)
+        size = utf8_size(text)
+        by = dropped.get(number, "")
+        for step in steps:
+            seen.report.reach(unit.source, step, 1, size)
+            if step == by:
+                seen.counts[step] += 1
+                outcome = Outcome(text, step, step, sizes=(size,))
+                seen.report.drop(unit.source, row.file, row.position, outcome)
+                break
+        else:
+            yield row._replace(text=text)
+
+
+def split_documents(
+    rows: Iterator[Row], unit: Unit, corpus: CorpusConfig, counts: Counter[str]
+) -> Iterator[tuple[str, Text]]:
+    """The rows that are kept, counted, as documents of a split."""
+    by_row = corpus.sources[unit.source].format != "text"
+    for row in rows:
+        counts["documents"] += 1
+        counts["bytes"] += utf8_size(row.text)
+        name = f"{row.file}#{row.position}" if by_row else row.file
+        yield split_of(name, corpus), Text(row.file, row.position, row.text, row.no_loss)
+
+
+def reason_to_drop(text: str, source: SourceConfig) -> str:
+    """Name of the rule that leaves a text out, or ''."""
+    if not text or text.isspace():
+        return "empty"
+    if source.max_line_length and max(map(len, text.splitlines())) > source.max_line_length:
+        return "long_lines"
+    if source.min_letters and sum(map(str.isalpha, text)) < source.min_letters * len(text):
+        return "few_letters"
+    return ""
+
+
+def split_of(name: str, corpus: CorpusConfig) -> str:
+    """The split of a document: by a hash of its name, so it never moves when others come or go."""
+    digest = name_hash(f"{corpus.seed}:split:{name}")
+    share = int.from_bytes(digest[:8], "little") / 2**64
+    return HELD_OUT if share < corpus.held_out_fraction else TRAIN
+
+
+def chain_of(corpus: CorpusConfig, source: str) -> Chain | None:
+    """The cleaning steps of a source, with their models loaded once a process; None for none."""
+    steps = corpus.steps_of(source)
+    return _chain(_Key(corpus, tuple(steps))) if steps else None
+
+
+class _Key:
+    """What decides a chain, as the key of a cache: configs are equal, not hashable."""
+
+    def __init__(self, corpus: CorpusConfig, steps: tuple[str, ...]) -> None:
+        self.cleaning, self.steps = corpus.cleaning, steps
+
+    def __hash__(self) -> int:
+        return hash(self.steps)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and (self.cleaning, self.steps) == (
+            other.cleaning,
+            other.steps,
+        )
+
+
+@lru_cache(8)
+def _chain(key: _Key) -> Chain:
+    return Chain(key.cleaning, list(key.steps))
+
+
+def _line(malformed: dict[str, object]) -> int:
+    return int(str(malformed["line"])) + 1

@@ -1,0 +1,117 @@
+"""The second pass: the documents of a unit that are kept, encoded and written as shards."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.text import copies
+from data_pipeline.text.corpus import CorpusConfig
+from data_pipeline.text.selection import (
+    HELD_OUT,
+    TRAIN,
+    Selection,
+    known_documents,
+    split_documents,
+)
+from data_pipeline.text.units import Unit
+from data_pipeline.tokenizing.encoder import Encoder, EncoderDiffers
+from data_pipeline.tokenizing.shard_writer import ShardWriter, Text, shuffled
+
+
+@dataclass(frozen=True)
+class Target:
+    """What shards are written as; folder: where train/ and held_out/ go, tokenizer.json in it;
+    avoid: characters that the fast encoder does not have right."""
+
+    folder: Path
+    encoder: str
+    avoid: str
+    dtype: str
+    eos_id: int
+    pad_id: int
+
+
+def encode_unit(unit: Unit, corpus: CorpusConfig, work: Path, target: Target) -> dict[str, Any]:
+    """Writes the shards of a unit; returns their entries by split, what was counted, and which
+    encoder it was. A unit whose ids differ from the reference's is written again with that."""
+    try:
+        return _encode(unit, corpus, work, target, target.encoder)
+    except EncoderDiffers:
+        return _encode(unit, corpus, work, target, "tokenizers")
+
+
+def _encode(
+    unit: Unit, corpus: CorpusConfig, work: Path, target: Target, name: str
+) -> dict[str, Any]:
+    encoder = Encoder(target.folder / "tokenizer.json", name, target.avoid)
+    writer = ShardWriter(encoder, target.dtype, target.eos_id, target.pad_id, corpus.fit)
+    entries: dict[str, list[dict[str, Any]]] = {TRAIN: [], HELD_OUT: []}
+    seen, documents = chosen_documents(unit, corpus, work)
+    for split, texts in _shards_of_text(documents, corpus.shard_bytes):
+        part = len(entries[split])
+        shard = f"{unit.source}-{unit.number:05}" + (f"-{part:05}" if part else "")
+        key = f"{corpus.seed}:{unit.source}:{unit.number}:{split}" + (f":{part}" if part else "")
+        entry = writer.write(target.folder / split / shard, shuffled(texts, key))
+        entries[split].append(entry)
+    return {
+        "entries": entries,
+        "counts": dict(seen.counts),
+        "report": seen.report.to_json(),
+        "malformed": seen.malformed,
+        "lines": seen.lines,
+        "encoder": name,
+        "checked": encoder.compared,
+    }
+
+
+def chosen_documents(
+    unit: Unit, corpus: CorpusConfig, work: Path
+) -> tuple[Selection, Iterator[tuple[str, Text]]]:
+    """The documents of a unit that are kept, with their split, and the selection that counts while
+    they are read. Copies are known only after the first pass."""
+    if not copies.needed(corpus):
+        seen = Selection(unit, corpus)
+        counts: Counter[str] = seen.counts
+        kept = (row for _, row in seen.documents())
+        return seen, split_documents(kept, unit, corpus, counts)
+    numbers, seen = copies.load_scan(unit, corpus, work)
+    dropped = copies.dropped_of(unit, work)
+    steps = copies.steps(corpus)
+    rows = known_documents(unit, corpus, set(numbers.tolist()), dropped, steps, seen)
+    return seen, split_documents(rows, unit, corpus, seen.counts)
+
+
+def _shards_of_text(
+    documents: Iterator[tuple[str, Text]], shard_bytes: int
+) -> Iterator[tuple[str, list[Text]]]:
+    """The documents, cut by split into lists of at least `shard_bytes` and a last one."""
+    texts: dict[str, list[Text]] = {TRAIN: [], HELD_OUT: []}
+    sizes = {TRAIN: 0, HELD_OUT: 0}
+    for split, document in documents:
+        texts[split].append(document)
+        sizes[split] += len(document.text)
+        if sizes[split] >= shard_bytes:
+            yield split, texts[split]
+            texts[split], sizes[split] = [], 0
+    yield from ((split, rest) for split, rest in texts.items() if rest)
+
+
+def rejected_lines(results: list[dict[str, Any]], units: list[Unit]) -> dict[str, list[str]]:
+    """The malformed rows of each source as JSON lines, numbered from 1 in their files."""
+    before: Counter[str] = Counter()
+    lines: dict[str, list[str]] = {}
+    order = sorted(range(len(units)), key=lambda n: (units[n].source, units[n].number))
+    for number in order:
+        unit, result = units[number], results[number]
+        one_file = unit.files[0].path if len(unit.files) == 1 else ""
+        for row in result["malformed"]:
+            row = {**row, "line": row["line"] + before[one_file] + 1}
+            lines.setdefault(unit.source, []).append(json.dumps(row))
+        if one_file:
+            before[one_file] += result["lines"]
+    return lines

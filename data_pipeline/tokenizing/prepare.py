@@ -1,0 +1,98 @@
+"""Between the passes: which near copies go, the tokenizer, and how to encode."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conf.errors import InputError
+from data_pipeline.store.manifest import tokenizer_fingerprint
+from data_pipeline.text import copies
+from data_pipeline.text.corpus import CorpusConfig, TokenizeConfig, TokenizerConfig
+from data_pipeline.text.selection import TRAIN
+from data_pipeline.text.units import Unit
+from data_pipeline.tokenizing.encoder import choose_encoder, differing_characters
+from data_pipeline.tokenizing.encoding import chosen_documents
+from data_pipeline.tokenizing.tokenizer import (
+    load_tokenizer,
+    special_ids,
+    token_bytes,
+    train_tokenizer,
+    vocab_size_of,
+)
+
+SAMPLED_UNITS = 256
+"""A tokenizer is trained on text of so many units at most."""
+
+
+def prepare(config: TokenizeConfig, units: list[Unit], work: Path) -> dict[str, Any]:
+    """Writes tokenizer.json and token_bytes.npy; returns what the encoding processes need."""
+    if config.corpus.cleaning.dedup.minhash:
+        copies.resolve_near(units, config.corpus, work)
+    folder = work / "corpus"
+    folder.mkdir(exist_ok=True)
+    path = folder / "tokenizer.json"
+    make_tokenizer(config.tokenizer, config.corpus, units, work, path)
+    tokenizer = load_tokenizer(path)
+    vocab_size = vocab_size_of(tokenizer)
+    ids = special_ids(tokenizer, config.tokenizer)
+    np.save(folder / "token_bytes.npy", token_bytes(tokenizer))
+    encoder, note = choose_encoder(config.encoder, path)
+    return {
+        "tokenizer": {
+            "file": path.name,
+            "sha256": tokenizer_fingerprint(path),
+            "vocab_size": vocab_size,
+            **ids,
+        },
+        "dtype": "uint16" if vocab_size < 65500 else "int32",
+        "encoder": encoder,
+        "encoder_note": note,
+        "avoid": differing_characters(path) if encoder == "gigatoken" else "",
+    }
+
+
+def make_tokenizer(
+    config: TokenizerConfig, corpus: CorpusConfig, units: list[Unit], work: Path, out: Path
+) -> None:
+    """Writes tokenizer.json: the one at `config.path` as it is, or one trained on the training
+    split, every source in the share that it has of the text."""
+    if config.path:
+        load_tokenizer(Path(config.path))
+        shutil.copyfile(config.path, out)
+        return
+    before = os.environ.get("TOKENIZERS_PARALLELISM", "true")
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    try:
+        tokenizer = train_tokenizer(_sample(config.train_bytes, corpus, units, work), config)
+        out.write_text(tokenizer.to_str(pretty=True))  # its own `save` raises no OSError
+    finally:
+        os.environ["TOKENIZERS_PARALLELISM"] = before
+
+
+def _sample(most_bytes: int, corpus: CorpusConfig, units: list[Unit], work: Path) -> Iterator[str]:
+    """Training documents of units spread evenly over the corpus, so many of each that all together
+    are about `most_bytes`."""
+    count = min(len(units), SAMPLED_UNITS)
+    chosen = [units[number * len(units) // count] for number in range(count)]
+    found = False
+    for unit in chosen:
+        left = max(1, most_bytes // len(chosen))
+        _, documents = chosen_documents(unit, corpus, work)
+        for split, document in documents:
+            if left <= 0:
+                break
+            if split == TRAIN:
+                found = True
+                left -= len(document.text)
+                yield document.text
+    if not found:
+        raise InputError(
+            f"corpus '{corpus.name}' has no training document to train a tokenizer on: its rules "
+            "and cleaning steps, or corpus.held_out_fraction, leave nothing."
+        )

@@ -1,0 +1,135 @@
+"""Tokenizers keep all text, and every id's bytes are counted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+
+from conf.errors import InputError
+from data_pipeline.store.manifest import tokenizer_fingerprint
+from data_pipeline.text.corpus import TokenizerConfig
+from data_pipeline.tokenizing.tokenizer import (
+    load_tokenizer,
+    special_ids,
+    token_bytes,
+    train_tokenizer,
+)
+
+HARD = "Grüße, 日本語 🎉👩‍👩‍👧 \x00\u200b\ufeff  \n\t<s>a</s><pad> ▁_ é e\u0301"
+
+
+def saved(tokenizer, folder):
+    path = folder / "tokenizer.json"
+    tokenizer.save(str(path))
+    return load_tokenizer(path)
+
+
+def byte_fallback() -> Tokenizer:
+    """Llama-2's layout: `▁` for spaces, ids of single bytes for what has no piece."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces += ["▁", "é", "日本", *"abcdefghijklmnopqrstuvwxyz", "th", "the"]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    model = models.BPE(
+        vocabulary, [("t", "h"), ("th", "e")], byte_fallback=True, unk_token="<unk>", fuse_unk=True
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    texts = ["the cat and the hat, the dog and the log. 日本語 Grüße\n" * 20]
+    tokenizer = train_tokenizer(texts, TokenizerConfig(vocab_size=320))
+    return saved(tokenizer, tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="module")
+def fallback(tmp_path_factory):
+    return saved(byte_fallback(), tmp_path_factory.mktemp("fallback"))
+
+
+@pytest.mark.parametrize("kind", ["trained", "fallback"])
+@pytest.mark.parametrize("text", [HARD, "the cat", " \n ", "é", "日本 日本"])
+def test_bytes_of_the_ids_sum_to_those_of_the_text(kind, text, request):
+    tokenizer = request.getfixturevalue(kind)
+    text = text.replace("▁", "") if kind == "fallback" else text  # there it means a space
+    ids = tokenizer.encode(text).ids
+    assert token_bytes(tokenizer)[ids].sum() == len(text.encode())
+    assert tokenizer.decode(ids, skip_special_tokens=False) == text
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text())
+def test_any_text_survives(trained, text):
+    ids = trained.encode(text).ids
+    assert trained.decode(ids, skip_special_tokens=False) == text
+    assert token_bytes(trained)[ids].sum() == len(text.encode())
+
+
+@pytest.mark.parametrize("kind", ["trained", "fallback"])
+def test_text_that_spells_a_special_token_is_plain_text(kind, request):
+    tokenizer = request.getfixturevalue(kind)
+    special = {tokenizer.token_to_id(piece) for piece in ("<s>", "</s>")}
+    assert not special & set(tokenizer.encode("a </s> b<s>").ids)
+
+
+def test_special_tokens_stand_for_no_bytes(trained):
+    sizes = token_bytes(trained)
+    assert sizes.dtype == np.uint16
+    assert sizes.shape == (trained.get_vocab_size(),)
+    ids = special_ids(trained, TokenizerConfig())
+    assert ids == {"pad_id": 0, "bos_id": 1, "eos_id": 2}
+    assert sizes[:3].tolist() == [0, 0, 0]
+    assert sizes[3:].min() == 1
+
+
+def test_added_tokens_that_are_not_special_stand_for_their_text(trained, tmp_path):
+    trained.save(str(tmp_path / "copy.json"))
+    tokenizer = Tokenizer.from_file(str(tmp_path / "copy.json"))
+    tokenizer.add_tokens([AddedToken("日本é", normalized=False)])
+    tokenizer = saved(tokenizer, tmp_path)
+    text = "the 日本é cat"
+    ids = tokenizer.encode(text).ids
+    assert tokenizer.token_to_id("日本é") in ids
+    assert token_bytes(tokenizer)[ids].sum() == len(text.encode())
+
+
+def test_padding_and_truncation_of_a_loaded_tokenizer_are_off(trained, tmp_path):
+    trained.save(str(tmp_path / "copy.json"))
+    tokenizer = Tokenizer.from_file(str(tmp_path / "copy.json"))
+    tokenizer.enable_truncation(2)
+    tokenizer.enable_padding(length=50)
+    loaded = saved(tokenizer, tmp_path)
+    assert loaded.encode("the cat and the hat").ids == trained.encode("the cat and the hat").ids
+
+
+def test_the_fingerprint_is_of_the_content(tmp_path):
+    first, second, third = (tmp_path / name for name in "abc")
+    first.write_text('{"a": 1, "b": [2, 3]}')
+    second.write_text('{"b":[2,3],\n "a":1}')
+    third.write_text('{"a": 1, "b": [3, 2]}')
+    assert tokenizer_fingerprint(first) == tokenizer_fingerprint(second)
+    assert tokenizer_fingerprint(first) != tokenizer_fingerprint(third)
+
+
+def test_bad_tokenizers_are_refused(trained, tmp_path):
+    with pytest.raises(InputError, match=r"tokenizer\.vocab_size=258, expected at least 259"):
+        train_tokenizer([], TokenizerConfig(vocab_size=258))
+    with pytest.raises(InputError, match=r"none\.json does not exist"):
+        load_tokenizer(tmp_path / "none.json")
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(InputError, match=r"bad\.json is not a tokenizer\.json"):
+        load_tokenizer(tmp_path / "bad.json")
+    (tmp_path / "cut.json").write_text('{"a')
+    with pytest.raises(InputError, match=r"cut\.json is not JSON"):
+        tokenizer_fingerprint(tmp_path / "cut.json")
+    with pytest.raises(InputError, match=r"tokenizer\.eos_token=<end> is not in the vocabulary"):
+        special_ids(trained, TokenizerConfig(path="x", eos_token="<end>"))
