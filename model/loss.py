@@ -7,6 +7,7 @@ and Cut Cross-Entropy, arXiv 2411.09009). Logits are float32, whatever the weigh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -30,10 +31,18 @@ class VocabularyShard(Protocol):
         """Sum over all shards, elementwise."""
 
 
+Losses = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor]]
+"""`losses_and_gradient`, or what a compiler made of it."""
+
+
 class Head(nn.Linear):
-    """The output layer: logits without labels, the cross-entropy with them."""
+    """The output layer: logits without labels, the cross-entropy with them.
+
+    compiled: takes the losses of whole vocabularies, where a compiler made a kernel of them.
+    """
 
     shard: VocabularyShard | None = None
+    compiled: Losses | None = None
 
     def __init__(self, hidden_size: int, vocab_size: int) -> None:
         super().__init__(hidden_size, vocab_size, bias=False)
@@ -46,7 +55,7 @@ class Head(nn.Linear):
         if labels is None:
             return super().forward(hidden)
         loss, losses = linear_cross_entropy(
-            hidden.flatten(0, 1), self.weight, labels.flatten(), self.shard
+            hidden.flatten(0, 1), self.weight, labels.flatten(), self.shard, self.compiled
         )
         return loss, losses.view(labels.shape)
 
@@ -56,6 +65,7 @@ def linear_cross_entropy(
     weight: Tensor,
     labels: Tensor,
     shard: VocabularyShard | None = None,
+    compiled: Losses | None = None,
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> tuple[Tensor, Tensor]:
     """Sum of -log softmax(hidden @ weight.T)[labels] over labels that are not IGNORED.
@@ -65,7 +75,7 @@ def linear_cross_entropy(
     gradient. With a `shard`, `weight` holds its rows only, the loss is whole on
     every shard, and the gradient of `hidden` is this shard's part of a sum over shards.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, labels, shard, chunk_tokens)
+    return _LinearCrossEntropy.apply(hidden, weight, labels, shard, compiled, chunk_tokens)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -76,17 +86,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         labels: Tensor,
         shard: VocabularyShard | None,
+        compiled: Losses | None,
         chunk_tokens: int,
     ) -> tuple[Tensor, Tensor]:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        wants_grad = wants_hidden or wants_weight
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         for start in range(0, hidden.shape[0], chunk_tokens):
             rows = slice(start, start + chunk_tokens)
-            losses[rows], grad_logits = _chunk(
-                hidden[rows], weight, labels[rows], shard, wants_hidden or wants_weight
-            )
+            if compiled and not shard:
+                logits = hidden[rows] @ weight.t()
+                losses[rows], grad_logits = compiled(logits, labels[rows], wants_grad)
+            else:
+                losses[rows], grad_logits = _in_place(
+                    hidden[rows], weight, labels[rows], shard, wants_grad
+                )
             if grad_hidden is not None:
                 torch.mm(grad_logits, weight, out=grad_hidden[rows])
             if grad_weight is not None:
@@ -102,14 +118,29 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for grad in (grad_hidden, grad_weight):
             if grad is not None:
                 grad.mul_(grad_loss)
-        return grad_hidden, grad_weight, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None
 
 
-def _chunk(
+def losses_and_gradient(logits: Tensor, labels: Tensor, wants_grad: bool) -> tuple[Tensor, Tensor]:
+    """Losses (tokens,), and the gradient of logits (tokens, vocab) in their dtype: for a compiler,
+    which reads the logits three times and writes the gradient once."""
+    whole = logits.float()
+    counted = (labels != IGNORED)[:, None]
+    local = torch.where(counted, labels[:, None], 0)
+    total = whole.logsumexp(-1, keepdim=True)
+    loss = torch.where(counted, total - whole.gather(1, local), 0.0)[:, 0]
+    if not wants_grad:
+        return loss, logits
+    target = torch.arange(logits.shape[1], device=logits.device) == local
+    grad = torch.where(counted, (whole - total).exp() - target.float(), 0.0)
+    return loss, grad.to(logits.dtype)
+
+
+def _in_place(
     hidden: Tensor, weight: Tensor, labels: Tensor, shard: VocabularyShard | None, wants_grad: bool
 ) -> tuple[Tensor, Tensor]:
-    """Losses of a chunk (tokens,), and the gradient of its logits (tokens, vocab) in hidden's
-    dtype."""
+    """The same without a compiler, in one piece of float32 memory, of a whole vocabulary or of a
+    shard's."""
     logits = (hidden @ weight.t()).float()
     counted = labels != IGNORED
     local = labels - (shard.start if shard else 0)
@@ -127,7 +158,6 @@ def _chunk(
     loss = torch.where(counted[:, None], total.log() - target, 0.0)[:, 0]
     if not wants_grad:
         return loss, logits
-    grad = exponentials.div_(total)
+    grad = exponentials.mul_(counted[:, None] / total)
     grad.scatter_add_(1, local, -here[:, None].to(grad.dtype))
-    grad.mul_(counted[:, None])
     return loss, grad.to(hidden.dtype)

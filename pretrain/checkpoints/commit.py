@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.planner import WriteItem
 from pretrain.checkpoints import direct, files
 from pretrain.checkpoints.aside import shared_memory, trainer_pid
 from pretrain.checkpoints.retention import Retention
-from pretrain.checkpoints.staging import Staged
+from pretrain.checkpoints.staging import HURRY, Staged
 
 
 class Resolved:
@@ -36,15 +36,22 @@ class Resolved:
         return self._contents[item.index]
 
 
-def write_shards(folder: Path, step: int, staged: Staged) -> tuple[dict[str, Any], list[Any]]:
+def write_shards(
+    folder: Path, step: int, staged: Staged, share: float
+) -> tuple[dict[str, Any], list[Any]]:
     """Writes what this rank staged, syncs it, and reads it back from the disk; returns the
-    manifest's entries and DCP's results. Raises OSError where the disk has something else."""
+    manifest's entries and DCP's results. Raises OSError where the disk has something else.
+
+    share: of the time that it works, while the training does not wait for it.
+    """
+    memory = shared_memory()
+    pace = direct.Pace(share, lambda: bool(memory[HURRY]))
     files.reach("staged", step, trainer_pid())
     folder.mkdir(parents=True, exist_ok=True)
     torch.serialization.set_crc32_options(False)  # the manifest has better hashes
     writer = FileSystemWriter(folder, thread_count=1, sync_files=False)
-    writer.fs = disk = direct.DirectFiles()
-    planner: Any = Resolved(staged.plan.items, staged.values(shared_memory()))
+    writer.fs = disk = direct.DirectFiles(pace)
+    planner: Any = Resolved(staged.plan.items, staged.values(memory))
     try:
         results = writer.write_data(staged.plan, planner).wait()
     except RuntimeError as error:  # torch's zip writer does not say why it could not write
@@ -55,7 +62,7 @@ def write_shards(folder: Path, step: int, staged: Staged) -> tuple[dict[str, Any
     files.reach("written", step, trainer_pid())
     entries = {}
     for name, digest in sorted(disk.digests.items()):
-        if direct.digest(folder / name) != digest:
+        if direct.digest(folder / name, pace) != digest:
             raise OSError(f"{folder / name} does not read back as it was written.")
         entries[name] = {"bytes": (folder / name).stat().st_size, "xxh3_128": digest}
     files.reach("hashed", step, trainer_pid())

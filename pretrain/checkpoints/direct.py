@@ -12,7 +12,8 @@ import fcntl
 import io
 import mmap
 import os
-from collections.abc import Generator, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,30 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 BLOCK_BYTES = 16 << 20  # a multiple of every disk's block
 
 
+REST_SECONDS = 0.05
+
+
+class Pace:
+    """Work for a `share` of the time, with a rest after each block; none once `hurry` says so."""
+
+    def __init__(self, share: float, hurry: Callable[[], bool]) -> None:
+        self.share, self.hurry = share, hurry
+        self._began = time.monotonic()
+
+    def rest(self) -> None:
+        """As long as the block before it calls for."""
+        done = time.monotonic()
+        ends = done + (done - self._began) * (1 / self.share - 1)
+        while (left := ends - time.monotonic()) > 0 and not self.hurry():
+            time.sleep(min(left, REST_SECONDS))
+        self._began = time.monotonic()
+
+
 class DirectFile(io.RawIOBase):
     """A new file that is durable when it closes. digest: XXH3-128 of what was written to it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, pace: Pace | None = None) -> None:
+        self._pace = pace
         self._file = _open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         self._block = mmap.mmap(-1, BLOCK_BYTES)  # on a page's border, as direct writes need
         self._filled = self._written = 0
@@ -57,6 +78,8 @@ class DirectFile(io.RawIOBase):
             taken += len(part)
             if self._filled == BLOCK_BYTES:
                 self._put(BLOCK_BYTES)
+                if self._pace:
+                    self._pace.rest()
         return taken
 
     def close(self) -> None:
@@ -87,24 +110,27 @@ class DirectFile(io.RawIOBase):
 class DirectFiles(FileSystem):
     """DCP's files, each a `DirectFile`. digests: of those that are closed, by name."""
 
-    def __init__(self) -> None:
+    def __init__(self, pace: Pace | None = None) -> None:
         self.digests: dict[str, str] = {}
+        self._pace = pace
 
     @contextmanager
     def create_stream(
         self, path: str | os.PathLike[str], mode: str
     ) -> Generator[io.IOBase, None, None]:
         """A new file."""
-        with DirectFile(Path(path)) as file:
+        with DirectFile(Path(path), self._pace) as file:
             yield file
         self.digests[Path(path).name] = file.digest
 
 
-def digest(path: Path) -> str:
+def digest(path: Path, pace: Pace | None = None) -> str:
     """XXH3-128 of what the disk has."""
     state = xxhash.xxh3_128()
     for block in _blocks(path):
         state.update(block)
+        if pace:
+            pace.rest()
     return state.hexdigest()
 
 

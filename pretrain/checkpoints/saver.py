@@ -30,6 +30,9 @@ from pretrain.distributed import Processes
 
 POLL_SECONDS = 0.05
 GRACE_SECONDS = 10.0
+CPU_SHARE = 0.25
+"""Of the time that a writer works where the training computes on the same cores: a step's threads
+wait for each other, so that each core it takes holds up all of them."""
 
 
 Vote = tuple[Any, str | None]
@@ -110,6 +113,7 @@ class Saver:
         try:
             save.staged, sources = staging.places(planner, plan)
             memory = self.aside.memory(save.staged.bytes, self.processes.device.type == "cuda")
+            memory[staging.HURRY] = 0
             staging.copy(save.staged, sources, memory)
             if self.processes.device.type == "cuda":
                 save.copied = torch.cuda.Event()
@@ -131,6 +135,7 @@ class Saver:
     def wait(self, seconds: float | None = None) -> None:
         """Waits for this rank's part of the save under way, which ends in bounded time."""
         if self._thread is not None:
+            self.aside.memory(1)[staging.HURRY] = 1
             self._thread.join(seconds)
 
     def agreed_outcome(self) -> str | None:
@@ -148,8 +153,10 @@ class Saver:
             try:
                 if save.copied is not None:
                     save.copied.synchronize()
+                share = CPU_SHARE if self.processes.device.type == "cpu" else 1.0
                 wrote = self.aside.call(
-                    commit.write_shards, temporary, save.step, save.staged, seconds=self.seconds
+                    *(commit.write_shards, temporary, save.step, save.staged, share),
+                    seconds=self.seconds,
                 )
                 vote = (wrote, None)
             except AsideError as error:

@@ -16,6 +16,9 @@ from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemT
 from torch.distributed.checkpoint.state_dict import get_state_dict
 
 ALIGNMENT = 64
+HURRY = 0
+"""The byte of the shared memory that says, with a 1, that the training waits for the writer; the
+tensors begin behind it."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def places(planner: DefaultSavePlanner, plan: SavePlan) -> tuple[Staged, list[Te
     """Where each item of a plan will lie, and the tensors to copy there."""
     contents: list[bytes | Place] = []
     sources: list[Tensor | None] = []
-    end = 0
+    end = ALIGNMENT
     for item in plan.items:
         data = resolve(planner, item)
         if isinstance(data, Tensor):

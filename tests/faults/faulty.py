@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 import pretrain.train
@@ -147,7 +148,11 @@ def drift_once(trainer: Trainer) -> None:
 
 
 def local_weight(trainer: Trainer) -> Tensor:
-    """This rank's part of the last norm's weight, as integers."""
+    """This rank's part of the last norm's weight, as integers; not the gathered copy of it that
+    FSDP still has after a validation, which the next step drops."""
+    for module in trainer.model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
     weight = list(trainer.model.named_parameters())
     found = next(parameter for name, parameter in weight if name.startswith("norm."))
     return (found.to_local() if isinstance(found, DTensor) else found).detach().view(torch.int32)

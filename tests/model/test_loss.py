@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.loss import IGNORED, linear_cross_entropy
+from model.loss import IGNORED, linear_cross_entropy, losses_and_gradient
 
 
 def inputs(dtype=torch.float64, tokens=50, hidden=16, vocab=40):
@@ -25,6 +25,20 @@ def test_chunks_equal_the_whole(chunk_tokens):
     ours = torch.autograd.grad(loss * 3, (x, weight))
     theirs = torch.autograd.grad(expected * 3, (x, weight))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("chunk_tokens", [7, 1000])
+def test_what_a_compiler_gets_is_the_same(chunk_tokens, dtype):
+    x, weight, labels = inputs(torch.float32)
+    x, weight = (part.detach().to(dtype).requires_grad_() for part in (x, weight))
+    ours, theirs = (
+        linear_cross_entropy(x, weight, labels, None, compiled, chunk_tokens)
+        for compiled in (losses_and_gradient, None)
+    )
+    torch.testing.assert_close(ours, theirs)
+    grads = (torch.autograd.grad(loss, (x, weight)) for loss, _ in (ours, theirs))
+    torch.testing.assert_close(*grads)
 
 
 def test_without_targets_the_loss_and_its_gradients_are_zero():

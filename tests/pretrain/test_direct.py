@@ -2,6 +2,7 @@
 
 import errno
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -48,7 +49,8 @@ def test_what_was_written_is_read(disk, tmp_path, monkeypatch, size):
 
 
 def test_what_changed_on_the_disk_is_found(tmp_path):
-    with direct.DirectFile(tmp_path / "file") as file:
+    file: Any = direct.DirectFile(tmp_path / "file")
+    with file:
         torch.save(torch.arange(1000), file)
     assert torch.load(tmp_path / "file").sum() == 499_500
     content = bytearray((tmp_path / "file").read_bytes())
@@ -68,3 +70,17 @@ def test_a_disk_that_is_full(tmp_path, monkeypatch):
         file.close()
     assert file.closed
     file.close()
+
+
+def test_a_share_of_the_time_until_somebody_waits(monkeypatch):
+    now, hurry = [0.0], [False]
+    monkeypatch.setattr(direct.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(direct.time, "sleep", lambda seconds: now.append(now.pop() + seconds))
+    pace = direct.Pace(0.25, lambda: hurry[0])
+    now[0] += 1.0
+    pace.rest()
+    assert now == [pytest.approx(4.0)]
+    hurry[0] = True
+    now[0] += 1.0
+    pace.rest()
+    assert now == [pytest.approx(5.0)]

@@ -66,7 +66,7 @@ def spike(lab: Lab, trial: int) -> Outcome:
 def flipped_weight(lab: Lab, trial: int) -> Outcome:
     run, random = lab.run(), drawn(35, trial)
     changes: dict[str, Any] = {"parallel__dp_replicate": 2, "health__compare_every_steps": 3}
-    ended = run.start(("flip", trial % 2, random.randint(2, STEPS - 1)), **changes)
+    ended = run.start(("flip", trial % 2, random.randint(1, STEPS - 1)), **changes)
     wrong = check(ended, {EXIT_CORRUPT}, "rank")
     outcome = Outcome(wrong)
     if not wrong:
