@@ -40,7 +40,8 @@ setup(
     package_data={
         "conf": ["**/*.yaml", "corpus/*.jsonl"],
         "launch": ["slurm/*.j2", "plan/templates/*"],
-        **{package: ["templates/*"] for package in ("pages", "data_pipeline")},
+        "pages": ["templates/*"],
+        "data_pipeline": ["inspection/templates/*"],
         "eval": ["templates/*", "published/*.yaml"],
     },
     install_requires=[

@@ -80,7 +80,11 @@ def run_all(config: PretrainConfig, processes: Processes, aside: Aside) -> None:
     count_start(Path(config.run_dir), run.step, config.health.restarts_at_most, processes)
     trainer = Trainer(config, processes, run)
     trainer.hooks = make_hooks(trainer, run.attention, tasks, aside)
-    trainer.train()
+    try:
+        trainer.train()
+    finally:
+        for hook in trainer.hooks:
+            hook.on_leave(trainer)
     if processes.is_main:
         ended_well(Path(config.run_dir))
         if config.report and trainer.step == run.plan.total_steps:

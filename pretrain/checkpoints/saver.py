@@ -93,6 +93,7 @@ class Saver:
         self._store = dist.PrefixStore("checkpoints", _get_default_store())
         self._thread: threading.Thread | None = None
         self._last: Outcome | None = None
+        self._leaving = False
 
     def save(
         self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, about: dict[str, Any]
@@ -138,6 +139,11 @@ class Saver:
             self.aside.memory(1)[staging.HURRY] = 1
             self._thread.join(seconds)
 
+    def leave(self) -> None:
+        """Gives a save under way a last few seconds, then lets it go."""
+        self.wait(GRACE_SECONDS)
+        self._leaving = True
+
     def agreed_outcome(self) -> str | None:
         """Waits for the save under way; what is wrong with it, the same on every rank."""
         self.wait()
@@ -161,6 +167,8 @@ class Saver:
                 vote = (wrote, None)
             except AsideError as error:
                 vote = (None, f"{error}")
+        if self._leaving:
+            return
         key = f"{save.name}/{self.processes.rank}"
         self._store.set(key, base64.b64encode(pickle.dumps(vote)).decode())
         if not self.processes.is_main:
@@ -188,6 +196,8 @@ class Saver:
         keys = [f"{save.name}/{rank}" for rank in range(self.processes.world_size)]
         ends = save.started + self.seconds + GRACE_SECONDS
         while not self._store.check(keys):
+            if self._leaving:
+                raise AsideError("the run ended before.")
             if time.monotonic() > ends:
                 silent = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
                 raise AsideError(f"rank {', '.join(map(str, silent))} did not say that it wrote.")

@@ -34,3 +34,6 @@ class Hook:
 
     def on_end(self, trainer: Trainer) -> None:
         """After the last step of this process."""
+
+    def on_leave(self, trainer: Trainer) -> None:
+        """At the very end, after an error too: what runs beside the training ends in seconds."""

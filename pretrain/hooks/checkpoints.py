@@ -88,6 +88,11 @@ class Checkpoints(Hook):
             self.copier.wait()
         self._report(trainer)
 
+    def on_leave(self, trainer: Trainer) -> None:
+        """Nothing may use the job's store once it is gone."""
+        if hasattr(self, "saver"):  # not where the start itself failed
+            self.saver.leave()
+
     def save(self, trainer: Trainer, short_lived: bool = False, patient: bool = False) -> None:
         """Begins a save of this step unless there is one; every rank calls it. patient: not left
         out for an earlier one, which ends in bounded time."""
