@@ -28,7 +28,8 @@ REST_SECONDS = 0.05
 
 
 class Pace:
-    """Work for a `share` of the time, with a rest after each block; none once `hurry` says so."""
+    """Work for a `share` of the time, with a rest after each whole block; none once `hurry` says
+    so."""
 
     def __init__(self, share: float, hurry: Callable[[], bool]) -> None:
         self.share, self.hurry = share, hurry
@@ -129,7 +130,7 @@ def digest(path: Path, pace: Pace | None = None) -> str:
     state = xxhash.xxh3_128()
     for block in _blocks(path):
         state.update(block)
-        if pace:
+        if pace and len(block) == BLOCK_BYTES:
             pace.rest()
     return state.hexdigest()
 

@@ -123,7 +123,7 @@ class Saver:
             save.problem = f"it cannot be copied to memory ({error})"
         save.held_seconds = self.held_seconds = time.monotonic() - started
         self._thread = threading.Thread(
-            target=self._finish, args=(save,), daemon=True, name="checkpoint"
+            target=self._finish_or_leave, args=(save,), daemon=True, name="checkpoint"
         )
         self._thread.start()
         return None
@@ -150,6 +150,11 @@ class Saver:
         answer = [self._last.problem if self._last else None]
         dist.broadcast_object_list(answer, src=0)
         return answer[0]
+
+    def _finish_or_leave(self, save: Save) -> None:
+        """`_finish`; not where the job's store is gone, which the main thread has more to say of."""
+        with contextlib.suppress(dist.DistError):
+            self._finish(save)
 
     def _finish(self, save: Save) -> None:
         """What follows the border, in a thread: this rank's files and vote; rank 0's commit."""
