@@ -152,7 +152,7 @@ class Saver:
         return answer[0]
 
     def _finish_or_leave(self, save: Save) -> None:
-        """`_finish`; not where the job's store is gone, which the main thread has more to say of."""
+        """`_finish`, or nothing where the job's store is gone: the main thread says why."""
         with contextlib.suppress(dist.DistError):
             self._finish(save)
 
