@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
@@ -19,8 +19,12 @@ DEVICES = ("auto", "cpu", "cuda")
 
 @dataclass
 class SftConfig:
-    """model: a Hugging Face folder; data: a jsonl file of conversations; out: the folder to make.
+    """model: a Hugging Face folder; out: the folder to make.
 
+    data: what to learn from, or a list of it: a jsonl or parquet file, a folder of them, a folder
+        that `datasets` saved, or hf:owner/name, a data set on the Hugging Face Hub.
+    format: `auto` tells it by the columns; else a name of docs/finetune.md. split: of a data set
+        that has several, null for its training split. language: of oasst2's messages.
     batch_size: sequences in an optimizer step, over all processes; micro_batch_size: those that
         one process forwards at once, null for all of its share.
     max_seq_len: in tokens, null for the model's longest; longer conversations are cut at the end.
@@ -34,8 +38,11 @@ class SftConfig:
     record: ClassVar[str] = "sft.json"
 
     model: str = MISSING
-    data: str = MISSING
+    data: Any = MISSING
     out: str = MISSING
+    format: str = "auto"
+    split: str | None = None
+    language: str = "en"
     chat_template: ChatTemplate = MISSING
     learning_rate: float = 1e-5
     schedule: str = "cosine"

@@ -15,7 +15,7 @@ from conf.errors import InputError
 from finetune.config import DpoConfig
 from finetune.output import inputs_fingerprint, is_done, staged
 from finetune.rows import read_pairs
-from finetune.sft import about, save, tune
+from finetune.sft import about, save, stay_here, tune
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -29,15 +29,14 @@ def dpo(config: DpoConfig) -> None:
     Raises:
         InputError: settings, model folder, data or template do not fit; `out` is untouched.
     """
-    # No name is ever looked up on the Hub: all that is read lies here.
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    stay_here(config)
     model_dir, out = Path(config.model), Path(config.out)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     config.share(processes)
     if not (model_dir / "config.json").is_file():
         raise InputError(f"model={model_dir} is no Hugging Face folder: it has no config.json.")
-    rows = read_pairs(Path(config.data))
-    inputs = inputs_fingerprint(config)
+    rows = read_pairs(config.data, config.format, config.split, config.language)
+    inputs = inputs_fingerprint(config, rows)
     writes = os.environ.get("RANK", "0") == "0"
     if is_done(config, inputs):
         if writes:
@@ -53,7 +52,7 @@ def dpo(config: DpoConfig) -> None:
         tune(trainer, config, folder, writes)
         if writes:
             merge(trainer, base)
-            record = {"inputs": inputs, "rows": len(rows), **about(trainer, config)}
+            record = {"inputs": inputs, **about(trainer, config, rows)}
             save(base, config, record, folder)
     if writes:
         print(

@@ -13,25 +13,25 @@ from typing import Any
 
 from conf.errors import InputError
 from finetune.config import SftConfig
+from finetune.rows import Row, fingerprint, names
 
 # These say where the result goes and how it is watched, not what it is.
-NOT_INPUTS = ("model", "data", "out", "overwrite", "logger", "log_every", "device")
+NOT_INPUTS = ("model", "out", "overwrite", "logger", "log_every", "device")
+# These say where the rows come from, which are hashed themselves.
+SOURCE = ("data", "format", "split", "language")
 
 
-def inputs_fingerprint(config: SftConfig) -> str:
+def inputs_fingerprint(config: SftConfig, rows: list[Row]) -> str:
     """sha256 of all that decides the result: settings, rows, weights and tokenizer."""
-    settings = {key: value for key, value in asdict(config).items() if key not in NOT_INPUTS}
+    without = NOT_INPUTS + SOURCE
+    settings = {key: value for key, value in asdict(config).items() if key not in without}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    digest.update(fingerprint(rows).encode())
     model = Path(config.model)
-    for path in [Path(config.data), *sorted([*model.glob("*.safetensors"), *model.glob("*.json")])]:
-        digest.update(sha256(path).encode())
+    for path in sorted([*model.glob("*.safetensors"), *model.glob("*.json")]):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").hexdigest().encode())
     return digest.hexdigest()
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_done(config: SftConfig, inputs: str) -> bool:
@@ -74,10 +74,10 @@ def staged(out: Path, *, writes: bool) -> Iterator[Path]:
 def model_card(config: SftConfig, record: dict[str, Any]) -> str:
     """README.md of the folder."""
     name, base = Path(config.out).name, Path(config.model).name
+    data = ", ".join(Path(name).name for name in names(config.data))
     rows = {
         "base model": base,
-        "data": f"{Path(config.data).name}, {record['rows']:,} {record['kind']}, "
-        f"sha256 {record['data_sha256'][:16]}",
+        "data": f"{data}, {record['rows']:,} {record['kind']}, sha256 {record['data_sha256'][:16]}",
         "loss on": "the assistant's turns only",
         "chat template": config.chat_template.name,
         "steps": f"{record['steps']:,} of {config.batch_size} sequences",

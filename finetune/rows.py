@@ -1,139 +1,159 @@
-"""Conversations from a jsonl file.
+"""Conversations and pairs, read from any source in any format into two shapes.
 
-A line is one of
+A conversation is one of
 
-    {"prompt": "...", "completion": "..."}            one user turn and its answer
-    {"prompt": [messages], "completion": [messages]}  the answer to a longer conversation
+    {"prompt": [messages], "completion": [messages]}  the answer to a conversation
     {"messages": [messages]}                          every assistant turn is an answer
 
-where a message is {"role": "system" | "user" | "assistant", "content": "..."}. Only answers are
-learned from. Other keys are ignored; one file holds lines of one kind, the first line's.
+and a pair is {"prompt": [messages], "chosen": [message], "rejected": [message]}, where a message
+is {"role": "system" | "user" | "assistant", "content": "..."}. Text in their place is a user's
+prompt or an assistant's answer. Other keys are ignored; one file holds rows of one format.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from conf.errors import InputError
+from finetune.formats import ANSWERS, AUTO, PAIRS, Format, choose, has
+from finetune.sources import Placed, objects
 
 Message = dict[str, str]
 Row = dict[str, list[Message]]
+Sources = str | Path | list[str]
 
 ROLES = ("system", "user", "assistant")
-PAIR, CONVERSATION = ("prompt", "completion"), ("messages",)
-TRIPLE = ("prompt", "chosen", "rejected")
 
 
-def read_rows(path: Path) -> list[Row]:
-    """All conversations of a file, as {prompt, completion} or {messages} of lists of messages.
+def read_rows(
+    data: Sources, format: str = AUTO, split: str | None = None, language: str = "en"
+) -> list[Row]:
+    """All conversations of the sources, in their order.
 
     Raises:
-        InputError: the file is missing, empty or not UTF-8, or a line is none of the above.
+        InputError: a source is missing, empty or unreadable, or a row is no conversation.
     """
-    if not path.is_file():
-        raise InputError(f"data={path} is no file: expected jsonl with conversations.")
-    rows = []
-    kind: tuple[str, ...] | None = None
-    for place, content in _lines(path):
-        found = _kind(content, place)
-        kind = kind or found
-        if found != kind:
-            raise InputError(
-                f"{place} has {_quote(found)} where the first line has {_quote(kind)}: "
-                "expected one kind of line in a file."
-            )
-        row = _messages(content, place) if kind == CONVERSATION else _pair(content, place)
-        if not any(message["role"] == "assistant" for message in row[kind[-1]]):
-            raise InputError(
-                f"{place}: '{kind[-1]}' has no assistant message: there is nothing to learn."
-            )
-        rows.append(row)
-    if not rows:
-        raise InputError(f"data={path} is empty: expected a conversation on each line.")
+    splits = [split] if split else ["train_sft", "train"]
+    return _read(data, ANSWERS, format, splits, language, _conversation)
+
+
+def read_pairs(
+    data: Sources, format: str = AUTO, split: str | None = None, language: str = "en"
+) -> list[Row]:
+    """All pairs of the sources, in their order. `chosen` and `rejected` may repeat the
+    conversation before them, as UltraFeedback Binarized does; that is then the prompt, whatever
+    'prompt' says.
+
+    Raises:
+        InputError: a source is missing, empty or unreadable, or a row is no pair.
+    """
+    splits = [split] if split else ["train_prefs", "train"]
+    return _read(data, PAIRS, format, splits, language, _pair)
+
+
+def fingerprint(rows: list[Row]) -> str:
+    """sha256 of what is learned from."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def names(data: Sources) -> list[str]:
+    """The sources as a list."""
+    return [str(source) for source in data] if isinstance(data, list) else [str(data)]
+
+
+def _read(
+    data: Sources,
+    formats: dict[str, Format],
+    name: str,
+    splits: list[str],
+    language: str,
+    check: Callable[[dict[str, Any], str], Row],
+) -> list[Row]:
+    rows: list[Row] = []
+    for source in names(data):
+        kept, left_out, reason = 0, 0, ""
+        for place, row, format in _converted(source, formats, name, splits, language):
+            try:
+                rows.append(check(row, place))
+                kept += 1
+            except InputError as error:
+                if not format.public:
+                    raise
+                reason = reason or str(error)
+                left_out += 1
+        if not kept:
+            why = f": {reason}" if reason else ": expected an example on each line."
+            raise InputError(f"data={source} is empty{why}")
+        if left_out and os.environ.get("RANK", "0") == "0":
+            print(f"{source}: left out {left_out} of {kept + left_out}, the first as {reason}")
     return rows
 
 
-def read_pairs(path: Path) -> list[Row]:
-    """All pairs of a file, as {prompt, chosen, rejected} of lists of messages; the last two hold
-    one assistant message each. `chosen` and `rejected` may repeat the conversation before it,
-    as UltraFeedback Binarized does; that is then the prompt, whatever 'prompt' says.
+def _converted(
+    source: str, formats: dict[str, Format], name: str, splits: list[str], language: str
+) -> Iterator[tuple[str, dict[str, Any], Format]]:
+    found = objects(source, splits)
+    first = next(found, None)
+    if first is None:
+        return
+    format = choose(formats, name, first[1], first[0])
 
-    Raises:
-        InputError: the file is missing, empty or not UTF-8, or a line is no such pair.
-    """
-    if not path.is_file():
-        raise InputError(f"data={path} is no file: expected jsonl with pairs.")
-    rows = []
-    for place, content in _lines(path):
-        row = {}
-        for key, role in zip(TRIPLE, ("user", "assistant", "assistant"), strict=True):
-            value = content.get(key)
-            if isinstance(value, str):
-                value = [{"role": role, "content": value}]
-            row[key] = _checked(value, key, place)
-        before = [row[key][:-1] for key in TRIPLE[1:]]
-        if before[0] != before[1]:
-            raise InputError(f"{place}: 'chosen' and 'rejected' answer different conversations.")
-        answers = {key: row[key][-1:] for key in TRIPLE[1:]}
-        for key, (answer,) in answers.items():
-            if answer["role"] != "assistant":
-                raise InputError(f"{place}: '{key}' ends with the {answer['role']}'s turn.")
-        if answers["chosen"] == answers["rejected"]:
-            raise InputError(f"{place}: 'chosen' and 'rejected' are the same answer.")
-        rows.append({"prompt": before[0] or row["prompt"], **answers})
-    if not rows:
-        raise InputError(f"data={path} is empty: expected a pair on each line.")
-    return rows
+    def complete() -> Iterator[Placed]:
+        for place, row in chain([first], found):
+            if not has(format, row):
+                raise InputError(
+                    f"{place} has the keys {_quote(tuple(row)) or 'none'}: expected "
+                    f"{_quote(format.columns)}, as all of a source is of one format."
+                )
+            yield place, row
+
+    if format.tree:
+        for place, row in format.tree(complete(), language):
+            yield place, row, format
+    else:
+        for place, row in complete():
+            known = {column: row[column] for column in format.columns}
+            yield place, format.convert(known), format
 
 
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The lines that are not blank, each with its place for error messages."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"data={path} is not UTF-8 at byte {error.start}.") from None
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        place = f"{path}, line {number}"
-        try:
-            content = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{place} is not JSON: {error}.") from None
-        if not isinstance(content, dict):
-            raise InputError(f"{place} is no JSON object: expected {_quote(PAIR)} or 'messages'.")
-        yield place, content
-
-
-def _kind(content: dict[str, Any], place: str) -> tuple[str, ...]:
-    kinds = [kind for kind in (PAIR, CONVERSATION) if all(key in content for key in kind)]
-    if len(kinds) != 1:
-        raise InputError(
-            f"{place} has the keys {_quote(tuple(content)) or 'none'}: "
-            f"expected either {_quote(PAIR)} or 'messages'."
-        )
-    return kinds[0]
-
-
-def _messages(content: dict[str, Any], place: str) -> Row:
-    return {"messages": _checked(content["messages"], "messages", place)}
-
-
-def _pair(content: dict[str, Any], place: str) -> Row:
-    """A pair of strings becomes a user's and an assistant's message."""
-    row = {}
-    for key, role in zip(PAIR, ("user", "assistant"), strict=True):
-        value = content[key]
-        if isinstance(value, str):
-            value = [{"role": role, "content": value}]
-        row[key] = _checked(value, key, place)
+def _conversation(content: dict[str, Any], place: str) -> Row:
+    """Two texts become a user's and an assistant's message."""
+    keys = ("prompt", "completion") if "completion" in content else ("messages",)
+    row = {key: _messages(content, key, place) for key in keys}
+    last = list(row)[-1]
+    if not any(message["role"] == "assistant" for message in row[last]):
+        raise InputError(f"{place}: '{last}' has no assistant message: there is nothing to learn.")
     return row
 
 
-def _checked(messages: Any, key: str, place: str) -> list[Message]:
+def _pair(content: dict[str, Any], place: str) -> Row:
+    row = {key: _messages(content, key, place) for key in ("prompt", "chosen", "rejected")}
+    if row["chosen"][:-1] != row["rejected"][:-1]:
+        raise InputError(f"{place}: 'chosen' and 'rejected' answer different conversations.")
+    answers = {key: row[key][-1:] for key in ("chosen", "rejected")}
+    for key, (answer,) in answers.items():
+        if answer["role"] != "assistant":
+            raise InputError(f"{place}: '{key}' ends with the {answer['role']}'s turn.")
+        if not answer["content"].strip():
+            raise InputError(f"{place}: '{key}' is empty: expected an answer.")
+    if answers["chosen"] == answers["rejected"]:
+        raise InputError(f"{place}: 'chosen' and 'rejected' are the same answer.")
+    return {"prompt": row["chosen"][:-1] or row["prompt"], **answers}
+
+
+def _messages(content: dict[str, Any], key: str, place: str) -> list[Message]:
+    messages = content.get(key)
+    if isinstance(messages, str):
+        messages = [{"role": "user" if key == "prompt" else "assistant", "content": messages}]
     if not isinstance(messages, list) or not messages:
         raise InputError(f"{place}: '{key}' is {messages!r:.40}: expected text or messages.")
     for message in messages:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from conf.errors import InputError
 from finetune.config import SftConfig
-from finetune.output import inputs_fingerprint, is_done, model_card, sha256, staged
-from finetune.rows import read_rows
+from finetune.output import inputs_fingerprint, is_done, model_card, staged
+from finetune.rows import Row, fingerprint, names, read_rows
+from finetune.sources import HUB
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -32,15 +33,14 @@ def sft(config: SftConfig) -> None:
     Raises:
         InputError: settings, model folder, data or template do not fit; `out` is untouched.
     """
-    # No name is ever looked up on the Hub: all that is read lies here.
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    stay_here(config)
     model_dir, out = Path(config.model), Path(config.out)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     config.share(processes)
     if not (model_dir / "config.json").is_file():
         raise InputError(f"model={model_dir} is no Hugging Face folder: it has no config.json.")
-    rows = read_rows(Path(config.data))
-    inputs = inputs_fingerprint(config)
+    rows = read_rows(config.data, config.format, config.split, config.language)
+    inputs = inputs_fingerprint(config, rows)
     writes = os.environ.get("RANK", "0") == "0"
     if is_done(config, inputs):
         if writes:
@@ -55,13 +55,19 @@ def sft(config: SftConfig) -> None:
         check_labels(trainer, base.tokenizer)
         tune(trainer, config, folder, writes)
         if writes:
-            record = {"inputs": inputs, "rows": len(rows), **about(trainer, config)}
+            record = {"inputs": inputs, **about(trainer, config, rows)}
             save(base, config, record, folder)
     if writes:
         print(
             f"{out}: {record['steps']} steps on {len(rows)} conversations, loss "
             f"{record['first_loss']:.3f} -> {record['loss']:.3f}, {record['seconds']:.0f} s"
         )
+
+
+def stay_here(config: SftConfig) -> None:
+    """Looks nothing up on the Hub where all the data lie on this machine; a model always does."""
+    if not any(name.startswith(HUB) for name in names(config.data)):
+        os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def tune(trainer: Trainer, config: SftConfig, folder: Path, writes: bool) -> None:
@@ -88,15 +94,16 @@ def tune(trainer: Trainer, config: SftConfig, folder: Path, writes: bool) -> Non
         run.finish()
 
 
-def about(trainer: Trainer, config: SftConfig) -> dict[str, Any]:
+def about(trainer: Trainer, config: SftConfig, rows: list[Row]) -> dict[str, Any]:
     """What the run was, for sft.json and the model card."""
     lines = [line for line in trainer.state.log_history if "loss" in line]
     return {
         "format": 1,
         "kind": "conversations" if config.record == "sft.json" else "pairs",
         "model": config.model,
-        "data": config.data,
-        "data_sha256": sha256(Path(config.data)),
+        "data": ", ".join(names(config.data)),
+        "data_sha256": fingerprint(rows),
+        "rows": len(rows),
         "chat_template": config.chat_template.name,
         "steps": trainer.state.global_step,
         "tokens": int(lines[-1]["num_input_tokens_seen"]),

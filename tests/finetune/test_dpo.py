@@ -124,7 +124,8 @@ def test_chosen_may_repeat_the_conversation(tmp_path: Path, tokenizer) -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"prompt": "a", "chosen": "b"}, "'rejected' is None: expected text or messages"),
+        ({"prompt": "a", "chosen": "b"}, "'chosen': expected those of one of pairs"),
+        ({"prompt": "a", "chosen": "b", "rejected": None}, "'rejected' is None: expected text"),
         ({"prompt": "a", "chosen": "b", "rejected": "b"}, "are the same answer"),
         (
             {"prompt": "a", "chosen": [{"role": "user", "content": "b"}], "rejected": "c"},

@@ -36,13 +36,19 @@ def test_conversations(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        ([], r"is empty: expected a conversation on each line"),
+        ([], r"is empty: expected an example on each line"),
         ([PAIR, "{"], r"x\.jsonl, line 2 is not JSON"),
         (["3"], r"line 1 is no JSON object"),
         ([{"instruction": "a", "output": "b"}], r"line 1 has the keys 'instruction' and 'output'"),
-        ([{"prompt": "a"}], r"has the keys 'prompt': expected either 'prompt' and 'completion'"),
-        ([PAIR | {"messages": [USER, ANSWER]}], r"expected either"),
-        ([PAIR, {"messages": [USER, ANSWER]}], r"line 2 has 'messages' where the first line has"),
+        (
+            [{"prompt": "a"}],
+            r"'prompt': expected those of one of completion \(prompt, com",
+        ),
+        ([PAIR | {"messages": [USER]}], r"which fit completion and messages: say which .* format="),
+        (
+            [PAIR, {"messages": [USER, ANSWER]}],
+            r"2 has the keys 'messages': expected 'prompt'",
+        ),
         ([PAIR, "", PAIR | {"completion": " "}], r"line 3: 'completion' is empty"),
         ([PAIR | {"prompt": None}], r"'prompt' is None: expected text or messages"),
         ([{"messages": []}], r"'messages' is \[\]: expected"),

@@ -1,0 +1,67 @@
+"""OpenAssistant's trees of messages (oasst1, oasst2): a row is one message that names its parent;
+people ranked the answers to the same message, 0 is the best."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from finetune.sources import Placed
+
+ROLES = {"prompter": "user", "assistant": "assistant"}
+
+Message = dict[str, str]
+Replies = dict[str | None, list[dict[str, Any]]]
+
+
+def best_conversations(rows: Iterator[Placed], language: str) -> Iterator[Placed]:
+    """One conversation of each tree: the best-ranked message at every turn, to the last answer."""
+    replies = _replies(rows, language)
+    for root in replies[None]:
+        path = [root]
+        while following := replies[path[-1]["message_id"]]:
+            path.append(min(following, key=_rank))
+        while path and path[-1]["role"] != "assistant":
+            path.pop()
+        if path:
+            yield root["place"], {"messages": [_message(node) for node in path]}
+
+
+def best_against_worst(rows: Iterator[Placed], language: str) -> Iterator[Placed]:
+    """The lowest against the highest rank of the answers to each message, as Danube's second stage
+    of DPO; messages without two ranks are left out."""
+    replies = _replies(rows, language)
+    open_paths = [[root] for root in replies[None]]
+    while open_paths:
+        path = open_paths.pop(0)
+        following = replies[path[-1]["message_id"]]
+        open_paths += [[*path, node] for node in following]
+        ranked = sorted(
+            (node for node in following if node["rank"] is not None), key=lambda node: node["rank"]
+        )
+        if path[-1]["role"] == "prompter" and ranked and ranked[0]["rank"] < ranked[-1]["rank"]:
+            prompt = [_message(node) for node in path]
+            chosen, rejected = ranked[0]["text"], ranked[-1]["text"]
+            yield (
+                path[-1]["place"],
+                {"prompt": prompt, "chosen": chosen, "rejected": rejected},
+            )
+
+
+def _replies(rows: Iterator[Placed], language: str) -> Replies:
+    """The messages of a language under the id of what they answer, in the order of the rows."""
+    replies: Replies = defaultdict(list)
+    for place, row in rows:
+        kept = row["lang"] == language and not row.get("deleted")
+        if kept and row.get("review_result") is not False and row["role"] in ROLES:
+            replies[row["parent_id"]].append(row | {"place": place})
+    return replies
+
+
+def _rank(node: dict[str, Any]) -> float:
+    return float("inf") if node["rank"] is None else node["rank"]
+
+
+def _message(node: dict[str, Any]) -> Message:
+    return {"role": ROLES[node["role"]], "content": node["text"]}

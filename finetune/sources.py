@@ -1,0 +1,116 @@
+"""JSON objects of a jsonl file, a parquet file, a folder of either, or a data set of `datasets`."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conf.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+HUB = "hf:"
+"""`hf:owner/name` is a data set on the Hugging Face Hub, or in its cache."""
+
+LINES, TABLES = (".jsonl", ".json", ".jsonl.gz"), (".parquet",)
+
+Placed = tuple[str, dict[str, Any]]
+
+
+def objects(data: str, splits: Sequence[str]) -> Iterator[Placed]:
+    """Each object with its place for error messages.
+
+    splits: of a data set that has several, those to look for, the first found is read.
+
+    Raises:
+        InputError: there is nothing, it is of another kind, or it cannot be read.
+    """
+    if data.startswith(HUB):
+        yield from _rows(_from_hub(data), data, splits)
+        return
+    path = Path(data)
+    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        from datasets import load_from_disk
+
+        yield from _rows(load_from_disk(data), data, splits)
+    elif path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.name.endswith(LINES + TABLES))
+        if not files:
+            raise InputError(f"data={path} holds no {', '.join(LINES + TABLES)} file.")
+        for file in files:
+            yield from objects(str(file), splits)
+    elif not path.is_file():
+        raise InputError(
+            f"data={path} is no file: expected jsonl, parquet, a folder, or {HUB}owner/name."
+        )
+    elif path.name.endswith(TABLES):
+        yield from _table(path)
+    else:
+        yield from _lines(path)
+
+
+def _lines(path: Path) -> Iterator[Placed]:
+    """The lines that are not blank."""
+    try:
+        content = path.read_bytes()
+        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"data={path} is not UTF-8 at byte {error.start}.") from None
+    except (OSError, EOFError) as error:
+        raise InputError(f"data={path} cannot be read: {error}.") from None
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        place = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{place} is not JSON: {error}.") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{place} is no JSON object: expected one on each line.")
+        yield place, row
+
+
+def _table(path: Path) -> Iterator[Placed]:
+    import pyarrow
+    from pyarrow import parquet
+
+    number = 0
+    try:
+        for batch in parquet.ParquetFile(path).iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}, row {number}", row
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"data={path} is no parquet file that can be read: {error}.") from None
+
+
+def _rows(loaded: Dataset | DatasetDict, data: str, splits: Sequence[str]) -> Iterator[Placed]:
+    from datasets import Dataset
+
+    if not isinstance(loaded, Dataset):
+        split = next((split for split in splits if split in loaded), None)
+        if split is None:
+            raise InputError(
+                f"data={data} has the splits {', '.join(loaded)}: choose one with split=..."
+            )
+        loaded = loaded[split]
+    for number, row in enumerate(loaded, 1):
+        yield f"{data}, row {number}", dict(row)
+
+
+def _from_hub(data: str) -> Dataset | DatasetDict:
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(data.removeprefix(HUB))
+    except Exception as error:  # of the network, of the Hub, of the cache: the sentence is theirs
+        reason = str(error).split("\n")[0]
+        raise InputError(
+            f"data={data} does not load from the Hub or its cache: {reason}; "
+            "a file or folder on this machine needs no network."
+        ) from None
