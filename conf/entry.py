@@ -106,13 +106,18 @@ def _compose_and_run(stage: str, name: str, command: Command) -> None:
         else:
             chosen.append(settings)
 
+    said = io.StringIO()
     try:
-        with redirect_stderr(io.StringIO()):  # Hydra's "Error executing job": we say it better
+        with redirect_stderr(said):  # Hydra's "Error executing job": we say it better
             hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=command.config)(
                 compose
             )()
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_sentence(error, schema)) from None
+    except SystemExit as end:
+        if end.code == EXIT_BAD_INPUT:  # an option that is none; argparse has said so
+            raise InputError(said.getvalue().strip().rpartition(": error: ")[2] + ".") from None
+        raise
     for settings in chosen:  # outside of Hydra, so that its errors are told from ours
         _load(command.run)(settings)
 
@@ -159,6 +164,9 @@ def _sentence(error: Exception, schema: type) -> str:
         group, _, choice = (root.missing_cfg_file or "").partition("/")
         return f"{group}={choice}: there is no such choice{did_you_mean(choice, root.options)}."
     key = getattr(root, "full_key", None) or ""
+    missing = re.search(r"Missing mandatory value: (\S+)", text)
+    if missing:
+        return f"{missing.group(1)} has no value: give it as {missing.group(1)}=..."
     unknown = re.search(r"Key '(.+?)' (?:is not in struct|not in '.+')", str(root))
     if unknown:
         key = key or unknown.group(1)

@@ -1,7 +1,10 @@
 """`python -m launch demo|plan|local|slurm|... key=value ... [-- key=value ... of pretrain]`."""
 
+import sys
+
 from conf.entry import Command, main
-from launch.training import take_overrides
+from conf.errors import InputError
+from launch.training import quote_more, take_overrides
 
 COMMANDS = {
     "demo": Command(
@@ -50,5 +53,10 @@ COMMANDS = {
 }
 
 if __name__ == "__main__":
-    take_overrides()
+    try:
+        take_overrides()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    quote_more()
     main("launch", COMMANDS)

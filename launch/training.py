@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,14 +16,40 @@ from conf.errors import InputError
 
 overrides: list[str] = []
 """What stands behind `--`; set by `launch.__main__`."""
+typed: list[str] = []
+"""The whole command line, as it was given."""
+TRAINING_KEYS = ("model", "recipe", "optim", "parallel", "precision", "checkpoint", "validation")
+"""Those groups of `python -m pretrain` that people may give to a launcher."""
+WITH_TRAINING = ("local", "slurm", "chain")
 
 
 def take_overrides() -> None:
-    """Takes `-- key=value ...` out of the arguments: Hydra would read them as this command's."""
+    """Takes `-- key=value ...` out of the arguments: Hydra would read them as this command's.
+    Raises InputError for a key of the training that stands before it."""
+    typed[:] = sys.argv[1:]
     if "--" in sys.argv:
         at = sys.argv.index("--")
         overrides[:] = sys.argv[at + 1 :]
         del sys.argv[at:]
+    sys.argv[1:] = ["dry_run=true" if part == "--dry-run" else part for part in sys.argv[1:]]
+    if sys.argv[1:2] and sys.argv[1] in WITH_TRAINING:
+        for argument in sys.argv[2:]:
+            key = re.split(r"[.=]", argument.lstrip("+~"))[0]
+            if key in TRAINING_KEYS:
+                raise InputError(
+                    f"{argument} is of the training: put it behind `--`, as in "
+                    f"python -m launch {sys.argv[1]} ... -- {argument}"
+                )
+
+
+def quote_more() -> None:
+    """Quotes what stands behind `more.STEP=`, the words of a command line, which Hydra would read
+    as a value of its own."""
+    for number, argument in enumerate(sys.argv):
+        key, _, words = argument.partition("=")
+        if key.startswith("more.") and not words.startswith(("'", '"')):
+            escaped = words.replace("'", "\\'")
+            sys.argv[number] = f"{key}='{escaped}'"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
@@ -28,15 +29,20 @@ PRETRAIN = "pretrain"
 class ChainStep(StepConfig):
     """A step as a job.
 
-    array: jobs that share its work, 0 for one job. gpus: that it asks for, null for all of a node.
+    array: jobs that share its work, 0 for one job. rounds: so often the array is submitted, each
+        time after the one before; where jobs share several phases of work, none waits for another.
+    gpus: that it asks for, null for all of a node.
     sbatch: further options of this step, as `partition=cpu`; they win over the cluster's.
     needs: keys that must have a value when the step is submitted.
+    optional: keys of the command that are left out with the step that makes what they name.
     """
 
     array: int = 0
+    rounds: int = 1
     gpus: int | None = None
     sbatch: list[str] = field(default_factory=list)
     needs: list[str] = field(default_factory=list)
+    optional: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -49,7 +55,7 @@ class ChainConfig:
     name: of the run. cluster: a file of `conf/cluster` by its name, or any file by its path.
     data: folder of the tokenized corpus. out: the run folder.
     corpus, tokenizer: as in `python -m data_pipeline tokenize`.
-    answers: jsonl of conversations for sft.
+    answers: jsonl of conversations for sft. preferences: jsonl of better and worse answers for dpo.
     tasks: as in `python -m eval lm_eval`.
     more: further overrides of a step, as in more.sft="epochs=2 learning_rate=1e-5".
     nodes, nproc: of the training. time: limit of each job, null for the cluster's.
@@ -66,6 +72,7 @@ class ChainConfig:
     corpus: str = "python_docs"
     tokenizer: str = "bpe_8k"
     answers: str = ""
+    preferences: str = ""
     tasks: str = ""
     more: dict[str, str] = field(default_factory=dict)
     nodes: int = 1
@@ -103,7 +110,8 @@ def chain(config: ChainConfig) -> None:
         else:
             text = step_script(config, cluster, job, name, step)
         if config.dry_run:
-            print(f"# ---- {name}: {step.title}\n{text}")
+            times = f", {step.rounds} times" if step.rounds > 1 else ""
+            print(f"# ---- {name}: {step.title}{times}\n{text}")
             continue
         if name == PRETRAIN:
             script = write_folder(run, text) / "job.sbatch"
@@ -111,7 +119,10 @@ def chain(config: ChainConfig) -> None:
             script = out / "slurm" / f"{name}.sbatch"
             script.write_text(text)
         after = [submit(script)]
-        print(f"job {after[0]}: {name}, script {script}", flush=True)
+        for _ in range(step.rounds - 1):
+            after.append(submit(script, after=after[-1]))
+        print(f"job {', '.join(after)}: {name}, script {script}", flush=True)
+        del after[:-1]
 
 
 def chosen_steps(config: ChainConfig) -> dict[str, ChainStep]:
@@ -134,7 +145,30 @@ def chosen_steps(config: ChainConfig) -> dict[str, ChainStep]:
                     f"{key} has no value: step {name} needs {key}=..., or leave the step out with "
                     f"only=[{','.join(other for other in chosen if other != name)}]."
                 )
-    return chosen
+    makers = {step.makes: name for name, step in config.steps.items()}
+    return {
+        name: replace(step, command=command_of(name, step, makers, chosen))
+        for name, step in chosen.items()
+    }
+
+
+def command_of(
+    name: str, step: ChainStep, makers: dict[str, str], chosen: Mapping[str, object]
+) -> str:
+    """A step's command without the optional words that name what nobody makes. makers: the step
+    that makes a path. Raises InputError for such a word that is not optional."""
+    kept = []
+    for word in step.command.split():
+        key, _, path = word.partition("=")
+        maker = makers.get(path, name)
+        if maker == name or maker in chosen or Path(path).exists():
+            kept.append(word)
+        elif key not in step.optional:
+            raise InputError(
+                f"only: step {name} reads {path}, which is not there: add step {maker}, which "
+                f"makes it."
+            )
+    return " ".join(kept)
 
 
 def is_made(config: ChainConfig, name: str, step: ChainStep) -> bool:

@@ -54,10 +54,11 @@ def sbatch_options(config: SlurmConfig, cluster: Cluster, gpus: int | None = Non
     slurm = cluster.slurm
     if gpus is None:
         gpus = config.nproc or cluster.gpus_per_node
-    nodes = str(config.nodes)
-    if config.min_nodes is not None:
-        nodes = f"{config.min_nodes}-{config.nodes}"
-    options = [f"nodes={nodes}", "ntasks-per-node=1"]
+    if config.min_nodes is None:
+        options = [f"nodes={config.nodes}", "ntasks-per-node=1"]
+    else:
+        # One task a node is the default; said beside a range, it makes SLURM take the fewest.
+        options = [f"nodes={config.min_nodes}-{config.nodes}"]
     for key, value in (
         ("cpus-per-task", slurm.cpus_per_task),
         ("mem", slurm.mem),

@@ -6,7 +6,6 @@ import json
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -28,7 +27,9 @@ def slurm(config: SlurmConfig) -> None:
     if not config.dry_run:
         need_slurm()
     for run in runs:
-        text = job_script(config, cluster, run, shlex.join(["python", "-m", "launch", *_argv()]))
+        text = job_script(
+            config, cluster, run, shlex.join(["python", "-m", "launch", *training.typed])
+        )
         if config.dry_run:
             print(text)
             continue
@@ -66,9 +67,12 @@ def snapshot(folder: Path) -> None:
         )
 
 
-def submit(script: Path) -> str:
-    """Gives a script to sbatch, remembers its id beside it, and returns the id."""
-    done = subprocess.run(["sbatch", "--parsable", script], capture_output=True, text=True)
+def submit(script: Path, after: str | None = None) -> str:
+    """Gives a script to sbatch, remembers its id beside it, and returns the id. after: a job to
+    wait for, in place of those that the script names."""
+    options = ["--kill-on-invalid-dep=yes", f"--dependency=afterok:{after}"] if after else []
+    command = ["sbatch", "--parsable", *options, str(script)]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         said = " ".join(done.stderr.split())
         raise InputError(f"sbatch refused {script}: {said.removeprefix('sbatch: ')}")
@@ -103,7 +107,3 @@ def check_idle(run_dir: Path) -> None:
                 f"{run_dir} has job {job} already ({state.lower()}): stop it with "
                 f"`python -m launch stop run={run_dir}`, or use another run_dir."
             )
-
-
-def _argv() -> list[str]:
-    return [*sys.argv[0].split()[3:], *sys.argv[1:], "--", *training.overrides]

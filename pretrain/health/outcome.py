@@ -11,10 +11,13 @@ from pathlib import Path
 
 from conf.errors import EXIT_DONE, EXIT_FAILED, InputError
 
+BEGUN = ("config.yaml", "slurm", "logs")
+"""The run's own, and folders of who launched it: a refused start leaves nothing elsewhere."""
+
 
 def write_outcome(run_dir: Path, code: int, cause: str) -> None:
-    """Replaces the file, where a run was begun."""
-    if (run_dir / "config.yaml").exists():
+    """Replaces the file, where a run was begun or launched."""
+    if any((run_dir / name).exists() for name in BEGUN):
         temporary = run_dir / "outcome.json.tmp"
         about = {"code": code, "cause": cause, "time": time.time()}
         temporary.write_text(json.dumps(about, indent=1) + "\n")

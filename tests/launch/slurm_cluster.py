@@ -8,6 +8,7 @@ seconds, SIGKILL, and are requeued.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -84,32 +85,65 @@ class Cluster:
         said = self.ask("scontrol", "show", "job", "-o", str(number))
         return dict(part.partition("=")[::2] for part in said.split(" ") if "=" in part)
 
-    def wait(self, until: Callable[[], object], what: str, seconds: float = WAIT_SECONDS) -> None:
-        """Looks until something is true; fails with the state of the cluster where it is not."""
+    def wait(
+        self, until: Callable[[], object], what: str, seconds: float = WAIT_SECONDS, job: str = ""
+    ) -> None:
+        """Looks until something is true; fails with the state of the cluster where it is not.
+        job: that may have been requeued meanwhile, and then need not wait two minutes."""
         deadline = time.monotonic() + seconds
+        waits_since = None
         while not until():
+            if not (job and self.job(job)["Reason"] == "BeginTime"):
+                waits_since = None
+            elif waits_since is None:
+                waits_since = time.monotonic()
+            elif time.monotonic() > waits_since + HURRY_SECONDS:
+                self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
             if time.monotonic() > deadline:
-                jobs = self.ask("squeue", "-o", "%i %j %T %r %N")
-                pytest.fail(f"{what}: not after {seconds:.0f} s\n{jobs}\n{self.ask('sinfo', '-N')}")
+                jobs = self.ask("scontrol", "show", "job", "-o")
+                nodes, said = self.ask("sinfo", "-N"), (self.folder / "slurmctld.log").read_text()
+                pytest.fail(f"{what}: not after {seconds:.0f} s\n{jobs}\n{nodes}\n{said[-6000:]}")
             time.sleep(0.1)
 
     def wait_for(self, number: int | str, *states: str, seconds: float = WAIT_SECONDS) -> str:
         """Waits until a job is in one of the states, and returns which."""
 
-        waits_since: list[float] = []
-
         def is_there() -> bool:
-            found = self.job(number)
-            if found["Reason"] != "BeginTime":
-                waits_since.clear()
-            elif not waits_since:
-                waits_since.append(time.monotonic())
-            elif time.monotonic() > waits_since[0] + HURRY_SECONDS:
-                self.ask("scontrol", "update", f"JobId={number}", "StartTime=now")
-            return found["JobState"] in states
+            return self.job(number)["JobState"] in states
 
-        self.wait(is_there, f"job {number} to be {' or '.join(states)}", seconds)
+        self.wait(is_there, f"job {number} to be {' or '.join(states)}", seconds, str(number))
         return self.job(number)["JobState"]
+
+    @contextmanager
+    def frozen(self, job: str) -> Iterator[list[int]]:
+        """Stops the processes that train for a job meanwhile: signals wait for them."""
+        found = [
+            pid
+            for pid, command in self._running(f"SLURM_JOB_ID={job}")
+            if b"-mpretrain" in command and b"distributed.run" not in command
+        ]
+        ranks = [pid for pid in found if parent(pid) not in found]
+        for pid in ranks:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield ranks
+        finally:
+            self.thaw(ranks)
+
+    def thaw(self, ranks: list[int]) -> None:
+        """Lets stopped processes go on."""
+        for pid in ranks:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    def torchrun(self, node: str) -> list[int]:
+        """The torchrun of a node, and its ranks."""
+        found = self._running(f"SLURMD_NODENAME={node}")
+        return [
+            pid
+            for pid, command in found
+            if b"-mpretrain" in command and not command.startswith(b"srun")
+        ]
 
     def start_node(self, name: str) -> None:
         """Starts a slurmd."""
@@ -123,7 +157,8 @@ class Cluster:
 
     def lose_node(self, name: str) -> None:
         """Kills all that runs on a node: its slurmd, the steps, their ranks."""
-        for pid in [*self._daemon(f"slurmd.{name}"), *self._of_node(name)]:
+        steps = [pid for pid, _ in self._running(f"SLURMD_NODENAME={name}")]
+        for pid in [*self._daemon(f"slurmd.{name}"), *steps]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -174,15 +209,32 @@ class Cluster:
         path = self.folder / f"{name}.pid"
         return [int(path.read_text())] if path.is_file() else []
 
-    def _of_node(self, name: str) -> Iterator[int]:
-        """Processes of the steps on a node of this cluster."""
-        ours = f"SLURM_CONF={self.conf}".encode()
+    def _running(self, *variables: str) -> Iterator[tuple[int, bytes]]:
+        """Processes of the jobs of this cluster whose environment has the variables, each with its
+        command line, without spaces."""
+        wanted = {f"SLURM_CONF={self.conf}".encode(), *map(str.encode, variables)}
         for folder in Path("/proc").iterdir():
             if folder.name.isdigit():
                 with suppress(OSError):
-                    environment = (folder / "environ").read_bytes().split(b"\0")
-                    if ours in environment and f"SLURMD_NODENAME={name}".encode() in environment:
-                        yield int(folder.name)
+                    if wanted <= {*(folder / "environ").read_bytes().split(b"\0")}:
+                        command = (folder / "cmdline").read_bytes()
+                        yield int(folder.name), command.replace(b"\0", b"")
+
+
+def parent(pid: int) -> int:
+    """Of a process."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def signalled(pid: int, number: int) -> bool:
+    """Whether a signal waits to be handled by a process, or has ended it: SLURM wakes what it
+    signals."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True
+    masks = re.findall(r"^S[ih][gd]Pnd:\t(\w+)$", status, re.M)
+    return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
 
 
 @contextmanager

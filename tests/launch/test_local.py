@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from tests.runs import arguments, records
 
 
@@ -16,6 +18,13 @@ def test_the_run_s_own_exit_code_and_a_log_for_each_rank(command, corpus, tmp_pa
     logs = [path.relative_to(run_dir / "logs") for path in run_dir.glob("logs/*/attempt_0/*/*.log")]
     assert {path.parts[2] for path in logs} == {"0", "1"}
     assert "step 3" in done.stdout + done.stderr or "3/" in done.stdout + done.stderr
+
+
+def test_what_only_the_run_can_refuse_ends_with_its_code(command, tmp_path):
+    training = arguments("nowhere", tmp_path / "run")[1:]
+    done = command("launch", "local", "nproc=1", "--", *training)
+    assert done.returncode == 2, done.stderr
+    assert json.loads((tmp_path / "run" / "outcome.json").read_text())["code"] == 2
 
 
 def test_a_bad_override_is_refused_in_one_sentence(command):

@@ -1,22 +1,28 @@
-"""Training on a real SLURM of two nodes; see `slurm_cluster`."""
+"""Training on a real SLURM of two nodes, see `slurm_cluster`: one test, so that there is one
+cluster however the tests are spread over workers."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from launch.slurm.chain import ChainConfig, ChainStep, chain
 from launch.slurm.submit import jobs_of
-from tests.conftest import ROOT
-from tests.launch.slurm_cluster import running
-from tests.runs import arguments, ledger, records
+from tests.conftest import ROOT, run_command
+from tests.launch.slurm_cluster import Cluster, running, signalled
+from tests.runs import SETTINGS, arguments, ledger, records
 
 STEPS = 60
 LONG = {
@@ -31,42 +37,63 @@ gpus_per_node: 1
 slurm:
   cpus_per_task: 1
   time: "30"
-  signal_seconds: 30
-  shutdown_seconds: 20
+  signal_seconds: 840
+  shutdown_seconds: 90
+  python: {python}
 """
+TIME = 15
+"""Minutes: SLURM's signal comes 60 to 90 seconds after the start, when it looks at the limits."""
+# The second node may come to have another numpy: then that node is wrong.
+PYTHON = f"""\
+#!/bin/bash
+other=$(dirname "$0")/other
+[ "$SLURMD_NODENAME" = n2 ] && [ -e "$other" ] && export PYTHONPATH=$other:$PYTHONPATH
+exec {sys.executable} "$@"
+"""
+QUICK = ("nodes=1", "node_check=false")
+OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
 
 
-@pytest.fixture(scope="module")
-def slurm():
-    folder = Path(tempfile.mkdtemp(prefix="slurm"))  # short: a socket's path has 108 characters
-    folder.chmod(0o755)
-    with running(folder) as cluster:
-        (folder / "lab.yaml").write_text(CLUSTER)
-        yield cluster
-    shutil.rmtree(folder, ignore_errors=True)
+@dataclass
+class Lab:
+    """The cluster, a folder for runs, and a corpus."""
 
+    slurm: Cluster
+    folder: Path
+    corpus: str
 
-@pytest.fixture
-def launch(command, slurm):
-    """`python -m launch` against the cluster."""
-
-    def run(*given: str, code: int = 0) -> str:
-        done = command("launch", *given, **slurm.environment)
+    def launch(self, *given: str, code: int = 0) -> str:
+        """`python -m launch`."""
+        done = run_command("launch", *given, SLURM_CONF=str(self.slurm.conf))
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    return run
+    def submit(self, *given: str, options: tuple[str, ...] = ("nodes=2",)) -> list[str]:
+        """Submits training jobs; returns the ids."""
+        cluster = f"cluster={self.slurm.folder}/lab.yaml"
+        return re.findall(
+            r"^job (\d+)", self.launch("slurm", cluster, *options, "--", *given), re.M
+        )
+
+    def training(self, name: str, **changes: object) -> list[str]:
+        """Overrides of a run."""
+        return arguments(self.corpus, self.folder / name, **changes)[1:]
+
+    def ended(self, job: str) -> str:
+        """Waits for the end of a job; returns its state."""
+        return self.slurm.wait_for(job, *OVER)
 
 
-@pytest.fixture
-def submit(launch, slurm):
-    """Submits a training job; returns the ids."""
-
-    def run(*given: str, options: tuple[str, ...] = ("nodes=2",)) -> list[str]:
-        said = launch("slurm", f"cluster={slurm.folder}/lab.yaml", *options, "--", *given)
-        return re.findall(r"^job (\d+)", said, re.M)
-
-    return run
+@contextmanager
+def laboratory(folder: Path, corpus: str) -> Iterator[Lab]:
+    home = Path(tempfile.mkdtemp(prefix="slurm"))  # short: a socket's path has 108 characters
+    home.chmod(0o755)
+    with running(home) as cluster:
+        (home / "lab.yaml").write_text(CLUSTER.format(python=home / "python"))
+        (home / "python").write_text(PYTHON)
+        (home / "python").chmod(0o755)
+        yield Lab(cluster, folder, corpus)
+    shutil.rmtree(home, ignore_errors=True)
 
 
 def log(run_dir: Path) -> str:
@@ -75,13 +102,6 @@ def log(run_dir: Path) -> str:
 
 def steps(run_dir: Path) -> int:
     return len(records(run_dir)) if (run_dir / "metrics.jsonl").exists() else 0
-
-
-def same_run(one: Path, other: Path) -> None:
-    """The two were trained alike, and ended with the same weights, to the bit."""
-    assert ledger(one) == ledger(other)
-    assert curve(one) == curve(other)
-    assert weights(one) == weights(other)
 
 
 def curve(run_dir: Path) -> list[tuple[int, float, float]]:
@@ -101,22 +121,27 @@ def events(run_dir: Path, *names: str) -> list[dict]:
     return [r for r in records(run_dir, "event") if r["event"] in names]
 
 
-@pytest.fixture(scope="module")
-def whole(command, slurm, corpus, tmp_path_factory):
-    """A run of 60 steps on two nodes that nothing disturbs."""
-    run_dir = tmp_path_factory.mktemp("whole") / "run"
-    training = arguments(corpus.folder, run_dir, **LONG)[1:]
-    cluster = f"cluster={slurm.folder}/lab.yaml"
-    done = command("launch", "slurm", cluster, "nodes=2", "--", *training, **slurm.environment)
-    assert done.returncode == 0, done.stderr
-    job = re.findall(r"^job (\d+)", done.stdout, re.M)[0]
-    assert slurm.wait_for(job, "COMPLETED", "FAILED") == "COMPLETED", log(run_dir)
-    return job, run_dir
+@pytest.mark.timeout(1200)
+def test_a_cluster_s_day(corpus, tmp_path, monkeypatch, subtests):
+    """Undisturbed: `whole`. Disturbed: `limited`, whose ranks stand still for SLURM's signal ahead
+    of the time limit while small jobs run beside it."""
+    with laboratory(tmp_path, str(corpus.folder)) as lab:
+        monkeypatch.setenv("SLURM_CONF", lab.slurm.environment["SLURM_CONF"])
+        with subtests.test("two nodes train as one job"):
+            two_nodes_train_as_one_job(lab)
+        with subtests.test("preemption"), limited(lab) as (job, ranks):
+            with subtests.test("small jobs"):
+                small_jobs(lab)
+            time_limit_preemption_and_a_lost_node_change_nothing(lab, job, ranks)
+        with subtests.test("a killed torchrun"):
+            a_killed_torchrun_a_wrong_node_fewer_nodes_status_stop(lab)
 
 
-def test_two_nodes_train_as_one_job(slurm, whole):
-    job, run_dir = whole
-    assert slurm.job(job)["NodeList"] == "n[1-2]"
+def two_nodes_train_as_one_job(lab: Lab) -> None:
+    run_dir = lab.folder / "whole"
+    (job,) = lab.submit(*lab.training("whole", **LONG))
+    assert lab.ended(job) == "COMPLETED", log(run_dir)
+    assert lab.slurm.job(job)["NodeList"] == "n[1-2]"
     assert [record["step"] for record in records(run_dir)] == list(range(1, STEPS + 1))
     assert [start["dp_size"] for start in events(run_dir, "start", "resume")] == [2]
     assert (run_dir / "slurm" / "code" / "pretrain" / "trainer.py").exists()
@@ -126,131 +151,208 @@ def test_two_nodes_train_as_one_job(slurm, whole):
     assert nodes["problems"] == {}
 
 
-def test_preempted_saved_requeued_resumed(slurm, submit, whole, corpus, tmp_path):
-    run_dir = tmp_path / "run"
-    (job,) = submit(*arguments(corpus.folder, run_dir, **LONG)[1:])
-    slurm.wait(lambda: steps(run_dir) > 4, "five steps")
-    urgent = slurm.ask(
-        *("sbatch", "--parsable", "-p", "high", "-N", "2", "--exclusive", "-o", "/dev/null"),
-        *("--wrap", "sleep 1"),
+@contextmanager
+def limited(lab: Lab) -> Iterator[tuple[str, list[int]]]:
+    """The same run with a time limit, frozen after a few steps; gives its job and ranks."""
+    run_dir = lab.folder / "limited"
+    training = lab.training("limited", **LONG | {"logger": "wandb"})
+    options = ("nodes=2", f"time={TIME}", "node_check=false")
+    (job,) = lab.submit(*training, "logger.wandb=offline", options=options)
+    lab.slurm.wait(lambda: steps(run_dir) > 4, "five steps")
+    with lab.slurm.frozen(job) as ranks:
+        assert len(ranks) == 2
+        yield job, ranks
+
+
+def small_jobs(lab: Lab) -> None:
+    """All are submitted before the first is looked at."""
+    kinds = (
+        a_sweep_of_two_by_two,
+        a_chain_of_real_jobs,
+        a_step_that_fails_ends_the_chain,
+        the_scripts_to_edit_by_hand,
     )
-    slurm.wait_for(urgent, "COMPLETED")
-    assert slurm.wait_for(job, "COMPLETED", "FAILED") == "COMPLETED", log(run_dir)
-    assert slurm.job(job)["Restarts"] == "1"
-    stopped, resumed = events(run_dir, "stop")[0], events(run_dir, "resume")[0]
-    assert stopped["cause"].startswith("SIGTERM on rank")
-    assert stopped["step"] == resumed["step"] < STEPS
-    same_run(run_dir, whole[1])
+    checks = [kind(lab) for kind in kinds]
+    for check in checks:
+        next(check)
+    for check in checks:
+        assert next(check, None) is None
 
 
-def test_the_time_limit_s_signal_reaches_the_ranks(slurm, submit, whole, corpus, tmp_path):
-    """SLURM looks at limits twice a minute: the signal is sent as it would be."""
-    run_dir = tmp_path / "run"
-    (job,) = submit(*arguments(corpus.folder, run_dir, **LONG)[1:])
-    assert "USR1@30" in (run_dir / "slurm" / "job.sbatch").read_text()
-    slurm.wait(lambda: steps(run_dir) > 4, "five steps")
-    slurm.ask("scancel", "--signal=USR1", job)
-    assert slurm.wait_for(job, "COMPLETED", "FAILED") == "COMPLETED", log(run_dir)
-    assert slurm.job(job)["Restarts"] == "1"
-    assert events(run_dir, "stop")[0]["cause"].startswith("SIGUSR1 on rank")
-    same_run(run_dir, whole[1])
-
-
-def test_a_lost_node(slurm, submit, whole, corpus, tmp_path):
-    run_dir = tmp_path / "run"
-    (job,) = submit(*arguments(corpus.folder, run_dir, **LONG)[1:])
-    slurm.wait(lambda: (run_dir / "checkpoints" / "latest").exists(), "a checkpoint")
-    slurm.lose_node("n2")
-    slurm.wait(lambda: "PENDING" in slurm.job(job)["JobState"], "the job to wait again")
-    slurm.start_node("n2")
-    assert slurm.wait_for(job, "COMPLETED", "FAILED") == "COMPLETED", log(run_dir)
-    assert int(slurm.job(job)["Restarts"]) >= 1
-    same_run(run_dir, whole[1])
-
-
-def test_a_sweep_of_two_by_two(slurm, submit, corpus, tmp_path):
-    training = arguments(corpus.folder, tmp_path / "sweep", stop_after=2)[1:]
-    jobs = submit(
-        *training, "--multirun", "optim.learning_rate=1e-3,1e-2", "seed=0,1",
-        options=("nodes=1", "node_check=false"),
-    )  # fmt: skip
+def a_sweep_of_two_by_two(lab: Lab) -> Iterator[str]:
+    choices = ("optim.learning_rate=1e-3,1e-2", "seed=0,1")
+    training = lab.training("sweep", stop_after=2)
+    jobs = lab.submit(*training, "--multirun", *choices, options=QUICK)
     assert len(set(jobs)) == 4
-    for job in jobs:
-        assert slurm.wait_for(job, "COMPLETED", "FAILED") == "COMPLETED"
-    runs = sorted(path.parent for path in (tmp_path / "sweep").rglob("metrics.jsonl"))
+    yield "submitted"
+    assert [lab.ended(job) for job in jobs] == ["COMPLETED"] * 4
+    runs = sorted(path.parent for path in (lab.folder / "sweep").rglob("metrics.jsonl"))
     assert [run.name for run in runs] == [
         f"learning_rate_{rate}-seed_{seed}" for rate in ("0.001", "0.01") for seed in (0, 1)
     ]
     assert len({curve(run)[1] for run in runs}) == 4
 
 
-def test_status_and_stop(slurm, launch, submit, corpus, tmp_path):
-    run_dir = tmp_path / "run"
-    training = arguments(corpus.folder, run_dir, **LONG)[1:]
-    options = ("nodes=1", "node_check=false")
-    (job,) = submit(*training, options=options)
-    slurm.wait(lambda: steps(run_dir) > 1, "two steps")
-    said = launch("status", f"runs={tmp_path}")
-    assert re.search(rf"run +running +\d+/{STEPS} ", said), said
-    again = launch("slurm", f"cluster={slurm.folder}/lab.yaml", "--", *training, code=2)
-    assert f"has job {job} already (running)" in again
-    launch("stop", f"run={run_dir}")
-    assert slurm.wait_for(job, "COMPLETED", "FAILED") == "FAILED"
-    assert events(run_dir, "stop")[0]["step"] < STEPS
-    assert slurm.job(job)["Restarts"] == "0"
-    assert "ended with 85" in launch("status", f"runs={run_dir}")
+def a_chain_of_real_jobs(lab: Lab) -> Iterator[str]:
+    """Text of this repository to an exported model."""
+    out = lab.folder / "chain"
+    training = [f"{key}={value}" for key, value in SETTINGS.items()]
+    said = lab.launch(
+        *("chain", f"cluster={lab.slurm.folder}/lab.yaml", "name=chain", "node_check=false"),
+        *(f"data={lab.folder}/chain_data", f"out={out}", "corpus=python_docs", "tokenizer=bpe_8k"),
+        *("only=[tokenize,manifest,pretrain,export]", "steps.tokenize.array=2"),
+        "steps.tokenize.rounds=2",
+        f"more.tokenize=tokenizer.vocab_size=500 corpus.held_out_fraction=0.2 workers=1 "
+        f"corpus.sources.code.paths=[{ROOT}/launch] corpus.sources.prose.paths=[{ROOT}/docs]",
+        *("--", *training, "model.vocab_size=512", "stop_after=4", "checkpoint.every_steps=2"),
+    )
+    jobs = re.findall(r"\d+", " ".join(re.findall(r"^job ([\d, ]+):", said, re.M)))
+    assert jobs == jobs_of(out)
+    assert len(jobs) == 5
+    yield "submitted"
+    assert lab.ended(jobs[-1]) == "COMPLETED", said
+    assert (out / "export" / "pretrained" / "model.safetensors").exists()
+    assert (out / "slurm" / "tokenize-1.log").exists()
+    assert steps(out) == 4
 
 
-def test_a_step_that_fails_ends_the_chain(slurm, monkeypatch, tmp_path):
+def a_step_that_fails_ends_the_chain(lab: Lab) -> Iterator[str]:
     """An array, a step after it, one that fails, and one that then must not run."""
-    monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
+    folder = lab.folder / "broken"
 
     def step(name: str, code: str, array: int = 0) -> ChainStep:
-        made = str(tmp_path / name)
+        made = str(folder / name)
         command = f'timeit -n1 -r1 "{code}; open({made!r}, {"a"!r}).write({"x"!r})"'
         return ChainStep(title=name, command=command, makes=made, array=array)
 
     steps = {
         "array": step("array", "pass", array=3),
-        "next": step("next", f"assert len(open({str(tmp_path / 'array')!r}).read()) == 3"),
+        "next": step("next", f"assert len(open({str(folder / 'array')!r}).read()) == 3"),
         "broken": step("broken", "1/0"),
         "last": step("last", "pass"),
     }
-    cluster, out = f"{slurm.folder}/lab.yaml", tmp_path / "run"
-    chain(ChainConfig(name="chain", cluster=cluster, data="", out=str(out), steps=steps))
-    jobs = jobs_of(out)
+    cluster = f"{lab.slurm.folder}/lab.yaml"
+    chain(ChainConfig(name="broken", cluster=cluster, data="", out=str(folder), steps=steps))
+    jobs = jobs_of(folder)
     assert len(jobs) == 4
-    slurm.wait_for(jobs[2], "FAILED")
-    slurm.wait(lambda: not slurm.ask("squeue", "-h"), "no jobs")
-    assert slurm.job(jobs[1])["JobState"] == "COMPLETED"
-    assert slurm.job(jobs[3])["JobState"] == "CANCELLED"
-    assert (tmp_path / "next").exists()
-    assert not (tmp_path / "last").exists()
+    yield "submitted"
+    assert lab.ended(jobs[2]) == "FAILED"
+    assert lab.ended(jobs[3]) == "CANCELLED"
+    assert lab.slurm.job(jobs[1])["JobState"] == "COMPLETED"
+    assert (folder / "next").exists()
+    assert not (folder / "last").exists()
 
 
-def test_the_scripts_to_edit_by_hand(slurm, corpus, tmp_path):
-    run_dir = tmp_path / "run"
-    job = slurm.ask(
-        *("sbatch", "--parsable", "--nodes=2", "--gpus-per-node=0", "--cpus-per-task=1"),
-        *("-D", str(ROOT), "-o", str(tmp_path / "log"), "--time=30"),
-        f"--export=ALL,PYTHON={sys.executable},RUN_DIR={run_dir}",
-        "launch/slurm/pretrain.sbatch",
-        *arguments(corpus.folder, run_dir, stop_after=2)[1:],
-    )
-    assert slurm.wait_for(job, "COMPLETED", "FAILED") == "COMPLETED", (tmp_path / "log").read_text()
+def the_scripts_to_edit_by_hand(lab: Lab) -> Iterator[str]:
+    run_dir, data = lab.folder / "by_hand", lab.folder / "by_hand_data"
+
+    def sbatch(script: str, *given: str, options: tuple[str, ...]) -> str:
+        return lab.slurm.ask(
+            *("sbatch", "--parsable", "--cpus-per-task=1", "--time=30", "-D", str(ROOT)),
+            *("-o", f"{lab.folder}/{script}.log", *options),
+            f"--export=ALL,OMP_NUM_THREADS=1,PYTHON={sys.executable},RUN_DIR={run_dir}",
+            *(f"launch/slurm/{script}.sbatch", *given),
+        )
+
+    words = (f"corpus.sources.text.paths=[{ROOT}/docs]", "tokenizer.vocab_size=500", f"out={data}")
+    tokenize = ("corpus=text_files", "tokenizer=bpe_8k", *words, "workers=1")
+    array = sbatch("tokenize", *tokenize, options=("--array=0-1",))
+    rest = ("--array=0", f"--dependency=afterany:{array}")
+    jobs = [sbatch("tokenize", *tokenize, options=rest)]
+    training = lab.training("by_hand", stop_after=2)
+    jobs.append(sbatch("pretrain", *training, options=("--nodes=2", "--gpus-per-node=0")))
+    yield "submitted"
+    for job in jobs:
+        assert lab.ended(job) == "COMPLETED", [p.read_text() for p in lab.folder.glob("*.log")]
+    assert (data / "manifest.json").exists()
     assert [start["dp_size"] for start in events(run_dir, "start")] == [2]
     assert steps(run_dir) == 2
 
 
-def test_a_named_node_is_excluded_by_the_requeue(slurm, tmp_path):
-    python = f"env PYTHONPATH={ROOT} {sys.executable} -m launch.slurm.requeue {tmp_path}"
-    (tmp_path / "exclude").write_text("n1\n")
-    job = slurm.ask(
-        *("sbatch", "--parsable", "--requeue", "-N", "1", "-w", "n1", "--open-mode=append"),
-        *("-o", str(tmp_path / "log"), "--wrap"),
-        f'[ "${{SLURM_RESTART_COUNT:-0}}" = 1 ] && exit 0; {python}; sleep 60; exit 1',
-    )
-    slurm.wait(lambda: slurm.job(job)["ExcNodeList"] == "n1", "n1 to be excluded", 60)
-    slurm.ask("scontrol", "update", f"JobId={job}", "ReqNodeList=")
-    assert slurm.wait_for(job, "COMPLETED", "FAILED") == "COMPLETED", (tmp_path / "log").read_text()
-    assert slurm.job(job)["NodeList"] == "n2"
+def time_limit_preemption_and_a_lost_node_change_nothing(
+    lab: Lab, job: str, stopped: list[int]
+) -> None:
+    run_dir, whole, slurm = lab.folder / "limited", lab.folder / "whole", lab.slurm
+
+    def again() -> None:
+        slurm.wait(lambda: slurm.job(job)["JobState"] == "PENDING", "the job to wait again")
+
+    # SLURM's own signal ahead of the limit.
+    slurm.wait(lambda: all(signalled(pid, signal.SIGUSR1) for pid in stopped), "SIGUSR1")
+    slurm.thaw(stopped)
+    again()
+    slurm.ask("scontrol", "update", f"JobId={job}", "TimeLimit=30")
+    first = events(run_dir, "stop")[-1]
+    assert first["cause"].startswith("SIGUSR1 on rank")
+
+    # A job of a higher priority.
+    slurm.wait(lambda: steps(run_dir) > first["step"], "another step", job=job)
+    with slurm.frozen(job) as ranks:
+        urgent = slurm.ask(
+            *("sbatch", "--parsable", "-p", "high", "-N", "2", "--exclusive", "-o", "/dev/null"),
+            *("--wrap", "true"),
+        )
+        slurm.wait(lambda: all(signalled(pid, signal.SIGTERM) for pid in ranks), "SIGTERM")
+    slurm.wait_for(urgent, "COMPLETED")
+    second = events(run_dir, "stop")[-1]
+    assert second["cause"].startswith("SIGTERM on rank")
+
+    # A node that is gone.
+    slurm.wait(lambda: steps(run_dir) > second["step"], "another step", job=job)
+    with slurm.frozen(job):
+        slurm.lose_node("n2")
+    again()
+    slurm.start_node("n2")
+
+    assert lab.ended(job) == "COMPLETED", log(run_dir)
+    assert int(slurm.job(job)["Restarts"]) == 3
+    resumed = [event["step"] for event in events(run_dir, "resume")]
+    assert resumed[:2] == [first["step"], second["step"]]
+    assert resumed == sorted(resumed)
+    assert len(resumed) == 3
+    assert ledger(run_dir) == ledger(whole)
+    assert curve(run_dir) == curve(whole)
+    assert weights(run_dir) == weights(whole)
+    seen = [path.name.split("-")[-1] for path in (run_dir / "wandb").glob("offline-run-*")]
+    assert len(seen) >= 3
+    assert set(seen) == {(run_dir / "wandb_id").read_text()}
+
+
+def a_killed_torchrun_a_wrong_node_fewer_nodes_status_stop(lab: Lab) -> None:
+    run_dir, slurm = lab.folder / "killed", lab.slurm
+    training = lab.training("killed", **LONG)
+    slurm.wait(slurm.is_idle, "both nodes to be idle")
+    (job,) = lab.submit(*training, options=("nodes=2", "min_nodes=1"))
+    slurm.wait((run_dir / "checkpoints" / "latest").exists, "a checkpoint")
+    with slurm.frozen(job):
+        other = slurm.folder / "other" / "numpy-1.0.dist-info"
+        other.mkdir(parents=True)
+        (other / "METADATA").write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 1.0\n")
+        killed = slurm.torchrun("n2")
+        assert len(killed) >= 2
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+
+    # The node check names the second node, and the job comes back without it.
+    slurm.wait(lambda: slurm.job(job)["ExcNodeList"] == "n2", "n2 to be excluded", job=job)
+    assert re.search("node n2: .* numpy 1.0, elsewhere [2-9]", log(run_dir)), log(run_dir)
+    before = curve(run_dir)
+    slurm.wait(lambda: events(run_dir, "resume"), "the run to resume", job=job)
+    resumed = events(run_dir, "resume")[0]
+    slurm.wait(lambda: steps(run_dir) > resumed["step"], "another step")
+    with slurm.frozen(job):
+        assert resumed["dp_size"] == 1
+        assert slurm.job(job)["NodeList"] == "n1"
+        said = lab.launch("status", f"runs={run_dir}")
+        assert re.search(rf"killed +running +\d+/{STEPS} .* 1 +{run_dir}/slurm/job.log", said), said
+        cluster = f"cluster={slurm.folder}/lab.yaml"
+        again = lab.launch("slurm", cluster, "--", *training, code=2)
+        assert f"has job {job} already (running)" in again
+        lab.launch("stop", f"run={run_dir}")
+    assert lab.ended(job) == "FAILED"
+    assert "ended with 85" in lab.launch("status", f"runs={run_dir}")
+    assert resumed["step"] < events(run_dir, "stop")[-1]["step"] < STEPS
+    done = curve(run_dir)
+    assert done[: resumed["step"]] == before[: resumed["step"]]
+    for one, undisturbed in zip(done, curve(lab.folder / "whole"), strict=False):
+        assert one == pytest.approx(undisturbed, rel=1e-3)  # the same gradients, summed otherwise

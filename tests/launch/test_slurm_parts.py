@@ -35,11 +35,13 @@ def cluster(tmp_path):
 
 def test_a_dry_run_prints_a_job_that_bash_can_read(command, cluster, tmp_path):
     done = command(
-        *("launch", "slurm", f"cluster={cluster}", "nodes=4", "min_nodes=2", "dry_run=true"),
+        *("launch", "slurm", f"cluster={cluster}", "nodes=4", "min_nodes=2", "--dry-run"),
         *("--", "model=danube_1_8b", f"run_dir={tmp_path / 'run'}"),
     )
     assert done.returncode == 0, done.stderr
     for line in (
+        f"# python -m launch slurm cluster={cluster} nodes=4 min_nodes=2 --dry-run -- "
+        f"model=danube_1_8b run_dir={tmp_path / 'run'}",
         "#SBATCH --nodes=2-4",
         "#SBATCH --gpus-per-node=8",
         "#SBATCH --partition=train",
@@ -53,6 +55,7 @@ def test_a_dry_run_prints_a_job_that_bash_can_read(command, cluster, tmp_path):
     ):
         assert line in done.stdout.splitlines(), line
     assert "--container-image=/images/torch.sqsh --container-mounts=/data" in done.stdout
+    assert "#SBATCH --ntasks-per-node" not in done.stdout  # it makes SLURM take the fewest nodes
     assert not (tmp_path / "run").exists()
     assert subprocess.run(["bash", "-n"], input=done.stdout, text=True).returncode == 0
 
@@ -70,6 +73,28 @@ def test_bad_input_is_one_sentence(command, tmp_path):
         assert done.returncode == 2, (given, done.stderr)
         assert said in done.stderr
         assert done.stderr.count("\n") == 1
+    for given, said in (
+        (["chain", "cluster=h100"], "name has no value: give it as name=..."),
+        (["slurm", "cluster=h100", "--dryrun"], "unrecognized arguments: --dryrun"),
+        (["slurm", "cluster=h100", "model=demo_12m"], "put it behind `--`"),
+        (["chain", "cluster=h100", "name=x", "only=[lm_eval]", "tasks=x"], "add step export"),
+    ):
+        done = command("launch", *given)
+        assert done.returncode == 2, (given, done.stderr)
+        assert said in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_chain_without_a_step_evaluates_what_there_is(command, tmp_path):
+    given = ("cluster=h100", "name=x", f"out={tmp_path}", "answers=a.jsonl", "tasks=local")
+    steps = "only=[export,sft,lm_eval]"
+    words = "more.sft=epochs=2 learning_rate=1e-5"
+    done = command("launch", "chain", *given, steps, words, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert f"out={tmp_path}/export/tuned epochs=2 learning_rate=1e-5\n" in done.stdout
+    assert f"models.tuned={tmp_path}/export/tuned" in done.stdout
+    assert "models.chat" not in done.stdout
+    assert "finetune dpo" not in done.stdout
 
 
 def test_a_sweep_is_the_product_of_its_choices():
