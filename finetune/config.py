@@ -32,6 +32,10 @@ class SftConfig:
         without it, a batch holds conversations of like length, padded.
     warmup: share of the steps; max_steps: ends sooner than `epochs` would.
     precision: `auto` is bf16 where the device has it, with fp32 weights and optimizer.
+    validation: more data, for the validation loss before the first step, each `validate_every`
+        steps and at the end; null for none.
+    checkpoint_every: steps between checkpoints, from which the same command continues; null for
+        none. They lie in `out`.tmp until the result is whole.
     overwrite: replaces `out`, whatever it holds.
     """
 
@@ -60,6 +64,9 @@ class SftConfig:
     device: str = "auto"
     seed: int = 0
     log_every: int = 10
+    validation: Any = None
+    validate_every: int = 100
+    checkpoint_every: int | None = 500
     logger: LoggerConfig = field(default_factory=lambda: LoggerConfig("disabled"))
     overwrite: bool = False
 
@@ -69,7 +76,7 @@ class SftConfig:
         _one_of("device", self.device, DEVICES)
         for key in ("learning_rate", "epochs", "max_steps", "batch_size", "micro_batch_size"):
             _positive(key, getattr(self, key))
-        for key in ("max_seq_len", "log_every"):
+        for key in ("max_seq_len", "log_every", "validate_every", "checkpoint_every"):
             _positive(key, getattr(self, key))
         if not 0 <= self.warmup < 1:
             raise InputError(f"warmup={self.warmup} is outside [0, 1): it is a share of the steps.")

@@ -36,6 +36,8 @@ def dpo(config: DpoConfig) -> None:
     if not (model_dir / "config.json").is_file():
         raise InputError(f"model={model_dir} is no Hugging Face folder: it has no config.json.")
     rows = read_pairs(config.data, config.format, config.split, config.language)
+    held_out = config.validation
+    validation = read_pairs(held_out, config.format, None, config.language) if held_out else None
     inputs = inputs_fingerprint(config, rows)
     writes = os.environ.get("RANK", "0") == "0"
     if is_done(config, inputs):
@@ -47,9 +49,9 @@ def dpo(config: DpoConfig) -> None:
     from finetune.prepare_dpo import build_trainer
 
     base = load(model_dir)
-    with staged(out, writes=writes) as folder:
-        trainer = build_trainer(config, base, rows, processes, folder)
-        tune(trainer, config, folder, writes)
+    with staged(out, inputs, writes=writes) as (folder, checkpoint):
+        trainer = build_trainer(config, base, rows, processes, folder, validation)
+        tune(trainer, config, folder, checkpoint, writes)
         if writes:
             merge(trainer, base)
             record = {"inputs": inputs, **about(trainer, config, rows)}

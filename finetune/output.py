@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import InputError
-from finetune.config import SftConfig
+from finetune.config import DpoConfig, SftConfig
+from finetune.resume import last_checkpoint, remove_checkpoints
 from finetune.rows import Row, fingerprint, names
 
 # These say where the result goes and how it is watched, not what it is.
-NOT_INPUTS = ("model", "out", "overwrite", "logger", "log_every", "device")
+WATCHING = ("logger", "log_every", "validation", "validate_every", "checkpoint_every")
+NOT_INPUTS = ("model", "out", "overwrite", "device", *WATCHING)
 # These say where the rows come from, which are hashed themselves.
 SOURCE = ("data", "format", "split", "language")
 
@@ -51,22 +53,31 @@ def is_done(config: SftConfig, inputs: str) -> bool:
 
 
 @contextmanager
-def staged(out: Path, *, writes: bool) -> Iterator[Path]:
-    """Yields a folder beside `out` that replaces it at the end, and vanishes on an error.
+def staged(out: Path, inputs: str, *, writes: bool) -> Iterator[tuple[Path, Path | None]]:
+    """Yields a folder beside `out` that replaces it at the end, and the checkpoint to continue
+    from: one that a run from the same inputs left there. On an error the folder vanishes, unless
+    it holds a checkpoint.
 
     writes: whether this process is the one that makes and renames the folder.
     """
     temporary = out.with_name(out.name + ".tmp")
-    if writes:
+    made_from = temporary / "inputs"
+    # A folder of other inputs never looks like one of these, not even while it is removed.
+    same = made_from.is_file() and made_from.read_text() == inputs
+    checkpoint = last_checkpoint(temporary) if same else None
+    if writes and checkpoint is None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
+        made_from.write_text(inputs)
     try:
-        yield temporary
+        yield temporary, checkpoint
         if writes:
+            remove_checkpoints(temporary)
+            made_from.unlink()
             shutil.rmtree(out, ignore_errors=True)
             temporary.rename(out)
     except BaseException:
-        if writes:
+        if writes and last_checkpoint(temporary) is None:
             shutil.rmtree(temporary, ignore_errors=True)
         raise
 
@@ -75,22 +86,33 @@ def model_card(config: SftConfig, record: dict[str, Any]) -> str:
     """README.md of the folder."""
     name, base = Path(config.out).name, Path(config.model).name
     data = ", ".join(Path(name).name for name in names(config.data))
+    if isinstance(config, DpoConfig):
+        how, unit, loss_unit = " by direct preference optimisation (arXiv 2305.18290)", "pairs", ""
+        adapters = f"LoRA, rank {config.lora_rank}, alpha {config.lora_alpha}, merged"
+        method = {
+            "loss on": "better against worse answers, prompts not scored",
+            "beta": f"{config.beta:g}",
+            "adapters": adapters,
+        }
+    else:
+        how, unit, loss_unit = "", "sequences", " nats per token"
+        method = {"loss on": "the assistant's turns only"}
     rows = {
         "base model": base,
         "data": f"{data}, {record['rows']:,} {record['kind']}, sha256 {record['data_sha256'][:16]}",
-        "loss on": "the assistant's turns only",
+        **method,
         "chat template": config.chat_template.name,
-        "steps": f"{record['steps']:,} of {config.batch_size} sequences",
+        "steps": f"{record['steps']:,} of {config.batch_size} {unit}",
         "tokens": f"{record['tokens']:,}",
         "learning rate": f"{config.learning_rate:g}, {config.schedule}",
-        "last loss": f"{record['loss']:.3f} nats per token",
+        "last loss": f"{record['loss']:.3f}{loss_unit}",
         "precision": record["precision"],
         "seed": str(config.seed),
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     return (
         f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n# {name}\n\n"
-        f"A chat model tuned with Headwater.\n\n| | |\n|---|---|\n{table}\n\n"
+        f"A chat model tuned with Headwater{how}.\n\n| | |\n|---|---|\n{table}\n\n"
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'model = AutoModelForCausalLM.from_pretrained("FOLDER")\n'
         'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'

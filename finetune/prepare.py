@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,35 +17,16 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PrinterCallback,
 )
 from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer
 
 from conf.errors import InputError
-from finetune.config import SCHEDULES, SftConfig
+from finetune.arguments import add_callbacks, common
+from finetune.config import SftConfig
 from finetune.rows import Row
 from finetune.tokens import IGNORED, tokenize
 from finetune.trainer import AnswerTrainer
-from finetune.watch import LastStep
-
-
-def precision_of(config: SftConfig) -> str:
-    """`bf16` or `fp32`: as asked for, or what the device computes in hardware."""
-    if config.precision != "auto":
-        return config.precision
-    if on_cpu(config):
-        native = torch.cpu.get_capabilities().get("avx512_bf16", False)
-    else:
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if native else "fp32"
-
-
-def on_cpu(config: SftConfig) -> bool:
-    """Whether to tune on the CPU."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device=cuda: torch finds no CUDA device here.")
-    return config.device == "cpu" or not torch.cuda.is_available()
 
 
 @dataclass(frozen=True)
@@ -93,60 +73,39 @@ def load(model_dir: Path) -> Base:
 
 
 def build_trainer(
-    config: SftConfig, base: Base, rows: list[Row], processes: int, folder: Path
+    config: SftConfig,
+    base: Base,
+    rows: list[Row],
+    processes: int,
+    folder: Path,
+    validation: list[Row] | None = None,
 ) -> SFTTrainer:
     """A trainer whose data set is tokenized, masked, cut to max_seq_len and packed.
 
     Raises:
         InputError: max_seq_len is beyond the model's, or no answer begins within it.
     """
-    longest = base.model.config.max_position_embeddings
-    max_seq_len = config.max_seq_len or longest
-    if max_seq_len > longest:
-        raise InputError(f"max_seq_len={max_seq_len} is more than the model's {longest}.")
-    micro_batch_size, accumulation_steps = config.share(processes)
-    datasets.disable_progress_bars()
-    # trl's own default is what transformers warns of.
-    warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
-    base.tokenizer.chat_template = config.chat_template.template
-    data = datasets.Dataset.from_list(list(tokenize(rows, config.chat_template, base.tokenizer)))
     arguments = TrlConfig(
-        output_dir=str(folder),
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=SCHEDULES[config.schedule],
-        warmup_steps=config.warmup,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.clip_norm,
-        num_train_epochs=config.epochs,
-        max_steps=config.max_steps or -1,
-        per_device_train_batch_size=micro_batch_size,
-        gradient_accumulation_steps=accumulation_steps,
-        max_length=max_seq_len,
+        **common(config, base.model, processes, folder),
         packing=config.packing,
+        eval_packing=False,
         shuffle_dataset=config.packing,
-        train_sampling_strategy="random" if config.packing else "group_by_length",
-        include_num_input_tokens_seen="non_padding",
-        gradient_checkpointing=config.gradient_checkpointing,
-        bf16=precision_of(config) == "bf16",
-        use_cpu=on_cpu(config),
-        seed=config.seed,
-        logging_steps=config.log_every,
-        logging_first_step=True,
-        save_strategy="no",
-        report_to="none",
-        ddp_find_unused_parameters=False,
-        use_cache=base.model.config.use_cache,  # else the saved config.json would say false
-        disable_tqdm=True,
-        dataloader_pin_memory=not on_cpu(config),
     )
+    base.tokenizer.chat_template = config.chat_template.template
+
+    def tokenized(rows: list[Row]) -> datasets.Dataset:
+        found = tokenize(rows, config.chat_template, base.tokenizer)
+        return datasets.Dataset.from_list(list(found))
+
     trainer = AnswerTrainer(
+        config,
         model=base.model,
         args=arguments,
-        train_dataset=data,
+        train_dataset=tokenized(rows),
+        eval_dataset=tokenized(validation) if validation else None,
         processing_class=base.tokenizer,
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(LastStep())
+    add_callbacks(trainer, processes)
     return trainer
 
 

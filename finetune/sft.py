@@ -40,6 +40,8 @@ def sft(config: SftConfig) -> None:
     if not (model_dir / "config.json").is_file():
         raise InputError(f"model={model_dir} is no Hugging Face folder: it has no config.json.")
     rows = read_rows(config.data, config.format, config.split, config.language)
+    held_out = config.validation
+    validation = read_rows(held_out, config.format, None, config.language) if held_out else None
     inputs = inputs_fingerprint(config, rows)
     writes = os.environ.get("RANK", "0") == "0"
     if is_done(config, inputs):
@@ -50,10 +52,10 @@ def sft(config: SftConfig) -> None:
     from finetune.prepare import build_trainer, check_labels, load
 
     base = load(model_dir)
-    with staged(out, writes=writes) as folder:
-        trainer = build_trainer(config, base, rows, processes, folder)
+    with staged(out, inputs, writes=writes) as (folder, checkpoint):
+        trainer = build_trainer(config, base, rows, processes, folder, validation)
         check_labels(trainer, base.tokenizer)
-        tune(trainer, config, folder, writes)
+        tune(trainer, config, folder, checkpoint, writes)
         if writes:
             record = {"inputs": inputs, **about(trainer, config, rows)}
             save(base, config, record, folder)
@@ -70,8 +72,10 @@ def stay_here(config: SftConfig) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def tune(trainer: Trainer, config: SftConfig, folder: Path, writes: bool) -> None:
-    """Trains; the main process tells how it goes."""
+def tune(
+    trainer: Trainer, config: SftConfig, folder: Path, checkpoint: Path | None, writes: bool
+) -> None:
+    """Trains, from the checkpoint where there is one; the main process tells how it goes."""
     from finetune.watch import MetricsFile, ProgressLine
 
     wandb = writes and config.logger.wandb != "disabled"
@@ -84,12 +88,13 @@ def tune(trainer: Trainer, config: SftConfig, folder: Path, writes: bool) -> Non
 
         from conf.wandb_run import open_run
 
-        out = Path(config.out)
-        run = open_run(
-            config.logger, out.name, out.parent, asdict(config)
-        )  # beside `out`, not in it
+        out = Path(config.out)  # beside it, not in it
+        run = open_run(config.logger, out.name, out.parent, asdict(config))
         trainer.add_callback(WandbCallback())
-    trainer.train()
+    trainer.args.eval_on_start &= checkpoint is None
+    if checkpoint and writes:
+        print(f"continues from {checkpoint}")
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if wandb:
         run.finish()
 

@@ -29,12 +29,35 @@ TRAIN_KEYS = {
 }
 
 
+VALIDATION_KEYS = {
+    "eval_loss": "loss",
+    "eval_rewards/margins": "reward_margin",
+    "eval_rewards/accuracies": "reward_accuracy",
+}
+
+
 class LastStep(TrainerCallback):
-    """Has the last step logged, wherever it falls; for all processes, as a log is a collective."""
+    """Has the last step logged, and each that is saved, so that a run which continues from there
+    logs the same; the last is not saved, as the result follows. For all processes, as a log is a
+    collective."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Asks for a log."""
-        control.should_log |= state.global_step >= state.max_steps
+        """Asks for a log, or that nothing is saved."""
+        last = state.global_step >= state.max_steps
+        control.should_save &= not last
+        control.should_log |= last or control.should_save
+
+
+class Saved(TrainerCallback):
+    """Marks a checkpoint when this process has written its part of it; for all processes. A
+    checkpoint without the marks of all is one during which the run was killed."""
+
+    def __init__(self, rank: int, processes: int) -> None:
+        self.mark = f"saved-{rank}-of-{processes}"
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Writes the mark."""
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.mark).touch()
 
 
 class MetricsFile(TrainerCallback):
@@ -47,12 +70,22 @@ class MetricsFile(TrainerCallback):
         self.tokens = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Writes the start event."""
+        """Writes the start event; where the run continues, lines of later steps are dropped."""
         self.started = self.logged = time.perf_counter()
-        self._write({"kind": "event", "event": "start", "step": 0, "steps": state.max_steps})
+        self.tokens = int(state.num_input_tokens_seen)
+        step = state.global_step
+        if self.path.is_file():
+            lines = self.path.read_text().split("\n")[:-1]  # the last may be half a line
+            kept = [line for line in lines if step and json.loads(line)["step"] <= step]
+            self.path.write_text("".join(f"{line}\n" for line in kept))
+        event = "resume" if step else "start"
+        self._write({"kind": "event", "event": event, "step": step, "steps": state.max_steps})
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Writes a train line."""
+        """Writes a train or a validation line."""
+        if "eval_loss" in logs:
+            found = {ours: logs[name] for name, ours in VALIDATION_KEYS.items() if name in logs}
+            self._write({"kind": "validation", "step": state.global_step, **found})
         if "loss" not in logs:
             return
         now = time.perf_counter()
@@ -109,9 +142,12 @@ class ProgressLine(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Shows the loss."""
-        if "loss" not in logs:
+        if "loss" in logs:
+            text = f"tuning  loss {float(logs['loss']):.3f}"
+        elif "eval_loss" in logs:
+            text = f"tuning  validation loss {float(logs['eval_loss']):.3f}"
+        else:
             return
-        text = f"tuning  loss {float(logs['loss']):.3f}"
         if self.bar is not None:
             self.bar.update(self.task, description=text)
         else:

@@ -92,6 +92,23 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def preferences(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A docstring against the same in capitals: a model of 32 dimensions can tell them apart."""
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    lines = [
+        {
+            "prompt": row["prompt"],
+            "chosen": row["completion"],
+            "rejected": row["completion"].upper(),
+        }
+        for row in rows
+    ]
+    path = tmp_path_factory.mktemp("preferences") / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    return path
+
+
 @pytest.fixture
 def settings(base: Path, pairs: Path, tmp_path: Path) -> Callable[..., SftConfig]:
     """Makes a config of the tiny model, with overrides."""

@@ -19,23 +19,6 @@ from finetune.rows import read_pairs
 from tests.finetune.conftest import load_template
 
 
-@pytest.fixture(scope="module")
-def preferences(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A docstring against the same in capitals: a model of 32 dimensions can tell them apart."""
-    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
-    lines = [
-        {
-            "prompt": row["prompt"],
-            "chosen": row["completion"],
-            "rejected": row["completion"].upper(),
-        }
-        for row in rows
-    ]
-    path = tmp_path_factory.mktemp("preferences") / "pairs.jsonl"
-    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
-    return path
-
-
 @pytest.fixture
 def config(base: Path, preferences: Path, tmp_path: Path) -> DpoConfig:
     return DpoConfig(
@@ -74,6 +57,34 @@ def test_command(base: Path, preferences: Path, tmp_path: Path, command) -> None
     )
     assert not list(out.glob("adapter*"))
     assert json.loads((out / "dpo.json").read_text())["kind"] == "pairs"
+    card = (out / "README.md").read_text()
+    assert "by direct preference optimisation" in card
+    assert "| loss on | better against worse answers, prompts not scored |" in card
+    assert "| adapters | LoRA, rank 4, alpha 16, merged |" in card
+    assert "| steps | 20 of 8 pairs |" in card
+
+
+def test_two_processes_give_one_process_curve(config: DpoConfig, command, tmp_path: Path) -> None:
+    """With the validation loss, and wandb beside the folder."""
+    config.validation, config.validate_every, config.batch_size = config.data, 2, 8
+    dpo(config)
+    options = [f"{key}={getattr(config, key)}" for key in ("model", "data", "validation")]
+    options += ["device=cpu", "precision=fp32", "learning_rate=1e-2", "max_steps=4", "batch_size=8"]
+    options += ["log_every=1", "validate_every=2", "logger=wandb", "logger.wandb=offline"]
+    out = tmp_path / "two" / "chat"
+    done = command("finetune", "dpo", *options, f"out={out}", processes=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("4 steps on 40 pairs") == 1
+    assert sorted(path.name for path in out.parent.iterdir()) == ["chat", "wandb"]
+    assert list((out.parent / "wandb").glob("offline-run-*/run-*.wandb"))
+    curves = [
+        [line for line in map(json.loads, path.read_text().splitlines()) if line["kind"] != "event"]
+        for path in (Path(config.out) / "metrics.jsonl", out / "metrics.jsonl")
+    ]
+    assert [line["step"] for line in curves[0] if line["kind"] == "validation"] == [0, 2, 4]
+    for one, two in zip(*curves, strict=True):
+        for key in ("loss", "reward_margin", "reward_accuracy"):
+            assert two[key] == pytest.approx(one[key], rel=1e-3, abs=1e-4), (one["step"], key)
 
 
 def test_merged_equals_base_with_adapters(config: DpoConfig, tmp_path: Path) -> None:

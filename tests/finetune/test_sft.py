@@ -91,8 +91,9 @@ def test_other_inputs_need_overwrite(settings) -> None:
 
 
 def test_loss_is_the_answers_mean(settings, base: Path, pairs: Path) -> None:
-    """The first step's loss, in fp32, against plain transformers on the same 40 rows."""
-    sft(settings(max_steps=1, batch_size=40))
+    """The first step's loss and the validation loss before it, in fp32, against plain
+    transformers on the same 40 rows."""
+    sft(settings(max_steps=1, batch_size=40, validation=str(pairs)))
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(base)
     total, count = 0.0, 0
@@ -102,7 +103,12 @@ def test_loss_is_the_answers_mean(settings, base: Path, pairs: Path) -> None:
             logits = model(ids).logits[0, :-1]
         total += F.cross_entropy(logits, labels[1:], ignore_index=IGNORED, reduction="sum").item()
         count += int((labels[1:] != IGNORED).sum())
-    assert lines(Path(settings().out))[0]["loss"] == pytest.approx(total / count, rel=1e-5)
+    mean = pytest.approx(total / count, rel=1e-5)
+    assert lines(Path(settings().out))[0]["loss"] == mean
+    assert lines(Path(settings().out), "validation")[0]["loss"] == mean
+    shape = {"packing": True, "batch_size": 2, "max_seq_len": 256}
+    sft(settings(max_steps=1, overwrite=True, validation=str(pairs), **shape))
+    assert lines(Path(settings().out), "validation")[0]["loss"] == mean
 
 
 @pytest.mark.parametrize(
@@ -124,7 +130,7 @@ def test_layouts_of_a_batch_agree(settings, tmp_path: Path, pairs: Path, layout:
 
 
 def test_two_processes_give_one_process_curve(settings, command, tmp_path: Path) -> None:
-    sft(settings(max_steps=4))
+    sft(settings(max_steps=4, validation=settings().data, validate_every=2))
     other = tmp_path / "two"
     config = settings()
     done = command(
@@ -138,6 +144,8 @@ def test_two_processes_give_one_process_curve(settings, command, tmp_path: Path)
         "learning_rate=1e-2",
         "max_steps=4",
         "log_every=1",
+        f"validation={config.data}",
+        "validate_every=2",
         processes=2,
     )
     assert done.returncode == 0, done.stderr
@@ -145,6 +153,10 @@ def test_two_processes_give_one_process_curve(settings, command, tmp_path: Path)
     one, two = lines(Path(config.out)), lines(other)
     assert [line["tokens"] for line in two] == [line["tokens"] for line in one]
     for a, b in zip(one, two, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
+    ones, twos = lines(Path(config.out), "validation"), lines(other, "validation")
+    assert [line["step"] for line in twos] == [0, 2, 4]
+    for a, b in zip(ones, twos, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
 
 

@@ -1,0 +1,22 @@
+"""Checkpoints of a tuning run, beside its result until that is whole."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint in `folder` that is whole."""
+    whole = []
+    for path in folder.glob("checkpoint-*"):
+        marks = sorted(mark.name for mark in path.glob("saved-*"))
+        if marks and len(marks) == int(marks[0].rsplit("-", 1)[1]):
+            whole.append((int(path.name.removeprefix("checkpoint-")), path))
+    return max(whole)[1] if whole else None
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Takes all checkpoints out of `folder`."""
+    for path in folder.glob("checkpoint-*"):
+        shutil.rmtree(path)

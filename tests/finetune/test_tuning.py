@@ -1,0 +1,37 @@
+"""Danube's recipes compose to the published values."""
+
+from __future__ import annotations
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from conf.entry import CONF_DIR
+from finetune.config import DpoConfig, SftConfig
+
+LORA = {"beta": 0.2, "lora_rank": 4, "lora_alpha": 16, "batch_size": 2, "epochs": 1.0}
+PUBLISHED = {
+    "danube_sft": (
+        SftConfig,
+        {"learning_rate": 1e-5, "schedule": "cosine", "batch_size": 8, "epochs": 1.0}
+        | {"packing": True, "max_seq_len": None},
+    ),
+    "danube_dpo1": (DpoConfig, {"learning_rate": 1e-5, "schedule": "cosine"} | LORA),
+    "danube_dpo2": (DpoConfig, {"learning_rate": 3e-6, "schedule": "cosine"} | LORA),
+}
+
+
+@pytest.mark.parametrize("name", [path.stem for path in (CONF_DIR / "tuning").glob("*.yaml")])
+def test_recipe(name: str) -> None:
+    schema, values = PUBLISHED[name]
+    command = "dpo" if schema is DpoConfig else "sft"
+    ConfigStore.instance().store(name=f"{command}_schema", node=schema)
+    given = ["out=o", "data=[a.jsonl,b.parquet]", f"tuning={name}", "seed=3"]
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        composed = compose(command, given)
+    composed.model = "m"  # which Hydra would look for in a group
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, schema)
+    assert {key: getattr(config, key) for key in values} == values
+    assert (config.data, config.seed) == (["a.jsonl", "b.parquet"], 3)
