@@ -2,7 +2,8 @@
 
 Real pairs out of a tokenized corpus: the function without its docstring is the prompt, the
 docstring is the answer. Training pairs come from the training split, the others from held-out
-files.
+files. For preference tuning, other functions of the training split are answered twice: by their own
+docstring, which is the better answer, and by another function's.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ QUESTION = "Write the docstring of this function.\n\n"
 class PairsConfig:
     """corpus: a tokenized folder; source: the one with Python code.
 
-    out: folder for train.jsonl and held_out.jsonl. limit, held_out_limit: rows of each.
+    out: folder for train.jsonl and held_out.jsonl, and preferences.jsonl for preference tuning.
+    limit, held_out_limit, preferences: rows of each.
     max_code_chars, max_docstring_chars: longer functions and docstrings are left out.
     max_per_file: pairs of one file, so that no large module sets the tone.
     """
@@ -41,6 +43,7 @@ class PairsConfig:
     out: str = MISSING
     limit: int = 2000
     held_out_limit: int = 100
+    preferences: int = 0
     max_code_chars: int = 800
     max_docstring_chars: int = 240
     max_per_file: int = 20
@@ -55,10 +58,14 @@ def pairs(config: PairsConfig) -> None:
             f"{', '.join(manifest.source_tokens(TRAIN))}."
         )
     seen: set[str] = set()  # a held-out docstring must not be one that was trained on
+    train = draw(manifest, TRAIN, config, config.limit + 2 * config.preferences, seen)
+    beyond = max(0, len(train) - 2 * config.preferences)
     rows = {
-        TRAIN: draw(manifest, TRAIN, config, config.limit, seen),
+        TRAIN: train[:beyond],
         HELD_OUT: draw(manifest, HELD_OUT, config, config.held_out_limit, seen),
     }
+    if config.preferences:
+        rows["preferences"] = compare(train[beyond:])
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     for split, lines in rows.items():
@@ -90,6 +97,21 @@ def draw(
             f"'{config.source}': expected Python code."
         )
     return rows
+
+
+def compare(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every other row with the next one's answer as the worse of two: mostly of the same file, so
+    that the subject alone does not tell them apart. No answer is used twice, or a model could
+    learn to like it or not, whatever was asked."""
+    return [
+        {
+            "prompt": row["prompt"],
+            "chosen": row["completion"],
+            "rejected": other["completion"],
+            "file": row["file"],
+        }
+        for row, other in zip(rows[::2], rows[1::2], strict=False)
+    ]
 
 
 def functions(text: str, config: PairsConfig) -> Iterator[tuple[str, str]]:

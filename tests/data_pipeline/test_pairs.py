@@ -104,6 +104,23 @@ def test_limits(tokenized, tmp_path):
     assert rows_of(tmp_path / "held_out.jsonl") == []
 
 
+def test_preferences_are_other_functions_with_another_s_docstring(tokenized, tmp_path):
+    folder = str(tokenized.folder)
+    pairs(PairsConfig(corpus=folder, out=str(tmp_path / "all"), held_out_limit=0))
+    pairs(
+        PairsConfig(
+            corpus=folder, out=str(tmp_path / "few"), limit=3, preferences=2, held_out_limit=0
+        )
+    )
+    rows = rows_of(tmp_path / "all" / "train.jsonl")[:7]
+    assert rows_of(tmp_path / "few" / "train.jsonl") == rows[:3]
+    compared = rows_of(tmp_path / "few" / "preferences.jsonl")
+    assert [(c["prompt"], c["chosen"]) for c in compared] == [
+        (row["prompt"], row["completion"]) for row in (rows[3], rows[5])
+    ]
+    assert [c["rejected"] for c in compared] == [rows[i]["completion"] for i in (4, 6)]
+
+
 def test_a_source_that_is_not_there_or_not_python_is_refused(tokenized, tmp_path):
     corpus, out = str(tokenized.folder), str(tmp_path / "out")
     with pytest.raises(InputError, match=r"source=coed is not in .*, which has code, prose"):

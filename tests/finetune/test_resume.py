@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -107,22 +107,21 @@ def test_continues_bit_for_bit(
 
 def test_killed_process_continues(settings, command, tmp_path: Path) -> None:
     """SIGKILL to a run of two processes; what one process without a stop gives is the same."""
-    config = settings(epochs=3, out=str(tmp_path / "one"))
+    config = settings(epochs=12, out=str(tmp_path / "one"))
     sft_module.sft(config)
     options = [f"model={config.model}", f"data={config.data}", f"out={tmp_path / 'two'}"]
-    options += ["device=cpu", "precision=fp32", "learning_rate=1e-2", "epochs=3", "log_every=1"]
+    options += ["device=cpu", "precision=fp32", "learning_rate=1e-2", "epochs=12", "log_every=1"]
     options += ["checkpoint_every=2"]
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     start += ["--nproc-per-node", "2", "-m", "finetune", "sft", *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(
-        start, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(start, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     until = time.monotonic() + 200
     while last_checkpoint(tmp_path / "two.tmp") is None and time.monotonic() < until:
         assert process.poll() is None
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
+    for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+        one.kill()
     process.wait()
     assert not (tmp_path / "two").exists()
     done = command("finetune", "sft", *options, processes=2)
