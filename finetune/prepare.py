@@ -25,7 +25,7 @@ from conf.errors import InputError
 from finetune.arguments import add_callbacks, common
 from finetune.config import SftConfig
 from finetune.rows import Row
-from finetune.tokens import IGNORED, tokenize
+from finetune.tokens import IGNORED, add_tokens, tokenize
 from finetune.trainer import AnswerTrainer
 
 
@@ -91,7 +91,10 @@ def build_trainer(
         eval_packing=False,
         shuffle_dataset=config.packing,
     )
-    base.tokenizer.chat_template = config.chat_template.template
+    missing = add_tokens(base.tokenizer, config.chat_template)
+    if missing and len(base.tokenizer) > base.model.config.vocab_size:
+        torch.manual_seed(config.seed)
+        base.model.resize_token_embeddings(len(base.tokenizer))
 
     def tokenized(rows: list[Row]) -> datasets.Dataset:
         found = tokenize(rows, config.chat_template, base.tokenizer)

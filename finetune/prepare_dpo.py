@@ -18,7 +18,7 @@ from finetune.config import DpoConfig
 from finetune.order import Order
 from finetune.prepare import Base
 from finetune.rows import Row
-from finetune.tokens import IGNORED, tokenize
+from finetune.tokens import IGNORED, add_tokens, tokenize
 
 
 class PairTrainer(DPOTrainer):
@@ -55,6 +55,23 @@ def tokenize_pairs(
     return pairs
 
 
+def check_template(config: DpoConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises InputError where the model was tuned on another template, or lacks tokens of this
+    one, which adapters could not learn."""
+    template = config.chat_template
+    if tokenizer.chat_template not in (None, template.template):
+        raise InputError(
+            f"chat_template={template.name} is not that of model={config.model}: "
+            "give the one that the model was tuned with."
+        )
+    missing = set(template.special_tokens) - set(tokenizer.get_vocab())
+    if missing:
+        raise InputError(
+            f"chat_template={template.name} writes {min(missing)}, which model={config.model} "
+            "does not know: tune it with sft first, as adapters learn no new tokens."
+        )
+
+
 def build_trainer(
     config: DpoConfig,
     base: Base,
@@ -71,7 +88,8 @@ def build_trainer(
     """
     settings = common(config, base.model, processes, folder)
     max_seq_len = settings["max_length"]
-    base.tokenizer.chat_template = config.chat_template.template
+    check_template(config, base.tokenizer)
+    add_tokens(base.tokenizer, config.chat_template)
 
     def tokenized(rows: list[Row]) -> datasets.Dataset:
         pairs = tokenize_pairs(rows, config.chat_template, base.tokenizer)

@@ -96,5 +96,17 @@ def render(
     return text, answers
 
 
+def add_tokens(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> list[str]:
+    """Gives the tokenizer the template, its special tokens and its end of an answer; returns the
+    tokens that it lacked."""
+    known = tokenizer.get_vocab()
+    missing = [token for token in template.special_tokens if token not in known]
+    tokenizer.add_tokens(template.special_tokens, special_tokens=True)
+    tokenizer.chat_template = template.template
+    if template.end_token:
+        tokenizer.eos_token = template.end_token
+    return missing
+
+
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
 import json
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,6 +17,7 @@ import yaml
 from conf.chat import ChatTemplate
 from conf.entry import CONF_DIR
 from finetune.config import SftConfig
+from finetune.tokens import add_tokens
 
 TEMPLATES = sorted(path.stem for path in (CONF_DIR / "chat_template").glob("*.yaml"))
 
@@ -22,6 +25,13 @@ TEMPLATES = sorted(path.stem for path in (CONF_DIR / "chat_template").glob("*.ya
 def load_template(name: str) -> ChatTemplate:
     """A choice of the group `chat_template`."""
     return ChatTemplate(**yaml.safe_load((CONF_DIR / "chat_template" / f"{name}.yaml").read_text()))
+
+
+def prepared(tokenizer: Any, name: str) -> tuple[Any, ChatTemplate]:
+    """A copy of the tokenizer with what the template needs, and the template."""
+    template, copied = load_template(name), copy.deepcopy(tokenizer)
+    add_tokens(copied, template)
+    return copied, template
 
 
 @pytest.fixture(scope="session")

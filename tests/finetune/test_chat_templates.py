@@ -6,12 +6,12 @@ from typing import Any
 
 import jinja2
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from finetune.tokens import render
-from tests.finetune.conftest import TEMPLATES, load_template
+from tests.finetune.conftest import TEMPLATES, load_template, prepared
 
 CHAT = [
     {"role": "user", "content": "Hello, how are you?"},
@@ -23,6 +23,29 @@ CHAT_TEXT = (
     "<|answer|>I'm doing great. How can I help you today?</s>"
     "<|prompt|>I'd like to show off how chat templating works!</s>"
 )
+OTHERS = {
+    "chatml": (
+        "<|im_start|>user\nHello, how are you?<|im_end|>\n"
+        "<|im_start|>assistant\nI'm doing great. How can I help you today?<|im_end|>\n"
+        "<|im_start|>user\nI'd like to show off how chat templating works!<|im_end|>\n"
+    ),
+    "llama3": (
+        "<s><|start_header_id|>user<|end_header_id|>\n\nHello, how are you?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+        "I'm doing great. How can I help you today?<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\n"
+        "I'd like to show off how chat templating works!<|eot_id|>"
+    ),
+    "mistral": (
+        "<s>[INST] Hello, how are you? [/INST]I'm doing great. How can I help you today?</s>"
+        "[INST] I'd like to show off how chat templating works! [/INST]"
+    ),
+    "zephyr": (
+        "<|user|>\nHello, how are you?</s>\n"
+        "<|assistant|>\nI'm doing great. How can I help you today?</s>\n"
+        "<|user|>\nI'd like to show off how chat templating works!</s>\n"
+    ),
+}
 # chat_template of the tokenizer_config.json of each model.
 PUBLISHED = {
     "danube": (
@@ -52,9 +75,9 @@ PUBLISHED = {
 }
 
 
-def rendered(template: str, messages: list, **settings: Any) -> str:
-    settings["eos_token"] = "</s>"
-    result: Any = render_jinja_template([messages], chat_template=template, **settings)
+def rendered(template: str, messages: list, **values: Any) -> str:
+    values |= {"eos_token": "</s>", "bos_token": "<s>"}
+    result: Any = render_jinja_template([messages], chat_template=template, **values)
     return result[0][0]
 
 
@@ -68,6 +91,7 @@ def test_template_is_the_published_one(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
+@settings(deadline=None)  # the first call compiles the template
 @given(contents=st.lists(st.text(), min_size=1, max_size=5), asks=st.booleans())
 def test_training_twin_renders_the_same_text(name: str, contents: list[str], asks: bool) -> None:
     roles = ("user", "assistant")
@@ -82,8 +106,10 @@ def test_training_twin_renders_the_same_text(name: str, contents: list[str], ask
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_answers_are_marked_with_their_end(name: str, tokenizer) -> None:
-    text, answers = render({"messages": CHAT}, load_template(name), tokenizer)
-    assert [text[start:end] for start, end in answers] == [CHAT[1]["content"] + "</s>"]
+    tokenizer, template = prepared(tokenizer, name)
+    text, answers = render({"messages": CHAT}, template, tokenizer)
+    assert [text[a:b] for a, b in answers] == [CHAT[1]["content"] + tokenizer.eos_token]
+    assert text == OTHERS.get(name, CHAT_TEXT)
 
 
 def test_system_turn() -> None:

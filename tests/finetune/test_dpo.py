@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conf.errors import InputError
-from finetune.config import DpoConfig
+from finetune.config import DpoConfig, SftConfig
 from finetune.dpo import dpo, merge
 from finetune.prepare import load
 from finetune.prepare_dpo import build_trainer, tokenize_pairs
 from finetune.rows import read_pairs
+from finetune.sft import sft
 from tests.finetune.conftest import load_template
 
 
@@ -151,6 +153,28 @@ def test_bad_pairs(config: DpoConfig, tmp_path: Path, row: dict, words: str) -> 
     with pytest.raises(InputError, match=words):
         dpo(config)
     assert not Path(config.out).exists()
+
+
+def test_another_template_than_the_model_s(config: DpoConfig, tmp_path: Path) -> None:
+    """ChatML's tokens are added, learned and saved by sft; dpo takes no other template then."""
+    tuned = tmp_path / "tuned"
+    settings = {"model": config.model, "out": str(tuned), "max_steps": 2, "device": "cpu"}
+    rows = [{"prompt": "3 + 5?", "completion": "8."}, {"prompt": "2 + 2?", "completion": "4."}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    chatml = load_template("chatml")
+    sft(SftConfig(data=str(tmp_path / "rows.jsonl"), chat_template=chatml, **settings))
+    tokenizer = AutoTokenizer.from_pretrained(tuned)
+    model = AutoModelForCausalLM.from_pretrained(tuned)
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert len(tokenizer) == 502 <= model.config.vocab_size == 512
+    with pytest.raises(InputError, match=r"chatml writes <\|im_end\|>, which model="):
+        dpo(replace(config, chat_template=chatml))
+    with pytest.raises(InputError, match="chat_template=danube is not that of model="):
+        dpo(replace(config, model=str(tuned)))
+    dpo(replace(config, model=str(tuned), chat_template=chatml))
+    made = AutoTokenizer.from_pretrained(config.out)
+    assert (made.chat_template, made.eos_token) == (chatml.template, "<|im_end|>")
 
 
 def test_bad_settings() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 from hypothesis import given
+from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 from transformers import TrainerCallback
 
@@ -144,6 +145,7 @@ def test_other_inputs_begin_anew(settings, tmp_path: Path, monkeypatch: pytest.M
     assert (record["steps"], record["first_loss"]) == (1, record["loss"])
 
 
+@settings_of_hypothesis(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 50), min_size=1, max_size=60),
     batch_size=st.integers(1, 9),

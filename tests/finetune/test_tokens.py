@@ -8,7 +8,7 @@ import pytest
 
 from conf.errors import InputError
 from finetune.tokens import IGNORED, tokenize
-from tests.finetune.conftest import TEMPLATES, load_template
+from tests.finetune.conftest import TEMPLATES, load_template, prepared
 
 FIRST = {"role": "user", "content": "What is 3 + 5?"}
 EIGHT = {"role": "assistant", "content": '"8" it is.'}
@@ -28,15 +28,36 @@ def learned(ids: list[int], labels: list[int], tokenizer) -> str:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_prompt_is_token_for_token_what_a_server_sends(tokenizer, name: str) -> None:
-    template = load_template(name)
-    ids, labels = tokens({"prompt": [FIRST], "completion": [EIGHT]}, tokenizer, name)
-    served = tokenizer.apply_chat_template(
-        [FIRST], chat_template=template.template, add_generation_prompt=True
-    )["input_ids"]
+    tokenizer, template = prepared(tokenizer, name)
+    (row,) = tokenize([{"prompt": [FIRST], "completion": [EIGHT]}], template, tokenizer)
+    ids, labels = row["input_ids"], row["labels"]
+    served = tokenizer.apply_chat_template([FIRST], add_generation_prompt=True)["input_ids"]
     assert ids[: len(served)] == served
     assert labels[: len(served)] == [IGNORED] * len(served)
-    assert labels[len(served) :] == ids[len(served) :]
-    assert ids[len(served) :] == [*tokenizer.encode(EIGHT["content"]), tokenizer.eos_token_id]
+    answer = [*tokenizer.encode(EIGHT["content"]), tokenizer.eos_token_id]
+    assert ids[len(served) : len(served) + len(answer)] == answer
+    assert labels[len(served) : len(served) + len(answer)] == answer
+    after = ids[len(served) + len(answer) :]  # ChatML and Zephyr end a turn with a new line
+    assert tokenizer.decode(after).strip() == ""
+    assert labels[len(labels) - len(after) :] == [IGNORED] * len(after)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_conversation_is_token_for_token_what_a_server_sends(tokenizer, name: str) -> None:
+    """Every turn of a longer one, where no mark melts with an answer."""
+    tokenizer, template = prepared(tokenizer, name)
+    messages = [FIRST, YES, SECOND, YES]
+    (row,) = tokenize([{"messages": messages}], template, tokenizer)
+    whole = tokenizer.apply_chat_template(messages)["input_ids"]
+    assert row["input_ids"] == whole
+    learned_ids = [label for label in row["labels"] if label != IGNORED]
+    assert tokenizer.decode(learned_ids) == f"Yes.{tokenizer.eos_token}" * 2
+    for turn in (1, 3):
+        served = tokenizer.apply_chat_template(messages[:turn], add_generation_prompt=True)
+        length = len(served["input_ids"])
+        assert row["input_ids"][:length] == served["input_ids"]
+        assert row["labels"][length - 1] == IGNORED
+        assert row["labels"][length] == row["input_ids"][length]
 
 
 def test_encoding_in_one_go_would_melt_the_mark_with_the_answer(tokenizer) -> None:
