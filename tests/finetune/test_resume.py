@@ -81,7 +81,7 @@ def test_continues_bit_for_bit(
         values = vars(settings(out=str(tmp_path / out), **settings_of))
         return DpoConfig(**(values | {"data": str(preferences), "validation": str(preferences)}))
 
-    run = dpo_module.dpo if kind == "dpo" else sft_module.sft
+    run: Any = dpo_module.dpo if kind == "dpo" else sft_module.sft
     run(config("whole"))
     steps = [line["step"] for line in curve(tmp_path / "whole") if line["kind"] == "train"]
     stop = 5
