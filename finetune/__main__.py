@@ -1,4 +1,4 @@
-"""`python -m finetune sft|dpo model=... data=... out=...`."""
+"""`python -m finetune sft|dpo|show model=... data=... out=...`."""
 
 from conf.entry import Command, main
 
@@ -14,6 +14,12 @@ COMMANDS = {
         schema="finetune.config:DpoConfig",
         run="finetune.dpo:dpo",
         summary="tunes a chat model on pairs of a better and a worse answer; adapters are merged",
+    ),
+    "show": Command(
+        config="show",
+        schema="finetune.show:ShowConfig",
+        run="finetune.show:show",
+        summary="shows which tokens of an example are learned from and which are masked",
     ),
 }
 

@@ -158,7 +158,12 @@ def test_bad_pairs(config: DpoConfig, tmp_path: Path, row: dict, words: str) -> 
 def test_another_template_than_the_model_s(config: DpoConfig, tmp_path: Path) -> None:
     """ChatML's tokens are added, learned and saved by sft; dpo takes no other template then."""
     tuned = tmp_path / "tuned"
-    settings: dict[str, Any] = {"model": config.model, "out": str(tuned), "max_steps": 2, "device": "cpu"}
+    settings: dict[str, Any] = {
+        "model": config.model,
+        "out": str(tuned),
+        "max_steps": 2,
+        "device": "cpu",
+    }
     rows = [{"prompt": "3 + 5?", "completion": "8."}, {"prompt": "2 + 2?", "completion": "4."}]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     chatml = load_template("chatml")

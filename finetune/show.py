@@ -1,0 +1,150 @@
+"""`python -m finetune show`: one example as a model is trained on it, token by token.
+
+What is learned from and what is masked, on the terminal and as a page that opens offline: the
+template, the tokenizer and the mask in one look, before a run is spent on them.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import MISSING
+
+from conf.chat import ChatTemplate
+from conf.errors import InputError
+from finetune.rows import read_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Token = tuple[int, str, bool]
+"""Id, text, and whether the loss is taken on it."""
+
+
+@dataclass
+class ShowConfig:
+    """model: a Hugging Face folder, for its tokenizer. data, format, split, language: as for sft.
+
+    row: which example, from 0. out: an HTML page to write, null for the terminal only.
+    """
+
+    model: str = MISSING
+    data: Any = MISSING
+    chat_template: ChatTemplate = MISSING
+    format: str = "auto"
+    split: str | None = None
+    language: str = "en"
+    row: int = 0
+    out: str | None = None
+
+
+def show(config: ShowConfig) -> None:
+    """Prints the example, and writes the page where one is asked for.
+
+    Raises:
+        InputError: model, data or template do not fit, or there is no such row.
+    """
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    folder = Path(config.model)
+    if not (folder / "tokenizer_config.json").is_file():
+        raise InputError(f"model={folder} has no tokenizer_config.json: expected a folder with it.")
+    rows = read_rows(config.data, config.format, config.split, config.language)
+    if not 0 <= config.row < len(rows):
+        raise InputError(f"row={config.row}: expected 0 to {len(rows) - 1}, as data has no more.")
+
+    from transformers import AutoTokenizer
+
+    from finetune.tokens import IGNORED, add_tokens, tokenize
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    add_tokens(tokenizer, config.chat_template)
+    (example,) = tokenize([rows[config.row]], config.chat_template, tokenizer)
+    learned = [label != IGNORED for label in example["labels"]]
+    ids = example["input_ids"]
+    tokens = list(zip(ids, texts(tokenizer, ids), learned, strict=True))
+    title = f"{config.chat_template.name}, row {config.row} of {Path(str(config.data)).name}"
+    on_terminal(title, tokens)
+    if config.out:
+        out = Path(config.out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(page(title, tokens), encoding="utf-8")
+        print(f"{out}: {len(tokens)} tokens, {sum(learned)} of them learned from")
+
+
+def texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
+    """What each token adds to the text: together they are the whole of it. A token that ends
+    within a character adds nothing; the one that completes it adds all."""
+    pieces, start, done = [], 0, 0
+    for end in range(1, len(ids) + 1):
+        # Decoding from a few tokens back keeps this quick, and spaces as they are.
+        before: Any = tokenizer.decode(ids[start:done])
+        text: Any = tokenizer.decode(ids[start:end])
+        if text.endswith("\ufffd") and end < len(ids):
+            pieces.append("")
+            continue
+        pieces.append(text[len(before) :])
+        start, done = done, end
+    return pieces
+
+
+def on_terminal(title: str, tokens: list[Token]) -> None:
+    """Learned tokens stand out, masked ones are dim."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console, text = Console(), Text()
+    for _, piece, learned in tokens:
+        text.append(piece, style="bold green" if learned else "dim")
+    console.print(title, style="bold", highlight=False)
+    console.print(text, soft_wrap=True)
+    learned_from = sum(learned for _, _, learned in tokens)
+    console.print(
+        f"{len(tokens)} tokens: {learned_from} learned from (green), "
+        f"{len(tokens) - learned_from} masked (dim)",
+        highlight=False,
+    )
+
+
+def page(title: str, tokens: list[Token]) -> str:
+    """A self-contained HTML page."""
+    spans = []
+    for number, piece, learned in tokens:
+        shown = html.escape(piece).replace("\n", "<i>↵</i>\n") or "<i>·</i>"
+        hint = f"token {number}, {'learned from' if learned else 'masked'}"
+        spans.append(f'<span class="{"l" if learned else "m"}" title="{hint}">{shown}</span>')
+    learned_from = sum(learned for _, _, learned in tokens)
+    return Template(PAGE).substitute(
+        title=html.escape(title),
+        tokens="".join(spans),
+        learned=learned_from,
+        masked=len(tokens) - learned_from,
+    )
+
+
+PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+:root { color-scheme: light dark; --l: #bfe5c4; --ink: #14361a; --edge: #8885; --m: #8883; }
+@media (prefers-color-scheme: dark) { :root { --l: #245c2f; --ink: #e3f6e6; } }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.25rem; }
+pre { font: 14px/2 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
+pre span { padding: .15em 0; border-right: 1px solid var(--edge); }
+.l { background: var(--l); color: var(--ink); font-weight: 600; }
+.m { background: var(--m); opacity: .75; }
+i { opacity: .5; font-style: normal; }
+</style></head><body>
+<h1>$title</h1>
+<p><span class="l">&nbsp;$learned tokens&nbsp;</span> are learned from,
+<span class="m">&nbsp;$masked tokens&nbsp;</span> are masked: the model reads them, the loss does
+not see them.</p>
+<pre>$tokens</pre>
+</body></html>
+"""
