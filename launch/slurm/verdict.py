@@ -31,13 +31,22 @@ def newest_step(run_dir: Path) -> int:
     return max((int(path.parent.name.removeprefix("step_")) for path in found), default=-1)
 
 
+def unsaid(run_dir: Path) -> str:
+    """The cause of an end of which the run itself says nothing."""
+    path = run_dir / "slurm" / "nodes.json"
+    problems = json.loads(path.read_text())["problems"] if path.exists() else {}
+    if problems:
+        return f"the node check named {', '.join(problems)}"
+    return "no word from the run"
+
+
 def verdict(run_dir: Path, code: int, max_attempts: int) -> str:
     """Decides, and remembers how many starts in a row brought no checkpoint."""
     if code == EXIT_DONE:
         return "done"
     if (run_dir / "STOP").exists():
         return f"failed: stopped by {run_dir / 'STOP'}"
-    ended = outcome(run_dir) or {"code": code, "cause": "no word from the run"}
+    ended = outcome(run_dir) or {"code": code, "cause": unsaid(run_dir)}
     if ended["code"] in FINAL:
         return f"failed: {ended['cause']}"
     path = run_dir / "slurm" / "attempts.json"

@@ -155,6 +155,15 @@ class Cluster:
             timeout=30,
         )
 
+    def park(self, job: str) -> None:
+        """Lets a job that waits after a requeue wait until it is waited for."""
+        if self.job(job)["JobState"] == "PENDING":
+            self.ask("scontrol", "update", f"JobId={job}", "StartTime=now+1hour")
+
+    def give_up(self, name: str) -> None:
+        """Says that a lost node is down, which SLURM finds out by itself half a minute later."""
+        self.ask("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=lost")
+
     def lose_node(self, name: str) -> None:
         """Kills all that runs on a node: its slurmd, the steps, their ranks."""
         steps = [pid for pid, _ in self._running(f"SLURMD_NODENAME={name}")]

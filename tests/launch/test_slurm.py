@@ -24,7 +24,7 @@ from tests.conftest import ROOT, run_command
 from tests.launch.slurm_cluster import Cluster, running, signalled
 from tests.runs import SETTINGS, arguments, ledger, records
 
-STEPS = 60
+STEPS = 40
 LONG = {
     "validation__every_steps": 0,
     "checkpoint__every_steps": 10,
@@ -131,7 +131,7 @@ def test_a_cluster_s_day(corpus, tmp_path, monkeypatch, subtests):
             two_nodes_train_as_one_job(lab)
         with subtests.test("preemption"), limited(lab) as (job, ranks):
             with subtests.test("small jobs"):
-                small_jobs(lab)
+                small_jobs(lab, job)
             time_limit_preemption_and_a_lost_node_change_nothing(lab, job, ranks)
         with subtests.test("a killed torchrun"):
             a_killed_torchrun_a_wrong_node_fewer_nodes_status_stop(lab)
@@ -164,8 +164,9 @@ def limited(lab: Lab) -> Iterator[tuple[str, list[int]]]:
         yield job, ranks
 
 
-def small_jobs(lab: Lab) -> None:
-    """All are submitted before the first is looked at."""
+def small_jobs(lab: Lab, frozen: str) -> None:
+    """All are submitted before the first is looked at. SLURM's signal wakes the frozen job, which
+    is then not to start before they are through."""
     kinds = (
         a_sweep_of_two_by_two,
         a_chain_of_real_jobs,
@@ -177,6 +178,7 @@ def small_jobs(lab: Lab) -> None:
         next(check)
     for check in checks:
         assert next(check, None) is None
+        lab.slurm.park(frozen)
 
 
 def a_sweep_of_two_by_two(lab: Lab) -> Iterator[str]:
@@ -301,7 +303,8 @@ def time_limit_preemption_and_a_lost_node_change_nothing(
     slurm.wait(lambda: steps(run_dir) > second["step"], "another step", job=job)
     with slurm.frozen(job):
         slurm.lose_node("n2")
-    again()
+    slurm.wait(lambda: slurm.job(job)["JobState"] != "RUNNING", "the job to end")
+    slurm.give_up("n2")
     slurm.start_node("n2")
 
     assert lab.ended(job) == "COMPLETED", log(run_dir)

@@ -119,6 +119,15 @@ def test_the_verdict(tmp_path):
         assert verdict(tmp_path, 1, 3).startswith(f"{said}: why")
 
 
+def test_the_verdict_tells_what_the_node_check_found(tmp_path):
+    (tmp_path / "slurm").mkdir()
+    nodes = tmp_path / "slurm" / "nodes.json"
+    nodes.write_text(json.dumps({"problems": {"n2": "other code"}}))
+    assert verdict(tmp_path, 1, 3) == "again: the node check named n2"
+    nodes.write_text(json.dumps({"problems": {}}))
+    assert verdict(tmp_path, 137, 3) == "again: no word from the run"
+
+
 def test_starts_without_progress_come_to_an_end(tmp_path):
     found = [verdict(tmp_path, 137, 2).split(":")[0] for _ in range(3)]
     assert found == ["again", "again", "failed"]
