@@ -50,7 +50,7 @@ def common(
     micro_batch_size, accumulation_steps = config.share(processes)
     datasets.disable_progress_bars()
     # trl's own default, and peft's own call, are what transformers warns of.
-    warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing` is", FutureWarning)
+    warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing.*` is", FutureWarning)
     validates = config.validation is not None
     return {
         "output_dir": str(folder),

@@ -40,6 +40,7 @@ def test_command(base: Path, preferences: Path, tmp_path: Path, command) -> None
     """The loss starts at ln 2 and falls, the margin rises, the folder is a stock one."""
     out = tmp_path / "chat"
     options = [f"model={base}", f"data={preferences}", f"out={out}", "device=cpu"]
+    options += ["tuning=danube_dpo1"]  # with gradient checkpointing
     options += ["precision=fp32", "learning_rate=1e-2", "batch_size=8", "epochs=4", "log_every=1"]
     done = command("finetune", "dpo", *options)
     assert (done.returncode, done.stderr) == (0, "")
