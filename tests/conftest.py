@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,14 +14,16 @@ from data_pipeline.store import storage
 from data_pipeline.store.manifest import Manifest
 from tests.corpora import make_corpus
 from tests.s3_server import S3Server, running
+from tests.warm import Warm
 
 ROOT = Path(__file__).parent.parent
 
 
-def run_command(
+def fresh_command(
     *arguments: str, processes: int = 0, timeout: float = 240, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `python -m ...` (under torchrun with `processes` > 0) from the repository's root."""
+    """Runs `python -m ...` (under torchrun with `processes` > 0) from the repository's root, in an
+    interpreter of its own."""
     command = [sys.executable, "-m"]
     if processes:
         command += [
@@ -42,9 +44,18 @@ def run_command(
 
 
 @pytest.fixture(scope="session")
-def command():
-    """`run_command` as a fixture."""
-    return run_command
+def command() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """`fresh_command` for tests to which imports do not matter: its processes are forked from one
+    that has made those of the trainer."""
+    warm = Warm(ROOT)
+
+    def run(
+        *arguments: str, processes: int = 0, timeout: int = 240, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        return warm.command(list(arguments), processes, timeout, environment)
+
+    yield run
+    warm.close()
 
 
 @pytest.fixture(scope="session")

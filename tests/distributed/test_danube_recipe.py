@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.conftest import ROOT
-from tests.distributed.warm import Warm
 from tests.runs import SETTINGS, records
+from tests.warm import Warm
 
 STEPS, BATCH = {"s2k": 28, "s4k": 4, "s8k": 4, "s16k": 4}, 4096
 SEQ_LEN = {"s2k": 64, "s4k": 128, "s8k": 256, "s16k": 512}

@@ -9,8 +9,8 @@ import torch
 
 from pretrain.checkpoints import read
 from tests.conftest import ROOT
-from tests.distributed.warm import Warm
 from tests.runs import arguments, ledger, records
+from tests.warm import Warm
 
 SETTINGS: dict[str, Any] = {
     "model__num_heads": 8,

@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 from tests.conftest import ROOT
-from tests.distributed.warm import Warm
 from tests.runs import arguments, ledger, records
+from tests.warm import Warm
 
 LAYOUTS = {
     "one": {"dp_shard": 1},

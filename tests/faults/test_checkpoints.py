@@ -21,9 +21,9 @@ from conf.errors import EXIT_CHECKPOINT, EXIT_STORAGE
 from pretrain.checkpoints import copies, files, read
 from pretrain.checkpoints.files import FAULT, CheckpointError
 from tests.conftest import ROOT
-from tests.distributed.warm import Warm
 from tests.runs import arguments, ledger, records
 from tests.s3_server import BUCKET
+from tests.warm import Warm
 
 PHASES = ("staged", "written", "hashed", "agreed", "manifest", "renamed", "latest", "pruned")
 QUICK = {"validation__every_steps": 0, "checkpoint__every_steps": 5}

@@ -28,10 +28,10 @@ def lines(folder: Path, kind: str = "train") -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, base: Path, pairs: Path) -> Path:
     """A tuned folder made from the command line."""
-    from tests.conftest import run_command
+    from tests.conftest import fresh_command
 
     out = tmp_path_factory.mktemp("made") / "chat"
-    done = run_command(
+    done = fresh_command(
         "finetune",
         "sft",
         f"model={base}",

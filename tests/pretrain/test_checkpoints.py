@@ -23,8 +23,8 @@ from pretrain.checkpoints.command import CheckpointsConfig, checkpoints
 from pretrain.checkpoints.interval import Clock, best_interval
 from pretrain.checkpoints.retention import Retention
 from tests.conftest import ROOT
-from tests.distributed.warm import Warm
 from tests.runs import arguments, records
+from tests.warm import Warm
 
 
 def manifests(*about):

@@ -23,9 +23,9 @@ from data_pipeline.store.sums import file_sums
 from pretrain.checkpoints import files, read
 from tests.conftest import ROOT
 from tests.corpora import make_corpus
-from tests.distributed.warm import Ended, Warm
 from tests.faults.matrix import Outcome
 from tests.runs import arguments, ledger, records
+from tests.warm import Ended, Warm
 
 STEPS, EVERY = 12, 3
 QUICK: dict[str, Any] = {

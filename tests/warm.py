@@ -1,0 +1,183 @@
+"""Ranks forked from a process that has made the slow imports: a layout costs its steps, not ten
+seconds of imports for each of its processes.
+
+`python -m tests.warm` reads a JSON line {"arguments", "processes", "folder", "environment",
+"patience"} for each run and answers with the exit codes of its ranks, once all have ended; what
+they said is in <folder>/rank<n>.txt, their errors apart where "apart" says so. The ranks are
+processes as `torchrun` would start them; with "processes" 0 there is one, as `python -m` starts it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import json
+import math
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TIMEOUT_SECONDS = 240
+GRACE_SECONDS = 1.0
+"""That ranks have to end by themselves after another has failed."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """codes: of all ranks; said: by rank 0."""
+
+    codes: list[int]
+    said: str
+
+
+class Warm:
+    """The process that forks. modules: that runs will import, beside the trainer; patience: of a
+    run, in seconds."""
+
+    def __init__(self, root: Path, *modules: str, patience: int = TIMEOUT_SECONDS) -> None:
+        self.patience = patience
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.warm", *modules],
+            cwd=root,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, arguments: list[str], processes: int, folder: Path, **environment: str) -> Ended:
+        """`torchrun --nproc-per-node processes -m arguments...`; output goes to folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        codes = self._ask(
+            arguments=arguments,
+            processes=processes,
+            folder=str(folder),
+            environment=environment,
+            patience=self.patience,
+        )
+        return Ended(codes, (folder / "rank0.txt").read_text())
+
+    def command(
+        self, arguments: list[str], processes: int, timeout: int, environment: dict[str, str]
+    ) -> subprocess.CompletedProcess[str]:
+        """`python -m arguments...`, under torchrun with `processes` > 0, and what it said. Raises
+        subprocess.TimeoutExpired."""
+        with tempfile.TemporaryDirectory() as folder:
+            codes = self._ask(
+                arguments=arguments,
+                processes=processes,
+                folder=folder,
+                environment=environment,
+                patience=timeout,
+                apart=True,
+            )
+            said, errors = (
+                "".join(path.read_text() for path in sorted(Path(folder).glob(f"rank*.{kind}")))
+                for kind in ("txt", "err")
+            )
+        if -signal.SIGALRM in codes:
+            raise subprocess.TimeoutExpired(arguments, timeout, said, errors)
+        code = codes[0] if processes == 0 else int(any(codes))  # as torchrun
+        return subprocess.CompletedProcess(arguments, code, said, errors)
+
+    def _ask(self, **task: Any) -> list[int]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(json.dumps(task), file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+
+
+def main() -> None:
+    """Forks the ranks of one run after the other."""
+    import pretrain.train  # noqa: F401  the slow imports
+
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
+
+    for line in sys.stdin:
+        task = json.loads(line)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        ranks = [_fork(rank, port, task) for rank in range(max(1, task["processes"]))]
+        print(json.dumps(_wait(ranks)), flush=True)
+
+
+def _fork(rank: int, port: int, task: dict[str, Any]) -> int:
+    arguments, processes, folder = task["arguments"], task["processes"], Path(task["folder"])
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        signal.alarm(task["patience"])  # ends the rank, and with it the run
+        os.environ |= task["environment"]
+        if processes:
+            os.environ |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(processes),
+                "LOCAL_WORLD_SIZE": str(processes),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+        said = _file(folder / f"rank{rank}.txt")
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(said, 1)
+        os.dup2(_file(folder / f"rank{rank}.err") if task.get("apart") else said, 2)
+        sys.argv = arguments
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _file(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+
+
+def _wait(ranks: list[int]) -> list[int]:
+    """Exit codes; where a rank fails, the others are soon ended."""
+    codes = dict.fromkeys(ranks, 0)
+    left = set(ranks)
+    ends = math.inf
+    while left:
+        rank, status = os.waitpid(-1, 0 if ends == math.inf else os.WNOHANG)
+        if rank:
+            codes[rank] = os.waitstatus_to_exitcode(status)
+            left.discard(rank)
+            if codes[rank]:
+                ends = min(ends, time.monotonic() + GRACE_SECONDS)
+        elif time.monotonic() < ends:
+            time.sleep(0.01)
+        else:
+            for other in left:
+                os.kill(other, signal.SIGKILL)
+            ends = math.inf
+    return list(codes.values())
+
+
+if __name__ == "__main__":
+    main()
