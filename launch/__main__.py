@@ -50,6 +50,12 @@ COMMANDS = {
         run="launch.slurm.manage:stop",
         summary="ends a run gracefully: stop run=runs/x; it saves and stays stopped",
     ),
+    "ui": Command(
+        config="ui",
+        schema="launch.ui.serve:UiConfig",
+        run="launch.ui.serve:ui",
+        summary="a page in the browser: choose a recipe, plan, train here, watch, chat",
+    ),
 }
 
 if __name__ == "__main__":

@@ -79,6 +79,7 @@ class Warm:
                 environment=environment,
                 patience=timeout,
                 apart=True,
+                grace=GRACE_SECONDS,
             )
             said, errors = (
                 "".join(path.read_text() for path in sorted(Path(folder).glob(f"rank*.{kind}")))
@@ -87,6 +88,8 @@ class Warm:
         if -signal.SIGALRM in codes:
             raise subprocess.TimeoutExpired(arguments, timeout, said, errors)
         code = codes[0] if processes == 0 else int(any(codes))  # as torchrun
+        if processes:
+            errors += "".join(f"rank {n} exitcode  : {c}\n" for n, c in enumerate(codes) if c)
         return subprocess.CompletedProcess(arguments, code, said, errors)
 
     def _ask(self, **task: Any) -> list[int]:
@@ -115,7 +118,7 @@ def main() -> None:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         ranks = [_fork(rank, port, task) for rank in range(max(1, task["processes"]))]
-        print(json.dumps(_wait(ranks)), flush=True)
+        print(json.dumps(_wait(ranks, task.get("grace", 0.0))), flush=True)
 
 
 def _fork(rank: int, port: int, task: dict[str, Any]) -> int:
@@ -158,8 +161,8 @@ def _file(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 
 
-def _wait(ranks: list[int]) -> list[int]:
-    """Exit codes; where a rank fails, the others are soon ended."""
+def _wait(ranks: list[int], grace: float) -> list[int]:
+    """Exit codes; where a rank fails, the others are ended after so many seconds."""
     codes = dict.fromkeys(ranks, 0)
     left = set(ranks)
     ends = math.inf
@@ -169,7 +172,7 @@ def _wait(ranks: list[int]) -> list[int]:
             codes[rank] = os.waitstatus_to_exitcode(status)
             left.discard(rank)
             if codes[rank]:
-                ends = min(ends, time.monotonic() + GRACE_SECONDS)
+                ends = min(ends, time.monotonic() + grace)
         elif time.monotonic() < ends:
             time.sleep(0.01)
         else:

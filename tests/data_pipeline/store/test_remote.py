@@ -20,6 +20,7 @@ from data_pipeline.store.remote import BlockCache, local_copy, shared_cache, sid
 from data_pipeline.store.storage import StorageError
 from data_pipeline.store.sums import BLOCK_BYTES
 from data_pipeline.where import WhereConfig, where
+from tests.conftest import fresh_command
 from tests.runs import arguments, ledger
 from tests.sealed import change_manifest, corpus_of, sealed, write_mask
 
@@ -354,7 +355,7 @@ def test_a_run_on_a_remote_corpus_is_the_local_one(
     assert capsys.readouterr().out == expected
     shutil.rmtree(cache)
     down = settings | {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9", "HEADWATER_RETRIES": "2"}
-    done = command(*arguments(URL, tmp_path / "down", **changes), **down)
+    done = fresh_command(*arguments(URL, tmp_path / "down", **changes), **down)
     assert done.returncode == EXIT_STORAGE, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "failed 2 times (Could not connect to the endpoint" in line

@@ -1,0 +1,1 @@
+"""A page in the browser for the commands of the terminal."""

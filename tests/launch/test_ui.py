@@ -1,0 +1,166 @@
+"""The page: the commands it runs, and a run from its buttons to its curve in a browser."""
+
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conf.errors import InputError
+from launch.ui import commands
+from launch.ui.commands import Form, Started
+from launch.ui.serve import UiConfig
+from tests import browser
+from tests.conftest import ROOT
+from tests.runs import arguments
+
+
+def form(folder, **changes):
+    chosen = {"name": "mine", "model": "demo_12m", "recipe": "demo", "optim": "adamw_demo"}
+    chosen |= {"data": "data/web", "processes": 2, "cluster": "h100", "runs": folder}
+    return Form(**(chosen | changes))
+
+
+def test_the_commands_are_those_of_the_terminal(tmp_path):
+    made = form(tmp_path, more="seed=3 'recipe.stages.short.tokens=8192'")
+    run = ["model=demo_12m", "recipe=demo", "optim=adamw_demo"]
+    assert made.train() == [
+        *("launch", "local", "nproc=2", "--", *run, "data.folder=data/web", "name=mine"),
+        *(f"run_dir={tmp_path}/mine", "seed=3", "recipe.stages.short.tokens=8192"),
+    ]
+    assert made.plan()[:2] == ["launch", "plan"]
+    assert {*run, "cluster=h100", "data=data/web"} < set(made.plan())
+    assert commands.shown(["eval", "chat", "model=a b"]) == "python -m eval chat 'model=a b'"
+    assert commands.choices("recipe")[0] == "continued"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"name": "../other"}, r"name='../other': expected letters"),
+        ({"data": ""}, r"no corpus is chosen; make one with"),
+        ({"more": "seed='1"}, r"more overrides: No closing quotation"),
+    ],
+)
+def test_what_is_refused(changes, words, tmp_path):
+    with pytest.raises(InputError, match=words):
+        form(tmp_path, **changes).overrides()
+
+
+def test_settings_are_checked():
+    with pytest.raises(InputError, match="port=0, expected 1 to 65533"):
+        UiConfig(port=0)
+
+
+def test_what_a_command_refuses_is_said(command):
+    with pytest.raises(InputError, match="run=nowhere"):
+        commands.run_now(commands.stop("nowhere"))
+
+
+def test_one_at_a_time_and_ended(tmp_path):
+    started = Started()
+    sleeper = ["http.server", "--bind", "127.0.0.1", "0"]
+    started.start("chat", sleeper, tmp_path / "log")
+    with pytest.raises(InputError, match="chat is running: stop it first"):
+        started.start("chat", sleeper, tmp_path / "log")
+    started.end("chat")
+    assert not started.runs("chat")
+
+
+def test_curves_of_a_run_that_is_being_written(tmp_path):
+    lines = [
+        {"kind": "validation", "step": 0, "loss": 5.0},
+        {"kind": "event", "step": 0, "event": "start"},
+        {"kind": "train", "step": 1, "loss": 4.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"ki')
+    assert commands.curves(tmp_path) == {
+        "step": [0, 1],
+        "loss": [5.0, 4.0],
+        "of": ["held out", "training"],
+    }
+
+
+CLICK = "[...document.querySelectorAll({})].find(b => b.innerText.trim() == {}).click()"
+
+
+def click(page, words, kind="button:not([role=tab])"):
+    page.js(CLICK.format(json.dumps(kind), json.dumps(words)))
+
+
+def fill(page, label, text):
+    """Sets a field, as typing does."""
+    page.js(
+        f"""(() => {{
+        const field = [...document.querySelectorAll('label')].find(
+            l => l.innerText.trim() == {json.dumps(label)}).querySelector('input, textarea');
+        const proto = field.tagName == 'INPUT' ? HTMLInputElement : HTMLTextAreaElement;
+        Object.getOwnPropertyDescriptor(proto.prototype, 'value').set.call(
+            field, {json.dumps(text)});
+        field.dispatchEvent(new Event('input', {{bubbles: true}}));
+        }})()"""
+    )
+
+
+@pytest.fixture
+def address(tmp_path, corpus):
+    """The page, whose folder of runs is empty."""
+    pytest.importorskip("gradio", reason="gradio is not installed (extra chat)")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "bytes").symlink_to(corpus.folder)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = tmp_path / "log"
+    with (
+        log.open("w") as file,
+        subprocess.Popen(
+            [sys.executable, "-m", "launch", "ui", f"port={port}"],
+            cwd=tmp_path,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        ) as process,
+    ):
+        try:
+            end = time.monotonic() + 120
+            while "page: " not in log.read_text():
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < end, log.read_text()
+                time.sleep(0.2)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0, log.read_text()
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason=browser.WHY_NOT)
+def test_a_run_from_its_button_to_its_curve(address, tmp_path, corpus):
+    # The test's model and recipe are smaller than any of conf/.
+    taken = ("data.folder=", "run_dir=", "pretrain", "model=", "recipe=", "optim=", "name=")
+    given = arguments(corpus.folder, tmp_path / "unused")
+    more = shlex.join(part for part in given if not part.startswith(taken))
+    with browser.page(120) as page:
+        page.open(address, 390, 800)
+        page.wait("document.body.innerText.includes('Headwater')")
+        page.wait("document.querySelector('.said textarea').value.includes('launch local')")
+        assert page.js("document.documentElement.scrollWidth") <= 390
+        page.open(address, 1280, 900)
+        page.wait("document.querySelector('.said textarea')?.value.includes('launch local')")
+        fill(page, "name of the run", "mine")
+        fill(page, "more overrides", more)
+        page.wait("document.querySelector('.said textarea').value.includes('logger=files')")
+        click(page, "Train")
+        page.wait("document.body.innerText.includes('runs/mine trains')")
+        click(page, "Watch", "[role=tab]")
+        page.wait("document.body.innerText.includes('finished')")
+        page.wait("document.querySelectorAll('svg .mark-line path, canvas').length > 0")
+    run = Path(tmp_path, "runs", "mine")
+    assert json.loads((run / "outcome.json").read_text())["code"] == 0
+    assert "step 20/20" in (run / "ui.log").read_text()
