@@ -61,7 +61,7 @@ def _train_tab(page: Any, folder: Path, started: Started) -> None:
     more = gr.Textbox(
         "", label="more overrides", placeholder="seed=1 parallel=fsdp precision=bf16", lines=1
     )
-    fields = [name, model, recipe, optim, data, processes, cluster, more]
+    fields: list[Any] = [name, model, recipe, optim, data, processes, cluster, more]
     line = _said("command", 3)
     with gr.Row():
         plan = gr.Button("Plan")

@@ -20,7 +20,7 @@ import pytest
 
 from launch.slurm.chain import ChainConfig, ChainStep, chain
 from launch.slurm.submit import jobs_of
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, fresh_command
 from tests.launch.slurm_cluster import Cluster, running, signalled
 from tests.runs import SETTINGS, arguments, ledger, records
 
@@ -64,7 +64,7 @@ class Lab:
 
     def launch(self, *given: str, code: int = 0) -> str:
         """`python -m launch`."""
-        done = run_command("launch", *given, SLURM_CONF=str(self.slurm.conf))
+        done = fresh_command("launch", *given, SLURM_CONF=str(self.slurm.conf))
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,8 +23,14 @@ from tests.runs import arguments
 
 
 def form(folder, **changes):
-    chosen = {"name": "mine", "model": "demo_12m", "recipe": "demo", "optim": "adamw_demo"}
-    chosen |= {"data": "data/web", "processes": 2, "cluster": "h100", "runs": folder}
+    chosen: dict[str, Any] = {"name": "mine", "model": "demo_12m", "recipe": "demo"}
+    chosen |= {
+        "optim": "adamw_demo",
+        "data": "data/web",
+        "processes": 2,
+        "cluster": "h100",
+        "runs": folder,
+    }
     return Form(**(chosen | changes))
 
 
