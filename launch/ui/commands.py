@@ -157,10 +157,10 @@ class Started:
         return process is not None and process.poll() is None
 
     def end(self, key: str) -> None:
-        """Ends it, as Ctrl-C would."""
+        """Ends it."""
         process = self.processes.pop(key, None)
         if process is not None and process.poll() is None:
-            process.send_signal(2)
+            process.terminate()  # not SIGINT, which a page started with `&` and its children ignore
             process.wait(60)
 
 

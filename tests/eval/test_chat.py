@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -158,7 +157,7 @@ def served(chat_model, tmp_path_factory) -> Iterator[tuple[int, int]]:
                 time.sleep(0.2)
             yield page, api
         finally:
-            process.send_signal(signal.SIGINT)
+            process.terminate()
             assert process.wait(30) == 0, log.read_text()
     with socket.socket() as probe:  # the endpoint has ended with it
         assert probe.connect_ex(("127.0.0.1", api)) != 0

@@ -21,8 +21,6 @@ from pathlib import Path
 import pytest
 
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch")
-HURRY_SECONDS = 6
-"""SLURM lets a requeued job wait two minutes; before its old batch script has ended it must."""
 WAIT_SECONDS = 120.0
 
 CONF = """\
@@ -89,15 +87,11 @@ class Cluster:
         self, until: Callable[[], object], what: str, seconds: float = WAIT_SECONDS, job: str = ""
     ) -> None:
         """Looks until something is true; fails with the state of the cluster where it is not.
-        job: that may have been requeued meanwhile, and then need not wait two minutes."""
+        job: that may have been requeued meanwhile, and then need not wait two minutes: only for
+        its old processes, whose end SLURM would take for that of the new ones."""
         deadline = time.monotonic() + seconds
-        waits_since = None
         while not until():
-            if not (job and self.job(job)["Reason"] == "BeginTime"):
-                waits_since = None
-            elif waits_since is None:
-                waits_since = time.monotonic()
-            elif time.monotonic() > waits_since + HURRY_SECONDS:
+            if job and self.job(job)["Reason"] == "BeginTime" and not self._ending(job):
                 self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
             if time.monotonic() > deadline:
                 jobs = self.ask("scontrol", "show", "job", "-o")
@@ -113,6 +107,11 @@ class Cluster:
 
         self.wait(is_there, f"job {number} to be {' or '.join(states)}", seconds, str(number))
         return self.job(number)["JobState"]
+
+    def said(self, job: str) -> str:
+        """Of a job, by the controller."""
+        lines = (self.folder / "slurmctld.log").read_text().splitlines()
+        return "\n".join([str(self.job(job)), *(line for line in lines if f"JobId={job}" in line)])
 
     @contextmanager
     def frozen(self, job: str) -> Iterator[list[int]]:
@@ -213,6 +212,21 @@ class Cluster:
         for pid in [pid for name in names for pid in self._daemon(name)]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
+
+    def _ending(self, job: str) -> bool:
+        """Whether processes of a job or SLURM's beside them are there."""
+        if any(self._running(f"SLURM_JOB_ID={job}")):
+            return True
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit():
+                with suppress(OSError):
+                    if (
+                        (folder / "cmdline")
+                        .read_bytes()
+                        .startswith(f"slurmstepd: [{job}.".encode())
+                    ):
+                        return True
+        return False
 
     def _daemon(self, name: str) -> list[int]:
         path = self.folder / f"{name}.pid"

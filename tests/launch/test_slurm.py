@@ -81,7 +81,10 @@ class Lab:
 
     def ended(self, job: str) -> str:
         """Waits for the end of a job; returns its state."""
-        return self.slurm.wait_for(job, *OVER)
+        state = self.slurm.wait_for(job, *OVER)
+        if state != "COMPLETED":  # shown where a test fails
+            print(self.slurm.said(job))
+        return state
 
 
 @contextmanager

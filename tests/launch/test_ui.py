@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -143,7 +142,7 @@ def address(tmp_path, corpus):
                 time.sleep(0.2)
             yield f"http://127.0.0.1:{port}"
         finally:
-            process.send_signal(signal.SIGINT)
+            process.terminate()
             assert process.wait(30) == 0, log.read_text()
 
 
