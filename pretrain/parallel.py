@@ -18,6 +18,7 @@ from pretrain.async_tensor_parallel import apply_async_tensor_parallel
 from pretrain.compile import compile_blocks
 from pretrain.config import ParallelConfig
 from pretrain.context_parallel import ContextParallel
+from pretrain.cpu_overlap import overlap_on_cpu
 from pretrain.distributed import Layout
 from pretrain.fp8 import apply_fp8
 from pretrain.hardware import compute_dtype
@@ -59,6 +60,8 @@ def apply_data_parallel(
             reshard_after_forward=config.reshard_after_forward,
         )
     fully_shard(model, mesh=layout.data, mp_policy=policy)
+    if layout.mesh.device_type == "cpu" and layout.data.size() > 1:
+        overlap_on_cpu(model, replicated=layout.data.ndim > 1)
 
 
 @torch.no_grad()

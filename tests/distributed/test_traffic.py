@@ -45,3 +45,20 @@ def test_a_step_sends_what_the_plan_says(name, counted):
 def test_the_norm_of_the_gradients_costs_one_message_a_group(name, counted):
     for rank in counted[name]:
         assert sum(rank["optimizer_calls"].values()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("shard 4", ("all_gather", "reduce_scatter")),
+        ("shard 4, kept after forward", ("all_gather", "reduce_scatter")),
+        ("replicate 2 x shard 2", ("all_gather",)),
+    ],
+)
+def test_what_runs_beside_the_computation(name, kinds, counted):
+    for rank in counted[name]:
+        for kind in kinds:
+            assert rank["calls"][kind]
+            assert rank["blocking"][kind] == 0
+    # The count sees those that do block.
+    assert counted["replicate 4"][0]["blocking"]["all_reduce"]

@@ -63,12 +63,13 @@ SENT = {
 
 class Counted(TorchDispatchMode):
     """Payload bytes by kind of collective: of a gather what it gathers, of a scatter what is
-    scattered."""
+    scattered. blocking: calls that the host waits for at once."""
 
     def __init__(self) -> None:
         super().__init__()
         self.bytes: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
+        self.blocking: Counter[str] = Counter()
         self.unknown: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -82,6 +83,7 @@ class Counted(TorchDispatchMode):
             tensors = payload if isinstance(payload, list) else [payload]
             self.bytes[kind] += sum(t.numel() * t.element_size() for t in tensors)
             self.calls[kind] += 1
+            self.blocking[kind] += any(given is False for given in args)  # `asyncOp`
         elif "c10d" in name and not name.endswith(("wait_tensor", "_wrap_tensor_autograd")):
             self.unknown.add(name)
         return out
@@ -115,7 +117,12 @@ def counted(layout: Layout, shape: ModelConfig, config: ParallelConfig) -> dict[
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     assert not found.unknown | after.unknown, found.unknown | after.unknown
-    return {"bytes": found.bytes, "calls": found.calls, "optimizer_calls": after.calls}
+    return {
+        "bytes": found.bytes,
+        "calls": found.calls,
+        "blocking": found.blocking,
+        "optimizer_calls": after.calls,
+    }
 
 
 def main(out: str) -> None:
