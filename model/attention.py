@@ -32,7 +32,7 @@ class Span:
     window: keys a query sees, itself included; None for all earlier ones.
     mask: (batch or 1, 1, queries, keys) bool, for `sdpa`; None where plain causal attention is
         exact.
-    hidden: (batch, blocks, queries, keys) bool, for `blocks`; None for others.
+    hidden: of groups of blocks (batch, blocks, queries, keys) bool, for `blocks`; None for others.
     query_starts, key_starts: (documents + 1,) int32, where documents begin in the flattened
         queries and keys of the batch, for the varlen backends; None for others.
     blocks: which blocks of keys are seen, for `flex`; None for others.
@@ -42,7 +42,7 @@ class Span:
     keys: slice
     window: int | None
     mask: Tensor | None = None
-    hidden: Tensor | None = None
+    hidden: list[Tensor] | None = None
     query_starts: Tensor | None = None
     key_starts: Tensor | None = None
     blocks: BlockMask | None = None

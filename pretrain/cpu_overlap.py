@@ -7,55 +7,53 @@ while the one before it computes, and reduce a block's gradients while the next 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.variable import Variable
 from torch.distributed.fsdp import FSDPModule
 
-from model.network import Decoder
 
-try:
-    from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultReduceScatter
-except ImportError:  # a torch without it reduces as it did
-    DefaultReduceScatter = None
+def overlap_on_cpu(parts: Sequence[FSDPModule], replicated: bool) -> None:
+    """Makes the collectives of what `fully_shard` has split asynchronous.
 
-
-def overlap_on_cpu(model: Decoder, replicated: bool) -> None:
-    """Makes the collectives of a decoder that `fully_shard` has split asynchronous.
-
+    parts: the model, then what it has split inside, in the order of the forward pass.
     replicated: gradients are summed over replicas after they are scattered, which FSDP2 does at
         once: then only the gathering of weights overlaps.
     """
-    parts = [model, *model.layers]
-    assert all(isinstance(part, FSDPModule) for part in parts)
-    model._set_unshard_async_op(True)  # type: ignore[operator]
+    parts[0]._set_unshard_async_op(True)
     # The backward pass gathers ahead by itself.
     for part, following in pairwise(parts):
-        part.set_modules_to_forward_prefetch([following])  # type: ignore[operator]
-    if DefaultReduceScatter is None or replicated:
-        return
-    for part in parts:
-        part.set_custom_reduce_scatter(AsyncReduceScatter())  # type: ignore[operator]
+        part.set_modules_to_forward_prefetch([following])
+    if not replicated:
+        for part in parts:
+            reduction: Any = AsyncReduceScatter()
+            part.set_custom_reduce_scatter(reduction)
 
 
-if DefaultReduceScatter is not None:
+class AsyncReduceScatter:
+    """Waited for at the end of the backward pass. The trainer reduces once a step, so nothing
+    looks at what is reduced before."""
 
-    class AsyncReduceScatter(DefaultReduceScatter):  # type: ignore[misc,valid-type]
-        """Waited for at the end of the backward pass. The trainer reduces once a step, so nothing
-        looks at what is reduced before."""
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """What FSDP2 sends from and receives in."""
+        return torch.empty(*size, dtype=dtype, device=device)
 
-        def __call__(
-            self,
-            output_tensor: Tensor,
-            input_tensor: Tensor,
-            group: dist.ProcessGroup,
-            op: Any,
-            async_op: bool = False,
-        ) -> dist.Work:
-            """Starts it, and lets the end of the backward pass wait for it."""
-            work = super().__call__(output_tensor, input_tensor, group, op, async_op=True)
-            Variable._execution_engine.queue_callback(work.wait)
-            return work
+    def __call__(
+        self,
+        output_tensor: Tensor,
+        input_tensor: Tensor,
+        group: dist.ProcessGroup,
+        op: Any,
+        async_op: bool = False,
+    ) -> dist.Work:
+        """Starts it, and lets the end of the backward pass wait for it."""
+        work = dist.reduce_scatter_tensor(output_tensor, input_tensor, op, group, async_op=True)
+        assert work is not None
+        engine: Any = Variable._execution_engine
+        engine.queue_callback(work.wait)
+        return work

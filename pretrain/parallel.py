@@ -6,9 +6,10 @@ network itself knows nothing of it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -52,16 +53,16 @@ def apply_data_parallel(
     policy = MixedPrecisionPolicy()
     if compute_dtype(precision) == torch.bfloat16:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    for block in model.layers:
-        fully_shard(
-            block,
-            mesh=layout.data,
-            mp_policy=policy,
-            reshard_after_forward=config.reshard_after_forward,
-        )
-    fully_shard(model, mesh=layout.data, mp_policy=policy)
+    parts: list[tuple[nn.Module, bool | None]]
+    parts = [(block, config.reshard_after_forward) for block in model.layers]
+    if not model.config.tie_embeddings:
+        # Its gradients are the first that are there, the embedding's the last.
+        parts.append((model.lm_head, False))
+    for part, reshard in [*parts, (model, None)]:
+        fully_shard(part, mesh=layout.data, mp_policy=policy, reshard_after_forward=reshard)
     if layout.mesh.device_type == "cpu" and layout.data.size() > 1:
-        overlap_on_cpu(model, replicated=layout.data.ndim > 1)
+        split: Any = [model, *(part for part, _ in parts)]
+        overlap_on_cpu(split, replicated=layout.data.ndim > 1)
 
 
 @torch.no_grad()

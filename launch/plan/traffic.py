@@ -55,6 +55,7 @@ def traffic(
         1, batch_tokens // (parallel.micro_batch_tokens * parallel.dp_shard * replicas)
     )
     blocks, root = _held(model, tp)
+    parts = model.num_layers + (1 if model.tie_embeddings else 2)
     found: list[Traffic] = []
     if shards > 1:
         gathered = 2 if parallel.reshard_after_forward else 1
@@ -63,13 +64,13 @@ def traffic(
                 "shard",
                 "all_gather",
                 micro_batches * (gathered * blocks + root) * width,
-                micro_batches * (gathered * model.num_layers + 1),
+                micro_batches * ((gathered - 1) * model.num_layers + parts),
             ),
-            Traffic("shard", "reduce_scatter", (blocks + root) * FP32, model.num_layers + 1),
+            Traffic("shard", "reduce_scatter", (blocks + root) * FP32, parts),
         ]
     if replicas > 1:
         sums = (blocks + root) / shards * FP32
-        found.append(Traffic("replicate", "all_reduce", sums, model.num_layers + 1))
+        found.append(Traffic("replicate", "all_reduce", sums, parts))
     tokens = parallel.micro_batch_tokens / cp
     if tp > 1:
         # Forward gathers before attention, MLP and head and scatters after both and after the
