@@ -10,6 +10,7 @@ import yaml
 
 from conf.errors import InputError
 from eval.files import write_text
+from eval.page_tuning import record_of
 from eval.results import SHARES, rows
 
 Page = dict[str, Any]
@@ -75,10 +76,10 @@ def scores_of(folder: Path, results: Page | None) -> list[tuple[str, str, float]
 
 def body(folder: Path, page: Page) -> str:
     """The card's text, in Markdown."""
-    tuned = f" {page['tuned']}" if (folder / "sft.json").is_file() else ""
+    tuned = tuned_stages(folder, page)
     parts = [
         f"# {page['name']}",
-        page["summary"] + tuned,
+        " ".join([page["summary"], *(stage["sentence"] for stage in tuned)]),
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'model = AutoModelForCausalLM.from_pretrained("FOLDER")\n'
         'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n```',
@@ -99,6 +100,7 @@ def body(folder: Path, page: Page) -> str:
             ],
         ),
         " ".join(page["incidents"]),
+        *(f"## {s['title']}\n\n{table(['', ''], s['facts'])}" for s in tuned),
         "## Cost",
         table(["", ""], page["cost"]),
     ]
@@ -120,6 +122,23 @@ def body(folder: Path, page: Page) -> str:
         ]
     parts += ["## Lineage", table(["", ""], page["lineage"])]
     return "\n\n".join(part for part in parts if part.strip()) + "\n"
+
+
+def tuned_stages(folder: Path, page: Page) -> list[Page]:
+    """How the model of this folder was tuned: the stages of the page that end in it.
+
+    Raises:
+        InputError: it was tuned, and the page does not say how.
+    """
+    if record_of(folder) is None:
+        return []
+    places = [stage["folder"].resolve() for stage in page["tuning"]]
+    if folder.resolve() not in places:
+        raise InputError(
+            f"card={folder} is a tuned model, of which this report is not told: give tuned.NAME="
+            "with this folder, after those that it was tuned from."
+        )
+    return page["tuning"][: places.index(folder.resolve()) + 1]
 
 
 def scores_row(row: Page) -> list[str]:

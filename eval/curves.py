@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from eval.run_folder import Record, RunFolder
 from pages.drawing import Drawing, draw
@@ -119,40 +120,46 @@ def training_charts(run: RunFolder, styles: dict[str, str]) -> list[Drawing]:
     ]
 
 
-def sft_charts(metrics: list[Record]) -> list[Drawing]:
-    """Loss and learning rate of tuning over steps."""
-    train = [record for record in metrics if record["kind"] == "train"]
+def tuning_charts(metrics: list[Record], unit: str) -> list[Drawing]:
+    """Loss and learning rate of tuning over steps, and where pairs were compared what became of
+    the rewards; the lines of a validation stand beside those of training.
 
-    def over_steps(key: str) -> list[Point]:
-        return [(record["step"], record[key]) for record in train if key in record]
+    unit: of the loss.
+    """
+    kinds = {
+        kind: [record for record in metrics if record["kind"] == kind]
+        for kind in ("train", "validation")
+    }
 
-    return [
-        draw(
-            Chart(
-                "Loss while tuning",
-                "nats per answer token",
-                [Series("loss", over_steps("loss"), "s0", dots=len(train) <= DOTTED)],
-                x_label="steps",
+    def drawn(title: str, unit: str, key: str, **settings: Any) -> Drawing:
+        lines = [
+            Series(
+                kind,
+                [(record["step"], record[key]) for record in records if key in record],
+                style,
+                dots=len(records) <= DOTTED,
             )
-        ),
-        draw(
-            Chart(
-                "Learning rate while tuning",
-                "",
-                [
-                    Series(
-                        "learning rate",
-                        over_steps("learning_rate"),
-                        "s0",
-                        dots=len(train) <= DOTTED,
-                    )
-                ],
-                x_label="steps",
-                bottom=0.0,
-                format_y=short_number,
-            )
-        ),
+            for (kind, records), style in zip(kinds.items(), ("s0", "s1"), strict=True)
+        ]
+        return draw(Chart(title, unit, lines, x_label="steps", **settings))
+
+    charts = [
+        drawn("Loss", unit, "loss"),
+        drawn("Learning rate", "", "learning_rate", bottom=0.0, format_y=short_number),
     ]
+    if any("reward_margin" in record for records in kinds.values() for record in records):
+        charts += [
+            drawn(
+                "Reward accuracy",
+                "share of pairs with the better answer ahead",
+                "reward_accuracy",
+                bottom=0.0,
+                top=1.0,
+                format_y=lambda value: f"{value:.0%}",
+            ),
+            drawn("Reward margin", "better less worse answer", "reward_margin"),
+        ]
+    return charts
 
 
 def smooth(points: list[Point]) -> list[Point]:

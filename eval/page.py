@@ -11,11 +11,11 @@ from typing import Any
 from conf.errors import InputError
 from data_pipeline.store.manifest import Manifest, load_manifest
 from eval.beside import beside
-from eval.curves import sft_charts, training_charts
+from eval.curves import training_charts
 from eval.files import read_json_lines
 from eval.page_run import cost, data_table, duration, incidents, lineage, pace, shards, stages
 from eval.page_scores import evaluation, suites
-from eval.page_tuning import read_sft, sft_facts
+from eval.page_tuning import read_tuned, sentence, tuning
 from eval.report import ReportConfig
 from eval.results import load_results, rows
 from eval.run_folder import Record, RunFolder, read_run
@@ -36,7 +36,7 @@ def content(config: ReportConfig) -> dict[str, Any]:
     run = read_run(Path(config.run))
     manifest = load_manifest(config.corpus or run.env["data"])
     results = load_results(Path(config.results)) if config.results else None
-    tuned = read_sft(Path(config.sft)) if config.sft else None
+    tuned = [read_tuned(name, Path(folder)) for name, folder in config.tuned.items()]
     styles = source_styles(manifest.source_tokens("train"))
     return {
         "name": run.config["name"],
@@ -44,7 +44,7 @@ def content(config: ReportConfig) -> dict[str, Any]:
         "is_finished": run.is_finished,
         "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "summary": summary(run, manifest),
-        "tuned": f"Then tuned on {tuned['rows']:,} conversations." if tuned else "",
+        "tuned": " ".join(sentence(stage) for stage in tuned),
         "cards": cards(run, results),
         "charts": training_charts(run, styles),
         "stages": stages(run, styles),
@@ -57,7 +57,7 @@ def content(config: ReportConfig) -> dict[str, Any]:
         "suites": suites(results) if results else [],
         "agreement": agreement(run, config.perplexity) if config.perplexity else None,
         "samples": samples(config),
-        "sft": tuned and {"facts": sft_facts(tuned), "charts": sft_charts(tuned["metrics"])},
+        "tuning": tuning(tuned),
         "lineage": lineage(run, manifest, results, tuned),
         "shards": shards(manifest),
         "config": (run.path / "config.yaml").read_text(),

@@ -163,7 +163,7 @@ def shards(manifest: Manifest) -> list[tuple[str, str, str]]:
 
 
 def lineage(
-    run: RunFolder, manifest: Manifest, results: Record | None, tuned: Record | None
+    run: RunFolder, manifest: Manifest, results: Record | None, tuned: list[Record]
 ) -> Table:
     """Where everything is from: enough to make it again."""
     env = run.env
@@ -184,8 +184,8 @@ def lineage(
     ]
     for name, model in results["models"].items() if results else ():
         table.append((f"model {name}", f"fingerprint {model['fingerprint']}"))
-    if tuned:
-        table.append(("tuning", f"inputs {tuned['inputs']}"))
+    for stage in tuned:
+        table.append((f"tuning {stage['name']}", f"inputs {stage['inputs']}"))
     if manifest.fingerprint != env["data_fingerprint"]:
         table.insert(
             2, ("data now", f"{manifest.folder} has changed since: {manifest.fingerprint}")

@@ -23,9 +23,9 @@ class ReportConfig:
 
     corpus: the folder that it was trained on, null for what its config says.
     others: further run folders, by the names that the page shows: it sets them side by side.
-    results: scores from lm_eval; perplexity: the JSON file of that command; sft: a folder that
-        finetune made; samples: jsonl files of generate, by the name that the page shows. Null or
-        empty leaves that part out.
+    results: scores from lm_eval; perplexity: the JSON file of that command; tuned: folders that
+        finetune made, in the order in which they were tuned, and samples: jsonl files of generate,
+        both by the names that the page shows. Null or empty leaves that part out.
     max_samples: prompts to show.
     card: an exported folder whose README.md becomes a model card with the same content, null for
         none.
@@ -37,7 +37,7 @@ class ReportConfig:
     others: dict[str, str] = field(default_factory=dict)
     results: str | None = None
     perplexity: str | None = None
-    sft: str | None = None
+    tuned: dict[str, str] = field(default_factory=dict)
     samples: dict[str, str] = field(default_factory=dict)
     max_samples: int = 6
     card: str | None = None

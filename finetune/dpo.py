@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from finetune.prepare import Base
 
+SETTINGS = ("beta", "lora_rank", "lora_alpha")
+"""What the record of DPO says beside that of SFT."""
+
 
 def dpo(config: DpoConfig) -> None:
     """Tunes the model and writes the folder `out`, or says that it is there already.
@@ -54,7 +57,8 @@ def dpo(config: DpoConfig) -> None:
         tune(trainer, config, folder, checkpoint, writes)
         if writes:
             merge(trainer, base)
-            record = {"inputs": inputs, **about(trainer, config, rows)}
+            settings = {key: getattr(config, key) for key in SETTINGS}
+            record = {"inputs": inputs, **about(trainer, config, rows), **settings}
             save(base, config, record, folder)
     if writes:
         print(

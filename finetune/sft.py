@@ -110,6 +110,8 @@ def about(trainer: Trainer, config: SftConfig, rows: list[Row]) -> dict[str, Any
         "data_sha256": fingerprint(rows),
         "rows": len(rows),
         "chat_template": config.chat_template.name,
+        "learning_rate": config.learning_rate,
+        "schedule": config.schedule,
         "steps": trainer.state.global_step,
         "tokens": int(lines[-1]["num_input_tokens_seen"]),
         "first_loss": lines[0]["loss"],

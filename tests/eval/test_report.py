@@ -283,30 +283,89 @@ def test_blank_answer_is_said(page, tmp_path):
     assert "no text" in parsed.text
 
 
-def test_tuning(page, tmp_path):
-    folder = tmp_path / "tuned"
-    folder.mkdir()
+@pytest.fixture
+def tuned(model, tmp_path) -> dict[str, str]:
+    """Folders as finetune leaves them: SFT, then DPO of its result, with a validation."""
     record = {
         "inputs": "1nputs",
         "rows": 321,
+        "model": "runs/river/pretrained",
         "data": "pairs.jsonl",
         "data_sha256": "ab" * 32,
         "chat_template": "danube",
-        "steps": 3,
+        "steps": 20,
         "tokens": 900,
         "first_loss": 4.5,
         "loss": 3.25,
         "seconds": 61.0,
         "precision": "fp32",
+        "learning_rate": 1e-5,
+        "schedule": "cosine",
     }
-    (folder / "sft.json").write_text(json.dumps(record))
-    steps = [{"kind": "train", "step": n, "loss": 5.0 - n, "learning_rate": 0.1} for n in (1, 2)]
-    write_metrics(folder, steps)
-    text, parsed = page(sft=str(folder))
-    assert "321" in parsed.text
-    assert "4.500 to 3.250 nats" in parsed.text
-    assert "1nputs" in parsed.text
-    assert text.count("<svg") == 14
+    compared = {"beta": 0.2, "lora_rank": 4, "lora_alpha": 16, "first_loss": 0.693, "loss": 0.5}
+    compared |= {"rows": 45, "inputs": "0ther", "model": "runs/river/answers"}
+    folders = {}
+    for name, file, content in (
+        ("answers", "sft.json", record),
+        ("chat", "dpo.json", record | compared),
+    ):
+        folder = tmp_path / name
+        shutil.copytree(model, folder)
+        (folder / file).write_text(json.dumps(content))
+        rewards = file == "dpo.json"
+        lines = [tuning_line("validation", 0, 0.1, rewards)]
+        lines += [tuning_line("train", n, 0.0, rewards) for n in range(1, 21)]
+        lines += [tuning_line("validation", n, 0.1, rewards) for n in (10, 20)]
+        write_metrics(folder, lines)
+        folders[name] = str(folder)
+    return folders
+
+
+def tuning_line(kind: str, step: int, shift: float, rewards: bool) -> dict[str, Any]:
+    line = {"kind": kind, "step": step, "loss": 4.5 + shift - step / 16}
+    if kind == "train":
+        line["learning_rate"] = 1e-5 * (1 - step / 20)
+    if rewards:
+        line |= {"reward_accuracy": (40 + 2 * step) / 100 + shift, "reward_margin": step / 100}
+    return line
+
+
+def test_tuning(page, tuned):
+    text, parsed = page(tuned=tuned)
+    assert "Tuned by SFT on 321 conversations. Tuned by DPO on 45 pairs." in parsed.text
+    facts = dict(re.findall(r"<dt>([^<]+)</dt><dd>([^<]*)</dd>", text[: text.index("LoRA")]))
+    assert facts["loss"] == "4.500 to 3.250 nats per answer token"
+    assert facts["validation loss"] == "4.600 to 3.350 nats per answer token"
+    after = text[text.index(">chat: DPO<") :]
+    facts = dict(re.findall(r"<dt>([^<]+)</dt><dd>([^<]*)</dd>", after))
+    assert facts["method"] == "direct preference optimisation"
+    assert facts["tuned from"] == "answers"
+    assert facts["beta"] == "0.2"
+    assert facts["adapters"] == "LoRA, rank 4, alpha 16, merged"
+    assert facts["learning rate"] == "1e-05, cosine"
+    assert facts["loss"] == "0.693 to 0.500 nats per pair"
+    assert facts["reward accuracy"] == "42% to 80%"
+    assert facts["reward margin"] == "0.010 to 0.200"
+    assert facts["validation reward accuracy"] == "50% to 90%"
+    assert (facts["tuning answers"], facts["tuning chat"]) == ("inputs 1nputs", "inputs 0ther")
+    assert text.count("<svg") == 10 + 2 * (2 + 4)  # two of SFT, four of DPO, in two widths
+    named = re.findall(r"<figcaption><b>([^<]+)</b>", after)
+    assert named == ["Loss", "Learning rate", "Reward accuracy", "Reward margin"]
+    assert after.count("</i>validation</li>") == 3  # not where there is none
+
+
+def test_tuned_models_have_a_card(page, tuned):
+    page(tuned=tuned, card=tuned["chat"])
+    card = (Path(tuned["chat"]) / "README.md").read_text()
+    assert "Tuned by SFT on 321 conversations. Tuned by DPO on 45 pairs." in card
+    assert "| adapters | LoRA, rank 4, alpha 16, merged |" in card
+    assert card.index("## answers: SFT") < card.index("## chat: DPO")
+    page(tuned=tuned, card=tuned["answers"])
+    card = (Path(tuned["answers"]) / "README.md").read_text()
+    assert "321 conversations" in card
+    assert "DPO" not in card  # came after it
+    with pytest.raises(InputError, match=r"a tuned model, of which this report is not told"):
+        page(card=tuned["chat"])
 
 
 def test_run_in_progress(page, run, lines):
@@ -338,7 +397,7 @@ def test_changed_data_is_said(page, run):
         ({"corpus": "nowhere"}, r"nowhere/manifest\.json does not exist"),
         ({"results": "nowhere"}, "results=nowhere does not exist"),
         ({"perplexity": "nowhere"}, "perplexity=nowhere does not exist"),
-        ({"sft": "nowhere"}, r"sft=nowhere has no sft\.json"),
+        ({"tuned": {"x": "nowhere"}}, r"tuned\.x=nowhere has no sft\.json or dpo\.json"),
         ({"samples": {"mine": "nowhere"}}, r"samples\.mine=nowhere is no file"),
         ({"max_samples": -1}, "max_samples=-1"),
     ],
@@ -462,12 +521,54 @@ def test_model_card(page, suite_results, model, tmp_path):
         page(card="nowhere")
 
 
+OVERLAPS = """
+(() => {
+  const shown = (t) => t.getBoundingClientRect().width > 0;
+  const found = [];
+  for (const svg of document.querySelectorAll('svg')) {
+    if (!shown(svg)) continue;
+    const frame = svg.getBoundingClientRect();
+    const texts = [...svg.querySelectorAll('text')].filter(shown);
+    const boxes = texts.map((t) => [t.textContent, t.getBoundingClientRect()]);
+    boxes.forEach(([text, a], n) => {
+      const label = svg.getAttribute('aria-label');
+      if (a.left < frame.left - 1 || a.right > frame.right + 1 || a.top < frame.top - 1
+          || a.bottom > frame.bottom + 1) found.push(`${label}: "${text}" leaves the drawing`);
+      for (const [other, b] of boxes.slice(n + 1))
+        if (a.left < b.right && b.left < a.right && a.top + 3 < b.bottom && b.top + 3 < a.bottom)
+          found.push(`${label}: "${text}" on "${other}"`);
+    });
+  }
+  for (const e of document.querySelectorAll('main *, header *')) {
+    const box = e.getBoundingClientRect();
+    if (box.right > innerWidth + 1 && !e.closest('.scroll, pre, svg'))
+      found.push(`${e.tagName} ${e.textContent.slice(0, 40)} ends at ${box.right}`);
+  }
+  return found;
+})()
+"""
+"""What is written over other text of a drawing, or out of it, or out of the page."""
+
+
 @pytest.mark.skipif(browser.CHROMIUM is None, reason=browser.WHY_NOT)
-def test_no_width_overflows(page, run, suite_results, tmp_path):
-    page(results=str(suite_results), others={"other": str(run)})
+def test_pages_can_be_read(page, run, lines, tuned, suite_results, tmp_path):
+    """No text on other text and nothing beyond the page's edge: with other runs beside it and
+    tuned models; and where restarts, skipped steps and a stage lie close together."""
+    out = tmp_path / "pages" / "report.html"
+    page(results=str(suite_results), others={"other": str(run)}, tuned=tuned)
+    shutil.copy(out, tmp_path / "tuned.html")
+    for line in lines:
+        if line["kind"] == "train" and line["step"] in (14, 17, 19, 21):
+            line["skipped"] = "spike"
+    marks = [event("resume", 18), event("resume", 20), event("rewind", 22, to_step=21, cause="nan")]
+    write_metrics(run, sorted(lines + marks, key=lambda line: line["step"]))
+    page()
+    shutil.copy(out, tmp_path / "marked.html")
     with browser.page() as tab:
-        for width in (1280, 390):
-            tab.open(f"file://{tmp_path / 'pages' / 'report.html'}", width, 900)
-            assert tab.js("innerWidth") == width
-            assert tab.js("document.documentElement.scrollWidth") == width
-        tab.screenshot(tmp_path / "phone.png")
+        for name in ("tuned", "marked"):
+            for width in (1280, 390):
+                tab.open(f"file://{tmp_path / name}.html", width, 900)
+                assert tab.js("innerWidth") == width
+                assert tab.js("document.documentElement.scrollWidth") == width
+                assert tab.js("document.querySelectorAll('svg text').length") > 50
+                assert tab.js(OVERLAPS) == [], (name, width)

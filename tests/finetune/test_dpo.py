@@ -59,7 +59,10 @@ def test_command(base: Path, preferences: Path, tmp_path: Path, command) -> None
         (base / "config.json").read_text()
     )
     assert not list(out.glob("adapter*"))
-    assert json.loads((out / "dpo.json").read_text())["kind"] == "pairs"
+    record = json.loads((out / "dpo.json").read_text())
+    assert record["kind"] == "pairs"
+    assert [record[key] for key in ("beta", "lora_rank", "lora_alpha")] == [0.2, 4, 16]
+    assert (record["learning_rate"], record["schedule"]) == (0.01, "cosine")
     card = (out / "README.md").read_text()
     assert "by direct preference optimisation" in card
     assert "| loss on | better against worse answers, prompts not scored |" in card
