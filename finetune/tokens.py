@@ -30,13 +30,16 @@ def tokenize(
     rows: Sequence[Row], template: ChatTemplate, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[dict[str, list[int]]]:
     """Yields `input_ids` and `labels` of each conversation: the label of an answer's token is the
-    token itself, any other `IGNORED`.
+    token itself, any other `IGNORED`. Where the template has no system turn its text stands in
+    front of the first question.
 
     Raises:
         InputError: the template refuses a conversation; its training twin renders other text, or
             marks anything but the answers, each from where a server lets the model begin.
     """
-    for number, row in enumerate(rows, 1):
+    takes_system = has_system_turn(template, tokenizer)
+    for number, given in enumerate(rows, 1):
+        row = given if takes_system else system_in_front(given)
         try:
             text, answers = render(row, template, tokenizer)
         except jinja2.TemplateError as error:
@@ -58,6 +61,28 @@ def tokenize(
             done = end
         rest = _encode(tokenizer, text[done:])
         yield {"input_ids": ids + rest, "labels": labels + [IGNORED] * len(rest)}
+
+
+def has_system_turn(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the template writes what a system turn says, and does not refuse it."""
+    turns = [{"role": "system", "content": "SYSTEM"}, {"role": "user", "content": "USER"}]
+    special: dict[str, Any] = tokenizer.special_tokens_map
+    try:
+        (text,), _ = render_jinja_template([turns], chat_template=template.template, **special)
+    except jinja2.TemplateError:
+        return False
+    return "SYSTEM" in text
+
+
+def system_in_front(row: Row) -> Row:
+    """The conversation with a first system turn's text, an empty line and the question as its
+    first user's turn."""
+    key = "messages" if "messages" in row else "prompt"
+    turns = row[key]
+    if [turn["role"] for turn in turns[:2]] != ["system", "user"]:
+        return row
+    both = "\n\n".join(turn["content"] for turn in turns[:2] if turn["content"])
+    return {**row, key: [{"role": "user", "content": both}, *turns[2:]]}
 
 
 def render(

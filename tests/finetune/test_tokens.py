@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 
 from conf.errors import InputError
-from finetune.tokens import IGNORED, tokenize
+from finetune.formats import ANSWERS
+from finetune.prepare_dpo import tokenize_pairs
+from finetune.tokens import IGNORED, has_system_turn, tokenize
 from tests.finetune.conftest import TEMPLATES, load_template, prepared
 
 FIRST = {"role": "user", "content": "What is 3 + 5?"}
@@ -96,6 +98,36 @@ def test_a_twin_that_differs_is_refused(tokenizer, old: str, new: str, words: st
 
 
 def test_a_conversation_that_the_template_refuses(tokenizer) -> None:
-    row = {"messages": [{"role": "system", "content": "Be brief."}, FIRST, EIGHT]}
+    row = {"messages": [FIRST, {"role": "system", "content": "Be brief."}, EIGHT]}
     with pytest.raises(InputError, match=r"conversation 2: chat_template=danube2 refuses it"):
         list(tokenize([{"messages": [FIRST, EIGHT]}, row], load_template("danube2"), tokenizer))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_system_prompt_goes_to_the_question_where_there_is_no_turn_for_it(
+    tokenizer, name: str
+) -> None:
+    """With rows of OpenOrca and of its pairs; the tokens are those that a server gets when its
+    client puts the text there."""
+    tokenizer, template = prepared(tokenizer, name)
+    system = {"role": "system", "content": "Be brief."}
+    in_front = {"role": "user", "content": f"Be brief.\n\n{FIRST['content']}"}
+    refused = name in ("danube2", "danube3", "mistral")
+    assert has_system_turn(template, tokenizer) is not refused
+    turns = [in_front] if refused else [system, FIRST]
+    served = tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
+    orca = {"system_prompt": "Be brief.", "question": FIRST["content"], "response": "8."}
+    row = read_row(orca, "openorca")
+    (example,) = tokenize([row], template, tokenizer)
+    assert example["input_ids"][: len(served)] == served
+    assert example["labels"][: len(served)] == [IGNORED] * len(served)
+    pair = {"prompt": row["prompt"], "chosen": [EIGHT], "rejected": [YES]}
+    (found,) = tokenize_pairs([pair], template, tokenizer)
+    assert found["prompt_ids"] == served
+    (talk,) = tokenize([{"messages": [system, FIRST, YES]}], template, tokenizer)
+    assert talk["input_ids"][: len(served)] == served
+
+
+def read_row(content: dict, name: str) -> dict:
+    made = ANSWERS[name].convert(content)
+    return {**made, "completion": [{"role": "assistant", "content": made["completion"]}]}
