@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from conf.errors import InputError, did_you_mean
 from eval import squad
@@ -103,21 +104,23 @@ def score_tasks(
 ) -> dict[str, dict[str, Any]]:
     """Scores by task, in the order in which the tasks are asked for; nothing on a process that is
     not the first of its machine (LOCAL_RANK)."""
-    from lm_eval import simple_evaluate
+    from lm_eval import evaluator
 
     scored: dict[str, dict[str, Any]] = {}
     # lm-eval takes one number of examples for all tasks of a call.
     for shots in {choice.num_fewshot: None for choice in selection.choices}:
         chosen = [choice for choice in selection.choices if choice.num_fewshot == shots]
-        found = simple_evaluate(
-            model=model,
-            tasks=[choice.task for choice in chosen],
-            task_manager=manager,
-            num_fewshot=shots,
-            limit=limit,
-            apply_chat_template=chat,
-            bootstrap_iters=1000,
-        )
+        # It starts programs to describe the machine, a second for each call; no one reads that.
+        with patch.object(evaluator, "add_env_info", lambda results: None, create=True):
+            found = evaluator.simple_evaluate(
+                model=model,
+                tasks=[choice.task for choice in chosen],
+                task_manager=manager,
+                num_fewshot=shots,
+                limit=limit,
+                apply_chat_template=chat,
+                bootstrap_iters=1000,
+            )
         if found is None:
             continue
         shown = {choice.task: choice.metric for choice in chosen}
