@@ -155,12 +155,12 @@ def targets(scores: Record) -> dict[str, int]:
 
 
 def samples(config: ReportConfig) -> list[dict[str, Any]]:
-    """Prompts with what each model wrote, matched by their number in the files."""
-    files = {
-        name: read_json_lines(Path(path), f"samples.{name}")
-        for name, path in config.samples.items()
-    }
-    for name, path in config.samples.items():
+    """Prompts with what each model wrote, matched by their number in the files; where none is
+    named those that lie in the run folder, the newest last."""
+    lying = sorted(Path(config.run).glob("samples/*.jsonl"), key=lambda path: path.stat().st_mtime)
+    named = config.samples or {path.stem: str(path) for path in lying}
+    files = {name: read_json_lines(Path(path), f"samples.{name}") for name, path in named.items()}
+    for name, path in named.items():
         if any("generated" not in row or "prompt" not in row for row in files[name]):
             raise InputError(
                 f"samples.{name}={path} has rows without 'prompt' and 'generated': expected a "

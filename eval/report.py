@@ -25,7 +25,8 @@ class ReportConfig:
     others: further run folders, by the names that the page shows: it sets them side by side.
     results: scores from lm_eval; perplexity: the JSON file of that command; tuned: folders that
         finetune made, in the order in which they were tuned, and samples: jsonl files of generate,
-        both by the names that the page shows. Null or empty leaves that part out.
+        both by the names that the page shows. Null or empty leaves that part out, but for
+        samples: then the files in samples/ of the run folder are shown.
     max_samples: prompts to show.
     card: an exported folder whose README.md becomes a model card with the same content, null for
         none.

@@ -101,6 +101,7 @@ def samples(run: str, prompts: Path, tokens: int) -> list[str]:
     return [
         *("eval", "generate", f"model={run}", f"prompts_file={prompts}"),
         *(f"max_new_tokens={tokens}", "temperature=0.7", "repetition_penalty=1.1"),
+        f"out={run}/samples/newest.jsonl",  # where its report finds them
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -274,6 +275,18 @@ def test_samples_are_matched_and_escaped(page, tmp_path):
     assert "fine 1" in parsed.text
     assert "fine 2" not in parsed.text
     assert "truth" in parsed.text
+
+
+def test_samples_in_the_run_folder_are_shown(page, run, tmp_path):
+    (run / "samples").mkdir()
+    for name, words in (("step_20", "older words"), ("step_30", "newer words")):
+        path = run / "samples" / f"{name}.jsonl"
+        path.write_text(json.dumps({"prompt": "p", "generated": words}) + "\n")
+        os.utime(path, (int(name[-2:]), int(name[-2:])))
+    _, parsed = page()
+    assert parsed.text.index("older words") < parsed.text.index("newer words")
+    _, parsed = page(samples={"mine": str(path)})  # what is named takes their place
+    assert "older words" not in parsed.text
 
 
 def test_blank_answer_is_said(page, tmp_path):
