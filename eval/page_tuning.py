@@ -10,6 +10,7 @@ from conf.errors import InputError
 from eval.curves import tuning_charts
 from eval.page_run import Table, duration
 from eval.run_folder import Record, read_metrics
+from pages.svg import short_number
 
 METHODS = {
     "sft.json": ("SFT", "conversations", "nats per answer token", "the assistant's turns only"),
@@ -82,7 +83,9 @@ def facts(stage: Record) -> Table:
         adapters = f"LoRA, rank {stage['lora_rank']}, alpha {stage['lora_alpha']}, merged"
         table.append(("adapters", adapters))
     if "learning_rate" in stage:
-        table.append(("learning rate", f"{stage['learning_rate']:g}, {stage['schedule']}"))
+        table.append(
+            ("learning rate", f"{short_number(stage['learning_rate'])}, {stage['schedule']}")
+        )
     table.append(("loss", f"{stage['first_loss']:.3f} to {stage['loss']:.3f} {unit}"))
     for kind, label in (("train", ""), ("validation", "validation ")):
         table += changes(stage["metrics"], kind, label, unit)

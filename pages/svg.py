@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, product
 
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 52, 14, 22, 40
 CHARACTER = 6.4
 """Mean width of a character of a label."""
+LABEL_ROWS = 3
+"""Rows of labels of marks."""
 MAX_POINTS = 600
 """More points than a chart has pixels only make the page heavy."""
 
@@ -113,24 +115,26 @@ class Plot:
         )
 
     def marked(self, marks: Sequence[tuple[float, str]]) -> Iterator[str]:
-        """Dashed lines down the chart; labels stand at the top, on the side that has room, and a
-        row lower where they would touch the one before."""
-        taken = 0.0
-        for value, label in sorted(marks):
-            x = self.x(value)
-            size = CHARACTER * len(label)
-            start = x + 5 if x + 5 + size < self.width else x - 5 - size
-            row = 0 if start > taken else 1
-            taken = max(taken, start + size) if row == 0 else taken
+        """Dashed lines down the chart; labels stand at the top on a side of their line, a row lower
+        where they would touch another. Earlier marks choose first; a label without room is left
+        out."""
+        taken: list[tuple[int, float, float]] = []
+        for value, label in marks:
+            x, size = self.x(value), CHARACTER * len(label)
             yield (
                 f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{MARGIN_TOP - 12}" '
                 f'y2="{self.height - MARGIN_BOTTOM}"/>'
             )
-            if label:
-                yield (
-                    f'<text class="mark-label" x="{start:.1f}" y="{MARGIN_TOP - 4 + 15 * row}">'
-                    f"{escape(label)}</text>"
-                )
+            for start, row in product((x + 5, x - 5 - size), range(LABEL_ROWS)):
+                end = start + size + 4
+                free = all(row != r or end < left or start > right for r, left, right in taken)
+                if label and free and start >= MARGIN_LEFT and start + size < self.width:
+                    taken.append((row, start, end))
+                    yield (
+                        f'<text class="mark-label" x="{start:.1f}" '
+                        f'y="{MARGIN_TOP - 4 + 15 * row}">{escape(label)}</text>'
+                    )
+                    break
 
     def line(self, series: Series) -> str:
         """The line, broken where it leaves the frame, and dots where they are asked for."""

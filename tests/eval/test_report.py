@@ -355,7 +355,7 @@ def test_tuning(page, tuned):
     assert facts["tuned from"] == "answers"
     assert facts["beta"] == "0.2"
     assert facts["adapters"] == "LoRA, rank 4, alpha 16, merged"
-    assert facts["learning rate"] == "1e-05, cosine"
+    assert facts["learning rate"] == "1e-5, cosine"
     assert facts["loss"] == "0.693 to 0.500 nats per pair"
     assert facts["reward accuracy"] == "42% to 80%"
     assert facts["reward margin"] == "0.010 to 0.200"
