@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 
@@ -68,6 +69,20 @@ def test_labels_that_would_touch_stand_in_two_rows():
     drawn = Chart("t", "", [line], marks=marks).svg(400, 200)
     rows = re.findall(r'class="mark-label" x="[^"]+" y="([^"]+)"', drawn)
     assert rows[0] == rows[2] != rows[1]
+
+
+def test_a_label_without_room_is_left_out_and_the_first_marks_choose():
+    line = Series("a", [(0.0, 1.0), (100.0, 2.0)], "s0")
+    marks = [(99.0, "the stage"), *((90.0 + number, "restart") for number in range(9))]
+    drawn = Chart("t", "", [line], marks=marks).svg(400, 200)
+    found = re.findall(r'class="mark-label" x="([^"]+)" y="([^"]+)">([^<]+)<', drawn)
+    labels = [(float(x), float(y), text) for x, y, text in found]
+    assert labels[0][2] == "the stage"
+    assert 3 <= len(labels) < len(marks)
+    assert drawn.count('class="mark"') == len(marks)
+    for (x, y, text), (other, row, _) in itertools.combinations(sorted(labels), 2):
+        assert y != row or x + 6.4 * len(text) < other
+    assert all(x + 6.4 * len(text) < 400 for x, _, text in labels)
 
 
 def test_nothing_to_draw_is_no_drawing():
