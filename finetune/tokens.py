@@ -68,10 +68,10 @@ def has_system_turn(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) 
     turns = [{"role": "system", "content": "SYSTEM"}, {"role": "user", "content": "USER"}]
     special: dict[str, Any] = tokenizer.special_tokens_map
     try:
-        (text,), _ = render_jinja_template([turns], chat_template=template.template, **special)
+        rendered: Any = render_jinja_template([turns], chat_template=template.template, **special)
     except jinja2.TemplateError:
         return False
-    return "SYSTEM" in text
+    return "SYSTEM" in rendered[0][0]
 
 
 def system_in_front(row: Row) -> Row:

@@ -315,7 +315,13 @@ def tuned(model, tmp_path) -> dict[str, str]:
         "learning_rate": 1e-5,
         "schedule": "cosine",
     }
-    compared = {"beta": 0.2, "lora_rank": 4, "lora_alpha": 16, "first_loss": 0.693, "loss": 0.5}
+    compared: dict[str, Any] = {
+        "beta": 0.2,
+        "lora_rank": 4,
+        "lora_alpha": 16,
+        "first_loss": 0.693,
+        "loss": 0.5,
+    }
     compared |= {"rows": 45, "inputs": "0ther", "model": "runs/river/answers"}
     folders = {}
     for name, file, content in (
