@@ -104,7 +104,9 @@ def _watch_tab(page: Any, folder: Path, started: Started) -> None:
         stop = gr.Button("Stop", variant="stop")
         report = gr.Button("Report")
     state = gr.Markdown("No run yet.")
-    loss = gr.LinePlot(x="step", y="loss", color="of", title="loss, nats a token", height=280)
+    loss = gr.LinePlot(
+        x="step", y="loss", color="of", title="loss, nats a token", height=280, visible=False
+    )
     log = _said("log", 6)
     with gr.Row():
         prompts = gr.Textbox(PROMPTS, label="prompts, one a line", lines=3)
@@ -120,11 +122,15 @@ def _watch_tab(page: Any, folder: Path, started: Started) -> None:
         known = commands.runs(folder)
         chosen = chosen or (known[0] if known else None)
         if not chosen:
-            return gr.Dropdown(choices=known), "No run yet.", None, ""
-        found = commands.curves(Path(chosen))
-        curves = pandas.DataFrame(found) if found["step"] else None
-        log = commands.tail(Path(chosen) / "ui.log")
-        return gr.Dropdown(choices=known, value=chosen), standing(Path(chosen)), curves, log
+            nothing = gr.skip()
+            return gr.Dropdown(choices=known), "No run yet.", nothing, nothing
+        found, log = commands.curves(Path(chosen)), commands.tail(Path(chosen) / "ui.log")
+        return (
+            gr.Dropdown(choices=known, value=chosen),
+            standing(Path(chosen)),
+            gr.LinePlot(pandas.DataFrame(found), visible=bool(found["step"])),
+            gr.Textbox(log, visible=bool(log)),
+        )
 
     def stopped(chosen: str) -> str:
         commands.run_now(commands.stop(chosen))
