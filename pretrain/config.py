@@ -92,6 +92,9 @@ class ParallelConfig:
         recipe.global_batch_tokens is accumulated.
     activation_checkpointing: what backward computes again to save memory: none, selective (all but
         matrix products and attention), or full (whole blocks).
+    reshard_after_forward: whether a block's gathered weights are dropped between its forward and
+        backward pass; null drops them only where processes split the weights, and nowhere else
+        takes the time to make them twice.
     compile: torch.compile of each block.
     async_tp: tensor parallel's talk runs while matrices are multiplied; compiled, on GPUs.
     attention: backend, `auto` or one of `model.attention`.
@@ -104,7 +107,7 @@ class ParallelConfig:
     cp: int = 1
     tp: int = 1
     micro_batch_tokens: int = 4096
-    reshard_after_forward: bool = True
+    reshard_after_forward: bool | None = None
     activation_checkpointing: str = "none"
     compile: bool = False
     async_tp: bool = False
@@ -117,6 +120,10 @@ class ParallelConfig:
             self.activation_checkpointing,
             ("none", "selective", "full"),
         )
+
+    def gathers_twice(self, shards: int) -> bool:
+        """Whether backward gathers the weights again that `shards` processes split."""
+        return shards > 1 if self.reshard_after_forward is None else self.reshard_after_forward
 
 
 @dataclass

@@ -210,7 +210,7 @@ def _plan(
         max(need.seq_lens),
         accumulates=need.global_batch_tokens != once,
         checkpointing=mode,
-        reshard=need.parallel.reshard_after_forward,
+        reshard=need.parallel.gathers_twice(sizes.dp_shard * sizes.cp),
         dense_mask=machine.device == "cpu" or need.parallel.attention == "sdpa",
         device=machine.device,
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from model.network import Decoder
@@ -54,7 +54,8 @@ def apply_data_parallel(
     if compute_dtype(precision) == torch.bfloat16:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     parts: list[tuple[nn.Module, bool | None]]
-    parts = [(block, config.reshard_after_forward) for block in model.layers]
+    again = config.gathers_twice(layout.data.size(-1))
+    parts = [(block, again) for block in model.layers]
     if not model.config.tie_embeddings:
         # Its gradients are the first that are there, the embedding's the last.
         parts.append((model.lm_head, False))
@@ -63,6 +64,14 @@ def apply_data_parallel(
     if layout.mesh.device_type == "cpu" and layout.data.size() > 1:
         split: Any = [model, *(part for part, _ in parts)]
         overlap_on_cpu(split, replicated=layout.data.ndim > 1)
+
+
+def drop_gathered(model: nn.Module) -> None:
+    """Frees the weights that a forward pass without a backward one has left gathered, so that
+    between steps the parameters are the split ones, and no stale copy outlives a change of them."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 @torch.no_grad()

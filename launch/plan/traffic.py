@@ -58,7 +58,7 @@ def traffic(
     parts = model.num_layers + (1 if model.tie_embeddings else 2)
     found: list[Traffic] = []
     if shards > 1:
-        gathered = 2 if parallel.reshard_after_forward else 1
+        gathered = 2 if parallel.gathers_twice(shards) else 1
         found += [
             Traffic(
                 "shard",

@@ -14,6 +14,7 @@ from torch import Tensor
 from conf.errors import InputError
 from pretrain.config import EvaluationConfig
 from pretrain.hooks import Hook
+from pretrain.parallel import drop_gathered
 
 if TYPE_CHECKING:
     from pretrain.trainer import Trainer
@@ -78,6 +79,7 @@ class Tasks(Hook):
         states = random.getstate(), np.random.get_state()
         with quiet(offline=not self.selection.built_in), torch.random.fork_rng():
             found = score_tasks(model, self.selection, self.manager, self.config.limit)
+        drop_gathered(trainer.model)
         random.setstate(states[0])
         np.random.set_state(states[1])
         scores = {

@@ -12,6 +12,7 @@ from eval.inloop import evaluate
 from model.loss import IGNORED
 from pretrain.config import ValidationConfig
 from pretrain.hooks import Hook
+from pretrain.parallel import drop_gathered
 
 if TYPE_CHECKING:
     from pretrain.trainer import Trainer
@@ -62,6 +63,7 @@ class Validation(Hook):
                 "bits_per_byte": score.bits_per_byte,
                 "tokens": score.tokens,
             }
+        drop_gathered(trainer.model)
         tokens = sum(score["tokens"] for score in scores.values())
         loss = sum(score["loss"] * score["tokens"] for score in scores.values()) / tokens
         trainer.publish({"kind": "validation", "loss": loss, "sources": scores})

@@ -86,6 +86,22 @@ def test_a_step_done_twice(command, corpus, tmp_path):
     assert chains[0] == chains[1]  # a replay leaves no trace
 
 
+def test_a_step_after_a_validation_is_done_twice_alike(command, corpus, tmp_path):
+    """The validation gathers weights in bf16; what is kept and put back are the split ones."""
+    chains = []
+    for name, steps in (("plain", []), ("replayed", [3])):
+        changes: dict[str, Any] = QUICK | {
+            "precision": "bf16",
+            "validation__every_steps": 2,
+            "health__replay_steps": steps,
+            "stop_after": 4,
+        }
+        done = command(*arguments(corpus.folder, tmp_path / name, **changes))
+        assert done.returncode == 0, done.stderr
+        chains.append(read(tmp_path / name / "receipts.jsonl")[-1]["chain"])
+    assert chains[0] == chains[1]
+
+
 def test_receipts_prove_that_a_resumed_run_is_the_uninterrupted_one(
     command, corpus, tmp_path, capsys
 ):

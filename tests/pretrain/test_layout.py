@@ -35,3 +35,10 @@ def test_layouts_that_do_not_fit_are_refused(config, world_size, sentence):
 def test_a_vocabulary_that_does_not_split_is_refused():
     with pytest.raises(InputError, match=r"model.vocab_size=259 is not divisible by parallel.tp=2"):
         check_layout(ParallelConfig(tp=2), tiny(vocab_size=259), 2)
+
+
+def test_weights_that_nobody_splits_stay_gathered_unless_memory_is_short():
+    assert not ParallelConfig().gathers_twice(shards=1)
+    assert ParallelConfig().gathers_twice(shards=2)
+    assert ParallelConfig(reshard_after_forward=True).gathers_twice(shards=1)
+    assert not ParallelConfig(reshard_after_forward=False).gathers_twice(shards=8)
