@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 import torch.distributed as dist
 
-from benchmarks import corpora
+from benchmarks.figures import write_results
 from benchmarks.gpu_training import model_config
 from benchmarks.machine import machine
 from model.config import ModelConfig
@@ -53,7 +53,7 @@ def main() -> None:
     aside.close()
     dist.destroy_process_group()
     about = {"model": options.model, "tokens_a_step": options.tokens}
-    corpora.write_results(options.out, {"machine": machine(), **about, **figures})
+    write_results(options.out, {"machine": machine(), **about, **figures})
 
 
 def measure(config: ModelConfig, saver: Saver, tokens: int, pairs: int) -> dict[str, Any]:

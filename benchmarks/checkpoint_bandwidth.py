@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 import torch.distributed as dist
 
-from benchmarks import corpora
+from benchmarks.figures import write_results
 from benchmarks.gpu_training import model_config
 from benchmarks.machine import machine
 from model.network import Decoder
@@ -87,7 +87,7 @@ def main() -> None:
         ),
         "load_to_dd": median(a / b for a, b in zip(rates["load"], rates["dd_read"], strict=True)),
     }
-    corpora.write_results(options.out, about | medians | ratios)
+    write_results(options.out, about | medians | ratios)
 
 
 def timed(command: list[str]) -> float:

@@ -18,6 +18,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.figures import write_results
+from benchmarks.machine import machine
+
 STEPS = ("gopher_quality", "gopher_repetition", "c4", "fineweb", "pii", "decontaminate", "quality")
 
 
@@ -35,10 +39,13 @@ def main() -> None:
             started = time.process_time()
             run()
             rates[step] = round(megabytes / (time.process_time() - started), 2)
-    figures = {"documents": len(texts), "megabytes": megabytes, "megabytes_per_second": rates}
-    print(json.dumps(figures, indent=1))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(figures, indent=1) + "\n")
+    figures = {
+        "machine": machine(),
+        "documents": len(texts),
+        "megabytes": megabytes,
+        "megabytes_per_second": rates,
+    }
+    write_results(options.out, figures)
 
 
 def real_texts(megabytes: float) -> list[str]:

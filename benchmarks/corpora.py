@@ -4,9 +4,7 @@ asks for, their tokens sparse or random; and Megatron-core's `GPTDataset` on one
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -157,17 +155,3 @@ def memory() -> dict[str, float]:
     fields = dict(line.split(":", 1) for line in lines)
     names = {"resident": "VmRSS", "anonymous": "RssAnon", "peak": "VmHWM"}
     return {key: int(fields[name].split()[0]) / 1024 for key, name in names.items()}
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    cores = len(os.sched_getaffinity(0))
-    return {"cores": cores, "load": os.getloadavg()[0]}
-
-
-def write_results(path: Path, figures: dict[str, Any]) -> None:
-    """Prints and writes them."""
-    text = json.dumps(figures, indent=1)
-    print(text)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n")

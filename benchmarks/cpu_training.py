@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.figures import write_results
 from benchmarks.machine import described, machine
 from benchmarks.sides import SIDES, Work, missing
 
@@ -65,10 +66,7 @@ def main() -> None:
     without = {name: package for name in names if (package := missing(kind(name)))}
     figures = compare([name for name in names if name not in without], options)
     figures["left_out"] = without
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(figures, indent=1) + "\n")
-    options.out.with_suffix(".md").write_text(table(figures))
-    print(table(figures))
+    write_results(options.out, figures, table(figures))
 
 
 def kind(name: str) -> str:
@@ -78,6 +76,8 @@ def kind(name: str) -> str:
 
 def compare(names: list[str], options: argparse.Namespace) -> dict[str, Any]:
     """Turns of all sides; medians of the seconds of a step after the first ones, which compile."""
+    import torch
+
     seconds: dict[str, list[float]] = {name: [] for name in names}
     losses: dict[str, list[float]] = {name: [] for name in names}
     with contextlib.ExitStack() as stack:
@@ -92,10 +92,17 @@ def compare(names: list[str], options: argparse.Namespace) -> dict[str, Any]:
                 answer = take(name, process, options.turn)
                 seconds[name] += answer["seconds"]
                 losses[name] += answer["losses"]
+    from model.flops import flops_per_token
+    from pretrain.hardware import peak_flops
+
     medians = {name: statistics.median(values[WARM_UP:]) for name, values in seconds.items()}
+    peak, source = peak_flops(torch.device("cpu"), torch.bfloat16)
     return {
         "machine": machine(),
         "shape": {"batch": BATCH, "seq_len": SEQ, **vars(small_model())},
+        "flops_per_token": flops_per_token(small_model(), SEQ),
+        "peak_flops": peak,
+        "peak_source": source,
         "steps": len(seconds[names[0]]),
         "first_step_seconds": {name: values[0] for name, values in seconds.items()},
         "median_step_seconds": medians,
@@ -233,18 +240,24 @@ def small_model() -> ModelConfig:
 
 def table(figures: dict[str, Any]) -> str:
     """The figures as Markdown."""
-    rates = figures["tokens_per_second"]
+    from model.flops import FLOP_CONVENTION
+
+    rates, flops = figures["tokens_per_second"], figures["flops_per_token"]
     lines = [
         f"19M parameters, batch {BATCH} x {SEQ}, window {WINDOW}, bf16; {figures['steps']} steps a "
-        f"side in turns, medians of a step. {described(figures['machine'])}.",
+        f"side in turns, medians of a step. {described(figures['machine'])}. FLOPs of a token: "
+        f"{FLOP_CONVENTION}; peak {figures['peak_flops'] / 1e9:,.0f} GFLOP/s "
+        f"({figures['peak_source']}).",
         "",
-        "| side | tokens/s | ours is | ours, compiled, is | first step, s | loss after all |",
-        "|---|---|---|---|---|---|",
+        "| side | tokens/s | GFLOP/s | of peak | ours is | ours, compiled, is | first step, s | "
+        "loss after all |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, rate in rates.items():
         times = (f"{rates[own] / rate:.2f}x" if own in rates else "" for own in NAMES[:2])
         lines.append(
-            f"| {name} | {rate:,.0f} | {' | '.join(times)} | "
+            f"| {name} | {rate:,.0f} | {rate * flops / 1e9:.0f} | "
+            f"{rate * flops / figures['peak_flops']:.0%} | {' | '.join(times)} | "
             f"{figures['first_step_seconds'][name]:.1f} | {figures['last_loss'][name]:.4f} |"
         )
     without = [f"{name} (no {package})" for name, package in figures.get("left_out", {}).items()]

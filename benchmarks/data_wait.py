@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 from benchmarks import corpora
+from benchmarks.figures import write_results
 from benchmarks.machine import machine
 from data_pipeline.sampling.batches import BatchReader
 from data_pipeline.sampling.order import SampleOrder
@@ -51,7 +52,7 @@ def main() -> None:
         "longest_wait_seconds": max(waits[1:]),
         "waited_share": sum(waits[1:]) / (len(waits[1:]) * BATCH_TOKENS / options.rate),
     }
-    corpora.write_results(options.out, figures)
+    write_results(options.out, figures)
 
 
 def make_loader(folder: Path, steps: int) -> Loader:

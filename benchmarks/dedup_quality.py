@@ -20,7 +20,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
+
+from benchmarks.figures import write_results
+from benchmarks.machine import machine
 
 EDITS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
 LEAKS = ("verbatim", "upper case", "other punctuation", "first half", "one sentence of 14 words")
@@ -37,13 +41,12 @@ def main() -> None:
     options = parser.parse_args()
     texts = real_texts(options.documents)
     figures = {
+        "machine": machine(),
         "documents": len(texts),
         "near_duplicates": near_duplicates(texts, options.planted),
         "decontamination": leaks(texts, options.planted),
     }
-    print(json.dumps(figures, indent=1))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(figures, indent=1) + "\n")
+    write_results(options.out, figures)
 
 
 def real_texts(count: int) -> list[str]:

@@ -20,8 +20,8 @@ from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks import corpora
 from benchmarks.cpu_training import BATCH, SEQ, small_model
+from benchmarks.figures import write_results
 from benchmarks.machine import machine
 from pretrain.checkpoints.aside import Aside
 from pretrain.config import DataConfig, OptimConfig, ParallelConfig, PretrainConfig
@@ -112,7 +112,7 @@ def main() -> None:
         "seconds_inside_hooks": inside,
         "share_inside_hooks": inside / step,
     }
-    corpora.write_results(options.out, figures)
+    write_results(options.out, figures)
 
 
 def settings(folder: Path, steps: int) -> PretrainConfig:

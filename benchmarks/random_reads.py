@@ -21,6 +21,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import corpora
+from benchmarks.figures import write_results
+from benchmarks.machine import machine
 
 SEQ_LEN = 2048
 
@@ -40,7 +42,7 @@ def main() -> None:
     if options.quick:
         options.tokens, options.samples, options.repeats = 2e7, 4000, 3
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        corpora.write_results(options.out, compare(options, Path(folder)))
+        write_results(options.out, compare(options, Path(folder)))
 
 
 def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -65,7 +67,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         took = {side: seconds(side) for side in sides}
         pairs.append((count / took[ours], count / took[megatron]))
     return {
-        "machine": corpora.machine(),
+        "machine": machine(),
         "tokens": entry["tokens"],
         "samples": count,
         "sequence_length": SEQ_LEN,

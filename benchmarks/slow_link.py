@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.cpu_training import SEQ, batches, small_model
+from benchmarks.figures import write_results
 from benchmarks.machine import machine
 from benchmarks.sides import SIDES, Work
 
@@ -44,10 +44,7 @@ def main() -> None:
     figures = {"machine": machine(), "mbit": options.mbit}
     for kind in KINDS:
         figures[kind] = of_kind(kind, options)
-    text = json.dumps(figures | by_the_plan(figures, options.mbit), indent=1)
-    print(text)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(text + os.linesep)
+    write_results(options.out, figures | by_the_plan(figures, options.mbit))
 
 
 def of_kind(kind: str, options: argparse.Namespace) -> dict[str, float]:

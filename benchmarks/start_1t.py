@@ -23,6 +23,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import corpora
+from benchmarks.figures import write_results
+from benchmarks.machine import machine
 
 SHARD_TOKENS = 1 << 26
 SEQ_LEN = 2048
@@ -47,12 +49,12 @@ def main() -> None:
         print(json.dumps(figures))
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        corpora.write_results(options.out, compare(options, Path(folder)))
+        write_results(options.out, compare(options, Path(folder)))
 
 
 def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Figures of both, medians of repeats."""
-    figures: dict[str, Any] = {"machine": corpora.machine()}
+    figures: dict[str, Any] = {"machine": machine()}
     shards = max(1, round(options.tokens / SHARD_TOKENS))
     names = [f"web-{number:05}" for number in range(shards)]
     entries = [corpora.sparse_shard(folder / "ours/train" / name, SHARD_TOKENS) for name in names]

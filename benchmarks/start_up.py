@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks import corpora
+from benchmarks.figures import write_results
 from benchmarks.machine import machine
 from tests.corpora import make_corpus
 from tests.runs import arguments
@@ -84,7 +84,7 @@ def main() -> None:
             kind: median(sum(s.values()) for s in runs) for kind, runs in found.items()
         },
     }
-    corpora.write_results(options.out, figures)
+    write_results(options.out, figures)
 
 
 def start(corpus: Path, run_dir: Path, model: str, stop: int) -> dict[str, float]:

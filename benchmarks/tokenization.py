@@ -26,6 +26,10 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.figures import write_results
+from benchmarks.machine import machine
+
 VOCAB_SIZE = 32_000
 _tokenizer = None
 
@@ -46,9 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         options.folder = options.folder or Path(temporary)
         figures = compare(options)
-    print(json.dumps(figures, indent=1))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(figures, indent=1) + "\n")
+    write_results(options.out, figures)
 
 
 def compare(options: argparse.Namespace) -> dict[str, object]:
@@ -73,6 +75,7 @@ def compare(options: argparse.Namespace) -> dict[str, object]:
             tokens = found if side == "megatron" else tokens
     medians = {side: statistics.median(values) for side, values in seconds.items()}
     return {
+        "machine": machine(),
         "text": about,
         "workers": options.workers,
         "tokens": tokens,

@@ -7,7 +7,6 @@ backward of one layer over one sequence, blocks beside torch's kernel under a ma
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.figures import write_results
 from benchmarks.machine import described, machine
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
@@ -26,7 +26,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/windowed_attention"))
+    parser.add_argument(
+        "--out", type=Path, default=Path("benchmarks/results/windowed_attention.json")
+    )
     options = parser.parse_args()
     figures: dict[str, Any] = {"machine": machine(), "window": options.window, "lengths": {}}
     for length in LENGTHS:
@@ -36,11 +38,8 @@ def main() -> None:
         print(
             length, {name: f"{value * 1e3:.1f} ms" for name, value in medians.items()}, flush=True
         )
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
-    options.out.with_suffix(".md").write_text(table(figures))
+    write_results(options.out, figures, table(figures))
     plot(figures, options.out.with_suffix(".png"))
-    print(table(figures))
 
 
 def times(length: int, window: int, repeats: int) -> dict[str, list[float]]:
