@@ -52,7 +52,9 @@ class AsyncReduceScatter:
         async_op: bool = False,
     ) -> dist.Work:
         """Starts it, and lets the end of the backward pass wait for it."""
-        work = dist.reduce_scatter_tensor(output_tensor, input_tensor, op, group, async_op=True)
+        # torch 2.13 has another name for it and warns of the old one.
+        reduce: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+        work = reduce(output_tensor, input_tensor, op, group, async_op=True)
         assert work is not None
         engine: Any = Variable._execution_engine
         engine.queue_callback(work.wait)

@@ -76,7 +76,8 @@ def kill_before_reduce(trainer: Trainer) -> None:
     def kill(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    dist.reduce_scatter_tensor = dist.all_reduce = kill
+    for name in ("reduce_scatter_single", "reduce_scatter_tensor", "all_reduce"):
+        setattr(dist, name, kill)
 
 
 def kill_soon(trainer: Trainer) -> None:
