@@ -106,7 +106,7 @@ wait $r0; a=$?; wait $r1; echo codes=$a,$?"""
         wrong = f"ended with {codes} in {time.monotonic() - began:.0f} s" if bad else ""
         return run.goes_on(wrong)
     wrong = "" if codes == "0,0" else f"ended with {codes}: {done.stderr[-300:]}"
-    return run.goes_on(wrong)
+    return Outcome(wrong or run.differs(lab.whole()))
 
 
 @row(
