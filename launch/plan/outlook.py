@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,10 @@ MEASURED_SPREAD = 0.05
 
 @dataclass
 class PlanConfig:
-    """The run's own keys, and where it is to run: cluster, a file of conf/cluster.
+    """The run's own keys, and where it is to run. Behind `--` may stand the command of a training
+    instead, as for `python -m launch slurm`: model, recipe and all else are then that run's.
 
+    cluster: a file of conf/cluster by its name, or any by its path. nodes: null for the file's.
     precision: of the matrix products. max_epochs: passes over a source above which it warns.
     data: a tokenized corpus, or null. calibration: a JSON file, see `Calibration`, or null.
     out: the page to write, or null. show: layouts in the table.
@@ -51,6 +53,7 @@ class PlanConfig:
     optim: OptimConfig = MISSING
     parallel: ParallelConfig = MISSING
     cluster: ClusterConfig = MISSING
+    nodes: int | None = None
     precision: str = "bf16"
     data: str | None = None
     max_epochs: float = GOOD_EPOCHS
@@ -60,6 +63,8 @@ class PlanConfig:
 
     def __post_init__(self) -> None:
         one_of("precision", self.precision, PRECISIONS)
+        if self.nodes is not None:
+            self.cluster = replace(self.cluster, nodes=self.nodes)
         if self.show < 1:
             raise InputError(f"show={self.show}, expected at least 1.")
         if self.precision.startswith("fp8") and not self.cluster.fp8_tflops:
@@ -208,7 +213,8 @@ def look_ahead(config: PlanConfig) -> Outlook:
         )
         raise InputError(
             f"no layout of {config.model.name} fits {cluster.world_size} x {cluster.gpu}: the "
-            f"closest, {closest.name}, {closest.problem}."
+            f"closest, {closest.name}, {closest.problem}; take other nodes, another batch, shorter "
+            "sequences or a smaller model."
         )
     fastest = min(layout.days.high for layout in fitting)
     # Stable: what is as fast but for a percent stays in the order of `options`, simplest first.

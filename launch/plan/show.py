@@ -9,6 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from launch import training
+from launch.plan.given import of_run
 from launch.plan.outlook import LayoutOutlook, Outlook, PlanConfig, Span, look_ahead
 from launch.plan.page import page
 from model.flops import matmul_parameters, parameters
@@ -22,6 +24,8 @@ LOG_WIDTH = 140
 
 def plan(config: PlanConfig) -> None:
     """Prints the plan; writes the page where `out` is given."""
+    if training.overrides:
+        config = of_run(config, training.compose(training.overrides))
     outlook = look_ahead(config)
     console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH, highlight=False)
     for part in (_head(outlook), _layouts(outlook), _stages(outlook), _memory(outlook.best)):

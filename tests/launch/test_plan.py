@@ -173,8 +173,14 @@ def test_what_does_not_fit_is_refused():
         look_ahead(config(model=model("mistral_7b"), cluster=one))
     with pytest.raises(InputError, match="does not multiply fp8: take precision=bf16"):
         config(precision="fp8", cluster=one)
-    with pytest.raises(InputError, match=r"cluster.matmul=\[0.8, 0.5\], expected \[usual, best\]"):
-        replace(one, matmul=[0.8, 0.5])
+    for change, said in (
+        ({"matmul": [0.8, 0.5]}, r"cluster.matmul=\[0.8, 0.5\], expected \[usual, best\]"),
+        ({"gpu_memory_gib": float("nan")}, "cluster.gpu_memory_gib=nan, expected more than 0"),
+        ({"gpu_hour_price": -1.0}, "cluster.gpu_hour_price=-1.0, expected 0 or more"),
+        ({"device": "tpu"}, "cluster.device=tpu is not a choice"),
+    ):
+        with pytest.raises(InputError, match=said):
+            replace(one, **change)
 
 
 def test_warnings(corpus):
@@ -239,3 +245,30 @@ def test_the_command(command, tmp_path):
     )
     assert done.returncode == 2
     assert "no layout of mistral_7b fits 1 x A100 SXM 40 GB" in done.stderr
+
+
+def test_the_plan_of_a_training_command(command, corpus, tmp_path):
+    """On a cluster of one's own: it stands for no default, and the run's keys for all."""
+    mine = tmp_path / "mine.yaml"
+    stated = OmegaConf.load(CONF_DIR / "cluster" / "a100_80.yaml")
+    mine.write_text(OmegaConf.to_yaml({**stated, "name": "mine", "gpu": "A100 of: ours, 'x'"}))
+    training = ("model=small_50m", "recipe=demo", "optim=muon", f"data.folder={corpus.folder}")
+    more = ("precision=fp32", "data.max_epochs=1e-3")
+    done = command("launch", "plan", f"cluster={mine}", "nodes=2", "--", *training, *more)
+    assert done.returncode == 0, done.stderr
+    head = done.stdout.splitlines()[0]
+    assert head.startswith("small_50m, recipe demo, fp32, on 2 x 8 A100 of: ours, 'x'")
+    assert "epochs of prose" in done.stdout
+    assert "above max_epochs=0.001" in done.stdout
+    away = command("launch", "plan", "cluster=h100", "--", "data.folder=nowhere")
+    assert "data.folder=nowhere is not here: planned without its sizes" in away.stdout
+    mine.write_text("gpu: ours\nname: mine")
+    for given, said in (
+        ((f"cluster={mine}",), "cluster.bf16_tflops has no value: give it as"),
+        (("model=demo_12m", "--", "seed=1"), "model=demo_12m is of the training: put it behind"),
+        (("--", "sead=1"), "sead is not a key of this config (did you mean 'seed'?)"),
+    ):
+        refused = command("launch", "plan", *given)
+        assert refused.returncode == 2
+        assert said in refused.stderr
+        assert refused.stderr.count("\n") == 1

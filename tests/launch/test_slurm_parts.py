@@ -9,6 +9,7 @@ import pytest
 
 from conf.errors import InputError
 from launch.slurm.node_check import Node, judge
+from launch.slurm.settings import read_cluster
 from launch.slurm.sweep import points
 from launch.slurm.verdict import verdict
 
@@ -62,10 +63,20 @@ def test_a_dry_run_prints_a_job_that_bash_can_read(command, cluster, tmp_path):
 
 def test_bad_input_is_one_sentence(command, tmp_path):
     wrong = tmp_path / "wrong.yaml"
-    wrong.write_text("slurm: {partitoin: x}")
+    for text, said in (
+        ("slurm: {partitoin: x}", "slurm: partitoin is not a key of this config (did you mean"),
+        ("gpus_pr_node: 4", "gpus_pr_node is not a key of this config (did you mean 'gpus_per_no"),
+        ("gpus_per_node: eight", "gpus_per_node: value 'eight' of type 'str' could not be conver"),
+        ("a: [b", "wrong.yaml is no YAML: while parsing a flow sequence"),
+        ("", "wrong.yaml: expected lines of key: value"),
+        ("slurm: {signal_seconds: 9}", "slurm.shutdown_seconds=240, expected 1 to signal_seconds"),
+    ):
+        wrong.write_text(text)
+        with pytest.raises(InputError) as refused:
+            read_cluster(str(wrong))
+        assert said in str(refused.value)
     for given, said in (
         (["cluster=h10"], "did you mean 'h100'?"),
-        ([f"cluster={wrong}"], "partitoin"),
         (["cluster=h100", "nodes=0"], "nodes=0, expected 1 or more"),
         (["cluster=h100", "nodes=2", "min_nodes=3"], "min_nodes=3, expected 1 to nodes=2"),
     ):
@@ -83,6 +94,14 @@ def test_bad_input_is_one_sentence(command, tmp_path):
         assert done.returncode == 2, (given, done.stderr)
         assert said in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+def test_a_sweep_is_one_on_either_side(command, cluster):
+    for given in (("--multirun", "--", "seed=0,1"), ("--", "-m", "seed=0,1")):
+        done = command("launch", "slurm", f"cluster={cluster}", "--dry-run", *given)
+        assert done.returncode == 0, done.stderr
+        names = [line for line in done.stdout.splitlines() if "--job-name" in line]
+        assert names == [f"#SBATCH --job-name=sweep-seed_{seed}" for seed in (0, 1)]
 
 
 def test_a_chain_without_a_step_evaluates_what_there_is(command, tmp_path):
