@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -11,8 +12,10 @@ from omegaconf import OmegaConf
 from conf.entry import CONF_DIR
 from conf.errors import InputError
 from data_pipeline.sampling.recipe import RecipeConfig, StageConfig
+from launch.plan import tables
 from launch.plan.cluster import ClusterConfig
 from launch.plan.outlook import PlanConfig, look_ahead
+from launch.plan.page import page
 from launch.plan.speed import Step, step_time
 from model.config import ModelConfig
 from model.flops import parameters
@@ -198,19 +201,7 @@ def test_warnings(corpus):
 
 def test_a_measurement_makes_the_range_narrow(tmp_path):
     """The shape that was measured is planned as it was measured."""
-    shape = OmegaConf.to_container(OmegaConf.structured(model("danube_1_8b")))
-    runs = [
-        {
-            "model": shape,
-            "seq_len": seq_len,
-            "precision": "bf16",
-            "batch_tokens": 2**20,
-            "tokens_per_second": speed,
-        }
-        for seq_len, speed in ((2048, 45_000.0), (16384, 33_000.0))
-    ]
-    path = tmp_path / "measured.json"
-    path.write_text(json.dumps({"gpu": "H200", "runs": runs}))
+    path = Path(measured(tmp_path, ((2048, 45_000.0), (16384, 33_000.0))))
     one = replace(cluster("h200"), gpus_per_node=1)
     outlook = look_ahead(config(cluster=one, calibration=str(path)))
     for stage, speed in zip(outlook.best.stages[::3], (45_000, 33_000), strict=True):
@@ -225,6 +216,48 @@ def test_a_measurement_makes_the_range_narrow(tmp_path):
         look_ahead(config(cluster=one, calibration=str(path)))
 
 
+SURE = {"exact", "measured", "assumed"}
+
+
+def test_each_number_says_how_sure_it_is(tmp_path):
+    """Of every layout that fits, on the page too, not of those in the terminal's table alone."""
+    outlook = look_ahead(config(show=1))
+    for _, _, sure in tables.totals(outlook):
+        assert sure.split(",")[0] in SURE
+    grids = [tables.layouts(outlook), tables.stages(outlook), tables.memory(outlook)]
+    for grid in grids:
+        assert set(list(grid.columns.values())[1:]) <= SURE | {"chosen"}
+        assert all(len(row) == len(grid.columns) for row in grid.rows)
+    assert [len(grid.rows) for grid in grids] == [len(outlook.layouts), 4, len(outlook.layouts)]
+    written = page(outlook)
+    for grid in grids:
+        for name, sure in list(grid.columns.items())[1:]:
+            assert f">{name}<small>{sure}</small>" in written
+        for row in grid.rows:
+            assert all(f">{cell}</t" in written for cell in row)
+    calibrated = look_ahead(config(calibration=measured(tmp_path)))
+    assert tables.stages(calibrated).columns["step, s"] == "measured"
+    assert {what: sure for what, _, sure in tables.totals(calibrated)}["days"] == "measured"
+
+
+def measured(folder, speeds=((2048, 45_000.0),)):
+    """A file of speeds of Danube."""
+    shape = OmegaConf.to_container(OmegaConf.structured(model("danube_1_8b")))
+    runs = [
+        {
+            "model": shape,
+            "seq_len": seq_len,
+            "precision": "bf16",
+            "batch_tokens": 2**20,
+            "tokens_per_second": speed,
+        }
+        for seq_len, speed in speeds
+    ]
+    path = folder / "measured.json"
+    path.write_text(json.dumps({"gpu": "H200", "runs": runs}))
+    return str(path)
+
+
 def test_the_command(command, tmp_path):
     done = command("launch", "plan", f"out={tmp_path / 'plan.html'}", "cluster.nodes=8")
     assert (done.returncode, done.stderr) == (0, "")
@@ -236,10 +269,10 @@ def test_the_command(command, tmp_path):
         "warning: A batch of 1,179,648",
     ):
         assert said in done.stdout
-    page = (tmp_path / "plan.html").read_text()
-    assert "http" not in page.replace("http://www.w3.org", "")
-    for said in ("Timeline by stage", "Why not the others", "s16k (16,384)"):
-        assert said in page
+    written = (tmp_path / "plan.html").read_text()
+    assert "http" not in written.replace("http://www.w3.org", "")
+    for said in ("Timeline by stage", "Why not the others", "s16k (16,384)", "GFLOP a token"):
+        assert said in written
     done = command(
         "launch", "plan", "model=mistral_7b", "cluster=a100_40", "cluster.gpus_per_node=1"
     )
