@@ -200,7 +200,7 @@ def look_ahead(config: PlanConfig) -> Outlook:
         math.gcd(*plan.batches),  # what divides it divides every step
     )
     found = options(need, machine)
-    calibration = read_calibration(config)
+    calibration = Calibration.read(Path(config.calibration)) if config.calibration else None
     fitting = []
     for option in found:
         if option.problem is None:
@@ -374,21 +374,19 @@ class Calibration:
         low, high = (usual.scaled(factor * (1 + e)) for e in (-MEASURED_SPREAD, MEASURED_SPREAD))
         return low, high
 
-
-def read_calibration(config: PlanConfig) -> Calibration | None:
-    """The calibration of a config; raises InputError where the file is none."""
-    if config.calibration is None:
-        return None
-    path = Path(config.calibration)
-    if not path.is_file():
-        raise InputError(f"calibration={path} does not exist: expected a JSON file of runs.")
-    try:
-        runs = json.loads(path.read_text())["runs"]
-        assert all(
-            {"model", "seq_len", "precision", "tokens_per_second"} <= run.keys() for run in runs
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError):
-        raise InputError(
-            f"calibration={path} holds no `runs` with {', '.join(sorted(MEASURED))}."
-        ) from None
-    return Calibration(runs)
+    @classmethod
+    def read(cls, path: Path) -> Calibration:
+        """Raises InputError where the file is none."""
+        if not path.is_file():
+            raise InputError(f"calibration={path} does not exist: expected a JSON file of runs.")
+        try:
+            runs = json.loads(path.read_text())["runs"]
+            whole = all(run.keys() >= MEASURED and ModelConfig(**run["model"]) for run in runs)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            whole = False
+        if not whole:
+            raise InputError(
+                f"calibration={path} holds no `runs` with {', '.join(sorted(MEASURED))}; "
+                "benchmarks/gpu_training.py writes such a file."
+            )
+        return cls(runs)
