@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from conf.errors import InputError
+from launch.slurm.manage import StopConfig, look, stop
 from launch.slurm.node_check import Node, judge
 from launch.slurm.settings import read_cluster
 from launch.slurm.sweep import points
@@ -154,6 +157,63 @@ def test_starts_without_progress_come_to_an_end(tmp_path):
     saved.parent.mkdir(parents=True)
     saved.touch()
     assert verdict(tmp_path, 137, 2).startswith("again")
+
+
+@pytest.fixture
+def queue(tmp_path, monkeypatch):
+    """A chain's folder, and what SLURM is to say of its jobs."""
+    run_dir, programs = tmp_path / "run", tmp_path / "bin"
+    (run_dir / "slurm").mkdir(parents=True)
+    programs.mkdir()
+    steps = {"1": "tokenize", "2": "job", "3": "export", "4": "report"}
+    lines = [json.dumps({"job": job, "script": f"{step}.sbatch"}) for job, step in steps.items()]
+    (run_dir / "slurm" / "jobs.jsonl").write_text("\n".join(lines) + "\n")
+
+    def says(states: dict[str, str]) -> Path:
+        for job in steps:
+            (programs / job).write_text(states.get(job, ""))
+        return run_dir
+
+    (programs / "squeue").write_text(f'#!/bin/sh\ncat {programs}/"$3"\n')
+    (programs / "scancel").write_text(f'#!/bin/sh\necho "$@" > {programs}/cancelled\n')
+    for name in ("squeue", "scancel"):
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    return says
+
+
+WAITING = {"3": "PENDING\n", "4": "PENDING\n"}
+
+
+@pytest.mark.parametrize(
+    ("states", "state", "jobs"),
+    [
+        (
+            {"1": "PENDING\nRUNNING\n", "2": "PENDING\n", **WAITING},
+            "tokenize running",
+            "1, 2, 3, 4",
+        ),
+        ({"2": "RUNNING\n", **WAITING}, "running", "2, 3, 4"),
+        (WAITING, "export pending", "3, 4"),
+        ({}, "waits", ""),
+    ],
+)
+def test_the_state_of_a_chain_is_that_of_the_step_at_work(queue, states, state, jobs):
+    found = look(queue(states))
+    assert (found.state, found.jobs) == (state, jobs)
+
+
+def test_stop_ends_a_training_gracefully_and_cancels_the_rest(queue, tmp_path):
+    run_dir = queue({"2": "RUNNING\n", **WAITING})
+    stop(StopConfig(run=str(run_dir)))
+    assert (tmp_path / "bin" / "cancelled").read_text() == "3 4\n"
+    assert (run_dir / "STOP").exists()
+    (run_dir / "STOP").unlink()
+    stop(StopConfig(run=str(queue({"1": "RUNNING\n", **WAITING}))))
+    assert (tmp_path / "bin" / "cancelled").read_text() == "1 3 4\n"
+    assert not (run_dir / "STOP").exists()
+    with pytest.raises(InputError, match="no run lies there"):
+        stop(StopConfig(run=str(tmp_path / "bin")))
 
 
 def node(name: str, **changes) -> Node:
