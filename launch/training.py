@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from conf.errors import InputError
 
 overrides: list[str] = []
@@ -73,6 +71,9 @@ class Training:
 def compose(given: list[str]) -> Training:
     """Composes the run's config as the run will, in a process of its own. Raises InputError with
     the same sentence where it is refused there."""
+    # Here, since a job's own script reads `outcome` where there may be no packages.
+    from omegaconf import OmegaConf
+
     if any(part.startswith("-") for part in given):
         raise InputError(
             f"-- {' '.join(given)}: expected overrides of pretrain, key=value, and no options."

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from omegaconf import MISSING
 from conf.errors import EXIT_DONE, InputError, did_you_mean
 from launch import training
 from launch.pipeline import StepConfig
-from launch.slurm.script import job_script, sbatch_options, srun_options
+from launch.slurm.script import job_script, python_of, sbatch_options, srun_options
 from launch.slurm.settings import Cluster, SlurmConfig, read_cluster
 from launch.slurm.submit import check_idle, need_slurm, snapshot, submit, write_folder
 
@@ -205,7 +204,7 @@ def step_script(
         setup=slurm.setup,
         code=shlex.quote(str(folder / "code")),
         env={key: shlex.quote(str(value)) for key, value in slurm.env.items()},
-        srun_options=srun_options(cluster),
-        python=shlex.quote(slurm.python or sys.executable),
+        srun_options=srun_options(cluster, folder.parent),
+        python=python_of(cluster),
         command=command,
     )

@@ -56,8 +56,9 @@ class SlurmSettings:
     gpus: how GPUs are asked for, `gpus-per-node`, `gres` or `none` (whole nodes, CPUs).
     sbatch: further options as lines, without `#SBATCH`.
     modules: to load. setup: shell lines before the run. env: exported, NCCL's settings too.
-    container: an image for pyxis' `--container-image`; mounts: for it.
-    python: that runs the job, null for the one that submits it.
+    container: an image for pyxis' `--container-image`; mounts: for it, besides the folder of
+        submission, where it works, and the run's. The job's own script needs a python3 outside.
+    python: that runs the job, null for the one that submits it, or the container's `python`.
     max_attempts: of starts in a row without a new checkpoint, then the job gives up.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from launch.slurm.node_check import Node, judge
 from launch.slurm.settings import read_cluster
 from launch.slurm.sweep import points
 from launch.slurm.verdict import verdict
+from tests.conftest import ROOT
 
 CLUSTER = """\
 name: big
@@ -58,7 +60,10 @@ def test_a_dry_run_prints_a_job_that_bash_can_read(command, cluster, tmp_path):
         "export OMP_NUM_THREADS=12",
     ):
         assert line in done.stdout.splitlines(), line
-    assert "--container-image=/images/torch.sqsh --container-mounts=/data" in done.stdout
+    mounts = f"/data,{ROOT}:{ROOT},{tmp_path}/run:{tmp_path}/run"
+    container = f"--container-image=/images/torch.sqsh --container-mounts={mounts} "
+    assert f"{container}--container-workdir={ROOT} python -m torch.distributed.run" in done.stdout
+    assert "verdict=$(python3 -m launch.slurm.verdict" in done.stdout
     assert "#SBATCH --ntasks-per-node" not in done.stdout  # it makes SLURM take the fewest nodes
     assert not (tmp_path / "run").exists()
     assert subprocess.run(["bash", "-n"], input=done.stdout, text=True).returncode == 0
@@ -139,6 +144,17 @@ def test_the_verdict(tmp_path):
     for code, said in ((85, "again"), (75, "again"), (2, "failed"), (86, "failed"), (88, "failed")):
         ended(code)
         assert verdict(tmp_path, 1, 3).startswith(f"{said}: why")
+
+
+def test_the_script_around_a_container_needs_no_packages(tmp_path):
+    """`-S` is a Python without any."""
+    command = [sys.executable, "-S", "-m", "launch.slurm.verdict", str(tmp_path), "137", "3"]
+    said = subprocess.run(
+        command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
+    )
+    assert said.stdout == "again: no word from the run\n"
+    requeue = [sys.executable, "-S", "-c", "import launch.slurm.requeue"]
+    subprocess.run(requeue, env={"PYTHONPATH": str(ROOT)}, check=True)
 
 
 def test_the_verdict_tells_what_the_node_check_found(tmp_path):
