@@ -280,9 +280,11 @@ def running(folder: Path) -> Iterator[Cluster]:
     if os.geteuid():
         pytest.skip("SLURM needs root to be started here")
     if not all(map(shutil.which, NEEDED)) and shutil.which("apt-get"):
-        install = ["apt-get", "install", "-y", "-qq", "slurm-wlm", "munge"]
+        # A fresh image has no lists of packages.
+        install = "apt-get install -y -qq slurm-wlm munge"
         quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(install, env=quiet, capture_output=True, timeout=240)
+        command = ["sh", "-c", f"{install} || {{ apt-get update -qq && {install}; }}"]
+        subprocess.run(command, env=quiet, capture_output=True, timeout=400)
     missing = [name for name in NEEDED if not shutil.which(name)]
     if missing:
         pytest.skip(f"{', '.join(missing)} not found: apt-get install slurm-wlm munge")
