@@ -69,8 +69,7 @@ class Training:
 
 
 def compose(given: list[str]) -> Training:
-    """Composes the run's config as the run will, in a process of its own. Raises InputError with
-    the same sentence where it is refused there."""
+    """Composes the run's config as the run will, in a process of its own. Raises InputError."""
     # Here, since a job's own script reads `outcome` where there may be no packages.
     from omegaconf import OmegaConf
 
@@ -78,15 +77,20 @@ def compose(given: list[str]) -> Training:
         raise InputError(
             f"-- {' '.join(given)}: expected overrides of pretrain, key=value, and no options."
         )
+    text = composed(["pretrain", *given, "--resolve"])
+    config: Any = OmegaConf.create(text)
+    return Training(given, text, str(config.name), Path(str(config.run_dir)))
+
+
+def composed(command: list[str]) -> str:
+    """The config of `python -m command` as YAML. Raises InputError with the same sentence where it
+    is refused there."""
     done = subprocess.run(
-        [sys.executable, "-m", "pretrain", *given, "--cfg", "job", "--resolve"],
-        capture_output=True,
-        text=True,
+        [sys.executable, "-m", *command, "--cfg", "job"], capture_output=True, text=True
     )
     if done.returncode:
         raise InputError(done.stderr.strip().split("\n")[-1].removeprefix("error: "))
-    config: Any = OmegaConf.create(done.stdout)
-    return Training(given, done.stdout, str(config.name), Path(str(config.run_dir)))
+    return done.stdout
 
 
 def outcome(run_dir: Path) -> dict[str, Any] | None:

@@ -44,8 +44,9 @@ class PlanConfig:
 
     cluster: a file of conf/cluster by its name, or any by its path. nodes: null for the file's.
     precision: of the matrix products. max_epochs: passes over a source above which it warns.
-    data: a tokenized corpus, or null. calibration: a JSON file, see `Calibration`, or null.
-    out: the page to write, or null. show: layouts in the table.
+    data: a tokenized corpus, or null. out: the page to write, or null. show: layouts in the table.
+    calibration: measured speeds of this GPU, as `python benchmarks/gpu_training.py` writes them, or
+        null.
     """
 
     model: ModelConfig = MISSING

@@ -17,7 +17,7 @@ from launch import training
 from launch.pipeline import StepConfig
 from launch.slurm.script import job_script, python_of, sbatch_options, srun_options
 from launch.slurm.settings import Cluster, SlurmConfig, read_cluster
-from launch.slurm.submit import check_idle, need_slurm, snapshot, submit, write_folder
+from launch.slurm.submit import PACKAGES, check_idle, need_slurm, snapshot, submit, write_folder
 
 TEMPLATE = Path(__file__).with_name("step.sbatch.j2")
 PRETRAIN = "pretrain"
@@ -88,6 +88,8 @@ def chain(config: ChainConfig) -> None:
     """Submits the steps, or prints their jobs."""
     cluster = read_cluster(config.cluster)
     chosen = chosen_steps(config)
+    for name, step in chosen.items():
+        check_keys(name, step)
     out = Path(config.out).absolute()
     if not config.dry_run:
         need_slurm()
@@ -149,6 +151,16 @@ def chosen_steps(config: ChainConfig) -> dict[str, ChainStep]:
         name: replace(step, command=command_of(name, step, makers, chosen))
         for name, step in chosen.items()
     }
+
+
+def check_keys(name: str, step: ChainStep) -> None:
+    """Raises InputError for a key that a step's command does not have: it would fail after days."""
+    words = shlex.split(step.command)
+    if name != PRETRAIN and words[0] in PACKAGES:
+        try:
+            training.composed(words)
+        except InputError as error:
+            raise InputError(f"step {name}: {error}") from None
 
 
 def command_of(

@@ -122,6 +122,17 @@ def test_a_chain_without_a_step_evaluates_what_there_is(command, tmp_path):
     assert f"models.tuned={tmp_path}/export/tuned" in done.stdout
     assert "models.chat" not in done.stdout
     assert "finetune dpo" not in done.stdout
+    for wrong, said in (
+        (
+            "more.sft=epoch=2",
+            "step sft: epoch is not a key of this config (did you mean 'epochs'?)",
+        ),
+        ("more.export=out", "step export: "),
+    ):
+        refused = command("launch", "chain", *given, steps, wrong, "--dry-run")
+        assert refused.returncode == 2
+        assert said in refused.stderr
+        assert refused.stderr.count("\n") == 1
 
 
 def test_a_sweep_is_the_product_of_its_choices():
