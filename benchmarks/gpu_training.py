@@ -5,7 +5,7 @@ step; the speed is the median of turns of several steps between two waits for th
 is halved where it does not fit. FLOPs: 6 a matmul parameter and token plus 12 a layer, query width
 and key seen (causal and window exact; model/flops.py); MFU against the dense bf16 peak of the data
 sheet, for fp8 too. The JSON is written after each case, so that a run that is cut off keeps what
-it has.
+it has; its `runs` are what `python -m launch plan calibration=...` reads.
 
     python benchmarks/gpu_training.py [--limit 520] [--cases danube_1_8b]
     python benchmarks/gpu_training.py --device cpu --tiny     # proves the script without a GPU
@@ -93,10 +93,13 @@ def main() -> None:
         print(train(CASES[chosen[0]], options)["profile"])
         return
     deadline = time.monotonic() + options.limit
-    figures: dict[str, Any] = {"machine": machine(options.device), "cases": []}
+    figures: dict[str, Any] = {"machine": machine(options.device), "cases": [], "runs": []}
     for number in chosen:
         found = run_case(number, options, deadline - time.monotonic())
         figures["cases"].append(found)
+        run = found.pop("run", None)
+        if run and found["side"] == "ours" and found["compiled"]:
+            figures["runs"].append(run)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(figures, indent=1) + "\n")
         print(row(found), flush=True)
@@ -191,7 +194,10 @@ def measure(side: str, work: Work, options: argparse.Namespace) -> dict[str, Any
     rate = work.batch * work.seq_len / statistics.median(seconds)
     flops = flops_per_token(work.model, work.seq_len)
     peak, source = peak_flops(device, torch.bfloat16)
+    run = {"model": asdict(work.model), "seq_len": work.seq_len, "precision": work.precision}
+    run |= {"batch_tokens": work.batch * work.seq_len, "tokens_per_second": rate}
     return {
+        "run": run,
         "batch": work.batch,
         "tokens_per_second": rate,
         "tflops": rate * flops / 1e12,

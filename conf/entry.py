@@ -113,7 +113,7 @@ def _compose_and_run(stage: str, name: str, command: Command) -> None:
                 compose
             )()
     except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(_sentence(error, schema)) from None
+        raise InputError(sentence(error, schema)) from None
     except SystemExit as end:
         if end.code == EXIT_BAD_INPUT:  # an option that is none; argparse has said so
             raise InputError(said.getvalue().strip().rpartition(": error: ")[2] + ".") from None
@@ -152,8 +152,9 @@ def _open_dictionaries(schema: type) -> None:
             sys.argv[number] = f"++{argument}"
 
 
-def _sentence(error: Exception, schema: type) -> str:
-    """One sentence from the chain of Hydra's and OmegaConf's errors."""
+def sentence(error: Exception, schema: type) -> str:
+    """One sentence from the chain of Hydra's and OmegaConf's errors. schema: the dataclass that
+    they were met with."""
     from hydra.errors import MissingConfigException
 
     root: BaseException = error

@@ -4,6 +4,7 @@ import sys
 
 from conf.entry import Command, main
 from conf.errors import InputError
+from launch.plan.cluster import spell_out_file
 from launch.training import quote_more, take_overrides
 
 COMMANDS = {
@@ -61,6 +62,8 @@ COMMANDS = {
 if __name__ == "__main__":
     try:
         take_overrides()
+        if sys.argv[1:2] == ["plan"]:
+            sys.argv[2:] = spell_out_file(sys.argv[2:])
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -64,6 +64,7 @@ def local(config: LocalConfig) -> None:
     ended = training.outcome(run.run_dir)
     if code and ended is not None:
         code = ended["code"] or code
+        print(f"ended with {code}: {ended['cause']}", file=sys.stderr)  # torchrun says much else
     sys.exit(code)
 
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from conf.errors import InputError
 
 overrides: list[str] = []
@@ -20,25 +18,33 @@ typed: list[str] = []
 """The whole command line, as it was given."""
 TRAINING_KEYS = ("model", "recipe", "optim", "parallel", "precision", "checkpoint", "validation")
 """Those groups of `python -m pretrain` that people may give to a launcher."""
-WITH_TRAINING = ("local", "slurm", "chain")
+WITH_TRAINING = ("local", "slurm", "chain", "plan")
+SWEEP = ("--multirun", "-m")
 
 
 def take_overrides() -> None:
     """Takes `-- key=value ...` out of the arguments: Hydra would read them as this command's.
-    Raises InputError for a key of the training that stands before it."""
+    Raises InputError for a key of the training that stands before it, and for a command that has no
+    training."""
     typed[:] = sys.argv[1:]
+    name = sys.argv[1] if sys.argv[1:] else ""
     if "--" in sys.argv:
         at = sys.argv.index("--")
         overrides[:] = sys.argv[at + 1 :]
         del sys.argv[at:]
+        if name not in WITH_TRAINING:
+            raise InputError(f"{name} has no training: give its keys without `--` before them.")
     sys.argv[1:] = ["dry_run=true" if part == "--dry-run" else part for part in sys.argv[1:]]
-    if sys.argv[1:2] and sys.argv[1] in WITH_TRAINING:
+    if name == "slurm":  # a sweep is of the training, on whichever side it is said
+        overrides[:0] = [part for part in sys.argv if part in SWEEP]
+        sys.argv[:] = [part for part in sys.argv if part not in SWEEP]
+    if name in WITH_TRAINING and (overrides or name != "plan"):
         for argument in sys.argv[2:]:
             key = re.split(r"[.=]", argument.lstrip("+~"))[0]
             if key in TRAINING_KEYS:
                 raise InputError(
                     f"{argument} is of the training: put it behind `--`, as in "
-                    f"python -m launch {sys.argv[1]} ... -- {argument}"
+                    f"python -m launch {name} ... -- {argument}"
                 )
 
 
@@ -63,21 +69,28 @@ class Training:
 
 
 def compose(given: list[str]) -> Training:
-    """Composes the run's config as the run will, in a process of its own. Raises InputError with
-    the same sentence where it is refused there."""
+    """Composes the run's config as the run will, in a process of its own. Raises InputError."""
+    # Here, since a job's own script reads `outcome` where there may be no packages.
+    from omegaconf import OmegaConf
+
     if any(part.startswith("-") for part in given):
         raise InputError(
             f"-- {' '.join(given)}: expected overrides of pretrain, key=value, and no options."
         )
+    text = composed(["pretrain", *given, "--resolve"])
+    config: Any = OmegaConf.create(text)
+    return Training(given, text, str(config.name), Path(str(config.run_dir)))
+
+
+def composed(command: list[str]) -> str:
+    """The config of `python -m command` as YAML. Raises InputError with the same sentence where it
+    is refused there."""
     done = subprocess.run(
-        [sys.executable, "-m", "pretrain", *given, "--cfg", "job", "--resolve"],
-        capture_output=True,
-        text=True,
+        [sys.executable, "-m", *command, "--cfg", "job"], capture_output=True, text=True
     )
     if done.returncode:
         raise InputError(done.stderr.strip().split("\n")[-1].removeprefix("error: "))
-    config: Any = OmegaConf.create(done.stdout)
-    return Training(given, done.stdout, str(config.name), Path(str(config.run_dir)))
+    return done.stdout
 
 
 def outcome(run_dir: Path) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from benchmarks.cpu_training import batches
 from benchmarks.sides import SIDES, Work, missing
+from launch.plan.outlook import Calibration
 from tests.conftest import ROOT
 from tests.model.shapes import tiny
 
@@ -27,6 +28,8 @@ def test_the_benchmark_for_gpus_runs_on_a_cpu(tmp_path):
     for case in found:
         assert case["tokens_per_second"] > 0
         assert case["losses"][1] < case["losses"][0]
+    (run,) = Calibration.read(out).runs  # of the shape that was trained
+    assert (run["seq_len"], run["batch_tokens"], run["model"]["num_layers"]) == (128, 512, 2)
     table = out.with_suffix(".md").read_text()
     assert table.count("| ours: danube3_4b, 2048") == 1
 

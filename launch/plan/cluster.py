@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING
+import yaml
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from conf.errors import InputError
+from conf.entry import CONF_DIR, sentence
+from conf.errors import InputError, did_you_mean, one_of
+
+FILE_ENDS = (".yaml", ".yml")
 
 
 @dataclass
@@ -60,8 +68,12 @@ class ClusterConfig:
             "node_mttf_days",
             "storage_gb_s",
         ):
-            if getattr(self, key) <= 0:
+            if not 0 < getattr(self, key) < math.inf:
                 raise InputError(f"cluster.{key}={getattr(self, key)}, expected more than 0.")
+        for key in ("fp8_tflops", "gpu_hour_price", "gpu_watts", "kwh_price"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise InputError(f"cluster.{key}={getattr(self, key)}, expected 0 or more.")
+        one_of("cluster.device", self.device, ("cuda", "cpu"))
         for key in ("matmul", "attention", "fp8_gain", "fp8_rowwise_gain"):
             found = list(getattr(self, key))
             if len(found) != 2 or not 0 < found[0] <= found[1]:
@@ -71,3 +83,39 @@ class ClusterConfig:
     def world_size(self) -> int:
         """GPUs of all nodes."""
         return self.nodes * self.gpus_per_node
+
+
+def stated(given: str) -> dict[str, Any]:
+    """What a file of `conf/cluster`, given by name, or any file, by path, states. Raises InputError
+    where there is none, where it is no YAML, and for a key or value that no cluster has."""
+    path = Path(given)
+    if path.suffix not in FILE_ENDS:
+        path = CONF_DIR / "cluster" / f"{given}.yaml"
+    if not path.is_file():
+        known = [found.stem for found in (CONF_DIR / "cluster").glob("*.yaml")]
+        raise InputError(f"cluster={given}: there is no {path}{did_you_mean(given, known)}.")
+    try:
+        with path.open() as file:
+            whole = yaml.safe_load(file)
+        if not isinstance(whole, dict):
+            raise InputError(f"{path}: expected lines of key: value, as in {CONF_DIR}/cluster.")
+        OmegaConf.merge(OmegaConf.structured(ClusterConfig), whole)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}.") from None
+    except OmegaConfBaseException as error:
+        raise InputError(f"{path}: {sentence(error, ClusterConfig)}") from None
+    return whole
+
+
+def spell_out_file(arguments: list[str]) -> list[str]:
+    """`cluster=my.yaml` as Hydra takes it: in place of the default cluster, key by key."""
+    found: list[str] = []
+    for argument in arguments:
+        key, _, path = argument.partition("=")
+        if key != "cluster" or not path.endswith(FILE_ENDS):
+            found.append(argument)
+            continue
+        pairs = {name: value for name, value in stated(path).items() if name != "slurm"}
+        inner = ",".join(f"{name}:{json.dumps(value)}" for name, value in pairs.items())
+        found += ["~cluster", f"cluster={{{inner}}}"]
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,14 @@ MEASURED_SPREAD = 0.05
 
 @dataclass
 class PlanConfig:
-    """The run's own keys, and where it is to run: cluster, a file of conf/cluster.
+    """The run's own keys, and where it is to run. Behind `--` may stand the command of a training
+    instead, as for `python -m launch slurm`: model, recipe and all else are then that run's.
 
+    cluster: a file of conf/cluster by its name, or any by its path. nodes: null for the file's.
     precision: of the matrix products. max_epochs: passes over a source above which it warns.
-    data: a tokenized corpus, or null. calibration: a JSON file, see `Calibration`, or null.
-    out: the page to write, or null. show: layouts in the table.
+    data: a tokenized corpus, or null. out: the page to write, or null. show: layouts in the table.
+    calibration: measured speeds of this GPU, as `python benchmarks/gpu_training.py` writes them, or
+        null.
     """
 
     model: ModelConfig = MISSING
@@ -51,6 +54,7 @@ class PlanConfig:
     optim: OptimConfig = MISSING
     parallel: ParallelConfig = MISSING
     cluster: ClusterConfig = MISSING
+    nodes: int | None = None
     precision: str = "bf16"
     data: str | None = None
     max_epochs: float = GOOD_EPOCHS
@@ -60,6 +64,8 @@ class PlanConfig:
 
     def __post_init__(self) -> None:
         one_of("precision", self.precision, PRECISIONS)
+        if self.nodes is not None:
+            self.cluster = replace(self.cluster, nodes=self.nodes)
         if self.show < 1:
             raise InputError(f"show={self.show}, expected at least 1.")
         if self.precision.startswith("fp8") and not self.cluster.fp8_tflops:
@@ -195,7 +201,7 @@ def look_ahead(config: PlanConfig) -> Outlook:
         math.gcd(*plan.batches),  # what divides it divides every step
     )
     found = options(need, machine)
-    calibration = read_calibration(config)
+    calibration = Calibration.read(Path(config.calibration)) if config.calibration else None
     fitting = []
     for option in found:
         if option.problem is None:
@@ -208,7 +214,8 @@ def look_ahead(config: PlanConfig) -> Outlook:
         )
         raise InputError(
             f"no layout of {config.model.name} fits {cluster.world_size} x {cluster.gpu}: the "
-            f"closest, {closest.name}, {closest.problem}."
+            f"closest, {closest.name}, {closest.problem}; take other nodes, another batch, shorter "
+            "sequences or a smaller model."
         )
     fastest = min(layout.days.high for layout in fitting)
     # Stable: what is as fast but for a percent stays in the order of `options`, simplest first.
@@ -368,21 +375,19 @@ class Calibration:
         low, high = (usual.scaled(factor * (1 + e)) for e in (-MEASURED_SPREAD, MEASURED_SPREAD))
         return low, high
 
-
-def read_calibration(config: PlanConfig) -> Calibration | None:
-    """The calibration of a config; raises InputError where the file is none."""
-    if config.calibration is None:
-        return None
-    path = Path(config.calibration)
-    if not path.is_file():
-        raise InputError(f"calibration={path} does not exist: expected a JSON file of runs.")
-    try:
-        runs = json.loads(path.read_text())["runs"]
-        assert all(
-            {"model", "seq_len", "precision", "tokens_per_second"} <= run.keys() for run in runs
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError):
-        raise InputError(
-            f"calibration={path} holds no `runs` with {', '.join(sorted(MEASURED))}."
-        ) from None
-    return Calibration(runs)
+    @classmethod
+    def read(cls, path: Path) -> Calibration:
+        """Raises InputError where the file is none."""
+        if not path.is_file():
+            raise InputError(f"calibration={path} does not exist: expected a JSON file of runs.")
+        try:
+            runs = json.loads(path.read_text())["runs"]
+            whole = all(run.keys() >= MEASURED and ModelConfig(**run["model"]) for run in runs)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            whole = False
+        if not whole:
+            raise InputError(
+                f"calibration={path} holds no `runs` with {', '.join(sorted(MEASURED))}; "
+                "benchmarks/gpu_training.py writes such a file."
+            )
+        return cls(runs)

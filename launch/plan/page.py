@@ -6,7 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launch.plan.outlook import LayoutOutlook, Outlook
+from launch.plan import tables
+from launch.plan.outlook import Outlook
 from pages.bars import Bar, Bars, Part
 from pages.drawing import drawing
 from pages.page import render
@@ -15,7 +16,7 @@ from pretrain.layout_choice import GIB
 from pretrain.memory import KIND
 
 TEMPLATE = Path(__file__).parent / "templates" / "plan.html"
-MEMORY_STYLES = {name: f"s{number % 7 + 1}" for number, name in enumerate(KIND)}
+MEMORY_STYLES = {name: f"s{number}" for number, name in enumerate(KIND)}
 TIME_STYLES = {
     "matmul": "s1",
     "attention": "s2",
@@ -26,8 +27,8 @@ TIME_STYLES = {
 TIME_NAMES = {"elementwise": "element-wise", "exposed": "communication that nothing hides"}
 
 
-def page(outlook: Outlook, totals: list[tuple[str, str, str]]) -> str:
-    """The HTML. totals: (what, value, how sure it is)."""
+def page(outlook: Outlook) -> str:
+    """The HTML."""
     cluster = outlook.config.cluster
     days = outlook.days
     return render(
@@ -43,12 +44,13 @@ def page(outlook: Outlook, totals: list[tuple[str, str, str]]) -> str:
                 else "Speeds are a range, from what published trainers usually reach to the best "
                 "that is known; a measurement of this GPU makes it narrow."
             ),
-            "totals": totals,
+            "totals": tables.totals(outlook),
             "charts": [timeline(outlook), steps(outlook), memory(outlook)],
-            "layouts": [layout_row(layout, outlook) for layout in outlook.layouts],
+            "grids": [tables.stages(outlook), tables.memory(outlook)],
+            "layouts": tables.layouts(outlook),
+            "text": tables.TEXT,
             "refused": [(option.name, option.problem) for option in outlook.refused],
             "warnings": outlook.warnings,
-            "kinds": KIND,
         },
     )
 
@@ -70,7 +72,11 @@ def timeline(outlook: Outlook) -> Any:
         (f"{s.stage.name} ({s.stage.seq_len:,})", styles[s.stage.name], False) for s in stages
     ]
     return drawing(
-        "Timeline by stage", "days, sequence length", Bars("days", bars).svg, legend, is_wide=True
+        "Timeline by stage",
+        f"days, {tables.speed_kind(outlook)}",
+        Bars("days", bars).svg,
+        legend,
+        is_wide=True,
     )
 
 
@@ -82,38 +88,26 @@ def steps(outlook: Outlook) -> Any:
         parts = [Part(getattr(time, name), style) for name, style in TIME_STYLES.items()]
         bars.append(Bar(found.stage.name, f"{time.total:.3g} s", parts))
     legend = [(TIME_NAMES.get(n, n), style, False) for n, style in TIME_STYLES.items()]
-    return drawing("A step, usually", "seconds", Bars("seconds", bars).svg, legend)
+    return drawing(
+        "A step, usually",
+        f"seconds, {tables.speed_kind(outlook)}",
+        Bars("seconds", bars).svg,
+        legend,
+    )
 
 
 def memory(outlook: Outlook) -> Any:
     """Memory of a GPU by part, of the layouts in the table."""
     bars = []
     for layout in outlook.layouts[: outlook.config.show]:
-        assert layout.option.memory is not None
-        sizes = asdict(layout.option.memory)
-        parts = [Part(size / GIB, MEMORY_STYLES[name]) for name, size in sizes.items()]
-        text = (
-            f"{layout.option.memory.total / GIB:.1f} of {outlook.config.cluster.gpu_memory_gib:g}"
-        )
+        found = tables.memory_of(layout)
+        parts = [Part(size / GIB, MEMORY_STYLES[name]) for name, size in asdict(found).items()]
+        text = f"{found.total / GIB:.1f} of {outlook.config.cluster.gpu_memory_gib:g}"
         bars.append(Bar(layout.option.name, text, parts))
     legend = [(name, style, False) for name, style in MEMORY_STYLES.items()]
-    return drawing("Memory of a GPU", "GiB at the peak", Bars("GiB", bars).svg, legend)
-
-
-def layout_row(layout: LayoutOutlook, outlook: Outlook) -> dict[str, str]:
-    """A row of the table of layouts."""
-    memory, days = layout.option.memory, layout.days
-    assert memory is not None
-    worst = min(layout.stages, key=lambda s: s.scaling_efficiency)
-    rate = days.map(
-        lambda d: outlook.plan.total_tokens / (d * 86_400) / outlook.config.cluster.world_size
+    return drawing(
+        "Memory of a GPU",
+        "GiB at the peak, assumed but for the state",
+        Bars("GiB", bars).svg,
+        legend,
     )
-    return {
-        "name": layout.option.name,
-        "micro_batch": f"{layout.option.parallel.micro_batch_tokens:,}",
-        "recomputed": layout.option.parallel.activation_checkpointing,
-        "memory": f"{memory.total / GIB:.1f}",
-        "rate": f"{rate.low:,.0f} to {rate.high:,.0f}",
-        "scaling": f"{worst.scaling_efficiency:.1%}",
-        "days": f"{days.low:,.2f} to {days.high:,.2f}",
-    }

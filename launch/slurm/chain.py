@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,9 +15,9 @@ from omegaconf import MISSING
 from conf.errors import EXIT_DONE, InputError, did_you_mean
 from launch import training
 from launch.pipeline import StepConfig
-from launch.slurm.script import job_script, sbatch_options, srun_options
+from launch.slurm.script import job_script, python_of, sbatch_options, srun_options
 from launch.slurm.settings import Cluster, SlurmConfig, read_cluster
-from launch.slurm.submit import check_idle, need_slurm, snapshot, submit, write_folder
+from launch.slurm.submit import PACKAGES, check_idle, need_slurm, snapshot, submit, write_folder
 
 TEMPLATE = Path(__file__).with_name("step.sbatch.j2")
 PRETRAIN = "pretrain"
@@ -89,6 +88,8 @@ def chain(config: ChainConfig) -> None:
     """Submits the steps, or prints their jobs."""
     cluster = read_cluster(config.cluster)
     chosen = chosen_steps(config)
+    for name, step in chosen.items():
+        check_keys(name, step)
     out = Path(config.out).absolute()
     if not config.dry_run:
         need_slurm()
@@ -152,6 +153,16 @@ def chosen_steps(config: ChainConfig) -> dict[str, ChainStep]:
     }
 
 
+def check_keys(name: str, step: ChainStep) -> None:
+    """Raises InputError for a key that a step's command does not have: it would fail after days."""
+    words = shlex.split(step.command)
+    if name != PRETRAIN and words[0] in PACKAGES:
+        try:
+            training.composed(words)
+        except InputError as error:
+            raise InputError(f"step {name}: {error}") from None
+
+
 def command_of(
     name: str, step: ChainStep, makers: dict[str, str], chosen: Mapping[str, object]
 ) -> str:
@@ -205,7 +216,7 @@ def step_script(
         setup=slurm.setup,
         code=shlex.quote(str(folder / "code")),
         env={key: shlex.quote(str(value)) for key, value in slurm.env.items()},
-        srun_options=srun_options(cluster),
-        python=shlex.quote(slurm.python or sys.executable),
+        srun_options=srun_options(cluster, folder.parent),
+        python=python_of(cluster),
         command=command,
     )

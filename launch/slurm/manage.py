@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import time
 from collections import deque
@@ -16,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from conf.errors import InputError
-from launch.slurm.submit import jobs_of, state_of
+from launch.slurm.submit import Job, active_jobs
 from launch.training import outcome
 
 RECENT_STEPS = 20
@@ -36,7 +35,8 @@ class StatusConfig:
 @dataclass
 class StopConfig:
     """Writes a file `STOP` into the run folder: the run saves a checkpoint and ends, and does not
-    start again before the file is removed. A job that still waits is cancelled.
+    start again before the file is removed. A job that still waits is cancelled, and of a chain the
+    step that runs, where it is no training.
 
     run: its folder. now: cancels the job at once, without a checkpoint.
     """
@@ -51,6 +51,7 @@ class State:
 
     run_dir: Path
     state: str
+    jobs: str
     step: int
     total_steps: int | None
     loss: float | None
@@ -69,13 +70,14 @@ def status(config: StatusConfig) -> None:
     if not runs:
         raise InputError(f"runs={folder}: no run lies there, expected a folder of runs or one run.")
     table = Table(box=None, pad_edge=False)
-    for title in ("run", "state", "step", "loss", "tokens/s", "ETA", "restarts", "log"):
+    for title in ("run", "state", "jobs", "step", "loss", "tokens/s", "ETA", "restarts", "log"):
         right = title in ("step", "loss", "tokens/s", "ETA", "restarts")
         table.add_column(title, justify="right" if right else "left", overflow="fold")
     for run in map(look, runs):
         table.add_row(
             str(run.run_dir),
             run.state,
+            run.jobs,
             f"{run.step}/{run.total_steps}" if run.total_steps else str(run.step),
             "" if run.loss is None else f"{run.loss:.3f}",
             "" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}",
@@ -98,13 +100,15 @@ def look(run_dir: Path) -> State:
     if last:
         rate = sum(r["batch_tokens"] for r in steps) / sum(r["step_seconds"] for r in steps)
     total_tokens, total_steps = _plan(run_dir)
-    state = _state(run_dir, last)
+    active = active_jobs(run_dir)
+    state = _state(run_dir, active, last)
     left = total_tokens - last["tokens"] if last and total_tokens else None
     logs = sorted((run_dir / "logs").glob("*/attempt_*/0/stderr.log"), key=_modified)
     log = run_dir / "slurm" / "job.log"
     return State(
         run_dir,
         state,
+        ", ".join(job.number for job in active),
         last["step"] if last else 0,
         total_steps,
         last["loss"] if last else None,
@@ -115,10 +119,12 @@ def look(run_dir: Path) -> State:
     )
 
 
-def _state(run_dir: Path, last: dict[str, Any] | None) -> str:
-    jobs = jobs_of(run_dir)
-    if jobs and shutil.which("squeue") and (state := state_of(jobs[-1])):
-        return state.lower()
+def _state(run_dir: Path, active: list[Job], last: dict[str, Any] | None) -> str:
+    """Of a chain, the step that runs, or the first that waits."""
+    if active:
+        job = next((job for job in active if job.state == "RUNNING"), active[0])
+        step = "" if job.script == "job" else f"{job.script} "
+        return step + job.state.lower()
     ended = outcome(run_dir)
     if ended is not None:
         return "finished" if ended["code"] == 0 else f"ended with {ended['code']}"
@@ -149,15 +155,17 @@ def stop(config: StopConfig) -> None:
     run_dir = Path(config.run)
     if not run_dir.is_dir():
         raise InputError(f"run={run_dir}: there is no such folder, expected a run's.")
-    active = [job for job in jobs_of(run_dir) if shutil.which("squeue") and state_of(job)]
+    active = active_jobs(run_dir)
     if config.now and not active:
         raise InputError(f"run={run_dir} now=true: no job of it waits or runs.")
-    waiting = [job for job in active if state_of(job) == "PENDING"]
-    cancel = active if config.now else waiting
+    if not active and not any((run_dir / name).exists() for name in ("config.yaml", "slurm")):
+        raise InputError(f"run={run_dir}: no run lies there, expected its folder.")
+    training = [job for job in active if job.script == "job" and job.state != "PENDING"]
+    cancel = [job.number for job in active if config.now or job not in training]
     if cancel:
         subprocess.run(["scancel", *cancel], check=True)
         print(f"cancelled job {', '.join(cancel)}.")
-    if not config.now and (len(waiting) < len(active) or not active):
+    if not config.now and (training or not active):
         stop_file = run_dir / "STOP"
         stop_file.touch()
         print(f"{stop_file} is there: the run saves and stops; remove it to start again.")

@@ -38,8 +38,9 @@ def job_script(config: SlurmConfig, cluster: Cluster, run: Training, title: str)
         setup=slurm.setup,
         threads=max(1, cpus // nproc),
         env={key: shlex.quote(str(value)) for key, value in slurm.env.items()},
-        srun_options=srun_options(cluster),
-        python=shlex.quote(slurm.python or sys.executable),
+        srun_options=srun_options(cluster, run_dir),
+        python=python_of(cluster),
+        host_python="python3" if slurm.container else python_of(cluster),
         nproc=nproc,
         node_check=config.node_check,
         gpus=nproc if cluster.device == "cuda" else 0,
@@ -78,14 +79,24 @@ def sbatch_options(config: SlurmConfig, cluster: Cluster, gpus: int | None = Non
     return options + [line.removeprefix("--") for line in slurm.sbatch]
 
 
-def srun_options(cluster: Cluster) -> str:
-    """Options of every step."""
+def srun_options(cluster: Cluster, run_dir: Path) -> str:
+    """Options of every step. A container sees the folder of submission, where it works, and the
+    run's."""
     slurm = cluster.slurm
     options = []
     if slurm.cpus_per_task:
         options.append(f"--cpus-per-task={slurm.cpus_per_task}")  # srun does not inherit it
     if slurm.container:
+        here = Path.cwd()
+        seen = [here] if run_dir.is_relative_to(here) else [here, run_dir]
+        mounts = [*slurm.mounts, *(f"{folder}:{folder}" for folder in seen)]
         options.append(f"--container-image={slurm.container}")
-        if slurm.mounts:
-            options.append(f"--container-mounts={','.join(slurm.mounts)}")
+        options.append(f"--container-mounts={','.join(mounts)}")
+        options.append(f"--container-workdir={here}")
     return shlex.join(options) + " " if options else ""
+
+
+def python_of(cluster: Cluster) -> str:
+    """Of the steps: that of the container, or the one that submits."""
+    inside = "python" if cluster.slurm.container else sys.executable
+    return shlex.quote(cluster.slurm.python or inside)

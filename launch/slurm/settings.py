@@ -9,8 +9,9 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from conf.entry import CONF_DIR
-from conf.errors import InputError, did_you_mean, one_of
+from conf.entry import sentence
+from conf.errors import InputError, one_of
+from launch.plan.cluster import ClusterConfig, stated
 
 
 @dataclass
@@ -55,8 +56,9 @@ class SlurmSettings:
     gpus: how GPUs are asked for, `gpus-per-node`, `gres` or `none` (whole nodes, CPUs).
     sbatch: further options as lines, without `#SBATCH`.
     modules: to load. setup: shell lines before the run. env: exported, NCCL's settings too.
-    container: an image for pyxis' `--container-image`; mounts: for it.
-    python: that runs the job, null for the one that submits it.
+    container: an image for pyxis' `--container-image`; mounts: for it, besides the folder of
+        submission, where it works, and the run's. The job's own script needs a python3 outside.
+    python: that runs the job, null for the one that submits it, or the container's `python`.
     max_attempts: of starts in a row without a new checkpoint, then the job gives up.
     """
 
@@ -80,6 +82,11 @@ class SlurmSettings:
 
     def __post_init__(self) -> None:
         one_of("slurm.gpus", self.gpus, ("gpus-per-node", "gres", "none"))
+        if not 0 < self.shutdown_seconds <= self.signal_seconds:
+            raise InputError(
+                f"slurm.shutdown_seconds={self.shutdown_seconds}, expected 1 to signal_seconds="
+                f"{self.signal_seconds}: SLURM kills so long after its signal, the save before it."
+            )
 
 
 @dataclass(frozen=True)
@@ -95,23 +102,16 @@ class Cluster:
 
 def read_cluster(given: str) -> Cluster:
     """Reads a file of `conf/cluster` by name, or any by path; raises InputError."""
-    path = Path(given)
-    if path.suffix not in (".yaml", ".yml"):
-        path = CONF_DIR / "cluster" / f"{given}.yaml"
-    if not path.is_file():
-        known = [found.stem for found in (CONF_DIR / "cluster").glob("*.yaml")]
-        raise InputError(f"cluster={given}: there is no {path}{did_you_mean(given, known)}.")
-    whole: Any = OmegaConf.to_container(OmegaConf.load(path))
+    whole = stated(given)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(SlurmSettings), whole.get("slurm") or {})
         slurm: Any = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        what = str(error).split("\n")[0]
-        raise InputError(f"{path}: slurm: {what[0].lower() + what[1:]}.") from None
+        raise InputError(f"cluster={given}: slurm: {sentence(error, SlurmSettings)}") from None
     return Cluster(
-        name=str(whole.get("name", path.stem)),
-        gpus_per_node=int(whole.get("gpus_per_node", 1)),
-        device=str(whole.get("device", "cuda")),
+        name=str(whole.get("name", Path(given).stem)),
+        gpus_per_node=int(whole.get("gpus_per_node", ClusterConfig.gpus_per_node)),
+        device=str(whole.get("device", ClusterConfig.device)),
         gpu_memory_gib=float(whole.get("gpu_memory_gib", 0)),
         slurm=slurm,
     )

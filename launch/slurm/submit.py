@@ -7,7 +7,9 @@ import shlex
 import shutil
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from conf.errors import InputError
 from launch import training
@@ -83,27 +85,50 @@ def submit(script: Path, after: str | None = None) -> str:
     return job
 
 
+@dataclass(frozen=True)
+class Job:
+    """Of a run, as SLURM has it. script: its name, `job` for a training, else the chain's step.
+    state: as squeue names it; empty where SLURM has forgotten the job or it is over."""
+
+    number: str
+    script: str
+    state: str
+
+
 def jobs_of(run_dir: Path) -> list[str]:
     """Ids of all jobs of a run, the oldest first."""
+    return [about["job"] for about in _remembered(run_dir)]
+
+
+def active_jobs(run_dir: Path) -> list[Job]:
+    """Those that wait or run, the oldest first; none where there is no SLURM."""
+    if shutil.which("squeue") is None:
+        return []
+    found = [
+        Job(about["job"], Path(about["script"]).stem, state_of(about["job"]))
+        for about in _remembered(run_dir)
+    ]
+    return [job for job in found if job.state]
+
+
+def _remembered(run_dir: Path) -> list[dict[str, Any]]:
     path = run_dir / "slurm" / "jobs.jsonl"
-    return (
-        [json.loads(line)["job"] for line in path.read_text().splitlines()] if path.exists() else []
-    )
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def state_of(job: str) -> str:
-    """As squeue names it; empty where SLURM has forgotten the job or it is over."""
+    """See `Job.state`; of an array, one of its jobs' that runs, or else waits."""
     done = subprocess.run(
         ["squeue", "-h", "-j", job, "-t", ACTIVE, "-o", "%T"], capture_output=True, text=True
     )
-    return done.stdout.strip().split("\n")[0]
+    states = done.stdout.split()
+    return "RUNNING" if "RUNNING" in states else "".join(states[:1])
 
 
 def check_idle(run_dir: Path) -> None:
     """Raises InputError where a job of this run waits or runs: two would write one folder."""
-    for job in jobs_of(run_dir):
-        if state := state_of(job):
-            raise InputError(
-                f"{run_dir} has job {job} already ({state.lower()}): stop it with "
-                f"`python -m launch stop run={run_dir}`, or use another run_dir."
-            )
+    for job in active_jobs(run_dir):
+        raise InputError(
+            f"{run_dir} has job {job.number} already ({job.state.lower()}): stop it with "
+            f"`python -m launch stop run={run_dir}`, or use another run_dir."
+        )

@@ -5,14 +5,13 @@ from __future__ import annotations
 from itertools import product
 
 from conf.errors import InputError
-
-FLAGS = ("--multirun", "-m")
+from launch.training import SWEEP
 
 
 def points(given: list[str]) -> list[list[str]]:
     """Overrides of each run: the given ones, or with --multirun the product of all choices, each
     with `name` and `run_dir` of its own."""
-    rest = [part for part in given if part not in FLAGS]
+    rest = [part for part in given if part not in SWEEP]
     if len(rest) == len(given):
         return [given]
     from hydra.core.override_parser.overrides_parser import OverridesParser

@@ -81,9 +81,8 @@ class Form:
 
     def plan(self) -> list[str]:
         """Plans the same run on the cluster that is chosen, and writes a page."""
-        chosen = {"model": self.model, "recipe": self.recipe, "optim": self.optim}
-        chosen |= {"cluster": self.cluster, "data": self.data, "out": str(self.plan_page)}
-        return ["launch", "plan", *(f"{key}={value}" for key, value in chosen.items())]
+        where = [f"cluster={self.cluster}", f"out={self.plan_page}"]
+        return ["launch", "plan", *where, "--", *self.overrides()]
 
     @property
     def plan_page(self) -> Path:

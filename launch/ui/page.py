@@ -11,7 +11,7 @@ import gradio as gr
 import pandas
 
 from conf.errors import InputError
-from launch.plan.show import duration
+from launch.plan.tables import duration
 from launch.slurm.manage import look
 from launch.ui import commands
 from launch.ui.commands import Form, Started

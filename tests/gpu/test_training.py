@@ -18,6 +18,7 @@ from model.network import Decoder
 from pretrain.activation_checkpointing import MODES, apply_activation_checkpointing
 from pretrain.distributed import start
 from pretrain.fp8 import FIRST_CAPABILITY
+from pretrain.memory import Sizes, Work, parameter_shapes, plan_memory
 from pretrain.setup import prepare
 from pretrain.trainer import Trainer
 from tests.model.shapes import tiny
@@ -119,6 +120,34 @@ def test_a_step_does_not_wait_for_the_device(precision, compiled, corpus, tmp_pa
     finally:
         dist.destroy_process_group()
         torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_planned_memory_is_the_measured_peak(mode, command, corpus, tmp_path):
+    """Within 10%. What lies outside of torch's allocator is not in its count."""
+    shape: dict[str, int | None] = {
+        "vocab_size": 32000,
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_layers": 12,
+    }
+    shape |= {"num_heads": 12, "num_kv_heads": 4, "max_seq_len": 1024, "sliding_window": None}
+    changes = {f"model__{key}": value for key, value in shape.items()} | {
+        "recipe__stages__short__seq_len": 1024,
+        "recipe__stages__long__seq_len": 1024,
+        "recipe__global_batch_tokens": 32768,
+        "recipe__stages__short__tokens": 65536,
+        "recipe__stages__long__tokens": 32768,
+        "parallel__micro_batch_tokens": 16384,
+        "parallel__activation_checkpointing": mode,
+        "validation__every_steps": 0,
+        "stop_after": 2,
+    }
+    measured = records(run(command, corpus, tmp_path / mode, **changes))[-1]["memory_peak_bytes"]
+    model = settings(corpus.folder, tmp_path / mode, **changes).model
+    work = Work("bf16", 16384, 1024, checkpointing=mode)
+    planned = plan_memory(model, parameter_shapes(model), Sizes(), work)
+    assert planned.total - planned.buffers == pytest.approx(measured, rel=0.1)
 
 
 def peak(work):

@@ -16,12 +16,15 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch")
 WAIT_SECONDS = 120.0
+REVOKED_SECONDS = 2
+"""Times of credentials are whole seconds."""
 
 CONF = """\
 ClusterName=lab
@@ -87,11 +90,10 @@ class Cluster:
         self, until: Callable[[], object], what: str, seconds: float = WAIT_SECONDS, job: str = ""
     ) -> None:
         """Looks until something is true; fails with the state of the cluster where it is not.
-        job: that may have been requeued meanwhile, and then need not wait two minutes: only for
-        its old processes, whose end SLURM would take for that of the new ones."""
+        job: that may have been requeued meanwhile, and then need not wait two minutes."""
         deadline = time.monotonic() + seconds
         while not until():
-            if job and self.job(job)["Reason"] == "BeginTime" and not self._ending(job):
+            if job and self._may_start_again(job):
                 self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
             if time.monotonic() > deadline:
                 jobs = self.ask("scontrol", "show", "job", "-o")
@@ -213,6 +215,18 @@ class Cluster:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
 
+    def _may_start_again(self, job: str) -> bool:
+        """Whether a requeued job waits for its time alone, and nothing of its last start is left.
+
+        Its old processes must be gone, whose end SLURM would take for that of the new ones. And
+        slurmd refuses credentials of the second in which it revoked the job's last ("Job credential
+        revoked"); SLURM writes the requeue down as the submission."""
+        about = self.job(job)
+        if about["Reason"] != "BeginTime":
+            return False
+        requeued = datetime.fromisoformat(about["SubmitTime"]).timestamp()
+        return time.time() > requeued + REVOKED_SECONDS and not self._ending(job)
+
     def _ending(self, job: str) -> bool:
         """Whether processes of a job or SLURM's beside them are there."""
         if any(self._running(f"SLURM_JOB_ID={job}")):
@@ -266,9 +280,11 @@ def running(folder: Path) -> Iterator[Cluster]:
     if os.geteuid():
         pytest.skip("SLURM needs root to be started here")
     if not all(map(shutil.which, NEEDED)) and shutil.which("apt-get"):
-        install = ["apt-get", "install", "-y", "-qq", "slurm-wlm", "munge"]
+        # A fresh image has no lists of packages.
+        install = "apt-get install -y -qq slurm-wlm munge"
         quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(install, env=quiet, capture_output=True, timeout=240)
+        command = ["sh", "-c", f"{install} || {{ apt-get update -qq && {install}; }}"]
+        subprocess.run(command, env=quiet, capture_output=True, timeout=400)
     missing = [name for name in NEEDED if not shutil.which(name)]
     if missing:
         pytest.skip(f"{', '.join(missing)} not found: apt-get install slurm-wlm munge")

@@ -25,6 +25,9 @@ def test_what_only_the_run_can_refuse_ends_with_its_code(command, tmp_path):
     done = command("launch", "local", "nproc=1", "--", *training)
     assert done.returncode == 2, done.stderr
     assert json.loads((tmp_path / "run" / "outcome.json").read_text())["code"] == 2
+    assert (
+        done.stderr.strip().split("\n")[-1].startswith("ended with 2: nowhere/manifest.json does")
+    )
 
 
 def test_a_bad_override_is_refused_in_one_sentence(command):

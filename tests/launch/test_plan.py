@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -11,8 +12,10 @@ from omegaconf import OmegaConf
 from conf.entry import CONF_DIR
 from conf.errors import InputError
 from data_pipeline.sampling.recipe import RecipeConfig, StageConfig
+from launch.plan import tables
 from launch.plan.cluster import ClusterConfig
 from launch.plan.outlook import PlanConfig, look_ahead
+from launch.plan.page import page
 from launch.plan.speed import Step, step_time
 from model.config import ModelConfig
 from model.flops import parameters
@@ -173,8 +176,14 @@ def test_what_does_not_fit_is_refused():
         look_ahead(config(model=model("mistral_7b"), cluster=one))
     with pytest.raises(InputError, match="does not multiply fp8: take precision=bf16"):
         config(precision="fp8", cluster=one)
-    with pytest.raises(InputError, match=r"cluster.matmul=\[0.8, 0.5\], expected \[usual, best\]"):
-        replace(one, matmul=[0.8, 0.5])
+    for change, said in (
+        ({"matmul": [0.8, 0.5]}, r"cluster.matmul=\[0.8, 0.5\], expected \[usual, best\]"),
+        ({"gpu_memory_gib": float("nan")}, "cluster.gpu_memory_gib=nan, expected more than 0"),
+        ({"gpu_hour_price": -1.0}, "cluster.gpu_hour_price=-1.0, expected 0 or more"),
+        ({"device": "tpu"}, "cluster.device=tpu is not a choice"),
+    ):
+        with pytest.raises(InputError, match=said):
+            replace(one, **change)
 
 
 def test_warnings(corpus):
@@ -192,19 +201,7 @@ def test_warnings(corpus):
 
 def test_a_measurement_makes_the_range_narrow(tmp_path):
     """The shape that was measured is planned as it was measured."""
-    shape = OmegaConf.to_container(OmegaConf.structured(model("danube_1_8b")))
-    runs = [
-        {
-            "model": shape,
-            "seq_len": seq_len,
-            "precision": "bf16",
-            "batch_tokens": 2**20,
-            "tokens_per_second": speed,
-        }
-        for seq_len, speed in ((2048, 45_000.0), (16384, 33_000.0))
-    ]
-    path = tmp_path / "measured.json"
-    path.write_text(json.dumps({"gpu": "H200", "runs": runs}))
+    path = Path(measured(tmp_path, ((2048, 45_000.0), (16384, 33_000.0))))
     one = replace(cluster("h200"), gpus_per_node=1)
     outlook = look_ahead(config(cluster=one, calibration=str(path)))
     for stage, speed in zip(outlook.best.stages[::3], (45_000, 33_000), strict=True):
@@ -219,6 +216,48 @@ def test_a_measurement_makes_the_range_narrow(tmp_path):
         look_ahead(config(cluster=one, calibration=str(path)))
 
 
+SURE = {"exact", "measured", "assumed"}
+
+
+def test_each_number_says_how_sure_it_is(tmp_path):
+    """Of every layout that fits, on the page too, not of those in the terminal's table alone."""
+    outlook = look_ahead(config(show=1))
+    for _, _, sure in tables.totals(outlook):
+        assert sure.split(",")[0] in SURE
+    grids = [tables.layouts(outlook), tables.stages(outlook), tables.memory(outlook)]
+    for grid in grids:
+        assert set(list(grid.columns.values())[1:]) <= SURE | {"chosen"}
+        assert all(len(row) == len(grid.columns) for row in grid.rows)
+    assert [len(grid.rows) for grid in grids] == [len(outlook.layouts), 4, len(outlook.layouts)]
+    written = page(outlook)
+    for grid in grids:
+        for name, sure in list(grid.columns.items())[1:]:
+            assert f">{name}<small>{sure}</small>" in written
+        for row in grid.rows:
+            assert all(f">{cell}</t" in written for cell in row)
+    calibrated = look_ahead(config(calibration=measured(tmp_path)))
+    assert tables.stages(calibrated).columns["step, s"] == "measured"
+    assert {what: sure for what, _, sure in tables.totals(calibrated)}["days"] == "measured"
+
+
+def measured(folder, speeds=((2048, 45_000.0),)):
+    """A file of speeds of Danube."""
+    shape = OmegaConf.to_container(OmegaConf.structured(model("danube_1_8b")))
+    runs = [
+        {
+            "model": shape,
+            "seq_len": seq_len,
+            "precision": "bf16",
+            "batch_tokens": 2**20,
+            "tokens_per_second": speed,
+        }
+        for seq_len, speed in speeds
+    ]
+    path = folder / "measured.json"
+    path.write_text(json.dumps({"gpu": "H200", "runs": runs}))
+    return str(path)
+
+
 def test_the_command(command, tmp_path):
     done = command("launch", "plan", f"out={tmp_path / 'plan.html'}", "cluster.nodes=8")
     assert (done.returncode, done.stderr) == (0, "")
@@ -230,12 +269,39 @@ def test_the_command(command, tmp_path):
         "warning: A batch of 1,179,648",
     ):
         assert said in done.stdout
-    page = (tmp_path / "plan.html").read_text()
-    assert "http" not in page.replace("http://www.w3.org", "")
-    for said in ("Timeline by stage", "Why not the others", "s16k (16,384)"):
-        assert said in page
+    written = (tmp_path / "plan.html").read_text()
+    assert "http" not in written.replace("http://www.w3.org", "")
+    for said in ("Timeline by stage", "Why not the others", "s16k (16,384)", "GFLOP a token"):
+        assert said in written
     done = command(
         "launch", "plan", "model=mistral_7b", "cluster=a100_40", "cluster.gpus_per_node=1"
     )
     assert done.returncode == 2
     assert "no layout of mistral_7b fits 1 x A100 SXM 40 GB" in done.stderr
+
+
+def test_the_plan_of_a_training_command(command, corpus, tmp_path):
+    """On a cluster of one's own: it stands for no default, and the run's keys for all."""
+    mine = tmp_path / "mine.yaml"
+    stated = OmegaConf.load(CONF_DIR / "cluster" / "a100_80.yaml")
+    mine.write_text(OmegaConf.to_yaml({**stated, "name": "mine", "gpu": "A100 of: ours, 'x'"}))
+    training = ("model=small_50m", "recipe=demo", "optim=muon", f"data.folder={corpus.folder}")
+    more = ("precision=fp32", "data.max_epochs=1e-3")
+    done = command("launch", "plan", f"cluster={mine}", "nodes=2", "--", *training, *more)
+    assert done.returncode == 0, done.stderr
+    head = done.stdout.splitlines()[0]
+    assert head.startswith("small_50m, recipe demo, fp32, on 2 x 8 A100 of: ours, 'x'")
+    assert "epochs of prose" in done.stdout
+    assert "above max_epochs=0.001" in done.stdout
+    away = command("launch", "plan", "cluster=h100", "--", "data.folder=nowhere")
+    assert "data.folder=nowhere is not here: planned without its sizes" in away.stdout
+    mine.write_text("gpu: ours\nname: mine")
+    for given, said in (
+        ((f"cluster={mine}",), "cluster.bf16_tflops has no value: give it as"),
+        (("model=demo_12m", "--", "seed=1"), "model=demo_12m is of the training: put it behind"),
+        (("--", "sead=1"), "sead is not a key of this config (did you mean 'seed'?)"),
+    ):
+        refused = command("launch", "plan", *given)
+        assert refused.returncode == 2
+        assert said in refused.stderr
+        assert refused.stderr.count("\n") == 1

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from launch.slurm.chain import ChainConfig, ChainStep, chain
+from launch.slurm.manage import look
 from launch.slurm.submit import jobs_of
 from tests.conftest import ROOT, fresh_command
 from tests.launch.slurm_cluster import Cluster, running, signalled
@@ -214,6 +215,9 @@ def a_chain_of_real_jobs(lab: Lab) -> Iterator[str]:
     jobs = re.findall(r"\d+", " ".join(re.findall(r"^job ([\d, ]+):", said, re.M)))
     assert jobs == jobs_of(out)
     assert len(jobs) == 5
+    found = look(out)
+    assert found.state in ("tokenize pending", "tokenize running")
+    assert found.jobs.split(", ") == jobs
     yield "submitted"
     assert lab.ended(jobs[-1]) == "COMPLETED", said
     assert (out / "export" / "pretrained" / "model.safetensors").exists()
@@ -350,7 +354,9 @@ def a_killed_torchrun_a_wrong_node_fewer_nodes_status_stop(lab: Lab) -> None:
         assert resumed["dp_size"] == 1
         assert slurm.job(job)["NodeList"] == "n1"
         said = lab.launch("status", f"runs={run_dir}")
-        assert re.search(rf"killed +running +\d+/{STEPS} .* 1 +{run_dir}/slurm/job.log", said), said
+        assert re.search(
+            rf"killed +running +{job} +\d+/{STEPS} .* 1 +{run_dir}/slurm/job.log", said
+        ), said
         cluster = f"cluster={slurm.folder}/lab.yaml"
         again = lab.launch("slurm", cluster, "--", *training, code=2)
         assert f"has job {job} already (running)" in again

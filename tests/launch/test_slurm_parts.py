@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from conf.errors import InputError
+from launch.slurm.manage import StopConfig, look, stop
 from launch.slurm.node_check import Node, judge
+from launch.slurm.settings import read_cluster
 from launch.slurm.sweep import points
 from launch.slurm.verdict import verdict
+from tests.conftest import ROOT
 
 CLUSTER = """\
 name: big
@@ -54,7 +60,10 @@ def test_a_dry_run_prints_a_job_that_bash_can_read(command, cluster, tmp_path):
         "export OMP_NUM_THREADS=12",
     ):
         assert line in done.stdout.splitlines(), line
-    assert "--container-image=/images/torch.sqsh --container-mounts=/data" in done.stdout
+    mounts = f"/data,{ROOT}:{ROOT},{tmp_path}/run:{tmp_path}/run"
+    container = f"--container-image=/images/torch.sqsh --container-mounts={mounts} "
+    assert f"{container}--container-workdir={ROOT} python -m torch.distributed.run" in done.stdout
+    assert "verdict=$(python3 -m launch.slurm.verdict" in done.stdout
     assert "#SBATCH --ntasks-per-node" not in done.stdout  # it makes SLURM take the fewest nodes
     assert not (tmp_path / "run").exists()
     assert subprocess.run(["bash", "-n"], input=done.stdout, text=True).returncode == 0
@@ -62,10 +71,20 @@ def test_a_dry_run_prints_a_job_that_bash_can_read(command, cluster, tmp_path):
 
 def test_bad_input_is_one_sentence(command, tmp_path):
     wrong = tmp_path / "wrong.yaml"
-    wrong.write_text("slurm: {partitoin: x}")
+    for text, said in (
+        ("slurm: {partitoin: x}", "slurm: partitoin is not a key of this config (did you mean"),
+        ("gpus_pr_node: 4", "gpus_pr_node is not a key of this config (did you mean 'gpus_per_no"),
+        ("gpus_per_node: eight", "gpus_per_node: value 'eight' of type 'str' could not be conver"),
+        ("a: [b", "wrong.yaml is no YAML: while parsing a flow sequence"),
+        ("", "wrong.yaml: expected lines of key: value"),
+        ("slurm: {signal_seconds: 9}", "slurm.shutdown_seconds=240, expected 1 to signal_seconds"),
+    ):
+        wrong.write_text(text)
+        with pytest.raises(InputError) as refused:
+            read_cluster(str(wrong))
+        assert said in str(refused.value)
     for given, said in (
         (["cluster=h10"], "did you mean 'h100'?"),
-        ([f"cluster={wrong}"], "partitoin"),
         (["cluster=h100", "nodes=0"], "nodes=0, expected 1 or more"),
         (["cluster=h100", "nodes=2", "min_nodes=3"], "min_nodes=3, expected 1 to nodes=2"),
     ):
@@ -85,6 +104,14 @@ def test_bad_input_is_one_sentence(command, tmp_path):
         assert done.stderr.count("\n") == 1
 
 
+def test_a_sweep_is_one_on_either_side(command, cluster):
+    for given in (("--multirun", "--", "seed=0,1"), ("--", "-m", "seed=0,1")):
+        done = command("launch", "slurm", f"cluster={cluster}", "--dry-run", *given)
+        assert done.returncode == 0, done.stderr
+        names = [line for line in done.stdout.splitlines() if "--job-name" in line]
+        assert names == [f"#SBATCH --job-name=sweep-seed_{seed}" for seed in (0, 1)]
+
+
 def test_a_chain_without_a_step_evaluates_what_there_is(command, tmp_path):
     given = ("cluster=h100", "name=x", f"out={tmp_path}", "answers=a.jsonl", "tasks=local")
     steps = "only=[export,sft,lm_eval]"
@@ -95,6 +122,17 @@ def test_a_chain_without_a_step_evaluates_what_there_is(command, tmp_path):
     assert f"models.tuned={tmp_path}/export/tuned" in done.stdout
     assert "models.chat" not in done.stdout
     assert "finetune dpo" not in done.stdout
+    for wrong, said in (
+        (
+            "more.sft=epoch=2",
+            "step sft: epoch is not a key of this config (did you mean 'epochs'?)",
+        ),
+        ("more.export=out", "step export: "),
+    ):
+        refused = command("launch", "chain", *given, steps, wrong, "--dry-run")
+        assert refused.returncode == 2
+        assert said in refused.stderr
+        assert refused.stderr.count("\n") == 1
 
 
 def test_a_sweep_is_the_product_of_its_choices():
@@ -119,6 +157,17 @@ def test_the_verdict(tmp_path):
         assert verdict(tmp_path, 1, 3).startswith(f"{said}: why")
 
 
+def test_the_script_around_a_container_needs_no_packages(tmp_path):
+    """`-S` is a Python without any."""
+    command = [sys.executable, "-S", "-m", "launch.slurm.verdict", str(tmp_path), "137", "3"]
+    said = subprocess.run(
+        command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
+    )
+    assert said.stdout == "again: no word from the run\n"
+    requeue = [sys.executable, "-S", "-c", "import launch.slurm.requeue"]
+    subprocess.run(requeue, env={"PYTHONPATH": str(ROOT)}, check=True)
+
+
 def test_the_verdict_tells_what_the_node_check_found(tmp_path):
     (tmp_path / "slurm").mkdir()
     nodes = tmp_path / "slurm" / "nodes.json"
@@ -135,6 +184,63 @@ def test_starts_without_progress_come_to_an_end(tmp_path):
     saved.parent.mkdir(parents=True)
     saved.touch()
     assert verdict(tmp_path, 137, 2).startswith("again")
+
+
+@pytest.fixture
+def queue(tmp_path, monkeypatch):
+    """A chain's folder, and what SLURM is to say of its jobs."""
+    run_dir, programs = tmp_path / "run", tmp_path / "bin"
+    (run_dir / "slurm").mkdir(parents=True)
+    programs.mkdir()
+    steps = {"1": "tokenize", "2": "job", "3": "export", "4": "report"}
+    lines = [json.dumps({"job": job, "script": f"{step}.sbatch"}) for job, step in steps.items()]
+    (run_dir / "slurm" / "jobs.jsonl").write_text("\n".join(lines) + "\n")
+
+    def says(states: dict[str, str]) -> Path:
+        for job in steps:
+            (programs / job).write_text(states.get(job, ""))
+        return run_dir
+
+    (programs / "squeue").write_text(f'#!/bin/sh\ncat {programs}/"$3"\n')
+    (programs / "scancel").write_text(f'#!/bin/sh\necho "$@" > {programs}/cancelled\n')
+    for name in ("squeue", "scancel"):
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    return says
+
+
+WAITING = {"3": "PENDING\n", "4": "PENDING\n"}
+
+
+@pytest.mark.parametrize(
+    ("states", "state", "jobs"),
+    [
+        (
+            {"1": "PENDING\nRUNNING\n", "2": "PENDING\n", **WAITING},
+            "tokenize running",
+            "1, 2, 3, 4",
+        ),
+        ({"2": "RUNNING\n", **WAITING}, "running", "2, 3, 4"),
+        (WAITING, "export pending", "3, 4"),
+        ({}, "waits", ""),
+    ],
+)
+def test_the_state_of_a_chain_is_that_of_the_step_at_work(queue, states, state, jobs):
+    found = look(queue(states))
+    assert (found.state, found.jobs) == (state, jobs)
+
+
+def test_stop_ends_a_training_gracefully_and_cancels_the_rest(queue, tmp_path):
+    run_dir = queue({"2": "RUNNING\n", **WAITING})
+    stop(StopConfig(run=str(run_dir)))
+    assert (tmp_path / "bin" / "cancelled").read_text() == "3 4\n"
+    assert (run_dir / "STOP").exists()
+    (run_dir / "STOP").unlink()
+    stop(StopConfig(run=str(queue({"1": "RUNNING\n", **WAITING}))))
+    assert (tmp_path / "bin" / "cancelled").read_text() == "1 3 4\n"
+    assert not (run_dir / "STOP").exists()
+    with pytest.raises(InputError, match="no run lies there"):
+        stop(StopConfig(run=str(tmp_path / "bin")))
 
 
 def node(name: str, **changes) -> Node:

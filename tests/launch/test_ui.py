@@ -40,8 +40,8 @@ def test_the_commands_are_those_of_the_terminal(tmp_path):
         *("launch", "local", "nproc=2", "--", *run, "data.folder=data/web", "name=mine"),
         *(f"run_dir={tmp_path}/mine", "seed=3", "recipe.stages.short.tokens=8192"),
     ]
-    assert made.plan()[:2] == ["launch", "plan"]
-    assert {*run, "cluster=h100", "data=data/web"} < set(made.plan())
+    where = ["cluster=h100", f"out={tmp_path}/mine.plan.html"]
+    assert made.plan() == ["launch", "plan", *where, *made.train()[3:]]  # of the same run
     assert commands.shown(["eval", "chat", "model=a b"]) == "python -m eval chat 'model=a b'"
     assert commands.choices("recipe")[0] == "continued"
 
