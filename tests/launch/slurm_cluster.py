@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +19,8 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+
+from tests.debian import missing
 
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch")
 WAIT_SECONDS = 120.0
@@ -279,15 +280,9 @@ def running(folder: Path) -> Iterator[Cluster]:
     """A cluster; skips, saying why, where it cannot be."""
     if os.geteuid():
         pytest.skip("SLURM needs root to be started here")
-    if not all(map(shutil.which, NEEDED)) and shutil.which("apt-get"):
-        # A fresh image has no lists of packages.
-        install = "apt-get install -y -qq slurm-wlm munge"
-        quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        command = ["sh", "-c", f"{install} || {{ apt-get update -qq && {install}; }}"]
-        subprocess.run(command, env=quiet, capture_output=True, timeout=400)
-    missing = [name for name in NEEDED if not shutil.which(name)]
-    if missing:
-        pytest.skip(f"{', '.join(missing)} not found: apt-get install slurm-wlm munge")
+    lacking = missing(NEEDED, ["slurm-wlm", "munge"])
+    if lacking:
+        pytest.skip(f"{', '.join(lacking)} not found: apt-get install slurm-wlm munge")
     cluster = Cluster(folder)
     try:
         cluster.start()
