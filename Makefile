@@ -14,7 +14,7 @@ demo: install
 test: install lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Injects every fault of docs/faults.md and writes that page: about 25 minutes.
+# Injects every fault of docs/faults.md and writes that page: about 20 minutes.
 faults: install
 	$(BIN)/python -W ignore -m tests.faults.matrix
 

@@ -61,6 +61,12 @@ def slow_optimizer(trainer: Trainer) -> None:
     trainer.optimizer.register_step_pre_hook(lambda *_: time.sleep(0.1))
 
 
+def stop_file(trainer: Trainer) -> None:
+    """And from here on steps that are long enough for it to be looked for before the last one."""
+    Path(trainer.config.run_dir, "STOP").touch()
+    trainer.optimizer.register_step_pre_hook(lambda *_: time.sleep(0.6))
+
+
 def kill_in_backward(trainer: Trainer) -> None:
     """When the gradient has come to the first block."""
 
@@ -190,7 +196,7 @@ FAULTS: dict[str, Callable[[Trainer], None]] = {
     "shards_shrink": shards(lambda path: os.truncate(path, 100)),
     "drift_once": drift_once,
     "SIGTERM_twice": send_twice,
-    "stop_file": lambda trainer: Path(trainer.config.run_dir, "STOP").touch(),
+    "stop_file": stop_file,
     "nan_loss": poison(lambda loss, by_sample: (loss * torch.nan, by_sample * torch.nan)),
     "inf_gradient": poison(inf_gradient),
     "spike": poison(lambda loss, by_sample: (loss * 100, by_sample * 100)),

@@ -72,7 +72,7 @@ def test_a_process_alone_ends_with_85_and_a_second_signal_ends_it_at_once(
 
 def test_a_stop_file_stops_until_it_is_removed(command, corpus, tmp_path):
     run_dir = tmp_path / "run"
-    training = arguments(corpus.folder, run_dir, recipe__stages__short__tokens=2048 * 150, **STEPS)
+    training = arguments(corpus.folder, run_dir, **STEPS)
     done = command("tests.faults.faulty", "stop_file", "0", "2", *training[1:])
     assert done.returncode == 85, done.stderr
     assert "STOP is there), the same command" in done.stderr
