@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,10 @@ class Retention:
     def gone(self, known: dict[Any, dict[str, Any]]) -> list[Any]:
         """Of checkpoints by their manifests, the newest first, those that can go."""
         lasting = [path for path in known if not known[path].get("short_lived")]
-        scored = [path for path in lasting if known[path].get("validation_loss") is not None]
-        scored.sort(key=lambda path: known[path]["validation_loss"])
-        kept = {*list(known)[:1], *lasting[: self.last], *scored[: self.best]}
+        losses = [(known[path].get("validation_loss"), path) for path in lasting]
+        scored = [(loss, path) for loss, path in losses if loss is not None and isfinite(loss)]
+        best = [path for _, path in sorted(scored, key=lambda pair: pair[0])[: self.best]]
+        kept = {*list(known)[:1], *lasting[: self.last], *best}
         if self.every:
             kept |= {path for path in lasting if known[path]["step"] % self.every == 0}
         return [path for path in known if path not in kept]

@@ -48,8 +48,8 @@ def manifests(*about):
 )
 def test_what_stays(keep, stay):
     known = manifests(
-        *[(10, 1.0, False), (20, None, False), (30, 2.0, False), (35, 0.5, True)],
-        *[(40, 3.0, False), (50, None, False), (60, None, True)],
+        *[(10, 1.0, False), (20, math.nan, False), (30, 2.0, False), (35, 0.5, True)],
+        *[(40, 3.0, False), (50, math.nan, False), (60, None, True)],
     )
     gone = set(keep.gone(known))
     assert known.keys() - gone == stay
