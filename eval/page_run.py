@@ -104,7 +104,7 @@ def cost(run: RunFolder) -> Table:
         ("first to last line of the log", duration(times[-1] - times[0]) if times else "not known"),
         ("tokens", f"{run.train[-1]['tokens']:,}"),
         (f"tokens per {unit}-hour", f"{run.train[-1]['tokens'] / hours:,.0f}" if hours else ""),
-        ("energy", energy(run, unit)),
+        ("energy", "not recorded"),
     ]
     if saved:
         held = sum(event.get("held_seconds", 0.0) for event in saved)
@@ -116,16 +116,6 @@ def cost(run: RunFolder) -> Table:
             )
         )
     return table
-
-
-def energy(run: RunFolder, unit: str) -> str:
-    """What the devices took, as far as lines of the log say."""
-    lines = run.of_kind("energy")
-    if not lines:
-        return "not known: no counter of the machine could be read"
-    joules = sum(line["joules"] for line in lines)
-    of = "processors" if unit == "CPU process" else "GPUs"
-    return f"{joules / 3.6e6:,.3g} kWh of the {of}, to step {lines[-1]['step']:,}"
 
 
 def incidents(run: RunFolder) -> list[str]:

@@ -26,7 +26,6 @@ from pretrain.health.watchdog import Watchdog
 from pretrain.hooks import Hook
 from pretrain.hooks.attention import AttentionByStage
 from pretrain.hooks.checkpoints import Checkpoints
-from pretrain.hooks.energy import Energy
 from pretrain.hooks.garbage import Garbage
 from pretrain.hooks.precision import PrecisionByStage
 from pretrain.hooks.profile import Profile
@@ -117,7 +116,6 @@ def make_hooks(
             hooks.append(ProgressLine())
     hooks += [trainer.bad_steps, StopRequests(run_dir, config.health, processes)]
     hooks += [Stragglers(config.health, processes), Replay(config.health.replay_steps)]
-    hooks.append(Energy(processes))
     hooks.append(Receipts(run_dir, config.health.compare_every_steps, processes))
     hooks += [AttentionByStage(attention), PrecisionByStage(config)]
     hooks += [Validation(config.validation), *tasks, Checkpoints(config.checkpoint, aside)]

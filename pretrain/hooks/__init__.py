@@ -26,8 +26,8 @@ class Hook:
         """After each step; `trainer.step` counts the steps done."""
 
     def on_record(self, record: Mapping[str, Any]) -> None:
-        """A line of metrics: `kind` is train, validation, eval, energy or event. Train lines come
-        one step late, so that reading them never waits for the device."""
+        """A line of metrics: `kind` is train, validation, eval or event. Train lines come one step
+        late, so that reading them never waits for the device."""
 
     def before_rewind(self, trainer: Trainer) -> None:
         """Right before an earlier state of weights and optimizer is loaded, after a step."""

@@ -60,7 +60,7 @@ class ProgressLine(Hook):
                 self.console.print(
                     f"step {step}  {task}: {numbers}", highlight=False, soft_wrap=True
                 )
-        elif record.get("event") == "stage":
+        elif record["event"] == "stage":
             text = f"step {step}  stage {record['stage']}: sequence length {record['seq_len']}"
             self.console.print(text, highlight=False, soft_wrap=True)
 
