@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.curves import smooth
-from eval.page_run import duration
+from eval.page_run import duration, energy
 from eval.run_folder import RunFolder, read_run
 from model.flops import parameters
 from pages.drawing import draw
@@ -79,6 +79,7 @@ def figures(runs: Mapping[str, RunFolder]) -> list[tuple[str, list[str]]]:
             "last validation loss": f"{run.validation[-1]['loss']:.4f}" if run.validation else "",
             "tokens/s, median": short_number(rate),
             "time in steps": f"{duration(seconds)} x {run.env['world_size']}",
+            "energy": energy(run) if run.events("energy") else "",
             "restarts": str(len(run.events("resume"))),
         }
 

@@ -1,8 +1,10 @@
 """lm-eval's tasks on a decoder that is spread over processes, in place and with no export.
 
-Every process builds the same requests and runs the same number of forward passes of the same
-shapes, since each pass gathers weights from all of them: requests are sorted into a few lengths,
-and where they do not come out even a process fills up with rows of padding.
+Every process builds the same requests and runs the same number of forward passes, since each pass
+gathers weights from all of them. On a CPU a pass is one that lm-eval's `hf` model would make of the
+same requests: as many rows, of the same length, so that both sum in the same order and the scores
+are those of the export to the bit (fp32, SDPA, one thread count). On a GPU, or compiled, requests
+are sorted into a few shapes, and where they do not come out even a process fills up with padding.
 """
 
 from __future__ import annotations
@@ -23,9 +25,14 @@ from torch import Tensor
 
 SHORTEST = 64
 """Least length of a row; longer ones are powers of two, so that compiling sees few shapes."""
+ROWS = 16
+"""Of a pass as lm-eval makes it: `batch_size` of `python -m eval lm_eval`."""
 
 Scored = tuple[str | None, list[int], list[int]]
 """What lm-eval asks for: the text, tokens of the context, tokens that are scored after it."""
+Pass = tuple[tuple[int, int], list[list[int]]]
+"""A forward pass: its shape (rows, length), and the numbers of the requests that each row answers;
+rows without are padding."""
 
 
 class DecoderLM(TemplateLM):
@@ -33,7 +40,8 @@ class DecoderLM(TemplateLM):
 
     forward: tokens (rows, length) -> logits (rows, length, vocab); every process calls it.
     prefix_id: stands before a text that has no context. max_length: tokens that the model sees.
-    batch_tokens: of one forward pass. multiple: what every length must be a multiple of.
+    batch_tokens: of one forward pass of a few shapes; None for passes as lm-eval makes them.
+    multiple: what every length must be a multiple of.
     group: the processes that share the requests; None for this process alone.
     """
 
@@ -43,7 +51,7 @@ class DecoderLM(TemplateLM):
         tokenizer: Path,
         prefix_id: int,
         max_length: int,
-        batch_tokens: int,
+        batch_tokens: int | None,
         device: torch.device,
         multiple: int = 1,
         group: dist.ProcessGroup | None = None,
@@ -89,8 +97,11 @@ class DecoderLM(TemplateLM):
                 owner.append(number)
                 windows.append((None, context, scored))
         totals = [0.0] * len(requests)
-        for number, (value, _) in zip(owner, self._loglikelihood_tokens(windows), strict=True):
-            totals[number] += value
+        size = max(1, len(windows)) if self.batch_tokens else ROWS
+        for start in range(0, len(windows), size):
+            found = self._loglikelihood_tokens(windows[start : start + size])
+            for number, (value, _) in zip(owner[start : start + size], found, strict=True):
+                totals[number] += value
         return totals
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
@@ -104,26 +115,60 @@ class DecoderLM(TemplateLM):
         self._agree(requests)
         rows = [(context + scored)[-self.max_length - 1 :] for _, context, scored in requests]
         found = torch.zeros(len(rows), 2, dtype=torch.float64, device=self.place)
-        by_length: dict[int, list[int]] = {}
-        for number, row in enumerate(rows):
-            by_length.setdefault(self._length(len(row) - 1), []).append(number)
-        for length, numbers in sorted(by_length.items(), reverse=True):
-            batch = max(1, self.batch_tokens // length)
-            mine = numbers[self.share :: self.shares]
-            for start in range(0, math.ceil(len(numbers) / self.shares), batch):
-                chosen = mine[start : start + batch]
-                tokens = torch.zeros(batch, length, dtype=torch.int64)
-                for place, number in enumerate(chosen):
-                    inputs = rows[number][:-1]
-                    tokens[place, : len(inputs)] = torch.tensor(inputs)
-                logits = self.forward(tokens.to(self.place))
-                for place, number in enumerate(chosen):
+        passes = self._few_shapes(rows) if self.batch_tokens else self._as_lm_eval(requests, rows)
+        for at in range(0, len(passes), self.shares):
+            # The last processes may have nothing left: they take part with the first one's shape.
+            mine = at + self.share if at + self.share < len(passes) else None
+            shape, alike = passes[at if mine is None else mine]
+            tokens = torch.zeros(shape, dtype=torch.int64)
+            for place, numbers in enumerate(alike):
+                inputs = rows[numbers[0]][:-1]
+                tokens[place, : len(inputs)] = torch.tensor(inputs)
+            logits = self.forward(tokens.to(self.place))
+            for place, numbers in enumerate(alike if mine is not None else []):
+                for number in numbers:
                     count, end = len(requests[number][2]), len(rows[number]) - 1
                     targets = rows[number][end + 1 - count :]
                     found[number] = _score(logits[place, end - count : end], targets)
         if self.group is not None:
             dist.all_reduce(found, group=self.group)
         return [(value, bool(greedy)) for value, greedy in found.tolist()]
+
+    def _few_shapes(self, rows: list[list[int]]) -> list[Pass]:
+        """Rows by their length's power of two, those of one length on all processes at once."""
+        assert self.batch_tokens is not None
+        by_length: dict[int, list[int]] = {}
+        for number, row in enumerate(rows):
+            by_length.setdefault(self._length(len(row) - 1), []).append(number)
+        passes: list[Pass] = []
+        for length, numbers in sorted(by_length.items(), reverse=True):
+            batch = max(1, self.batch_tokens // length)
+            for start in range(0, math.ceil(len(numbers) / self.shares), batch):
+                for share in range(self.shares):
+                    mine = numbers[share :: self.shares][start : start + batch]
+                    passes.append(((batch, length), [[number] for number in mine]))
+        return passes
+
+    def _as_lm_eval(self, requests: Sequence[Scored], rows: list[list[int]]) -> list[Pass]:
+        """The longest first, `ROWS` at a time, padded to the longest of them; requests that differ
+        in their last token alone are one row (HFLM._loglikelihood_tokens)."""
+        same: dict[tuple[int, ...], list[int]] = {}
+        for number, (_, context, scored) in enumerate(requests):
+            same.setdefault((*context, *scored[:-1]), []).append(number)
+        # Of those that are one row it sorts by the one that scores most tokens.
+        texts = {number: context + scored for number, (_, context, scored) in enumerate(requests)}
+        first = [max(alike, key=lambda number: len(requests[number][2])) for alike in same.values()]
+        order = sorted(
+            zip(first, same.values(), strict=True),
+            key=lambda row: (-len(texts[row[0]]), texts[row[0]]),
+        )
+        passes: list[Pass] = []
+        for start in range(0, len(order), ROWS):
+            alike = [numbers for _, numbers in order[start : start + ROWS]]
+            length = max(len(rows[numbers[0]]) - 1 for numbers in alike)
+            length = math.ceil(length / self.multiple) * self.multiple
+            passes.append(((len(alike), length), alike))
+        return passes
 
     def _length(self, tokens: int) -> int:
         """Of the row that so many tokens are put into."""
@@ -147,5 +192,5 @@ def _score(logits: Tensor, scored: list[int]) -> Tensor:
     """(log-likelihood in nats, whether each token is the likeliest); logits (tokens, vocab)."""
     targets = torch.tensor(scored, device=logits.device)
     chances = logits.float().log_softmax(-1)
-    value = chances.gather(-1, targets[:, None]).double().sum()
+    value = chances.gather(-1, targets[:, None]).sum().double()
     return torch.stack((value, (chances.argmax(-1) == targets).all().double()))

@@ -96,7 +96,9 @@ def cost(run: RunFolder) -> Table:
     seconds = sum(record["step_seconds"] for record in run.train)
     processes = run.env["world_size"]
     hours = seconds * processes / 3600
-    unit = "CPU process" if run.env["device"] == "cpu" else "GPU"
+    # A CPU has a name on some systems; runs from before `device_type` was written say so otherwise.
+    on_cpu = run.env.get("device_type", run.env["device"]) == "cpu"
+    unit = "CPU process" if on_cpu else "GPU"
     times = [record["time"] for record in run.records if "time" in record]
     saved = run.events("checkpoint")
     table = [
@@ -104,7 +106,7 @@ def cost(run: RunFolder) -> Table:
         ("first to last line of the log", duration(times[-1] - times[0]) if times else "not known"),
         ("tokens", f"{run.train[-1]['tokens']:,}"),
         (f"tokens per {unit}-hour", f"{run.train[-1]['tokens'] / hours:,.0f}" if hours else ""),
-        ("energy", "not recorded"),
+        ("energy", energy(run)),
     ]
     if saved:
         held = sum(event.get("held_seconds", 0.0) for event in saved)
@@ -116,6 +118,21 @@ def cost(run: RunFolder) -> Table:
             )
         )
     return table
+
+
+def energy(run: RunFolder) -> str:
+    """What the machines counted, in kWh; of GPUs and CPUs apart, as either may not be known."""
+    read = run.events("energy")
+    if not read:
+        return "not known: the run found no counter that it may read (NVML, RAPL)"
+    kinds = (("gpu_joules", "GPUs"), ("cpu_joules", "CPU packages"))
+    parts = []
+    for key, name in kinds:
+        joules = [event[key] for event in read if key in event]
+        if joules:
+            watts = sum(joules) / sum(event["seconds"] for event in read if key in event)
+            parts.append(f"{sum(joules) / 3.6e6:,.3g} kWh by {name}, {watts:,.0f} W on average")
+    return f"{'; '.join(parts)} (counted over {duration(sum(e['seconds'] for e in read))})"
 
 
 def incidents(run: RunFolder) -> list[str]:

@@ -56,6 +56,7 @@ def environment(device: torch.device, world_size: int) -> dict[str, Any]:
         "packages": {package: metadata.version(package) for package in PACKAGES},
         "platform": platform.platform(),
         "device": name or device.type,
+        "device_type": device.type,
         "threads": torch.get_num_threads(),
         "world_size": world_size,
     }

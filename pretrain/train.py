@@ -26,6 +26,7 @@ from pretrain.health.watchdog import Watchdog
 from pretrain.hooks import Hook
 from pretrain.hooks.attention import AttentionByStage
 from pretrain.hooks.checkpoints import Checkpoints
+from pretrain.hooks.energy import Energy
 from pretrain.hooks.garbage import Garbage
 from pretrain.hooks.precision import PrecisionByStage
 from pretrain.hooks.profile import Profile
@@ -119,5 +120,5 @@ def make_hooks(
     hooks.append(Receipts(run_dir, config.health.compare_every_steps, processes))
     hooks += [AttentionByStage(attention), PrecisionByStage(config)]
     hooks += [Validation(config.validation), *tasks, Checkpoints(config.checkpoint, aside)]
-    hooks.append(Garbage(config.gc_every_steps))
+    hooks += [Energy(processes), Garbage(config.gc_every_steps)]
     return hooks

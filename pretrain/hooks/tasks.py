@@ -62,6 +62,12 @@ class Tasks(Hook):
         parallel, special = trainer.config.parallel, trainer.manifest.tokenizer
         prefix = special["eos_id"] if special.get("bos_id") is None else special["bos_id"]
 
+        # A CPU takes any shape as it comes, and torch's own attention there is transformers' too.
+        as_lm_eval = trainer.processes.device.type == "cpu" and not parallel.compile
+        backend = trainer.model.attention
+        if as_lm_eval:
+            trainer.model.attention = "sdpa"
+
         def forward(tokens: Tensor) -> Tensor:
             return trainer.model(tokens, rope_theta=stage.rope_theta)
 
@@ -70,7 +76,7 @@ class Tasks(Hook):
             trainer.manifest.tokenizer_path,
             prefix,
             trainer.config.model.max_seq_len,
-            parallel.micro_batch_tokens,
+            None if as_lm_eval else parallel.micro_batch_tokens,
             trainer.processes.device,
             parallel.tp if parallel.cp == 1 else 2 * parallel.cp * parallel.tp,
             trainer.layout.dp.get_group(),
@@ -80,6 +86,7 @@ class Tasks(Hook):
         with quiet(offline=not self.selection.built_in), torch.random.fork_rng():
             found = score_tasks(model, self.selection, self.manager, self.config.limit)
         drop_gathered(trainer.model)
+        trainer.model.attention = backend
         random.setstate(states[0])
         np.random.set_state(states[1])
         scores = {

@@ -50,29 +50,37 @@ def requests(count: int) -> list[tuple[str | None, list[int], list[int]]]:
     return made
 
 
-def make(path, shapes, group=None) -> DecoderLM:
+def make(path, shapes, group=None, batch_tokens: int | None = 256) -> DecoderLM:
     tokenizer = path / f"tokenizer{0 if group is None else dist.get_rank()}.json"
     byte_tokenizer().save(str(tokenizer))
-    return DecoderLM(bigram(shapes), tokenizer, 1, 160, 256, CPU, 3, group)
+    return DecoderLM(bigram(shapes), tokenizer, 1, 160, batch_tokens, CPU, 3, group)
 
 
-def test_scores_are_those_of_each_request_alone(tmp_path):
+# Few shapes, multiples of 3, and no more tokens than asked for; or sixteen rows a pass, the longest
+# first, requests that differ in their last token alone being one row.
+@pytest.mark.parametrize(
+    ("batch_tokens", "expected_shapes"),
+    [(256, {(3, 66), (1, 129), (1, 162)}), (None, {(16, 150), (8, 48)})],
+)
+def test_scores_are_those_of_each_request_alone(tmp_path, batch_tokens, expected_shapes):
     shapes: list[tuple[int, ...]] = []
     asked = requests(23)
-    found = make(tmp_path, shapes)._loglikelihood_tokens(asked)
+    asked += [(None, asked[0][1], [*asked[0][2][:-1], last]) for last in (5, 6)]
+    asked += [(None, [7, 8], [9, 10, 11]), (None, [7, 8, 9], [10, 12])]
+    found = make(tmp_path, shapes, batch_tokens=batch_tokens)._loglikelihood_tokens(asked)
     for (value, greedy), (_, context, scored) in zip(found, asked, strict=True):
         expected = by_hand(context, scored)
         assert (value, greedy) == (pytest.approx(expected[0], rel=1e-5), expected[1])
     assert sum(greedy for _, greedy in found) >= 8
-    # Few shapes, multiples of 3, and no more tokens than asked for.
-    assert set(shapes) == {(3, 66), (1, 129), (1, 162)}
+    assert set(shapes) == expected_shapes
 
 
-def test_a_text_is_scored_in_windows(tmp_path):
+@pytest.mark.parametrize("batch_tokens", [256, None])
+def test_a_text_is_scored_in_windows(tmp_path, batch_tokens):
     class Request:
         args = ("a sentence of some length, " * 20,)
 
-    model = make(tmp_path, [])
+    model = make(tmp_path, [], batch_tokens=batch_tokens)
     ids = model.tok_encode(Request.args[0])
     assert len(ids) > 3 * 160
     (value,) = model.loglikelihood_rolling([Request])
@@ -87,7 +95,10 @@ def score_share(rank: int, ranks: int, folder) -> None:
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=ranks)
     shapes: list[tuple[int, ...]] = []
     model = make(folder, shapes, dist.group.WORLD)
-    torch.save([model._loglikelihood_tokens(requests(23)), shapes], folder / str(rank))
+    found, shapes_of_few = model._loglikelihood_tokens(requests(23)), list(shapes)
+    model.batch_tokens = None
+    both = (found, model._loglikelihood_tokens(requests(23)))
+    torch.save([both, shapes_of_few], folder / str(rank))
     with pytest.raises(RuntimeError, match="different lm-eval requests"):
         model._loglikelihood_tokens(requests(23)[rank:])
     dist.destroy_process_group()
@@ -96,8 +107,11 @@ def score_share(rank: int, ranks: int, folder) -> None:
 def test_uneven_shares_take_the_same_passes(tmp_path):
     """23 requests over 3 processes; one that sees others than the rest ends all with an error."""
     mp.spawn(score_share, (3, tmp_path), nprocs=3)
-    alone = make(tmp_path, [])._loglikelihood_tokens(requests(23))
+    model = make(tmp_path, [])
+    alone = model._loglikelihood_tokens(requests(23))
+    model.batch_tokens = None
+    both = (alone, model._loglikelihood_tokens(requests(23)))
     shares = [torch.load(tmp_path / str(rank)) for rank in range(3)]
     for found, shapes in shares:
-        assert found == alone
+        assert found == both  # of the two passes of lm-eval's kind the third process has none
         assert shapes == shares[0][1]

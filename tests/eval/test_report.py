@@ -205,6 +205,29 @@ def test_mfu_that_cannot_be_is_explained(page, run, lines):
     assert "MFU is above 100% in 1 of 30 steps" in parsed.text
 
 
+def test_energy_is_told_where_it_is_known(page, run, lines):
+    _, parsed = page()
+    assert "not known: the run found no counter" in parsed.text
+    counted = [
+        event("energy", 15, gpu_joules=3.6e6, cpu_joules=1.8e6, seconds=1000),
+        event("energy", 30, gpu_joules=7.2e6, seconds=2000),
+    ]
+    write_metrics(run, [*lines, *counted])
+    _, parsed = page(others={"twin": str(run)})
+    assert "3 kWh by GPUs, 3,600 W on average; 0.5 kWh by CPU packages, 1,800 W" in parsed.text
+    assert "(counted over 50 min 0 s)" in parsed.text
+    assert parsed.text.count("3 kWh by GPUs") == 3  # its cost, and that of both side by side
+
+
+def test_a_cpu_that_has_a_name_is_no_gpu(page, run):
+    """platform.processor() is x86_64 on some systems, empty on others."""
+    env = json.loads((run / "env.json").read_text())
+    (run / "env.json").write_text(json.dumps(env | {"device": "x86_64", "device_type": "cpu"}))
+    _, parsed = page()
+    assert "CPU process-hours" in parsed.text
+    assert "GPU-hours" not in parsed.text
+
+
 def test_data_is_what_was_really_consumed(page, corpus):
     _, parsed = page()
     tokens = corpus.source_tokens("train")
