@@ -1,6 +1,7 @@
 """`python -m eval COMMAND key=value ...`."""
 
 from conf.entry import Command, main
+from conf.quiet import quiet_torchao
 
 COMMANDS = {
     "build_tasks": Command(
@@ -20,6 +21,12 @@ COMMANDS = {
         schema="eval.compare:CompareConfig",
         run="eval.compare:compare",
         summary="files of results side by side, and which differences are more than chance",
+    ),
+    "published": Command(
+        config="published",
+        schema="eval.published:PublishedConfig",
+        run="eval.published:print_published",
+        summary="prints the tables of the Danube reports that ship with the code",
     ),
     "fetch": Command(
         config="fetch",
@@ -60,4 +67,5 @@ COMMANDS = {
 }
 
 if __name__ == "__main__":
+    quiet_torchao()  # transformers imports it where it finds it
     main("eval", COMMANDS)

@@ -84,7 +84,8 @@ def figures(runs: Mapping[str, RunFolder]) -> list[tuple[str, list[str]]]:
         }
 
     found = [of(run) for run in runs.values()]
-    return [(key, [one[key] for one in found]) for key in found[0]]
+    rows = [(key, [one[key] for one in found]) for key in found[0]]
+    return [(key, values) for key, values in rows if any(values)]
 
 
 def settings(runs: Mapping[str, RunFolder]) -> list[tuple[str, list[str]]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+from eval.results import ACCURACIES
 from eval.run_folder import Record, RunFolder
 from pages.drawing import Drawing, draw
 from pages.svg import Chart, Series, short_number, smoothed
@@ -17,6 +19,10 @@ DOTTED = 40
 """A line of more points has no dots."""
 LONG = 1000
 """Steps of a run from which the first ones, at ten nats and more, no longer set the axis."""
+MANY = 4
+"""A legend of more lines takes the width of the page."""
+STYLES = 8
+"""Colours that a page has for lines."""
 Point = tuple[float, float]
 
 
@@ -117,6 +123,39 @@ def training_charts(run: RunFolder, styles: dict[str, str]) -> list[Drawing]:
                 top=top,
             )
         ),
+    ]
+
+
+def score_charts(run: RunFolder) -> list[Drawing]:
+    """What tasks scored while the model trained (`evaluation.tasks`), over tokens: shares in one
+    drawing, of each task the metric that tells most, and bits per byte in another; none where they
+    were scored but once."""
+    scored = run.of_kind("eval")
+    if len(scored) < 2:
+        return []
+
+    def lines(metrics: Sequence[str]) -> list[Series]:
+        found: list[Series] = []
+        for task in dict.fromkeys(task for record in scored for task in record["tasks"]):
+            points = [(r["tokens"], r["tasks"][task]) for r in scored if task in r["tasks"]]
+            metric = next((name for name in metrics if name in points[0][1]), None)
+            if metric is not None:
+                label = f"{task}, {metric}".replace("_", " ")
+                values = [(tokens, scores[metric]) for tokens, scores in points]
+                style = f"s{len(found) % STYLES}"
+                found.append(Series(label, values, style, dots=len(values) <= DOTTED))
+        return found
+
+    def drawn(unit: str, metrics: Sequence[str], **settings: Any) -> list[Drawing]:
+        found = lines(metrics)
+        if len(found) == 1:  # a line that is alone has no legend
+            unit = f"{unit}: {found[0].name}"
+        chart = Chart("Scores while training", unit, found, **settings)
+        return [draw(chart, is_wide=len(found) > MANY)] if found else []
+
+    return [
+        *drawn("right answers", ACCURACIES, bottom=0.0, format_y=lambda value: f"{value:.0%}"),
+        *drawn("bits per byte", ["bits_per_byte"]),
     ]
 
 

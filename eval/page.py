@@ -11,7 +11,7 @@ from typing import Any
 from conf.errors import InputError
 from data_pipeline.store.manifest import Manifest, load_manifest
 from eval.beside import beside
-from eval.curves import training_charts
+from eval.curves import score_charts, training_charts
 from eval.files import read_json_lines
 from eval.page_run import cost, data_table, duration, incidents, lineage, pace, shards, stages
 from eval.page_scores import evaluation, suites
@@ -46,7 +46,7 @@ def content(config: ReportConfig) -> dict[str, Any]:
         "summary": summary(run, manifest),
         "tuned": " ".join(sentence(stage) for stage in tuned),
         "cards": cards(run, results),
-        "charts": training_charts(run, styles),
+        "charts": [*training_charts(run, styles), *score_charts(run)],
         "stages": stages(run, styles),
         "pace": pace(run),
         "incidents": incidents(run),

@@ -1,22 +1,26 @@
 """Published scores of the suites in `conf/tasks/`, and tables of ours beside them.
 
-Each file of `eval/published/` is one table of a report: `suite`, `title`, `source`, `tasks` (the
-columns) and `models` with their scores in percent.
+Each file of `eval/published/` is one table of a report: `title`, `source` and `models` with their
+scores. One of a suite has `suite`, `tasks` (the columns) and scores in percent, or the average
+alone. Others, of what takes a judge or other tools to measure, have `columns`.
 """
 
 from __future__ import annotations
 
 import statistics
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
+from conf.errors import InputError, did_you_mean
 from eval.results import metric_of
-from eval.suites import suite_choices
+from eval.suites import known_suites, suite_choices
 
 FOLDER = Path(__file__).parent / "published"
 SHORT = {
@@ -37,6 +41,8 @@ SHORT = {
     "winogrande": "Wino",
 }
 """Names for the heads of narrow columns."""
+LOG_WIDTH = 140
+"""In columns, where the output goes to a file."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +50,20 @@ class Row:
     """A model of a suite's table; scores and errors in percent, None where there is none.
 
     source: the report that published it, None for a model of ours.
+    average_alone: where it is all that is known.
     """
 
     model: str
     scores: list[float | None]
     errors: list[float | None]
     source: str | None = None
+    average_alone: float | None = None
 
     @property
     def average(self) -> float | None:
         """Over the tasks, where all have a score."""
         known = [score for score in self.scores if score is not None]
-        return statistics.fmean(known) if len(known) == len(self.scores) else None
+        return statistics.fmean(known) if len(known) == len(self.scores) else self.average_alone
 
 
 @dataclass(frozen=True)
@@ -76,16 +84,64 @@ def published(suite: str) -> list[Row]:
     """Rows of all published tables of a suite, in the order of its tasks."""
     order = [choice.task for choice in suite_choices(suite)]
     rows = []
-    for path in sorted(FOLDER.glob("*.yaml")):
-        content = yaml.safe_load(path.read_text())
-        if content["suite"] != suite:
+    unknown: list[float | None] = [None] * len(order)
+    for content in published_files():
+        if content.get("suite") != suite:
             continue
         for model, scores in content["models"].items():
+            if isinstance(scores, float):
+                rows.append(Row(model, unknown, unknown, content["source"], scores))
+                continue
             by_task = dict(zip(content["tasks"], scores, strict=True))
-            rows.append(
-                Row(model, [by_task[t] for t in order], [None] * len(order), content["source"])
-            )
+            rows.append(Row(model, [by_task[t] for t in order], unknown, content["source"]))
     return rows
+
+
+def published_files() -> list[dict[str, Any]]:
+    """All tables, in the order of their names."""
+    return [yaml.safe_load(path.read_text()) for path in sorted(FOLDER.glob("*.yaml"))]
+
+
+@dataclass
+class PublishedConfig:
+    """suite: prints only what is published of this one; null for all tables."""
+
+    suite: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.suite is not None and self.suite not in known_suites():
+            raise InputError(
+                f"suite={self.suite}: expected one of {', '.join(known_suites())}"
+                f"{did_you_mean(self.suite, known_suites())}."
+            )
+
+
+def print_published(config: PublishedConfig) -> None:
+    """Prints the tables."""
+    console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
+    for suite in [config.suite] if config.suite else known_suites():
+        tasks = [choice.task for choice in suite_choices(suite)]
+        console.print(printed(SuiteTable(suite, tasks, published(suite))))
+    for content in published_files() if config.suite is None else []:
+        if "columns" in content:
+            console.print(content["title"], as_published(content), content["source"], sep="\n")
+
+
+def as_published(content: dict[str, Any]) -> Table:
+    """A table that is of no suite."""
+    made = Table(box=SIMPLE_HEAD)
+    made.add_column("model", no_wrap=True)
+    columns = []
+    for name, scores in zip(
+        content["columns"], zip(*content["models"].values(), strict=True), strict=True
+    ):
+        made.add_column(name, justify="right")
+        texts = ["" if score is None else str(score) for score in scores]
+        decimals = max(len(text.partition(".")[2]) for text in texts)
+        columns.append([text and f"{float(text):.{decimals}f}" for text in texts])
+    for model, row in zip(content["models"], zip(*columns, strict=True), strict=True):
+        made.add_row(model, *row)
+    return made
 
 
 def suite_tables(results: dict[str, Any], beside: bool = True) -> list[SuiteTable]:

@@ -60,7 +60,7 @@ def _math_preference(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-OASST = ("message_id", "parent_id", "text", "role", "lang", "rank")
+OASST = ("message_id", "text", "role", "lang")  # and parent_id and rank, where they have one
 COMPARED = ("prompt", "chosen", "rejected")
 
 ANSWERS = {

@@ -1,5 +1,6 @@
 """OpenAssistant's trees of messages (oasst1, oasst2): a row is one message that names its parent;
-people ranked the answers to the same message, 0 is the best."""
+people ranked the answers to the same message, 0 is the best. The jsonl files of the data sets leave
+out what is null: the parent of a first message, the rank of one that was not ranked."""
 
 from __future__ import annotations
 
@@ -37,9 +38,7 @@ def best_against_worst(rows: Iterator[Placed], language: str) -> Iterator[Placed
         path = open_paths.pop(0)
         following = replies[path[-1]["message_id"]]
         open_paths += [[*path, node] for node in following]
-        ranked = sorted(
-            (node for node in following if node["rank"] is not None), key=lambda node: node["rank"]
-        )
+        ranked = sorted((node for node in following if node.get("rank") is not None), key=_rank)
         if path[-1]["role"] == "prompter" and ranked and ranked[0]["rank"] < ranked[-1]["rank"]:
             prompt = [_message(node) for node in path]
             chosen, rejected = ranked[0]["text"], ranked[-1]["text"]
@@ -55,12 +54,13 @@ def _replies(rows: Iterator[Placed], language: str) -> Replies:
     for place, row in rows:
         kept = row["lang"] == language and not row.get("deleted")
         if kept and row.get("review_result") is not False and row["role"] in ROLES:
-            replies[row["parent_id"]].append(row | {"place": place})
+            replies[row.get("parent_id")].append(row | {"place": place})
     return replies
 
 
 def _rank(node: dict[str, Any]) -> float:
-    return float("inf") if node["rank"] is None else node["rank"]
+    rank = node.get("rank")
+    return float("inf") if rank is None else rank
 
 
 def _message(node: dict[str, Any]) -> Message:

@@ -16,6 +16,7 @@ REFUSED = {
     "chat": ("model=no/where/deep", "model=no/where/deep is no Hugging Face folder"),
     "serve": ("model=no/where/deep", "model=no/where/deep is no Hugging Face folder"),
     "compare": ("results=[nowhere]", "results=nowhere does not exist"),
+    "published": ("suite=nowhere", "suite=nowhere: expected one of danube3_academic"),
     "fetch": ("tasks=no/where", "tasks=no/where is no folder"),
 }
 
@@ -23,7 +24,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", COMMANDS)
 def test_what_does_not_exist_is_named(command, tmp_path, name):
     arguments, sentence = REFUSED[name]
-    out = [] if name in ("fetch", "chat", "serve") else [f"out={tmp_path / 'out'}"]
+    out = [] if name in ("fetch", "chat", "serve", "published") else [f"out={tmp_path / 'out'}"]
     done = command("eval", name, *arguments.split(), *out)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")

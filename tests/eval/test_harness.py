@@ -104,6 +104,18 @@ def test_file_says_what_was_measured_how(results, model):
     assert len(fingerprints) == 2
 
 
+def test_the_machine_is_not_described(config, tmp_path, monkeypatch):
+    """lm-eval starts programs for that, and git complains where the folder is no repository."""
+    from lm_eval import evaluator
+
+    def started(*_: object) -> None:
+        raise AssertionError("a program was started to describe the machine")
+
+    monkeypatch.setattr(evaluator, "add_env_info", started)
+    monkeypatch.setattr(evaluator, "get_git_commit_hash", started)
+    harness.lm_eval(dataclasses.replace(config, limit=1, out=str(tmp_path / "results.json")))
+
+
 def test_what_is_done_is_skipped(config, results, make_model, tmp_path, monkeypatch):
     ran = []
     score = harness.score

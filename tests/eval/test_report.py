@@ -205,6 +205,29 @@ def test_mfu_that_cannot_be_is_explained(page, run, lines):
     assert "MFU is above 100% in 1 of 30 steps" in parsed.text
 
 
+def test_scores_while_training_are_drawn(page, run, lines):
+    text, _ = page()
+    assert "Scores while training" not in text
+    scores = [
+        {"which": {"acc": 0.25 + step / 100, "acc_mutual_info": 0.5}, "text": {"bits_per_byte": 2}}
+        for step in (10, 30)
+    ]
+    scored: list[dict[str, Any]] = [
+        {"kind": "eval", "step": step, "tokens": 100 * step, "tasks": tasks, "seconds": 1}
+        for step, tasks in zip((10, 30), scores, strict=True)
+    ]
+    write_metrics(run, [*lines, *scored])
+    text, parsed = page()
+    assert "right answers: which, acc mutual info" in parsed.text
+    assert "bits per byte: text, bits per byte" in parsed.text
+    assert text.count("<svg") == 14
+    more = [line | {"tasks": {**line["tasks"], "who": {"acc": 0.5}}} for line in scored]
+    write_metrics(run, [*lines, *more])
+    text, parsed = page()
+    assert "who, acc" in parsed.text
+    assert text.count("<svg") == 14
+
+
 def test_energy_is_told_where_it_is_known(page, run, lines):
     _, parsed = page()
     assert "not known: the run found no counter" in parsed.text

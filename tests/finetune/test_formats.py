@@ -120,10 +120,13 @@ TREES = [
 ]
 
 
-def test_oasst2(tmp_path: Path) -> None:
-    """Ranks to conversations and to pairs of the best and the worst answer, in one language."""
+@pytest.mark.parametrize("nulls", [True, False])
+def test_oasst2(tmp_path: Path, nulls: bool) -> None:
+    """Ranks to conversations and to pairs of the best and the worst answer, in one language; from
+    a table, which has nulls, and from the authors' jsonl, which leaves them out."""
     path = tmp_path / "oasst2.jsonl"
-    path.write_text("\n".join(map(json.dumps, TREES)))
+    rows = [{key: row[key] for key in row if nulls or row[key] is not None} for row in TREES]
+    path.write_text("\n".join(map(json.dumps, rows)))
 
     def said(*names: str) -> list[dict[str, str]]:
         return [say("assistant" if n[0] == "a" else "user", f"{n}!") for n in names]
