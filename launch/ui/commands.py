@@ -57,7 +57,8 @@ class Form:
             )
         if not self.data:
             raise InputError(
-                "data: no corpus is chosen; make one with python -m data_pipeline tokenize."
+                "data: no corpus is chosen; make one under Data, or with python -m data_pipeline "
+                "tokenize."
             )
 
     @property
@@ -67,13 +68,9 @@ class Form:
 
     def overrides(self) -> list[str]:
         """Of `python -m pretrain`. Raises InputError where `more` is no command line."""
-        try:
-            more = shlex.split(self.more)
-        except ValueError as error:
-            raise InputError(f"more overrides: {error} in {self.more!r}.") from None
         chosen = {"model": self.model, "recipe": self.recipe, "optim": self.optim}
         chosen |= {"data.folder": self.data, "name": self.name, "run_dir": str(self.run_dir)}
-        return [*(f"{key}={value}" for key, value in chosen.items()), *more]
+        return [*(f"{key}={value}" for key, value in chosen.items()), *words(self.more)]
 
     def train(self) -> list[str]:
         """Trains on this machine."""
@@ -88,6 +85,20 @@ class Form:
     def plan_page(self) -> Path:
         """The page of the plan."""
         return self.runs / f"{self.name}.plan.html"
+
+
+def tokenize(corpus: str, tokenizer: str, more: str, folder: Path = Path("data")) -> list[str]:
+    """Makes the shards of a corpus. Raises InputError where `more` is no command line."""
+    chosen = [f"corpus={corpus}", f"tokenizer={tokenizer}", f"out={folder / corpus}"]
+    return ["data_pipeline", "tokenize", *chosen, *words(more)]
+
+
+def words(more: str) -> list[str]:
+    """The overrides of a field. Raises InputError where it is no command line."""
+    try:
+        return shlex.split(more)
+    except ValueError as error:
+        raise InputError(f"more overrides: {error} in {more!r}.") from None
 
 
 def stop(run: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The page itself: choose, plan, train, watch, chat."""
+"""The page itself: make data, choose, plan, train, watch, chat."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from launch.slurm.manage import look
 from launch.ui import commands
 from launch.ui.commands import Form, Started
 
-CHAT = "chat"
+CHAT, DATA = "chat", "data"
 SECONDS = 3
 """Between two looks at a run."""
 CSS = """
@@ -33,28 +33,73 @@ def build(folder: Path, started: Started, chat_port: int) -> Any:
     """The page, for the runs in a folder."""
     with gr.Blocks(title="Headwater", analytics_enabled=False) as page:
         gr.Markdown("# Headwater\nEach button runs the command that it shows; nothing else.")
-        with gr.Tab("Train"):
-            _train_tab(page, folder, started)
-        with gr.Tab("Watch"):
-            _watch_tab(page, folder, started)
-        with gr.Tab("Chat"):
-            _chat_tab(page, folder, started, chat_port)
+        known = commands.corpora()
+        data = gr.Dropdown(
+            known,
+            value=known[0] if known else None,
+            label="corpus (tokenized)",
+            allow_custom_value=True,
+            render=False,
+        )
+        with gr.Tabs(selected="train" if known else "data"):
+            with gr.Tab("Data", id="data"):
+                _data_tab(page, folder, started, data)
+            with gr.Tab("Train", id="train"):
+                _train_tab(page, folder, started, data)
+            with gr.Tab("Watch"):
+                _watch_tab(page, folder, started)
+            with gr.Tab("Chat"):
+                _chat_tab(page, folder, started, chat_port)
     return page
 
 
-def _train_tab(page: Any, folder: Path, started: Started) -> None:
-    corpora = commands.corpora()
+def _data_tab(page: Any, folder: Path, started: Started, data: Any) -> None:
+    """data: the corpora that one can train on."""
+    with gr.Row():
+        corpus = gr.Dropdown(commands.choices("corpus"), value="python_docs", label="text")
+        tokenizer = gr.Dropdown(commands.choices("tokenizer"), value="bpe_8k", label="tokenizer")
+    more = gr.Textbox(
+        "", label="more overrides of the text", placeholder="corpus.sources.mine.paths=[notes]"
+    )
+    make = gr.Button("Tokenize", variant="primary")
+    fields: list[Any] = [corpus, tokenizer, more]
+    line = _said("command", 1)
+    log = _said("log", 6)
+    timer = gr.Timer(SECONDS)
+    path = folder / "tokenize.log"
+
+    def preview(corpus: str, tokenizer: str, more: str) -> str:
+        try:
+            return commands.shown(commands.tokenize(corpus, tokenizer, more))
+        except InputError as error:
+            return f"# {error}"
+
+    def made(corpus: str, tokenizer: str, more: str) -> str:
+        command = commands.tokenize(corpus, tokenizer, more)
+        if not started.runs(DATA):
+            path.unlink(missing_ok=True)
+        started.start(DATA, command, path)
+        return commands.shown(command)
+
+    def watched(chosen: str | None) -> tuple[str, Any]:
+        known = commands.corpora()
+        chosen = chosen or (known[0] if known else None)
+        return commands.tail(path), gr.Dropdown(choices=known, value=chosen)
+
+    page.load(preview, fields, line, show_progress="hidden")
+    for item in fields:
+        item.change(preview, fields, line, show_progress="hidden")
+    make.click(spoken(made), fields, line)
+    timer.tick(watched, data, [log, data], show_progress="hidden")
+
+
+def _train_tab(page: Any, folder: Path, started: Started, data: Any) -> None:
     with gr.Row():
         name = gr.Textbox("first", label="name of the run")
         model = gr.Dropdown(commands.choices("model"), value="demo_12m", label="model")
         recipe = gr.Dropdown(commands.choices("recipe"), value="demo", label="recipe")
     with gr.Row():
-        data = gr.Dropdown(
-            corpora,
-            value=corpora[0] if corpora else None,
-            label="corpus (tokenized)",
-            allow_custom_value=True,
-        )
+        data.render()
         optim = gr.Dropdown(commands.choices("optim"), value="adamw_demo", label="optimizer")
         processes = gr.Number(1, label="processes here", minimum=1, precision=0)
         cluster = gr.Dropdown(commands.choices("cluster"), value="laptop", label="plan it for")

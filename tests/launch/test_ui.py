@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +46,16 @@ def test_the_commands_are_those_of_the_terminal(tmp_path):
     assert made.plan() == ["launch", "plan", *where, *made.train()[3:]]  # of the same run
     assert commands.shown(["eval", "chat", "model=a b"]) == "python -m eval chat 'model=a b'"
     assert commands.choices("recipe")[0] == "continued"
+    assert commands.tokenize("web", "bpe_8k", "seed=3") == [
+        *("data_pipeline", "tokenize", "corpus=web", "tokenizer=bpe_8k", "out=data/web", "seed=3")
+    ]
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"name": "../other"}, r"name='../other': expected letters"),
-        ({"data": ""}, r"no corpus is chosen; make one with"),
+        ({"data": ""}, r"no corpus is chosen; make one under Data"),
         ({"more": "seed='1"}, r"more overrides: No closing quotation"),
     ],
 )
@@ -93,6 +98,7 @@ def test_curves_of_a_run_that_is_being_written(tmp_path):
     }
 
 
+SHOWN = "[...document.querySelectorAll('.said textarea')].some(t => t.value.includes('{}'))"
 CLICK = "[...document.querySelectorAll({})].find(b => b.innerText.trim() == {}).click()"
 
 
@@ -117,18 +123,25 @@ def fill(page, label, text):
 @pytest.fixture
 def address(tmp_path, corpus):
     """The page, whose folder of runs is empty."""
-    pytest.importorskip("gradio", reason="gradio is not installed (extra chat)")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "bytes").symlink_to(corpus.folder)
+    with served(tmp_path) as address:
+        yield address
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of the page, started in a folder."""
+    pytest.importorskip("gradio", reason="gradio is not installed (extra chat)")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    log = tmp_path / "log"
+    log = folder / "log"
     with (
         log.open("w") as file,
         subprocess.Popen(
             [sys.executable, "-m", "launch", "ui", f"port={port}"],
-            cwd=tmp_path,
+            cwd=folder,
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -154,13 +167,13 @@ def test_a_run_from_its_button_to_its_curve(address, tmp_path, corpus):
     with browser.page(120) as page:
         page.open(address, 390, 800)
         page.wait("document.body.innerText.includes('Headwater')")
-        page.wait("document.querySelector('.said textarea').value.includes('launch local')")
+        page.wait(SHOWN.format("launch local"))
         assert page.js("document.documentElement.scrollWidth") <= 390
         page.open(address, 1280, 900)
-        page.wait("document.querySelector('.said textarea')?.value.includes('launch local')")
+        page.wait(SHOWN.format("launch local"))
         fill(page, "name of the run", "mine")
         fill(page, "more overrides", more)
-        page.wait("document.querySelector('.said textarea').value.includes('logger=files')")
+        page.wait(SHOWN.format("logger=files"))
         click(page, "Train", "button.primary")
         page.wait("document.body.innerText.includes('runs/mine trains')")
         click(page, "Watch", "[role=tab]")
@@ -169,3 +182,21 @@ def test_a_run_from_its_button_to_its_curve(address, tmp_path, corpus):
     run = Path(tmp_path, "runs", "mine")
     assert json.loads((run / "outcome.json").read_text())["code"] == 0
     assert "step 20/20" in (run / "ui.log").read_text()
+
+
+def test_a_newcomer_begins_with_data(tmp_path):
+    """With no corpus the page opens where one is made, and that one can then be trained on."""
+    more = "tokenizer.vocab_size=500 corpus.sources.prose.max_bytes=300_000 "
+    more += "corpus.sources.code.max_bytes=600_000"
+    with served(tmp_path) as address, browser.page(120) as page:
+        page.open(address, 390, 800)
+        page.wait(SHOWN.format("data_pipeline tokenize corpus=python_docs"))
+        assert page.js("document.documentElement.scrollWidth") <= 390
+        page.open(address, 1280, 900)
+        page.wait(SHOWN.format("data_pipeline tokenize corpus=python_docs"))
+        fill(page, "more overrides of the text", more)
+        page.wait(SHOWN.format("code.max_bytes"))
+        click(page, "Tokenize", "button.primary")
+        page.wait(SHOWN.format("made data/python_docs"))
+        click(page, "Train", "[role=tab]")
+        page.wait(SHOWN.format("data.folder=data/python_docs"))
