@@ -59,7 +59,7 @@ def _data_tab(page: Any, folder: Path, started: Started, data: Any) -> None:
         corpus = gr.Dropdown(commands.choices("corpus"), value="python_docs", label="text")
         tokenizer = gr.Dropdown(commands.choices("tokenizer"), value="bpe_8k", label="tokenizer")
     more = gr.Textbox(
-        "", label="more overrides of the text", placeholder="corpus.sources.mine.paths=[notes]"
+        "", label="more overrides of the text", placeholder="corpus.sources.text.paths=[notes]"
     )
     make = gr.Button("Tokenize", variant="primary")
     fields: list[Any] = [corpus, tokenizer, more]
