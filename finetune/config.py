@@ -36,6 +36,7 @@ class SftConfig:
         steps and at the end; null for none.
     checkpoint_every: steps between checkpoints, from which the same command continues; null for
         none. They lie in `out`.tmp until the result is whole.
+    repetition_penalty: that the result's generation config asks for; null for what `model` says.
     overwrite: replaces `out`, whatever it holds.
     """
 
@@ -67,6 +68,7 @@ class SftConfig:
     validation: Any = None
     validate_every: int = 100
     checkpoint_every: int | None = 500
+    repetition_penalty: float | None = None
     logger: LoggerConfig = field(default_factory=lambda: LoggerConfig("disabled"))
     overwrite: bool = False
 
@@ -78,6 +80,7 @@ class SftConfig:
             _positive(key, getattr(self, key))
         for key in ("max_seq_len", "log_every", "validate_every", "checkpoint_every"):
             _positive(key, getattr(self, key))
+        _positive("repetition_penalty", self.repetition_penalty)
         if not 0 <= self.warmup < 1:
             raise InputError(f"warmup={self.warmup} is outside [0, 1): it is a share of the steps.")
 

@@ -127,6 +127,8 @@ def save(base: Base, config: SftConfig, record: dict[str, Any], folder: Path) ->
     import torch
 
     base.model.generation_config.eos_token_id = base.tokenizer.eos_token_id
+    if config.repetition_penalty is not None:
+        base.model.generation_config.repetition_penalty = config.repetition_penalty
     torch.nn.Module.to(base.model, base.stored_dtype)
     base.model.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)

@@ -42,6 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, base: Path, pairs: Path) -> P
         "learning_rate=1e-2",
         "epochs=4",
         "log_every=7",
+        "repetition_penalty=1.1",
     )
     assert done.returncode == 0, done.stderr
     assert "20 steps on 40 conversations" in done.stdout
@@ -62,9 +63,12 @@ def test_result_is_a_stock_folder(made: Path, base: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(made)
     assert model.dtype == torch.bfloat16
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert model.generation_config.repetition_penalty == 1.1
     assert tokenizer.chat_template == load_template("danube").template
+    added = {"generation_config.json": {"repetition_penalty": 1.1}}
     for name in ("config.json", "tokenizer.json", "generation_config.json"):
-        assert json.loads((made / name).read_text()) == json.loads((base / name).read_text())
+        before = json.loads((base / name).read_text()) | added.get(name, {})
+        assert json.loads((made / name).read_text()) == before
     chat = [{"role": "user", "content": "What does dedent(text) do?"}]
     answer = pipeline("text-generation", model=model, tokenizer=tokenizer)(chat, max_new_tokens=4)
     assert answer[0]["generated_text"][-1]["role"] == "assistant"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -10,12 +12,19 @@ from omegaconf import OmegaConf
 from conf.entry import CONF_DIR
 from finetune.config import DpoConfig, SftConfig
 
-LORA = {"beta": 0.2, "lora_rank": 4, "lora_alpha": 16, "batch_size": 2, "epochs": 1.0}
+LORA: dict[str, Any] = {
+    "beta": 0.2,
+    "lora_rank": 4,
+    "lora_alpha": 16,
+    "batch_size": 2,
+    "epochs": 1.0,
+}
+LORA |= {"repetition_penalty": 1.1}
 PUBLISHED = {
     "danube_sft": (
         SftConfig,
         {"learning_rate": 1e-5, "schedule": "cosine", "batch_size": 8, "epochs": 1.0}
-        | {"packing": True, "max_seq_len": None},
+        | {"packing": True, "max_seq_len": None, "repetition_penalty": 1.1},
     ),
     "danube_dpo1": (DpoConfig, {"learning_rate": 1e-5, "schedule": "cosine"} | LORA),
     "danube_dpo2": (DpoConfig, {"learning_rate": 3e-6, "schedule": "cosine"} | LORA),
