@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
-WHY_NOT = "no Chromium here: apt-get install chromium"
+from tests import debian
+
+NAMES = ("chromium", "chromium-browser", "chrome")
 OPTIONS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
 OPTIONS += ["--disable-background-networking", "--disable-component-update", "--hide-scrollbars"]
 OPTIONS += ["--disable-dev-shm-usage", "--password-store=basic", "--remote-debugging-port=0"]
@@ -95,12 +97,22 @@ class Page:
         path.write_bytes(base64.b64decode(shot["data"]))
 
 
+def chromium() -> str:
+    """The browser's program, installed where that is possible; skips where it is not."""
+    found = [name for name in NAMES if shutil.which(name)]
+    if not found:
+        reason = debian.why_not(NAMES[:1], "chromium", "fonts-dejavu-core")
+        if reason:
+            pytest.skip(reason)
+    return (found or NAMES)[0]
+
+
 @contextmanager
 def page(seconds: float = 60) -> Iterator[Page]:
-    """A tab in a browser of its own."""
-    assert CHROMIUM, WHY_NOT
+    """A tab in a browser of its own; skips, saying why, where there can be none."""
+    program = chromium()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        command = [CHROMIUM, *OPTIONS, f"--user-data-dir={folder}", "about:blank"]
+        command = [program, *OPTIONS, f"--user-data-dir={folder}", "about:blank"]
         quiet = subprocess.DEVNULL
         with subprocess.Popen(command, stdout=quiet, stderr=quiet) as process:
             loop = asyncio.new_event_loop()

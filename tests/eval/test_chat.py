@@ -177,7 +177,6 @@ def test_the_openai_client_gets_what_the_model_says(served, chat_model, loaded):
     assert len(chunks) > 2
 
 
-@pytest.mark.skipif(browser.CHROMIUM is None, reason=browser.WHY_NOT)
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_answers_in_a_browser(served, width):
     with browser.page() as page:

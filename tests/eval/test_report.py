@@ -569,7 +569,6 @@ OVERLAPS = """
 """What is written over other text of a drawing, or out of it, or out of the page."""
 
 
-@pytest.mark.skipif(browser.CHROMIUM is None, reason=browser.WHY_NOT)
 def test_pages_can_be_read(page, run, lines, tuned, suite_results, tmp_path):
     """No text on other text and nothing beyond the page's edge: with other runs beside it and
     tuned models; and where restarts, skipped steps and a stage lie close together."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+
+from tests import debian
 
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch")
 WAIT_SECONDS = 120.0
@@ -265,13 +266,9 @@ def running(folder: Path) -> Iterator[Cluster]:
     """A cluster; skips, saying why, where it cannot be."""
     if os.geteuid():
         pytest.skip("SLURM needs root to be started here")
-    if not all(map(shutil.which, NEEDED)) and shutil.which("apt-get"):
-        install = ["apt-get", "install", "-y", "-qq", "slurm-wlm", "munge"]
-        quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(install, env=quiet, capture_output=True, timeout=240)
-    missing = [name for name in NEEDED if not shutil.which(name)]
-    if missing:
-        pytest.skip(f"{', '.join(missing)} not found: apt-get install slurm-wlm munge")
+    reason = debian.why_not(NEEDED, "slurm-wlm", "munge")
+    if reason:
+        pytest.skip(reason)
     cluster = Cluster(folder)
     try:
         cluster.start()

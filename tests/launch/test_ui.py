@@ -146,7 +146,6 @@ def address(tmp_path, corpus):
             assert process.wait(30) == 0, log.read_text()
 
 
-@pytest.mark.skipif(browser.CHROMIUM is None, reason=browser.WHY_NOT)
 def test_a_run_from_its_button_to_its_curve(address, tmp_path, corpus):
     # The test's model and recipe are smaller than any of conf/.
     taken = ("data.folder=", "run_dir=", "pretrain", "model=", "recipe=", "optim=", "name=")
