@@ -171,6 +171,10 @@ def _sentence(error: Exception, schema: type) -> str:
     if unknown:
         key = key or unknown.group(1)
         return f"{key} is not a key of this config{did_you_mean(key, _keys(schema))}."
+    not_a_group = re.match(r"Could not override '(.+?)'\. No match in the defaults list", text)
+    if not_a_group:  # a group of conf/, but of other commands
+        key = not_a_group.group(1)
+        return f"{key} is not a key of this config{did_you_mean(key, _keys(schema))}."
     if key:
         return f"{key}: {text[0].lower() + text[1:]}."
     return text + "."
