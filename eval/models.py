@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from conf.errors import InputError
+from conf.quiet import quiet_torchao
 from eval.devices import device_of
 from eval.find_model import find_model
 
@@ -36,6 +37,7 @@ def load(name: str, dtype: str = "auto", device: str = "auto") -> Loaded:
     place = device_of(device)
     folder = find_model(name)
     os.environ["HF_HUB_OFFLINE"] = "1"  # nothing remote is asked for
+    quiet_torchao()  # transformers imports it with the model
     import transformers
     from torch import nn
 
