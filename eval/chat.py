@@ -6,6 +6,7 @@ conversation can be a file.
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -84,6 +85,8 @@ def chat(config: ChatConfig) -> None:
 
 def questions() -> Iterator[str]:
     """What the user types, or the lines of a pipe; empty ones are passed over."""
+    if isinstance(sys.stdin, io.TextIOWrapper):  # a pipe may hold what is no UTF-8
+        sys.stdin.reconfigure(errors="replace")
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()

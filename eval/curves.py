@@ -196,7 +196,12 @@ def tuning_charts(metrics: list[Record], unit: str) -> list[Drawing]:
                 top=1.0,
                 format_y=lambda value: f"{value:.0%}",
             ),
-            drawn("Reward margin", "better less worse answer", "reward_margin"),
+            drawn(
+                "Reward margin",
+                "better less worse answer",
+                "reward_margin",
+                format_y=short_number,
+            ),
         ]
     return charts
 

@@ -26,16 +26,28 @@ def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def read_text(path: Path, key: str) -> str:
+    """The text of a file that setting `key` names.
+
+    Raises:
+        InputError: it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{key}={path} is not UTF-8 at byte {error.start}.") from None
+
+
 def read_json_lines(path: Path, key: str) -> list[dict[str, Any]]:
     """The objects of a jsonl file that setting `key` names; blank lines are skipped.
 
     Raises:
-        InputError: the file is missing, or a line is no JSON object.
+        InputError: the file is missing or not UTF-8, or a line is no JSON object.
     """
     if not path.is_file():
         raise InputError(f"{key}={path} is no file: expected jsonl.")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(read_text(path, key).split("\n"), 1):
         if not line.strip():
             continue
         try:

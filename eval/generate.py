@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from conf.errors import InputError
-from eval.files import read_json_lines, write_json_lines
+from eval.files import read_json_lines, read_text, write_json_lines
 from eval.models import Loaded, load
 
 Prompt = str | list[dict[str, str]]
@@ -100,7 +100,7 @@ def read_prompts(config: GenerateConfig) -> list[dict[str, Any]]:
                 reference = {"reference": plain(row["completion"])} if "completion" in row else {}
                 rows.append({"prompt": row["prompt"], **reference})
         elif path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = read_text(path, "prompts_file").splitlines()
             rows += [{"prompt": line} for line in lines if line.strip()]
         else:
             raise InputError(f"prompts_file={path} is no file: expected text or jsonl.")

@@ -120,10 +120,15 @@ def cards(run: RunFolder, results: Record | None) -> list[dict[str, str]]:
         {
             "label": "time in steps",
             "value": duration(seconds),
-            "note": f"{run.env['world_size']} processes on {run.env['device']}",
+            "note": f"{counted(run.env['world_size'], 'process')} on {run.env['device']}",
         }
     )
     return found
+
+
+def counted(number: int, what: str) -> str:
+    """`1 process`, `2 processes`."""
+    return f"{number:,} {what}" + "es" * (number != 1)
 
 
 def agreement(run: RunFolder, file: str) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def lineage(
         ("data", f"{manifest.name}, fingerprint {env['data_fingerprint']}"),
         ("tokenizer", f"{manifest.vocab_size:,} ids, sha256 {env['tokenizer_fingerprint']}"),
         ("order of samples", f"seed {run.config['seed']}, fingerprint {env['order_fingerprint']}"),
-        ("hardware", f"{env['world_size']} x {env['device']}, {env['threads']} threads each"),
+        ("hardware", f"{env['world_size']} x {env['device']}, threads each: {env['threads']}"),
         ("platform", f"{env['platform']}, Python {env['python']}"),
         ("packages", ", ".join(f"{name} {version}" for name, version in env["packages"].items())),
         ("checkpoints", ", ".join(run.checkpoints) or "none"),

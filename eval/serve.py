@@ -6,6 +6,7 @@ folder. The page is a client of it like any other.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -67,11 +68,14 @@ def serve(config: ServeConfig) -> None:
     """Serves until it is interrupted.
 
     Raises:
-        InputError: there is no such model, a package is missing or a port is taken.
+        InputError: there is no such model, it has no chat template for the page, a package is
+            missing or a port is taken.
         RunFault: the endpoint ended or did not come up.
     """
     check_packages(config)
     folder = find_model(config.model)
+    if config.page:
+        check_template(config.model, folder)
     for key in ("port", "api_port") if config.page else ("api_port",):
         check_free(key, getattr(config, key))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the endpoint ends with us
@@ -113,6 +117,19 @@ def check_packages(config: ServeConfig) -> None:
             "engine=vllm: the command vllm is not installed; install it, or use "
             "engine=transformers."
         )
+
+
+def check_template(model: str, folder: Path) -> None:
+    """Raises InputError where a model's folder does not say how a conversation is written."""
+    if (folder / "chat_template.jinja").is_file():
+        return
+    config = folder / "tokenizer_config.json"  # where it stands in older folders
+    if config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("chat_template"):
+        return
+    raise InputError(
+        f"model={model} has no chat template, so that the page could not talk to it: "
+        "tune it first (python -m finetune sft), or give page=false."
+    )
 
 
 def check_free(key: str, port: int) -> None:
@@ -227,7 +244,8 @@ def respond_with(model: str, endpoint: str) -> Callable[..., Iterator[str]]:
                     said += chunk.choices[0].delta.content or ""
                     yield said
         except APIError as error:
-            raise gradio.Error(f"the endpoint refused: {error.message}") from None
+            hint = "; its chat template may know no system prompt" if system else ""
+            raise gradio.Error(f"the endpoint refused: {error.message}{hint}") from None
         if not said.strip():
             yield "(no text)"
 

@@ -110,8 +110,8 @@ def score_tasks(
     # lm-eval takes one number of examples for all tasks of a call.
     for shots in {choice.num_fewshot: None for choice in selection.choices}:
         chosen = [choice for choice in selection.choices if choice.num_fewshot == shots]
-        # It starts programs to describe the machine and the working folder's commit, which no one
-        # reads: a second for each call, and git's complaint where there is none.
+        # It starts programs to describe the machine and the folder's git, a second for each call;
+        # no one reads that, and git complains where there is none.
         with (
             patch.object(evaluator, "add_env_info", lambda results: None, create=True),
             patch.object(evaluator, "get_git_commit_hash", lambda: None, create=True),

@@ -117,6 +117,13 @@ def choose(formats: dict[str, Format], name: str, row: dict[str, Any], place: st
             f"{place} has the keys {keys}, which fit {' and '.join(fits)}: "
             "say which is meant with format=..."
         )
+    for command, others in (("sft", ANSWERS), ("dpo", PAIRS)):
+        for key, format in others.items():
+            if formats is not others and has(format, row):
+                raise InputError(
+                    f"{place} has the keys {keys}, which are {key} for python -m finetune "
+                    f"{command}: use that, or give other data."
+                )
     raise InputError(f"{place} has the keys {keys}: expected those of one of {known}.")
 
 

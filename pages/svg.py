@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 from itertools import accumulate, groupby, product
 
-MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 52, 14, 22, 40
+MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 56, 14, 22, 40
 CHARACTER = 6.4
 """Mean width of a character of a label."""
 LABEL_ROWS = 3
@@ -57,7 +57,7 @@ class Chart:
         y_ticks = ticks(low, high, 5)
         low, high = min(low, y_ticks[0]), max(high, y_ticks[-1])
         left = 0.0 if 0 <= min(xs) < 0.1 * max(xs) else min(xs)
-        x_ticks = ticks(left, max(xs), max(4, width // 130))
+        x_ticks = [tick for tick in ticks(left, max(xs), max(4, width // 130)) if tick % 1 == 0]
         plot = Plot(width, height, left, max(xs), low, high)
         parts = [
             f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(self.title)}">',

@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.debian import missing
+from tests import debian
 
 NAMES = ("chromium", "chromium-browser", "chrome")
 OPTIONS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
@@ -97,14 +97,22 @@ class Page:
         path.write_bytes(base64.b64decode(shot["data"]))
 
 
+def chromium() -> str:
+    """The browser's program, installed where that is possible; skips where it is not."""
+    found = [name for name in NAMES if shutil.which(name)]
+    if not found:
+        reason = debian.why_not(NAMES[:1], "chromium", "fonts-dejavu-core")
+        if reason:
+            pytest.skip(reason)
+    return (found or NAMES)[0]
+
+
 @contextmanager
 def page(seconds: float = 60) -> Iterator[Page]:
-    """A tab in a browser of its own; skips the test, saying why, where there is no Chromium."""
-    chromium = next(filter(None, map(shutil.which, NAMES)), None)
-    if chromium is None and missing(NAMES[:1], ["chromium", "fonts-dejavu-core"]):
-        pytest.skip("no Chromium here: apt-get install chromium")
+    """A tab in a browser of its own; skips, saying why, where there can be none."""
+    program = chromium()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        command = [chromium or NAMES[0], *OPTIONS, f"--user-data-dir={folder}", "about:blank"]
+        command = [program, *OPTIONS, f"--user-data-dir={folder}", "about:blank"]
         quiet = subprocess.DEVNULL
         with subprocess.Popen(command, stdout=quiet, stderr=quiet) as process:
             loop = asyncio.new_event_loop()

@@ -1,4 +1,4 @@
-"""Debian's packages that some tests need, installed once where that can be done."""
+"""Programs of Debian's that tests need, on a machine that lacks them."""
 
 from __future__ import annotations
 
@@ -7,23 +7,38 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
-INSTALL_SECONDS = 400
+SECONDS = 240
+LOCK = Path(tempfile.gettempdir(), f"headwater-tests-apt-{os.geteuid()}.lock")
 
 
-def missing(programs: Sequence[str], packages: Sequence[str]) -> list[str]:
-    """The programs that are not here, also after root has tried to install the packages; processes
-    that ask at the same time wait for the first."""
-    with (Path(tempfile.gettempdir()) / "headwater-tests-apt.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        lacking = [program for program in programs if not shutil.which(program)]
-        if lacking and os.geteuid() == 0 and shutil.which("apt-get"):
-            install = f"apt-get install -y -qq --no-install-recommends {' '.join(packages)}"
-            # A fresh image has no lists of packages.
-            command = ["sh", "-c", f"{install} || {{ apt-get update -qq && {install}; }}"]
-            quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-            subprocess.run(command, env=quiet, capture_output=True, timeout=INSTALL_SECONDS)
-            lacking = [program for program in programs if not shutil.which(program)]
-    return lacking
+def why_not(programs: tuple[str, ...], *packages: str) -> str:
+    """Why programs are not here, empty where they are: as root they are installed by apt-get, once
+    for all workers of pytest."""
+    with LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the next one finds them, and apt-get its own lock free
+        said = "" if all(map(shutil.which, programs)) else _install(packages)
+    missing = [name for name in programs if not shutil.which(name)]
+    advice = f"apt-get install {' '.join(packages)}"
+    return f"{', '.join(missing)} not found: {advice} ({said})" if missing else ""
+
+
+def _install(packages: tuple[str, ...]) -> str:
+    """What apt-get says in the end; lists of packages that are old or missing are renewed."""
+    if os.geteuid() or not shutil.which("apt-get"):
+        return "as root these tests do it themselves, where there is apt-get"
+    install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
+    quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    said = ""
+    for command in (install, ["apt-get", "update", "-qq"], install):
+        try:
+            done = subprocess.run(
+                command, env=quiet, capture_output=True, text=True, timeout=SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            return f"{command[1]} took more than {SECONDS} s"
+        said = (done.stderr.strip().splitlines() or [""])[-1]
+        if command is install and done.returncode == 0:
+            break
+    return said

@@ -15,7 +15,7 @@ import pytest
 from conf.errors import InputError
 from eval.chat import ChatConfig, answer, check_system, fitting, ids_of
 from eval.models import load
-from eval.serve import ServeConfig, check_free, command_of, text_of
+from eval.serve import ServeConfig, check_free, check_template, command_of, text_of
 from tests import browser
 from tests.conftest import ROOT
 
@@ -66,11 +66,10 @@ def test_a_template_without_a_system_role_is_named(make_model, tmp_path):
 def test_questions_come_through_a_pipe(chat_model):
     done = subprocess.run(
         [sys.executable, "-m", "eval", "chat", f"model={chat_model}", "max_new_tokens=8"],
-        input="one\n\n/new\ntwo\n",
+        input=b"one\n\n/new\ncaf\xe9\n",  # the last one is no UTF-8
         cwd=ROOT,
         env=os.environ | QUIET,
         capture_output=True,
-        text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
@@ -81,6 +80,14 @@ def test_a_model_without_a_template_is_refused(command, model):
     done = command("eval", "chat", f"model={model}")
     assert done.returncode == 2
     assert "has no chat template: tune it first" in done.stderr
+
+
+def test_the_page_needs_a_template_in_one_of_two_places(chat_model, model, tmp_path):
+    check_template("m", chat_model)
+    with pytest.raises(InputError, match="model=m has no chat template, so that the page could"):
+        check_template("m", model)
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    check_template("m", tmp_path)
 
 
 @pytest.mark.parametrize(

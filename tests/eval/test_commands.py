@@ -40,6 +40,9 @@ def test_what_does_not_exist_is_named(command, tmp_path, name):
             ("generate", "prompt=[a]"),
             "prompt is not a key of this config (did you mean",
         ),
+        (("lm_eval", "model=a"), "model is not a key of this config (did you mean 'models'?)"),
+        (("lm_eval", "models=a"), "entries with names of your own: give each as models.NAME=..."),
+        (("generate", "prompts=a"), "prompts takes a list: give it as prompts=[...]"),
         (("perplexity", "seq_len=long"), "seq_len: value 'long'"),
         (("build_tasks", "corpus=x"), "out has no value"),
         (("comparr",), "'comparr' is no command of eval"),
@@ -52,6 +55,7 @@ def test_a_wrong_key_value_or_command_is_named(command, arguments, sentence):
 
 
 def test_generate_writes_where_it_is_told(command, chat_model, tmp_path):
+    """And torchao, which transformers imports, keeps quiet."""
     out = tmp_path / "deep" / "samples.jsonl"
     done = command(
         "eval",
@@ -68,3 +72,4 @@ def test_generate_writes_where_it_is_told(command, chat_model, tmp_path):
         "<user>two words</s><assistant>",
     ]
     assert "two words" in done.stdout
+    assert done.stderr == ""

@@ -121,6 +121,13 @@ def test_rows_without_a_prompt_are_named(run, tmp_path):
         run(prompts_file=str(file))
 
 
+@pytest.mark.parametrize("name", ["prompts.txt", "prompts.jsonl"])
+def test_a_file_in_another_encoding_is_named(run, tmp_path, name):
+    (tmp_path / name).write_bytes("café".encode("latin-1"))
+    with pytest.raises(InputError, match=f"{name} is not UTF-8 at byte 3"):
+        run(prompts_file=str(tmp_path / name))
+
+
 def test_damaged_model_is_a_sentence(run, make_model, tmp_path):
     folder = make_model(tmp_path / "damaged")
     (folder / "model.safetensors").unlink()

@@ -138,7 +138,9 @@ def test_what_is_done_is_skipped(config, results, make_model, tmp_path, monkeypa
     assert ran == [third, third]
 
 
-def test_interrupted_call_keeps_what_is_done(config, tmp_path, monkeypatch):
+def test_interrupted_call_keeps_what_is_done(config, tmp_path, monkeypatch, capfd):
+    """And git is not asked about a folder that may be no repository."""
+    monkeypatch.chdir(tmp_path)
     out = tmp_path / "results.json"
     score = harness.score
 
@@ -151,6 +153,7 @@ def test_interrupted_call_keeps_what_is_done(config, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         harness.lm_eval(dataclasses.replace(config, out=str(out)))
     assert list(load_results(out)["models"]) == ["base"]
+    assert "git" not in capfd.readouterr().err
 
 
 def test_table_has_a_line_a_metric(results):

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from conf.errors import InputError
+from eval.page import counted
 from eval.report import ReportConfig, report
 from eval.suites import suite_choices
 from tests import browser
@@ -584,6 +585,10 @@ def test_model_card(page, suite_results, model, tmp_path):
     assert ModelCard(card).data.to_dict()["model-index"]
     with pytest.raises(InputError, match="card=nowhere is no Hugging Face folder"):
         page(card="nowhere")
+
+
+def test_numbers_of_things():
+    assert [counted(number, "process") for number in (1, 2)] == ["1 process", "2 processes"]
 
 
 OVERLAPS = """

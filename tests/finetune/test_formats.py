@@ -168,6 +168,9 @@ def test_format_by_name(tmp_path: Path) -> None:
         read_rows(path, "oast2")
     with pytest.raises(InputError, match=r"line 1 has the keys .* expected 'query' and 'response'"):
         read_rows(path, "metamathqa")
+    with pytest.raises(InputError, match="which are completion for python -m finetune sft"):
+        read_pairs(path)
+    path.write_text(json.dumps({"text": "of no format"}))
     with pytest.raises(InputError, match=r"expected those of one of pairs \(prompt, chosen"):
         read_pairs(path)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.debian import missing
+from tests.debian import why_not
 
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch")
 WAIT_SECONDS = 120.0
@@ -280,9 +280,8 @@ def running(folder: Path) -> Iterator[Cluster]:
     """A cluster; skips, saying why, where it cannot be."""
     if os.geteuid():
         pytest.skip("SLURM needs root to be started here")
-    lacking = missing(NEEDED, ["slurm-wlm", "munge"])
-    if lacking:
-        pytest.skip(f"{', '.join(lacking)} not found: apt-get install slurm-wlm munge")
+    if reason := why_not(NEEDED, "slurm-wlm", "munge"):
+        pytest.skip(reason)
     cluster = Cluster(folder)
     try:
         cluster.start()

@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pages.svg import MAX_POINTS, Chart, Series, short_number, smoothed, thinned, ticks
+from pages.svg import (
+    CHARACTER,
+    MAX_POINTS,
+    Chart,
+    Series,
+    short_number,
+    smoothed,
+    thinned,
+    ticks,
+)
 
 numbers = st.floats(-1e4, 1e4)
 
@@ -27,6 +36,18 @@ def test_ticks_reach_from_end_to_end(low, span, count):
 def test_ticks_are_round():
     assert ticks(0, 1_640_000, 4) == [0, 500_000, 1_000_000, 1_500_000, 2_000_000]
     assert ticks(3.0, 3.0, 5)  # a flat line has an axis too
+
+
+def test_steps_are_whole_and_numbers_stay_inside():
+    line = Series("a", [(1.0, 0.0), (10.0, -0.00138)], "s0")
+    drawn = Chart("t", "", [line], x_label="steps").svg(400, 260)
+    below = re.findall(r'text-anchor="middle">([^<]+)<', drawn)
+    assert below == ["5", "10"]
+    beside = re.findall(
+        r'<text class="axis" x="(\d+)" y="[^"]+" text-anchor="end">(-[^<]+)<', drawn
+    )
+    assert {text for _, text in beside} == {"-0.0015", "-0.001", "-0.0005"}
+    assert all(int(end) - CHARACTER * len(text) > 0 for end, text in beside)
 
 
 def test_long_lines_are_thinned_to_their_end():
