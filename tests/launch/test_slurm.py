@@ -312,7 +312,11 @@ def time_limit_preemption_and_a_lost_node_change_nothing(
         slurm.lose_node("n2")
     slurm.wait(lambda: slurm.job(job)["JobState"] != "RUNNING", "the job to end")
     slurm.give_up("n2")
+    again()
+    # What SLURM still has to tell the node of the old start must not reach the new one.
+    slurm.park(job)
     slurm.start_node("n2")
+    slurm.wait(slurm.is_idle, "both nodes to be idle")
 
     assert lab.ended(job) == "COMPLETED", log(run_dir)
     assert int(slurm.job(job)["Restarts"]) == 3
