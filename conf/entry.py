@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from conf.errors import EXIT_BAD_INPUT, InputError, did_you_mean
+from conf.output import say
 
 CONF_DIR = Path(__file__).parent
 
@@ -234,5 +235,5 @@ def _help(stage: str, name: str, command: Command) -> str:
 
 def _refuse(sentence: str, code: int = EXIT_BAD_INPUT, every_rank: bool = False) -> None:
     if every_rank or os.environ.get("RANK", "0") == "0":  # mostly all ranks see it: one says so
-        print(f"error: {sentence}", file=sys.stderr, flush=True)
+        say(f"error: {sentence}")
     sys.exit(code)

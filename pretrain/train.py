@@ -10,6 +10,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from conf.errors import EXIT_REQUEUE, RunFault
+from conf.output import may_get_lost
 from pretrain.attention_choice import Timing
 from pretrain.checkpoints.aside import Aside
 from pretrain.config import PretrainConfig
@@ -47,7 +48,7 @@ def train(config: PretrainConfig) -> None:
     turn_on_flight_recorder(config.run_dir)
     aside = Aside()  # before there is anything that a fork would copy
     run_dir = Path(config.run_dir)
-    with leaving(aside):
+    with may_get_lost(), leaving(aside):
         processes = start(config.device)
         check_stop_file(run_dir)
         with locked(run_dir, processes), writing_outcome(run_dir, processes.is_main):

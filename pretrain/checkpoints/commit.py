@@ -7,6 +7,7 @@ folder, 6. moves `latest` and prunes. 7. What a later start takes is what the ma
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -37,15 +38,16 @@ class Resolved:
 
 
 def write_shards(
-    folder: Path, step: int, staged: Staged, share: float
+    folder: Path, step: int, staged: Staged, share: float, seconds: float
 ) -> tuple[dict[str, Any], list[Any]]:
     """Writes what this rank staged, syncs it, and reads it back from the disk; returns the
     manifest's entries and DCP's results. Raises OSError where the disk has something else.
 
-    share: of the time that it works, while the training does not wait for it.
+    share: of the time that it works, for so many seconds and while the training does not wait for
+        it.
     """
     memory = shared_memory()
-    pace = direct.Pace(share, lambda: bool(memory[HURRY]))
+    pace = direct.Pace(share, seconds, lambda: bool(memory[HURRY]))
     files.reach("staged", step, trainer_pid())
     folder.mkdir(parents=True, exist_ok=True)
     torch.serialization.set_crc32_options(False)  # the manifest has better hashes
@@ -80,6 +82,9 @@ def commit(
     """Makes a checkpoint of the shards of all ranks; returns the names of those that went."""
     folder, step = final.parent, about["step"]
     files.reach("agreed", step, trainer_pid())
+    for log in folder.parent.glob("*.jsonl"):  # a power cut takes no step that is in the weights
+        with contextlib.suppress(OSError):
+            files.sync(log)
     FileSystemWriter(temporary).finish(metadata, [results for _, results in votes])
     entries = {name: entry for part, _ in votes for name, entry in part.items()}
     entries[".metadata"] = files.entry(temporary / ".metadata")
@@ -91,7 +96,7 @@ def commit(
     if final.exists():
         files.quarantine(final)
     os.rename(temporary, final)
-    files.sync_folder(folder)
+    files.sync(folder)
     files.reach("renamed", step, trainer_pid())
     files.write_durably(folder / files.LATEST, {"checkpoint": final.name})
     files.reach("latest", step, trainer_pid())

@@ -47,9 +47,9 @@ def bring(folder: Path, url: str, step: int) -> Path:
     with contextlib.suppress(ValueError):  # the verdict on what came will say so
         names += manifest(url, step)["files"]
     files.in_parallel(lambda n: storage.fetch(_file(url, step, n), temporary / n), names)
-    files.sync_folder(temporary)
+    files.sync(temporary)
     os.rename(temporary, final)
-    files.sync_folder(folder)
+    files.sync(folder)
     return final
 
 

@@ -10,7 +10,6 @@ stay functions of the step alone, and the ledger names the steps whose tokens ar
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from pretrain.checkpoints.find import find
 from pretrain.checkpoints.read import load
 from pretrain.health.config import HealthConfig
 from pretrain.hooks import Hook
+from pretrain.hooks.run_files import whole_lines
 
 if TYPE_CHECKING:
     from pretrain.trainer import Trainer
@@ -184,12 +184,6 @@ def newest_before(folder: Path, step: int) -> tuple[Path, int] | None:
 def last_records(run_dir: Path, step: int, number: int) -> list[dict[str, Any]]:
     """Lines of metrics.jsonl of the last `number` steps up to `step`."""
     path = run_dir / "metrics.jsonl"
-    found = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if step - number < record["step"] <= step:
-            found.append(record)
-    return found
+    if not path.exists():
+        return []
+    return [record for record in whole_lines(path) if step - number < record["step"] <= step]

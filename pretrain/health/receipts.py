@@ -21,7 +21,7 @@ from conf.errors import EXIT_CORRUPT, EXIT_FAILED, InputError, RunFault
 from pretrain.distributed import Processes
 from pretrain.health import fingerprint
 from pretrain.hooks import Hook
-from pretrain.hooks.run_files import keep_steps
+from pretrain.hooks.run_files import Lines, keep_steps
 
 if TYPE_CHECKING:
     from pretrain.trainer import Trainer
@@ -34,7 +34,7 @@ class Receipts(Hook):
     not saved. Comparing waits for the device, once in `every_steps`."""
 
     def __init__(self, run_dir: Path, every_steps: int, processes: Processes) -> None:
-        self.path = run_dir / FILE
+        self.lines = Lines(run_dir / FILE)
         self.every_steps = every_steps
         self.is_main, self.world_size = processes.is_main, processes.world_size
         self.weights: dict[int, str] = {}
@@ -43,8 +43,9 @@ class Receipts(Hook):
     def on_start(self, trainer: Trainer) -> None:
         """Goes on with the chain."""
         if self.is_main:
-            keep_steps(self.path, trainer.step)
-            lines = read(self.path) if self.path.exists() else []
+            path = self.lines.path
+            keep_steps(path, trainer.step)
+            lines = read(path) if path.exists() else []
             self.chain = lines[-1]["chain"] if lines else ""
 
     def after_step(self, trainer: Trainer) -> None:
@@ -80,8 +81,7 @@ class Receipts(Hook):
         if step in self.weights:
             line["weights"] = self.weights.pop(step)
         self.chain = line["chain"] = link(self.chain, line)
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        self.lines.append(line)
 
 
 def link(before: str, line: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ def count_start(run_dir: Path, step: int, at_most: int, processes: Processes) ->
     if processes.is_main:
         try:
             before = json.loads(path.read_text())
+            before = before if isinstance(before, dict) else {}
         except (OSError, ValueError):
             before = {}
         starts = before.get("starts", 0) + 1 if before.get("step") == step else 1

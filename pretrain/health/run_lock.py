@@ -125,6 +125,7 @@ class RunLock:
 
 def _read(file: int) -> dict[str, Any]:
     try:
-        return json.loads(os.pread(file, 4096, 0))
+        found = json.loads(os.pread(file, 4096, 0))
     except ValueError:
         return {}
+    return found if isinstance(found, dict) else {}

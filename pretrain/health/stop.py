@@ -29,7 +29,7 @@ LOOK_SECONDS = 1.0
 SAME_REQUEST_SECONDS = 1.0
 """Ctrl-C reaches a rank twice, from the terminal and from torchrun: signals this close together
 are one request."""
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 TIME_LIMIT, FILE = 1001, 1002  # beside the numbers of signals
 STARTED = time.monotonic()
 
@@ -56,9 +56,12 @@ class StopRequests(Hook):
         self.before: dict[signal.Signals, object] = {}
 
     def on_start(self, trainer: Trainer) -> None:
-        """Takes the signals over."""
-        if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        """Takes the signals over; not that of a closed terminal, where `nohup` has it ignored."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in SIGNALS:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self.before[number] = signal.signal(number, self._handle)
 
     def after_step(self, trainer: Trainer) -> None:
         """Tells the others, and stops where one of them said so before this step."""

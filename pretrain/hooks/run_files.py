@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ class RunFiles(Hook):
     def __init__(self, run_dir: Path) -> None:
         self.metrics = Lines(run_dir / "metrics.jsonl")
         self.ledger = Lines(run_dir / "ledger.jsonl")
+        self.rewinds: list[Mapping[str, Any]] = []
 
     def on_start(self, trainer: Trainer) -> None:
         """Cuts both files to the steps that are done."""
@@ -39,7 +40,13 @@ class RunFiles(Hook):
         if record["kind"] == "train":
             self.ledger.append({key: record[key] for key in LEDGER_KEYS if key in record})
         elif record.get("event") == "rewind":
-            mark_skipped(self.ledger.path, record["to_step"], f"rewound at step {record['step']}")
+            self.rewinds.append(record)
+        while self.rewinds and not self.ledger.waiting:
+            try:
+                mark_skipped(self.ledger.path, self.rewinds[0]["to_step"], self.rewinds[0]["step"])
+            except OSError:  # no room: with the next line
+                return
+            self.rewinds.pop(0)
 
 
 class Lines:
@@ -77,25 +84,36 @@ class Lines:
 
 def keep_steps(path: Path, last: int) -> None:
     """Drops the lines of steps after `last`, and a last line that a crash cut in two."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if record["step"] <= last:
-            kept.append(line + "\n")
+    if path.exists():
+        replace_lines(path, (line for line, record in _read(path) if record["step"] <= last))
+
+
+def mark_skipped(path: Path, after: int, last: int) -> None:
+    """Says of the steps after `after`, up to `last`, that their tokens are in no weight."""
+    why = {"skipped": f"rewound at step {last}"}
+    lines = [line | (why if after < line["step"] <= last else {}) for line in whole_lines(path)]
+    replace_lines(path, (json.dumps(line).encode() + b"\n" for line in lines))
+
+
+def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a file, without what a crash or a power cut left half written."""
+    return (record for _, record in _read(path))
+
+
+def replace_lines(path: Path, lines: Iterable[bytes]) -> None:
+    """Writes the file anew: all of it, or it stays as it is."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
+    with temporary.open("wb") as file:
+        file.writelines(lines)
     temporary.replace(path)
 
 
-def mark_skipped(path: Path, after: int, why: str) -> None:
-    """Says of the steps after `after` that their tokens are in no weight."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    lines = [line | ({"skipped": why} if line["step"] > after else {}) for line in lines]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    temporary.replace(path)
+def _read(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and "step" in record:
+                yield line.rstrip(b"\n") + b"\n", record

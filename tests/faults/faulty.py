@@ -117,9 +117,12 @@ def clock(seconds: float) -> Callable[[Trainer], None]:
     return fault
 
 
+LINES = ("metrics.jsonl", "ledger.jsonl", "receipts.jsonl")
+
+
 def no_room_for_lines(trainer: Trainer) -> None:
     """For three steps."""
-    for name in ("metrics.jsonl", "ledger.jsonl"):
+    for name in LINES:
         path = Path(trainer.config.run_dir, name)
         path.rename(path.with_suffix(".kept"))
         path.symlink_to("/dev/full")
@@ -127,7 +130,7 @@ def no_room_for_lines(trainer: Trainer) -> None:
     def room(hook: Hook, trainer: Trainer, until: int = trainer.step + 3) -> None:
         if trainer.step != until:
             return
-        for name in ("metrics.jsonl", "ledger.jsonl"):
+        for name in LINES:
             path = Path(trainer.config.run_dir, name)
             path.with_suffix(".kept").replace(path)
 
@@ -183,6 +186,7 @@ FAULTS: dict[str, Callable[[Trainer], None]] = {
     "SIGTERM": send(signal.SIGTERM),
     "SIGUSR1": send(signal.SIGUSR1),
     "SIGINT": send(signal.SIGINT),
+    "SIGHUP": send(signal.SIGHUP),
     "SIGSTOP": send(signal.SIGSTOP),
     "SIGKILL": send(signal.SIGKILL),
     "kill_in_backward": kill_in_backward,

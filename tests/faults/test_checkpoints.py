@@ -94,6 +94,15 @@ def copy(stopped, run):
     return run
 
 
+@pytest.mark.parametrize("phase", ["written", "renamed"])
+def test_killed_in_the_first_save(phase, run, whole):
+    assert -signal.SIGKILL in run.start(f"kill:{phase}:5").codes
+    there = phase == "renamed"
+    assert run.steps() == [5] * there
+    said = "resuming after step 5" if there else "from fresh weights"
+    assert said in run.ends_as(whole)
+
+
 @pytest.mark.parametrize("phase", PHASES)
 def test_killed_in_a_phase_of_a_save(phase, run, whole):
     step = 15  # the first that prunes
@@ -142,6 +151,7 @@ DAMAGES = {
     "missing": ("is missing", lambda p: (p / "__1_0.distcp").unlink()),
     "extra": ("is not in the manifest", lambda p: (p / "__2_0.distcp").write_bytes(b"more")),
     "manifest": ("cannot be read", lambda p: flip(p / "manifest.json")),
+    "empty manifest": ("cannot be read", lambda p: os.truncate(p / "manifest.json", 0)),
     "no manifest": ("cannot be read", lambda p: (p / "manifest.json").unlink()),
     "poisoned": ("does not have the hash", lambda p: poison(p / ".metadata")),
 }

@@ -48,6 +48,23 @@ def test_a_second_job_is_refused_and_a_dead_ones_lock_is_not(tmp_path, monkeypat
     assert not (tmp_path / "run").exists()
 
 
+def test_who_reads_what_a_run_says_makes_no_difference(corpus, tmp_path):
+    """A log on a full disk, a pipe whose reader is gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full", "w") as full, open(writer, "w") as gone:
+        for number, (out, errors) in enumerate(((full, gone), (gone, full))):
+            run_dir = tmp_path / f"run_{number}"
+            training = arguments(corpus.folder, run_dir, stop_after=3)
+            if number:
+                training.append("health.time_limit_minutes=1e-6")
+            done = subprocess.run(
+                [sys.executable, "-m", *training], cwd=ROOT, stdout=out, stderr=errors, timeout=120
+            )
+            assert done.returncode == (85 if number else 0)
+            assert len(records(run_dir)) == (1 if number else 3)
+
+
 def test_a_lock_of_another_host_counts_as_long_as_it_is_touched(tmp_path, monkeypatch):
     monkeypatch.setattr(run_lock, "TOUCH_SECONDS", 0.05)
     monkeypatch.setattr(run_lock, "WATCH_SECONDS", 1.0)

@@ -42,7 +42,7 @@ def same_run(one, other):
     assert numbers[0] == numbers[1]
 
 
-@pytest.mark.parametrize(("fault", "rank"), [("SIGTERM", 1), ("SIGUSR1", 0)])
+@pytest.mark.parametrize(("fault", "rank"), [("SIGTERM", 1), ("SIGUSR1", 0), ("SIGHUP", 1)])
 def test_a_signal_to_one_rank_stops_all_after_one_step(
     fault, rank, whole, command, corpus, tmp_path
 ):

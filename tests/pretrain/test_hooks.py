@@ -23,7 +23,7 @@ from pretrain.hooks.garbage import Garbage
 from pretrain.hooks.profile import Profile
 from pretrain.hooks.progress import duration
 from pretrain.hooks.recompiles import Recompiles
-from pretrain.hooks.run_files import Lines, keep_steps
+from pretrain.hooks.run_files import Lines, RunFiles, keep_steps
 from pretrain.hooks.validation import deal
 from pretrain.loader import keys_seen
 from tests.conftest import ROOT
@@ -41,10 +41,29 @@ def test_durations(seconds, text):
 def test_keep_steps_cuts_off_later_steps_and_half_lines(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step}) for step in range(1, 6)]
-    path.write_text("\n".join(lines) + '\n{"step": 3, "lo')
+    junk = b'\n[3]\nnull\n\0\0\xff\n{"step": 3, "lo'  # what a power cut may leave
+    path.write_bytes("\n".join(lines).encode() + junk)
     keep_steps(path, 3)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
     keep_steps(tmp_path / "absent.jsonl", 3)
+
+
+def test_steps_are_marked_as_skipped_when_there_is_room_again(tmp_path):
+    files = RunFiles(tmp_path)
+    steps = [{"kind": "train", "step": step} for step in range(1, 7)]
+    for record in steps[:4]:
+        files.on_record(record)
+    whole = tmp_path / "whole"
+    (tmp_path / "ledger.jsonl").rename(whole)
+    (tmp_path / "ledger.jsonl").symlink_to("/dev/full")
+    files.on_record(steps[4])
+    files.on_record({"kind": "event", "event": "rewind", "step": 5, "to_step": 3})
+    assert len(whole.read_text().splitlines()) == 4
+    whole.replace(tmp_path / "ledger.jsonl")
+    files.on_record(steps[5])
+    found = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in found] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in found if line.get("skipped") == "rewound at step 5"] == [4, 5]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
