@@ -33,6 +33,8 @@ GRACE_SECONDS = 10.0
 CPU_SHARE = 0.05
 """Of the time that a writer works where the training computes on the same cores: a step's threads
 wait for each other, so that each core it takes holds up all of them."""
+PACED_PART = 10
+"""It does so for a tenth of the time that it may take."""
 
 
 Vote = tuple[Any, str | None]
@@ -167,6 +169,7 @@ class Saver:
                 share = CPU_SHARE if self.processes.device.type == "cpu" else 1.0
                 wrote = self.aside.call(
                     *(commit.write_shards, temporary, save.step, save.staged, share),
+                    self.seconds / PACED_PART,
                     seconds=self.seconds,
                 )
                 vote = (wrote, None)

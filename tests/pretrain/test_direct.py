@@ -72,15 +72,19 @@ def test_a_disk_that_is_full(tmp_path, monkeypatch):
     file.close()
 
 
-def test_a_share_of_the_time_until_somebody_waits(monkeypatch):
+def test_a_share_of_the_time_until_somebody_waits_or_it_takes_long(monkeypatch):
     now, hurry = [0.0], [False]
     monkeypatch.setattr(direct.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(direct.time, "sleep", lambda seconds: now.append(now.pop() + seconds))
-    pace = direct.Pace(0.25, lambda: hurry[0])
+    pace = direct.Pace(0.25, 7.0, lambda: hurry[0])
     now[0] += 1.0
     pace.rest()
     assert now == [pytest.approx(4.0)]
+    now[0] += 1.0
+    pace.rest()
+    assert now == [pytest.approx(7.0)]
+    pace = direct.Pace(0.25, 7.0, lambda: hurry[0])
     hurry[0] = True
     now[0] += 1.0
     pace.rest()
-    assert now == [pytest.approx(5.0)]
+    assert now == [pytest.approx(8.0)]
