@@ -23,7 +23,7 @@ from eval.find_model import find_model
 from eval.published import printed, suite_tables
 from eval.results import FORMAT, load_results, rows, table
 from eval.suites import LmEvalConfig, Selection, select
-from eval.tasks import load_tasks, quiet, score_tasks
+from eval.tasks import index_tasks, load_tasks, quiet, score_tasks
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -41,8 +41,13 @@ def lm_eval(config: LmEvalConfig) -> None:
     """
     check_key(config.logger)
     console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
-    folders = {name: find_model(path, f"models.{name}") for name, path in config.models.items()}
     selection = select(config)
+    if config.check:
+        with quiet(offline=True):
+            index_tasks(selection)
+        print("tasks:", ", ".join(choice.task for choice in selection.choices))
+        return
+    folders = {name: find_model(path, f"models.{name}") for name, path in config.models.items()}
     out = Path(config.out)
     known = {}
     if out.exists() and not config.overwrite:

@@ -26,6 +26,8 @@ class LmEvalConfig:
     num_fewshot: for all tasks, null for what the suite or the task itself says.
     limit: samples of each task, null for all (for trying out: not a result).
     chat: renders prompts with the model's own chat template.
+    check: looks up the tasks, which are refused as they would be later, and ends; models and data
+        sets need not be there yet.
     """
 
     models: dict[str, str] = field(default_factory=dict)
@@ -39,6 +41,7 @@ class LmEvalConfig:
     dtype: str = "auto"
     device: str = "auto"
     overwrite: bool = False
+    check: bool = False
     logger: LoggerConfig = field(default_factory=LoggerConfig)
 
     def __post_init__(self) -> None:

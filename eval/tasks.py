@@ -40,13 +40,13 @@ def quiet(*, offline: bool) -> Iterator[None]:
         yield
 
 
-def load_tasks(selection: Selection, prefix: str = "") -> TaskManager:
-    """Indexes the tasks and loads the data of those that are asked for.
+def index_tasks(selection: Selection, prefix: str = "") -> TaskManager:
+    """Finds the tasks that are asked for; loads no data.
 
     prefix: of the key `tasks` in errors.
 
     Raises:
-        InputError: a task is unknown, or its data set is neither here nor reachable.
+        InputError: a task is unknown.
     """
     from lm_eval.tasks import TaskManager
 
@@ -62,6 +62,16 @@ def load_tasks(selection: Selection, prefix: str = "") -> TaskManager:
                 did_you_mean(choice.task, names) if len(names) < 30 else _close(choice.task, names)
             )
             raise InputError(f"{prefix}tasks={choice.task}: lm-eval has no such task{hint}.")
+    return manager
+
+
+def load_tasks(selection: Selection, prefix: str = "") -> TaskManager:
+    """`index_tasks`, and the data of those that are asked for.
+
+    Raises:
+        InputError: a task is unknown, or its data set is neither here nor reachable.
+    """
+    manager = index_tasks(selection, prefix)
     for choice in selection.choices:
         try:
             manager.load([choice.task])

@@ -38,6 +38,8 @@ class SftConfig:
         none. They lie in `out`.tmp until the result is whole.
     repetition_penalty: that the result's generation config asks for; null for what `model` says.
     overwrite: replaces `out`, whatever it holds.
+    check: reads all the data, which is refused as it would be later, and ends; `model` need not be
+        there yet.
     """
 
     record: ClassVar[str] = "sft.json"
@@ -71,6 +73,7 @@ class SftConfig:
     repetition_penalty: float | None = None
     logger: LoggerConfig = field(default_factory=lambda: LoggerConfig("disabled"))
     overwrite: bool = False
+    check: bool = False
 
     def __post_init__(self) -> None:
         _one_of("schedule", self.schedule, tuple(SCHEDULES))

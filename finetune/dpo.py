@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from conf.errors import InputError
 from finetune.config import DpoConfig
 from finetune.output import inputs_fingerprint, is_done, staged
-from finetune.rows import read_pairs
+from finetune.rows import names, read_pairs
 from finetune.sft import about, save, stay_here, tune
 
 if TYPE_CHECKING:
@@ -36,13 +36,17 @@ def dpo(config: DpoConfig) -> None:
     model_dir, out = Path(config.model), Path(config.out)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     config.share(processes)
-    if not (model_dir / "config.json").is_file():
+    if not config.check and not (model_dir / "config.json").is_file():
         raise InputError(f"model={model_dir} is no Hugging Face folder: it has no config.json.")
     rows = read_pairs(config.data, config.format, config.split, config.language)
     held_out = config.validation
     validation = read_pairs(held_out, config.format, None, config.language) if held_out else None
-    inputs = inputs_fingerprint(config, rows)
     writes = os.environ.get("RANK", "0") == "0"
+    if config.check:
+        if writes:
+            print(f"{len(rows)} pairs in {', '.join(names(config.data))}")
+        return
+    inputs = inputs_fingerprint(config, rows)
     if is_done(config, inputs):
         if writes:
             print(f"{out}: done already, from the same inputs")

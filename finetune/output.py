@@ -18,7 +18,7 @@ from finetune.rows import Row, fingerprint, names
 
 # These say where the result goes and how it is watched, not what it is.
 WATCHING = ("logger", "log_every", "validation", "validate_every", "checkpoint_every")
-NOT_INPUTS = ("model", "out", "overwrite", "device", *WATCHING)
+NOT_INPUTS = ("model", "out", "overwrite", "check", "device", *WATCHING)
 # These say where the rows come from, which are hashed themselves.
 SOURCE = ("data", "format", "split", "language")
 

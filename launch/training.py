@@ -77,17 +77,15 @@ def compose(given: list[str]) -> Training:
         raise InputError(
             f"-- {' '.join(given)}: expected overrides of pretrain, key=value, and no options."
         )
-    text = composed(["pretrain", *given, "--resolve"])
+    text = answer(["pretrain", *given, "--resolve", "--cfg", "job"])
     config: Any = OmegaConf.create(text)
     return Training(given, text, str(config.name), Path(str(config.run_dir)))
 
 
-def composed(command: list[str]) -> str:
-    """The config of `python -m command` as YAML. Raises InputError with the same sentence where it
-    is refused there."""
-    done = subprocess.run(
-        [sys.executable, "-m", *command, "--cfg", "job"], capture_output=True, text=True
-    )
+def answer(command: list[str]) -> str:
+    """What `python -m command` prints. Raises InputError with the same sentence where it is refused
+    there."""
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
     if done.returncode:
         raise InputError(done.stderr.strip().split("\n")[-1].removeprefix("error: "))
     return done.stdout

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import yaml
 from jinja2 import Environment, StrictUndefined
 from omegaconf import MISSING
 
@@ -89,7 +90,7 @@ def chain(config: ChainConfig) -> None:
     cluster = read_cluster(config.cluster)
     chosen = chosen_steps(config)
     for name, step in chosen.items():
-        check_keys(name, step)
+        check_step(name, step)
     out = Path(config.out).absolute()
     if not config.dry_run:
         need_slurm()
@@ -153,12 +154,14 @@ def chosen_steps(config: ChainConfig) -> dict[str, ChainStep]:
     }
 
 
-def check_keys(name: str, step: ChainStep) -> None:
-    """Raises InputError for a key that a step's command does not have: it would fail after days."""
+def check_step(name: str, step: ChainStep) -> None:
+    """Raises InputError for a key that a step's command does not have, or for data and tasks that
+    it would refuse (commands with a key `check` can tell): it would fail after days."""
     words = shlex.split(step.command)
     if name != PRETRAIN and words[0] in PACKAGES:
         try:
-            training.composed(words)
+            if "check" in yaml.safe_load(training.answer([*words, "--cfg", "job"])):
+                training.answer([*words, "check=true"])
         except InputError as error:
             raise InputError(f"step {name}: {error}") from None
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -200,21 +201,21 @@ def a_sweep_of_two_by_two(lab: Lab) -> Iterator[str]:
 
 
 def a_chain_of_real_jobs(lab: Lab) -> Iterator[str]:
-    """Text of this repository to an exported model."""
+    """Text of this repository to a chat model, its scores and the report."""
     out = lab.folder / "chain"
+    given = tuning_and_tasks(lab.folder / "given")
     training = [f"{key}={value}" for key, value in SETTINGS.items()]
     said = lab.launch(
         *("chain", f"cluster={lab.slurm.folder}/lab.yaml", "name=chain", "node_check=false"),
         *(f"data={lab.folder}/chain_data", f"out={out}", "corpus=python_docs", "tokenizer=bpe_8k"),
-        *("only=[tokenize,manifest,pretrain,export]", "steps.tokenize.array=2"),
-        "steps.tokenize.rounds=2",
+        *(*given, "steps.tokenize.array=2", "steps.tokenize.rounds=2"),
         f"more.tokenize=tokenizer.vocab_size=500 corpus.held_out_fraction=0.2 workers=1 "
         f"corpus.sources.code.paths=[{ROOT}/launch] corpus.sources.prose.paths=[{ROOT}/docs]",
         *("--", *training, "model.vocab_size=512", "stop_after=4", "checkpoint.every_steps=2"),
     )
     jobs = re.findall(r"\d+", " ".join(re.findall(r"^job ([\d, ]+):", said, re.M)))
     assert jobs == jobs_of(out)
-    assert len(jobs) == 5
+    assert len(jobs) == 9
     found = look(out)
     assert found.state in ("tokenize pending", "tokenize running")
     assert found.jobs.split(", ") == jobs
@@ -223,6 +224,34 @@ def a_chain_of_real_jobs(lab: Lab) -> Iterator[str]:
     assert (out / "export" / "pretrained" / "model.safetensors").exists()
     assert (out / "slurm" / "tokenize-1.log").exists()
     assert steps(out) == 4
+    scored = json.loads((out / "results.json").read_text())["models"]
+    assert list(scored) == ["pretrained", "tuned", "chat"]
+    assert all(model["tasks"]["colours"]["samples"] == 8 for model in scored.values())
+    assert "colours" in (out / "report.html").read_text()
+
+
+def tuning_and_tasks(folder: Path) -> list[str]:
+    """Keys of a chain: conversations, pairs, and a task."""
+    folder.mkdir()
+
+    def write(name: str, rows: list[dict[str, Any]]) -> Path:
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return folder / name
+
+    asked = [{"prompt": f"What is {number} + 1?"} for number in range(8)]
+    answers = write("answers.jsonl", [row | {"completion": "A number."} for row in asked])
+    pairs = write("pairs.jsonl", [row | {"chosen": "Good.", "rejected": "Bad."} for row in asked])
+    rows = write("colours.data", [{"query": f"Ball {number} is", "gold": 0} for number in range(8)])
+    (folder / "colours.yaml").write_text(
+        "task: colours\ndataset_path: json\noutput_type: multiple_choice\ntest_split: test\n"
+        f"dataset_kwargs: {{data_files: {{test: {rows}}}}}\n"
+        "doc_to_text: query\ndoc_to_target: gold\ndoc_to_choice: [red, blue]\n"
+        "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
+    )
+    return [
+        *(f"answers={answers}", f"preferences={pairs}", f"tasks={folder}"),
+        *(f"more.{step}=max_seq_len=128 max_steps=2" for step in ("sft", "dpo")),
+    ]
 
 
 def a_step_that_fails_ends_the_chain(lab: Lab) -> Iterator[str]:

@@ -113,7 +113,9 @@ def test_a_sweep_is_one_on_either_side(command, cluster):
 
 
 def test_a_chain_without_a_step_evaluates_what_there_is(command, tmp_path):
-    given = ("cluster=h100", "name=x", f"out={tmp_path}", "answers=a.jsonl", "tasks=local")
+    answers = tmp_path / "a.jsonl"
+    answers.write_text('{"prompt": "1 + 1?", "completion": "2"}\n')
+    given = ("cluster=h100", "name=x", f"out={tmp_path}", f"answers={answers}", "tasks=hellaswag")
     steps = "only=[export,sft,lm_eval]"
     words = "more.sft=epochs=2 learning_rate=1e-5"
     done = command("launch", "chain", *given, steps, words, "--dry-run")
@@ -128,6 +130,9 @@ def test_a_chain_without_a_step_evaluates_what_there_is(command, tmp_path):
             "step sft: epoch is not a key of this config (did you mean 'epochs'?)",
         ),
         ("more.export=out", "step export: "),
+        ("tasks=hellaswagg", "step lm_eval: tasks=hellaswagg: lm-eval has no such task (did you m"),
+        ("tasks=local", "step lm_eval: tasks=local needs task_folder=...: the folder that python"),
+        ("answers=b.jsonl", "step sft: data=b.jsonl is no file: expected jsonl, parquet, a folder"),
     ):
         refused = command("launch", "chain", *given, steps, wrong, "--dry-run")
         assert refused.returncode == 2
