@@ -41,13 +41,14 @@ def lm_eval(config: LmEvalConfig) -> None:
     """
     check_key(config.logger)
     console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
-    selection = select(config)
     if config.check:
+        selection = select(config)
         with quiet(offline=True):
             index_tasks(selection)
         print("tasks:", ", ".join(choice.task for choice in selection.choices))
         return
     folders = {name: find_model(path, f"models.{name}") for name, path in config.models.items()}
+    selection = select(config)
     out = Path(config.out)
     known = {}
     if out.exists() and not config.overwrite:

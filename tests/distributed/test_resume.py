@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -45,7 +46,11 @@ def kill_after(step, corpus, run_dir, checkpoint=True):
         there = not checkpoint or (run_dir / "checkpoints" / "latest").exists()
         if found and int(found.group(1)) >= step and there:
             break
-    os.killpg(process.pid, signal.SIGKILL)
+    # torchrun's ranks are in sessions of their own.
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(ranks) == 2
+    for pid in (process.pid, *map(int, ranks)):
+        os.kill(pid, signal.SIGKILL)
     process.wait(timeout=60)
     assert len(ledger(run_dir)) < 20
 

@@ -232,6 +232,7 @@ class Fault(Hook):
 if __name__ == "__main__":
     fault, rank, step = sys.argv[1:4]
     del sys.argv[1:4]
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     if fault == "blind" and os.environ.get("RANK") == rank:
         files.listed = lambda folder: []  # as a file system that shows new names late
     make_hooks = pretrain.train.make_hooks
