@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,6 +21,7 @@ from pretrain.config import ParallelConfig
 
 START_SECONDS = "HEADWATER_START_SECONDS"
 """How long ranks wait for each other at the start; 600 where it is not set."""
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 MESH = ("dp_replicate", "dp_shard", "cp", "tp")
 """Dimensions of the device mesh, the outermost first: neighbours talk most."""
 
@@ -43,6 +47,7 @@ def start(device: str) -> Processes:
         raise InputError("device=cuda, but torch sees no CUDA device: use device=cpu or auto.")
     backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
     if "RANK" in os.environ:
+        follow_launcher()
         join(backend, float(os.environ.get(START_SECONDS, "600")))
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
@@ -51,6 +56,16 @@ def start(device: str) -> Processes:
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(place)
     return Processes(place, dist.get_rank(), dist.get_world_size())
+
+
+def follow_launcher() -> None:
+    """Has the kernel send SIGTERM to this rank of torchrun when its launcher dies: killed, it could
+    not end the ranks any more, which are in sessions of their own."""
+    parent = os.getppid()
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it died meanwhile
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def join(backend: str, seconds: float) -> None:

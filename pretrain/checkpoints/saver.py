@@ -154,9 +154,13 @@ class Saver:
         return answer[0]
 
     def _finish_or_leave(self, save: Save) -> None:
-        """`_finish`, or nothing where the job's store is gone: the main thread says why."""
-        with contextlib.suppress(dist.DistError):
+        """`_finish`; where the job's store is gone nobody can commit, as when torchrun was killed,
+        which holds it."""
+        try:
             self._finish(save)
+        except dist.DistError:
+            problem = "the job's store is gone."
+            self._last = Outcome(save.step, problem, save.held_seconds, 0.0, 0, [])
 
     def _finish(self, save: Save) -> None:
         """What follows the border, in a thread: this rank's files and vote; rank 0's commit."""

@@ -89,7 +89,9 @@ def test_a_time_limit(command, corpus, tmp_path):
     assert saved(run_dir) == ["step_1"]
 
 
-def test_sigterm_to_the_launcher(corpus, tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_to_the_launcher(sent, corpus, tmp_path):
+    """A launcher that is killed takes the job's store with it, and the ranks find out."""
     run_dir = tmp_path / "run"
     training = arguments(corpus.folder, run_dir, recipe__stages__short__tokens=2048 * 150, **STEPS)
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
@@ -105,8 +107,10 @@ def test_sigterm_to_the_launcher(corpus, tmp_path):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
+    process.send_signal(sent)
+    _, said = process.communicate(timeout=60)  # until the ranks have closed it too
     assert process.returncode != 0
-    assert outcome(run_dir)["code"] == 85, said
-    assert len(saved(run_dir)) == 1
+    assert outcome(run_dir)["code"] == (85 if sent == signal.SIGTERM else 65), said
+    whole = [name for name in saved(run_dir) if ".tmp" not in name]
+    assert len(whole) == (1 if sent == signal.SIGTERM else 0)
+    assert len(records(run_dir)) < 160
