@@ -115,27 +115,29 @@ class Run:
 
 @pytest.mark.timeout(900)
 def test_killed_at_random_moments_the_next_run_writes_the_same_bytes(texts, whole, tmp_path):
+    run = Run(config_for(tmp_path / "timed" / "out", texts), tmp_path)
     started = time.monotonic()
-    code, said = Run(config_for(tmp_path / "timed" / "out", texts), tmp_path).end()
+    code, said = run.end()
     assert code == 0, said
     seconds = time.monotonic() - started
     draw = random.Random(0)
-    under_way = 0
-    for trial in range(TRIALS):
+    under_way = trial = 0
+    while under_way < TRIALS:
+        trial += 1
+        assert trial < 5 * TRIALS, f"only {under_way} of {trial} kills found a run under way"
         out = tmp_path / str(trial) / "out"
         config = config_for(out, texts)
         run = Run(config, tmp_path)
         try:  # what is waited for is not an event: the moment itself is drawn
             run.process.wait(draw.uniform(0, 0.9) * seconds)
         except subprocess.TimeoutExpired:
-            assert run.kill() == -signal.SIGKILL
+            assert run.kill() in (-signal.SIGKILL, 0)  # it may end by itself just before
         under_way += (out.parent / "out.partial").exists()
         config.workers = 1
         tokenize(config)
         assert files_of(out) == whole
         assert [path.name for path in out.parent.iterdir()] == ["out"]
         shutil.rmtree(out.parent)
-    assert under_way > TRIALS / 4
 
 
 def test_jobs_that_share_the_work_write_the_same_bytes(texts, whole, tmp_path, capsys):
