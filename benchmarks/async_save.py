@@ -1,9 +1,9 @@
 """What an asynchronous save costs the step in which it happens, on this machine's CPU.
 
 A model trains on random tokens; after every second step a save begins. Each step with a save is
-paired with the step before it, which has none: the next step begins when the save is durable, and
-what that waits beyond the step is reported too. Stated: the ratio of the pairs (median), what the
-copy holds up, seconds to durable, and memory.
+compared with the mean of its neighbours, which have none: the next step begins when the save is
+durable, and what that waits beyond the step is reported too. Stated: the ratio (median), by how
+much the neighbours differ from each other, what the copy holds up, seconds to durable, and memory.
 
     python benchmarks/async_save.py [--model small_350m] [--tokens 1024] [--pairs 10]
 """
@@ -17,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,14 @@ def measure(config: ModelConfig, saver: Saver, tokens: int, pairs: int) -> dict[
     saver.wait()
     after = peak_bytes()
     saver.outcomes.get()
-    plain, saving, held, durable = [], [], [], []
-    for number in range(1, pairs + 1):
+
+    def plain_step() -> float:
         started = time.perf_counter()
         step()
-        plain.append(time.perf_counter() - started)
+        return time.perf_counter() - started
+
+    plain, saving, held, durable = [plain_step()], [], [], []
+    for number in range(1, pairs + 1):
         started = time.perf_counter()
         save(number)
         step()
@@ -96,14 +100,18 @@ def measure(config: ModelConfig, saver: Saver, tokens: int, pairs: int) -> dict[
         assert outcome.problem is None, outcome.problem
         held.append(outcome.held_seconds)
         durable.append(outcome.seconds)
-        print(f"{plain[-1]:.2f} {saving[-1]:.2f} {held[-1]:.2f} {durable[-1]:.2f}", flush=True)
-    ratios = [with_save / without for without, with_save in zip(plain, saving, strict=True)]
+        plain.append(plain_step())
+        figures = (plain[-2], saving[-1], plain[-1], held[-1], durable[-1])
+        print(*(f"{figure:.2f}" for figure in figures), flush=True)
+    neighbours = list(pairwise(plain))
+    ratios = [s / statistics.mean(pair) for s, pair in zip(saving, neighbours, strict=True)]
     return {
         "pairs": pairs,
         "step_seconds": statistics.median(plain),
         "step_with_save_seconds": statistics.median(saving),
         "ratio": statistics.median(ratios),
         "ratios": ratios,
+        "neighbours_differ_by": statistics.median(max(p) / min(p) - 1 for p in neighbours),
         "held_seconds": statistics.median(held),
         "durable_seconds": statistics.median(durable),
         "checkpoint_bytes": outcome.bytes,

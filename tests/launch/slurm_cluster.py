@@ -70,6 +70,7 @@ class Cluster:
         self.folder = folder
         self.conf = folder / "slurm.conf"
         self.environment = {"SLURM_CONF": str(self.conf)}
+        self._came_back = 0.0
 
     def ask(self, *command: str) -> str:
         """What a command of SLURM's prints."""
@@ -158,6 +159,12 @@ class Cluster:
             timeout=30,
         )
 
+    def bring_back(self, name: str) -> None:
+        """Starts the slurmd of a lost node, and waits until it has heard what it missed."""
+        self.start_node(name)
+        self.wait(self.is_idle, "both nodes to be idle")
+        self._came_back = time.time()
+
     def park(self, job: str) -> None:
         """Lets a job that waits after a requeue wait until it is waited for."""
         if self.job(job)["JobState"] == "PENDING":
@@ -222,12 +229,14 @@ class Cluster:
 
         Its old processes must be gone, whose end SLURM would take for that of the new ones. And
         slurmd refuses credentials of the second in which it revoked the job's last ("Job credential
-        revoked"); SLURM writes the requeue down as the submission."""
+        revoked"): at the requeue, which SLURM writes down as the submission, or when a lost
+        node comes back."""
         about = self.job(job)
         if about["Reason"] != "BeginTime":
             return False
         requeued = datetime.fromisoformat(about["SubmitTime"]).timestamp()
-        return time.time() > requeued + REVOKED_SECONDS and not self._ending(job)
+        revoked = max(requeued, self._came_back)
+        return time.time() > revoked + REVOKED_SECONDS and not self._ending(job)
 
     def _ending(self, job: str) -> bool:
         """Whether processes of a job or SLURM's beside them are there."""

@@ -344,8 +344,7 @@ def time_limit_preemption_and_a_lost_node_change_nothing(
     again()
     # What SLURM still has to tell the node of the old start must not reach the new one.
     slurm.park(job)
-    slurm.start_node("n2")
-    slurm.wait(slurm.is_idle, "both nodes to be idle")
+    slurm.bring_back("n2")
 
     assert lab.ended(job) == "COMPLETED", log(run_dir)
     assert int(slurm.job(job)["Restarts"]) == 3
