@@ -43,8 +43,7 @@ def write_shards(
     """Writes what this rank staged, syncs it, and reads it back from the disk; returns the
     manifest's entries and DCP's results. Raises OSError where the disk has something else.
 
-    share: of the time that it works, for so many seconds and while the training does not wait for
-        it.
+    share: of a core's time, for so many seconds and while the training does not wait for it.
     """
     memory = shared_memory()
     pace = direct.Pace(share, seconds, lambda: bool(memory[HURRY]))

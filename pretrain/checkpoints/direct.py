@@ -28,21 +28,22 @@ REST_SECONDS = 0.05
 
 
 class Pace:
-    """Work for a `share` of the time, with a rest after each whole block; none once `hurry` says
-    so, or `seconds` have passed: a slow disk must not have the writer taken for one that hangs."""
+    """A `share` of one core's time, with a rest after each whole block; none once `hurry` says so,
+    or `seconds` have passed: a slow disk must not have the writer taken for one that hangs. Waiting
+    for the disk is no work: it holds nobody up."""
 
     def __init__(self, share: float, seconds: float, hurry: Callable[[], bool]) -> None:
         self.share, self.hurry = share, hurry
-        self._began = time.monotonic()
+        self._began, self._worked = time.monotonic(), time.process_time()
         self._ends = self._began + seconds
 
     def rest(self) -> None:
         """As long as the block before it calls for."""
-        done = time.monotonic()
-        ends = min(done + (done - self._began) * (1 / self.share - 1), self._ends)
+        worked = time.process_time() - self._worked
+        ends = min(self._began + worked / self.share, self._ends)
         while (left := ends - time.monotonic()) > 0 and not self.hurry():
             time.sleep(min(left, REST_SECONDS))
-        self._began = time.monotonic()
+        self._began, self._worked = time.monotonic(), time.process_time()
 
 
 class DirectFile(io.RawIOBase):

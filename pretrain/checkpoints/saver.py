@@ -31,7 +31,7 @@ from pretrain.distributed import Processes
 POLL_SECONDS = 0.05
 GRACE_SECONDS = 10.0
 CPU_SHARE = 0.05
-"""Of the time that a writer works where the training computes on the same cores: a step's threads
+"""Of a core's time, for a writer where the training computes on the same cores: a step's threads
 wait for each other, so that each core it takes holds up all of them."""
 PACED_PART = 10
 """It does so for a tenth of the time that it may take."""

@@ -73,18 +73,27 @@ def test_a_disk_that_is_full(tmp_path, monkeypatch):
 
 
 def test_a_share_of_the_time_until_somebody_waits_or_it_takes_long(monkeypatch):
-    now, hurry = [0.0], [False]
+    now, worked, hurry = [0.0], [0.0], [False]
     monkeypatch.setattr(direct.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(direct.time, "process_time", lambda: worked[0])
     monkeypatch.setattr(direct.time, "sleep", lambda seconds: now.append(now.pop() + seconds))
-    pace = direct.Pace(0.25, 7.0, lambda: hurry[0])
-    now[0] += 1.0
+
+    def work(seconds, disk):
+        worked[0] += seconds
+        now[0] += seconds + disk
+
+    pace = direct.Pace(0.25, 12.0, lambda: hurry[0])
+    work(1.0, disk=2.0)  # what the disk takes is part of the rest
     pace.rest()
     assert now == [pytest.approx(4.0)]
-    now[0] += 1.0
+    work(1.0, disk=5.0)
     pace.rest()
-    assert now == [pytest.approx(7.0)]
+    assert now == [pytest.approx(10.0)]
+    work(1.0, disk=0.0)
+    pace.rest()
+    assert now == [pytest.approx(12.0)]
     pace = direct.Pace(0.25, 7.0, lambda: hurry[0])
     hurry[0] = True
-    now[0] += 1.0
+    work(1.0, disk=0.0)
     pace.rest()
-    assert now == [pytest.approx(8.0)]
+    assert now == [pytest.approx(13.0)]
