@@ -12,8 +12,19 @@ from conf.errors import InputError
 from eval.files import write_text
 from eval.page_tuning import record_of
 from eval.results import SHARES, rows
+from model.config import ModelConfig
+from model.hf import read_config
 
 Page = dict[str, Any]
+SHAPE = (
+    "architecture",
+    "hidden_size",
+    "intermediate_size",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "vocab_size",
+)
 
 
 def write_card(folder: Path, page: Page, results: Page | None) -> None:
@@ -22,7 +33,7 @@ def write_card(folder: Path, page: Page, results: Page | None) -> None:
     page: the content of the report; results: scores of lm_eval.
 
     Raises:
-        InputError: the folder is no Hugging Face folder.
+        InputError: the folder is no Hugging Face folder, or not one of this run's.
     """
     if not (folder / "config.json").is_file():
         raise InputError(
@@ -30,6 +41,19 @@ def write_card(folder: Path, page: Page, results: Page | None) -> None:
             "python -m pretrain export or finetune made."
         )
     write_text(folder / "README.md", front_matter(folder, page, results) + body(folder, page))
+
+
+def check_network(folder: Path, network: ModelConfig) -> None:
+    """Raises InputError where the model of a folder cannot be what a run trained. Tuning may add
+    tokens, and nothing else."""
+    theirs = read_config(folder)
+    for key in SHAPE:
+        found, expected = getattr(theirs, key), getattr(network, key)
+        if found != expected and not (key == "vocab_size" and found > expected):
+            raise InputError(
+                f"card: {folder} holds another model than the run: its {key} is {found}, expected "
+                f"{expected}; give the folder that was exported from this run, or tuned from that."
+            )
 
 
 def front_matter(folder: Path, page: Page, results: Page | None) -> str:
@@ -125,20 +149,28 @@ def body(folder: Path, page: Page) -> str:
 
 
 def tuned_stages(folder: Path, page: Page) -> list[Page]:
-    """How the model of this folder was tuned: the stages of the page that end in it.
+    """How the model of this folder was tuned: the stages of the page that led to it.
 
     Raises:
-        InputError: it was tuned, and the page does not say how.
+        InputError: it was tuned, and the page does not say how, or began with another model.
     """
-    if record_of(folder) is None:
-        return []
-    places = [stage["folder"].resolve() for stage in page["tuning"]]
-    if folder.resolve() not in places:
-        raise InputError(
-            f"card={folder} is a tuned model, of which this report is not told: give tuned.NAME="
-            "with this folder, after those that it was tuned from."
-        )
-    return page["tuning"][: places.index(folder.resolve()) + 1]
+    stages = {stage["folder"].resolve(): stage for stage in page["tuning"]}
+    found: list[Page] = []
+    place = folder.resolve()
+    while record_of(place) is not None:
+        if place not in stages:
+            raise InputError(
+                f"card={folder} is a tuned model, and this report is not told of {place}: give "
+                "tuned.NAME= with it and each folder that it was tuned from, in their order."
+            )
+        if stages[place] in found:  # tuned into its own place
+            break
+        found.insert(0, stages[place])
+        place = Path(stages[place]["model"]).resolve()
+    if found and not place.is_dir():  # it is elsewhere now: the order of the report must do
+        return page["tuning"][: page["tuning"].index(found[0])] + found
+    check_network(place, page["network"])
+    return found
 
 
 def scores_row(row: Page) -> list[str]:

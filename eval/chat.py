@@ -118,15 +118,24 @@ def ids_of(loaded: Loaded, messages: Messages) -> Any:
 
 
 def fitting(loaded: Loaded, messages: Messages, room: int) -> Any:
-    """`ids_of` of as much of the conversation as the model can see, with room for an answer: the
-    oldest questions and their answers are forgotten first."""
+    """`ids_of` of as much of the conversation as the model can see, with room for an answer of so
+    many tokens, or of half of what it can see: the oldest questions and their answers are
+    forgotten first, then the beginning of the last question."""
     longest = getattr(loaded.model.config, "max_position_embeddings", None) or sys.maxsize
+    room = min(room, longest // 2)
     system = [m for m in messages if m["role"] == "system"]
     kept = [m for m in messages if m["role"] != "system"]
     ids = ids_of(loaded, system + kept)
     while ids.shape[1] + room > longest and len(kept) > 1:
         kept = kept[2:]
         ids = ids_of(loaded, system + kept)
+    question: Any = loaded.tokenizer(kept[-1]["content"], add_special_tokens=False)["input_ids"]
+    over = ids.shape[1] + room - longest
+    while over > 0 and question:  # cut, text may become more tokens than it was
+        question = question[over:]
+        text = str(loaded.tokenizer.decode(question))
+        ids = ids_of(loaded, [*system, kept[-1] | {"content": text}])
+        over = ids.shape[1] + room - longest
     return ids[:, -max(1, longest - room) :]
 
 

@@ -95,10 +95,11 @@ def read_prompts(config: GenerateConfig) -> list[dict[str, Any]]:
         path = Path(config.prompts_file)
         if path.suffix == ".jsonl":
             for number, row in enumerate(read_json_lines(path, "prompts_file"), 1):
-                if not isinstance(row.get("prompt"), str | list):
-                    raise InputError(f"{path}, row {number} has no 'prompt': expected one in each.")
-                reference = {"reference": plain(row["completion"])} if "completion" in row else {}
-                rows.append({"prompt": row["prompt"], **reference})
+                place = f"{path}, row {number}"
+                read = {"prompt": prompt_of(row, "prompt", place)}
+                if row.get("completion") is not None:
+                    read["reference"] = plain(prompt_of(row, "completion", place))
+                rows.append(read)
         elif path.is_file():
             lines = read_text(path, "prompts_file").splitlines()
             rows += [{"prompt": line} for line in lines if line.strip()]
@@ -112,19 +113,46 @@ def read_prompts(config: GenerateConfig) -> list[dict[str, Any]]:
     return rows[: config.limit]
 
 
+def prompt_of(row: dict[str, Any], key: str, place: str) -> Prompt:
+    """Text or messages of a row; raises InputError where it is neither."""
+    given = row.get(key)
+    if isinstance(given, str):
+        return given
+    if not isinstance(given, list):
+        raise InputError(f"{place} has no '{key}': expected text or messages in each.")
+    for message in given:
+        texts = isinstance(message, dict) and [message.get("role"), message.get("content")]
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise InputError(
+                f"{place}: '{key}' holds {message!r:.60}: expected messages, whose role and "
+                "content are text."
+            )
+    return given
+
+
 def complete(
     loaded: Loaded, prompt: Prompt, config: GenerateConfig, seed: int
 ) -> tuple[str, str, bool]:
-    """The prompt as the model got it, what it wrote, and whether it ended by itself."""
+    """The prompt as the model got it, what it wrote, and whether it ended by itself.
+
+    Raises:
+        InputError: the model's chat template refuses the prompt.
+    """
     import torch
+    from jinja2.exceptions import TemplateError
 
     model: Any = loaded.model
     tokenizer = loaded.tokenizer
     if config.chat:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        text = tokenizer.apply_chat_template(
-            list[dict[Any, Any]](messages), tokenize=False, add_generation_prompt=True
-        )
+        try:
+            text = tokenizer.apply_chat_template(
+                list[dict[Any, Any]](messages), tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            raise InputError(
+                f"the model's chat template refuses {messages!s:.80} ({error})."
+            ) from None
     else:
         text = plain(prompt)
     assert isinstance(text, str)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from conf.errors import InputError
 from conf.wandb_run import check_key, open_run
 from eval.devices import device_of
 from eval.files import digest_of, write_text
@@ -49,10 +50,19 @@ def lm_eval(config: LmEvalConfig) -> None:
         return
     folders = {name: find_model(path, f"models.{name}") for name, path in config.models.items()}
     selection = select(config)
+    if config.chat:
+        check_templates(folders)
     out = Path(config.out)
     known = {}
     if out.exists() and not config.overwrite:
         known = load_results(out, "out")["models"]
+        others = ", ".join(name for name in known if name not in folders)
+        if others:
+            raise InputError(
+                f"out={out} holds the scores of {others}, which would be lost: name them among "
+                "models too, take another file (compare and report read several), or give "
+                "overwrite=true."
+            )
     prints = {name: fingerprint(folder, selection, config) for name, folder in folders.items()}
     done = {name: known[name] for name in known if known[name]["fingerprint"] == prints.get(name)}
     manager = None
@@ -89,6 +99,19 @@ def lm_eval(config: LmEvalConfig) -> None:
     if config.logger.wandb != "disabled":
         log(config, results)
     console.print(f"{out}: {len(folders)} models", highlight=False, soft_wrap=True)
+
+
+def check_templates(folders: dict[str, Path]) -> None:
+    """Raises InputError where a model has no chat template."""
+    from transformers import AutoTokenizer
+
+    for name, folder in folders.items():
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        if not tokenizer.chat_template:
+            raise InputError(
+                f"chat=true: models.{name}={folder} has no chat template: tune it first (python -m "
+                "finetune sft), or score it in a call of its own without chat."
+            )
 
 
 def log(config: LmEvalConfig, results: dict[str, Any]) -> None:

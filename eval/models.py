@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conf.errors import InputError
@@ -18,8 +19,9 @@ DTYPES = ("auto", "bfloat16", "float32", "float16")
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in eval mode on `device`, and its tokenizer."""
+    """A model in eval mode on `device`, its tokenizer, and the folder that they lie in."""
 
+    folder: Path
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     device: str
@@ -37,6 +39,7 @@ def load(name: str, dtype: str = "auto", device: str = "auto") -> Loaded:
     folder = find_model(name)
     os.environ["HF_HUB_OFFLINE"] = "1"  # nothing remote is asked for
     import transformers
+    from safetensors import SafetensorError
     from torch import nn
 
     transformers.utils.logging.set_verbosity_error()
@@ -46,7 +49,7 @@ def load(name: str, dtype: str = "auto", device: str = "auto") -> Loaded:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, local_files_only=True
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"model={name} does not load: {str(error).splitlines()[0]}") from None
     nn.Module.to(model, place)
-    return Loaded(model.eval(), tokenizer, place)
+    return Loaded(folder, model.eval(), tokenizer, place)

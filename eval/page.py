@@ -40,6 +40,7 @@ def content(config: ReportConfig) -> dict[str, Any]:
     styles = source_styles(manifest.source_tokens("train"))
     return {
         "name": run.config["name"],
+        "network": run.model,
         "state": "finished" if run.is_finished else f"in progress, step {run.train[-1]['step']}",
         "is_finished": run.is_finished,
         "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
@@ -67,10 +68,12 @@ def content(config: ReportConfig) -> dict[str, Any]:
 def summary(run: RunFolder, manifest: Manifest) -> str:
     """The run in a sentence."""
     model, last = run.model, run.train[-1]
+    begun = run.config.get("init_from")
+    begun = f"from {Path(begun).name}" if begun else "from scratch"
     window = f", sliding window {model.sliding_window}" if model.sliding_window else ""
     return (
         f"A decoder of {short_number(parameters(model))} parameters ({model.architecture}, "
-        f"{model.num_layers} layers of {model.hidden_size}{window}), trained from scratch on "
+        f"{model.num_layers} layers of {model.hidden_size}{window}), trained {begun} on "
         f"{last['tokens']:,} tokens of {manifest.name} in {last['step']:,} steps."
     )
 

@@ -51,6 +51,7 @@ def tuning(stages: list[Record]) -> list[dict[str, Any]]:
         {
             "title": f"{stage['name']}: {METHODS[stage['method']][0]}",
             "folder": stage["folder"],
+            "model": stage["model"],
             "sentence": sentence(stage),
             "facts": facts(stage),
             "charts": tuning_charts(stage["metrics"], METHODS[stage["method"]][2]),

@@ -61,7 +61,7 @@ def perplexity(config: PerplexityConfig) -> None:
     manifest = load_manifest(config.data)
     manifest.check_tokenizer()
     loaded = load(config.model, config.dtype, config.device)
-    check_same_tokenizer(config, manifest)
+    check_same_tokenizer(config, loaded.folder, manifest)
     sizes = torch.from_numpy(manifest.token_bytes().astype("int64"))
     console = Console()
     scores = {}
@@ -88,11 +88,11 @@ def perplexity(config: PerplexityConfig) -> None:
         write_text(Path(config.out), json.dumps(content, indent=1))
 
 
-def check_same_tokenizer(config: PerplexityConfig, manifest: Manifest) -> None:
+def check_same_tokenizer(config: PerplexityConfig, folder: Path, manifest: Manifest) -> None:
     """Raises InputError unless the model's ids stand for the same pieces as the corpus's."""
     from tokenizers import Tokenizer
 
-    path = Path(config.model) / "tokenizer.json"
+    path = folder / "tokenizer.json"
     if not path.is_file():
         raise InputError(f"{path} does not exist: expected the tokenizer of the model.")
     theirs = Tokenizer.from_file(str(path)).get_vocab()

@@ -15,7 +15,7 @@ from conf.errors import InputError
 from finetune.config import DpoConfig
 from finetune.output import inputs_fingerprint, is_done, staged
 from finetune.rows import names, read_pairs
-from finetune.sft import about, save, stay_here, tune
+from finetune.sft import about, save, stay_here, told, tune
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -65,10 +65,7 @@ def dpo(config: DpoConfig) -> None:
             record = {"inputs": inputs, **about(trainer, config, rows), **settings}
             save(base, config, record, folder)
     if writes:
-        print(
-            f"{out}: {record['steps']} steps on {len(rows)} pairs, loss "
-            f"{record['first_loss']:.3f} -> {record['loss']:.3f}, {record['seconds']:.0f} s"
-        )
+        print(told(out, record))
 
 
 def merge(trainer: Trainer, base: Base) -> None:

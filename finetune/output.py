@@ -43,6 +43,8 @@ def is_done(config: SftConfig, inputs: str) -> bool:
         InputError: it holds something else, and `overwrite` is not set.
     """
     out = Path(config.out)
+    if out.name in ("", ".."):
+        raise InputError(f"out={out} has no name of its own: expected a folder to be made.")
     if config.overwrite or not out.exists():
         return False
     record = out / config.record

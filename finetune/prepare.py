@@ -79,8 +79,9 @@ def build_trainer(
     processes: int,
     folder: Path,
     validation: list[Row] | None = None,
-) -> SFTTrainer:
-    """A trainer whose data set is tokenized, masked, cut to max_seq_len and packed.
+) -> AnswerTrainer:
+    """A trainer whose data set is tokenized, masked, cut to max_seq_len and packed, less the
+    conversations whose first answer begins beyond that.
 
     Raises:
         InputError: max_seq_len is beyond the model's, or no answer begins within it.
@@ -97,17 +98,29 @@ def build_trainer(
         base.model.resize_token_embeddings(len(base.tokenizer))
 
     def tokenized(rows: list[Row]) -> datasets.Dataset:
-        found = tokenize(rows, config.chat_template, base.tokenizer)
-        return datasets.Dataset.from_list(list(found))
+        longest = arguments.max_length
+        found = [
+            row
+            for row in tokenize(rows, config.chat_template, base.tokenizer)
+            if any(label != IGNORED for label in row["labels"][:longest])
+        ]
+        if not found:
+            raise InputError(
+                f"no answer begins within max_seq_len={longest} tokens: "
+                "give a longer max_seq_len or shorter conversations."
+            )
+        return datasets.Dataset.from_list(found)
 
+    data = tokenized(rows)
     trainer = AnswerTrainer(
         config,
         model=base.model,
         args=arguments,
-        train_dataset=tokenized(rows),
+        train_dataset=data,
         eval_dataset=tokenized(validation) if validation else None,
         processing_class=base.tokenizer,
     )
+    trainer.left_out = len(rows) - len(data)
     add_callbacks(trainer, processes)
     return trainer
 
@@ -117,12 +130,11 @@ def check_labels(trainer: SFTTrainer, tokenizer: PreTrainedTokenizerBase) -> Non
     batch as the model gets it.
 
     Raises:
-        InputError: no token, or every token, would be learned from.
+        InputError: every token, or none of a batch, would be learned from.
     """
     data, arguments = trainer.train_dataset, trainer.args
     assert isinstance(data, datasets.Dataset)
     assert isinstance(arguments, TrlConfig)
-    learned = 0
     for sequence in data.with_format("numpy"):
         lengths = sequence.get("seq_lengths", [len(sequence["labels"])])
         ends = np.cumsum(lengths)[:-1]
@@ -134,12 +146,6 @@ def check_labels(trainer: SFTTrainer, tokenizer: PreTrainedTokenizerBase) -> Non
                     f"every token of {tokenizer.decode(ids)!r:.80} would be learned "
                     "from, its prompt too: training_template must mark the assistant's turns only."
                 )
-            learned += (labels != IGNORED).sum()
-    if not learned:
-        raise InputError(
-            f"no answer begins within max_seq_len={arguments.max_length} tokens: "
-            "give a longer max_seq_len or shorter conversations."
-        )
     first = data.select(range(min(arguments.train_batch_size, len(data))))
     labels = trainer.data_collator(list(first))["labels"]
     share = (labels != IGNORED).float().mean().item()

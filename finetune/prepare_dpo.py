@@ -22,7 +22,12 @@ from finetune.tokens import IGNORED, add_tokens, tokenize
 
 
 class PairTrainer(DPOTrainer):
-    """`trl`'s trainer on pairs that are token ids already, in our order."""
+    """`trl`'s trainer on pairs that are token ids already, in our order.
+
+    left_out: pairs whose prompt fills max_seq_len.
+    """
+
+    left_out = 0
 
     def __init__(self, config: DpoConfig, **parts: Any) -> None:
         super().__init__(**parts)
@@ -79,7 +84,7 @@ def build_trainer(
     processes: int,
     folder: Path,
     validation: list[Row] | None = None,
-) -> DPOTrainer:
+) -> PairTrainer:
     """A trainer of adapters on `base.model`, whose pairs are tokenized and whose prompts are
     masked; pairs whose prompt fills max_seq_len are dropped, longer answers are cut.
 
@@ -101,11 +106,12 @@ def build_trainer(
             )
         return datasets.Dataset.from_list(pairs)
 
+    data = tokenized(rows)
     trainer = PairTrainer(
         config,
         model=base.model,
         args=TrlConfig(beta=config.beta, **settings),
-        train_dataset=tokenized(rows),
+        train_dataset=data,
         eval_dataset=tokenized(validation) if validation else None,
         processing_class=base.tokenizer,
         peft_config=LoraConfig(
@@ -115,5 +121,6 @@ def build_trainer(
             task_type="CAUSAL_LM",
         ),
     )
+    trainer.left_out = len(rows) - len(data)
     add_callbacks(trainer, processes)
     return trainer

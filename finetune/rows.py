@@ -48,7 +48,7 @@ def read_pairs(
 ) -> list[Row]:
     """All pairs of the sources, in their order. `chosen` and `rejected` may repeat the
     conversation before them, as UltraFeedback Binarized does; that is then the prompt, whatever
-    'prompt' says.
+    'prompt' says, unless 'prompt' ends with it and holds more.
 
     Raises:
         InputError: a source is missing, empty or unreadable, or a row is no pair.
@@ -132,6 +132,9 @@ def _conversation(content: dict[str, Any], place: str) -> Row:
     last = list(row)[-1]
     if not any(message["role"] == "assistant" for message in row[last]):
         raise InputError(f"{place}: '{last}' has no assistant message: there is nothing to learn.")
+    for message in row[last]:
+        if message["role"] == "assistant" and not message["content"].strip():
+            raise InputError(f"{place}: '{last}' has an empty assistant message: expected text.")
     return row
 
 
@@ -147,7 +150,9 @@ def _pair(content: dict[str, Any], place: str) -> Row:
             raise InputError(f"{place}: '{key}' is empty: expected an answer.")
     if answers["chosen"] == answers["rejected"]:
         raise InputError(f"{place}: 'chosen' and 'rejected' are the same answer.")
-    return {"prompt": row["chosen"][:-1] or row["prompt"], **answers}
+    repeated = row["chosen"][:-1]
+    longer = row["prompt"][-len(repeated) :] == repeated  # by a system message, or earlier turns
+    return {"prompt": row["prompt"] if longer or not repeated else repeated, **answers}
 
 
 def _messages(content: dict[str, Any], key: str, place: str) -> list[Message]:

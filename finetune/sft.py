@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
     from finetune.prepare import Base
+    from finetune.prepare_dpo import PairTrainer
+    from finetune.trainer import AnswerTrainer
 
 PACKAGES = ("torch", "transformers", "trl", "datasets", "accelerate")
 
@@ -64,10 +66,16 @@ def sft(config: SftConfig) -> None:
             record = {"inputs": inputs, **about(trainer, config, rows)}
             save(base, config, record, folder)
     if writes:
-        print(
-            f"{out}: {record['steps']} steps on {len(rows)} conversations, loss "
-            f"{record['first_loss']:.3f} -> {record['loss']:.3f}, {record['seconds']:.0f} s"
-        )
+        print(told(out, record))
+
+
+def told(out: Path, record: dict[str, Any]) -> str:
+    """What a command says in the end."""
+    left_out = f" ({record['left_out']} longer than max_seq_len)" if record["left_out"] else ""
+    return (
+        f"{out}: {record['steps']} steps on {record['rows']} {record['kind']}{left_out}, loss "
+        f"{record['first_loss']:.3f} -> {record['loss']:.3f}, {record['seconds']:.0f} s"
+    )
 
 
 def stay_here(config: SftConfig) -> None:
@@ -103,7 +111,9 @@ def tune(
         run.finish()
 
 
-def about(trainer: Trainer, config: SftConfig, rows: list[Row]) -> dict[str, Any]:
+def about(
+    trainer: AnswerTrainer | PairTrainer, config: SftConfig, rows: list[Row]
+) -> dict[str, Any]:
     """What the run was, for sft.json and the model card."""
     lines = [line for line in trainer.state.log_history if "loss" in line]
     return {
@@ -112,7 +122,8 @@ def about(trainer: Trainer, config: SftConfig, rows: list[Row]) -> dict[str, Any
         "model": config.model,
         "data": ", ".join(names(config.data)),
         "data_sha256": fingerprint(rows),
-        "rows": len(rows),
+        "rows": len(rows) - trainer.left_out,
+        "left_out": trainer.left_out,
         "chat_template": config.chat_template.name,
         "learning_rate": config.learning_rate,
         "schedule": config.schedule,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,7 @@ def _lines(path: Path) -> Iterator[Placed]:
         text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
     except UnicodeDecodeError as error:
         raise InputError(f"data={path} is not UTF-8 at byte {error.start}.") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"data={path} cannot be read: {error}.") from None
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():

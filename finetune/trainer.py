@@ -19,7 +19,12 @@ class AnswerTrainer(SFTTrainer):
     """In our order, with an exact validation loss. On a GPU `trl` projects onto the vocabulary
     only those positions whose next token is learned from. On a CPU it projects all of them,
     several times; a small model then spends half of its time on prompts' logits that the loss
-    ignores."""
+    ignores.
+
+    left_out: conversations whose first answer begins beyond max_seq_len.
+    """
+
+    left_out = 0
 
     def __init__(self, config: SftConfig, **parts: Any) -> None:
         super().__init__(**parts)

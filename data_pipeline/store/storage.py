@@ -60,8 +60,9 @@ class Retry:
         return random.uniform(0, min(self.longest_seconds, self.first_seconds * 2**number))
 
 
-RETRY = Retry(attempts=int(os.environ.get("HEADWATER_RETRIES", Retry.attempts)))
-"""What requests use that say nothing else."""
+def usual_retry() -> Retry:
+    """What requests use that say nothing else."""
+    return Retry(attempts=int(os.environ.get("HEADWATER_RETRIES", Retry.attempts)))
 
 
 class Listed(NamedTuple):
@@ -205,7 +206,7 @@ def fetch(url: str, to: Path, retry: Retry | None = None) -> Path:
 def upload(path: Path, url: str, retry: Retry | None = None) -> None:
     """Copies a local file to a URL, whole or not at all (a store's PUT is). The time for a request
     grows with the file, at a megabyte a second. Raises StorageError, InputError."""
-    retry = retry or RETRY
+    retry = retry or usual_retry()
     seconds = retry.timeout_seconds + path.stat().st_size / 1e6
     sent = replace(retry, timeout_seconds=seconds)
 
@@ -288,7 +289,7 @@ def retrying(call: Callable[[], T], what: str, retry: Retry | None = None) -> T:
     that are refused or absent as InputError. Raises StorageError after the last attempt, naming
     `what`.
     """
-    retry = retry or RETRY
+    retry = retry or usual_retry()
     problem: Exception | None = None
     for number in range(retry.attempts):
         try:

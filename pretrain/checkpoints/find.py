@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from conf.errors import InputError
-from data_pipeline.store.storage import in_thread
+from data_pipeline.store.storage import StorageError, in_thread
 from pretrain.checkpoints import commit, copies, files
 from pretrain.checkpoints.files import CheckpointError
 from pretrain.distributed import Processes
@@ -24,10 +24,11 @@ Found = tuple[Path, dict[str, Any]]
 def newest_agreed(folder: Path, processes: Processes, copy: str | None = None) -> Found | None:
     """The newest whole checkpoint, or None where there never was one; every rank calls it.
 
-    copy: a URL that holds copies; what is newer there, or bad here, is brought from it. Each rank
-    reads its share of the files. Rank 0 decides, and puts the bad ones out of the way. Raises
-    CheckpointError where there are checkpoints but not one of them is whole: starting over without
-    a word would be worse.
+    copy: a URL that holds copies; what is newer there, or bad here, is brought from it; where that
+    does not answer, what is here must do. Each rank reads its share of the files. Rank 0 decides,
+    and puts the bad ones out of the way. Raises CheckpointError where there are
+    checkpoints but not one of them is whole, StorageError where none is here and the copies are
+    out of reach: starting over without a word would be worse.
     """
     problems: list[str] = []
     brought: set[int] = set()
@@ -112,10 +113,16 @@ def _candidate(folder: Path, copy: str | None, brought: set[int]) -> tuple[str |
     here = files.listed(folder)
     newest_here = files.step_of(here[0].name) if here else None
     if copy:
-        there = [step for step in copies.steps(copy) if step not in brought]
-        if there and (newest_here is None or there[0] > newest_here):
-            brought.add(there[0])
-            return copies.bring(folder, copy, there[0]).name, []
+        try:
+            there = [step for step in copies.steps(copy) if step not in brought]
+            if there and (newest_here is None or there[0] > newest_here):
+                name = copies.bring(folder, copy, there[0]).name
+                brought.add(there[0])
+                return name, []
+        except StorageError as error:
+            if not here:
+                raise
+            print(f"warning: {error} Going on from what is in {folder}.")
     return (here[0].name if here else None), [path.name for path in files.quarantined(folder)]
 
 

@@ -52,6 +52,18 @@ def test_the_oldest_turns_are_forgotten(loaded):
     assert text.endswith("<user>last</s><assistant>")
 
 
+def test_a_question_keeps_its_marks_and_its_end(loaded):
+    """However long it is, and however long the answer may become."""
+    question = "".join(f"word{number} " for number in range(200)) + "end"
+    for room in (20, 500, 512, 4096):
+        for asked in ("What is the capital?", question):
+            ids = fitting(loaded, [user(asked)], room)
+            text = loaded.tokenizer.decode(ids[0])
+            assert ids.shape[1] + min(room, 256) <= 512
+            assert text.startswith("<user>")
+            assert text.endswith(f"{asked[-18:]}</s><assistant>")
+
+
 def test_a_template_without_a_system_role_is_named(make_model, tmp_path):
     folder = make_model(tmp_path / "strict", chat=True)
     template = "{% for m in messages %}{% if m['role'] == 'system' %}"

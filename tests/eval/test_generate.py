@@ -119,6 +119,22 @@ def test_rows_without_a_prompt_are_named(run, tmp_path):
     file.write_text("{")
     with pytest.raises(InputError, match="line 1 is not JSON"):
         run(prompts_file=str(file))
+    for prompt in (["hi"], [{"role": "user"}], [{"role": "user", "content": [{"text": "hi"}]}]):
+        file.write_text(json.dumps({"prompt": prompt}))
+        with pytest.raises(InputError, match=r"row 1: 'prompt' holds .* expected messages"):
+            run(prompts_file=str(file))
+    file.write_text('{"prompt": "a", "completion": null}')
+    assert "reference" not in run(prompts_file=str(file))[0]
+
+
+def test_what_a_template_refuses_is_a_sentence(run, make_model, tmp_path):
+    folder = make_model(tmp_path / "strict", chat=True)
+    template = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('no system') }}{% endif %}"
+    (folder / "chat_template.jinja").write_text(template + "{{ messages[0]['content'] }}")
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps({"prompt": [{"role": "system", "content": "be kind"}]}))
+    with pytest.raises(InputError, match=r"chat template refuses .*be kind.* \(no system\)"):
+        run(model=str(folder), prompts_file=str(file), chat=True)
 
 
 @pytest.mark.parametrize("name", ["prompts.txt", "prompts.jsonl"])

@@ -134,8 +134,11 @@ def test_what_is_done_is_skipped(config, results, make_model, tmp_path, monkeypa
     assert list(grown["models"]) == ["base", "other", "third"]
     assert grown["models"]["base"] == results["models"]["base"]
     make_model(third, seed=4)  # other weights under the same name
-    harness.lm_eval(dataclasses.replace(config, models={"third": str(third)}))
+    harness.lm_eval(dataclasses.replace(config, models={**config.models, "third": str(third)}))
     assert ran == [third, third]
+    with pytest.raises(InputError, match="holds the scores of base, other, which would be lost"):
+        harness.lm_eval(dataclasses.replace(config, models={"third": str(third)}))
+    assert list(load_results(Path(config.out))["models"]) == ["base", "other", "third"]
 
 
 def test_interrupted_call_keeps_what_is_done(config, tmp_path, monkeypatch, capfd):
@@ -287,6 +290,7 @@ def test_unknown_task_is_refused(tasks):
         ({"tasks": "some/where"}, "tasks=some/where is no folder"),
         ({"models": {"mine": "nowhere"}}, "models.mine=nowhere is no Hugging Face folder"),
         ({"device": "tpu"}, "device=tpu"),
+        ({"chat": True}, r"chat=true: models\.base=.* has no chat template"),
     ],
 )
 def test_bad_input_ends_before_any_model_runs(config, tmp_path, changes, message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -49,6 +50,18 @@ def test_trainer_and_export_agree(decoder, named_corpus, scores, source):
     assert theirs["tokens"] == ours.tokens
     assert theirs["loss"] == pytest.approx(ours.loss, rel=1e-5)
     assert theirs["bits_per_byte"] == pytest.approx(ours.bits_per_byte, rel=1e-5)
+
+
+def test_a_run_is_a_model_too(model, named_corpus, scores, tmp_path):
+    step = tmp_path / "run" / "export" / "step_3"  # as find_model leaves it
+    shutil.copytree(model, step)
+    checkpoint, out = tmp_path / "run" / "checkpoints" / "step_3", tmp_path / "scores.json"
+    checkpoint.mkdir(parents=True)
+    data = str(named_corpus.folder)
+    perplexity(
+        PerplexityConfig(str(checkpoint), data, SEQ_LEN, TOKENS, 300, dtype="float32", out=str(out))
+    )
+    assert json.loads(out.read_text())["loss"] == scores["loss"]
 
 
 def test_loss_is_that_of_each_document_alone(model, named_corpus, scores):

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from conf.errors import InputError
 from eval.page import counted
@@ -430,8 +431,35 @@ def test_tuned_models_have_a_card(page, tuned):
     card = (Path(tuned["answers"]) / "README.md").read_text()
     assert "321 conversations" in card
     assert "DPO" not in card  # came after it
-    with pytest.raises(InputError, match=r"a tuned model, of which this report is not told"):
+    with pytest.raises(InputError, match=r"a tuned model, and this report is not told of .*chat"):
         page(card=tuned["chat"])
+
+
+def test_a_card_tells_of_all_that_led_to_its_model_and_of_nothing_else(page, tuned, model, run):
+    chat, answers = Path(tuned["chat"]), Path(tuned["answers"])
+    record = json.loads((chat / "dpo.json").read_text())
+    (chat / "dpo.json").write_text(json.dumps(record | {"model": str(answers)}))
+    with pytest.raises(InputError, match=r"is not told of .*answers"):
+        page(tuned={"chat": str(chat)}, card=str(chat))
+    page(tuned={"chat": str(chat), "answers": str(answers)}, card=str(chat))
+    assert "321 conversations. Tuned by DPO on 45" in (chat / "README.md").read_text()
+    config = json.loads((model / "config.json").read_text())
+    record = json.loads((answers / "sft.json").read_text())
+    (answers / "sft.json").write_text(json.dumps(record | {"model": str(answers.parent / "b")}))
+    shutil.copytree(model, answers.parent / "b")
+    (answers.parent / "b" / "config.json").write_text(json.dumps(config | {"hidden_size": 8}))
+    for card in (answers, answers.parent / "b"):
+        with pytest.raises(InputError, match="another model than the run: its hidden_size is 8"):
+            page(tuned=tuned, card=str(card))
+
+
+def test_a_run_that_began_with_a_model_says_so(page, run):
+    config = OmegaConf.load(run / "config.yaml")
+    config.init_from = "models/mistral"
+    OmegaConf.save(config, run / "config.yaml")
+    _, parsed = page()
+    assert "trained from mistral on" in parsed.text
+    assert "from scratch" not in parsed.text
 
 
 def test_run_in_progress(page, run, lines):

@@ -274,13 +274,16 @@ def test_copies_bring_back_what_is_lost_or_bad(run, whole, s3):
     assert run.start(stop_after=12, **changes).codes == [0, 0]
     assert copies.steps(url) == [10, 5]
     assert copies.verify(url, 10) is None
+    nowhere = {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}
+    away = run.start(stop_after=12, **changes | {"environment": store | nowhere})
+    assert f"Going on from what is in {run.checkpoints}" in away.said
+    assert "resuming after step 10" in away.said
     flip(run.checkpoints / "step_10" / "__0_0.distcp")
     assert "resuming after step 10" in run.start(**changes).said  # the copy's
     assert copies.steps(url) == [20, 15]  # what stays here stays there
     shutil.rmtree(run.checkpoints)
     assert "is finished" in run.start(**changes).said
     assert run.ends_as(whole)
-    store["AWS_ENDPOINT_URL_S3"] = "http://127.0.0.1:9"
     shutil.rmtree(run.checkpoints)
-    ended = run.start(**changes)
+    ended = run.start(**changes | {"environment": store | nowhere})
     assert EXIT_STORAGE in ended.codes  # not a word from the store: nothing starts over

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -70,6 +71,12 @@ def test_out_that_holds_something_else(settings) -> None:
     with pytest.raises(InputError, match="holds something else: choose another folder"):
         sft(config)
     assert (Path(config.out) / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("out", [".", "..", "/"])
+def test_out_without_a_name(settings, out: str) -> None:
+    with pytest.raises(InputError, match=f"out={re.escape(out)} has no name of its own"):
+        sft(settings(out=out, overwrite=True))
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,20 @@ def test_chosen_may_repeat_the_conversation(tmp_path: Path, tokenizer) -> None:
     path.write_text(json.dumps(long) + "\n" + json.dumps(short))
     first, second = tokenize_pairs(read_pairs(path), load_template("danube"), tokenizer)
     assert first == second
+    system = {"role": "system", "content": "Count."}
+    path.write_text(json.dumps(long | {"prompt": [system, question]}))
+    assert read_pairs(path)[0]["prompt"] == [system, question]
+
+
+def test_pairs_that_are_too_long_are_counted(config: DpoConfig, tmp_path: Path, capsys) -> None:
+    rows = [{"prompt": "a " * length, "chosen": "b", "rejected": "c"} for length in (3, 900, 4)]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    config.data, config.max_steps = str(path), 1
+    dpo(config)
+    record = json.loads((Path(config.out) / "dpo.json").read_text())
+    assert (record["rows"], record["left_out"]) == (2, 1)
+    assert "on 2 pairs (1 longer than max_seq_len), loss" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def test_conversations(tmp_path: Path) -> None:
         ([{"messages": []}], r"'messages' is \[\]: expected"),
         ([{"messages": [USER]}], r"'messages' has no assistant message"),
         ([{"prompt": [USER], "completion": [USER]}], r"'completion' has no assistant message"),
+        ([{"messages": [USER, ANSWER | {"content": " "}]}], r"has an empty assistant message"),
         ([{"messages": [USER, {"role": "bot", "content": "8."}]}], r"has the role 'bot'"),
         ([{"messages": [USER, {"from": "gpt", "value": "8."}]}], r"expected role and content"),
     ],
@@ -61,6 +63,15 @@ def test_conversations(tmp_path: Path) -> None:
 def test_refused(tmp_path: Path, lines: list, words: str) -> None:
     with pytest.raises(InputError, match=words):
         read_rows(write(tmp_path / "x.jsonl", *lines))
+
+
+def test_damaged_gzip(tmp_path: Path) -> None:
+    packed = bytearray(gzip.compress(json.dumps(PAIR).encode() * 50))
+    packed[20:30] = b"\xff" * 10
+    path = tmp_path / "x.jsonl.gz"
+    path.write_bytes(packed)
+    with pytest.raises(InputError, match=r"x\.jsonl\.gz cannot be read"):
+        read_rows(path)
 
 
 def test_not_utf8(tmp_path: Path) -> None:

@@ -115,6 +115,16 @@ def test_loss_is_the_answers_mean(settings, base: Path, pairs: Path) -> None:
     assert lines(Path(settings().out), "validation")[0]["loss"] == mean
 
 
+@pytest.mark.parametrize("packing", [False, True])
+def test_conversations_that_are_too_long_are_counted(settings, tmp_path: Path, packing) -> None:
+    rows = [{"prompt": "a " * length, "completion": "b"} for length in (3, 900, 4)]
+    path = tmp_path / "long.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    sft(settings(data=str(path), max_steps=1, packing=packing, batch_size=1))
+    record = json.loads((Path(settings().out) / "sft.json").read_text())
+    assert (record["rows"], record["left_out"]) == (2, 1)
+
+
 @pytest.mark.parametrize(
     "layout", [{"micro_batch_size": 2}, {"packing": True, "batch_size": 1, "max_seq_len": 256}]
 )
