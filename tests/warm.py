@@ -16,7 +16,6 @@ import math
 import os
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,8 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.ports import free_port
 
 TIMEOUT_SECONDS = 240
 GRACE_SECONDS = 1.0
@@ -114,9 +115,7 @@ def main() -> None:
 
     for line in sys.stdin:
         task = json.loads(line)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         ranks = [_fork(rank, port, task) for rank in range(max(1, task["processes"]))]
         print(json.dumps(_wait(ranks, task.get("grace", 0.0))), flush=True)
 

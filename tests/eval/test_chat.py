@@ -18,6 +18,7 @@ from eval.models import load
 from eval.serve import ServeConfig, check_free, check_template, command_of, text_of
 from tests import browser
 from tests.conftest import ROOT
+from tests.ports import free_port
 
 QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
@@ -142,12 +143,6 @@ def test_parts_of_a_message():
     assert text_of({"content": "whole"}) == "whole"
     parts = [{"type": "text", "text": "a"}, {"type": "file"}, {"type": "text", "text": "b"}]
     assert text_of({"content": parts}) == "ab"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from tests.debian import why_not
+from tests.ports import free_port
 
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch")
 WAIT_SECONDS = 120.0
@@ -183,12 +184,7 @@ class Cluster:
 
     def start(self) -> None:
         """Starts everything, and waits until both nodes are idle."""
-        ports: list[socket.socket] = []
-        for _ in range(3):
-            ports.append(socket.create_server(("127.0.0.1", 0)))
-        port, port1, port2 = (opened.getsockname()[1] for opened in ports)
-        for opened in ports:
-            opened.close()
+        port, port1, port2 = free_port(), free_port(), free_port()
         for name in ("state", "munge"):
             (self.folder / name).mkdir(parents=True)
         host = socket.gethostname().split(".")[0]

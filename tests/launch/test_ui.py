@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from launch.ui.commands import Form, Started
 from launch.ui.serve import UiConfig
 from tests import browser
 from tests.conftest import ROOT
+from tests.ports import free_port
 from tests.runs import arguments
 
 
@@ -133,9 +133,7 @@ def address(tmp_path, corpus):
 def served(folder: Path) -> Iterator[str]:
     """The address of the page, started in a folder."""
     pytest.importorskip("gradio", reason="gradio is not installed (extra chat)")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     log = folder / "log"
     with (
         log.open("w") as file,

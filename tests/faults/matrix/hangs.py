@@ -16,6 +16,7 @@ from tests.conftest import ROOT
 from tests.faults.matrix import Outcome, row
 from tests.faults.matrix.kills import AGAIN
 from tests.faults.matrix.lab import PATIENCE, STEPS, Lab, Run, check, drawn
+from tests.ports import free_port
 
 SOON: dict[str, Any] = {"health__step_seconds": 4, "health__pause_seconds": 20}
 GRACE = 12
@@ -114,8 +115,8 @@ wait $r0; a=$?; wait $r1; echo codes=$a,$?"""
 )
 def no_rendezvous(lab: Lab, trial: int) -> Outcome:
     run: Run = lab.run()
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)) as taken:
         rank = ("0", "1", "0")[trial]
         if trial:
             taken.close()
