@@ -5,7 +5,7 @@ compared with the mean of its neighbours, which have none: the next step begins 
 durable, and what that waits beyond the step is reported too. Stated: the ratio (median), by how
 much the neighbours differ from each other, what the copy holds up, seconds to durable, and memory.
 
-    python benchmarks/async_save.py [--model small_350m] [--tokens 2048] [--pairs 10]
+    python benchmarks/async_save.py [--model small_350m] [--tokens 1024] [--pairs 10]
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
     """Trains, saves, writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="small_350m")
-    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--folder", type=Path, help="where to save")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/async_save.json"))

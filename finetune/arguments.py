@@ -17,6 +17,16 @@ from finetune.order import Order
 from finetune.watch import LastStep, Saved
 
 
+def data_set(found: list[dict[str, list[int]]], max_seq_len: int) -> datasets.Dataset:
+    """The examples whose answer begins within max_seq_len; raises InputError where none does."""
+    if not found:
+        raise InputError(
+            f"no answer begins within max_seq_len={max_seq_len} tokens: "
+            "give a longer max_seq_len or shorter conversations."
+        )
+    return datasets.Dataset.from_list(found)
+
+
 def precision_of(config: SftConfig) -> str:
     """`bf16` or `fp32`: as asked for, or what the device computes in hardware."""
     if config.precision != "auto":

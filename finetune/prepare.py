@@ -22,7 +22,7 @@ from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer
 
 from conf.errors import InputError
-from finetune.arguments import add_callbacks, common
+from finetune.arguments import add_callbacks, common, data_set
 from finetune.config import SftConfig
 from finetune.rows import Row
 from finetune.tokens import IGNORED, add_tokens, tokenize
@@ -86,8 +86,10 @@ def build_trainer(
     Raises:
         InputError: max_seq_len is beyond the model's, or no answer begins within it.
     """
+    settings = common(config, base.model, processes, folder)
+    max_seq_len = settings["max_length"]
     arguments = TrlConfig(
-        **common(config, base.model, processes, folder),
+        **settings,
         packing=config.packing,
         eval_packing=False,
         shuffle_dataset=config.packing,
@@ -98,18 +100,9 @@ def build_trainer(
         base.model.resize_token_embeddings(len(base.tokenizer))
 
     def tokenized(rows: list[Row]) -> datasets.Dataset:
-        longest = arguments.max_length
-        found = [
-            row
-            for row in tokenize(rows, config.chat_template, base.tokenizer)
-            if any(label != IGNORED for label in row["labels"][:longest])
-        ]
-        if not found:
-            raise InputError(
-                f"no answer begins within max_seq_len={longest} tokens: "
-                "give a longer max_seq_len or shorter conversations."
-            )
-        return datasets.Dataset.from_list(found)
+        found = tokenize(rows, config.chat_template, base.tokenizer)
+        within = [row for row in found if set(row["labels"][:max_seq_len]) != {IGNORED}]
+        return data_set(within, max_seq_len)
 
     data = tokenized(rows)
     trainer = AnswerTrainer(

@@ -13,7 +13,7 @@ from trl import DPOTrainer
 
 from conf.chat import ChatTemplate
 from conf.errors import InputError
-from finetune.arguments import add_callbacks, common, sampler
+from finetune.arguments import add_callbacks, common, data_set, sampler
 from finetune.config import DpoConfig
 from finetune.order import Order
 from finetune.prepare import Base
@@ -98,13 +98,8 @@ def build_trainer(
 
     def tokenized(rows: list[Row]) -> datasets.Dataset:
         pairs = tokenize_pairs(rows, config.chat_template, base.tokenizer)
-        pairs = [pair for pair in pairs if len(pair["prompt_ids"]) < max_seq_len]
-        if not pairs:
-            raise InputError(
-                f"no answer begins within max_seq_len={max_seq_len} tokens: "
-                "give a longer max_seq_len or shorter conversations."
-            )
-        return datasets.Dataset.from_list(pairs)
+        within = [pair for pair in pairs if len(pair["prompt_ids"]) < max_seq_len]
+        return data_set(within, max_seq_len)
 
     data = tokenized(rows)
     trainer = PairTrainer(

@@ -18,7 +18,7 @@ from torch import Tensor
 from conf.errors import InputError
 from data_pipeline.sampling.batches import Batch, BatchReader
 from data_pipeline.sampling.recipe import StagePlan
-from data_pipeline.store.storage import in_thread
+from data_pipeline.store.threads import in_thread
 from model.loss import IGNORED
 from pretrain.config import ParallelConfig
 

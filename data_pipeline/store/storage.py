@@ -21,10 +21,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from conf.errors import EXIT_STORAGE, InputError
+from data_pipeline.store.threads import in_thread
 
 T = TypeVar("T")
 LOCAL = ("file://", "local://")
@@ -320,41 +320,6 @@ def is_transient(error: BaseException) -> bool:
         return False
     library = type(error).__module__.partition(".")[0]
     return isinstance(error, (OSError, EOFError, TimeoutError)) or library in STORE_LIBRARIES
-
-
-Work = tuple[Callable[[], Any], "Future[Any]"]
-_idle: list[SimpleQueue[Work]] = []
-"""Where threads that have nothing to do wait for work."""
-os.register_at_fork(after_in_child=_idle.clear)
-
-
-def in_thread(call: Callable[[], T]) -> Future[T]:
-    """Starts `call` in a thread that the process need not wait for when it ends: one that has
-    nothing to do, where there is one. (Where memory is short, the start of a thread may fail
-    without a word, and its starter waits for ever.)"""
-    future: Future[T] = Future()
-    try:
-        place = _idle.pop()
-    except IndexError:
-        place = SimpleQueue()
-        threading.Thread(target=_work, args=(place,), daemon=True, name="storage").start()
-    place.put((call, future))
-    return future
-
-
-def _work(place: SimpleQueue[Work]) -> None:
-    while True:
-        call, future = place.get()
-        try:
-            result = call()
-        except BaseException as error:
-            _idle.append(place)
-            future.set_exception(error)
-        else:
-            _idle.append(place)
-            future.set_result(result)
-            del result
-        del call, future  # what they hold must not wait for the next work
 
 
 def _open_store(url: str) -> tuple[Any, str]:

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from conf.errors import InputError
-from data_pipeline.store.storage import StorageError, in_thread
+from data_pipeline.store.storage import StorageError
+from data_pipeline.store.threads import in_thread
 from pretrain.checkpoints import commit, copies, files
 from pretrain.checkpoints.files import CheckpointError
 from pretrain.distributed import Processes
@@ -26,9 +27,9 @@ def newest_agreed(folder: Path, processes: Processes, copy: str | None = None) -
 
     copy: a URL that holds copies; what is newer there, or bad here, is brought from it; where that
     does not answer, what is here must do. Each rank reads its share of the files. Rank 0 decides,
-    and puts the bad ones out of the way. Raises CheckpointError where there are
-    checkpoints but not one of them is whole, StorageError where none is here and the copies are
-    out of reach: starting over without a word would be worse.
+    and puts the bad ones out of the way. Raises CheckpointError where there are checkpoints but not
+    one of them is whole, StorageError where none is here and the copies are out of reach: starting
+    over without a word would be worse.
     """
     problems: list[str] = []
     brought: set[int] = set()

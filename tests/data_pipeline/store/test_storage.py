@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
-import threading
 
 import pytest
 
 from conf.errors import EXIT_STORAGE, InputError
 from data_pipeline.store import storage
 from data_pipeline.store.storage import Retry, StorageError
-from tests.conftest import ROOT
 
-FORKS = """
-import os
-from data_pipeline.store.storage import in_thread
-in_thread(lambda: 1).result(20)
-child = os.fork()
-code = in_thread(lambda: 7).result(20) if child == 0 else os.waitpid(child, 0)[1] >> 8
-os._exit(code)
-"""
 QUICK = Retry(attempts=3, timeout_seconds=5, first_seconds=0.001)
 
 
@@ -186,24 +174,3 @@ def test_programming_errors_are_not_retried():
     with pytest.raises(KeyError):
         storage.retrying(broken, "x", QUICK)
     assert len(calls) == 1
-
-
-def test_a_thread_that_is_idle_takes_the_next_call():
-    def fail():
-        raise ValueError("no")
-
-    assert storage.in_thread(lambda: 1).result(20) == 1
-    with pytest.raises(ValueError, match="no"):
-        storage.in_thread(fail).result(20)
-    first = storage.in_thread(threading.get_ident).result(20)
-    assert storage.in_thread(threading.get_ident).result(20) == first
-    held = threading.Event()
-    busy = storage.in_thread(lambda: held.wait(20) and threading.get_ident())
-    assert storage.in_thread(threading.get_ident).result(20) != first
-    held.set()
-    assert busy.result(20) == first
-
-
-def test_a_fork_has_threads_of_its_own():
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKS], cwd=ROOT, timeout=60)
-    assert done.returncode == 7
