@@ -12,8 +12,8 @@ import torch.distributed as dist
 
 from conf.errors import InputError
 from data_pipeline.sampling.recipe import StagePlan
-from pretrain.config import ParallelConfig, PretrainConfig
-from pretrain.distributed import MESH, Processes
+from pretrain.config import MESH, ParallelConfig, PretrainConfig
+from pretrain.distributed import Processes
 from pretrain.layout_choice import GIB, Machine, Need, choose, optimizer_name, options
 
 

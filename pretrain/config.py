@@ -9,11 +9,13 @@ from omegaconf import MISSING
 
 from conf.errors import InputError, one_of
 from conf.wandb_run import LoggerConfig
-from data_pipeline.sampling.recipe import RecipeConfig
+from data_pipeline.sampling.recipe import RecipeConfig, Stage
 from model.config import ModelConfig
 from pretrain.health.config import HealthConfig
 
 PRECISIONS = ("fp32", "bf16", "fp8", "fp8_rowwise")
+MESH = ("dp_replicate", "dp_shard", "cp", "tp")
+"""Dimensions of the device mesh, the outermost first: neighbours talk most."""
 
 
 @dataclass
@@ -271,3 +273,7 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         one_of("device", self.device, ("auto", "cpu", "cuda"))
         one_of("precision", self.precision, PRECISIONS)
+
+    def precision_of(self, stage: Stage) -> str:
+        """Returns the stage's own precision, or the run's."""
+        return stage.config.precision or self.precision

@@ -16,14 +16,11 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from conf.errors import EXIT_HANG, InputError, RunFault
-from model.config import ModelConfig
-from pretrain.config import ParallelConfig
+from pretrain.config import MESH
 
 START_SECONDS = "HEADWATER_START_SECONDS"
 """How long ranks wait for each other at the start; 600 where it is not set."""
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-MESH = ("dp_replicate", "dp_shard", "cp", "tp")
-"""Dimensions of the device mesh, the outermost first: neighbours talk most."""
 
 
 @dataclass(frozen=True)
@@ -84,37 +81,6 @@ def join(backend: str, seconds: float) -> None:
         )
         fault.every_rank = True
         raise fault from None
-
-
-def check_layout(
-    config: ParallelConfig, model: ModelConfig, world_size: int
-) -> tuple[int, int, int, int]:
-    """Sizes of the mesh, in the order of MESH; raises InputError where they do not fit."""
-    sizes = {name: getattr(config, name) for name in MESH}
-    for key, size in sizes.items():
-        if size < 1 and not (key == "dp_shard" and size == -1):
-            raise InputError(f"parallel.{key}={size}, expected 1 or more.")
-    others = config.dp_replicate * config.cp * config.tp
-    shard = max(1, world_size // others) if config.dp_shard == -1 else config.dp_shard
-    if others * shard != world_size:
-        product = " x ".join(f"{name}={size}" for name, size in sizes.items())
-        raise InputError(
-            f"parallel.{product} does not make {world_size}, the number of processes: change one "
-            "of them."
-        )
-    tp = config.tp
-    for key, size in (
-        ("num_heads", model.num_heads),
-        ("num_kv_heads", model.num_kv_heads),
-        ("intermediate_size", model.intermediate_size),
-        ("vocab_size", model.vocab_size),
-    ):
-        if size % tp:
-            raise InputError(
-                f"model.{key}={size} is not divisible by parallel.tp={tp}: every tensor-parallel "
-                "rank takes an equal part."
-            )
-    return config.dp_replicate, shard, config.cp, tp
 
 
 @dataclass(frozen=True)

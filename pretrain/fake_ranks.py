@@ -16,8 +16,9 @@ from torch.distributed.tensor import DTensor
 
 from model.config import ModelConfig
 from model.network import build_meta
+from pretrain.checks import check_layout
 from pretrain.config import OptimConfig, ParallelConfig
-from pretrain.distributed import check_layout, make_layout
+from pretrain.distributed import make_layout
 from pretrain.optimizer import build_optimizer
 from pretrain.parallel import parallelize
 

@@ -17,9 +17,8 @@ import torch
 from conf.errors import InputError
 from model.config import ModelConfig
 from pretrain.activation_checkpointing import MODES
+from pretrain.checks import check_fp8_sides, check_layout
 from pretrain.config import OptimConfig, ParallelConfig
-from pretrain.distributed import check_layout
-from pretrain.fp8 import check_fp8
 from pretrain.memory import Memory, Sizes, Work, parameter_shapes, plan_memory
 
 GIB = 1 << 30
@@ -145,8 +144,8 @@ def _option(
     try:
         check_layout(parallel, need.model, machine.world_size)
         tokens = micro_batches(need, sizes)
-        on_any = torch.device("cpu")
-        check_fp8(need.precision, need.model, sizes.tp, sizes.cp, tokens[-1], on_any)
+        if need.precision.startswith("fp8"):
+            check_fp8_sides(need.precision, need.model, sizes.tp, sizes.cp, tokens[-1])
     except InputError as error:
         return Option(name, parallel, problem=str(error).rstrip("."))
     last: Option | None = None

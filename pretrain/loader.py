@@ -15,12 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conf.errors import InputError
 from data_pipeline.sampling.batches import Batch, BatchReader
 from data_pipeline.sampling.recipe import StagePlan
 from data_pipeline.store.threads import in_thread
 from model.loss import IGNORED
-from pretrain.config import ParallelConfig
 
 MASK64 = (1 << 64) - 1
 CLOSE_SECONDS = 5
@@ -135,32 +133,3 @@ def digest_of_samples(batch: Batch) -> int:
         hashed = hashlib.blake2b(tokens.tobytes(), digest_size=8, salt=salt)
         total += int.from_bytes(hashed.digest(), "little")
     return total
-
-
-def check_batches(plan: StagePlan, parallel: ParallelConfig, dp_size: int, longest: int) -> None:
-    """Raises InputError where a stage's batch cannot be dealt out over the layout.
-
-    longest: positions that the model has.
-    """
-    micro_batch_tokens = parallel.micro_batch_tokens
-    cp, tp = parallel.cp, parallel.tp
-    pieces = tp if cp == 1 else 2 * cp * tp
-    product = f"parallel.tp={tp}" if cp == 1 else f"2 x parallel.cp={cp} x parallel.tp={tp}"
-    for stage in plan.stages:
-        key = f"recipe.stages.{stage.name}.seq_len={stage.seq_len}"
-        if stage.seq_len > longest:
-            raise InputError(f"{key} is above model.max_seq_len={longest}.")
-        if stage.seq_len % pieces:
-            raise InputError(f"{key} is not divisible by {product}.")
-        if micro_batch_tokens % stage.seq_len:
-            raise InputError(
-                f"parallel.micro_batch_tokens={micro_batch_tokens} is not a multiple of {key}."
-            )
-    for tokens in plan.batches:
-        if tokens % (micro_batch_tokens * dp_size):
-            raise InputError(
-                f"recipe.global_batch_tokens={tokens} is not divisible by "
-                f"parallel.micro_batch_tokens={micro_batch_tokens} x {dp_size} data-parallel "
-                f"ranks = {micro_batch_tokens * dp_size}: change one of them (a stage's own batch "
-                "and every size of a batch_ramp count too)."
-            )

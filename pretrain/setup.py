@@ -11,27 +11,23 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from conf.errors import InputError
 from data_pipeline.sampling.batches import BatchReader
 from data_pipeline.sampling.order import SampleOrder
 from data_pipeline.sampling.recipe import StagePlan
 from data_pipeline.store.manifest import Manifest, load_manifest
-from model.config import ModelConfig
 from model.hf import HFWeights, read_config
 from model.init import initial_value
 from model.network import Decoder, build_meta
-from pretrain.async_tensor_parallel import check_async_tensor_parallel
 from pretrain.attention_choice import Timing, choose_attention
 from pretrain.auto_layout import pick_layout
 from pretrain.checkpoints import find, read
+from pretrain.checks import Job, check_resume, check_run, check_same_model, sample_order
 from pretrain.config import PretrainConfig
-from pretrain.distributed import Layout, Processes, check_layout, make_layout
+from pretrain.distributed import Layout, Processes, make_layout
 from pretrain.fp8 import fp8_linears
 from pretrain.hardware import environment
 from pretrain.health.changes import changed_software, check_changes
-from pretrain.hooks.precision import check_precision
-from pretrain.hooks.profile import check_profile
-from pretrain.loader import Loader, check_batches
+from pretrain.loader import Loader
 from pretrain.optimizer import build_optimizer
 from pretrain.parallel import fill, parallelize
 
@@ -63,24 +59,11 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
     Raises InputError before anything is written.
     """
     manifest = load_manifest(config.data.folder)
-    check_vocabulary(manifest, config)
     plan = StagePlan(config.recipe, manifest.source_tokens("train"))
     why = pick_layout(config, plan, processes)
-    sizes = check_layout(config.parallel, config.model, processes.world_size)
-    dp_size, tp = sizes[0] * sizes[1], sizes[3]
-    check_batches(plan, config.parallel, dp_size, config.model.max_seq_len)
-    check_async_tensor_parallel(config.parallel, processes.device)
-    check_precision(config, plan, tp, sizes[2], processes.device)
-    check_profile(config.profile, processes)
-    check_held_out(manifest, plan)
-    check_packing(manifest, plan)
-    order = SampleOrder(
-        manifest.source_tokens("train"),
-        [stage.order_stage() for stage in plan.stages],
-        config.seed,
-        config.data.max_epochs,
-        config.recipe.atom_tokens,
-    )
+    job = Job(processes.world_size, processes.device.type)
+    sizes = check_run(config, plan, manifest, job)
+    order = sample_order(config, plan, manifest)
     # The files' sizes are the same for all processes of a machine: one compares them.
     first_here = os.environ.get("LOCAL_RANK", "0") == "0"
     reader = BatchReader(manifest, order, cache_bytes=config.data.cache_bytes, check=first_here)
@@ -117,7 +100,7 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
         reader,
         plan,
         layout.dp.get_local_rank(),
-        dp_size,
+        sizes[0] * sizes[1],
         config.parallel.micro_batch_tokens,
         config.model.sliding_window,
         processes.device,
@@ -156,90 +139,6 @@ class InitialWeights:
         if self.weights is None:
             return initial_value(name, shape, self.config.model, self.config.seed)
         return self.weights.read(name)
-
-
-def check_vocabulary(manifest: Manifest, config: PretrainConfig) -> None:
-    """Raises InputError where the data's ids do not fit the model's embedding."""
-    manifest.check_tokenizer()
-    if manifest.vocab_size > config.model.vocab_size:
-        raise InputError(
-            f"{config.data.folder} has a vocabulary of {manifest.vocab_size}, larger than "
-            f"model.vocab_size={config.model.vocab_size}: take a larger model.vocab_size or "
-            "tokenize with a smaller tokenizer."
-        )
-
-
-def check_packing(manifest: Manifest, plan: StagePlan) -> None:
-    """Raises InputError where documents were fitted into sequences of other lengths."""
-    for stage in plan.stages:
-        if manifest.packed and stage.seq_len not in manifest.packed:
-            raise InputError(
-                f"recipe.stages.{stage.name}.seq_len={stage.seq_len}, but {manifest.folder} was "
-                f"fitted into sequences of {' or '.join(map(str, manifest.packed))}: take one of "
-                "them, or tokenize with another corpus.fit."
-            )
-
-
-def check_held_out(manifest: Manifest, plan: StagePlan) -> None:
-    """Raises InputError where a source has too little held-out text to validate on."""
-    longest = max(stage.seq_len for stage in plan.stages)
-    for source, tokens in manifest.source_tokens("held_out").items():
-        if tokens <= longest:
-            raise InputError(
-                f"the held-out split of source '{source}' has {tokens} tokens, fewer than one "
-                f"sequence of {longest}: hold a larger fraction of the corpus out."
-            )
-
-
-def check_same_model(found: dict[str, object], model: ModelConfig, where: str) -> None:
-    """Raises InputError where the shape in `where` is not the config's."""
-    for key, expected in asdict(model).items():
-        if key not in ("name", "init", "initializer_range") and found.get(key) != expected:
-            raise InputError(
-                f"model.{key}={expected}, but {where} was made with {found.get(key)}: use the "
-                "same model, or another run_dir."
-            )
-
-
-def check_resume(
-    path: Path,
-    about: dict[str, Any],
-    config: PretrainConfig,
-    data: Manifest,
-    plan: StagePlan,
-    order: SampleOrder,
-) -> None:
-    """Raises InputError where a run cannot go on from a checkpoint as it is configured now.
-
-    What is still to come may change; what was trained on may not.
-    """
-    check_same_model(about["model"], config.model, str(path))
-    if about["data"] != data.fingerprint:
-        raise InputError(
-            f"{path} was trained on other data ({about['data'][:12]}, now "
-            f"{data.fingerprint[:12]} in {config.data.folder}): restore it, or use another run_dir."
-        )
-    was = SampleOrder.from_json(json.dumps(about["plan"]))
-    stage, samples = about["position"]["stage"], about["position"]["samples"]
-    step = about["step"]
-    is_there = step <= plan.total_steps and plan.position(step) == (stage, samples)
-    same = about["order"] == order.fingerprint or order.same_past(was, stage, samples)
-    if is_there and same:
-        return
-    advice = "seed or recipe changed; restore them, or use another run_dir."
-    name, tokens = about["position"]["name"], was.stages[stage].samples * was.stages[stage].seq_len
-    if samples * was.stages[stage].seq_len < tokens:
-        planned = was.stages[stage].planned or was.stages[stage].samples
-        advice = (
-            f"seed or recipe changed; restore them, use another run_dir, or end stage '{name}' "
-            f"here with recipe.stages.{name}.tokens={samples * was.stages[stage].seq_len} "
-            f"recipe.stages.{name}.planned_tokens={planned * was.stages[stage].seq_len} and say "
-            "in a stage after it what is to change."
-        )
-    what = f"on another order of samples ({about['order'][:12]}, now {order.fingerprint[:12]})"
-    if same:
-        what = f"in other batches: its {step} steps took {samples} samples of stage '{name}'"
-    raise InputError(f"{path} was trained {what}: {advice}")
 
 
 def write_run_folder(

@@ -8,27 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from conf.errors import InputError
 from pretrain.config import ProfileConfig
-from pretrain.distributed import Processes
 from pretrain.hooks import Hook
 
 if TYPE_CHECKING:
     from pretrain.trainer import Trainer
-
-
-def check_profile(config: ProfileConfig, processes: Processes) -> None:
-    """Raises InputError where something is asked for that this run cannot write."""
-    if config.memory and processes.device.type != "cuda":
-        raise InputError(
-            f"profile.memory=true, but the run is on {processes.device.type}: snapshots of memory "
-            "exist on CUDA only, drop profile.memory."
-        )
-    for rank in config.ranks:
-        if not 0 <= rank < processes.world_size:
-            raise InputError(
-                f"profile.ranks names rank {rank}, expected 0 to {processes.world_size - 1}."
-            )
 
 
 class Profile(Hook):

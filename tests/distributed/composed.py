@@ -13,8 +13,9 @@ from torch.distributed.tensor import DTensor
 
 from model.init import initial_value
 from model.network import build_meta
+from pretrain.checks import check_layout
 from pretrain.config import ParallelConfig
-from pretrain.distributed import check_layout, make_layout, start
+from pretrain.distributed import make_layout, start
 from pretrain.fp8 import apply_fp8, fp8_linears
 from pretrain.parallel import fill, parallelize
 from tests.model.shapes import tiny

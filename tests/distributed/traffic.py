@@ -18,8 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from model.config import ModelConfig
 from model.init import initial_value
 from model.network import build_meta
+from pretrain.checks import check_layout
 from pretrain.config import OptimConfig, ParallelConfig
-from pretrain.distributed import Layout, check_layout, make_layout, start
+from pretrain.distributed import Layout, make_layout, start
 from pretrain.optimizer import build_optimizer, scale_and_clip
 from pretrain.parallel import fill, parallelize
 from tests.model.shapes import tiny

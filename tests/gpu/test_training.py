@@ -16,8 +16,8 @@ from model.init import initialize
 from model.loss import linear_cross_entropy
 from model.network import Decoder
 from pretrain.activation_checkpointing import MODES, apply_activation_checkpointing
+from pretrain.checks import FP8_CAPABILITY
 from pretrain.distributed import start
-from pretrain.fp8 import FIRST_CAPABILITY
 from pretrain.memory import Sizes, Work, parameter_shapes, plan_memory
 from pretrain.setup import prepare
 from pretrain.trainer import Trainer
@@ -30,7 +30,7 @@ pytestmark = [
 ]
 CUDA = torch.device("cuda")
 fp8_device = pytest.mark.skipif(
-    torch.cuda.is_available() and torch.cuda.get_device_capability() < FIRST_CAPABILITY,
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < FP8_CAPABILITY,
     reason="this GPU does not multiply fp8",
 )
 

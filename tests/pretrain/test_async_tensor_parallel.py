@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from conf.errors import InputError
-from pretrain.async_tensor_parallel import check_async_tensor_parallel
+from pretrain.checks import Job, check_async_tensor_parallel
 from pretrain.config import ParallelConfig
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+CPU, CUDA = Job(2, "cpu"), Job(2, "cuda")
 
 
 @pytest.mark.parametrize(

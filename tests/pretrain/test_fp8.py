@@ -7,10 +7,9 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from conf.errors import InputError
-from pretrain.fp8 import check_fp8
+from pretrain.checks import check_fp8_here, check_fp8_sides
 from tests.conftest import ROOT
 from tests.model.shapes import tiny
 from tests.runs import arguments, records
@@ -80,11 +79,10 @@ def test_torchao_is_imported_only_for_fp8():
 def test_sides_that_fp8_cannot_multiply_are_refused(changes, tp, cp, tokens, sentence):
     model = tiny(**{"hidden_size": 64, "intermediate_size": 96, "head_dim": 16} | changes)
     with pytest.raises(InputError, match=sentence):
-        check_fp8("fp8", model, tp, cp, tokens, torch.device("cpu"))
-    check_fp8("bf16", model, tp, cp, tokens, torch.device("cpu"))
+        check_fp8_sides("fp8", model, tp, cp, tokens)
 
 
 def test_without_torchao_fp8_is_refused(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="precision=fp8_rowwise needs the package torchao"):
-        check_fp8("fp8_rowwise", tiny(), 1, 1, 64, torch.device("cpu"))
+        check_fp8_here("fp8_rowwise", "cpu")

@@ -3,8 +3,8 @@
 import pytest
 
 from conf.errors import InputError
+from pretrain.checks import check_layout
 from pretrain.config import ParallelConfig
-from pretrain.distributed import check_layout
 from tests.model.shapes import tiny
 
 MODEL = tiny(num_heads=12, num_kv_heads=4, head_dim=8, intermediate_size=160, vocab_size=256)

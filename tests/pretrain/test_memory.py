@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_iter
 from model.config import ModelConfig
 from model.network import Decoder
 from pretrain.activation_checkpointing import MODES, apply_activation_checkpointing
+from pretrain.checks import check_layout
 from pretrain.config import OptimConfig, ParallelConfig
-from pretrain.distributed import check_layout
 from pretrain.fake_ranks import fake_ranks, state_bytes
 from pretrain.layout_choice import GIB, Machine, Need, options
 from pretrain.memory import (

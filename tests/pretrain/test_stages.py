@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 from conf.entry import CONF_DIR
 from conf.errors import InputError
 from data_pipeline.sampling.recipe import BatchRamp, RecipeConfig, StageConfig, StagePlan, StageRate
+from pretrain.checks import check_batches
 from pretrain.config import ParallelConfig
-from pretrain.loader import check_batches
 
 SOURCES = {"web": 3_000_000, "code": 1_000_000}
 
