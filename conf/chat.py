@@ -1,10 +1,13 @@
-"""What a choice of the group `conf/chat_template/` holds."""
+"""What a choice of the group `conf/chat_template/` holds, and what a message may say."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from omegaconf import MISSING
+
+TEXT_PARTS = ("text", "input_text", "output_text")
+"""Types of the parts of a message that are text: of chat completions, and of OpenAI's responses."""
 
 
 @dataclass
@@ -23,3 +26,38 @@ class ChatTemplate:
     training_template: str = MISSING
     special_tokens: list[str] = field(default_factory=list)
     end_token: str | None = None
+
+
+def text_of(content: object) -> str:
+    """Returns the text of a message's content: a string, or a list of text parts in OpenAI's form,
+    which are joined as they are.
+
+    Raises:
+        ValueError: it is something else; the message says what was found and expected.
+    """
+    if content is None:
+        raise ValueError("its content is null: expected text")
+    if isinstance(content, list) and content:
+        return "".join(_text_of_part(part) for part in content)
+    if not isinstance(content, str):
+        raise ValueError(f"its content is {content!r:.40}: expected text, or a list of text parts")
+    return _checked(content)
+
+
+def _text_of_part(part: object) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(part, dict) or kind not in TEXT_PARTS:
+        found = f"a part of type {kind!r}" if kind else f"the part {part!r:.40}"
+        raise ValueError(f"its content has {found}: expected parts of type 'text' only")
+    if not isinstance(part.get("text"), str):
+        raise ValueError(f"its content has the part {part!r:.40}: expected 'text' in it")
+    return _checked(part["text"])
+
+
+def _checked(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        lone = ascii(text[error.start])[1:-1]
+        raise ValueError(f"its text holds {lone}, half of a character: expected Unicode") from None
+    return text

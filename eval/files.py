@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import InputError
+from conf.text_files import json_objects
 
 
 def write_text(path: Path, text: str) -> None:
@@ -26,38 +27,15 @@ def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def read_text(path: Path, key: str) -> str:
-    """The text of a file that setting `key` names.
-
-    Raises:
-        InputError: it is not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{key}={path} is not UTF-8 at byte {error.start}.") from None
-
-
 def read_json_lines(path: Path, key: str) -> list[dict[str, Any]]:
-    """The objects of a jsonl file that setting `key` names; blank lines are skipped.
+    """Returns the objects of a jsonl file that setting `key` names; blank lines are skipped.
 
     Raises:
-        InputError: the file is missing or not UTF-8, or a line is no JSON object.
+        InputError: the file is missing or not UTF-8, or a line is not a JSON object.
     """
     if not path.is_file():
-        raise InputError(f"{key}={path} is no file: expected jsonl.")
-    rows = []
-    for number, line in enumerate(read_text(path, key).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{path}, line {number} is not JSON: {error}.") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{path}, line {number} is {line:.40}, expected a JSON object.")
-        rows.append(row)
-    return rows
+        raise InputError(f"{key}={path} is not a file: expected jsonl.")
+    return [row for _, row in json_objects(path, key)]
 
 
 @contextmanager

@@ -10,8 +10,10 @@ from omegaconf import MISSING
 from rich.console import Console
 from rich.text import Text
 
+from conf.chat import text_of
 from conf.errors import InputError
-from eval.files import read_json_lines, read_text, write_json_lines
+from conf.text_files import JSON_ENDINGS, json_objects, read_text
+from eval.files import write_json_lines
 from eval.models import Loaded, load
 
 Prompt = str | list[dict[str, str]]
@@ -21,8 +23,8 @@ Prompt = str | list[dict[str, str]]
 class GenerateConfig:
     """model: a folder, a run, one of its checkpoints, or a name on the Hub.
 
-    prompts: given here; prompts_file: a text file with one on each line, or jsonl with `prompt`
-        (text or messages) and, where known, `completion`.
+    prompts: given here; prompts_file: a text file with one on each line, or jsonl or JSON with
+        `prompt` (text or messages) and, where known, `completion`; it may be compressed.
 
     chat: renders the prompt with the model's own template and stops where the answer ends;
         without it the prompt's text is continued.
@@ -90,21 +92,22 @@ def read_prompts(config: GenerateConfig) -> list[dict[str, Any]]:
     Raises:
         InputError: there is none, or a line of the file has no prompt.
     """
-    rows: list[dict[str, Any]] = [{"prompt": prompt} for prompt in config.prompts]
+    rows: list[dict[str, Any]] = []
+    for number, prompt in enumerate(config.prompts, 1):
+        rows.append({"prompt": prompt_of({"prompt": prompt}, "prompt", f"prompts, {number}")})
     if config.prompts_file is not None:
         path = Path(config.prompts_file)
-        if path.suffix == ".jsonl":
-            for number, row in enumerate(read_json_lines(path, "prompts_file"), 1):
-                place = f"{path}, row {number}"
+        if not path.is_file():
+            raise InputError(f"prompts_file={path} is not a file: expected text or jsonl.")
+        if path.name.endswith(JSON_ENDINGS):
+            for place, row in json_objects(path, "prompts_file"):
                 read = {"prompt": prompt_of(row, "prompt", place)}
                 if row.get("completion") is not None:
                     read["reference"] = plain(prompt_of(row, "completion", place))
                 rows.append(read)
-        elif path.is_file():
+        else:
             lines = read_text(path, "prompts_file").splitlines()
             rows += [{"prompt": line} for line in lines if line.strip()]
-        else:
-            raise InputError(f"prompts_file={path} is no file: expected text or jsonl.")
     if not rows:
         raise InputError("there is no prompt: give prompts=[...] or prompts_file=...")
     for number, row in enumerate(rows, 1):
@@ -114,20 +117,23 @@ def read_prompts(config: GenerateConfig) -> list[dict[str, Any]]:
 
 
 def prompt_of(row: dict[str, Any], key: str, place: str) -> Prompt:
-    """Text or messages of a row; raises InputError where it is neither."""
+    """Returns the text or the messages of a row; raises InputError where it has neither."""
     given = row.get(key)
-    if isinstance(given, str):
-        return given
-    if not isinstance(given, list):
+    if not isinstance(given, str | list):
         raise InputError(f"{place} has no '{key}': expected text or messages in each.")
-    for message in given:
-        texts = isinstance(message, dict) and [message.get("role"), message.get("content")]
-        if not texts or not all(isinstance(text, str) for text in texts):
-            raise InputError(
-                f"{place}: '{key}' holds {message!r:.60}: expected messages, whose role and "
-                "content are text."
-            )
-    return given
+    try:
+        if isinstance(given, str):
+            return text_of(given)
+        return [message_of(message) for message in given]
+    except ValueError as error:
+        raise InputError(f"{place}: '{key}' holds {given!r:.60}: {error}.") from None
+
+
+def message_of(given: Any) -> dict[str, str]:
+    """Returns a message with its content as text; raises ValueError where it is something else."""
+    if not isinstance(given, dict) or not isinstance(given.get("role"), str):
+        raise ValueError("expected messages, each with a role and content")
+    return {"role": text_of(given["role"]), "content": text_of(given.get("content"))}
 
 
 def complete(

@@ -6,8 +6,9 @@ A conversation is one of
     {"messages": [messages]}                          every assistant turn is an answer
 
 and a pair is {"prompt": [messages], "chosen": [message], "rejected": [message]}, where a message
-is {"role": "system" | "user" | "assistant", "content": "..."}. Text in their place is a user's
-prompt or an assistant's answer. Other keys are ignored; one file holds rows of one format.
+is {"role": "system" | "user" | "assistant", "content": "..."}; its content may be a list of text
+parts, as OpenAI's clients write them. Text in the place of messages is a user's prompt or an
+assistant's answer. Other keys are ignored; one file holds rows of one format.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from conf.chat import text_of
 from conf.errors import InputError
 from finetune.formats import ANSWERS, AUTO, PAIRS, Format, choose, has
 from finetune.sources import Placed, objects
@@ -157,21 +159,43 @@ def _pair(content: dict[str, Any], place: str) -> Row:
 
 def _messages(content: dict[str, Any], key: str, place: str) -> list[Message]:
     messages = content.get(key)
-    if isinstance(messages, str):
+    if isinstance(messages, str) or _is_parts(messages):
         messages = [{"role": "user" if key == "prompt" else "assistant", "content": messages}]
     if not isinstance(messages, list) or not messages:
         raise InputError(f"{place}: '{key}' is {messages!r:.40}: expected text or messages.")
-    for message in messages:
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise InputError(f"{place}: '{key}' holds {message!r:.60}: expected role and content.")
-        if message.get("role") not in ROLES:
-            raise InputError(
-                f"{place}: '{key}' has the role {message.get('role')!r}: "
-                f"expected one of {', '.join(ROLES)}."
-            )
-    if not any(message["content"].strip() for message in messages):
+    found = [_message(message, f"{place}: '{key}'") for message in messages]
+    if not any(message["content"].strip() for message in found):
         raise InputError(f"{place}: '{key}' is empty: expected text.")
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
+    return found
+
+
+def _message(message: Any, place: str) -> Message:
+    """Returns a message with its content as text; place: of errors, with the key."""
+    found = f"{place} holds {message!r:.60}"
+    if not isinstance(message, dict) or "content" not in message:
+        raise InputError(f"{found}: expected role and content.")
+    if message.get("role") not in ROLES:
+        raise InputError(
+            f"{place} has the role {message.get('role')!r}: expected one of {', '.join(ROLES)}."
+        )
+    if message.get("tool_calls") or message.get("function_call"):
+        raise InputError(
+            f"{found}, which calls a tool: expected text, as no chat template here writes calls. "
+            "Leave such rows out."
+        )
+    try:
+        return {"role": message["role"], "content": text_of(message["content"])}
+    except ValueError as error:
+        raise InputError(f"{found}: {error}.") from None
+
+
+def _is_parts(value: Any) -> bool:
+    """Whether it is a message's content in parts, where messages could stand too."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(part, dict) and "type" in part and "role" not in part for part in value)
+    )
 
 
 def _quote(keys: tuple[str, ...]) -> str:

@@ -1,15 +1,13 @@
-"""JSON objects of a jsonl file, a parquet file, a folder of either, or a data set of `datasets`."""
+"""JSON objects of a jsonl, JSON or parquet file, a folder of them, or a data set of `datasets`."""
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conf.errors import InputError
+from conf.text_files import JSON_ENDINGS, json_objects
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
 HUB = "hf:"
 """`hf:owner/name` is a data set on the Hugging Face Hub, or in its cache."""
 
-LINES, TABLES = (".jsonl", ".json", ".jsonl.gz"), (".parquet",)
+TABLES = (".parquet",)
 
 Placed = tuple[str, dict[str, Any]]
 
@@ -39,9 +37,12 @@ def objects(data: str, splits: Sequence[str]) -> Iterator[Placed]:
 
         yield from _rows(load_from_disk(data), data, splits)
     elif path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.name.endswith(LINES + TABLES))
+        files = sorted(file for file in path.iterdir() if file.name.endswith(JSON_ENDINGS + TABLES))
         if not files:
-            raise InputError(f"data={path} holds no {', '.join(LINES + TABLES)} file.")
+            raise InputError(
+                f"data={path} holds no file that ends with .jsonl, .json (compressed or not) or "
+                ".parquet."
+            )
         for file in files:
             yield from objects(str(file), splits)
     elif not path.is_file():
@@ -51,29 +52,7 @@ def objects(data: str, splits: Sequence[str]) -> Iterator[Placed]:
     elif path.name.endswith(TABLES):
         yield from _table(path)
     else:
-        yield from _lines(path)
-
-
-def _lines(path: Path) -> Iterator[Placed]:
-    """The lines that are not blank."""
-    try:
-        content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"data={path} is not UTF-8 at byte {error.start}.") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"data={path} cannot be read: {error}.") from None
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        place = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{place} is not JSON: {error}.") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{place} is no JSON object: expected one on each line.")
-        yield place, row
+        yield from json_objects(path, "data")
 
 
 def _table(path: Path) -> Iterator[Placed]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 from pathlib import Path
 
@@ -84,6 +85,21 @@ def test_prompts_of_a_text_file(run, tmp_path):
     assert [row["prompt"] for row in run(prompts_file=str(file))] == ["one", "two"]
 
 
+def test_prompts_are_read_as_people_have_them(run, tmp_path):
+    """With a byte order mark, compressed, in an array; content as text or in parts."""
+    parts = [{"type": "text", "text": "o"}, {"type": "text", "text": "ne"}]
+    rows = [{"prompt": "one"}, {"prompt": [{"role": "user", "content": parts}]}]
+    for name, text in (
+        ("a.jsonl.gz", "\n".join(map(json.dumps, rows))),
+        ("b.json", json.dumps(rows, indent=2)),
+        ("c.txt.gz", "one\none\n"),
+    ):
+        data = f"\ufeff{text}".encode()
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        found = run(prompts_file=str(tmp_path / name))
+        assert [row["prompt"] for row in found] == ["one", "one"], name
+
+
 def test_ended_says_whether_the_model_stopped_by_itself(run):
     row = run(prompts=["x"], max_new_tokens=1)[0]
     assert row["ended"] is (row["generated"] == "")
@@ -97,8 +113,8 @@ def test_ended_says_whether_the_model_stopped_by_itself(run):
         ({"prompts": ["a"], "chat": True}, "has no chat template"),
         ({"prompts": ["a"], "model": "nowhere"}, "model=nowhere is no Hugging Face folder"),
         ({"prompts": ["a"], "dtype": "int3"}, "dtype=int3"),
-        ({"prompts_file": "nowhere.txt"}, r"prompts_file=nowhere\.txt is no file"),
-        ({"prompts_file": "nowhere.jsonl"}, r"prompts_file=nowhere\.jsonl is no file"),
+        ({"prompts_file": "nowhere.txt"}, r"prompts_file=nowhere\.txt is (no|not a) file"),
+        ({"prompts_file": "nowhere.jsonl"}, r"prompts_file=nowhere\.jsonl is (no|not a) file"),
         ({"prompts": ["a"], "max_new_tokens": 0}, "max_new_tokens=0"),
         ({"prompts": ["a"], "temperature": -1.0}, "temperature=-1"),
         ({"prompts": ["a"], "top_p": 0.0}, "top_p=0"),
@@ -114,15 +130,23 @@ def test_bad_input(run, tmp_path, settings, message):
 def test_rows_without_a_prompt_are_named(run, tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a"}\n{"text": "b"}\n')
-    with pytest.raises(InputError, match="row 2 has no 'prompt'"):
+    with pytest.raises(InputError, match="line 2 has no 'prompt'"):
         run(prompts_file=str(file))
     file.write_text("{")
     with pytest.raises(InputError, match="line 1 is not JSON"):
         run(prompts_file=str(file))
-    for prompt in (["hi"], [{"role": "user"}], [{"role": "user", "content": [{"text": "hi"}]}]):
+    for prompt, words in (
+        (["hi"], "expected messages"),
+        ([{"role": "user"}], "its content is null"),
+        ([{"role": "user", "content": [{"text": "hi"}]}], "expected parts of type 'text' only"),
+        ([{"role": "user", "content": "\ud83d"}], r"its text holds \\ud83d, half of a character"),
+        ("Half an emoji \ud83d", r"its text holds \\ud83d, half of a character"),
+    ):
         file.write_text(json.dumps({"prompt": prompt}))
-        with pytest.raises(InputError, match=r"row 1: 'prompt' holds .* expected messages"):
+        with pytest.raises(InputError, match=rf"line 1: 'prompt' holds .* {words}"):
             run(prompts_file=str(file))
+    with pytest.raises(InputError, match=r"prompts, 2: 'prompt' holds 'b\\udce9': its text holds"):
+        run(prompts=["a", "b\udce9"])  # as Python has an argument that is not UTF-8
     file.write_text('{"prompt": "a", "completion": null}')
     assert "reference" not in run(prompts_file=str(file))[0]
 

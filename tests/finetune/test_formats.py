@@ -179,11 +179,11 @@ def test_sources_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "x.parquet").write_bytes(b"PAR1 no parquet")
     with pytest.raises(InputError, match=r"x\.parquet is no parquet file that can be read"):
         read_rows(tmp_path / "x.parquet")
-    (tmp_path / "x.jsonl.gz").write_bytes(b"no gzip")
+    (tmp_path / "x.jsonl.gz").write_bytes(b"\x1f\x8bno gzip")
     with pytest.raises(InputError, match=r"x\.jsonl\.gz cannot be read"):
         read_rows(tmp_path / "x.jsonl.gz")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"empty holds no \.jsonl, \.json, \.jsonl\.gz, \.parquet"):
+    with pytest.raises(InputError, match=r"empty holds no file that ends with \.jsonl, \.json"):
         read_rows(tmp_path / "empty")
     DatasetDict({"first": Dataset.from_list([ANSWERED])}).save_to_disk(tmp_path / "saved")
     with pytest.raises(InputError, match=r"has the splits first: choose one with split="):
