@@ -155,10 +155,12 @@ def check_precision(config: PretrainConfig, plan: StagePlan, job: Job) -> None:
     """Raises InputError where a stage's precision cannot run in the job, or follow the run's."""
     parallel = config.parallel
     for stage in plan.stages:
-        precision = config.precision_of(stage)
+        precision, own = config.precision_of(stage), stage.config.precision
         key = f"recipe.stages.{stage.name}.precision"
-        one_of(key, precision, PRECISIONS)
-        if (precision == "fp32") != (config.precision == "fp32"):
+        if own is not None:
+            one_of(key, own, PRECISIONS)
+        # What `auto` becomes is known on the machine that trains.
+        if config.precision != "auto" and (precision == "fp32") != (config.precision == "fp32"):
             raise InputError(
                 f"{key}={precision}, but precision={config.precision}: a stage can change "
                 "between bf16, fp8 and fp8_rowwise only."

@@ -14,6 +14,7 @@ from model.config import ModelConfig
 from pretrain.health.config import HealthConfig
 
 PRECISIONS = ("fp32", "bf16", "fp8", "fp8_rowwise")
+PRECISION_CHOICES = ("auto", *PRECISIONS)
 MESH = ("dp_replicate", "dp_shard", "cp", "tp")
 """Dimensions of the device mesh, the outermost first: neighbours talk most."""
 
@@ -240,7 +241,9 @@ class PretrainConfig:
 
     init_from: a Hugging Face folder to start from, null for fresh weights.
     precision: fp32, or bf16 with float32 master weights and reductions, or that with the matrix
-        products of the blocks in fp8 (fp8: one scale a matrix, fp8_rowwise: one a row).
+        products of the blocks in fp8 (fp8: one scale a matrix, fp8_rowwise: one a row); auto is
+        bf16 where every process's hardware multiplies it, else fp32, and what the run was made
+        with where it is resumed.
     allow_change: keys or groups of the config that may differ from the last start's, such as optim.
     gc_every_steps: Python's garbage is collected on all ranks after these; 0 leaves it to Python.
     report: a finished run ends in report.html of its folder (python -m eval report).
@@ -252,7 +255,7 @@ class PretrainConfig:
     run_dir: str = MISSING
     seed: int = 0
     device: str = "auto"
-    precision: str = "bf16"
+    precision: str = "auto"
     init_from: str | None = None
     report: bool = True
     stop_after: int | None = None
@@ -272,7 +275,7 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         one_of("device", self.device, ("auto", "cpu", "cuda"))
-        one_of("precision", self.precision, PRECISIONS)
+        one_of("precision", self.precision, PRECISION_CHOICES)
 
     def precision_of(self, stage: Stage) -> str:
         """Returns the stage's own precision, or the run's."""

@@ -30,6 +30,7 @@ from pretrain.health.changes import changed_software, check_changes
 from pretrain.loader import Loader
 from pretrain.optimizer import build_optimizer
 from pretrain.parallel import fill, parallelize
+from pretrain.precision_choice import settle_precision
 
 CHECKED_TOKENS = 2**20
 """Token ids of a source looked at before the first step; the rest are when they are read."""
@@ -60,6 +61,7 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
     """
     manifest = load_manifest(config.data.folder)
     plan = StagePlan(config.recipe, manifest.source_tokens("train"))
+    precision_reason = settle_precision(config, processes)
     why = pick_layout(config, plan, processes)
     job = Job(processes.world_size, processes.device.type)
     sizes = check_run(config, plan, manifest, job)
@@ -93,7 +95,12 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
     find.prepare_folder(checkpoints, processes)
     if processes.is_main:
         print(*why, sep="\n", end="\n" if why else "", flush=True)
-        chosen: dict[str, Any] = {"fp8_linears": fp8_linears(model), "layout": why}
+        chosen: dict[str, Any] = {
+            "precision": config.precision,
+            "precision_reason": precision_reason,
+            "fp8_linears": fp8_linears(model),
+            "layout": why,
+        }
         chosen["attention"] = {length: asdict(timing) for length, timing in attention.items()}
         write_run_folder(config, processes, manifest, order, chosen)
     loader = Loader(

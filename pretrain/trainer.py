@@ -14,7 +14,13 @@ from torch import Tensor
 from model.flops import FLOP_CONVENTION, matmul_parameters, parameters
 from pretrain.config import PretrainConfig
 from pretrain.distributed import Processes, all_reduce_sum
-from pretrain.hardware import compute_dtype, memory_peak_bytes, peak_flops
+from pretrain.hardware import (
+    compute_dtype,
+    fp8_peak,
+    memory_peak_bytes,
+    peak_flops,
+    reset_memory_peak,
+)
 from pretrain.health.bad_steps import BadSteps
 from pretrain.hooks import Hook
 from pretrain.loader import MASK64, StepData
@@ -60,11 +66,13 @@ class Trainer:
         self._pending: Pending | None = None
         dtype = compute_dtype(config.precision)
         peak, self.peak_source = peak_flops(processes.device, dtype)
-        peaks = all_reduce_sum(torch.tensor(peak, device=processes.device), self.layout.dp)
-        self.peak = float(peaks) * self.layout.cp.size() * self.layout.tp.size()
+        peaks = torch.tensor([peak, fp8_peak(processes.device) or 0.0], device=processes.device)
+        ranks = self.layout.cp.size() * self.layout.tp.size()
+        self.peak, self.fp8_peak = (all_reduce_sum(peaks, self.layout.dp) * ranks).tolist()
 
     def train(self) -> None:
         """Trains until the plan's end, or `stop_after`."""
+        reset_memory_peak(self.processes.device)
         total = self.plan.total_steps
         end = total if self.config.stop_after is None else min(self.config.stop_after, total)
         for hook in self.hooks:
@@ -181,11 +189,20 @@ class Trainer:
             "grad_norm": norm,
             "memory_peak_bytes": memory_peak_bytes(self.processes.device),
             "mfu": flops / pending.record["step_seconds"] / self.peak,
+            **self._fp8_utilization(record["step"], flops / record["step_seconds"]),
             "digest": f"{digest & MASK64:016x}",
             "consumed_documents": dict(self.documents),
         }
         for hook in self.hooks:
             hook.on_record(record)
+
+    def _fp8_utilization(self, step: int, flops_per_second: float) -> dict[str, float]:
+        """Returns the share of the fp8 peak, where the linears of a step, counted from 1, multiply
+        fp8 on a GPU whose peak is known; `mfu` is of the bf16 peak, so that precisions compare."""
+        precision = self.config.precision_of(self.plan.at(step - 1))
+        if not self.fp8_peak or not precision.startswith("fp8"):
+            return {}
+        return {"mfu_fp8": flops_per_second / self.fp8_peak}
 
     def flush(self) -> None:
         """Publishes the step that is still pending: before what must not be behind it."""
@@ -221,6 +238,7 @@ class Trainer:
             "world_size": self.processes.world_size,
             "layout": self.layout.sizes(),
             "model": asdict(self.config.model),
+            "precision": self.config.precision,
             "order": self.order.fingerprint,
             "plan": json.loads(self.order.to_json()),
             "data": self.manifest.fingerprint,

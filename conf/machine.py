@@ -1,0 +1,272 @@
+"""What this machine multiplies in hardware: the rule of `precision=auto`, and how fast it is.
+
+bf16 is taken where the hardware multiplies it, else fp32:
+
+    CUDA       compute capability 8.0 or more (ROCm: where torch says so)
+    x86 CPU    AVX-512 BF16 or AMX-BF16; AVX-512 alone and AVX2 have no bf16 products
+    Arm CPU    BF16 (Armv8.6 and later)
+
+On a CPU the products are oneDNN's, so its own switch counts: ONEDNN_MAX_CPU_ISA=AVX2 keeps torch
+from the bf16 units that are there, and `auto` then takes fp32. torch is imported where it is used:
+most commands that import `conf` never need it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+FIRST_CAPABILITY = (8, 0)
+"""Compute capability of the first NVIDIA GPUs that multiply bf16 (Ampere)."""
+BF16_FEATURES = ("amx_bf16", "avx512_bf16", "sve_bf16", "svebf16", "bf16")
+"""As torch and /proc/cpuinfo name them; the last three are Arm's."""
+FP16_FEATURES = ("amx_fp16", "avx512_fp16")
+ISA_SWITCHES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+"""oneDNN's limit on the instructions that it uses, by its new and its old name."""
+ISA_WITHOUT_BF16 = (
+    *("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"),
+    *("AVX512_CORE", "AVX512_CORE_VNNI"),
+)
+ISA_WITHOUT_FP16 = (*ISA_WITHOUT_BF16, "AVX512_CORE_BF16")
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+"""torch's name of each precision."""
+SIZES = (128, 256, 512, 1024)
+"""Sides of the matrices that are multiplied to measure a CPU, while one takes less than LONG."""
+GPU_SIZE = 8192
+LONG = 0.05
+"""Seconds of one product, above which a larger one is not tried."""
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Processor:
+    """The device that a model computes on, as far as the precision depends on it.
+
+    features: of a CPU, as torch and /proc/cpuinfo name them. isa_limit: oneDNN's switch and its
+    value where it is set. onednn: whether this torch has oneDNN. capability: of a CUDA device;
+    native_bf16: what torch says of a ROCm device, null elsewhere.
+    """
+
+    device: str
+    name: str
+    features: frozenset[str] = frozenset()
+    isa_limit: tuple[str, str] | None = None
+    onednn: bool = True
+    capability: tuple[int, int] | None = None
+    native_bf16: bool | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a processor multiplies a type in hardware, and why, as a clause."""
+
+    native: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a product of two matrices of `size` x `size` is."""
+
+    flops_per_second: float
+    size: int
+
+
+def processor(device: torch.device | str) -> Processor:
+    """Returns the processor behind a torch device."""
+    import torch
+
+    place = torch.device(device)
+    if place.type == "cuda":
+        native = None
+        if torch.version.hip is not None:
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return Processor(
+            "cuda",
+            torch.cuda.get_device_name(place),
+            capability=torch.cuda.get_device_capability(place),
+            native_bf16=native,
+        )
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return Processor(
+        "cpu",
+        cpu_name(),
+        cpu_features(capabilities, cpuinfo()),
+        isa_limit(os.environ),
+        torch.backends.mkldnn.is_available(),
+    )
+
+
+def bf16_verdict(found: Processor) -> Verdict:
+    """Returns whether bf16 matrices are multiplied in hardware."""
+    if found.device == "cuda":
+        if found.native_bf16 is not None:
+            does = "multiplies" if found.native_bf16 else "does not multiply"
+            return Verdict(found.native_bf16, f"{found.name} {does} bf16")
+        assert found.capability is not None
+        return Verdict(
+            found.capability >= FIRST_CAPABILITY,
+            f"{found.name} has compute capability {found.capability[0]}.{found.capability[1]}, "
+            f"bf16 begins at {FIRST_CAPABILITY[0]}.{FIRST_CAPABILITY[1]}",
+        )
+    return _cpu_verdict(found, "bf16", BF16_FEATURES, ISA_WITHOUT_BF16)
+
+
+def fp16_verdict(found: Processor) -> Verdict:
+    """Returns whether fp16 matrices are multiplied in hardware."""
+    if found.device == "cuda":
+        return Verdict(True, f"{found.name} multiplies fp16")
+    return _cpu_verdict(found, "fp16", FP16_FEATURES, ISA_WITHOUT_FP16)
+
+
+def _cpu_verdict(
+    found: Processor, kind: str, wanted: tuple[str, ...], limits: tuple[str, ...]
+) -> Verdict:
+    has = next((feature for feature in wanted if feature in found.features), None)
+    if has is None:
+        return Verdict(False, f"this CPU has no {kind} units ({_best_feature(found.features)})")
+    if not found.onednn:
+        return Verdict(False, f"this torch has no oneDNN, whose kernels use the CPU's {has}")
+    if found.isa_limit is not None and found.isa_limit[1].upper() in limits:
+        switch = "=".join(found.isa_limit)
+        return Verdict(False, f"{switch} keeps torch from the CPU's {has}")
+    return Verdict(True, f"this CPU has {has}")
+
+
+def fitting_precision(found: Processor) -> str:
+    """Returns what `precision=auto` becomes on a processor: bf16 or fp32."""
+    return "bf16" if bf16_verdict(found).native else "fp32"
+
+
+def fitting_dtype(stored: str, found: Processor) -> str:
+    """Returns the type in which weights of a stored type are computed: float32 in place of a
+    16-bit type that the processor does not multiply. It holds every value of both."""
+    verdicts = {"bfloat16": bf16_verdict, "float16": fp16_verdict}
+    if stored in verdicts and not verdicts[stored](found).native:
+        return "float32"
+    return stored
+
+
+def slow_warning(
+    setting: str,
+    dtype: str,
+    found: Processor,
+    advice: str,
+    measure: Callable[[str], Speed] | None = None,
+) -> str:
+    """Returns a sentence with the measured factor where a setting, given by name, computes in a
+    16-bit type that the CPU has no units for; an empty one elsewhere.
+
+    setting: as it was given, `precision=bf16`. dtype: torch's name of the type. advice: the setting
+    to take instead.
+    """
+    verdicts = {"bfloat16": bf16_verdict, "float16": fp16_verdict}
+    if found.device != "cpu" or dtype not in verdicts or verdicts[dtype](found).native:
+        return ""
+    measured = measure or matrix_speed
+    exact, slow = (measured(kind).flops_per_second for kind in ("float32", dtype))
+    return (
+        f"{setting}: {verdicts[dtype](found).reason}, so that {dtype} products are "
+        f"{exact / slow:,.0f} times slower than float32 (measured: {slow / 1e9:,.1f} against "
+        f"{exact / 1e9:,.0f} GFLOP/s). Take {advice}."
+    )
+
+
+def matrix_speed(dtype: str, device: torch.device | str = "cpu") -> Speed:
+    """Measures a matrix product with this process's threads.
+
+    A type without hardware may be a thousand times slower than another, so that a CPU is measured
+    with growing sizes: the last is the first that takes longer than LONG.
+    """
+    import torch
+
+    place = torch.device(device)
+    kind = getattr(torch, dtype)
+
+    def product(size: int) -> Callable[[], None]:
+        a = torch.randn(size, size, device=place, dtype=kind)
+
+        def multiply() -> None:
+            a @ a
+            if place.type == "cuda":
+                torch.cuda.synchronize(place)
+
+        return multiply
+
+    sizes = (GPU_SIZE,) if place.type == "cuda" else SIZES
+    return fastest(product, sizes, time.perf_counter)
+
+
+def fastest(
+    product: Callable[[int], Callable[[], None]],
+    sizes: tuple[int, ...],
+    clock: Callable[[], float],
+) -> Speed:
+    """Returns the best speed at the last of the sizes before which no product took LONG.
+
+    product: makes the product of a size, which is then called; its first call prepares kernels.
+    """
+    speed = Speed(0.0, 0)
+    for size in sizes:
+        multiply = product(size)
+        times: list[float] = []
+        while len(times) <= REPEATS:
+            started = clock()
+            multiply()
+            times.append(clock() - started)
+            if len(times) > 1 and times[-1] >= LONG:
+                break
+        seconds = min(times)
+        speed = Speed(2 * size**3 / seconds, size)
+        if seconds >= LONG:
+            break
+    return speed
+
+
+def cpu_features(capabilities: Mapping[str, Any], cpuinfo_text: str) -> frozenset[str]:
+    """Returns what torch and /proc/cpuinfo say that a CPU has: an older torch knows fewer."""
+    found = {name for name, value in capabilities.items() if value is True}
+    for line in cpuinfo_text.splitlines():
+        key, _, values = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return frozenset(found | set(values.split()))
+    return frozenset(found)
+
+
+def isa_limit(environment: Mapping[str, str]) -> tuple[str, str] | None:
+    """Returns oneDNN's switch that is set, and its value."""
+    for switch in ISA_SWITCHES:
+        if environment.get(switch):
+            return switch, environment[switch]
+    return None
+
+
+def cpuinfo() -> str:
+    """Returns the text of /proc/cpuinfo, empty where there is none."""
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+
+
+def cpu_name() -> str:
+    """Returns the CPU's name as its vendor writes it, else its architecture."""
+    for line in cpuinfo().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _best_feature(features: frozenset[str]) -> str:
+    ordered = (("avx512_f", "AVX-512"), ("avx512f", "AVX-512"), ("avx2", "AVX2"), ("avx", "AVX"))
+    names = [name for feature, name in ordered if feature in features]
+    return f"{names[0]} at best" if names else platform.machine()

@@ -1,0 +1,104 @@
+"""`precision=auto`: what the ranks of a run compute in, the same on all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from omegaconf import OmegaConf
+
+from conf.machine import bf16_verdict, processor, slow_warning
+from data_pipeline.store.storage import StorageError
+from pretrain.checkpoints import copies, files
+from pretrain.config import PRECISIONS, PretrainConfig
+from pretrain.distributed import Processes
+from pretrain.hardware import compute_dtype
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one rank knows: whether it multiplies bf16 and why, what the run was made with (rank 0
+    alone looks), and what to warn of."""
+
+    native: bool
+    reason: str
+    made_with: str | None
+    warning: str
+
+
+def settle_precision(config: PretrainConfig, processes: Processes) -> str:
+    """Sets `config.precision` where it is `auto`, the same on every rank: every rank calls it.
+    Returns the reason, which rank 0 has printed.
+
+    Warns, with a measurement, of a precision that was asked for by name and that a CPU has no
+    units for.
+    """
+    asked = config.precision
+    found = processor(processes.device)
+    verdict = bf16_verdict(found)
+    warning, made_with = "", None
+    if asked == "auto":
+        made_with = precision_before(config) if processes.is_main else None
+    else:
+        kind = str(compute_dtype(asked)).removeprefix("torch.")
+        warning = slow_warning(f"precision={asked}", kind, found, "precision=auto")
+    reports: list[Any] = [None] * processes.world_size
+    dist.all_gather_object(reports, Report(verdict.native, verdict.reason, made_with, warning))
+    config.precision, reason = decide(asked, reports)
+    if processes.is_main:
+        said = next((f"warning: {r.warning}" for r in reports if r.warning), reason)
+        print(said, end="\n" if said else "", flush=True)
+    return reason
+
+
+def decide(asked: str, reports: list[Report]) -> tuple[str, str]:
+    """Returns the precision of all ranks, and a sentence on why; empty where it was given."""
+    if asked != "auto":
+        return asked, ""
+    lacking = next((rank for rank, report in enumerate(reports) if not report.native), None)
+    fitting = "bf16" if lacking is None else "fp32"
+    reason = reports[lacking or 0].reason
+    if lacking:
+        reason = f"on rank {lacking} {reason}"
+    made_with = reports[0].made_with
+    if made_with is None:
+        return fitting, f"precision=auto takes {fitting}: {reason}."
+    kept = f"precision=auto keeps {made_with}, with which this run was made"
+    if compute_dtype(made_with) == compute_dtype(fitting):
+        return made_with, f"{kept}."
+    return made_with, (
+        f"{kept}, though this machine would take {fitting} ({reason}): to change it, give "
+        f"precision={fitting} 'allow_change=[precision]'."
+    )
+
+
+def precision_before(config: PretrainConfig) -> str | None:
+    """Returns the precision that a run with checkpoints was last started with; None where there is
+    none to continue from, or its checkpoints do not say."""
+    run_dir = Path(config.run_dir)
+    manifests = _manifests(run_dir / "checkpoints", config.checkpoint.copy_to)
+    if manifests is None:
+        return None
+    path = run_dir / "config.yaml"
+    started: Any = OmegaConf.load(path) if path.is_file() else {}
+    before = started.get("precision") or next((m["precision"] for m in manifests), None)
+    return before if before in PRECISIONS else None
+
+
+def _manifests(folder: Path, copy: str | None) -> list[dict[str, Any]] | None:
+    """Manifests that state a precision, newest first, of the checkpoints that are here, else of the
+    newest in the object store; None where there are no checkpoints."""
+    here = files.listed(folder)
+    found = []
+    try:
+        if here:
+            found = [files.read_manifest(path) for path in here if files.verdict(path) is None]
+        elif copy and (steps := copies.steps(copy)):
+            found = [copies.manifest(copy, steps[0])]
+        else:
+            return None
+    except (OSError, ValueError, StorageError):  # whoever loads it will say so
+        return []
+    return [manifest for manifest in found if "precision" in manifest]
