@@ -46,3 +46,21 @@ def test_mfu_is_the_exact_formula(corpus, tmp_path, monkeypatch):
         flops = 6 * products * tokens + 12 * model.num_layers * model.query_size * keys
         assert record["mfu"] == pytest.approx(flops / record["step_seconds"] / PEAK, rel=1e-6)
         assert record["tokens_per_second"] == pytest.approx(tokens / record["step_seconds"])
+
+
+def test_steps_in_fp8_have_a_share_of_the_fp8_peak_too(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "peak_flops", lambda device, dtype: (PEAK, "of the test"))
+    monkeypatch.setattr(loop, "fp8_peak", lambda device: 2 * PEAK)
+    fp8 = {"precision": "bf16", "recipe__stages__long__precision": "fp8", "stop_after": 12}
+    config = settings(corpus.folder, tmp_path / "run", **fp8)
+    processes = start("cpu")
+    try:
+        trainer = loop.Trainer(config, processes, prepare(config, processes))
+        trainer.hooks = [RunFiles(tmp_path / "run")]
+        trainer.train()
+    finally:
+        dist.destroy_process_group()
+    found = records(tmp_path / "run")
+    assert ["mfu_fp8" in record for record in found] == [False] * 10 + [True] * 2
+    for record in found[10:]:
+        assert record["mfu_fp8"] == pytest.approx(record["mfu"] / 2)
