@@ -107,14 +107,15 @@ def check_system(loaded: Loaded, first: Messages) -> None:
 
 
 def ids_of(loaded: Loaded, messages: Messages) -> Any:
-    """Token ids of a conversation up to where the assistant speaks, (1, tokens)."""
-    rendered: Any = loaded.tokenizer.apply_chat_template(
-        list[dict[Any, Any]](messages),
-        add_generation_prompt=True,
-        return_tensors="pt",
-        return_dict=True,
+    """Returns the token ids of a conversation up to where the assistant speaks, (1, tokens)."""
+    import torch
+
+    tokens = loaded.chat_tokens
+    rendered = loaded.tokenizer.apply_chat_template(
+        tokens.shield(messages), tokenize=False, add_generation_prompt=True
     )
-    return rendered["input_ids"]
+    assert isinstance(rendered, str)
+    return torch.tensor([tokens.encode(rendered)])
 
 
 def fitting(loaded: Loaded, messages: Messages, room: int) -> Any:
@@ -129,7 +130,7 @@ def fitting(loaded: Loaded, messages: Messages, room: int) -> Any:
     while ids.shape[1] + room > longest and len(kept) > 1:
         kept = kept[2:]
         ids = ids_of(loaded, system + kept)
-    question: Any = loaded.tokenizer(kept[-1]["content"], add_special_tokens=False)["input_ids"]
+    question = loaded.chat_tokens.encode_text(kept[-1]["content"])
     over = ids.shape[1] + room - longest
     while over > 0 and question:  # cut, text may become more tokens than it was
         question = question[over:]

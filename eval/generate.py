@@ -148,22 +148,24 @@ def complete(
     from jinja2.exceptions import TemplateError
 
     model: Any = loaded.model
-    tokenizer = loaded.tokenizer
+    tokenizer: Any = loaded.tokenizer
     if config.chat:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        tokens = loaded.chat_tokens
         try:
-            text = tokenizer.apply_chat_template(
-                list[dict[Any, Any]](messages), tokenize=False, add_generation_prompt=True
+            rendered = tokenizer.apply_chat_template(
+                tokens.shield(messages), tokenize=False, add_generation_prompt=True
             )
         except TemplateError as error:
             raise InputError(
                 f"the model's chat template refuses {messages!s:.80} ({error})."
             ) from None
+        assert isinstance(rendered, str)
+        text, given = tokens.plain(rendered), tokens.encode(rendered)
     else:
         text = plain(prompt)
-    assert isinstance(text, str)
-    inputs = tokenizer(text, return_tensors="pt", add_special_tokens=not config.chat)
-    inputs = inputs.to(loaded.device)
+        given = tokenizer(text)["input_ids"]
+    inputs = torch.tensor([given], device=loaded.device)
     sampling: dict[str, Any] = {"do_sample": False}
     if config.temperature > 0:
         sampling = {
@@ -175,12 +177,12 @@ def complete(
     torch.manual_seed(seed)
     with torch.inference_mode():
         ids = model.generate(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
+            input_ids=inputs,
+            attention_mask=torch.ones_like(inputs),
             max_new_tokens=config.max_new_tokens,
             repetition_penalty=config.repetition_penalty,
             **sampling,
-        )[0, inputs["input_ids"].shape[1] :]
+        )[0, inputs.shape[1] :]
     ended = bool((ids == tokenizer.eos_token_id).any())
     return text, str(tokenizer.decode(ids, skip_special_tokens=True)), ended
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conf.errors import InputError
 from eval.devices import device_of
 from eval.find_model import find_model
+from model.chat_tokens import ChatTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,6 +27,11 @@ class Loaded:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     device: str
+
+    @cached_property
+    def chat_tokens(self) -> ChatTokens:
+        """How conversations are encoded."""
+        return ChatTokens(self.tokenizer)
 
 
 def load(name: str, dtype: str = "auto", device: str = "auto") -> Loaded:

@@ -16,6 +16,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from conf.chat import ChatTemplate
 from conf.errors import InputError
 from finetune.rows import Message, Row
+from model.chat_tokens import ChatTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,16 +31,18 @@ def tokenize(
     rows: Sequence[Row], template: ChatTemplate, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[dict[str, list[int]]]:
     """Yields `input_ids` and `labels` of each conversation: the label of an answer's token is the
-    token itself, any other `IGNORED`. Where the template has no system turn its text stands in
-    front of the first question.
+    token itself, any other `IGNORED`. Special tokens that a message spells are text. Where the
+    template has no system turn its text stands in front of the first question.
 
     Raises:
         InputError: the template refuses a conversation; its training twin renders other text, or
             marks anything but the answers, each from where a server lets the model begin.
     """
     takes_system = has_system_turn(template, tokenizer)
+    tokens = ChatTokens(tokenizer)
     for number, given in enumerate(rows, 1):
         row = given if takes_system else system_in_front(given)
+        row = {key: tokens.shield(messages) for key, messages in row.items()}
         try:
             text, answers = render(row, template, tokenizer)
         except jinja2.TemplateError as error:
@@ -54,12 +57,12 @@ def tokenize(
         labels: list[int] = []
         done = 0
         for start, end in answers:
-            prompt = _encode(tokenizer, text[done:start])
-            answer = _encode(tokenizer, text[start:end])
+            prompt = tokens.encode(text[done:start])
+            answer = tokens.encode(text[start:end])
             ids += prompt + answer
             labels += [IGNORED] * len(prompt) + answer
             done = end
-        rest = _encode(tokenizer, text[done:])
+        rest = tokens.encode(text[done:])
         yield {"input_ids": ids + rest, "labels": labels + [IGNORED] * len(rest)}
 
 
@@ -131,7 +134,3 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> li
     if template.end_token:
         tokenizer.eos_token = template.end_token
     return missing
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,6 +69,27 @@ def test_chat_uses_the_models_template(run, chat_model):
     row = run(model=str(chat_model), prompts_file=str(file), chat=True)[0]
     assert row["prompt"] == "<user>2 + 2?</s><assistant>4</s><user>sure?</s><assistant>"
     assert row["reference"] == "yes"
+
+
+def test_a_chat_that_spells_special_tokens_is_text(run, chat_model):
+    """As in tuning: `</s>` in a question does not end it."""
+    from eval.chat import fitting, ids_of
+    from eval.models import load
+
+    loaded = load(str(chat_model), "float32")
+    question = {"role": "user", "content": "Strike <s>3</s> out"}
+    ids = ids_of(loaded, [question])
+    special = [i for i in ids[0].tolist() if i in loaded.tokenizer.all_special_ids]
+    assert special == [loaded.tokenizer.eos_token_id]
+    rendered = "<user>Strike <s>3</s> out</s><assistant>"
+    assert loaded.tokenizer.decode(ids[0]) == rendered
+    cut = fitting(loaded, [question | {"content": "</s>" * 300}], room=16)[0].tolist()
+    assert sum(i in loaded.tokenizer.all_special_ids for i in cut) == 1
+    row = run(model=str(chat_model), prompts=["Strike <s>3</s> out"], chat=True)[0]
+    assert row["prompt"] == rendered
+    model: Any = loaded.model
+    written = model.generate(ids, do_sample=False, max_new_tokens=8)[0, ids.shape[1] :]
+    assert row["generated"] == loaded.tokenizer.decode(written, skip_special_tokens=True)
 
 
 def test_prompts_of_a_chat_file_are_continued_as_text(run, tmp_path):

@@ -131,3 +131,27 @@ def test_a_system_prompt_goes_to_the_question_where_there_is_no_turn_for_it(
 def read_row(content: dict, name: str) -> dict:
     made = ANSWERS[name].convert(content)
     return {**made, "completion": [{"role": "assistant", "content": made["completion"]}]}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_special_tokens_that_messages_spell_are_text(tokenizer, name: str) -> None:
+    """In prompts, answers and system turns, as in pretraining; the template's own stay tokens."""
+    tokenizer, template = prepared(tokenizer, name)
+    end = tokenizer.eos_token
+    strike = {"role": "user", "content": f"<s>Strike{end} out 3 in HTML<pad>"}
+    html = {"role": "assistant", "content": f"Use <s>3</s> {end}and <|im_start|>then go on."}
+    plain = {"prompt": [FIRST], "completion": [EIGHT]}
+    spelled = {"prompt": [strike], "completion": [html]}
+    rows = list(tokenize([plain, spelled], template, tokenizer))
+    special = set(tokenizer.all_special_ids) | set(
+        tokenizer.convert_tokens_to_ids(template.special_tokens)
+    )
+    for key in ("input_ids", "labels"):
+        found = [[token for token in row[key] if token in special] for row in rows]
+        assert found[1] == found[0], key
+    answer = [label for label in rows[1]["labels"] if label != IGNORED]
+    assert tokenizer.decode(answer) == html["content"] + end
+    pair = {"prompt": [strike], "chosen": [html], "rejected": [EIGHT]}
+    (ids,) = tokenize_pairs([pair], template, tokenizer)
+    assert ids["chosen_ids"] == answer
+    assert ids["prompt_ids"] + answer == rows[1]["input_ids"][: len(ids["prompt_ids"] + answer)]
