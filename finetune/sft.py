@@ -138,8 +138,11 @@ def about(
 
 
 def save(base: Base, config: SftConfig, record: dict[str, Any], folder: Path) -> None:
-    """Writes the model in the precision that it came in, with all that belongs beside it."""
+    """Writes the model in the precision that it came in, with all that belongs to it, as both
+    transformers 4 and 5 load it."""
     import torch
+
+    from model.hf_forms import write_both_forms
 
     base.model.generation_config.eos_token_id = base.tokenizer.eos_token_id
     if config.repetition_penalty is not None:
@@ -147,5 +150,6 @@ def save(base: Base, config: SftConfig, record: dict[str, Any], folder: Path) ->
     torch.nn.Module.to(base.model, base.stored_dtype)
     base.model.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
+    write_both_forms(folder)
     (folder / "README.md").write_text(model_card(config, record))
     (folder / config.record).write_text(json.dumps(record, indent=2) + "\n")

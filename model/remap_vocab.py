@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from conf.errors import InputError, one_of
+from model.hf_forms import write_both_forms
 from model.vocabulary import BYTE_PIECE, ROLES, Vocabulary
 
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
@@ -102,6 +103,7 @@ def remap_vocab(config: RemapVocabConfig) -> None:
             stated = json.loads(generation.read_text())
             _write_json(temporary / generation.name, stated | special)
         _copy_tokenizer(new, temporary, about)
+        write_both_forms(temporary)
         counts = Counter(source.why for source in sources)
         record = {
             "model": folder.name,

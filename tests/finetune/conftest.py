@@ -73,6 +73,7 @@ def base(tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_key_value_heads=2,
         max_position_embeddings=256,
         sliding_window=32,
+        rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,

@@ -55,9 +55,12 @@ def test_command(base: Path, preferences: Path, tmp_path: Path, command) -> None
     assert model.dtype == torch.bfloat16
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
     assert tokenizer.chat_template == load_template("danube").template
-    assert json.loads((out / "config.json").read_text()) == json.loads(
-        (base / "config.json").read_text()
-    )
+    config = json.loads((base / "config.json").read_text())
+    both = {"rope_theta": 100_000.0, "torch_dtype": "bfloat16"}  # the latter for transformers 4
+    assert json.loads((out / "config.json").read_text()) == config | both
+    settings = json.loads((out / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert (out / "special_tokens_map.json").is_file()
     assert not list(out.glob("adapter*"))
     record = json.loads((out / "dpo.json").read_text())
     assert record["kind"] == "pairs"

@@ -65,10 +65,19 @@ def test_result_is_a_stock_folder(made: Path, base: Path) -> None:
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
     assert model.generation_config.repetition_penalty == 1.1
     assert tokenizer.chat_template == load_template("danube").template
-    added = {"generation_config.json": {"repetition_penalty": 1.1}}
+    added = {
+        "generation_config.json": {"repetition_penalty": 1.1},
+        # What transformers 4 reads, which would take its defaults without.
+        "config.json": {"rope_theta": 100_000.0, "torch_dtype": "bfloat16"},
+    }
     for name in ("config.json", "tokenizer.json", "generation_config.json"):
         before = json.loads((base / name).read_text()) | added.get(name, {})
         assert json.loads((made / name).read_text()) == before
+    settings = json.loads((made / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    assert json.loads((made / "special_tokens_map.json").read_text()) == named
+    assert named.items() <= settings.items()
     chat = [{"role": "user", "content": "What does dedent(text) do?"}]
     answer = pipeline("text-generation", model=model, tokenizer=tokenizer)(chat, max_new_tokens=4)
     assert answer[0]["generated_text"][-1]["role"] == "assistant"

@@ -1,0 +1,74 @@
+"""A Hugging Face folder in the forms of transformers 4 and 5 at once.
+
+Version 5 writes what version 4 does not read: RoPE as `rope_parameters` only, where version 4 would
+take its default of 10,000 without a word, and a class of tokenizer that version 4 does not have.
+Releases of vLLM, llama.cpp's converter and others read a folder through version 4.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+Settings = dict[str, Any]
+
+
+def write_both_forms(folder: Path) -> None:
+    """Adds to `config.json` and to the tokenizer's settings in a folder what the other version of
+    transformers needs to load the same model."""
+    path = folder / "config.json"
+    write_json(path, config_in_both_forms(json.loads(path.read_text(encoding="utf-8"))))
+    path = folder / "tokenizer_config.json"
+    if path.is_file():
+        settings = tokenizer_in_both_forms(json.loads(path.read_text(encoding="utf-8")))
+        write_json(path, settings)
+        write_json(folder / "special_tokens_map.json", special_tokens(settings))
+
+
+def config_in_both_forms(config: Settings) -> Settings:
+    """Returns a config.json with RoPE and the dtype under the names of both versions."""
+    made = dict(config)
+    for name, other in (("dtype", "torch_dtype"), ("torch_dtype", "dtype")):
+        if name in config:
+            made.setdefault(other, config[name])
+    rope = config.get("rope_parameters")
+    if rope is None and "rope_theta" in config:
+        scaling = dict(config.get("rope_scaling") or {})
+        kind = scaling.pop("type", None)  # as before transformers 4.43
+        scaling.setdefault("rope_type", kind or "default")
+        made["rope_parameters"] = {"rope_theta": config["rope_theta"], **scaling}
+    elif rope and "rope_theta" in rope:  # else it holds one set of them per kind of layer
+        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+        made["rope_theta"] = rope["rope_theta"]
+        if "partial_rotary_factor" in scaling:
+            made["partial_rotary_factor"] = scaling.pop("partial_rotary_factor")
+        if scaling.get("rope_type", "default") != "default":
+            made["rope_scaling"] = scaling
+    return made
+
+
+def tokenizer_in_both_forms(settings: Settings) -> Settings:
+    """Returns a tokenizer_config.json whose class and special tokens both versions know."""
+    made = dict(settings)
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        made["tokenizer_class"] = "PreTrainedTokenizerFast"
+        made.pop("backend", None)
+    if isinstance(settings.get("extra_special_tokens"), list):  # a dictionary in version 4
+        made["additional_special_tokens"] = made.pop("extra_special_tokens")
+    return made
+
+
+def special_tokens(settings: Settings) -> Settings:
+    """Returns the special_tokens_map.json that belongs to a tokenizer_config.json."""
+    return {
+        key: value
+        for key, value in settings.items()
+        if value is not None
+        and (key == "additional_special_tokens" or (key.endswith("_token") and key[:4] != "add_"))
+    }
+
+
+def write_json(path: Path, content: Settings) -> None:
+    """Writes a file of settings as transformers does."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
