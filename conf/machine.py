@@ -18,6 +18,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,8 +181,9 @@ def slow_warning(
     )
 
 
+@cache
 def matrix_speed(dtype: str, device: torch.device | str = "cpu") -> Speed:
-    """Measures a matrix product with this process's threads.
+    """Measures a matrix product with this process's threads, once per process.
 
     A type without hardware may be a thousand times slower than another, so that a CPU is measured
     with growing sizes: the last is the first that takes longer than LONG.

@@ -28,6 +28,7 @@ class ChatConfig:
 
     system: what the model is told beforehand, null for nothing; some formats know no such role.
     temperature: 0 takes the likeliest token each time; top_p: what is drawn from, 1 for all.
+    dtype: auto for the stored type where the device multiplies it, else float32.
     """
 
     model: str = MISSING

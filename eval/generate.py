@@ -30,6 +30,7 @@ class GenerateConfig:
         without it the prompt's text is continued.
     temperature: 0 takes the likeliest token each time; top_p, top_k: what is drawn from, 1 and 0
         for all tokens. limit: prompts, null for all.
+    dtype: auto for the stored type where the device multiplies it, else float32.
     out: a jsonl file for prompts and completions, null for none.
     """
 
@@ -80,7 +81,14 @@ def generate(config: GenerateConfig) -> None:
         console.print(Text(text, style="dim") + Text(completion, style="bold"), soft_wrap=True)
         console.rule(style="dim")
         rows.append(
-            {**row, "prompt": text, "generated": completion, "ended": ended, "model": config.model}
+            {
+                **row,
+                "prompt": text,
+                "generated": completion,
+                "ended": ended,
+                "model": config.model,
+                "computed_in": loaded.dtype,
+            }
         )
     if config.out is not None:
         write_json_lines(Path(config.out), rows)

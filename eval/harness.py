@@ -18,7 +18,7 @@ from rich.console import Console
 
 from conf.errors import InputError
 from conf.wandb_run import check_key, open_run
-from eval.devices import device_of
+from eval.devices import device_of, dtype_of
 from eval.files import digest_of, write_text
 from eval.find_model import find_model
 from eval.published import printed, suite_tables
@@ -63,7 +63,15 @@ def lm_eval(config: LmEvalConfig) -> None:
                 "models too, take another file (compare and report read several), or give "
                 "overwrite=true."
             )
-    prints = {name: fingerprint(folder, selection, config) for name, folder in folders.items()}
+    place = device_of(config.device)
+    dtypes = {
+        name: dtype_of(config.dtype, folder, place, f"models.{name}")
+        for name, folder in folders.items()
+    }
+    prints = {
+        name: fingerprint(folder, selection, config, dtypes[name])
+        for name, folder in folders.items()
+    }
     done = {name: known[name] for name in known if known[name]["fingerprint"] == prints.get(name)}
     manager = None
     for name, folder in folders.items():
@@ -76,7 +84,7 @@ def lm_eval(config: LmEvalConfig) -> None:
                 manager = load_tasks(selection)
             console.print(f"{name}: {folder}", highlight=False, soft_wrap=True)
             started = time.perf_counter()
-            tasks = score(folder, selection, manager, config)
+            tasks, computed = score(folder, selection, manager, config, dtypes[name])
         done[name] = {
             "folder": str(folder),
             "weights": digest_of(weights_and_tokenizer(folder)),
@@ -84,6 +92,7 @@ def lm_eval(config: LmEvalConfig) -> None:
             "seconds": round(time.perf_counter() - started, 1),
             "settings": {
                 "dtype": config.dtype,
+                "computed_in": computed,
                 "limit": config.limit,
                 "chat": config.chat,
                 "suites": selection.suites,
@@ -141,8 +150,9 @@ def side_by_side(done: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def fingerprint(folder: Path, selection: Selection, config: LmEvalConfig) -> str:
-    """sha256 of what decides the scores: weights, tokenizer, tasks, settings, versions."""
+def fingerprint(folder: Path, selection: Selection, config: LmEvalConfig, dtype: str) -> str:
+    """sha256 of what decides the scores: weights, tokenizer, tasks, settings, versions. dtype: what
+    the model is computed in."""
     local = [path for tasks in selection.folders for path in tasks.iterdir() if path.is_file()]
     asked = [[choice.task, choice.num_fewshot, choice.metric] for choice in selection.choices]
     versions = [metadata.version(package) for package in PACKAGES]
@@ -151,7 +161,7 @@ def fingerprint(folder: Path, selection: Selection, config: LmEvalConfig) -> str
         asked,
         config.limit,
         config.chat,
-        config.dtype,
+        dtype,
         config.device,
         versions,
     )
@@ -164,16 +174,18 @@ def weights_and_tokenizer(folder: Path) -> list[Path]:
 
 
 def score(
-    folder: Path, selection: Selection, manager: TaskManager, config: LmEvalConfig
-) -> dict[str, dict[str, Any]]:
-    """Scores of one model by task, in the order in which the tasks are asked for."""
+    folder: Path, selection: Selection, manager: TaskManager, config: LmEvalConfig, dtype: str
+) -> tuple[dict[str, dict[str, Any]], str]:
+    """Returns the scores of one model by task, in the order in which the tasks are asked for, and
+    the type that it was computed in."""
     import lm_eval.models  # noqa: F401  (before anything else registers a model: it would hide these)
     from lm_eval.models.huggingface import HFLM
 
     model = HFLM(
         pretrained=str(folder),
-        dtype=config.dtype,
+        dtype=dtype,
         batch_size=config.batch_size,
         device=device_of(config.device),
     )
-    return score_tasks(model, selection, manager, config.limit, config.chat)
+    tasks = score_tasks(model, selection, manager, config.limit, config.chat)
+    return tasks, str(model.model.dtype).removeprefix("torch.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from eval.published import suite_tables
-from eval.results import LOWER_IS_BETTER, SHARES, format_score, rows
+from eval.results import LOWER_IS_BETTER, SHARES, computed_in, format_score, rows
 from eval.run_folder import Record
 
 METRIC_NOTES = {
@@ -57,7 +57,8 @@ def evaluation(results: Record) -> dict[str, Any]:
             if any(m == metric for _, m, _ in rows(results))
         ],
         "limited": f"Only the first {min(limits)} samples of each task were run." if limits else "",
-        "packages": ", ".join(f"{k} {v}" for k, v in results["packages"].items()),
+        "packages": ", ".join(f"{k} {v}" for k, v in results["packages"].items())
+        + computed_in(results),
     }
 
 

@@ -34,6 +34,7 @@ class PerplexityConfig:
         that it was trained on.
     seq_len: of the samples, as in the trainer's last stage; tokens: held-out tokens of each source,
         as validation.tokens of the trainer; batch_tokens: of one forward pass.
+    dtype: auto for the stored type where the device multiplies it, else float32.
     out: a JSON file for the scores, null for none.
     """
 
@@ -77,11 +78,12 @@ def perplexity(config: PerplexityConfig) -> None:
         scores[source] = score(loaded.model, shown, sizes, loaded.device)
     tokens = sum(entry.tokens for entry in scores.values())
     loss = sum(entry.loss * entry.tokens for entry in scores.values()) / tokens
-    print_scores(console, config, scores, loss)
+    print_scores(console, config, loaded.dtype, scores, loss)
     if config.out is not None:
         content = {
             "model": config.model,
             "seq_len": config.seq_len,
+            "computed_in": loaded.dtype,
             "loss": loss,
             "sources": {source: asdict(entry) for source, entry in scores.items()},
         }
@@ -163,10 +165,11 @@ def score(
 
 
 def print_scores(
-    console: Console, config: PerplexityConfig, scores: dict[str, Score], loss: float
+    console: Console, config: PerplexityConfig, dtype: str, scores: dict[str, Score], loss: float
 ) -> None:
-    """A row a source, and all of them."""
-    table = Table(title=f"{config.model}, sequences of {config.seq_len}", title_justify="left")
+    """Prints a row per source, and one of all. dtype: what the scores were computed in."""
+    title = f"{config.model}, sequences of {config.seq_len}, computed in {dtype}"
+    table = Table(title=title, title_justify="left")
     table.add_column("source")
     for column in ("loss, nats per token", "bits per byte", "tokens"):
         table.add_column(column, justify="right")

@@ -5,10 +5,12 @@
      "chance", "num_fewshot", "version", "output_type", "each": {metric: "0110..."},
      "samples_sha256", "shown", "group"}}}}}
 
-`stderr` is null where it is not known; `chance` is the accuracy of guessing, null where there is no
-choice; `shown` is the metric that stands for the task in a suite's table, null for all; `group` is
-the group that a task was run as a part of, null for what was asked for by name; `each` has a digit
-for each sample where a metric is 0 or 1, and `samples_sha256` is the same for the same samples.
+`settings.computed_in` is the type of the model's matrix products, which results of older versions
+lack. `stderr` is null where it is not known; `chance` is the accuracy of guessing, null where there
+is no choice; `shown` is the metric that stands for the task in a suite's table, null for all;
+`group` is the group that a task was run as a part of, null for what was asked for by name; `each`
+has a digit for each sample where a metric is 0 or 1, and `samples_sha256` is the same for the same
+samples.
 """
 
 from __future__ import annotations
@@ -99,9 +101,25 @@ def format_score(score: dict[str, Any], metric: str) -> tuple[str, str]:
     return f"{value:,.{digits}f}", f"{stderr:.{digits}f}" if stderr is not None else ""
 
 
+def computed_in(results: dict[str, Any]) -> str:
+    """Returns what the models were computed in, as a clause: once where it is the same for all,
+    empty where no model says."""
+    found: dict[str, list[str]] = {}
+    for name, model in results["models"].items():
+        found.setdefault(model["settings"].get("computed_in", ""), []).append(name)
+    found.pop("", None)
+    if not found:
+        return ""
+    if len(found) == 1 and len(next(iter(found.values()))) == len(results["models"]):
+        return f", computed in {next(iter(found))}"
+    parts = (f"{', '.join(names)} in {dtype}" for dtype, names in found.items())
+    return f", computed: {'; '.join(parts)}"
+
+
 def table(results: dict[str, Any]) -> Table:
     """The models side by side."""
-    made = Table(title="value ± standard error", title_justify="left", box=SIMPLE_HEAD)
+    title = f"value ± standard error{computed_in(results)}"
+    made = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     made.add_column("task", overflow="fold")
     made.add_column("metric")
     for name in results["models"]:

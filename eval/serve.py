@@ -24,9 +24,8 @@ from urllib.request import urlopen
 from omegaconf import MISSING
 
 from conf.errors import InputError, RunFault, one_of
-from eval.devices import device_of
+from eval.devices import DTYPES, device_of, dtype_of
 from eval.find_model import find_model
-from eval.models import DTYPES
 
 ENGINES = ("transformers", "vllm")
 PACKAGES = ("gradio", "openai", "fastapi", "uvicorn")
@@ -40,6 +39,7 @@ class ServeConfig:
     host: the address that both listen on; port: of the page; api_port: of the endpoint.
     page: false for the endpoint alone; share: a public link to the page, made by gradio.
     engine: transformers, or vllm where it is installed.
+    dtype: auto for the stored type where the device multiplies it, else float32.
     start_seconds: how long the endpoint may take to load the model.
     """
 
@@ -144,20 +144,21 @@ def check_free(key: str, port: int) -> None:
             raise InputError(f"{key}={port} is in use on this machine: choose another.") from None
 
 
-def command_of(config: ServeConfig, folder: Path) -> list[str]:
-    """How the endpoint is started."""
+def command_of(config: ServeConfig, folder: Path, dtype: str) -> list[str]:
+    """Returns the command line that starts the endpoint, which computes in `dtype`."""
     where = ["--host", config.host, "--port", str(config.api_port)]
     if config.engine == "vllm":
-        return ["vllm", "serve", str(folder), "--dtype", config.dtype, *where]
+        return ["vllm", "serve", str(folder), "--dtype", dtype, *where]
     python = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder)]
-    return [*python, "--dtype", config.dtype, "--device", device_of(config.device), *where]
+    return [*python, "--dtype", dtype, "--device", device_of(config.device), *where]
 
 
 @contextmanager
 def endpoint(config: ServeConfig, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The endpoint's process, once it answers; it is ended with the block."""
     environment = {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", **os.environ}
-    process = subprocess.Popen(command_of(config, folder), env=environment)
+    dtype = dtype_of(config.dtype, folder, device_of(config.device))
+    process = subprocess.Popen(command_of(config, folder, dtype), env=environment)
     try:
         deadline = time.monotonic() + config.start_seconds
         while not answers(f"http://localhost:{config.api_port}/health"):

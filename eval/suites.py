@@ -26,6 +26,7 @@ class LmEvalConfig:
     num_fewshot: for all tasks, null for what the suite or the task itself says.
     limit: samples of each task, null for all (for trying out: not a result).
     chat: renders prompts with the model's own chat template.
+    dtype: auto for the stored type where the device multiplies it, else float32.
     check: looks up the tasks, which are refused as they would be later, and ends; models and data
         sets need not be there yet.
     """

@@ -122,10 +122,12 @@ def test_settings_are_checked(make, message):
 
 
 def test_engines_are_started_on_the_folder(tmp_path):
-    assert command_of(ServeConfig("m", engine="vllm", host="::", api_port=9), tmp_path) == [
-        *("vllm", "serve", str(tmp_path), "--dtype", "auto", "--host", "::", "--port", "9")
+    vllm = ServeConfig("m", engine="vllm", host="::", api_port=9)
+    assert command_of(vllm, tmp_path, "bfloat16") == [
+        *("vllm", "serve", str(tmp_path), "--dtype", "bfloat16", "--host", "::", "--port", "9")
     ]
-    own = command_of(ServeConfig("m", device="cpu"), tmp_path)
+    own = command_of(ServeConfig("m", device="cpu"), tmp_path, "float32")
+    assert own[5:7] == ["--dtype", "float32"]
     assert own[3:5] == ["serve", str(tmp_path)]
     assert own[-6:] == ["--device", "cpu", "--host", "0.0.0.0", "--port", "8000"]
 
