@@ -492,7 +492,7 @@ def test_changed_data_is_said(page, run):
         ({"results": "nowhere"}, "results=nowhere does not exist"),
         ({"perplexity": "nowhere"}, "perplexity=nowhere does not exist"),
         ({"tuned": {"x": "nowhere"}}, r"tuned\.x=nowhere has no sft\.json or dpo\.json"),
-        ({"samples": {"mine": "nowhere"}}, r"samples\.mine=nowhere is no file"),
+        ({"samples": {"mine": "nowhere"}}, r"samples\.mine=nowhere is not a file"),
         ({"max_samples": -1}, "max_samples=-1"),
     ],
 )
