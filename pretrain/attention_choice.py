@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_pipeline.sampling.batches import BatchReader
+from data_pipeline.sampling.dealing import deal_step
 from data_pipeline.sampling.recipe import StagePlan
 from model.attention import attend, check_backend, usable_backends, visible_keys
 from model.config import ModelConfig
@@ -68,7 +69,9 @@ def choose_attention(
     if processes.is_main:
         answer = [{}]
         for stage in {stage.seq_len: stage for stage in plan.stages}.values():
-            batch = config.parallel.micro_batch_tokens // stage.seq_len
+            micro_batch_tokens = config.parallel.micro_batch_tokens
+            deal = deal_step(plan, stage.end_step - 1, layout.dp.size(), micro_batch_tokens)
+            batch = deal.rows
             first = next(iter(reader.read_all(stage.index, np.arange(batch), batch)))
             work = partial(
                 forward_backward,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import InputError, one_of
+from data_pipeline.sampling.dealing import deal_step
 from data_pipeline.sampling.order import SampleOrder
 from data_pipeline.sampling.recipe import StagePlan
 from data_pipeline.store.manifest import Manifest
@@ -51,9 +52,9 @@ def check_run(
     if manifest is not None:
         check_vocabulary(manifest, config)
     sizes = check_layout(config.parallel, config.model, job.world_size)
-    check_batches(plan, config.parallel, sizes[0] * sizes[1], config.model.max_seq_len)
+    check_batches(plan, config.parallel, config.model.max_seq_len)
     check_async_tensor_parallel(config.parallel, job)
-    check_precision(config, plan, job)
+    check_precision(config, plan, sizes[0] * sizes[1], job)
     check_profile(config.profile, job)
     if manifest is not None:
         check_held_out(manifest, plan)
@@ -104,8 +105,8 @@ def check_layout(
     return config.dp_replicate, shard, config.cp, tp
 
 
-def check_batches(plan: StagePlan, parallel: ParallelConfig, dp_size: int, longest: int) -> None:
-    """Raises InputError where a stage's batch cannot be dealt out over the layout.
+def check_batches(plan: StagePlan, parallel: ParallelConfig, longest: int) -> None:
+    """Raises InputError where a stage's sequences cannot be split, or packed into micro-batches.
 
     longest: positions that the model has.
     """
@@ -122,14 +123,6 @@ def check_batches(plan: StagePlan, parallel: ParallelConfig, dp_size: int, longe
         if micro_batch_tokens % stage.seq_len:
             raise InputError(
                 f"parallel.micro_batch_tokens={micro_batch_tokens} is not a multiple of {key}."
-            )
-    for tokens in plan.batches:
-        if tokens % (micro_batch_tokens * dp_size):
-            raise InputError(
-                f"recipe.global_batch_tokens={tokens} is not divisible by "
-                f"parallel.micro_batch_tokens={micro_batch_tokens} x {dp_size} data-parallel "
-                f"ranks = {micro_batch_tokens * dp_size}: change one of them (a stage's own batch "
-                "and every size of a batch_ramp count too)."
             )
 
 
@@ -151,8 +144,11 @@ def check_async_tensor_parallel(config: ParallelConfig, job: Job) -> None:
             raise InputError(f"{key} is not offered by torch {torch.__version__}: drop it.")
 
 
-def check_precision(config: PretrainConfig, plan: StagePlan, job: Job) -> None:
-    """Raises InputError where a stage's precision cannot run in the job, or follow the run's."""
+def check_precision(config: PretrainConfig, plan: StagePlan, dp_size: int, job: Job) -> None:
+    """Raises InputError where a stage's precision cannot run in the job, or follow the run's.
+
+    dp_size: data-parallel ranks.
+    """
     parallel = config.parallel
     for stage in plan.stages:
         precision, own = config.precision_of(stage), stage.config.precision
@@ -168,7 +164,8 @@ def check_precision(config: PretrainConfig, plan: StagePlan, job: Job) -> None:
         if precision.startswith("fp8"):
             if job.here:
                 check_fp8_here(precision, job.device)
-            micro = parallel.micro_batch_tokens
+            deal = deal_step(plan, stage.end_step - 1, dp_size, parallel.micro_batch_tokens)
+            micro = deal.rows * stage.seq_len
             check_fp8_sides(precision, config.model, parallel.tp, parallel.cp, micro)
 
 
@@ -205,7 +202,7 @@ def check_fp8_sides(
         ("model.num_heads * head_dim", model.query_size, "tp", tp),
         ("model.num_kv_heads * head_dim", model.kv_size, "tp", tp),
         ("model.intermediate_size", model.intermediate_size, "tp", tp),
-        ("parallel.micro_batch_tokens", micro_batch_tokens, "cp", cp),
+        ("tokens of a micro-batch", micro_batch_tokens, "cp", cp),
     ):
         if size % (FP8_MULTIPLE * parts):
             ranks = f" on each of parallel.{split}={parts} ranks" if parts > 1 else ""

@@ -1,7 +1,8 @@
 """What one rank reads for one step, some steps ahead of the training.
 
-The order of samples knows no ranks; a rank takes its slice of the global batch (I1). The order of
-the future is known, so reading ahead is a list of steps.
+The order of samples knows no ranks; a rank takes its slice of the global batch (I1), filled up with
+blank samples where the batch is not a multiple of the ranks. The order of the future is known, so
+reading ahead is a list of steps.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipeline.sampling.batches import Batch, BatchReader
+from data_pipeline.sampling.batches import Batch, BatchReader, fill_up
+from data_pipeline.sampling.dealing import deal_step
 from data_pipeline.sampling.recipe import StagePlan
 from data_pipeline.store.threads import in_thread
 from model.loss import IGNORED
@@ -27,7 +29,8 @@ CLOSE_SECONDS = 5
 @dataclass
 class StepData:
     """counts: (2 + 2 * sources,) int64 of this rank: keys seen by all queries, digest of the
-    samples, then of each source the targets and the documents that ended in them.
+    samples, then of each source the targets and the documents that ended in them. Blank samples
+    count nowhere.
 
     The digest is a sum modulo 2^64 over samples, so that its sum over ranks is the same for every
     way to deal the samples out.
@@ -42,7 +45,7 @@ class Loader:
     """Reads the micro-batches of data-parallel rank `dp_rank` of `dp_size`.
 
     prefetch_steps: steps that are read, by as many threads, while others train; 0 for none.
-    waited_seconds: for the data of the last step.
+    micro_batch_tokens: of a micro-batch at most. waited_seconds: for the data of the last step.
     """
 
     def __init__(
@@ -95,19 +98,20 @@ class Loader:
         return in_thread(lambda: self._read(step))
 
     def _read(self, step: int) -> StepData:
-        stage = self.plan.at(step)
-        taken = self.plan.samples_at(step)
-        share = len(taken) // self.dp_size
-        samples = taken.start + self.dp_rank * share + np.arange(share)
-        micro = self.micro_batch_tokens // stage.seq_len
-        batches = list(self.reader.read_all(stage.index, samples, micro))
-        targets = torch.zeros(len(self.reader.streams), dtype=torch.int64)
-        for batch in batches:
+        stage, sources = self.plan.at(step), len(self.reader.streams)
+        deal = deal_step(self.plan, step, self.dp_size, self.micro_batch_tokens)
+        share = deal.share(self.dp_rank)
+        samples = self.plan.samples_at(step).start + np.arange(share.start, share.stop)
+        real = list(self.reader.read_all(stage.index, samples, deal.rows))
+        targets = torch.zeros(sources, dtype=torch.int64)
+        documents = torch.zeros(sources, dtype=torch.int64)
+        for batch in real:
             targets.index_add_(0, batch.sources, (batch.labels != IGNORED).sum(1))
-        keys = sum(keys_seen(batch.cu_seqlens, self.window) for batch in batches)
-        digest = sum(map(digest_of_samples, batches)) & MASK64
+            documents += torch.from_numpy(batch.documents)
+        keys = sum(keys_seen(batch.cu_seqlens, self.window) for batch in real)
+        digest = sum(map(digest_of_samples, real)) & MASK64
         signed = digest - (1 << 64) if digest >> 63 else digest
-        documents = torch.from_numpy(np.sum([batch.documents for batch in batches], axis=0))
+        batches = fill_up(real, deal, stage.seq_len, sources)
         if self.device.type == "cuda":
             for batch in batches:
                 batch.tokens, batch.labels = batch.tokens.pin_memory(), batch.labels.pin_memory()

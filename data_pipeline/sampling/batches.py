@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data_pipeline.sampling.dealing import Deal
 from data_pipeline.sampling.order import Located, SampleOrder
 from data_pipeline.store.manifest import Manifest
 from data_pipeline.store.remote import RemoteShards, check_remote_files, remote_url, shared_cache
@@ -21,6 +22,8 @@ Bools = NDArray[np.bool_]
 IGNORED = -100
 TOKENS_A_DOCUMENT = 64
 """Documents are expected to be longer than this on average; see `Batch.cu_seqlens`."""
+BLANK_DOCUMENT = 128
+"""Tokens of each document in a blank sample: short ones cost attention little."""
 
 
 @dataclass
@@ -34,9 +37,10 @@ class Batch:
         tokens; every sample starts one, and so does every run of padding. Padded at the end with
         batch * seq, so that its length is the same for all batches of a shape unless their
         documents are very short.
-    samples: (batch,) int64, the samples' numbers in their stage.
+    samples: (batch,) int64, the samples' numbers in their stage; of the real ones only, where
+        blank samples fill the batch up (`fill_up`).
     documents: (sources,) int64, documents of each source that end in these samples.
-    sources: (batch,) int64, the number of each sample's source.
+    sources: (batch,) int64, the number of each sample's source; 0 for a blank one.
     """
 
     tokens: Tensor
@@ -160,19 +164,71 @@ class BatchReader:
             stream.prefetch(located.start[located.source == source], seq_len + 1)
 
 
+def held_out_samples(manifest: Manifest, source: str, seq_len: int, max_tokens: int) -> int:
+    """Returns how many samples the first `max_tokens` of a source's held-out stream make."""
+    return min(max_tokens, manifest.source_tokens("held_out")[source] - 1) // seq_len
+
+
 def held_out_batches(
-    manifest: Manifest, source: str, seq_len: int, batch_size: int, max_tokens: int
+    manifest: Manifest,
+    source: str,
+    seq_len: int,
+    batch_size: int,
+    max_tokens: int,
+    part: range | None = None,
 ) -> Iterator[Batch]:
     """Consecutive samples from the start of a source's held-out stream, up to max_tokens tokens;
-    the last batch may be smaller, a last part of a sample is dropped."""
+    the last batch may be smaller, a last part of a sample is dropped.
+
+    part: the samples to read, all of them where it is None.
+    """
     stream = open_stream(manifest, "held_out", source)
-    count = min(max_tokens, len(stream) - 1) // seq_len
+    part = (
+        part if part is not None else range(held_out_samples(manifest, source, seq_len, max_tokens))
+    )
     borders = Borders.of(manifest)
-    for first in range(0, count, batch_size):
-        numbers = np.arange(first, min(first + batch_size, count))
+    for first in range(part.start, part.stop, batch_size):
+        numbers = np.arange(first, min(first + batch_size, part.stop))
         sources = np.zeros(len(numbers), np.int64)
         starts = numbers * seq_len
         yield pack([stream], sources, starts, seq_len, numbers, np.dtype(manifest.dtype), borders)
+
+
+def fill_up(batches: Iterable[Batch], deal: Deal, seq_len: int, sources: int) -> list[Batch]:
+    """Returns a rank's micro-batches, all of `deal.rows`, as many as every rank has.
+
+    sources: number of sources of the corpus.
+    """
+    found = [pad(batch, deal.rows) for batch in batches]
+    missing = deal.micro_batches - len(found)
+    return found + [pad(empty(seq_len, sources), deal.rows) for _ in range(missing)]
+
+
+def empty(seq_len: int, sources: int) -> Batch:
+    """Returns a batch without samples."""
+    tokens = torch.zeros((0, seq_len), dtype=torch.int64)
+    starts = torch.zeros(1, dtype=torch.int32)
+    return Batch(tokens, tokens, starts, np.zeros(0, np.int64), np.zeros(sources, np.int64))
+
+
+def pad(batch: Batch, rows: int) -> Batch:
+    """Returns the batch with blank samples up to `rows`; `samples` and `documents` stay those of
+    the real ones."""
+    real, seq_len = batch.tokens.shape
+    if real == rows:
+        return batch
+    blank = (rows - real, seq_len)
+    starts = batch.cu_seqlens[batch.cu_seqlens < real * seq_len].numpy()
+    each = np.arange(0, seq_len, BLANK_DOCUMENT, dtype=np.int32)
+    begins = np.arange(real, rows, dtype=np.int32)[:, None] * seq_len + each
+    return Batch(
+        torch.cat((batch.tokens, torch.zeros(blank, dtype=torch.int64))),
+        torch.cat((batch.labels, torch.full(blank, IGNORED, dtype=torch.int64))),
+        torch.from_numpy(pad_cu_seqlens(np.concatenate((starts, begins.ravel())), rows, seq_len)),
+        batch.samples,
+        batch.documents,
+        torch.cat((batch.sources, torch.zeros(rows - real, dtype=torch.int64))),
+    )
 
 
 def check_sizes(manifest: Manifest, split: str, sources: Sequence[str]) -> None:
@@ -247,16 +303,20 @@ def pack(
 
 def _cu_seqlens(begins: Bools) -> NDArray[np.int32]:
     """(documents + 1,), see Batch. Overwrites the last column of begins, (batch, seq)."""
-    batch, seq_len = begins.shape
     begins[:, -1:] = True  # what follows a row is the next row, or the end
     found = np.flatnonzero(begins) + 1
+    return pad_cu_seqlens(np.concatenate(([0], found[:-1])), *begins.shape)
+
+
+def pad_cu_seqlens(starts: NDArray[np.integer], batch: int, seq_len: int) -> NDArray[np.int32]:
+    """Returns the starts of all documents with the batch's end after them, as often as makes the
+    length that batches of this shape have, see Batch."""
     total = batch * seq_len
     length = total // TOKENS_A_DOCUMENT + batch + 1
-    while length <= len(found):
+    while length <= len(starts):
         length *= 2
     cu_seqlens = np.full(length, total, np.int32)
-    cu_seqlens[0] = 0
-    cu_seqlens[1 : len(found) + 1] = found
+    cu_seqlens[: len(starts)] = starts
     return cu_seqlens
 
 

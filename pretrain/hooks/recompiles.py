@@ -11,12 +11,13 @@ if TYPE_CHECKING:
     from pretrain.trainer import Trainer
 
 FREE_STEPS = 2
-"""Steps of a stage, and of a process, in which compiling is expected."""
+"""Steps of a stage, of a size of its ramp, and of a process, in which compiling is expected."""
 
 
 class Recompiles(Hook):
-    """Publishes an event for each step after the second of a stage that compiled something: it
-    took seconds to minutes, and what changed its shape or value will most likely do it again."""
+    """Publishes an event for each step after the second of a stage, or of a size of its ramp, that
+    compiled something: it took seconds to minutes, and what changed its shape or value will most
+    likely do it again."""
 
     def on_start(self, trainer: Trainer) -> None:
         """Counts steps from here: a process that resumes compiles too."""
@@ -29,6 +30,6 @@ class Recompiles(Hook):
     def after_step(self, trainer: Trainer) -> None:
         """Compares."""
         made = compiled_graphs() - self.graphs
-        stage = trainer.plan.at(trainer.step - 1)
-        if made and trainer.step > max(stage.first_step, self.first_step) + FREE_STEPS:
+        level = trainer.plan.level(trainer.step - 1)  # batches of a ramp may differ in shape
+        if made and trainer.step > max(level.first_step, self.first_step) + FREE_STEPS:
             trainer.publish({"kind": "event", "event": "recompile", "graphs": made})

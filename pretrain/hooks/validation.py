@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from conf.errors import InputError
-from data_pipeline.sampling.batches import Batch, held_out_batches
+from data_pipeline.sampling.batches import fill_up, held_out_batches, held_out_samples
+from data_pipeline.sampling.dealing import Deal
 from eval.inloop import evaluate
-from model.loss import IGNORED
 from pretrain.config import ValidationConfig
 from pretrain.hooks import Hook
 from pretrain.parallel import drop_gathered
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class Validation(Hook):
     """Before the first step, at an interval, and after the last step.
 
-    The batches are dealt over the data-parallel ranks; where they do not come out even, a rank
-    runs one without targets, since every rank must take part in every gathering of weights.
+    The samples are dealt over the data-parallel ranks as those of a step are, with blank ones where
+    they do not come out even, since every rank must take part in every gathering of weights.
     """
 
     def __init__(self, config: ValidationConfig) -> None:
@@ -41,22 +41,30 @@ class Validation(Hook):
             self._validate(trainer)
 
     def _validate(self, trainer: Trainer) -> None:
-        if not trainer.manifest.source_tokens("held_out"):
+        manifest = trainer.manifest
+        if not manifest.source_tokens("held_out"):
             return  # nothing was held out: imported shards may come without
         seq_len = trainer.plan.at(max(0, trainer.step - 1)).seq_len
-        micro = trainer.config.parallel.micro_batch_tokens // seq_len
+        most_rows = max(1, trainer.config.parallel.micro_batch_tokens // seq_len)
         group = trainer.layout.dp.get_group()
         scores: dict[str, dict[str, Any]] = {}
-        for source in trainer.manifest.source_tokens("held_out"):
-            batches = list(
-                held_out_batches(trainer.manifest, source, seq_len, micro, self.config.tokens)
-            )
-            if not batches:
+        for source in manifest.source_tokens("held_out"):
+            count = held_out_samples(manifest, source, seq_len, self.config.tokens)
+            if not count:
                 raise InputError(
                     f"{trainer.config.data.folder}: the held-out split of source '{source}' is "
                     f"shorter than one sequence of {seq_len} tokens: hold more out."
                 )
-            mine = deal(batches, trainer.dp_rank, trainer.dp_size)
+            deal = Deal.of(count, trainer.dp_size, most_rows)
+            real = held_out_batches(
+                manifest,
+                source,
+                seq_len,
+                deal.rows,
+                self.config.tokens,
+                deal.share(trainer.dp_rank),
+            )
+            mine = fill_up(real, deal, seq_len, 1)
             score = evaluate(trainer.model, mine, self.token_bytes, trainer.processes.device, group)
             scores[source] = {
                 "loss": score.loss,
@@ -67,14 +75,3 @@ class Validation(Hook):
         tokens = sum(score["tokens"] for score in scores.values())
         loss = sum(score["loss"] * score["tokens"] for score in scores.values()) / tokens
         trainer.publish({"kind": "validation", "loss": loss, "sources": scores})
-
-
-def deal(batches: list[Batch], rank: int, ranks: int) -> list[Batch]:
-    """Every rank's share, all of one length; the missing ones have no targets."""
-    even = -(-len(batches) // ranks)
-    mine = batches[rank::ranks]
-    while len(mine) < even:
-        blank = batches[0]
-        labels = torch.full_like(blank.labels, IGNORED)
-        mine.append(Batch(blank.tokens, labels, blank.cu_seqlens, blank.samples))
-    return mine

@@ -17,8 +17,8 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "wrong type": ({"optim__learning_rate": "fast"}, "optim.learning_rate: value 'fast'"),
     "unknown choice": ({"model": "danube_9b"}, "model=danube_9b: there is no such choice"),
     "batch does not fit the layout": (
-        {"parallel__micro_batch_tokens": 1536, "recipe__stages__long__seq_len": 64},
-        "recipe.global_batch_tokens=2048 is not divisible by parallel.micro_batch_tokens=1536",
+        {"parallel__micro_batch_tokens": 1500},
+        "parallel.micro_batch_tokens=1500 is not a multiple of recipe.stages.short.seq_len=64",
     ),
     "layout does not fit the processes": ({"parallel__tp": 2}, "tp=2 does not make 1, the number"),
     "no corpus": ({"data__folder": "nowhere"}, "nowhere/manifest.json does not exist"),

@@ -72,8 +72,8 @@ def test_torchao_is_imported_only_for_fp8():
             "=48 is not a multiple of 16 on each of parallel.tp=2",
         ),
         ({"head_dim": 4}, 1, 1, 64, r"num_kv_heads \* head_dim=8 is not a multiple of 16:"),
-        ({}, 1, 1, 40, "parallel.micro_batch_tokens=40 is not a multiple of 16:"),
-        ({}, 1, 2, 48, "tokens=48 is not a multiple of 16 on each of parallel.cp=2"),
+        ({}, 1, 1, 40, "tokens of a micro-batch=40 is not a multiple of 16:"),
+        ({}, 1, 2, 48, "micro-batch=48 is not a multiple of 16 on each of parallel.cp=2"),
     ],
 )
 def test_sides_that_fp8_cannot_multiply_are_refused(changes, tp, cp, tokens, sentence):

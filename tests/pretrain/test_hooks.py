@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 
-from data_pipeline.sampling.batches import IGNORED, held_out_batches
 from pretrain.config import ProfileConfig
 from pretrain.distributed import Processes
 from pretrain.flight_recorder import turn_on_flight_recorder
@@ -24,7 +23,6 @@ from pretrain.hooks.profile import Profile
 from pretrain.hooks.progress import duration
 from pretrain.hooks.recompiles import Recompiles
 from pretrain.hooks.run_files import Lines, RunFiles, keep_steps
-from pretrain.hooks.validation import deal
 from pretrain.loader import keys_seen
 from tests.conftest import ROOT
 from tests.runs import arguments, records
@@ -64,15 +62,6 @@ def test_steps_are_marked_as_skipped_when_there_is_room_again(tmp_path):
     found = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
     assert [line["step"] for line in found] == [1, 2, 3, 4, 5, 6]
     assert [line["step"] for line in found if line.get("skipped") == "rewound at step 5"] == [4, 5]
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
-def test_validation_batches_are_dealt_evenly_without_losing_one(corpus, ranks):
-    batches = list(held_out_batches(corpus, "code", 64, 4, 1300))
-    dealt = [deal(batches, rank, ranks) for rank in range(ranks)]
-    assert len({len(mine) for mine in dealt}) == 1
-    targets = sum(int((b.labels != IGNORED).sum()) for mine in dealt for b in mine)
-    assert targets == sum(int((b.labels != IGNORED).sum()) for b in batches)
 
 
 @pytest.mark.parametrize("window", [None, 1, 5, 100])
@@ -132,7 +121,7 @@ class Steps:
     def plan(self):
         return self
 
-    def at(self, step):
+    def level(self, step):
         return SimpleNamespace(first_step=0 if step < 6 else 6)
 
     def publish(self, record):

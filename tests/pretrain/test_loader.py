@@ -16,7 +16,7 @@ from data_pipeline.sampling.batches import IGNORED, BatchReader
 from data_pipeline.sampling.order import SampleOrder
 from data_pipeline.sampling.recipe import RecipeConfig, StageConfig, StagePlan
 from pretrain import loader as loader_module
-from pretrain.loader import MASK64, Loader, digest_of_samples
+from pretrain.loader import MASK64, Loader, digest_of_samples, keys_seen
 from tests.sealed import sealed
 
 CPU = torch.device("cpu")
@@ -54,7 +54,7 @@ def runs(draw):
             sizes[0] if planned else draw(st.sampled_from(sizes)), tokens, mixture, None, planned
         )
         sizes = [n for n in sizes if n <= stages[f"s{number}"].seq_len] if planned else sizes
-    ranks = st.sampled_from([1, 2, 4, 8, 16, 32, 64])
+    ranks = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 16, 64, 300])
     layouts = draw(st.lists(st.tuples(ranks, st.integers(0, 5), st.integers(0, 4)), min_size=2))
     return stages, draw(st.integers(0, 2**31)), layouts[:3], draw(st.integers(0, 10**6))
 
@@ -71,9 +71,7 @@ def test_the_stream_is_the_same_for_any_layout_and_restart_and_repeats_nothing(m
     for (ranks, micro_power, prefetch), first, end in zip(
         layouts, borders[:-1], borders[1:], strict=True
     ):
-        longest = max(stage.seq_len for stage in plan.stages)
-        ranks = min(ranks, 4096 // longest)
-        micro = min(longest << micro_power, 4096 // ranks)
+        micro = max(stage.seq_len for stage in plan.stages) << micro_power
         loaders = [
             Loader(reader, plan, rank, ranks, micro, None, CPU, prefetch) for rank in range(ranks)
         ]
@@ -84,10 +82,15 @@ def test_the_stream_is_the_same_for_any_layout_and_restart_and_repeats_nothing(m
             data = [loader.get(step) for loader in loaders]
             batches = [batch for part in data for batch in part.micro_batches]
             assert np.array_equal(np.concatenate([b.samples for b in batches]), samples)
-            assert torch.equal(torch.cat([b.tokens for b in batches]), expected.tokens)
-            assert torch.equal(torch.cat([b.labels for b in batches]), expected.labels)
-            _, digest, *counts = np.sum([part.counts for part in data], axis=0)
+            assert len({len(part.micro_batches) for part in data}) == 1
+            assert len({b.tokens.shape for b in batches}) == 1
+            real = [(b.tokens[: len(b.samples)], b.labels[: len(b.samples)]) for b in batches]
+            assert torch.equal(torch.cat([tokens for tokens, _ in real]), expected.tokens)
+            assert torch.equal(torch.cat([labels for _, labels in real]), expected.labels)
+            assert all((b.labels[len(b.samples) :] == IGNORED).all() for b in batches)
+            keys, digest, *counts = np.sum([part.counts for part in data], axis=0)
             assert int(digest) & MASK64 == digest_of_samples(expected) & MASK64
+            assert keys == keys_seen(expected.cu_seqlens, None)
             at = reader.order.locate(stage.index, samples)
             found = (expected.labels.numpy() != IGNORED).sum(axis=1)
             targets = [int(found[at.source == n].sum()) for n in range(2)]

@@ -63,10 +63,6 @@ def test_two_processes_resume_within_each_stage(command, corpus, whole, tmp_path
             {"recipe__stages__long__precision": "fp9"},
             "recipe.stages.long.precision=fp9 is not a choice (did you mean 'fp8'?)",
         ),
-        (
-            {"parallel__micro_batch_tokens": 2048},
-            "recipe.global_batch_tokens=1024 is not divisible by parallel.micro_batch_tokens=2048",
-        ),
     ],
 )
 def test_what_cannot_be_is_refused(command, corpus, tmp_path, change, sentence):

@@ -148,34 +148,25 @@ def test_an_empty_recipe_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("micro", "dp", "cp", "tp", "longest", "sentence"),
+    ("micro", "cp", "tp", "longest", "sentence"),
     [
         (
-            4096,
-            2,
-            1,
-            1,
-            2048,
-            r"global_batch_tokens=4096 is not divisible by .* 2 data-parallel ranks",
-        ),
-        (
             768,
-            1,
             1,
             1,
             2048,
             "micro_batch_tokens=768 is not a multiple of recipe.stages.a.seq_len=512",
         ),
-        (512, 1, 1, 3, 2048, "seq_len=512 is not divisible by parallel.tp=3"),
-        (512, 1, 3, 1, 2048, "seq_len=512 is not divisible by 2 x parallel.cp=3 x parallel.tp=1"),
-        (512, 1, 1, 1, 256, "seq_len=512 is above model.max_seq_len=256"),
+        (512, 1, 3, 2048, "seq_len=512 is not divisible by parallel.tp=3"),
+        (512, 3, 1, 2048, "seq_len=512 is not divisible by 2 x parallel.cp=3 x parallel.tp=1"),
+        (512, 1, 1, 256, "seq_len=512 is above model.max_seq_len=256"),
     ],
 )
-def test_batches_that_cannot_be_dealt_out_are_refused(micro, dp, cp, tp, longest, sentence):
+def test_batches_that_cannot_be_dealt_out_are_refused(micro, cp, tp, longest, sentence):
     plan = StagePlan(recipe(a=StageConfig(512, 4096)), SOURCES)
-    check_batches(plan, ParallelConfig(micro_batch_tokens=2048), 2, 2048)
+    check_batches(plan, ParallelConfig(micro_batch_tokens=2048), 2048)
     with pytest.raises(InputError, match=sentence):
-        check_batches(plan, ParallelConfig(micro_batch_tokens=micro, tp=tp, cp=cp), dp, longest)
+        check_batches(plan, ParallelConfig(micro_batch_tokens=micro, tp=tp, cp=cp), longest)
 
 
 @pytest.mark.parametrize(
