@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # One stamp a set of pins: the second call of either command starts at once.
 INSTALLED := $(VENV)/installed-$(shell cat setup.py constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test faults bench-cpu bench-gpu lint install clean
+.PHONY: demo test faults bench-cpu bench-gpu peers lint install clean
 
 demo: install
 	$(BIN)/python -m launch demo
@@ -25,6 +25,11 @@ bench-cpu: install
 
 bench-gpu: install
 	$(BIN)/python benchmarks/gpu_training.py
+
+# Peers that conflict with our pins, for `benchmarks/cpu_training.py`.
+peers:
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet -r benchmarks/peers.txt
 
 lint: install
 	$(BIN)/ruff check .

@@ -2,9 +2,11 @@
 
 Each side is a process of its own; they take turns of a few steps, A B C A B C, while the others
 wait. Reported are medians of the seconds of a step, and the loss of the last step: the same work
-must have been done. A peer that cannot be imported is left out and named.
+must have been done. A peer that cannot be imported is left out and named; those that conflict with
+our pins run in an environment of their own (`make peers`). All sides compute in the machine's best
+precision, or in the one that is asked for.
 
-    python benchmarks/cpu_training.py [--sides "ours;transformers"] [--rounds 10]
+    python benchmarks/cpu_training.py [--sides "ours;transformers"] [--rounds 10] [--precision fp32]
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.figures import write_results
 from benchmarks.machine import described, machine
-from benchmarks.sides import SIDES, Work, missing
+from benchmarks.sides import SIDES, Work, interpreter, missing
 
 if TYPE_CHECKING:
     from model.config import ModelConfig
@@ -52,18 +54,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--turn", type=int, default=5, help="steps of a turn")
     parser.add_argument("--limit", type=float, default=240, help="seconds: no round after them")
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "bf16", "fp32"),
+        default="auto",
+        help="auto: bf16 where the hardware multiplies it, else fp32",
+    )
     parser.add_argument("--side", choices=NAMES, help=argparse.SUPPRESS)
     parser.add_argument("--profile", action="store_true", help="of the first side, to stdout")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu_training.json"))
     options = parser.parse_args()
+    if options.precision == "auto":
+        from conf.machine import fitting_precision, processor
+
+        options.precision = fitting_precision(processor("cpu"))
     if options.side:
-        serve(options.side)
+        serve(options.side, options.precision)
         return
     names = options.sides.split(";")
     if options.profile:
-        profile(names[0], options.turn)
+        profile(names[0], options.turn, options.precision)
         return
-    without = {name: package for name in names if (package := missing(kind(name)))}
+    without = {name: missing(kind(name)) for name in names if interpreter(kind(name)) is None}
     figures = compare([name for name in names if name not in without], options)
     figures["left_out"] = without
     write_results(options.out, figures, table(figures))
@@ -81,7 +93,7 @@ def compare(names: list[str], options: argparse.Namespace) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {name: [] for name in names}
     losses: dict[str, list[float]] = {name: [] for name in names}
     with contextlib.ExitStack() as stack:
-        sides = {name: stack.enter_context(side_process(name)) for name in names}
+        sides = {name: stack.enter_context(side_process(name, options.precision)) for name in names}
         for name, process in sides.items():
             take(name, process, 0)  # all have started before one is timed
         began = time.perf_counter()
@@ -93,11 +105,12 @@ def compare(names: list[str], options: argparse.Namespace) -> dict[str, Any]:
                 seconds[name] += answer["seconds"]
                 losses[name] += answer["losses"]
     from model.flops import flops_per_token
-    from pretrain.hardware import peak_flops
+    from pretrain.hardware import compute_dtype, peak_flops
 
     medians = {name: statistics.median(values[WARM_UP:]) for name, values in seconds.items()}
-    peak, source = peak_flops(torch.device("cpu"), torch.bfloat16)
+    peak, source = peak_flops(torch.device("cpu"), compute_dtype(options.precision))
     return {
+        "precision": options.precision,
         "machine": machine(),
         "shape": {"batch": BATCH, "seq_len": SEQ, **vars(small_model())},
         "flops_per_token": flops_per_token(small_model(), SEQ),
@@ -123,11 +136,11 @@ def take(name: str, process: Any, steps: int) -> dict[str, list[float]]:
 
 
 @contextlib.contextmanager
-def side_process(name: str) -> Any:
+def side_process(name: str, precision: str) -> Any:
     """A side that waits for its turn, and is ended at the end."""
     with tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(
-            [sys.executable, __file__, "--side", name],
+            [str(interpreter(kind(name))), __file__, "--side", name, "--precision", precision],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -141,10 +154,10 @@ def side_process(name: str) -> Any:
             process.wait()
 
 
-def serve(name: str) -> None:
+def serve(name: str, precision: str) -> None:
     """Reads numbers of steps, takes them, answers with a line of JSON."""
     answers, sys.stdout = sys.stdout, sys.stderr
-    other = second_process(name) if name == TWO and "RANK" not in os.environ else None
+    other = second_process(name, precision) if name == TWO and "RANK" not in os.environ else None
     rank, processes = int(os.environ.get("RANK", "0")), 2 if name == TWO else 1
     if processes == 2:
         import torch
@@ -153,7 +166,14 @@ def serve(name: str) -> None:
     share = BATCH // processes
     compiled = name.endswith("compiled")
     step = SIDES[kind(name)](
-        Work(small_model(), share, SEQ, compiled=compiled, processes=processes)
+        Work(
+            small_model(),
+            share,
+            SEQ,
+            precision=precision,
+            compiled=compiled,
+            processes=processes,
+        )
     )
     stream = batches()
     for line in sys.stdin:
@@ -172,14 +192,14 @@ def serve(name: str) -> None:
         other.wait()
 
 
-def second_process(name: str) -> Any:
+def second_process(name: str, precision: str) -> Any:
     """Rank 1 of two; this process becomes rank 0."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     os.environ |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     other = subprocess.Popen(
-        [sys.executable, __file__, "--side", name],
+        [sys.executable, __file__, "--side", name, "--precision", precision],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
@@ -189,11 +209,12 @@ def second_process(name: str) -> Any:
     return other
 
 
-def profile(name: str, steps: int) -> None:
+def profile(name: str, steps: int, precision: str) -> None:
     """Operators of a side by the time they take."""
     import torch
 
-    work = Work(small_model(), BATCH, SEQ, compiled=name.endswith("compiled"))
+    compiled = name.endswith("compiled")
+    work = Work(small_model(), BATCH, SEQ, precision=precision, compiled=compiled)
     step, stream = SIDES[kind(name)](work), batches()
     for _ in range(WARM_UP):
         step(*next(stream))
@@ -244,10 +265,10 @@ def table(figures: dict[str, Any]) -> str:
 
     rates, flops = figures["tokens_per_second"], figures["flops_per_token"]
     lines = [
-        f"19M parameters, batch {BATCH} x {SEQ}, window {WINDOW}, bf16; {figures['steps']} steps a "
-        f"side in turns, medians of a step. {described(figures['machine'])}. FLOPs of a token: "
-        f"{FLOP_CONVENTION}; peak {figures['peak_flops'] / 1e9:,.0f} GFLOP/s "
-        f"({figures['peak_source']}).",
+        f"19M parameters, batch {BATCH} x {SEQ}, window {WINDOW}, {figures['precision']}; "
+        f"{figures['steps']} steps a side in turns, medians of a step. "
+        f"{described(figures['machine'])}. FLOPs of a token: {FLOP_CONVENTION}; "
+        f"peak {figures['peak_flops'] / 1e9:,.0f} GFLOP/s ({figures['peak_source']}).",
         "",
         "| side | tokens/s | GFLOP/s | of peak | ours is | ours, compiled, is | first step, s | "
         "loss after all |",

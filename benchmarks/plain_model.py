@@ -43,9 +43,9 @@ class PlainBlock(nn.Module):
 
 
 class Plain(nn.Module):
-    """tokens (batch, seq) -> logits (batch, seq, vocab)."""
+    """tokens (batch, seq) -> logits (batch, seq, vocab). dtype: of the activations."""
 
-    def __init__(self, config: ModelConfig, seq_len: int) -> None:
+    def __init__(self, config: ModelConfig, seq_len: int, dtype: torch.dtype) -> None:
         super().__init__()
         assert config.head_dim is not None
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -53,7 +53,7 @@ class Plain(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         at = torch.arange(seq_len)
-        cos, sin = rope_table(at, config.head_dim, config.rope_theta, torch.bfloat16)
+        cos, sin = rope_table(at, config.head_dim, config.rope_theta, dtype)
         self.register_buffer("cos", cos)
         self.register_buffer("sin", sin)
         distance = at[:, None] - at[None]

@@ -1,13 +1,16 @@
 """Ways to train one decoder, ours and our peers', that benchmarks put side by side: the same shape,
-batches, AdamW and clipping, in bf16 with float32 master weights. The ones on a CPU begin with the
-same weights, so that their losses show that the same work was done.
+batches, AdamW and clipping, in float32 or in bf16 with float32 master weights. The ones on a CPU
+begin with the same weights, so that their losses show that the same work was done.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,7 +30,8 @@ step."""
 class Work:
     """What all sides do. batch: sequences of a step, of this process.
 
-    precision: `bf16`, or for ours `fp8` and `fp8_rowwise`. processes: that share the batch.
+    precision: `bf16` or `fp32`, and for ours `fp8` and `fp8_rowwise`. processes: that share the
+    batch.
     """
 
     model: ModelConfig
@@ -49,6 +53,7 @@ def ours(work: Work) -> Step:
     from model.network import build_meta
     from pretrain.config import OptimConfig, ParallelConfig
     from pretrain.distributed import make_layout, start
+    from pretrain.hooks.allocator import keep_freed_memory
     from pretrain.optimizer import build_optimizer, scale_and_clip
     from pretrain.parallel import fill, parallelize
 
@@ -66,6 +71,8 @@ def ours(work: Work) -> Step:
             learning_rate=RATE, beta1=BETAS[0], beta2=BETAS[1], eps=EPS, weight_decay=DECAY
         ),
     )
+    if device.type == "cpu":
+        keep_freed_memory(True)  # as the trainer does
     tokens_of_rank = work.batch * work.seq_len
     starts = document_starts(work, device)
     # FSDP averages over its processes.
@@ -226,8 +233,9 @@ def litgpt(work: Work) -> Step:
 def nanogpt(work: Work) -> Step:
     """A plain model in one class and a plain loop, as nanoGPT's."""
     from benchmarks.plain_model import Plain, plain_weights
+    from pretrain.hardware import compute_dtype
 
-    model = Plain(work.model, work.seq_len)
+    model = Plain(work.model, work.seq_len, compute_dtype(work.precision))
     model.load_state_dict(plain_weights(initial_values(work), work.model), strict=False)
     return plain_loop(model, logits_loss, work)
 
@@ -242,7 +250,7 @@ def logits_loss(called: Any, tokens: Tensor, labels: Tensor) -> Tensor:
 def plain_loop(
     model: nn.Module, loss_of: Callable[[Any, Tensor, Tensor], Tensor], work: Work
 ) -> Step:
-    """Autocast to bf16, clipping, fused AdamW; the whole model compiled where asked."""
+    """Autocast where the work is in bf16, clipping, fused AdamW; all compiled where asked."""
     import torch
 
     model.to(work.device)
@@ -255,7 +263,7 @@ def plain_loop(
     called = torch.compile(model) if work.compiled else model
 
     def step(tokens: Tensor, labels: Tensor) -> Tensor:
-        with torch.autocast(work.device, torch.bfloat16):
+        with torch.autocast(work.device, torch.bfloat16, enabled=work.precision != "fp32"):
             loss = loss_of(called, tokens, labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
@@ -274,7 +282,23 @@ SIDES: dict[str, Callable[[Work], Step]] = {
 }
 
 
+PEERS = Path(__file__).parents[1] / ".venv-peers/bin/python"
+"""The Python of `make peers`, for peers that the pins refuse."""
+
+
 def missing(side: str) -> str | None:
-    """The package that a side needs and that is not here."""
+    """Returns the package that a side needs and that is not installed here."""
     needs = {"transformers": "transformers", "litgpt": "litgpt"}.get(side)
     return needs if needs and importlib.util.find_spec(needs) is None else None
+
+
+def interpreter(side: str) -> str | None:
+    """Returns the Python that has the package of a side, which is this one or that of the peers'
+    environment; None where neither has it."""
+    package = missing(side)
+    if package is None:
+        return sys.executable
+    if not PEERS.exists():
+        return None
+    found = subprocess.run([PEERS, "-c", f"import {package}"], capture_output=True, check=False)
+    return str(PEERS) if found.returncode == 0 else None

@@ -25,6 +25,7 @@ from pretrain.health.stop import StopRequests, check_stop_file
 from pretrain.health.stragglers import Stragglers
 from pretrain.health.watchdog import Watchdog
 from pretrain.hooks import Hook
+from pretrain.hooks.allocator import Allocator
 from pretrain.hooks.attention import AttentionByStage
 from pretrain.hooks.checkpoints import Checkpoints
 from pretrain.hooks.energy import Energy
@@ -121,5 +122,5 @@ def make_hooks(
     hooks.append(Receipts(run_dir, config.health.compare_every_steps, processes))
     hooks += [AttentionByStage(attention), PrecisionByStage(config)]
     hooks += [Validation(config.validation), *tasks, Checkpoints(config.checkpoint, aside)]
-    hooks += [Energy(processes), Garbage(config.gc_every_steps)]
+    hooks += [Energy(processes), Garbage(config.gc_every_steps), Allocator()]
     return hooks

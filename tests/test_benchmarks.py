@@ -38,12 +38,11 @@ def test_the_benchmark_for_gpus_runs_on_a_cpu(tmp_path):
 def test_a_peer_does_the_work_that_we_do(side):
     if package := missing(side):
         pytest.skip(f"no package {package} here")
-    work = Work(tiny(vocab_size=8192, max_seq_len=512), 8, 512)
+    work = Work(tiny(vocab_size=8192, max_seq_len=512), 2, 64, precision="fp32")
     stream = batches()
     tokens, labels = (part[:2, :64].contiguous() for part in next(stream))
-    work = Work(work.model, 2, 64)
     try:
         first = torch.stack([SIDES[name](work)(tokens, labels) for name in ("ours", side)])
     finally:
         dist.destroy_process_group()
-    assert first[0].item() == pytest.approx(first[1].item(), rel=2e-3)
+    assert first[0].item() == pytest.approx(first[1].item(), rel=1e-5)
