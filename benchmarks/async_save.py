@@ -68,7 +68,7 @@ def measure(config: ModelConfig, saver: Saver, tokens: int, pairs: int) -> dict[
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16):
-            loss = model(ids[:, :-1], ids[:, 1:].contiguous(), borders, config.rope_theta)
+            loss = model(ids[:, :-1], ids[:, 1:].contiguous(), borders)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -117,9 +117,15 @@ def body(folder: Path, page: Page) -> str:
         ),
         "## Training",
         table(
-            ["stage", "sequence", "planned tokens", "steps done", "mixture", "last loss"],
             [
-                [s["name"], s["seq_len"], s["tokens"], s["steps"], s["mixture"], s["loss"]]
+                *("stage", "sequence", "RoPE base", "planned tokens", "steps done", "mixture"),
+                "last loss",
+            ],
+            [
+                [
+                    *(s["name"], s["seq_len"], s["rope_theta"], s["tokens"], s["steps"]),
+                    *(s["mixture"], s["loss"]),
+                ]
                 for s in page["stages"]
             ],
         ),

@@ -27,6 +27,7 @@ def stages(run: RunFolder, styles: dict[str, str]) -> list[dict[str, Any]]:
             {
                 "name": name,
                 "seq_len": f"{stage['seq_len']:,}",
+                "rope_theta": f"{stage.get('rope_theta') or run.model.rope_theta:,g}",
                 "tokens": f"{stage['tokens']:,}",
                 "steps": f"{len(done):,}",
                 "mixture": ", ".join(f"{s} {w / total:.0%}" for s, w in weights.items())

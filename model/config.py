@@ -67,6 +67,8 @@ class ModelConfig:
             raise InputError(
                 f"model.head_dim={self.head_dim} is odd, RoPE rotates pairs: make it even."
             )
+        if not self.rope_theta > 0:
+            raise InputError(f"model.rope_theta={self.rope_theta}, expected more than 0.")
         if self.sliding_window is not None and self.sliding_window < 1:
             raise InputError(
                 f"model.sliding_window={self.sliding_window}, expected at least 1, or null for "

@@ -2,7 +2,8 @@
 
 The gradient of a chunk's logits is known as soon as its loss is, so both are made in the forward
 pass and the chunk is dropped; backward only scales (the idea of Liger Kernel, arXiv 2410.10989,
-and Cut Cross-Entropy, arXiv 2411.09009). Logits are float32, whatever the weights are.
+and Cut Cross-Entropy, arXiv 2411.09009). Logits are products in the dtype of the weights; what is
+made of them, losses and softmax, is float32.
 """
 
 from __future__ import annotations
@@ -75,7 +76,9 @@ def linear_cross_entropy(
     gradient. With a `shard`, `weight` holds its rows only, the loss is whole on
     every shard, and the gradient of `hidden` is this shard's part of a sum over shards.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, labels, shard, compiled, chunk_tokens)
+    # Within `apply` gradients are always off, and `needs_input_grad` does not know of no_grad.
+    grad = torch.is_grad_enabled()
+    return _LinearCrossEntropy.apply(hidden, weight, labels, shard, compiled, chunk_tokens, grad)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -88,8 +91,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         shard: VocabularyShard | None,
         compiled: Losses | None,
         chunk_tokens: int,
+        grad: bool,
     ) -> tuple[Tensor, Tensor]:
-        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        wants_hidden, wants_weight = (grad and needed for needed in ctx.needs_input_grad[:2])
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         wants_grad = wants_hidden or wants_weight
@@ -118,7 +122,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for grad in (grad_hidden, grad_weight):
             if grad is not None:
                 grad.mul_(grad_loss)
-        return grad_hidden, grad_weight, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None, None
 
 
 def losses_and_gradient(logits: Tensor, labels: Tensor, wants_grad: bool) -> tuple[Tensor, Tensor]:

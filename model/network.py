@@ -16,6 +16,8 @@ class Decoder(nn.Module):
     """A Danube/Mistral/Llama decoder. It holds parameters only, no buffers, so that it can be
     built on the meta device, split by someone else and filled by name (`model.init`).
 
+    config: may be replaced between calls by one that leaves the parameters as they are, as for a
+        stage of the training with its own RoPE base.
     attention: a backend of `model.attention`; sequences: replaced where they are spread over
     processes.
     """
@@ -41,7 +43,6 @@ class Decoder(nn.Module):
         tokens: Tensor,
         labels: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
-        rope_theta: float | None = None,
         per_sample: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """tokens (batch, seq) -> logits (batch, seq, vocab), or with labels (batch, seq) the
@@ -50,7 +51,6 @@ class Decoder(nn.Module):
 
         cu_seqlens: (documents + 1,) int32 starts of documents over the flattened tokens, padded
             with batch * seq; None where every sequence is one document.
-        rope_theta: of a stage that trains with another base than the model's.
         """
         config = self.config
         assert config.head_dim is not None
@@ -58,8 +58,7 @@ class Decoder(nn.Module):
             self.attention, config.sliding_window, tokens, labels, cu_seqlens
         )
         x = self.embed_tokens(part.tokens)
-        theta = rope_theta or config.rope_theta
-        cos, sin = rope_table(part.positions, config.head_dim, theta, x.dtype)
+        cos, sin = rope_table(part.positions, config.head_dim, config.rope_theta, x.dtype)
         for layer in self.layers:
             x = layer(x, cos, sin, part.visible)
         out = self.lm_head(self.norm(x), part.labels)

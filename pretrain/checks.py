@@ -20,6 +20,7 @@ from data_pipeline.sampling.recipe import StagePlan
 from data_pipeline.store.manifest import Manifest
 from model.config import ModelConfig
 from pretrain.config import MESH, PRECISIONS, ParallelConfig, PretrainConfig, ProfileConfig
+from pretrain.stage_network import network_after, network_of_checkpoint
 
 FP8_MULTIPLE = 16
 """What `torch._scaled_mm` asks of the sides of its matrices."""
@@ -269,6 +270,19 @@ def check_same_model(found: dict[str, object], model: ModelConfig, where: str) -
             )
 
 
+def check_same_network(
+    about: dict[str, Any], model: ModelConfig, plan: StagePlan, where: str
+) -> None:
+    """Raises InputError where the stage that a checkpoint ends in has another network now."""
+    stage, now = plan.at(max(0, about["step"] - 1)), network_after(model, plan, about["step"])
+    was = network_of_checkpoint(about, model, plan)
+    if was.rope_theta != now.rope_theta:
+        raise InputError(
+            f"recipe.stages.{stage.name}.rope_theta={now.rope_theta:g}, but {where} was trained "
+            f"with {was.rope_theta:g}. Restore it, and change it in a stage that is still to come."
+        )
+
+
 def check_resume(
     path: Path,
     about: dict[str, Any],
@@ -293,6 +307,7 @@ def check_resume(
     is_there = step <= plan.total_steps and plan.position(step) == (stage, samples)
     same = about["order"] == order.fingerprint or order.same_past(was, stage, samples)
     if is_there and same:
+        check_same_network(about, config.model, plan, str(path))
         return
     advice = "seed or recipe changed; restore them, or use another run_dir."
     name, tokens = about["position"]["name"], was.stages[stage].samples * was.stages[stage].seq_len

@@ -16,13 +16,16 @@ from torch import Tensor
 
 from conf.chat import ChatTemplate
 from conf.errors import InputError, one_of
+from data_pipeline.sampling.recipe import StagePlan
 from data_pipeline.store.manifest import Manifest, load_manifest
+from model.config import ModelConfig
 from model.flops import parameters
 from model.hf import hf_config, save_weights
 from model.network import build_meta
 from pretrain.checkpoints import find, read
 from pretrain.config import PretrainConfig
 from pretrain.setup import InitialWeights
+from pretrain.stage_network import network_after, network_of_checkpoint
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -51,11 +54,14 @@ def export(config: ExportConfig) -> None:
     run = read_run_config(run_dir)
     manifest = load_manifest(run.data.folder)
     manifest.check_tokenizer()
+    plan = StagePlan(run.recipe, manifest.source_tokens("train"))
     if config.step == "0" and not (run_dir / "checkpoints" / "step_0").is_dir():
         step, tokens, weights = 0, 0, initial_weights(run)
+        model = network_after(run.model, plan, 0)
     else:
         path, about = find.find(run_dir / "checkpoints", config.step)
         step, tokens, weights = about["step"], about["tokens"], read.weights(path)
+        model = network_of_checkpoint(about, run.model, plan)
     temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -63,13 +69,13 @@ def export(config: ExportConfig) -> None:
     special = {
         f"{name}_token_id": manifest.tokenizer[f"{name}_id"] for name in ("bos", "eos", "pad")
     }
-    _write(temporary / "config.json", hf_config(run.model, special, config.dtype))
+    _write(temporary / "config.json", hf_config(model, special, config.dtype))
     _write(temporary / "generation_config.json", {"_from_model_config": False, **special})
-    write_tokenizer(temporary, manifest, run.model.max_seq_len, config.chat_template.template)
-    (temporary / "README.md").write_text(model_card(run, manifest, step, tokens))
+    write_tokenizer(temporary, manifest, model.max_seq_len, config.chat_template.template)
+    (temporary / "README.md").write_text(model_card(run, model, manifest, step, tokens))
     shutil.rmtree(out, ignore_errors=True)
     temporary.rename(out)
-    print(f"{out}: {run.model.name} after {step} steps ({tokens:,} tokens), {config.dtype}")
+    print(f"{out}: {model.name} after {step} steps ({tokens:,} tokens), {config.dtype}")
 
 
 def read_run_config(run_dir: Path) -> PretrainConfig:
@@ -108,14 +114,16 @@ def write_tokenizer(folder: Path, manifest: Manifest, longest: int, chat_templat
     (folder / "chat_template.jinja").write_text(chat_template)
 
 
-def model_card(run: PretrainConfig, manifest: Manifest, step: int, tokens: int) -> str:
-    """README.md of the folder."""
-    model = run.model
+def model_card(
+    run: PretrainConfig, model: ModelConfig, manifest: Manifest, step: int, tokens: int
+) -> str:
+    """README.md of the folder; model: the network as it is at this step."""
     rows = {
         "parameters": f"{parameters(model):,}",
         "architecture": f"{model.architecture}, {model.num_layers} layers of {model.hidden_size}, "
         f"{model.num_heads} heads and {model.num_kv_heads} key-value heads of {model.head_dim}",
         "sliding window": f"{model.sliding_window or 'none'}",
+        "positions": f"{model.max_seq_len:,}, RoPE base {model.rope_theta:,g}",
         "trained on": f"{tokens:,} tokens in {step} steps of recipe {run.recipe.name}",
         "data": f"{manifest.name}, fingerprint {manifest.fingerprint[:16]}",
         "tokenizer": f"{manifest.vocab_size} ids, sha256 {manifest.tokenizer['sha256'][:16]}",

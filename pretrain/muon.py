@@ -55,7 +55,10 @@ class Muon(torch.optim.AdamW):
                     if parameter.grad is not None:
                         self._update(parameter, group["lr"], group["weight_decay"])
                         parameter.grad = None
-        super().step()
+        adamw = torch.optim.AdamW.step
+        while getattr(adamw, "hooked", False):  # once an AdamW was built: hooks would run twice
+            adamw = adamw.__wrapped__  # type: ignore[attr-defined]
+        adamw(self)
 
     def _update(self, parameter: Tensor, rate: float, weight_decay: float) -> None:
         state, gradient = self.state[parameter], parameter.grad

@@ -30,6 +30,7 @@ from pretrain.hooks.attention import AttentionByStage
 from pretrain.hooks.checkpoints import Checkpoints
 from pretrain.hooks.energy import Energy
 from pretrain.hooks.garbage import Garbage
+from pretrain.hooks.network import NetworkByStage
 from pretrain.hooks.precision import PrecisionByStage
 from pretrain.hooks.profile import Profile
 from pretrain.hooks.progress import ProgressLine
@@ -118,9 +119,9 @@ def make_hooks(
         if config.logger.progress:
             hooks.append(ProgressLine())
     hooks += [trainer.bad_steps, StopRequests(run_dir, config.health, processes)]
+    hooks += [NetworkByStage(), AttentionByStage(attention), PrecisionByStage(config)]
     hooks += [Stragglers(config.health, processes), Replay(config.health.replay_steps)]
     hooks.append(Receipts(run_dir, config.health.compare_every_steps, processes))
-    hooks += [AttentionByStage(attention), PrecisionByStage(config)]
     hooks += [Validation(config.validation), *tasks, Checkpoints(config.checkpoint, aside)]
     hooks += [Energy(processes), Garbage(config.gc_every_steps), Allocator()]
     return hooks

@@ -27,6 +27,7 @@ from pretrain.loader import MASK64, StepData
 from pretrain.optimizer import scale_and_clip
 from pretrain.schedule import learning_rate
 from pretrain.setup import Run
+from pretrain.stage_network import network_after
 
 
 @dataclass
@@ -121,7 +122,7 @@ class Trainer:
             last = index + 1 == len(data.micro_batches)
             self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
             loss, by_sample = self.model(
-                batch.tokens, batch.labels, batch.cu_seqlens, stage.rope_theta, per_sample=True
+                batch.tokens, batch.labels, batch.cu_seqlens, per_sample=True
             )
             (loss * weight).backward()
             losses += by_sample @ (batch.sources[:, None] == self.sources).to(losses.dtype)
@@ -239,6 +240,7 @@ class Trainer:
             "layout": self.layout.sizes(),
             "model": asdict(self.config.model),
             "precision": self.config.precision,
+            "network": asdict(network_after(self.config.model, self.plan, self.step)),
             "order": self.order.fingerprint,
             "plan": json.loads(self.order.to_json()),
             "data": self.manifest.fingerprint,

@@ -83,6 +83,11 @@ class RecipeConfig:
         for name, stage in self.stages.items():
             key = f"recipe.stages.{name}"
             _check_positive(stage, key, ("seq_len", "tokens"))
+            if stage.rope_theta is not None and not stage.rope_theta > 0:
+                raise InputError(
+                    f"{key}.rope_theta={stage.rope_theta}, expected more than 0, or null for the "
+                    "model's."
+                )
             if stage.planned_tokens is not None and stage.planned_tokens < stage.tokens:
                 raise InputError(
                     f"{key}.planned_tokens={stage.planned_tokens}, expected at "

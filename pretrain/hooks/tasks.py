@@ -58,7 +58,6 @@ class Tasks(Hook):
         from eval.tasks import quiet, score_tasks
 
         started = time.perf_counter()
-        stage = trainer.plan.at(trainer.step - 1)
         parallel, special = trainer.config.parallel, trainer.manifest.tokenizer
         prefix = special["eos_id"] if special.get("bos_id") is None else special["bos_id"]
 
@@ -69,7 +68,7 @@ class Tasks(Hook):
             trainer.model.attention = "sdpa"
 
         def forward(tokens: Tensor) -> Tensor:
-            return trainer.model(tokens, rope_theta=stage.rope_theta)
+            return trainer.model(tokens)
 
         model = DecoderLM(
             forward,

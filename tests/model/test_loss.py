@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from model.loss import IGNORED, linear_cross_entropy, losses_and_gradient
 
@@ -52,8 +53,9 @@ def test_without_targets_the_loss_and_its_gradients_are_zero():
 
 def test_no_gradients_are_made_where_none_are_wanted():
     x, weight, labels = inputs(torch.float32)
-    with torch.no_grad():
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         loss, _ = linear_cross_entropy(x, weight, labels)
+    assert counter.get_total_flops() == 2 * x.shape[0] * weight.numel()  # the logits, no more
     expected = F.cross_entropy(x @ weight.t(), labels, reduction="sum", ignore_index=IGNORED)
     torch.testing.assert_close(loss, expected.detach())
 

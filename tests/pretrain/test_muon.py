@@ -42,6 +42,20 @@ def test_a_step_is_torchs(monkeypatch):
         torch.testing.assert_close(ours, theirs)
 
 
+def test_hooks_of_a_step_run_once_where_an_adamw_was_built_too():
+    model = Decoder(tiny())
+    build_optimizer(model, OptimConfig(learning_rate=0.1))
+    optimizer = build_optimizer(model, OptimConfig(name="muon", learning_rate=0.1))
+    called = []
+    optimizer.register_step_pre_hook(lambda *_: called.append("before"))
+    optimizer.register_step_post_hook(lambda *_: called.append("after"))
+    before = model.norm.weight.detach().clone()
+    model(torch.zeros(1, 4, dtype=torch.long)).sum().backward()
+    optimizer.step()
+    assert called == ["before", "after"]
+    assert not torch.equal(model.norm.weight, before)  # AdamW's part of the step was done
+
+
 def test_groups():
     config = OptimConfig(name="muon", learning_rate=0.1, weight_decay=0.3)
     model = Decoder(tiny())
