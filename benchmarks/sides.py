@@ -79,7 +79,7 @@ def ours(work: Work) -> Step:
     scale = torch.tensor(1.0 / tokens_of_rank, device=device)
 
     def step(tokens: Tensor, labels: Tensor) -> Tensor:
-        loss, _ = model(tokens, labels, starts, None, per_sample=True)
+        loss, _ = model(tokens, labels, starts, per_sample=True)
         (loss / tokens_of_rank).backward()
         scale_and_clip(model.parameters(), torch.ones_like(scale), CLIP)
         optimizer.step()

@@ -149,19 +149,22 @@ def score(
     token_bytes: Tensor,
     device: str,
 ) -> Score:
-    """Loss in nats per token and bits per byte over batches of `padded`."""
-    total, tokens, size = 0.0, 0, 0
+    """Returns loss and bits per byte over batches of `padded`, counted as `eval.inloop` does."""
+    total, of_text, tokens, size = 0.0, 0.0, 0, 0
     for ids, labels, mask in batches:
         logits = model(ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
         counted = labels != IGNORED
         targets = labels[counted]
         # Only the positions that count are raised to float32.
-        total += nn.functional.cross_entropy(
-            logits[counted.to(device)].float(), targets.to(device), reduction="sum"
-        ).item()
+        losses = nn.functional.cross_entropy(
+            logits[counted.to(device)].float(), targets.to(device), reduction="none"
+        ).cpu()
+        sizes = token_bytes[targets]
+        total += losses.sum().item()
+        of_text += losses[sizes > 0].sum().item()
         tokens += len(targets)
-        size += int(token_bytes[targets].sum())
-    return Score(total / max(1, tokens), total / math.log(2) / max(1, size), tokens)
+        size += int(sizes.sum())
+    return Score(total / max(1, tokens), of_text / math.log(2) / max(1, size), tokens)
 
 
 def print_scores(

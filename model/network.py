@@ -44,10 +44,11 @@ class Decoder(nn.Module):
         labels: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         per_sample: bool = False,
+        of_ids: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """tokens (batch, seq) -> logits (batch, seq, vocab), or with labels (batch, seq) the
-        float32 sum of their cross-entropy; per_sample: and the sum of each sample (batch,), which
-        has no gradient.
+        float32 sum of their cross-entropy; per_sample: and the sum of each sample (batch,); of_ids
+        (vocab,): and the sum over the labels whose ids it marks. Neither has a gradient.
 
         cu_seqlens: (documents + 1,) int32 starts of documents over the flattened tokens, padded
             with batch * seq; None where every sequence is one document.
@@ -66,7 +67,12 @@ class Decoder(nn.Module):
             return self.sequences.whole(out)
         loss, losses = out
         loss = self.sequences.whole(loss)
-        return (loss, self.sequences.whole(losses.sum(1))) if per_sample else loss
+        if per_sample:
+            return loss, self.sequences.whole(losses.sum(1))
+        if of_ids is not None:
+            chosen = losses * of_ids[part.labels.clamp(min=0)]
+            return loss, self.sequences.whole(chosen.sum())
+        return loss
 
 
 def build_meta(config: ModelConfig, attention: str = "sdpa") -> Decoder:

@@ -109,10 +109,11 @@ def test_a_stage_that_was_begun_keeps_its_network():
     plan = StagePlan(recipe, {"text": 10_000})
     assert network_after(model, plan, 10).rope_theta == 1e4
     assert network_after(model, plan, 11).rope_theta == 5e5
-    about = {"step": 11, "network": {"rope_theta": 5e5, "not_known_here": 1}}
+    network = {"rope_theta": 5e5, "not_known_here": 1}
+    about = {"step": 11, "network": network}
     check_same_network(about, model, plan, "step_11")
     assert network_of_checkpoint(about, model, plan).rope_theta == 5e5
-    about["network"]["rope_theta"] = 1e6
+    network["rope_theta"] = 1e6
     with pytest.raises(InputError, match=r"stages.b.rope_theta=500000, but step_11 was trained"):
         check_same_network(about, model, plan, "step_11")
     check_same_network({"step": 10, "network": {"rope_theta": 1e4}}, model, plan, "step_10")
