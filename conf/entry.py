@@ -36,6 +36,8 @@ class Command:
         so that `--help` and bad overrides answer at once.
     summary: one line for `--help`.
     also: a further `module:Dataclass` whose docstring `--help` shows, as of a file that is named.
+    complete: `module:function` that takes the arguments and the name of the config, and returns the
+        arguments with what follows from them.
     """
 
     config: str
@@ -43,6 +45,7 @@ class Command:
     run: str
     summary: str
     also: str | None = None
+    complete: str | None = None
 
 
 def main(stage: str, commands: Mapping[str, Command], default: str | None = None) -> None:
@@ -109,6 +112,8 @@ def _compose_and_run(stage: str, name: str, command: Command) -> None:
 
     said = io.StringIO()
     try:
+        if command.complete is not None:
+            sys.argv[1:] = _load(command.complete)(sys.argv[1:], command.config)
         with redirect_stderr(said):  # Hydra's "Error executing job": we say it better
             hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=command.config)(
                 compose

@@ -18,6 +18,7 @@ COMMANDS = {
         config="plan",
         schema="launch.plan.outlook:PlanConfig",
         run="launch.plan.show:plan",
+        complete="pretrain.model_choice:take_model",
         summary="what a run will need, take and cost: layouts, memory, days, price",
     ),
     "local": Command(

@@ -21,6 +21,10 @@ from model.config import ModelConfig
 
 FILE_BYTES = 2 * 10**9
 """Of weights; what writing them takes of memory."""
+REQUIRED = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "max_position_embeddings", "rms_norm_eps"),
+)
 CLASSES = {"mistral": "MistralForCausalLM", "llama": "LlamaForCausalLM"}
 
 
@@ -65,7 +69,10 @@ def read_config(folder: Path) -> ModelConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise InputError(f"{path} does not exist: expected a Hugging Face model folder.")
-    fields = json.loads(path.read_text())
+    try:
+        fields = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}). Copy the folder again.") from None
     architecture = fields.get("model_type")
     if architecture not in CLASSES:
         raise InputError(
@@ -85,6 +92,9 @@ def read_config(folder: Path) -> ModelConfig:
     ):
         if found:
             raise InputError(f"{path}: {feature} {found} is not supported by this decoder.")
+    for name in REQUIRED:
+        if name not in fields:
+            raise InputError(f"{path} does not state {name}: expected the config of a whole model.")
     return ModelConfig(
         name=folder.name,
         architecture=architecture,

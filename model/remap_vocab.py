@@ -120,7 +120,7 @@ def remap_vocab(config: RemapVocabConfig) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     said = ", ".join(f"{count:,} {why}" for why, count in counts.most_common())
-    print(f"{out}: {rows:,} rows: {said}; train on with init_from={out} model.vocab_size={rows}")
+    print(f"{out}: {rows:,} rows: {said}; train on with init_from={out}")
 
 
 def row_sources(old: Vocabulary, new: Vocabulary, old_rows: int, init: str) -> Iterator[Source]:

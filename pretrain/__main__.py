@@ -8,12 +8,14 @@ COMMANDS = {
         config="pretrain",
         schema="pretrain.config:PretrainConfig",
         run="pretrain.train:train",
+        complete="pretrain.model_choice:take_model",
         summary="trains a model from scratch; the same command again continues it (the default)",
     ),
     "memory": Command(
         config="memory",
         schema="pretrain.show_memory:MemoryConfig",
         run="pretrain.show_memory:memory",
+        complete="pretrain.model_choice:take_model",
         summary="lists the layouts of a model that fit, with the memory of each rank",
     ),
     "checkpoints": Command(

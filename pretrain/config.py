@@ -239,7 +239,8 @@ class ProfileConfig:
 class PretrainConfig:
     """One run. `run_dir` holds all of it; the same command run again continues it.
 
-    init_from: a Hugging Face folder to start from, null for fresh weights.
+    init_from: a Hugging Face folder to start from, null for fresh weights. Without model= the model
+        is the folder's; model.max_seq_len and model.rope_theta may differ from it.
     precision: fp32, or bf16 with float32 master weights and reductions, or that with the matrix
         products of the blocks in fp8 (fp8: one scale a matrix, fp8_rowwise: one a row); auto is
         bf16 where every process's hardware multiplies it, else fp32, and what the run was made

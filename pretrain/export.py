@@ -90,10 +90,15 @@ def read_run_config(run_dir: Path) -> PretrainConfig:
 
 
 def initial_weights(run: PretrainConfig) -> Iterator[tuple[str, Tensor]]:
-    """The parameters before the first step."""
+    """Returns the parameters before the first step."""
+    if run.init_from and not (Path(run.init_from) / "config.json").is_file():
+        raise InputError(
+            f"step=0: the run began with init_from={run.init_from}, which is not there. Restore "
+            "that folder, or export a step that has a checkpoint."
+        )
     initial = InitialWeights(run)
-    for name, parameter in build_meta(run.model).named_parameters():
-        yield name, initial.value(name, parameter.shape)
+    shapes = build_meta(run.model).named_parameters()
+    return ((name, initial.value(name, parameter.shape)) for name, parameter in shapes)
 
 
 def write_tokenizer(folder: Path, manifest: Manifest, longest: int, chat_template: str) -> None:

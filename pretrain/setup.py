@@ -21,13 +21,14 @@ from model.network import Decoder, build_meta
 from pretrain.attention_choice import Timing, choose_attention
 from pretrain.auto_layout import pick_layout
 from pretrain.checkpoints import find, read
-from pretrain.checks import Job, check_resume, check_run, check_same_model, sample_order
+from pretrain.checks import Job, check_resume, check_run, sample_order
 from pretrain.config import PretrainConfig
 from pretrain.distributed import Layout, Processes, make_layout
 from pretrain.fp8 import fp8_linears
 from pretrain.hardware import environment
 from pretrain.health.changes import changed_software, check_changes
 from pretrain.loader import Loader
+from pretrain.model_choice import check_initial
 from pretrain.optimizer import build_optimizer
 from pretrain.parallel import fill, parallelize
 from pretrain.precision_choice import settle_precision
@@ -70,9 +71,11 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
     first_here = os.environ.get("LOCAL_RANK", "0") == "0"
     reader = BatchReader(manifest, order, cache_bytes=config.data.cache_bytes, check=first_here)
     reader.check_ids(CHECKED_TOKENS)
-    initial = InitialWeights(config)
     checkpoints = Path(config.run_dir) / "checkpoints"
     found = find.newest_agreed(checkpoints, processes, config.checkpoint.copy_to)
+    initial = InitialWeights(config) if found is None else None
+    if initial is not None:
+        why += initial.changes
     if found is not None:
         check_resume(found[0], found[1], config, manifest, plan, order)
         for key, (before, now) in check_changes(config).items():
@@ -82,7 +85,7 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
     attention = choose_attention(config, plan, reader, layout, processes)
     model = build_meta(config.model, attention[plan.stages[0].seq_len].backend)
     parallelize(model, layout, config.parallel, config.precision)
-    if found is None:
+    if initial is not None:
         fill(model, processes.device, initial.value)
     else:
         model.to_empty(device=processes.device)
@@ -131,14 +134,16 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
 
 
 class InitialWeights:
-    """Step 0 of a run: fresh values, or those of a Hugging Face folder."""
+    """Step 0 of a run: fresh values, or those of a Hugging Face folder. changes: what the run
+    changes of that folder's model, in sentences."""
 
     def __init__(self, config: PretrainConfig) -> None:
         self.config = config
         self.weights: HFWeights | None = None
+        self.changes: list[str] = []
         if config.init_from:
             folder = Path(config.init_from)
-            check_same_model(asdict(read_config(folder)), config.model, str(folder))
+            self.changes = check_initial(read_config(folder), config.model, str(folder))
             self.weights = HFWeights(folder)
 
     def value(self, name: str, shape: torch.Size) -> torch.Tensor:

@@ -27,6 +27,7 @@ class MemoryConfig:
 
     seq_len: in tokens, null for the model's longest. global_batch_tokens: of a step, null where
         any will do (a step then has several micro-batches).
+    init_from: a Hugging Face folder, whose model is taken where no model= is given.
     show: layouts in the table at most.
     build: splits the model for every layout that fits on a fake process group and counts its
         weights, gradients and optimizer states; false shows the calculated ones.
@@ -34,6 +35,7 @@ class MemoryConfig:
     """
 
     model: ModelConfig = MISSING
+    init_from: str | None = None
     optim: OptimConfig = MISSING
     parallel: ParallelConfig = MISSING
     precision: str = "bf16"

@@ -42,6 +42,7 @@ class PlanConfig:
     """The run's own keys, and where it is to run. Behind `--` may stand the command of a training
     instead, as for `python -m launch slurm`: model, recipe and all else are then that run's.
 
+    init_from: a Hugging Face folder, whose model is taken where no model= is given.
     cluster: a file of conf/cluster by its name, or any by its path. nodes: null for the file's.
     precision: of the matrix products. max_epochs: passes over a source above which it warns.
     data: a tokenized corpus, or null. out: the page to write, or null. show: layouts in the table.
@@ -50,6 +51,7 @@ class PlanConfig:
     """
 
     model: ModelConfig = MISSING
+    init_from: str | None = None
     recipe: RecipeConfig = MISSING
     optim: OptimConfig = MISSING
     parallel: ParallelConfig = MISSING

@@ -1,0 +1,127 @@
+"""Training that begins with the model of a folder: its shape, what may change, and resumes."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from conf.errors import InputError
+from model.config import ModelConfig
+from pretrain.export import read_run_config
+from pretrain.model_choice import check_initial
+from tests.runs import arguments, records
+
+
+def without_model(corpus, run_dir, **changes):
+    """The command line of a run that does not say which model."""
+    made = arguments(corpus.folder, run_dir, **changes)
+    asked = {key.replace("__", ".") for key in changes}
+    return [
+        part
+        for part in made
+        if not part.startswith(("model=", "model.")) or part.partition("=")[0] in asked
+    ]
+
+
+@pytest.fixture(scope="module")
+def base(command, corpus, tmp_path_factory):
+    """The export of a short run."""
+    folder = tmp_path_factory.mktemp("init_from")
+    done = command(*arguments(corpus.folder, folder / "run", stop_after=5))
+    assert done.returncode == 0, done.stderr
+    done = command(
+        *("pretrain", "export", f"run={folder / 'run'}", f"out={folder / 'base'}", "dtype=float32")
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "base"
+
+
+def test_a_folder_alone_gives_the_model_and_a_resume_does_without_it(
+    command, corpus, base, tmp_path
+):
+    folder, run_dir = shutil.copytree(base, tmp_path / "base"), tmp_path / "run"
+    longer = {"model__max_seq_len": 512, "model__rope_theta": 5e4, "init_from": folder}
+    longer["checkpoint__every_steps"] = 1
+    made = without_model(corpus, run_dir, **longer)
+    done = command(*made, "stop_after=2")
+    assert done.returncode == 0, done.stderr
+    assert f"model.max_seq_len=512 in this run; init_from={folder} has 256." in done.stdout
+    assert f"model.rope_theta=50000.0 in this run; init_from={folder} has 10000.0" in done.stdout
+    model = read_run_config(run_dir).model
+    assert (model.name, model.num_layers, model.sliding_window) == ("base", 2, 24)
+    assert (model.max_seq_len, model.rope_theta) == (512, 5e4)
+
+    shutil.rmtree(folder)
+    done = command(*made, "stop_after=3")
+    assert done.returncode == 0, done.stderr
+    assert [line["step"] for line in records(run_dir)] == [1, 2, 3]
+    done = command("pretrain", "export", f"run={run_dir}", f"out={tmp_path / 'out'}", "step=0")
+    assert done.returncode == 2
+    assert f"step=0: the run began with init_from={folder}, which is not there." in done.stderr
+    done = command(*without_model(corpus, tmp_path / "other", **longer))
+    assert done.returncode == 2
+    assert f"{folder}/config.json does not exist" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["pretrain", "memory", "build=false", "world_size=1"],
+        ["launch", "plan", "nodes=1"],
+        ["launch", "local", "nproc=1", "dry_run=true", "--"],
+    ],
+)
+def test_other_commands_take_the_folder_too(command, corpus, base, tmp_path, given):
+    if given[-1] == "--":
+        given = [*given, *without_model(corpus, tmp_path / "run", init_from=base)[1:]]
+    else:
+        given = [*given, f"init_from={base}"]
+    done = command(*given)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_model_of_another_shape_is_refused(command, corpus, base, tmp_path):
+    changes = {"init_from": base, "model__hidden_size": 128}
+    done = command(*arguments(corpus.folder, tmp_path / "run", **changes))
+    assert done.returncode == 2
+    assert f"model.hidden_size=128, but init_from={base} has 64. Leave model=" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_may_change_is_said():
+    found = ModelConfig("f", "llama", 64, 32, 32, 1, 2, 2, max_seq_len=64)
+    same = ModelConfig("m", "llama", 64, 32, 32, 1, 2, 2, max_seq_len=64, init="scaled_residual")
+    assert check_initial(found, same, "folder") == []
+    longer = ModelConfig("m", "llama", 64, 32, 32, 1, 2, 2, max_seq_len=2**20, rope_theta=1e6)
+    assert check_initial(found, longer, "folder") == [
+        "model.max_seq_len=1048576 in this run; init_from=folder has 64.",
+        "model.rope_theta=1000000.0 in this run; init_from=folder has 10000.0.",
+    ]
+    for key in ("vocab_size", "num_layers", "rms_norm_eps", "tie_embeddings"):
+        other = ModelConfig("m", "llama", 64, 32, 32, 1, 2, 2, max_seq_len=64)
+        setattr(other, key, 4)
+        with pytest.raises(InputError, match=rf"model\.{key}=4, but init_from=folder has"):
+            check_initial(found, other, "folder")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("{", "config.json is not JSON"),
+        ('{"model_type": "llama", "vocab_size": 8}', "does not state hidden_size"),
+        ('{"model_type": "gpt2"}', "model_type is 'gpt2', expected one of"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_refused(command, corpus, tmp_path, content, sentence):
+    (tmp_path / "config.json").write_text(content)
+    done = command(*without_model(corpus, tmp_path / "run", init_from=tmp_path))
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_sweep_over_folders_needs_a_model(command, corpus, tmp_path):
+    done = command(*without_model(corpus, tmp_path / "run", init_from="a,b"), "--multirun")
+    assert done.returncode == 2
+    assert "init_from=a,b: the shape of the model follows from one folder" in done.stderr
