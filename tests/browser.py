@@ -18,6 +18,7 @@ import aiohttp
 import pytest
 
 from tests import debian
+from tests.patience import limit
 
 NAMES = ("chromium", "chromium-browser", "chrome")
 OPTIONS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
@@ -29,7 +30,7 @@ class Page:
     """One tab. Times out after `seconds` where it waits."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, socket: Any, seconds: float) -> None:
-        self.loop, self.socket, self.seconds = loop, socket, seconds
+        self.loop, self.socket, self.seconds = loop, socket, limit(seconds)
         self.number = 0
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
@@ -129,7 +130,7 @@ def page(seconds: float = 60) -> Iterator[Page]:
 
 async def _connect(folder: Path, seconds: float) -> tuple[Any, Any]:
     said = folder / "DevToolsActivePort"
-    async with asyncio.timeout(seconds):
+    async with asyncio.timeout(limit(seconds)):
         while not (said.is_file() and len(said.read_text().splitlines()) == 2):
             await asyncio.sleep(0.1)
         port = said.read_text().splitlines()[0]

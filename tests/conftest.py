@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,17 +13,34 @@ import pytest
 from data_pipeline.store import storage
 from data_pipeline.store.manifest import Manifest
 from tests.corpora import make_corpus
+from tests.patience import limit, slowness
 from tests.s3_server import S3Server, running
 from tests.warm import Warm
 
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Measures the machine before pytest-xdist starts its workers, which would disturb it."""
+    slowness()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Lets the time limit of a test, a marker's or that of pyproject.toml, grow with the machine;
+    one of the command line is taken as it is."""
+    if item.config.getoption("timeout", None) is None:
+        marker = item.get_closest_marker("timeout")
+        seconds = marker.args[0] if marker else item.config.getini("timeout")
+        item.add_marker(pytest.mark.timeout(limit(float(seconds))), append=False)
+    return (yield)
+
+
 def fresh_command(
     *arguments: str, processes: int = 0, timeout: float = 240, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs `python -m ...` (under torchrun with `processes` > 0) from the repository's root, in an
-    interpreter of its own."""
+    interpreter of its own. timeout: in seconds of a fast, idle machine."""
     command = [sys.executable, "-m"]
     if processes:
         command += [
@@ -39,23 +56,29 @@ def fresh_command(
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=limit(timeout),
     )
 
 
 @pytest.fixture(scope="session")
-def command() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+def warm() -> Iterator[Warm]:
+    """One process with the slow imports for all tests of a worker."""
+    process = Warm(ROOT, "s3fs")
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="session")
+def command(warm: Warm) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`fresh_command` for tests to which imports do not matter: its processes are forked from one
     that has made those of the trainer."""
-    warm = Warm(ROOT)
 
     def run(
-        *arguments: str, processes: int = 0, timeout: int = 240, **environment: str
+        *arguments: str, processes: int = 0, timeout: float = 240, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         return warm.command(list(arguments), processes, timeout, environment)
 
-    yield run
-    warm.close()
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +100,6 @@ def s3(s3_session: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     s3_session.fail_next, s3_session.stall, s3_session.gets = 0, False, 0
     s3_session.status = "503 Slow Down"
     s3_session.release.clear()
-    quick = storage.Retry(attempts=4, timeout_seconds=5, first_seconds=0.001)
+    quick = storage.Retry(attempts=4, timeout_seconds=limit(5), first_seconds=0.001)
     monkeypatch.setattr(storage, "usual_retry", lambda: quick)
     return s3_session

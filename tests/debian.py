@@ -9,6 +9,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from tests.patience import limit
+
 SECONDS = 240
 LOCK = Path(tempfile.gettempdir(), f"headwater-tests-apt-{os.geteuid()}.lock")
 
@@ -34,7 +36,7 @@ def _install(packages: tuple[str, ...]) -> str:
     for command in (install, ["apt-get", "update", "-qq"], install):
         try:
             done = subprocess.run(
-                command, env=quiet, capture_output=True, text=True, timeout=SECONDS
+                command, env=quiet, capture_output=True, text=True, timeout=limit(SECONDS)
             )
         except subprocess.TimeoutExpired:
             return f"{command[1]} took more than {SECONDS} s"

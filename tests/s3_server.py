@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.patience import limit
+
 BUCKET = "bucket"
 
 
@@ -48,7 +50,7 @@ class S3Server:
                 failing = self.fail_next > 0
                 self.fail_next -= failing
             if failing and self.stall:
-                self.release.wait(20)
+                self.release.wait(limit(60))
             if failing:
                 start_response(self.status, [("Content-Type", "text/plain")])
                 return [b"not now"]

@@ -15,13 +15,14 @@ from benchmarks.sides import SIDES, Work, missing
 from launch.plan.outlook import Calibration
 from tests.conftest import ROOT
 from tests.model.shapes import tiny
+from tests.patience import limit
 
 
 def test_the_benchmark_for_gpus_runs_on_a_cpu(tmp_path):
     out = tmp_path / "figures.json"
     script = [sys.executable, str(ROOT / "benchmarks/gpu_training.py"), "--device", "cpu", "--tiny"]
     cases = ["--cases", "ours: danube3_4b, 2048, bf16", "--out", str(out)]
-    done = subprocess.run([*script, *cases], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*script, *cases], capture_output=True, text=True, timeout=limit(120))
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())["cases"]
     assert [case["precision"] for case in found] == ["bf16"]

@@ -12,6 +12,7 @@ import pytest
 from conf.entry import CONF_DIR
 from conf.errors import did_you_mean
 from tests.conftest import ROOT
+from tests.patience import limit
 
 STAGES = ("data_pipeline", "model", "pretrain", "finetune", "eval", "launch")
 
@@ -45,7 +46,7 @@ def test_did_you_mean():
 
 def test_imports_keep_the_contract():
     linter = Path(sys.executable).with_name("lint-imports")
-    done = subprocess.run([linter], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([linter], cwd=ROOT, capture_output=True, text=True, timeout=limit(120))
     assert done.returncode == 0, done.stdout
 
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.patience import limit
 from tests.ports import free_port
 
 TIMEOUT_SECONDS = 240
@@ -42,9 +43,9 @@ class Ended:
 
 class Warm:
     """The process that forks. modules: that runs will import, beside the trainer; patience: of a
-    run, in seconds."""
+    run, in seconds of a fast, idle machine."""
 
-    def __init__(self, root: Path, *modules: str, patience: int = TIMEOUT_SECONDS) -> None:
+    def __init__(self, root: Path, *modules: str, patience: float = TIMEOUT_SECONDS) -> None:
         self.patience = patience
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.warm", *modules],
@@ -63,12 +64,12 @@ class Warm:
             processes=processes,
             folder=str(folder),
             environment=environment,
-            patience=self.patience,
+            patience=math.ceil(limit(self.patience)),
         )
         return Ended(codes, (folder / "rank0.txt").read_text())
 
     def command(
-        self, arguments: list[str], processes: int, timeout: int, environment: dict[str, str]
+        self, arguments: list[str], processes: int, timeout: float, environment: dict[str, str]
     ) -> subprocess.CompletedProcess[str]:
         """`python -m arguments...`, under torchrun with `processes` > 0, and what it said. Raises
         subprocess.TimeoutExpired."""
@@ -78,7 +79,7 @@ class Warm:
                 processes=processes,
                 folder=folder,
                 environment=environment,
-                patience=timeout,
+                patience=math.ceil(limit(timeout)),
                 apart=True,
                 grace=GRACE_SECONDS,
             )
@@ -103,7 +104,7 @@ class Warm:
         """Ends the process."""
         assert self.process.stdin is not None
         self.process.stdin.close()
-        self.process.wait(timeout=60)
+        self.process.wait(limit(60))
 
 
 def main() -> None:

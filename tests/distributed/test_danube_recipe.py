@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
-
-from tests.conftest import ROOT
 from tests.runs import SETTINGS, records
-from tests.warm import Warm
 
 STEPS, BATCH = {"s2k": 28, "s4k": 4, "s8k": 4, "s16k": 4}, 4096
 SEQ_LEN = {"s2k": 64, "s4k": 128, "s8k": 256, "s16k": 512}
-
-
-@pytest.fixture
-def warm():
-    process = Warm(ROOT)
-    yield process
-    process.close()
 
 
 def test_four_stages_in_one_go(warm, corpus, tmp_path):

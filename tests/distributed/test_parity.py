@@ -8,9 +8,7 @@ import pytest
 import torch
 
 from pretrain.checkpoints import read
-from tests.conftest import ROOT
 from tests.runs import arguments, ledger, records
-from tests.warm import Warm
 
 SETTINGS: dict[str, Any] = {
     "model__num_heads": 8,
@@ -58,13 +56,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "full": {"model__sliding_window": None},
     "muon": {"optim__name": "muon"},
 }
-
-
-@pytest.fixture(scope="module")
-def warm():
-    process = Warm(ROOT)
-    yield process
-    process.close()
 
 
 def kind_of(name):

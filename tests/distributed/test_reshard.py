@@ -6,9 +6,7 @@ import shutil
 
 import pytest
 
-from tests.conftest import ROOT
 from tests.runs import arguments, ledger, records
-from tests.warm import Warm
 
 LAYOUTS = {
     "one": {"dp_shard": 1},
@@ -20,13 +18,6 @@ LAYOUTS = {
 }
 STOP, END = 8, 12
 """The second stage, of sequences twice as long, begins after step 10."""
-
-
-@pytest.fixture(scope="module")
-def warm():
-    process = Warm(ROOT)
-    yield process
-    process.close()
 
 
 def run(warm, corpus, run_dir, layout, stop_after, **more):

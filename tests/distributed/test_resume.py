@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.patience import limit
 from tests.runs import arguments, ledger, records
 
 
@@ -52,7 +53,7 @@ def kill_after(step, corpus, run_dir, checkpoint=True):
     assert len(ranks) == 2
     for pid in (process.pid, *map(int, ranks)):
         os.kill(pid, signal.SIGKILL)
-    process.wait(timeout=60)
+    process.wait(timeout=limit(60))
     assert len(ledger(run_dir)) < 20
 
 

@@ -18,6 +18,7 @@ from eval.models import load
 from eval.serve import ServeConfig, check_free, check_template, command_of, text_of
 from tests import browser
 from tests.conftest import ROOT
+from tests.patience import limit
 from tests.ports import free_port
 
 QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -83,7 +84,7 @@ def test_questions_come_through_a_pipe(chat_model):
         cwd=ROOT,
         env=os.environ | QUIET,
         capture_output=True,
-        timeout=120,
+        timeout=limit(120),
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) >= 2
@@ -166,7 +167,7 @@ def served(chat_model, tmp_path_factory) -> Iterator[tuple[int, int]]:
         ) as process,
     ):
         try:
-            end = time.monotonic() + 150
+            end = time.monotonic() + limit(150)
             while "\npage: " not in log.read_text():
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < end, log.read_text()
@@ -174,7 +175,7 @@ def served(chat_model, tmp_path_factory) -> Iterator[tuple[int, int]]:
             yield page, api
         finally:
             process.terminate()
-            assert process.wait(30) == 0, log.read_text()
+            assert process.wait(limit(30)) == 0, log.read_text()
     with socket.socket() as probe:  # the endpoint has ended with it
         assert probe.connect_ex(("127.0.0.1", api)) != 0
 

@@ -10,9 +10,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -23,8 +25,10 @@ import pretrain.train
 from conf.entry import main
 from pretrain.__main__ import COMMANDS
 from pretrain.checkpoints import files
+from pretrain.checkpoints.aside import Aside
 from pretrain.hooks import Hook
 from pretrain.trainer import Trainer
+from tests.patience import limit
 
 
 def send(number: int) -> Callable[[Trainer], None]:
@@ -57,8 +61,9 @@ def inf_gradient(loss: Tensor, by_sample: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def slow_optimizer(trainer: Trainer) -> None:
-    """From here on by 0.1 s a step."""
-    trainer.optimizer.register_step_pre_hook(lambda *_: time.sleep(0.1))
+    """From here on by several times what a step takes."""
+    seconds = limit(0.1)
+    trainer.optimizer.register_step_pre_hook(lambda *_: time.sleep(seconds))
 
 
 def stop_file(trainer: Trainer) -> None:
@@ -182,6 +187,36 @@ def drift(trainer: Trainer) -> None:
     trainer.optimizer.register_step_post_hook(wrong)
 
 
+LATE = threading.Event()
+"""Whether a writer of checkpoints that stands still has done so for long enough."""
+
+
+def only_a_writer_that_hangs_is_late() -> None:
+    """Puts the event in place of the time limit, which writers that are merely slow exceed on a
+    busy machine."""
+    pids: dict[object, int] = {}
+
+    def answer(connection: Connection, ends: float) -> Any:
+        pid = pids.get(connection)
+        while not connection.poll(0.05):
+            if pid and LATE.is_set() and psutil.Process(pid).status() == psutil.STATUS_STOPPED:
+                raise TimeoutError
+        found = connection.recv()
+        pids.setdefault(connection, found)  # the first thing that a writer says
+        return found
+
+    Aside._answer = staticmethod(answer)  # type: ignore[method-assign]
+
+
+def no_latest(path: Path, content: Any) -> None:
+    """In place of `files.write_durably`: of a file system that hangs in the last part of a save."""
+    if path.name == files.LATEST:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    write_durably(path, content)
+
+
+write_durably = files.write_durably
+
 FAULTS: dict[str, Callable[[Trainer], None]] = {
     "SIGTERM": send(signal.SIGTERM),
     "SIGUSR1": send(signal.SIGUSR1),
@@ -210,6 +245,8 @@ FAULTS: dict[str, Callable[[Trainer], None]] = {
     "drift": drift,
     "none": lambda trainer: None,
     "blind": lambda trainer: None,
+    "late": lambda trainer: LATE.set(),
+    "no_latest": lambda trainer: LATE.set(),
     "error": lambda trainer: exec('raise RuntimeError("on purpose")'),
 }
 
@@ -235,6 +272,10 @@ if __name__ == "__main__":
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     if fault == "blind" and os.environ.get("RANK") == rank:
         files.listed = lambda folder: []  # as a file system that shows new names late
+    if fault in ("late", "no_latest"):
+        only_a_writer_that_hangs_is_late()
+    if fault == "no_latest":
+        files.write_durably = no_latest
     make_hooks = pretrain.train.make_hooks
     pretrain.train.make_hooks = lambda *arguments: [
         *make_hooks(*arguments),

@@ -21,19 +21,16 @@ from conf.errors import EXIT_CHECKPOINT, EXIT_STORAGE
 from pretrain.checkpoints import copies, files, read
 from pretrain.checkpoints.files import FAULT, CheckpointError
 from tests.conftest import ROOT
+from tests.patience import limit
 from tests.runs import arguments, ledger, records
 from tests.s3_server import BUCKET
-from tests.warm import Warm
 
 PHASES = ("staged", "written", "hashed", "agreed", "manifest", "renamed", "latest", "pruned")
-QUICK = {"validation__every_steps": 0, "checkpoint__every_steps": 5}
-
-
-@pytest.fixture(scope="module")
-def warm():
-    process = Warm(ROOT, "s3fs")
-    yield process
-    process.close()
+QUICK = {
+    "validation__every_steps": 0,
+    "checkpoint__every_steps": 5,
+    "checkpoint__wait_seconds": 600,
+}
 
 
 class Run:
@@ -43,8 +40,11 @@ class Run:
         self.warm, self.corpus, self.dir = warm, corpus, folder / "run"
         self.checkpoints = self.dir / "checkpoints"
 
-    def start(self, fault="", processes=2, environment=None, **changes):
+    def start(self, fault="", processes=2, environment=None, faulty=(), **changes):
+        """fault: of a writer; faulty: arguments of `tests.faults.faulty`."""
         command = arguments(self.corpus.folder, self.dir, **QUICK | changes)
+        if faulty:
+            command = ["tests.faults.faulty", *faulty, *command[1:]]
         more = (environment or {}) | ({FAULT: fault} if fault else {})
         return self.warm.run(command, processes, self.dir.parent / "said", **more)
 
@@ -117,7 +117,7 @@ def test_killed_in_a_phase_of_a_save(phase, run, whole):
 
 @pytest.mark.parametrize("fault", ["die:written:10", "die:manifest:10", "hang:staged:10"])
 def test_a_writer_that_dies_or_hangs_costs_one_checkpoint(fault, run, whole):
-    ended = run.start(fault, checkpoint__timeout_minutes=0.05)
+    ended = run.start(fault, faulty=("late", "all", "1"))
     assert ended.codes == [0, 0], ended.said
     assert "ALARM: the checkpoint of step 10 was not saved" in ended.said
     assert [event["of_step"] for event in run.events("checkpoint_failed")] == [10]
@@ -126,16 +126,14 @@ def test_a_writer_that_dies_or_hangs_costs_one_checkpoint(fault, run, whole):
 
 
 def test_a_file_system_that_hangs_holds_nothing_up(run, whole):
-    run.checkpoints.mkdir(parents=True)
-    os.mkfifo(run.checkpoints / "latest.tmp")  # who opens it waits for ever
-    ended = run.start(checkpoint__timeout_minutes=0.05, checkpoint__wait_seconds=0)
+    """The first save hangs until steps after the second one."""
+    ended = run.start(faulty=("no_latest", "all", "11"), checkpoint__wait_seconds=0)
     assert EXIT_CHECKPOINT in ended.codes
     assert set(ended.codes) <= {EXIT_CHECKPOINT, -signal.SIGKILL}  # the first to go ends the other
     causes = {event["of_step"]: event["cause"] for event in run.events("checkpoint_failed")}
-    assert "the file system did not answer in 3 s" in causes[5]
+    assert "the file system did not answer in 1800 s" in causes[5]
     assert "the save before it is still being written by rank 0" in causes[10]
     assert len(records(run.dir)) == 20
-    (run.checkpoints / "latest.tmp").unlink()
     assert "is finished" in run.ends_as(whole)  # it was durable, though nobody could say so
 
 
@@ -234,7 +232,7 @@ def in_a_mount(options, run, script, **changes):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=limit(120),
     )
 
 

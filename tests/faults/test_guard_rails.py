@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import subprocess
 import sys
-from statistics import median
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from conf.errors import InputError
 from pretrain.health import run_lock
 from pretrain.health.run_lock import RunLock
 from tests.conftest import ROOT
+from tests.patience import limit
 from tests.runs import arguments, records
 
 HOLD = """
@@ -59,7 +60,11 @@ def test_who_reads_what_a_run_says_makes_no_difference(corpus, tmp_path):
             if number:
                 training.append("health.time_limit_minutes=1e-6")
             done = subprocess.run(
-                [sys.executable, "-m", *training], cwd=ROOT, stdout=out, stderr=errors, timeout=120
+                [sys.executable, "-m", *training],
+                cwd=ROOT,
+                stdout=out,
+                stderr=errors,
+                timeout=limit(120),
             )
             assert done.returncode == (85 if number else 0)
             assert len(records(run_dir)) == (1 if number else 3)
@@ -67,7 +72,7 @@ def test_who_reads_what_a_run_says_makes_no_difference(corpus, tmp_path):
 
 def test_a_lock_of_another_host_counts_as_long_as_it_is_touched(tmp_path, monkeypatch):
     monkeypatch.setattr(run_lock, "TOUCH_SECONDS", 0.05)
-    monkeypatch.setattr(run_lock, "WATCH_SECONDS", 1.0)
+    monkeypatch.setattr(run_lock, "WATCH_SECONDS", limit(0.5))
     monkeypatch.setattr(RunLock, "_flock", lambda self: True)  # as between two machines
     run_dir = tmp_path / "run"
     here = RunLock(run_dir)
@@ -128,11 +133,12 @@ def test_a_crash_loop_ends(command, corpus, tmp_path):
 
 def test_wandb_that_does_not_answer_costs_no_step_its_time(command, corpus, tmp_path):
     """A server that takes connections and says nothing."""
-    seconds = {}
+    longest = {}
+    answer_seconds = math.ceil(limit(2))
     with socket.create_server(("127.0.0.1", 0)) as server:
         away = {
             "WANDB_API_KEY": "0" * 40,
-            "WANDB_INIT_TIMEOUT": "5",
+            "WANDB_INIT_TIMEOUT": f"{answer_seconds}",
             "WANDB_BASE_URL": f"http://127.0.0.1:{server.getsockname()[1]}",
         }
         for logger in ("files", "wandb"):
@@ -141,7 +147,6 @@ def test_wandb_that_does_not_answer_costs_no_step_its_time(command, corpus, tmp_
             done = command(*arguments(corpus.folder, run_dir, **changes), **away)
             assert done.returncode == 0, done.stderr
             assert len(records(run_dir)) == 20
-            seconds[logger] = [record["step_seconds"] for record in records(run_dir)][1:]
+            longest[logger] = max(record["step_seconds"] for record in records(run_dir)[1:])
     assert "warning: wandb" in done.stderr
-    assert max(seconds["wandb"]) < 2  # wandb's own patience is 90 s
-    print({logger: median(times) for logger, times in seconds.items()})
+    assert longest["wandb"] < max(answer_seconds, 2 * longest["files"])

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from tests.conftest import ROOT
+from tests.patience import limit
 from tests.runs import arguments, ledger, records
 
 STEPS = {"checkpoint__every_steps": 0, "validation__every_steps": 0}
@@ -102,13 +103,13 @@ def test_a_signal_to_the_launcher(sent, corpus, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + limit(120)
     while not (run_dir / "metrics.jsonl").exists() or not records(run_dir):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(sent)
-    _, said = process.communicate(timeout=60)  # until the ranks have closed it too
+    _, said = process.communicate(timeout=limit(60))  # until the ranks have closed it too
     assert process.returncode != 0
     assert outcome(run_dir)["code"] == (85 if sent == signal.SIGTERM else 65), said
     whole = [name for name in saved(run_dir) if ".tmp" not in name]

@@ -25,6 +25,7 @@ from data_pipeline.store.manifest import load_manifest
 from data_pipeline.text.corpus import CorpusConfig, SourceConfig, TokenizeConfig, TokenizerConfig
 from data_pipeline.tokenizing.tokenize import tokenize
 from data_pipeline.tokenizing.work import Share
+from tests.patience import limit
 
 TRIALS = 20
 ROOT = Path(__file__).parents[2]
@@ -109,7 +110,7 @@ class Run:
         return self.end()[0]
 
     def end(self) -> tuple[int, str]:
-        said, _ = self.process.communicate(timeout=120)
+        said, _ = self.process.communicate(timeout=limit(120))
         return self.process.returncode, said
 
 

@@ -24,6 +24,7 @@ from finetune.config import DpoConfig, SftConfig
 from finetune.order import order
 from finetune.resume import last_checkpoint
 from tests.conftest import ROOT
+from tests.patience import limit
 
 TRAINED = ("step", "loss", "grad_norm", "learning_rate", "tokens", "reward_margin")
 
@@ -117,7 +118,7 @@ def test_killed_process_continues(settings, command, tmp_path: Path) -> None:
     start += ["--nproc-per-node", "2", "-m", "finetune", "sft", *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(start, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
-    until = time.monotonic() + 200
+    until = time.monotonic() + limit(200)
     while last_checkpoint(tmp_path / "two.tmp") is None and time.monotonic() < until:
         assert process.poll() is None
         time.sleep(0.01)

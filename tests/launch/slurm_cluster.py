@@ -1,8 +1,8 @@
 """A real SLURM of two nodes on this machine's loopback: slurmctld, two slurmd and a munge of its
 own, from Debian's `slurm-wlm` and `munge`. Needs root.
 
-Partition `low` is the default and is preempted by `high`: its jobs get SIGTERM, twenty
-seconds, SIGKILL, and are requeued.
+Partition `low` is the default and is preempted by `high`: its jobs get SIGTERM, plenty of time,
+SIGKILL, and are requeued.
 """
 
 from __future__ import annotations
@@ -21,10 +21,16 @@ from pathlib import Path
 import pytest
 
 from tests.debian import why_not
+from tests.patience import limit
 from tests.ports import free_port
 
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch")
-WAIT_SECONDS = 120.0
+WAIT_SECONDS = 600.0
+"""That anything here may take on a fast, idle machine, a chain of nine jobs too."""
+SILENCE_SECONDS = 30
+"""After which SLURM takes a node for lost: a test that loses one says so itself (`give_up`)."""
+GRACE_SECONDS = 120
+"""That a preempted job has to save and to end."""
 REVOKED_SECONDS = 5
 """Times of credentials are whole seconds, and a node that comes back hears a little later what it
 missed."""
@@ -54,12 +60,12 @@ SchedulerParameters=sched_interval=2,batch_sched_delay=0,sched_min_interval=1000
 ReturnToService=2
 JobRequeue=1
 MinJobAge=3600
-SlurmdTimeout=6
+SlurmdTimeout={silence}
 KillWait=5
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{port1},{port2}] CPUs=2 RealMemory=4000
-PartitionName=low Nodes=ALL Default=YES State=UP PriorityTier=1 GraceTime=20
+PartitionName=low Nodes=ALL Default=YES State=UP PriorityTier=1 GraceTime={grace}
 PartitionName=high Nodes=ALL State=UP PriorityTier=10 PreemptMode=OFF
 """
 
@@ -80,7 +86,7 @@ class Cluster:
             env=os.environ | self.environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=limit(60),
         )
         assert done.returncode == 0, (command, done.stderr)
         return done.stdout.strip()
@@ -95,6 +101,7 @@ class Cluster:
     ) -> None:
         """Looks until something is true; fails with the state of the cluster where it is not.
         job: that may have been requeued meanwhile, and then need not wait two minutes."""
+        seconds = limit(seconds)
         deadline = time.monotonic() + seconds
         while not until():
             if job and self._may_start_again(job):
@@ -157,7 +164,7 @@ class Cluster:
             ["slurmd", "-f", self.conf, "-N", name],
             env=os.environ | self.environment,
             check=True,
-            timeout=30,
+            timeout=limit(30),
         )
 
     def bring_back(self, name: str) -> None:
@@ -172,7 +179,7 @@ class Cluster:
             self.ask("scontrol", "update", f"JobId={job}", "StartTime=now+1hour")
 
     def give_up(self, name: str) -> None:
-        """Says that a lost node is down, which SLURM finds out by itself half a minute later."""
+        """Says that a lost node is down, which SLURM finds out by itself much later."""
         self.ask("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=lost")
 
     def lose_node(self, name: str) -> None:
@@ -188,9 +195,9 @@ class Cluster:
         for name in ("state", "munge"):
             (self.folder / name).mkdir(parents=True)
         host = socket.gethostname().split(".")[0]
-        self.conf.write_text(
-            CONF.format(host=host, folder=self.folder, port=port, port1=port1, port2=port2)
-        )
+        ports = {"port": port, "port1": port1, "port2": port2}
+        bounds = {"silence": round(limit(SILENCE_SECONDS)), "grace": round(limit(GRACE_SECONDS))}
+        self.conf.write_text(CONF.format(host=host, folder=self.folder, **ports, **bounds))
         munge = self.folder / "munge"
         (munge / "key").write_bytes(os.urandom(128))
         (munge / "key").chmod(0o400)
@@ -198,12 +205,15 @@ class Cluster:
         files |= {"log-file": "log", "seed-file": "seed"}
         options = [f"--{option}={munge / name}" for option, name in files.items()]
         subprocess.run(
-            ["munged", "--force", *options], check=True, timeout=30, stderr=subprocess.DEVNULL
+            ["munged", "--force", *options],
+            check=True,
+            timeout=limit(30),
+            stderr=subprocess.DEVNULL,
         )
-        subprocess.run(["slurmctld", "-f", self.conf], check=True, timeout=30)
+        subprocess.run(["slurmctld", "-f", self.conf], check=True, timeout=limit(30))
         for node in ("n1", "n2"):
             self.start_node(node)
-        self.wait(self.is_idle, "both nodes to be idle", 60)
+        self.wait(self.is_idle, "both nodes to be idle")
 
     def is_idle(self) -> bool:
         """Whether both nodes are up with nothing to do."""
@@ -214,7 +224,7 @@ class Cluster:
         with suppress(AssertionError, subprocess.TimeoutExpired, pytest.fail.Exception):
             self.ask("scancel", "--user", "root")
             self.ask("scancel", "--signal=KILL", "--user", "root")
-            self.wait(lambda: not self.ask("squeue", "-h"), "no jobs", 20)
+            self.wait(lambda: not self.ask("squeue", "-h"), "no jobs", 60)
         names = ("slurmd.n1", "slurmd.n2", "slurmctld", "munge/munged")
         for pid in [pid for name in names for pid in self._daemon(name)]:
             with suppress(ProcessLookupError):

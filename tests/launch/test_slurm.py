@@ -43,8 +43,9 @@ slurm:
   shutdown_seconds: 90
   python: {python}
 """
-TIME = 15
-"""Minutes: SLURM's signal comes 60 to 90 seconds after the start, when it looks at the limits."""
+SIGNAL_NOW = 15
+"""A time limit in minutes: a job that has run for one minute (15 minutes less `signal_seconds`)
+gets SLURM's signal as soon as SLURM looks at the limits, which it does each half minute."""
 # The second node may come to have another numpy: then that node is wrong.
 PYTHON = f"""\
 #!/bin/bash
@@ -158,14 +159,17 @@ def two_nodes_train_as_one_job(lab: Lab) -> None:
 
 @contextmanager
 def limited(lab: Lab) -> Iterator[tuple[str, list[int]]]:
-    """The same run with a time limit, frozen after a few steps; gives its job and ranks."""
+    """The same run, frozen after a few steps, and then given a time limit that is about to be
+    over; gives its job and ranks."""
     run_dir = lab.folder / "limited"
     training = lab.training("limited", **LONG | {"logger": "wandb"})
-    options = ("nodes=2", f"time={TIME}", "node_check=false")
+    options = ("nodes=2", "time=25", "node_check=false")
     (job,) = lab.submit(*training, "logger.wandb=offline", options=options)
     lab.slurm.wait(lambda: steps(run_dir) > 4, "five steps")
     with lab.slurm.frozen(job) as ranks:
         assert len(ranks) == 2
+        assert lab.slurm.job(job)["TimeLimit"] == "00:25:00"
+        lab.slurm.ask("scontrol", "update", f"JobId={job}", f"TimeLimit={SIGNAL_NOW}")
         yield job, ranks
 
 

@@ -19,6 +19,7 @@ from launch.ui.commands import Form, Started
 from launch.ui.serve import UiConfig
 from tests import browser
 from tests.conftest import ROOT
+from tests.patience import limit
 from tests.ports import free_port
 from tests.runs import arguments
 
@@ -146,7 +147,7 @@ def served(folder: Path) -> Iterator[str]:
         ) as process,
     ):
         try:
-            end = time.monotonic() + 120
+            end = time.monotonic() + limit(120)
             while "page: " not in log.read_text():
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < end, log.read_text()
@@ -154,7 +155,7 @@ def served(folder: Path) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
-            assert process.wait(30) == 0, log.read_text()
+            assert process.wait(limit(30)) == 0, log.read_text()
 
 
 def test_a_run_from_its_button_to_its_curve(address, tmp_path, corpus):

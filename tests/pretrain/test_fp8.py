@@ -12,6 +12,7 @@ from conf.errors import InputError
 from pretrain.checks import check_fp8_here, check_fp8_sides
 from tests.conftest import ROOT
 from tests.model.shapes import tiny
+from tests.patience import limit
 from tests.runs import arguments, records
 
 
@@ -54,7 +55,7 @@ def test_torchao_is_imported_only_for_fp8():
         "assert 'torchao' in sys.modules\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=limit(120)
     )
     assert (done.returncode, done.stderr) == (0, "")
 

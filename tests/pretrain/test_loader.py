@@ -17,6 +17,7 @@ from data_pipeline.sampling.order import SampleOrder
 from data_pipeline.sampling.recipe import RecipeConfig, StageConfig, StagePlan
 from pretrain import loader as loader_module
 from pretrain.loader import MASK64, Loader, digest_of_samples, keys_seen
+from tests.patience import limit
 from tests.sealed import sealed
 
 CPU = torch.device("cpu")
@@ -124,7 +125,7 @@ def test_so_many_steps_are_read_ahead_and_no_more(manifest, monkeypatch):
 
     class Counting(Loader):
         def _read(self, step):
-            gate.acquire(timeout=20)
+            gate.acquire(timeout=limit(20))
             read.append(step)
             return super()._read(step)
 
@@ -132,12 +133,12 @@ def test_so_many_steps_are_read_ahead_and_no_more(manifest, monkeypatch):
     for _ in range(4):
         gate.release()
     loader.get(0)
-    loader_module.wait(loader._ahead.values(), 20)
+    loader_module.wait(loader._ahead.values(), limit(20))
     assert sorted(read) == [0, 1, 2, 3]
     assert sorted(loader._ahead) == [1, 2, 3]
     gate.release()
     loader.get(1)
-    loader_module.wait(loader._ahead.values(), 20)
+    loader_module.wait(loader._ahead.values(), limit(20))
     assert sorted(read) == [0, 1, 2, 3, 4]
     for _ in range(9):
         gate.release()
@@ -164,13 +165,15 @@ def test_a_damaged_shard_ends_the_step_that_reads_it(corpus, tmp_path):
 
 
 def test_a_loader_is_ahead_of_a_slower_trainer(manifest):
-    """The wait is what is left after the reading of other steps, so it ends up below the time
-    that reading one takes."""
+    """What a step needs is there when the step before it has trained for long enough."""
     plan, reader = make_plan(manifest, {"a": StageConfig(64, 40960)})
     loader = Loader(reader, plan, 0, 1, 512, None, CPU)
-    waits = []
     for step in range(10):
-        waits.append(loader.get(step).wait_seconds)
-        loader_module.wait(loader._ahead.values(), 20)  # the step trains for longer than this
-    assert sorted(waits[1:])[4] < max(0.005, waits[0])
+        there = step > 0 and loader._ahead[step].done()
+        assert there == (step > 0)
+        waited = loader.get(step).wait_seconds
+        assert loader.waited_seconds == waited >= 0
+        loader_module.wait(
+            loader._ahead.values(), limit(20)
+        )  # the step trains for longer than this
     loader.close()

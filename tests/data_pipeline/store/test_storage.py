@@ -9,8 +9,9 @@ import pytest
 from conf.errors import EXIT_STORAGE, InputError
 from data_pipeline.store import storage
 from data_pipeline.store.storage import Retry, StorageError
+from tests.patience import limit
 
-QUICK = Retry(attempts=3, timeout_seconds=5, first_seconds=0.001)
+QUICK = Retry(attempts=3, timeout_seconds=limit(5), first_seconds=0.001)
 
 
 @pytest.fixture
@@ -112,10 +113,11 @@ def test_a_store_that_stays_down_ends_with_one_sentence(put, s3):
 
 def test_a_slow_store_is_asked_again_then_given_up(put, s3):
     url = put("slow", b"x" * 100)
-    slow = Retry(attempts=2, timeout_seconds=0.3, first_seconds=0.001)
     s3.fail_next, s3.stall = 1, True
-    assert storage.read_ranges(url, [(0, 10)], slow) == [b"x" * 10]
+    again = Retry(attempts=2, timeout_seconds=limit(0.5), first_seconds=0.001)
+    assert storage.read_ranges(url, [(0, 10)], again) == [b"x" * 10]
     s3.fail_next = 1000
+    slow = Retry(attempts=2, timeout_seconds=0.3, first_seconds=0.001)
     with pytest.raises(StorageError, match=r"failed 2 times \(no answer within 0\.3 s\)") as caught:
         storage.read_ranges(url, [(0, 10)], slow)
     assert caught.value.exit_code == EXIT_STORAGE

@@ -10,6 +10,7 @@ import pytest
 
 from data_pipeline.store.threads import in_thread
 from tests.conftest import ROOT
+from tests.patience import limit
 
 FORKS = """
 import os
@@ -25,18 +26,20 @@ def test_a_thread_that_is_idle_takes_the_next_call():
     def fail():
         raise ValueError("no")
 
-    assert in_thread(lambda: 1).result(20) == 1
+    assert in_thread(lambda: 1).result(limit(20)) == 1
     with pytest.raises(ValueError, match="no"):
-        in_thread(fail).result(20)
-    first = in_thread(threading.get_ident).result(20)
-    assert in_thread(threading.get_ident).result(20) == first
+        in_thread(fail).result(limit(20))
+    first = in_thread(threading.get_ident).result(limit(20))
+    assert in_thread(threading.get_ident).result(limit(20)) == first
     held = threading.Event()
-    busy = in_thread(lambda: held.wait(20) and threading.get_ident())
-    assert in_thread(threading.get_ident).result(20) != first
+    busy = in_thread(lambda: held.wait(limit(20)) and threading.get_ident())
+    assert in_thread(threading.get_ident).result(limit(20)) != first
     held.set()
-    assert busy.result(20) == first
+    assert busy.result(limit(20)) == first
 
 
 def test_a_fork_has_threads_of_its_own():
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKS], cwd=ROOT, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKS], cwd=ROOT, timeout=limit(60)
+    )
     assert done.returncode == 7

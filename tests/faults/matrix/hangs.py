@@ -16,6 +16,7 @@ from tests.conftest import ROOT
 from tests.faults.matrix import Outcome, row
 from tests.faults.matrix.kills import AGAIN
 from tests.faults.matrix.lab import PATIENCE, STEPS, Lab, Run, check, drawn
+from tests.patience import limit
 from tests.ports import free_port
 
 SOON: dict[str, Any] = {"health__step_seconds": 4, "health__pause_seconds": 20}
@@ -92,7 +93,7 @@ wait $r0; a=$?; wait $r1; echo codes=$a,$?"""
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
-            timeout=PATIENCE,
+            timeout=limit(PATIENCE),
         )
     except subprocess.TimeoutExpired:
         return Outcome("both ranks had to be ended", hang=True)
@@ -135,7 +136,7 @@ def no_rendezvous(lab: Lab, trial: int) -> Outcome:
             },
             capture_output=True,
             text=True,
-            timeout=PATIENCE,
+            timeout=limit(PATIENCE),
         )
     if done.returncode == 0 or str(port) not in done.stderr:
         return Outcome(f"ended with {done.returncode}: {done.stderr[-300:]}")

@@ -16,6 +16,7 @@ from pretrain.checkpoints.files import FAULT
 from tests.conftest import ROOT
 from tests.faults.matrix import Outcome, row
 from tests.faults.matrix.lab import EVERY, PATIENCE, STEPS, Lab, check, drawn
+from tests.patience import limit
 
 KILLED = {-signal.SIGKILL}
 PHASES = ("staged", "written", "hashed", "agreed", "manifest", "renamed", "latest", "pruned")
@@ -57,8 +58,8 @@ def killed_with_the_launcher(lab: Lab, trial: int) -> Outcome:
         if found and int(found.group(1)) >= step:
             break
     os.killpg(launcher.pid, signal.SIGKILL)
-    launcher.wait(PATIENCE)
-    deadline = time.monotonic() + 10
+    launcher.wait(limit(PATIENCE))
+    deadline = time.monotonic() + limit(10)
     while left := _processes_of(run.dir):
         if time.monotonic() > deadline:
             for pid in left:

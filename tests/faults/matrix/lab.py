@@ -24,6 +24,7 @@ from pretrain.checkpoints import files, read
 from tests.conftest import ROOT
 from tests.corpora import make_corpus
 from tests.faults.matrix import Outcome
+from tests.patience import limit
 from tests.runs import arguments, ledger, records
 from tests.warm import Ended, Warm
 
@@ -129,7 +130,7 @@ class Run:
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
-            timeout=PATIENCE,
+            timeout=limit(PATIENCE),
         )
 
     def events(self, name: str) -> list[dict[str, Any]]:
