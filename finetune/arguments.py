@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
 from transformers import PreTrainedModel, PrinterCallback, Trainer
 
 from conf.errors import InputError
 from finetune.config import SCHEDULES, SftConfig
 from finetune.order import Order
+from finetune.precision import on_cpu, settle_precision
 from finetune.watch import LastStep, Saved
 
 
@@ -25,24 +25,6 @@ def data_set(found: list[dict[str, list[int]]], max_seq_len: int) -> datasets.Da
             "give a longer max_seq_len or shorter conversations."
         )
     return datasets.Dataset.from_list(found)
-
-
-def precision_of(config: SftConfig) -> str:
-    """`bf16` or `fp32`: as asked for, or what the device computes in hardware."""
-    if config.precision != "auto":
-        return config.precision
-    if on_cpu(config):
-        native = torch.cpu.get_capabilities().get("avx512_bf16", False)
-    else:
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if native else "fp32"
-
-
-def on_cpu(config: SftConfig) -> bool:
-    """Whether to tune on the CPU."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device=cuda: torch finds no CUDA device here.")
-    return config.device == "cpu" or not torch.cuda.is_available()
 
 
 def common(
@@ -62,6 +44,8 @@ def common(
     # trl's own default, and peft's own call, are what transformers warns of.
     warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing.*` is", FutureWarning)
     validates = config.validation is not None
+    writes = os.environ.get("RANK", "0") == "0"
+    precision = settle_precision(config, folder, processes, writes)
     return {
         "output_dir": str(folder),
         "learning_rate": config.learning_rate,
@@ -77,7 +61,7 @@ def common(
         "max_length": max_seq_len,
         "include_num_input_tokens_seen": "non_padding",
         "gradient_checkpointing": config.gradient_checkpointing,
-        "bf16": precision_of(config) == "bf16",
+        "bf16": precision == "bf16",
         "use_cpu": on_cpu(config),
         "seed": config.seed,
         "logging_steps": config.log_every,

@@ -31,7 +31,8 @@ class SftConfig:
     packing: fills sequences of max_seq_len with whole conversations that do not see each other;
         without it, a batch holds conversations of like length, padded.
     warmup: share of the steps; max_steps: ends sooner than `epochs` would.
-    precision: `auto` is bf16 where the device has it, with fp32 weights and optimizer.
+    precision: what is computed in, with fp32 weights and optimizer: `auto` is bf16 where the
+        hardware of every process multiplies it, else fp32, and after a restart what it was.
     validation: more data, for the validation loss before the first step, each `validate_every`
         steps and at the end; null for none.
     checkpoint_every: steps between checkpoints, from which the same command continues; null for

@@ -17,6 +17,8 @@ from rich.progress import (
 )
 from transformers import TrainerCallback
 
+from finetune.resume import PRECISION
+
 # The names of transformers and trl, and ours.
 TRAIN_KEYS = {
     "loss": "loss",
@@ -56,8 +58,11 @@ class Saved(TrainerCallback):
         self.mark = f"saved-{rank}-of-{processes}"
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Writes the mark."""
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.mark).touch()
+        """Writes the mark, and before it the precision, which a restart keeps."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if args.process_index == 0:
+            (folder / PRECISION).write_text("bf16" if args.bf16 else "fp32")
+        (folder / self.mark).touch()
 
 
 class MetricsFile(TrainerCallback):
