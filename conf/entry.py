@@ -86,7 +86,7 @@ def _compose_and_run(stage: str, name: str, command: Command) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
     from hydra.types import RunMode
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
     schema = _load(command.schema)
@@ -101,10 +101,7 @@ def _compose_and_run(stage: str, name: str, command: Command) -> None:
     def compose(config: DictConfig) -> None:
         for key, value in plain.items():
             config[key] = value
-        missing = sorted(OmegaConf.missing_keys(config))
-        if missing:
-            raise InputError(f"{missing[0]} has no value: give it as {missing[0]}=...")
-        settings = OmegaConf.to_object(config)
+        settings = to_settings(config)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             _load(command.run)(settings)
         else:
@@ -126,6 +123,17 @@ def _compose_and_run(stage: str, name: str, command: Command) -> None:
         raise
     for settings in chosen:  # outside of Hydra, so that its errors are told from ours
         _load(command.run)(settings)
+
+
+def to_settings(config: Any) -> Any:
+    """Returns the dataclass of a composed config. Raises InputError where a key has no value, and
+    what the dataclass itself refuses."""
+    from omegaconf import OmegaConf
+
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise InputError(f"{missing[0]} has no value: give it as {missing[0]}=...")
+    return OmegaConf.to_object(config)
 
 
 def _take_plain_keys(schema: type) -> dict[str, Any]:

@@ -10,9 +10,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from conf.errors import InputError
 from launch import training
+
+if TYPE_CHECKING:
+    from pretrain.config import PretrainConfig
 
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
 """A terminal's Ctrl-C reaches torchrun by itself."""
@@ -42,6 +46,7 @@ def local(config: LocalConfig) -> None:
     """Runs torchrun; exits with the run's own code, which torchrun hides."""
     run = training.compose(training.overrides)
     nproc = config.nproc or _gpus()
+    check(run.settings(), nproc)
     command = torchrun(nproc, run.run_dir / "logs", run.overrides)
     environment = {
         "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // nproc)),
@@ -86,6 +91,21 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
             return 128 - code if code < 0 else code
         except KeyboardInterrupt:  # torchrun and its processes got it too, and save
             continue
+
+
+def check(config: PretrainConfig, nproc: int) -> None:
+    """Raises InputError where the run would be refused as so many processes of this machine."""
+    import torch
+
+    from pretrain.auto_layout import available_memory
+    from pretrain.checks import Job, device_of
+    from pretrain.preflight import preflight
+
+    device = device_of(config.device, "cuda" if torch.cuda.is_available() else "cpu")
+    memory = available_memory() // nproc
+    if device == "cuda":
+        memory = torch.cuda.get_device_properties(0).total_memory
+    preflight(config, Job(nproc, device, node=nproc, memory=memory))
 
 
 def _gpus() -> int:

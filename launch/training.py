@@ -8,9 +8,12 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conf.errors import InputError
+
+if TYPE_CHECKING:
+    from pretrain.config import PretrainConfig
 
 overrides: list[str] = []
 """What stands behind `--`; set by `launch.__main__`."""
@@ -66,6 +69,17 @@ class Training:
     config: str
     name: str
     run_dir: Path
+
+    def settings(self) -> PretrainConfig:
+        """Returns the config as the run will have it. Raises InputError."""
+        from omegaconf import OmegaConf
+
+        from conf.entry import to_settings
+        from pretrain.config import PretrainConfig
+
+        stated = OmegaConf.create(self.config)
+        settings: PretrainConfig = to_settings(OmegaConf.merge(PretrainConfig, stated))
+        return settings
 
 
 def compose(given: list[str]) -> Training:

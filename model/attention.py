@@ -268,10 +268,15 @@ def usable_backends(device: torch.device, dtype: torch.dtype) -> list[str]:
     return found
 
 
-def check_backend(name: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Raises InputError where a backend is unknown or cannot run here."""
+def check_backend_name(name: str) -> None:
+    """Raises InputError where a backend is not known."""
     if name not in BACKENDS:
         raise InputError(f"attention={name} is not known{did_you_mean(name, ['auto', *BACKENDS])}.")
+
+
+def check_backend(name: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Raises InputError where a backend is not known or cannot run here."""
+    check_backend_name(name)
     if name not in usable_backends(device, dtype):
         raise InputError(
             f"attention={name} cannot run on {device.type} in {str(dtype).removeprefix('torch.')} "

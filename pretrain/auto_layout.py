@@ -17,14 +17,12 @@ from pretrain.distributed import Processes
 from pretrain.layout_choice import GIB, Machine, Need, choose, optimizer_name, options
 
 
-def pick_layout(config: PretrainConfig, plan: StagePlan, processes: Processes) -> list[str]:
-    """Sets the layout, micro-batch and recomputation of `config.parallel` where it is `auto`, the
-    same on every rank, and returns why, a line or two; nothing where it is given.
+def pick_layout(config: PretrainConfig, plan: StagePlan, machine: Machine) -> list[str]:
+    """Sets the layout, micro-batch and recomputation of `config.parallel`, which is `auto`, and
+    returns why, a line or two.
 
     Raises InputError where nothing fits, or where a size is given too.
     """
-    if not config.parallel.auto:
-        return []
     defaults = {field.name: field.default for field in fields(ParallelConfig)}
     for name in MESH:
         if getattr(config.parallel, name) != defaults[name]:
@@ -32,7 +30,6 @@ def pick_layout(config: PretrainConfig, plan: StagePlan, processes: Processes) -
                 f"parallel.{name}={getattr(config.parallel, name)} is given, but parallel=auto "
                 "picks it: drop it, or take parallel=fsdp."
             )
-    machine = measure(processes)
     need = Need(
         config.model,
         config.precision,
@@ -61,16 +58,19 @@ def pick_layout(config: PretrainConfig, plan: StagePlan, processes: Processes) -
 
 def measure(processes: Processes) -> Machine:
     """What the least of all processes has, so that all choose the same."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     device = processes.device
-    if device.type == "cuda":
-        memory = torch.cuda.mem_get_info(device)[0]
-    else:
-        memory = available_memory() // here
-    least = torch.tensor([memory, here], device=device)
+    least = torch.tensor([memory_each(device, node), node], device=device)
     dist.all_reduce(least, dist.ReduceOp.MIN)
-    memory, here = least.tolist()
-    return Machine(processes.world_size, here, memory, device.type)
+    memory, node = least.tolist()
+    return Machine(processes.world_size, node, memory, device.type)
+
+
+def memory_each(device: torch.device, node: int) -> int:
+    """Returns the bytes that each of `node` processes on this machine can have."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return available_memory() // node
 
 
 def available_memory() -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,14 @@ from data_pipeline.sampling.order import SampleOrder
 from data_pipeline.sampling.recipe import StagePlan
 from data_pipeline.store.manifest import Manifest
 from model.config import ModelConfig
-from pretrain.config import MESH, PRECISIONS, ParallelConfig, PretrainConfig, ProfileConfig
+from pretrain.config import (
+    MESH,
+    PRECISIONS,
+    EvaluationConfig,
+    ParallelConfig,
+    PretrainConfig,
+    ProfileConfig,
+)
 from pretrain.stage_network import network_after, network_of_checkpoint
 
 FP8_MULTIPLE = 16
@@ -32,13 +40,26 @@ FP8_CAPABILITY = (8, 9)
 class Job:
     """The processes that a run has, or will have.
 
-    device: cpu or cuda. here: whether the run uses the devices and packages of this machine; where
-    it does not, they are not looked at.
+    device: cpu or cuda. here: whether the run uses this machine's devices, and packages: whether it
+    uses this machine's packages; what it does not use is not looked at.
+    node: processes of one machine. memory: bytes that each of them can have. `parallel=auto` needs
+    both.
     """
 
     world_size: int
     device: str
     here: bool = True
+    packages: bool = True
+    node: int = 1
+    memory: int = sys.maxsize
+
+
+def device_of(device: str, offered: str) -> str:
+    """Returns the device that a run uses, cpu or cuda. offered: cuda where torch sees GPUs, or
+    will; else cpu. Raises InputError where GPUs are asked for and there are none."""
+    if device == "cuda" and offered != "cuda":
+        raise InputError("device=cuda, but there is no CUDA device: use device=cpu or auto.")
+    return offered if device == "auto" else device
 
 
 def check_run(
@@ -54,6 +75,7 @@ def check_run(
         check_vocabulary(manifest, config)
     sizes = check_layout(config.parallel, config.model, job.world_size)
     check_batches(plan, config.parallel, config.model.max_seq_len)
+    check_attention(config.parallel.attention, config.precision, job)
     check_async_tensor_parallel(config.parallel, job)
     check_precision(config, plan, sizes[0] * sizes[1], job)
     check_profile(config.profile, job)
@@ -127,6 +149,20 @@ def check_batches(plan: StagePlan, parallel: ParallelConfig, longest: int) -> No
             )
 
 
+def check_attention(name: str, precision: str, job: Job) -> None:
+    """Raises InputError where an attention backend is not known, or cannot run in the job."""
+    if name == "auto":
+        return
+    import torch
+
+    from model.attention import check_backend, check_backend_name
+    from pretrain.hardware import compute_dtype
+
+    check_backend_name(name)
+    if job.here or job.device == "cpu":
+        check_backend(name, torch.device(job.device), compute_dtype(precision))
+
+
 def check_async_tensor_parallel(config: ParallelConfig, job: Job) -> None:
     """Raises InputError where asynchronous tensor parallelism is asked for and cannot be."""
     if not config.async_tp:
@@ -138,7 +174,7 @@ def check_async_tensor_parallel(config: ParallelConfig, job: Job) -> None:
         raise InputError(f"{key} is made by the compiler: add parallel.compile=true.")
     if job.device != "cuda":
         raise InputError(f"{key} needs GPUs that reach each other's memory, found {job.device}.")
-    if job.here:
+    if job.packages:
         import torch
 
         if not hasattr(torch._inductor.config, "_micro_pipeline_tp"):
@@ -163,31 +199,35 @@ def check_precision(config: PretrainConfig, plan: StagePlan, dp_size: int, job: 
                 "between bf16, fp8 and fp8_rowwise only."
             )
         if precision.startswith("fp8"):
-            if job.here:
-                check_fp8_here(precision, job.device)
+            if job.packages:
+                check_fp8_package(precision)
+            if job.here and job.device == "cuda":
+                check_fp8_device(precision)
             deal = deal_step(plan, stage.end_step - 1, dp_size, parallel.micro_batch_tokens)
             micro = deal.rows * stage.seq_len
             check_fp8_sides(precision, config.model, parallel.tp, parallel.cp, micro)
 
 
-def check_fp8_here(precision: str, device: str) -> None:
-    """Raises InputError where this machine has no package for fp8, or no GPU that multiplies it.
-    A CPU emulates it."""
+def check_fp8_package(precision: str) -> None:
+    """Raises InputError where the package for fp8 is missing."""
     if importlib.util.find_spec("torchao") is None:
         raise InputError(
             f"precision={precision} needs the package torchao, which is not installed: "
             "pip install -c constraints.txt torchao, or take precision=bf16."
         )
-    if device == "cuda":
-        import torch
 
-        found = torch.cuda.get_device_capability()
-        if torch.version.hip is None and found < FP8_CAPABILITY:
-            raise InputError(
-                f"precision={precision}, but {torch.cuda.get_device_name()} has compute "
-                f"capability {found[0]}.{found[1]}, expected {FP8_CAPABILITY[0]}."
-                f"{FP8_CAPABILITY[1]} or more: take precision=bf16."
-            )
+
+def check_fp8_device(precision: str) -> None:
+    """Raises InputError where this machine's GPU does not multiply fp8. A CPU emulates it."""
+    import torch
+
+    found = torch.cuda.get_device_capability()
+    if torch.version.hip is None and found < FP8_CAPABILITY:
+        raise InputError(
+            f"precision={precision}, but {torch.cuda.get_device_name()} has compute "
+            f"capability {found[0]}.{found[1]}, expected {FP8_CAPABILITY[0]}."
+            f"{FP8_CAPABILITY[1]} or more: take precision=bf16."
+        )
 
 
 def check_fp8_sides(
@@ -225,6 +265,15 @@ def check_profile(config: ProfileConfig, job: Job) -> None:
             raise InputError(
                 f"profile.ranks names rank {rank}, expected 0 to {job.world_size - 1}."
             )
+
+
+def check_tasks_package(config: EvaluationConfig) -> None:
+    """Raises InputError where tasks are to be scored and lm-eval is missing."""
+    if config.tasks and importlib.util.find_spec("lm_eval") is None:
+        raise InputError(
+            f"evaluation.tasks={config.tasks} needs the package lm_eval, which is not installed: "
+            'pip install -c constraints.txt -e ".[eval]", or drop evaluation.tasks.'
+        )
 
 
 def check_vocabulary(manifest: Manifest, config: PretrainConfig) -> None:

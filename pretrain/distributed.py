@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from conf.errors import EXIT_HANG, InputError, RunFault
+from conf.errors import EXIT_HANG, RunFault
+from pretrain.checks import device_of
 from pretrain.config import MESH
 
 START_SECONDS = "HEADWATER_START_SECONDS"
@@ -39,9 +40,8 @@ class Processes:
 
 def start(device: str) -> Processes:
     """Joins the process group that `torchrun` set up, or makes one of this process alone."""
-    use_cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
-    if use_cuda and not torch.cuda.is_available():
-        raise InputError("device=cuda, but torch sees no CUDA device: use device=cpu or auto.")
+    offered = "cuda" if torch.cuda.is_available() else "cpu"
+    use_cuda = device_of(device, offered) == "cuda"
     backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
     if "RANK" in os.environ:
         follow_launcher()

@@ -19,7 +19,7 @@ from model.hf import HFWeights, read_config
 from model.init import initial_value
 from model.network import Decoder, build_meta
 from pretrain.attention_choice import Timing, choose_attention
-from pretrain.auto_layout import pick_layout
+from pretrain.auto_layout import measure, pick_layout
 from pretrain.checkpoints import find, read
 from pretrain.checks import Job, check_resume, check_run, sample_order
 from pretrain.config import PretrainConfig
@@ -63,7 +63,7 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
     manifest = load_manifest(config.data.folder)
     plan = StagePlan(config.recipe, manifest.source_tokens("train"))
     precision_reason = settle_precision(config, processes)
-    why = pick_layout(config, plan, processes)
+    why = pick_layout(config, plan, measure(processes)) if config.parallel.auto else []
     job = Job(processes.world_size, processes.device.type)
     sizes = check_run(config, plan, manifest, job)
     order = sample_order(config, plan, manifest)

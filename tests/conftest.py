@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -85,6 +86,12 @@ def command(warm: Warm) -> Callable[..., subprocess.CompletedProcess[str]]:
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     """A small tokenized corpus; tests that damage it copy it first."""
     return make_corpus(tmp_path_factory.mktemp("corpus") / "bytes")
+
+
+@pytest.fixture
+def damaged(corpus: Manifest, tmp_path: Path) -> Path:
+    """A copy of the corpus to damage."""
+    return shutil.copytree(corpus.folder, tmp_path / "corpus")
 
 
 @pytest.fixture(scope="session")

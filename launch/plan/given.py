@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
-
-from omegaconf import OmegaConf
 
 from conf.errors import InputError
 from launch.plan.outlook import PlanConfig, source_tokens
 from launch.training import Training
-from pretrain.config import PretrainConfig
 
 
 def of_run(config: PlanConfig, run: Training) -> PlanConfig:
     """The plan of a training command: model, recipe, optimizer, parallelism and precision are its
     own, the corpus too where it is here."""
-    merged = OmegaConf.merge(OmegaConf.structured(PretrainConfig), OmegaConf.create(run.config))
-    settings: Any = OmegaConf.to_object(merged)
-    data = config.data or settings.data.folder
+    settings = run.settings()
+    data: str | None = config.data or settings.data.folder
     try:
         source_tokens(replace(config, data=data))
     except InputError:

@@ -16,6 +16,7 @@ from omegaconf import MISSING
 from conf.errors import EXIT_DONE, InputError, did_you_mean
 from launch import training
 from launch.pipeline import StepConfig
+from launch.slurm.check import check_job
 from launch.slurm.script import job_script, python_of, sbatch_options, srun_options
 from launch.slurm.settings import Cluster, SlurmConfig, read_cluster
 from launch.slurm.submit import PACKAGES, check_idle, need_slurm, snapshot, submit, write_folder
@@ -91,6 +92,7 @@ def chain(config: ChainConfig) -> None:
     chosen = chosen_steps(config)
     for name, step in chosen.items():
         check_step(name, step)
+    run = training_of(config, cluster, chosen[PRETRAIN]) if PRETRAIN in chosen else None
     out = Path(config.out).absolute()
     if not config.dry_run:
         need_slurm()
@@ -98,16 +100,8 @@ def chain(config: ChainConfig) -> None:
         snapshot(out / "slurm" / "code")
     after = list(config.after)
     for name, step in chosen.items():
-        job = SlurmConfig(
-            cluster=config.cluster,
-            nodes=config.nodes if name == PRETRAIN else 1,
-            nproc=config.nproc,
-            time=config.time,
-            after=after,
-            node_check=config.node_check,
-        )
-        if name == PRETRAIN:
-            run = training.compose([*shlex.split(step.command)[1:], *training.overrides])
+        job = job_of(config, config.nodes if name == PRETRAIN else 1, after)
+        if run is not None and name == PRETRAIN:
             text = job_script(job, cluster, run, f"step {PRETRAIN} of {config.name}")
         else:
             text = step_script(config, cluster, job, name, step)
@@ -115,7 +109,7 @@ def chain(config: ChainConfig) -> None:
             times = f", {step.rounds} times" if step.rounds > 1 else ""
             print(f"# ---- {name}: {step.title}{times}\n{text}")
             continue
-        if name == PRETRAIN:
+        if run is not None and name == PRETRAIN:
             script = write_folder(run, text) / "job.sbatch"
         else:
             script = out / "slurm" / f"{name}.sbatch"
@@ -125,6 +119,29 @@ def chain(config: ChainConfig) -> None:
             after.append(submit(script, after=after[-1]))
         print(f"job {', '.join(after)}: {name}, script {script}", flush=True)
         del after[:-1]
+
+
+def training_of(config: ChainConfig, cluster: Cluster, step: ChainStep) -> training.Training:
+    """Composes the run of the step that trains. Raises InputError where it would be refused; what
+    needs the data is left to the run where an earlier step makes it."""
+    run = training.compose([*shlex.split(step.command)[1:], *training.overrides])
+    try:
+        check_job(job_of(config, config.nodes, []), cluster, run)
+    except InputError as error:
+        raise InputError(f"step {PRETRAIN}: {error}") from None
+    return run
+
+
+def job_of(config: ChainConfig, nodes: int, after: list[str]) -> SlurmConfig:
+    """Returns what a step's job asks for."""
+    return SlurmConfig(
+        cluster=config.cluster,
+        nodes=nodes,
+        nproc=config.nproc,
+        time=config.time,
+        after=after,
+        node_check=config.node_check,
+    )
 
 
 def chosen_steps(config: ChainConfig) -> dict[str, ChainStep]:

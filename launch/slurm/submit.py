@@ -13,6 +13,7 @@ from typing import Any
 
 from conf.errors import InputError
 from launch import training
+from launch.slurm.check import check_job
 from launch.slurm.script import job_script
 from launch.slurm.settings import SlurmConfig, read_cluster
 from launch.slurm.sweep import points
@@ -26,8 +27,17 @@ def slurm(config: SlurmConfig) -> None:
     """Submits one job, or with `-- --multirun` one for each point of a sweep."""
     cluster = read_cluster(config.cluster)
     runs = [training.compose(given) for given in points(training.overrides)]
+    for run in runs:
+        try:
+            check_job(config, cluster, run)
+        except InputError as error:
+            if len(runs) == 1:
+                raise
+            raise InputError(f"{run.name}: {error}") from None
     if not config.dry_run:
         need_slurm()
+        for run in runs:
+            check_idle(run.run_dir)
     for run in runs:
         text = job_script(
             config, cluster, run, shlex.join(["python", "-m", "launch", *training.typed])
@@ -35,7 +45,6 @@ def slurm(config: SlurmConfig) -> None:
         if config.dry_run:
             print(text)
             continue
-        check_idle(run.run_dir)
         snapshot(run.run_dir / "slurm" / "code")
         folder = write_folder(run, text)
         print(f"job {submit(folder / 'job.sbatch')}: {run.name}, log {folder / 'job.log'}")

@@ -72,9 +72,9 @@ class Form:
         chosen |= {"data.folder": self.data, "name": self.name, "run_dir": str(self.run_dir)}
         return [*(f"{key}={value}" for key, value in chosen.items()), *words(self.more)]
 
-    def train(self) -> list[str]:
-        """Trains on this machine."""
-        return ["launch", "local", f"nproc={self.processes}", "--", *self.overrides()]
+    def train(self, *options: str) -> list[str]:
+        """Trains on this machine. options: of `launch local`."""
+        return ["launch", "local", f"nproc={self.processes}", *options, "--", *self.overrides()]
 
     def plan(self) -> list[str]:
         """Plans the same run on the cluster that is chosen, and writes a page."""
@@ -176,13 +176,21 @@ class Started:
 
 
 def train(started: Started, form: Form) -> str:
-    """Starts a run, or goes on with it; returns what was run."""
+    """Starts a run, or goes on with it; returns what was run. Raises InputError where the run would
+    be refused."""
     command = form.train()
     line = shown(command)
     stopped = form.run_dir / STOP_FILE
-    if stopped.exists() and not started.runs(str(form.run_dir)):
+    was_stopped = stopped.exists() and not started.runs(str(form.run_dir))
+    if was_stopped:
         stopped.unlink()
         line = f"rm {shlex.quote(str(stopped))}\n{line}"
+    try:
+        run_now(form.train("dry_run=true"))
+    except InputError:
+        if was_stopped:
+            stopped.touch()
+        raise
     started.start(str(form.run_dir), command, form.run_dir / "ui.log")
     return line
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import time
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from conf.errors import InputError
+from pretrain.checks import check_tasks_package
 from pretrain.config import EvaluationConfig
 from pretrain.hooks import Hook
 from pretrain.parallel import drop_gathered
@@ -27,11 +27,7 @@ class Tasks(Hook):
     """
 
     def __init__(self, config: EvaluationConfig) -> None:
-        if importlib.util.find_spec("lm_eval") is None:
-            raise InputError(
-                f"evaluation.tasks={config.tasks} needs the package lm_eval, which is not "
-                'installed: pip install -c constraints.txt -e ".[eval]", or drop evaluation.tasks.'
-            )
+        check_tasks_package(config)
         from eval.suites import select
         from eval.tasks import load_tasks, quiet
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from typing import Any
 
 import numpy as np
@@ -100,12 +99,6 @@ def test_heads_that_do_not_split_over_tensor_parallel(command, corpus, tmp_path)
     assert "error: model.num_kv_heads=1 is not divisible by parallel.tp=2" in done.stderr
     assert done.stderr.count("error: model.") == 1  # one rank speaks for all
     assert not run_dir.exists()
-
-
-@pytest.fixture
-def damaged(corpus, tmp_path):
-    """A copy of the corpus to damage."""
-    return shutil.copytree(corpus.folder, tmp_path / "corpus")
 
 
 def test_another_tokenizer(command, damaged, tmp_path):

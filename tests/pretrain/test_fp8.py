@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from conf.errors import InputError
-from pretrain.checks import check_fp8_here, check_fp8_sides
+from pretrain.checks import check_fp8_package, check_fp8_sides
 from tests.conftest import ROOT
 from tests.model.shapes import tiny
 from tests.patience import limit
@@ -86,4 +86,4 @@ def test_sides_that_fp8_cannot_multiply_are_refused(changes, tp, cp, tokens, sen
 def test_without_torchao_fp8_is_refused(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="precision=fp8_rowwise needs the package torchao"):
-        check_fp8_here("fp8_rowwise", "cpu")
+        check_fp8_package("fp8_rowwise")

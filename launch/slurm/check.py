@@ -1,0 +1,36 @@
+"""A training job held against what `python -m pretrain` would refuse, before it is queued."""
+
+from __future__ import annotations
+
+import sys
+
+from conf.errors import InputError
+from launch.slurm.settings import Cluster, SlurmConfig
+from launch.training import Training
+from pretrain.checks import Job, device_of
+
+GIB = 1 << 30
+
+
+def check_job(config: SlurmConfig, cluster: Cluster, run: Training) -> None:
+    """Raises InputError where the run would be refused on the nodes of the job, or on fewer that
+    `min_nodes` lets it start with."""
+    from pretrain.preflight import preflight  # imports torch, which `launch status` does without
+
+    settings = run.settings()
+    nproc = config.nproc or cluster.gpus_per_node
+    for nodes in range(config.nodes, (config.min_nodes or config.nodes) - 1, -1):
+        job = Job(
+            nodes * nproc,
+            device_of(settings.device, cluster.device),
+            here=False,
+            packages=not (cluster.slurm.container or cluster.slurm.python),
+            node=nproc,
+            memory=int(cluster.gpu_memory_gib * GIB) or sys.maxsize,
+        )
+        try:
+            preflight(settings, job)
+        except InputError as error:
+            if nodes == config.nodes:
+                raise
+            raise InputError(f"min_nodes={config.min_nodes}: on {nodes} nodes, {error}") from None
