@@ -81,7 +81,7 @@ def lm_eval(config: LmEvalConfig) -> None:
         with quiet(offline=not selection.built_in):
             if manager is None:
                 console.print("loading tasks", highlight=False)
-                manager = load_tasks(selection)
+                manager = load_tasks(selection, limit=config.limit)
             console.print(f"{name}: {folder}", highlight=False, soft_wrap=True)
             started = time.perf_counter()
             tasks, computed = score(folder, selection, manager, config, dtypes[name])
@@ -178,10 +178,9 @@ def score(
 ) -> tuple[dict[str, dict[str, Any]], str]:
     """Returns the scores of one model by task, in the order in which the tasks are asked for, and
     the type that it was computed in."""
-    import lm_eval.models  # noqa: F401  (before anything else registers a model: it would hide these)
-    from lm_eval.models.huggingface import HFLM
+    from eval.hf_lm import CheckedHFLM
 
-    model = HFLM(
+    model = CheckedHFLM(
         pretrained=str(folder),
         dtype=dtype,
         batch_size=config.batch_size,

@@ -9,13 +9,15 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from conf.errors import InputError, did_you_mean
 from eval import squad
 from eval.suites import Selection, known_suites
+from eval.targets import unanswerable
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -65,16 +67,26 @@ def index_tasks(selection: Selection, prefix: str = "") -> TaskManager:
     return manager
 
 
-def load_tasks(selection: Selection, prefix: str = "") -> TaskManager:
-    """`index_tasks`, and the data of those that are asked for.
+def load_tasks(selection: Selection, prefix: str = "", limit: int | None = None) -> TaskManager:
+    """`index_tasks`, and the data of those that are asked for; says which of lm-eval's own tasks
+    have samples without a right answer.
+
+    limit: samples of each task that count, None for all.
 
     Raises:
-        InputError: a task is unknown, or its data set is neither here nor reachable.
+        InputError: a task is unknown, its data set is neither here nor reachable, or its samples
+            have no right answer.
     """
     manager = index_tasks(selection, prefix)
     for choice in selection.choices:
         try:
-            manager.load([choice.task])
+            loaded = manager.load([choice.task])["tasks"]
+        except IndexError:
+            raise InputError(
+                f"{prefix}tasks={choice.task}: it has no samples, or its first one has no right "
+                "choice or an empty one: a target is a number, counted from 0, or the text of one "
+                "of the choices."
+            ) from None
         except (OSError, ValueError) as error:
             from huggingface_hub.constants import HF_HOME
 
@@ -85,7 +97,75 @@ def load_tasks(selection: Selection, prefix: str = "") -> TaskManager:
                 "where there is a network and copy its folder HF_HOME here, or give the rows as a "
                 "task of the same name in task_folder."
             ) from None
+        for name, task in loaded.items():
+            _check_answers(
+                task, _is_local(manager, name, selection), f"{prefix}tasks={name}", limit
+            )
     return manager
+
+
+def _check_answers(task: Any, is_local: bool, key: str, limit: int | None) -> None:
+    """Raises InputError where no sample of a task has a right answer, or in a task of one's own
+    some have none; says so where lm-eval's own task is meant to have such samples."""
+    found = unanswerable(task, limit)
+    if found is None:
+        return
+    sentence, all_of_them = found
+    if (all_of_them or is_local) and task.OUTPUT_TYPE != "generate_until":
+        raise InputError(f"{key}: {sentence}.")
+    say_on_main(f"{key}: {sentence}.")
+
+
+def _is_local(manager: TaskManager, name: str, selection: Selection) -> bool:
+    """Returns whether a task comes from a folder of the user's."""
+    known = manager.task_index.get(name)
+    path = None if known is None else known.yaml_path
+    folders = [folder.resolve() for folder in selection.folders]
+    return path is not None and any(Path(path).resolve().is_relative_to(f) for f in folders)
+
+
+def say_on_main(sentence: str) -> None:
+    """Prints a sentence on one of the processes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(sentence, flush=True)
+
+
+class _Told(logging.Handler):
+    """Keeps what lm-eval warns of while it judges answers, each kind once with its count."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.kinds: dict[tuple[str, int], tuple[str, int]] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keeps a record."""
+        if record.funcName != "process_results" and not record.name.startswith(JUDGES):
+            return
+        kind = (record.pathname, record.lineno)
+        first, count = self.kinds.get(kind, (" ".join(record.getMessage().split()), 0))
+        self.kinds[kind] = (first, count + 1)
+
+
+JUDGES = ("lm_eval.api.metrics", "lm_eval.evaluator_utils", "lm_eval.filters")
+"""Modules of lm-eval whose warnings are about scores; those of others are about its settings."""
+
+
+@contextmanager
+def _warnings_told() -> Iterator[None]:
+    """Says afterwards what lm-eval warned of within it."""
+    logger, told = logging.getLogger("lm_eval"), _Told()
+    level, propagates = logger.level, logger.propagate
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    logger.addHandler(told)
+    try:
+        yield
+    finally:
+        logger.removeHandler(told)
+        logger.setLevel(level)
+        logger.propagate = propagates
+        for first, count in told.kinds.values():
+            say_on_main(f"lm-eval warns {count} times: {first:.200}")
 
 
 def data_set(manager: TaskManager, task: str) -> str:
@@ -110,10 +190,18 @@ def _close(name: str, names: list[str]) -> str:
 
 
 def score_tasks(
-    model: LM, selection: Selection, manager: TaskManager, limit: int | None, chat: bool = False
+    model: LM,
+    selection: Selection,
+    manager: TaskManager,
+    limit: int | None,
+    chat: bool = False,
+    tells: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """Scores by task, in the order in which the tasks are asked for; nothing on a process that is
-    not the first of its machine (LOCAL_RANK)."""
+    not the first of its machine (LOCAL_RANK).
+
+    tells: says what lm-eval warns of, and which questions the model does not see whole.
+    """
     from lm_eval import evaluator
 
     scored: dict[str, dict[str, Any]] = {}
@@ -125,6 +213,7 @@ def score_tasks(
         with (
             patch.object(evaluator, "add_env_info", lambda results: None, create=True),
             patch.object(evaluator, "get_git_commit_hash", lambda: None, create=True),
+            _warnings_told() if tells else nullcontext(),
         ):
             found = evaluator.simple_evaluate(
                 model=model,
@@ -142,6 +231,10 @@ def score_tasks(
         for task in found["results"]:
             group = None if task in shown else groups.get(task)
             scored[task] = entry(found, task) | {"shown": shown.get(task), "group": group}
+    for task, count in getattr(model, "cut", {}).items() if tells else ():
+        say_on_main(
+            f"{task}: {count} requests are longer than the model sees and lost their beginning."
+        )
     asked = [choice.task for choice in selection.choices]
     order = {**dict.fromkeys(asked), **dict.fromkeys(scored)}
     return {task: scored[task] for task in order if task in scored}

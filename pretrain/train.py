@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from conf.errors import EXIT_REQUEUE, RunFault
 from conf.output import may_get_lost
+from data_pipeline.store.manifest import load_manifest
 from pretrain.attention_choice import Timing
 from pretrain.checkpoints.aside import Aside
 from pretrain.config import PretrainConfig
@@ -76,6 +77,8 @@ def leaving(aside: Aside) -> Iterator[None]:
 def run_all(config: PretrainConfig, processes: Processes, aside: Aside) -> None:
     """Prepares the run and trains. Raises RunFault where it was asked to stop."""
     tasks = [Tasks(config.evaluation)] if config.evaluation.tasks else []
+    for of_tasks in tasks:
+        of_tasks.check(load_manifest(config.data.folder), config.model.max_seq_len)
     run = prepare(config, processes)
     if run.step == run.plan.total_steps:
         if processes.is_main:

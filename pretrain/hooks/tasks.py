@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import random
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from conf.errors import InputError
+from data_pipeline.store.manifest import Manifest
 from pretrain.checks import check_tasks_package
 from pretrain.config import EvaluationConfig
 from pretrain.hooks import Hook
 from pretrain.parallel import drop_gathered
 
 if TYPE_CHECKING:
+    from eval.checked_lm import CheckedDecoderLM
     from pretrain.trainer import Trainer
 
 
@@ -34,7 +36,7 @@ class Tasks(Hook):
         self.config = config
         self.selection = select(config, "evaluation.")
         with quiet(offline=not self.selection.built_in):
-            self.manager = load_tasks(self.selection, "evaluation.")
+            self.manager = load_tasks(self.selection, "evaluation.", config.limit)
             loaded = self.manager.load([choice.task for choice in self.selection.choices])
         for name, task in loaded["tasks"].items():
             if task.OUTPUT_TYPE == "generate_until":
@@ -43,6 +45,28 @@ class Tasks(Hook):
                     "export only (python -m eval lm_eval): drop it."
                 )
 
+    def check(self, manifest: Manifest, max_seq_len: int) -> None:
+        """Makes all requests without running a model.
+
+        Raises:
+            InputError: a model of max_seq_len tokens could not answer one of them.
+        """
+        from eval.checked_lm import CheckedDecoderLM
+
+        def forward(tokens: Tensor) -> Tensor:
+            raise RuntimeError("a check runs no model")
+
+        model = CheckedDecoderLM(
+            forward,
+            manifest.tokenizer_path,
+            prefix_id(manifest),
+            max_seq_len,
+            None,
+            torch.device("cpu"),
+        )
+        model.prefix, model.is_dry = "evaluation.", True
+        self._score_tasks(model, tells=True)
+
     def after_step(self, trainer: Trainer) -> None:
         """Scores at the interval and at the end."""
         every = self.config.every_steps
@@ -50,12 +74,10 @@ class Tasks(Hook):
             self._score(trainer)
 
     def _score(self, trainer: Trainer) -> None:
-        from eval.decoder_lm import DecoderLM
-        from eval.tasks import quiet, score_tasks
+        from eval.checked_lm import CheckedDecoderLM
 
         started = time.perf_counter()
-        parallel, special = trainer.config.parallel, trainer.manifest.tokenizer
-        prefix = special["eos_id"] if special.get("bos_id") is None else special["bos_id"]
+        parallel = trainer.config.parallel
 
         # A CPU takes any shape as it comes, and torch's own attention there is transformers' too.
         as_lm_eval = trainer.processes.device.type == "cpu" and not parallel.compile
@@ -66,24 +88,20 @@ class Tasks(Hook):
         def forward(tokens: Tensor) -> Tensor:
             return trainer.model(tokens)
 
-        model = DecoderLM(
+        model = CheckedDecoderLM(
             forward,
             trainer.manifest.tokenizer_path,
-            prefix,
+            prefix_id(trainer.manifest),
             trainer.config.model.max_seq_len,
             None if as_lm_eval else parallel.micro_batch_tokens,
             trainer.processes.device,
             parallel.tp if parallel.cp == 1 else 2 * parallel.cp * parallel.tp,
             trainer.layout.dp.get_group(),
         )
-        # lm-eval seeds the generators of the whole process.
-        states = random.getstate(), np.random.get_state()
-        with quiet(offline=not self.selection.built_in), torch.random.fork_rng():
-            found = score_tasks(model, self.selection, self.manager, self.config.limit)
+        model.prefix = "evaluation."
+        found = self._score_tasks(model, tells=False)  # told when they were checked
         drop_gathered(trainer.model)
         trainer.model.attention = backend
-        random.setstate(states[0])
-        np.random.set_state(states[1])
         scores = {
             task: {name: metric["value"] for name, metric in entry["metrics"].items()}
             | {"samples": entry["samples"]}
@@ -91,3 +109,22 @@ class Tasks(Hook):
         }
         seconds = time.perf_counter() - started
         trainer.publish({"kind": "eval", "tasks": scores, "seconds": seconds})
+
+    def _score_tasks(self, model: CheckedDecoderLM, *, tells: bool) -> dict[str, dict[str, Any]]:
+        """Returns the scores; lm-eval seeds the generators of the whole process, which are put
+        back."""
+        from eval.tasks import quiet, score_tasks
+
+        states = random.getstate(), np.random.get_state()
+        with quiet(offline=not self.selection.built_in), torch.random.fork_rng():
+            found = score_tasks(model, self.selection, self.manager, self.config.limit, tells=tells)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        return found
+
+
+def prefix_id(manifest: Manifest) -> int:
+    """Returns the token that stands before a text without a context: BOS, or EOS without one."""
+    special = manifest.tokenizer
+    found: int = special["eos_id"] if special.get("bos_id") is None else special["bos_id"]
+    return found

@@ -121,3 +121,22 @@ def test_bad_tasks_end_a_run_before_anything_is_written(command, named_corpus, t
     assert done.returncode == 2
     assert "error: evaluation.tasks=some/folder is no folder" in done.stderr
     assert not run_dir.exists()
+
+
+def test_requests_that_the_model_cannot_answer_end_a_run_before_it_trains(
+    command, named_corpus, tmp_path
+):
+    """Not at the first evaluation, after days."""
+    (tmp_path / "data.jsonl").write_text(f'{{"q": "1 + 1", "a": "{"two " * 2000}"}}\n')
+    (tmp_path / "sums.yaml").write_text(
+        "task: sums\ndataset_path: json\noutput_type: loglikelihood\ntest_split: test\n"
+        f"dataset_kwargs: {{data_files: {{test: {tmp_path / 'data.jsonl'}}}}}\n"
+        "doc_to_text: '{{q}}'\ndoc_to_target: '{{a}}'\nmetric_list: [{metric: acc}]\n"
+    )
+    run_dir = tmp_path / "run"
+    done = train(command, named_corpus, run_dir, str(tmp_path), processes=2)
+    assert done.returncode != 0
+    assert "error: evaluation.tasks=sums: of sample 0 the choice 0" in done.stderr
+    assert "that the model sees. Shorten it, or drop the task." in done.stderr
+    assert "Traceback" not in done.stderr.split("ChildFailedError")[0]
+    assert not run_dir.exists()
