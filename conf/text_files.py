@@ -3,23 +3,19 @@ object per line or all of them in an array."""
 
 from __future__ import annotations
 
-import bz2
-import gzip
+import io
 import json
-import lzma
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from conf.errors import InputError
+from conf.raw_text import COMPRESSED, compression_of, decompressed, how_to_convert, other_kind
 
-PACKED_ENDINGS = ("", ".gz", ".bz2", ".xz", ".zst", ".zstd")
-JSON_ENDINGS = tuple(kind + end for kind in (".jsonl", ".json") for end in PACKED_ENDINGS)
+JSON_ENDINGS = tuple(kind + end for kind in (".jsonl", ".json") for end in ("", *COMPRESSED))
 """Of files that hold JSON objects."""
 
-UTF16 = (b"\xff\xfe", b"\xfe\xff")
 BLANK = re.compile(r"[\s\ufeff]*")  # a byte order mark stands inside where files were concatenated
 
 
@@ -34,12 +30,11 @@ def read_text(path: Path, key: str) -> str:
     """
     try:
         content = _decompressed(path.read_bytes())
-    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{key}={path} cannot be read: {error}.") from None
-    if content.startswith(UTF16) or b"\0" in content[:2]:
-        raise InputError(
-            f"{key}={path} is UTF-16: expected UTF-8. Convert it: iconv -f UTF-16 -t UTF-8."
-        )
+    kind = other_kind(content)
+    if kind:
+        raise InputError(f"{key}={path} is {kind}, expected UTF-8: {how_to_convert(kind)}.")
     try:
         return content.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -82,16 +77,8 @@ def json_objects(path: Path, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _decompressed(content: bytes) -> bytes:
-    if content.startswith(b"\x1f\x8b"):
-        return gzip.decompress(content)
-    if content.startswith(b"BZh") and content[4:10] == b"1AY&SY":
-        return bz2.decompress(content)
-    if content.startswith(b"\xfd7zXZ\0"):
-        return lzma.decompress(content)
-    if content.startswith(b"\x28\xb5\x2f\xfd"):
-        import pyarrow
-
-        # Unlike zstandard's reader, pyarrow's tells a file that is cut off from a whole one.
-        with pyarrow.input_stream(pyarrow.py_buffer(content), compression="zstd") as stream:
-            return bytes(stream.read())
-    return content
+    compression = compression_of(content)
+    if compression is None:
+        return content
+    with decompressed(io.BytesIO(content), compression) as stream:
+        return stream.read()

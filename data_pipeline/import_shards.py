@@ -25,6 +25,7 @@ from omegaconf import MISSING
 from tokenizers import Tokenizer
 
 from conf.errors import InputError, did_you_mean
+from conf.folders import expand, files_under
 from data_pipeline.store.manifest import FILE, Manifest, tokenizer_fingerprint
 from data_pipeline.store.shard_scan import (
     BadIndex,
@@ -212,9 +213,9 @@ def list_pairs(source: str, where: str, config: ImportConfig) -> list[Pair]:
 def _prefixes(where: str) -> Iterator[Path]:
     path = Path(where)
     if path.is_dir():
-        found = [*path.rglob("*.bin"), *path.rglob("*.idx")]
+        found = [Path(name) for name in files_under(where)]
     elif glob.has_magic(where):
-        found = [Path(name) for name in glob.glob(where, recursive=True)]
+        found = [Path(name) for name in expand(where)]
     else:
         found = [Path(f"{where}{ending}") for ending in ("", ".bin", ".idx")]
     for file in found:

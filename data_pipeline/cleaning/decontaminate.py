@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conf.errors import InputError, did_you_mean
+from conf.text_files import JSON_ENDINGS, json_objects
 from data_pipeline.cleaning.chain import Step, Verdict
 from data_pipeline.cleaning.config import CleaningConfig, DecontaminateOptions
 from data_pipeline.cleaning.ngrams import UInts, n_grams, runs, word_hashes, words
@@ -134,29 +135,18 @@ def evaluation_sets(options: DecontaminateOptions) -> Iterator[tuple[str, Iterab
 
 
 def _items_of_file(path: Path, fields: Sequence[str]) -> Iterator[str]:
-    if not path.name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
-        yield path.read_text(encoding="utf-8", errors="replace")
+    if not path.name.endswith(JSON_ENDINGS):
+        yield path.read_text(encoding="utf-8-sig", errors="replace")
         return
-    import pyarrow
-
     key = "corpus.cleaning.decontaminate"
-    with pyarrow.input_stream(str(path)) as stream:
-        for number, line in enumerate(stream.read().splitlines()):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise InputError(
-                    f"{key}.files: {path} line {number + 1} is not JSON ({error})."
-                ) from None
-            parts = [str(row[field]) for field in fields if row.get(field) is not None]
-            if not parts:
-                raise InputError(
-                    f"{key}.fields={list(fields)}: line {number + 1} of {path} has none of them "
-                    f"(columns: {', '.join(row)})."
-                )
-            yield " ".join(parts)
+    for place, row in json_objects(path, f"{key}.files"):
+        parts = [str(row[field]) for field in fields if row.get(field) is not None]
+        if not parts:
+            raise InputError(
+                f"{key}.fields={list(fields)}: {place} has none of them (columns: "
+                f"{', '.join(row)})."
+            )
+        yield " ".join(parts)
 
 
 def _items_of_tasks(

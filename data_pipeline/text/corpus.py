@@ -34,7 +34,7 @@ OmegaConf.register_new_resolver("conf", _beside_the_configs, replace=True)
 class SourceConfig:
     """One named source.
 
-    format: `text` (a file is a document), `jsonl` (also .gz and .zst), `parquet`, or
+    format: `text` (a file is a document), `jsonl` (also .gz, .zst, .bz2 and .xz), `parquet`, or
         `huggingface` (`paths` are then a dataset's name or folder; rows are streamed).
     paths: files, folders (read recursively) or globs, local or of any fsspec URL (s3://...).
     suffixes: of files inside folders. exclude: globs on the path inside its folder.

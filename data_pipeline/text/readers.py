@@ -7,23 +7,25 @@ cannot be read to its end is one.
 
 from __future__ import annotations
 
-import io
 import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 
 from conf.errors import InputError
+from conf.raw_text import COMPRESSED, check_json_lines, open_text, other_kind, without_mark
 from data_pipeline.store import storage
 from data_pipeline.text.corpus import SourceConfig
+from data_pipeline.text.hub import dataset_rows
 from data_pipeline.text.units import SourceFile, Unit
 
-BUFFER_BYTES = 1 << 20
+HEAD_BYTES = 1 << 12
+"""Of a file's beginning tell whether it holds JSON lines."""
 
 
 class Row(NamedTuple):
@@ -62,20 +64,24 @@ def read_unit(unit: Unit, source: SourceConfig) -> Iterator[Row]:
 def _read_text(file: SourceFile, unit: Unit, source: SourceConfig) -> Iterator[Row]:
     with _local(file.path) as path:
         raw = Path(path).read_bytes()
+    kind = other_kind(raw)
+    if kind:
+        yield Row(file.name, 0, 0, "", f"{kind}, expected UTF-8", _shown(raw))
+        return
     try:
-        yield Row(file.name, 0, 0, raw.decode("utf-8"))
+        yield Row(file.name, 0, 0, without_mark(raw).decode("utf-8"))
     except UnicodeDecodeError as error:
         yield Row(file.name, 0, 0, "", f"not UTF-8 at byte {error.start}", _shown(raw))
 
 
 def _read_jsonl(file: SourceFile, unit: Unit, source: SourceConfig) -> Iterator[Row]:
-    with _local(file.path) as path:
-        if file.path.endswith((".gz", ".zst", ".zstd", ".bz2")):
-            lines = _compressed_lines(path)
-        else:
-            lines = _lines_between(path, unit.start, unit.end)
-        for number, (position, line) in enumerate(lines):
-            if line.isspace():
+    with _local(file.path) as path, open_text(path) as lines:
+        check_json_lines(lines.peek(HEAD_BYTES)[:HEAD_BYTES])
+        compressed = file.path.endswith(COMPRESSED)
+        placed = enumerate(lines) if compressed else _lines_between(lines, unit.start, unit.end)
+        for number, (position, line) in enumerate(placed):
+            line = without_mark(line)
+            if not line.strip():
                 continue
             try:
                 row = orjson.loads(line)
@@ -90,26 +96,17 @@ def _read_jsonl(file: SourceFile, unit: Unit, source: SourceConfig) -> Iterator[
             )
 
 
-def _compressed_lines(path: str) -> Iterator[tuple[int, bytes]]:
-    import pyarrow
-
-    # Unlike zstandard's reader, pyarrow's tells a compressed file that is cut off from a whole one.
-    with io.BufferedReader(pyarrow.input_stream(path), BUFFER_BYTES) as lines:
-        yield from enumerate(lines)
-
-
-def _lines_between(path: str, start: int, end: int) -> Iterator[tuple[int, bytes]]:
-    """The lines that begin in [start, end), with the offsets of their beginnings."""
-    with open(path, "rb", buffering=BUFFER_BYTES) as lines:
-        position = start
-        if start:
-            lines.seek(start - 1)
-            position += len(lines.readline()) - 1
-        for line in lines:
-            if position >= end:
-                break
-            yield position, line
-            position += len(line)
+def _lines_between(lines: BinaryIO, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """Yields the lines that begin in [start, end), with the offsets of their beginnings."""
+    position = start
+    if start:
+        lines.seek(start - 1)
+        position += len(lines.readline()) - 1
+    for line in lines:
+        if position >= end:
+            break
+        yield position, line
+        position += len(line)
 
 
 def _parse_slowly(line: bytes) -> tuple[Any, str]:
@@ -127,9 +124,13 @@ def _read_parquet(file: SourceFile, unit: Unit, source: SourceConfig) -> Iterato
 
     columns = [source.text_field] + ([source.no_loss_field] if source.no_loss_field else [])
     with _local(file.path) as path, pq.ParquetFile(path) as table:
+        names = table.schema_arrow.names
         for column in columns:
-            if column not in table.schema_arrow.names:
-                raise ValueError(_no_column(column, table.schema_arrow.names))
+            if column not in names:
+                raise ValueError(_no_column(column, names))
+            if names.count(column) > 1:
+                raise ValueError(f"it has {names.count(column)} columns '{column}': rename one")
+        _check_text_type(source.text_field, table.schema_arrow.field(source.text_field).type)
         position = 0
         for batch in table.iter_batches(batch_size=1024, columns=columns):
             for row in _rows_of(batch, columns):
@@ -139,34 +140,42 @@ def _read_parquet(file: SourceFile, unit: Unit, source: SourceConfig) -> Iterato
                 position += 1
 
 
+def _check_text_type(column: str, found: Any) -> None:
+    """Raises ValueError for a column that cannot hold text. Not every writer marks bytes as UTF-8;
+    a column of nulls alone has a type of its own."""
+    import pyarrow.types as kinds
+
+    kind = getattr(found, "storage_type", found)
+    if kinds.is_dictionary(kind):
+        kind = kind.value_type
+    texts = (kinds.is_string, kinds.is_large_string, kinds.is_string_view)
+    bytes_ = (kinds.is_binary, kinds.is_large_binary, kinds.is_binary_view)
+    others = (kinds.is_fixed_size_binary, kinds.is_null)
+    if not any(is_kind(kind) for is_kind in (*texts, *bytes_, *others)):
+        raise ValueError(
+            f"column '{column}' is {found}, expected text; set text_field on the source"
+        )
+
+
 def _rows_of(batch: Any, columns: list[str]) -> Iterator[dict[str, Any]]:
     """Rows of a record batch. A string that is not UTF-8 becomes its bytes: one of them must not
     take the rest of the file with it."""
+    import pyarrow as pa
+
     values = []
     for column in columns:
         array = batch.column(column)
         try:
             values.append(array.to_pylist())
         except UnicodeDecodeError:
-            kind = "large_binary" if str(array.type).startswith("large") else "binary"
-            values.append([_decoded(raw) for raw in array.view(kind).to_pylist()])
+            values.append(array.cast(pa.large_binary()).to_pylist())
     for row in zip(*values, strict=True):
         yield dict(zip(columns, row, strict=True))
 
 
-def _decoded(raw: bytes | None) -> str | bytes | None:
-    try:
-        return None if raw is None else raw.decode("utf-8")
-    except UnicodeDecodeError:
-        return raw
-
-
 def _read_huggingface(file: SourceFile, unit: Unit, source: SourceConfig) -> Iterator[Row]:
-    from datasets import load_dataset
-
-    rows = load_dataset(file.path, source.subset, split=source.split, streaming=True)
     taken = 0
-    for position, row in enumerate(rows):
+    for position, row in enumerate(dataset_rows(file.path, source.subset, source.split)):
         text, flaw, no_loss = _fields(row, source)
         yield (
             Row(file.name, position, position, text, flaw, _shown(repr(row).encode()), no_loss)
@@ -203,16 +212,21 @@ def _local(path: str) -> Iterator[str]:
 
 def _fields(row: Any, source: SourceConfig) -> tuple[str, str, tuple[tuple[int, int], ...]]:
     """(text, flaw, ranges without loss) of a row; null is an empty text."""
-    if not isinstance(row, dict) or source.text_field not in row:
-        names = list(islice(row, 20)) if isinstance(row, dict) else []
-        return "", _no_column(source.text_field, names), ()
+    if not isinstance(row, dict):
+        return "", f"{_json_kind(row)}, expected an object with '{source.text_field}'", ()
+    if source.text_field not in row:
+        return "", _no_column(source.text_field, list(islice(row, 20))), ()
     text = row[source.text_field]
     if text is None:
         return "", "", ()
+    if isinstance(text, bytes):
+        kind = other_kind(text)
+        try:
+            text = without_mark(text).decode("utf-8")
+        except UnicodeDecodeError as error:
+            return "", kind or f"not UTF-8 at byte {error.start}", ()
     if not isinstance(text, str):
-        if isinstance(text, bytes):
-            return "", "not UTF-8", ()
-        return "", f"'{source.text_field}' is {type(text).__name__}, expected text", ()
+        return "", f"'{source.text_field}' is {_json_kind(text)}, expected text", ()
     if not text.isascii():
         try:
             text.encode()
@@ -234,6 +248,16 @@ def _with_no_loss(
         flaw = f"'{column}' is {str(found)[:40]}, expected [start, end) pairs inside the text"
         return "", flaw, ()
     return text, "", tuple((start, end) for start, end in ranges if start < end)
+
+
+def _json_kind(value: Any) -> str:
+    """Returns what JSON calls a value."""
+    if isinstance(value, (list, dict)):
+        return f"an array of {len(value)}" if isinstance(value, list) else "an object"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else "a boolean"
+    kinds = {int: "a number", float: "a number", str: "a string"}
+    return kinds.get(type(value), f"a {type(value).__name__}")
 
 
 def _no_column(column: str, names: list[str]) -> str:

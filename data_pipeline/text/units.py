@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from conf.errors import InputError
+from conf.folders import expand, files_under
+from conf.raw_text import COMPRESSED
 from data_pipeline.store import storage
 from data_pipeline.text.corpus import CorpusConfig, SourceConfig
-
-COMPRESSED = (".gz", ".zst", ".zstd", ".bz2")
 
 
 @dataclass(frozen=True)
@@ -131,23 +131,31 @@ def name_hash(name: str) -> bytes:
 
 def _local_files(pattern: str, source: SourceConfig) -> tuple[bool, list[SourceFile]]:
     """Whether anything is there, and the files that the source's rules let in."""
-    matches = sorted(glob.glob(pattern, recursive=True))
+    matches = expand(pattern)
     root = _fixed_part(pattern)
-    return bool(matches), [file for match in matches for file in _walk(match, root, source)]
-
-
-def _walk(match: str, root: str, source: SourceConfig) -> Iterator[SourceFile]:
-    """Files under a folder by their path in it; a file itself by its path below the fixed part of
-    the pattern, so that a/x.txt and b/x.txt of one glob have different names."""
-    folder = os.path.isdir(match)
-    start = len(os.path.join(match, "")) if folder else len(root)
-    for path in _files_under(match) if folder else [match]:
-        name = path[start:]
-        if not os.path.isfile(path):  # a pipe, or a link that leads nowhere
-            continue
-        about = os.stat(path)
-        if _let_in(name, about.st_size, folder, source):
-            yield SourceFile(path, name, about.st_size, str(about.st_mtime_ns))
+    found: list[SourceFile] = []
+    dead: list[str] = []
+    for match in matches:
+        # Files under a folder are named by their path in it; a file itself by its path below the
+        # fixed part of the pattern, so that a/x.txt and b/x.txt of one glob have different names.
+        folder = os.path.isdir(match)
+        start = len(os.path.join(match, "")) if folder else len(root)
+        for path in files_under(match) if folder else [match]:
+            name = path[start:]
+            if os.path.isfile(path):  # and not a pipe
+                about = os.stat(path)
+                if _let_in(name, about.st_size, folder, source):
+                    found.append(SourceFile(path, name, about.st_size, str(about.st_mtime_ns)))
+            elif os.path.islink(path) and not _excluded(name, source):
+                dead.append(path)
+    if dead:
+        more = f" and {len(dead) - 1} more" if dead[1:] else ""
+        print(
+            f"warning: left out {min(dead)}{more}: the link leads nowhere. Restore what it leads "
+            "to, or remove the link.",
+            flush=True,
+        )
+    return bool(matches), found
 
 
 def _remote_files(pattern: str, source: SourceConfig) -> tuple[bool, list[SourceFile]]:
@@ -172,20 +180,18 @@ def _fixed_part(pattern: str) -> str:
 def _let_in(name: str, size: int, in_folder: bool, source: SourceConfig) -> bool:
     if in_folder and not name.endswith(tuple(source.suffixes) or ""):
         return False
-    if any(fnmatch.fnmatchcase(name, pattern) for pattern in source.exclude):
+    if _excluded(name, source):
         return False
     too_large = source.max_file_bytes and size > source.max_file_bytes
     return size >= max(1, source.min_file_bytes) and not too_large
 
 
-def _files_under(root: str) -> Iterator[str]:
-    for folder, _, files in os.walk(root):
-        prefix = os.path.join(folder, "")
-        for file in files:
-            yield prefix + file
+def _excluded(name: str, source: SourceConfig) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in source.exclude)
 
 
 def _dataset(path: str) -> SourceFile:
-    about = [os.stat(file) for file in _files_under(path) if os.path.isfile(file)]
+    files = files_under(path) if os.path.isdir(path) else ()  # a name on the Hub
+    about = [os.stat(file) for file in files if os.path.isfile(file)]
     newest = max((file.st_mtime_ns for file in about), default=0)
     return SourceFile(path, path, sum(file.st_size for file in about), str(newest))

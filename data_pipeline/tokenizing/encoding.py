@@ -115,3 +115,8 @@ def rejected_lines(results: list[dict[str, Any]], units: list[Unit]) -> dict[str
         if one_file:
             before[one_file] += result["lines"]
     return lines
+
+
+def place_of(malformed: dict[str, Any]) -> str:
+    """Returns where a malformed row stands and what is wrong with it; lines count from 1."""
+    return f"{malformed['file']}, line {malformed['line']}: {malformed['reason']}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from data_pipeline.text.corpus import CorpusConfig
 from data_pipeline.text.selection import HELD_OUT, TRAIN
 from data_pipeline.text.units import Unit
 from data_pipeline.tokenizing.encoder import describe_encoder
-from data_pipeline.tokenizing.encoding import rejected_lines
+from data_pipeline.tokenizing.encoding import place_of, rejected_lines
 
 KEPT = ("files", "documents", "bytes")
 
@@ -45,12 +46,13 @@ def make_manifest(
         for split, shards in result["entries"].items():
             if shards:
                 splits[split].setdefault(unit.source, []).extend(shards)
+    rejected = rejected_lines(results, units)
     for name in corpus.sources:
         files = {file.path for unit in units if unit.source == name for file in unit.files}
         counts[name]["files"] = len(files)
-        _check_source(name, counts[name], splits, console)
+        _check_source(name, counts[name], rejected.get(name, []), splits, console)
     write_json(folder / "cleaning.json", report.to_json())
-    for name, lines in rejected_lines(results, units).items():
+    for name, lines in rejected.items():
         (folder / "rejected").mkdir(exist_ok=True)
         (folder / "rejected" / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     return Manifest(
@@ -70,28 +72,39 @@ def make_manifest(
 
 def check_sources(corpus: CorpusConfig, units: list[Unit], work: Path) -> None:
     """After the first pass: raises InputError for a source of which nothing is left."""
+    scans: list[dict[str, Any]] = []
+    for unit in units:
+        numbers, seen = copies.load_scan(unit, corpus, work)
+        seen.counts["documents"] = len(numbers)
+        scans.append({key: getattr(seen, key) for key in ("counts", "malformed", "lines")})
+    rejected = rejected_lines(scans, units)
     for name in corpus.sources:
         counts: Counter[str] = Counter()
-        for unit in units:
+        for unit, scan in zip(units, scans, strict=True):
             if unit.source == name:
-                numbers, seen = copies.load_scan(unit, corpus, work)
-                counts.update(seen.counts)
-                counts["documents"] += len(numbers)
-        _check_left(name, counts)
+                counts.update(scan["counts"])
+        _check_left(name, counts, rejected.get(name, []))
 
 
-def _check_left(name: str, counts: Counter[str]) -> None:
-    if not counts["documents"]:
-        left_out = ", ".join(f"{n} {reason}" for reason, n in counts.items() if n)
-        raise InputError(
-            f"corpus.sources.{name} has no document left after its rules: {left_out or 'no rows'}."
-        )
+def _check_left(name: str, counts: Counter[str], rejected: list[str]) -> None:
+    """Raises InputError for a source without a document; rejected: its malformed rows."""
+    if counts["documents"]:
+        return
+    left_out = ", ".join(f"{n} {reason}" for reason, n in counts.items() if n and reason != "files")
+    why = f"; the first in {place_of(json.loads(rejected[0]))}" if rejected else ""
+    raise InputError(
+        f"corpus.sources.{name} has no document left after its rules: {left_out or 'no rows'}{why}."
+    )
 
 
 def _check_source(
-    name: str, counts: Counter[str], splits: dict[str, dict[str, Any]], console: Console
+    name: str,
+    counts: Counter[str],
+    rejected: list[str],
+    splits: dict[str, dict[str, Any]],
+    console: Console,
 ) -> None:
-    _check_left(name, counts)
+    _check_left(name, counts, rejected)
     if name not in splits[TRAIN]:
         raise InputError(
             f"corpus.sources.{name} has {counts['documents']} documents and all of them fell to "

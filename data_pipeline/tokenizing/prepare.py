@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from data_pipeline.text.corpus import CorpusConfig, TokenizeConfig, TokenizerCon
 from data_pipeline.text.selection import TRAIN
 from data_pipeline.text.units import Unit
 from data_pipeline.tokenizing.encoder import choose_encoder, differing_characters
-from data_pipeline.tokenizing.encoding import chosen_documents
+from data_pipeline.tokenizing.encoding import chosen_documents, place_of, rejected_lines
 from data_pipeline.tokenizing.tokenizer import (
     load_tokenizer,
     special_ids,
@@ -80,10 +81,10 @@ def _sample(most_bytes: int, corpus: CorpusConfig, units: list[Unit], work: Path
     are about `most_bytes`."""
     count = min(len(units), SAMPLED_UNITS)
     chosen = [units[number * len(units) // count] for number in range(count)]
-    found = False
+    found, malformed = False, ""
     for unit in chosen:
         left = max(1, most_bytes // len(chosen))
-        _, documents = chosen_documents(unit, corpus, work)
+        seen, documents = chosen_documents(unit, corpus, work)
         for split, document in documents:
             if left <= 0:
                 break
@@ -91,8 +92,11 @@ def _sample(most_bytes: int, corpus: CorpusConfig, units: list[Unit], work: Path
                 found = True
                 left -= len(document.text)
                 yield document.text
+        if seen.malformed and not malformed:
+            rows = rejected_lines([{"malformed": seen.malformed, "lines": 0}], [unit])
+            malformed = f" Malformed: {place_of(json.loads(rows[unit.source][0]))}."
     if not found:
         raise InputError(
             f"corpus '{corpus.name}' has no training document to train a tokenizer on: its rules "
-            "and cleaning steps, or corpus.held_out_fraction, leave nothing."
+            f"and cleaning steps, or corpus.held_out_fraction, leave nothing.{malformed}"
         )

@@ -175,7 +175,7 @@ def test_compressed_files_that_are_cut_off(tmp_path: Path, ending: str) -> None:
 def test_another_encoding_is_named(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(json.dumps(PAIR).encode(encoding))
-    with pytest.raises(InputError, match=r"data=.*x\.jsonl is UTF-16: expected UTF-8"):
+    with pytest.raises(InputError, match=r"data=.*x\.jsonl is UTF-16 text, expected UTF-8"):
         read_rows(path)
 
 

@@ -133,7 +133,7 @@ def test_the_fingerprint_follows_the_items(quiz):
     ("options", "says"),
     [
         ({}, "names no evaluation set, expected files or tasks"),
-        ({"fields": ["query"]}, "fields=['query']: line 1 of"),
+        ({"fields": ["query"]}, "quiz.v1.jsonl, line 1 has none of them"),
     ],
 )
 def test_sets_that_cannot_be_read_are_refused(quiz, options, says):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
+import glob
 import gzip
 import json
+import lzma
 import os
 
 import pyarrow as pa
@@ -12,6 +15,7 @@ import pytest
 import zstandard
 
 from conf.errors import InputError
+from conf.folders import expand
 from data_pipeline.text.corpus import CorpusConfig, SourceConfig
 from data_pipeline.text.readers import read_unit
 from data_pipeline.text.units import SourceFile, Unit, list_files, plan_units
@@ -50,6 +54,16 @@ def write_parquet(path):
     pq.write_table(table, path, row_group_size=2)
 
 
+PACK = {
+    "gz": gzip.compress,
+    "zst": zstandard.ZstdCompressor().compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+}
+SKIPPED = b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd"
+"""A frame that zstd skips, with which pzstd begins."""
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "write"),
     [
@@ -63,6 +77,148 @@ def test_rows(tmp_path, name, kind, write):
     write(tmp_path / name)
     found = read(SourceConfig(format=kind, paths=[str(tmp_path / "*")], text_field="body"))
     assert found == [(name, n, text) for n, text in enumerate(TEXTS)]
+
+
+@pytest.mark.parametrize("ending", PACK)
+@pytest.mark.parametrize("padding", [b"", b"\0" * 5, b"\0" * (1 << 17)])
+def test_members_and_nuls_behind_them_are_read(tmp_path, ending, padding):
+    members = [PACK[ending](b"".join(part)) + padding for part in (LINES[:2], LINES[2:])]
+    start = SKIPPED if ending == "zst" else b""
+    (tmp_path / f"a.jsonl.{ending}").write_bytes(start + b"".join(members))
+    found = read(SourceConfig(format="jsonl", paths=[str(tmp_path)], text_field="body"))
+    assert [text for _, _, text in found] == TEXTS
+
+
+@pytest.mark.parametrize("ending", ["", *PACK])
+def test_byte_order_marks_take_no_row(tmp_path, ending):
+    mark = b"\xef\xbb\xbf"
+    # Files with a mark each that were put end to end, the last of them without a line of its own.
+    content = b"".join([mark, *LINES[:2], mark, mark, *LINES[2:], mark, b"\r\n", mark])
+    path = tmp_path / f"a.jsonl{ending and '.'}{ending}"
+    path.write_bytes(PACK[ending](content) if ending else content)
+    found = read(SourceConfig(format="jsonl", paths=[str(path)], text_field="body"))
+    assert [text for _, _, text in found] == TEXTS
+
+
+def test_a_byte_order_mark_is_not_of_the_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeffGrüße".encode())
+    (tmp_path / "b.txt").write_bytes("\ufeff".encode())
+    found = read(SourceConfig(paths=[str(tmp_path)]))
+    assert sorted(text for _, _, text in found) == ["", "Grüße"]
+    table = pa.table({"text": pa.array(["\ufeffGrüße".encode()], pa.binary())})
+    pq.write_table(table, tmp_path / "a.parquet")
+    found = read(SourceConfig(format="parquet", paths=[str(tmp_path / "a.parquet")]))
+    assert [text for _, _, text in found] == ["Grüße"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+def test_another_encoding_is_named(tmp_path, encoding):
+    name = encoding[:6].upper()
+    (tmp_path / "a.txt").write_bytes("some text".encode(encoding))
+    (row,) = rows_of(SourceConfig(paths=[str(tmp_path / "a.txt")]))
+    assert (row.text, row.flaw) == ("", f"{name} text, expected UTF-8")
+    path = tmp_path / "a.jsonl"
+    path.write_bytes('{"text": "a"}\n'.encode(encoding) * 9)
+    with pytest.raises(InputError, match=rf"a\.jsonl cannot be read .*: it is {name} text.*iconv"):
+        rows_of(SourceConfig(format="jsonl", paths=[str(path)]))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (json.dumps([{"text": "a"}] * 9), "it is one JSON array, .* jq -c '.\\[\\]'"),
+        (json.dumps([{"text": "a"}], indent=2), "it is one JSON array"),
+        (json.dumps(["a", "b"], indent=2), "it is one JSON array"),
+        (json.dumps({"text": "a"}, indent=2), "is spread over several lines, .* jq -c ."),
+        (b"\xef\xbb\xbf \r\n[{}]", "it is one JSON array"),
+        (gzip.compress(b'{"text": "a"}\n'), "it is compressed with gzip.* end in .gz"),
+        (PACK["zst"](b'{"text": "a"}\n'), "it is compressed with zstd.* end in .zst"),
+    ],
+)
+def test_what_holds_no_json_lines_is_named(tmp_path, content, says):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(InputError, match=rf"a\.jsonl cannot be read as jsonl: .*{says}"):
+        rows_of(SourceConfig(format="jsonl", paths=[str(path)]))
+
+
+def test_a_row_that_is_no_object_is_named(tmp_path):
+    values = [["a", "b"], "a", 1.5, None, True, {"text": [1, 2]}, {"text": {}}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, values)))
+    rows = rows_of(SourceConfig(format="jsonl", paths=[str(tmp_path)]))
+    expected = ", expected an object with 'text'"
+    assert [row.flaw.removesuffix(expected) for row in rows] == [
+        "an array of 2",
+        "a string",
+        "a number",
+        "null",
+        "a boolean",
+        "'text' is an array of 2, expected text",
+        "'text' is an object, expected text",
+    ]
+
+
+BYTES = [b"plain", "Grüße".encode(), b"caf\xe9", None]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(BYTES, pa.binary()),
+        pa.array(BYTES, pa.large_binary()),
+        pa.array(BYTES, pa.binary_view()),
+        pa.array(BYTES, pa.binary()).dictionary_encode(),
+        pa.array(BYTES, pa.binary()).view(pa.string()),
+        pa.array(BYTES, pa.large_binary()).view(pa.large_string()),
+        pa.array(BYTES, pa.binary()).view(pa.string()).dictionary_encode(),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_bytes_of_parquet_are_text(tmp_path, column):
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    rows = rows_of(SourceConfig(format="parquet", paths=[str(tmp_path)]))
+    assert [row.text for row in rows] == ["plain", "Grüße", "", ""]
+    assert [row.flaw for row in rows] == ["", "", "not UTF-8 at byte 3", ""]
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [
+        (pa.array([[1], [2]]), "list<element: int64>"),
+        (pa.array([1, 2]), "int64"),
+        (pa.array([{"a": 1}]), "struct<a: int64>"),
+    ],
+)
+def test_a_column_that_holds_no_text_is_named(tmp_path, column, kind):
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=rf"a\.parquet .*column 'text' is {kind}, expected text"):
+        rows_of(SourceConfig(format="parquet", paths=[str(tmp_path)]))
+
+
+def test_a_column_of_nulls_or_twice(tmp_path):
+    pq.write_table(pa.table({"text": pa.nulls(2)}), tmp_path / "a.parquet")
+    assert [row.text for row in rows_of(SourceConfig("parquet", [str(tmp_path)]))] == ["", ""]
+    twice = pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(twice, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"it has 2 columns 'text': rename one"):
+        rows_of(SourceConfig("parquet", [str(tmp_path)]))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "says"),
+    [
+        ({"meta": {"a": 1}}, {"meta": "x"}, "'meta' is an object in a.jsonl, but string in b"),
+        ({}, {"extra": "x"}, "'extra' is missing in a.jsonl, but string in b.jsonl"),
+        ({"n": 1}, {"n": "x"}, "'n' is int64 in a.jsonl, but string in b.jsonl"),
+        ({"n": ["x"]}, {"n": "x"}, "'n' is a list in a.jsonl, but string in b.jsonl"),
+    ],
+)
+def test_a_dataset_whose_files_differ(tmp_path, first, second, says):
+    for name, more in (("a", first), ("b", second)):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name, **more}) + "\n")
+    source = SourceConfig(format="huggingface", paths=[str(tmp_path)])
+    with pytest.raises(InputError, match=rf"{tmp_path} cannot be read .*: column {says}"):
+        rows_of(source)
 
 
 def test_a_local_dataset_is_streamed(tmp_path):
@@ -102,6 +258,62 @@ def test_folders_are_read_with_their_rules(tree):
 def test_globs_and_overlapping_patterns_name_a_file_once(tree):
     source = SourceConfig(paths=[str(tree / "**" / "*.txt"), str(tree / "a.txt")])
     assert names(source) == ["a.txt", "skip/d.txt", "sub/b.txt"]
+
+
+def test_folders_behind_links_are_read_once(tree, tmp_path):
+    other = tmp_path / "elsewhere" / "part2"
+    other.mkdir(parents=True)
+    for name in ("x.txt", "y.txt"):
+        (other / name).write_text(name)
+    expected = [*names(SourceConfig(paths=[str(tree)], suffixes=[".txt"])), "p/x.txt", "p/y.txt"]
+    (tree / "p").symlink_to(other)
+    (tree / "q").symlink_to(other)  # the same folder again
+    (tree / "first").symlink_to(tree / "sub")  # it lies below the folder under its own name
+    (other / "back").symlink_to(tree)
+    (tree / "sub" / "here").symlink_to(".")
+    (tree / "sub" / "up").symlink_to(tmp_path)
+    assert names(SourceConfig(paths=[str(tree)], suffixes=[".txt"])) == sorted(expected)
+    recursive = SourceConfig(paths=[str(tree / "**" / "*.txt")])
+    assert names(recursive) == sorted(expected)
+    (other / "back").unlink()
+    assert names(SourceConfig(paths=[str(tree / "p")])) == ["x.txt", "y.txt"]
+
+
+def test_a_link_that_leads_nowhere_is_told(tree, capsys):
+    assert "nowhere.txt" not in names(SourceConfig(paths=[str(tree)]))
+    assert f"left out {tree / 'nowhere.txt'}: the link leads nowhere" in capsys.readouterr().out
+    (tree / "part2").symlink_to("not mounted")
+    names(SourceConfig(paths=[str(tree)], suffixes=[".txt"]))
+    assert f"left out {tree / 'nowhere.txt'} and 1 more" in capsys.readouterr().out
+    names(SourceConfig(paths=[str(tree)], exclude=["nowhere.txt", "part2"]))
+    assert not capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_read_is_named(tree, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("/sub"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match=r"tree/sub cannot be read: Permission denied"):
+        names(SourceConfig(paths=[str(tree)]))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["tree/**/*.txt", "tree/**", "**/*.md", "*/**/c.md", "tree/**/", "tree/*/**/*", "**/sub/**/*"],
+)
+def test_recursive_globs_match_what_pythons_do(tree, monkeypatch, pattern):
+    (tree / ".hidden").mkdir()
+    (tree / ".hidden" / "x.txt").touch()
+    (tree / "[1]").mkdir()
+    (tree / "[1]" / "x.txt").touch()
+    monkeypatch.chdir(tree.parent)
+    for found in (pattern, str(tree.parent / pattern)):
+        assert expand(found) == sorted(set(glob.glob(found, recursive=True)))
 
 
 def test_the_order_of_files_is_keyed_and_the_limit_takes_a_prefix(tree):
@@ -157,8 +369,8 @@ def test_what_cannot_be_used_comes_out_with_its_flaw(tmp_path):
         (2, "no Unicode"),
         (4, "not JSON"),
         (5, "no column 'text' (columns: body)"),
-        (6, "'text' is int, expected text"),
-        (7, "no column 'text' (columns: none)"),
+        (6, "'text' is a number, expected text"),
+        (7, "an array of 1, expected an object with 'text'"),
     ):
         assert says in found[place][2]
     assert rows[5].raw == '{"body": "x"}'
@@ -215,6 +427,15 @@ def cut(path, count):
         ("a.jsonl.gz", "jsonl", lambda p: (write_gz(p), cut(p, 4)), "cannot be read as jsonl"),
         ("a.jsonl.zst", "jsonl", lambda p: (write_zst(p), cut(p, 4)), "cannot be read as jsonl"),
         ("a.jsonl.zst", "jsonl", lambda p: p.write_text("plain"), "cannot be read as jsonl"),
+        ("a.jsonl.bz2", "jsonl", lambda p: p.write_bytes(bz2.compress(LINES[0])[:-9]), "cut off"),
+        ("a.jsonl.xz", "jsonl", lambda p: p.write_bytes(lzma.compress(LINES[0])[:-9]), "cut off"),
+        ("a.jsonl.gz", "jsonl", lambda p: p.write_bytes(b"\0" * 99), "it is not gzip data"),
+        (
+            "a.jsonl.gz",
+            "jsonl",
+            lambda p: p.write_bytes(gzip.compress(LINES[0], mtime=0) + b"\0\0rest of a tape"),
+            "what follows its gzip data at byte",
+        ),
         ("a.parquet", "parquet", lambda p: p.write_text("plain"), "cannot be read as parquet"),
         (
             "a.parquet",

@@ -215,6 +215,22 @@ def test_a_source_must_have_something_to_train_on(tokenized, texts, configure, t
     assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
 
 
+@pytest.mark.parametrize("dedup", [True, False])
+def test_why_no_document_is_left_is_told(configure, texts, tmp_path, dedup):
+    (tmp_path / "rows.jsonl").write_text('\n{"text": [7]}\n{"body": "x"}\n')
+    source = SourceConfig(format="jsonl", paths=[str(tmp_path / "rows.jsonl")])
+    config = configure(texts, tmp_path / "out", sources={"web": source})
+    config.corpus.cleaning.dedup.exact = dedup
+    expected = (
+        r"sources\.web has no document left after its rules: 2 malformed; the first in "
+        if dedup
+        else r"has no training document to train a tokenizer on: .* Malformed: "
+    )
+    says = rf"{expected}rows\.jsonl, line 2: 'text' is an array of 1, expected text\."
+    with pytest.raises(InputError, match=says):
+        tokenize(config)
+
+
 def test_a_source_without_held_out_documents_is_said(texts, configure, tmp_path, capsys):
     tokenize(configure(texts, tmp_path / "out", held_out_fraction=1e-9))
     said = " ".join(capsys.readouterr().out.split())

@@ -1,0 +1,81 @@
+"""The files of folders and globs, those behind links to folders among them."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator
+
+from conf.errors import InputError
+
+
+def files_under(root: str) -> Iterator[str]:
+    """Yields the path of each file below a folder, in any order, and of links that lead nowhere.
+
+    Raises InputError for a folder that cannot be read.
+    """
+    for folder, files in _walk(root, hidden=True):
+        yield from (os.path.join(folder, file) for file in files)
+
+
+def expand(pattern: str) -> list[str]:
+    """Returns what a recursive glob matches, sorted: as `glob.glob`, which never comes to an end
+    where links to folders make loops.
+
+    Raises InputError for a folder that cannot be read.
+    """
+    return sorted(_expand(pattern))
+
+
+def _expand(pattern: str) -> set[str]:
+    parts = pattern.split("/")
+    if "**" not in parts:
+        return set(glob.glob(pattern))
+    at = parts.index("**")
+    head, rest = "/".join([*parts[:at], ""]), "/".join(parts[at + 1 :])
+    found: set[str] = set()
+    for start in glob.glob(head) if head else ["."]:
+        for folder, files in _walk(start, hidden=False):
+            folder = folder if head else folder[2:]
+            if at + 1 < len(parts):
+                found |= _expand(os.path.join(glob.escape(folder), rest))
+            else:
+                found |= {folder, *(os.path.join(folder, file) for file in files)} - {""}
+    return found
+
+
+def _walk(root: str, hidden: bool) -> Iterator[tuple[str, list[str]]]:
+    """Yields each folder with the names of its files.
+
+    A folder is read once, by its own name where it lies below `root`, otherwise by that of the
+    first link to it. A link to a folder that holds the link is not followed. hidden: whether
+    names that begin with a dot are among them.
+    """
+    seen: set[tuple[int, int]] = set()
+    starts = [root]
+    while starts:
+        links: list[str] = []
+        for start in starts:
+            for folder, names, files in os.walk(start, onerror=_refuse):
+                about = os.stat(folder)
+                if (about.st_dev, about.st_ino) in seen:
+                    names.clear()
+                    continue
+                seen.add((about.st_dev, about.st_ino))
+                if not hidden:
+                    names[:] = [name for name in names if not name.startswith(".")]
+                    files = [name for name in files if not name.startswith(".")]
+                paths = (os.path.join(folder, name) for name in names)
+                links += [path for path in paths if os.path.islink(path)]
+                yield folder, files
+        # Links come last: what lies below `root` keeps the names that it has without them.
+        starts = sorted(link for link in links if not _holds_itself(link))
+
+
+def _holds_itself(link: str) -> bool:
+    target, place = os.path.realpath(link), os.path.realpath(os.path.dirname(link))
+    return os.path.commonpath([target, place]) == target
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"{error.filename} cannot be read: {error.strerror}.") from None
