@@ -40,11 +40,11 @@ ISA_WITHOUT_FP16 = (*ISA_WITHOUT_BF16, "AVX512_CORE_BF16")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 """torch's name of each precision."""
 SIZES = (128, 256, 512, 1024)
-"""Sides of the matrices that are multiplied to measure a CPU, while one takes less than LONG."""
+"""Sides of the matrices that are multiplied to measure a CPU, while none takes LONG."""
 GPU_SIZE = 8192
-LONG = 0.05
-"""Seconds of one product, above which a larger one is not tried."""
-REPEATS = 5
+LONG, ENOUGH = 0.5, 0.2
+"""Seconds of a product that is not tried, and of all those of one size."""
+LEAST_REPEATS, REPEATS = 3, 20
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Verdict:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Speed:
     """How fast a product of two matrices of `size` x `size` is."""
 
@@ -186,7 +186,7 @@ def matrix_speed(dtype: str, device: torch.device | str = "cpu") -> Speed:
     """Measures a matrix product with this process's threads, once per process.
 
     A type without hardware may be a thousand times slower than another, so that a CPU is measured
-    with growing sizes: the last is the first that takes longer than LONG.
+    with growing sizes, up to the last that does not take LONG.
     """
     import torch
 
@@ -212,25 +212,25 @@ def fastest(
     sizes: tuple[int, ...],
     clock: Callable[[], float],
 ) -> Speed:
-    """Returns the best speed at the last of the sizes before which no product took LONG.
+    """Returns the best speed of the sizes that are not expected to take LONG.
 
-    product: makes the product of a size, which is then called; its first call prepares kernels.
+    product: makes the product of a size, which is then called; its first call prepares kernels. The
+    least of several times counts, and no small size alone: on a busy machine, threads that wait for
+    each other make a product of microseconds take a time slice of the scheduler.
     """
-    speed = Speed(0.0, 0)
+    best = Speed(0.0, 0)
     for size in sizes:
         multiply = product(size)
         times: list[float] = []
-        while len(times) <= REPEATS:
+        while len(times) < LEAST_REPEATS or (len(times) < REPEATS and sum(times) < ENOUGH):
             started = clock()
             multiply()
             times.append(clock() - started)
-            if len(times) > 1 and times[-1] >= LONG:
-                break
         seconds = min(times)
-        speed = Speed(2 * size**3 / seconds, size)
-        if seconds >= LONG:
+        best = max(best, Speed(2 * size**3 / seconds, size))
+        if seconds * 8 >= LONG:  # twice the side is eight times the work
             break
-    return speed
+    return best
 
 
 def cpu_features(capabilities: Mapping[str, Any], cpuinfo_text: str) -> frozenset[str]:

@@ -52,6 +52,12 @@ COMMANDS = {
         run="launch.slurm.manage:stop",
         summary="ends a run gracefully: stop run=runs/x; it saves and stays stopped",
     ),
+    "doctor": Command(
+        config="doctor",
+        schema="launch.doctor.config:DoctorConfig",
+        run="launch.doctor.command:doctor",
+        summary="what Headwater would choose on this machine, and why; what is missing for what",
+    ),
     "ui": Command(
         config="ui",
         schema="launch.ui.serve:UiConfig",

@@ -16,6 +16,8 @@ from conf.entry import CONF_DIR, sentence
 from conf.errors import InputError, did_you_mean, one_of
 
 FILE_ENDS = (".yaml", ".yml")
+FP32_SHARE = 16
+"""How many times faster bf16 is than fp32 (not TF32) where a file does not say."""
 
 
 @dataclass
@@ -23,7 +25,8 @@ class ClusterConfig:
     """Equal nodes of equal GPUs.
 
     gpu_memory_gib: of one GPU. bf16_tflops, fp8_tflops: dense peak of its data sheet; 0 where it
-        has none. memory_gb_s: bandwidth of its memory.
+        does not multiply that type. fp32_tflops: 0 for a sixteenth of bf16's, as on A100 and H100.
+        memory_gb_s: bandwidth of its memory.
     intra_node_gb_s, inter_node_gb_s: between GPUs, what each can send, in a node and over nodes.
     matmul, attention: share of the peak that matrix products and attention reach, from what is
         usual to the best that is known. fp8_gain, fp8_rowwise_gain: how much faster those of the
@@ -41,6 +44,7 @@ class ClusterConfig:
     gpu_memory_gib: float = MISSING
     bf16_tflops: float = MISSING
     fp8_tflops: float = 0.0
+    fp32_tflops: float = 0.0
     memory_gb_s: float = MISSING
     intra_node_gb_s: float = MISSING
     inter_node_gb_s: float = MISSING
@@ -61,7 +65,6 @@ class ClusterConfig:
             "nodes",
             "gpus_per_node",
             "gpu_memory_gib",
-            "bf16_tflops",
             "memory_gb_s",
             "intra_node_gb_s",
             "inter_node_gb_s",
@@ -70,14 +73,29 @@ class ClusterConfig:
         ):
             if not 0 < getattr(self, key) < math.inf:
                 raise InputError(f"cluster.{key}={getattr(self, key)}, expected more than 0.")
-        for key in ("fp8_tflops", "gpu_hour_price", "gpu_watts", "kwh_price"):
+        for key in (
+            *("bf16_tflops", "fp8_tflops", "fp32_tflops"),
+            *("gpu_hour_price", "gpu_watts", "kwh_price"),
+        ):
             if not 0 <= getattr(self, key) < math.inf:
                 raise InputError(f"cluster.{key}={getattr(self, key)}, expected 0 or more.")
+        if not self.bf16_tflops and not self.fp32_tflops:
+            raise InputError(
+                "cluster.bf16_tflops=0 and cluster.fp32_tflops=0: expected the peak of at least "
+                "one of the types that it multiplies."
+            )
         one_of("cluster.device", self.device, ("cuda", "cpu"))
         for key in ("matmul", "attention", "fp8_gain", "fp8_rowwise_gain"):
             found = list(getattr(self, key))
             if len(found) != 2 or not 0 < found[0] <= found[1]:
                 raise InputError(f"cluster.{key}={found}, expected [usual, best], both above 0.")
+
+    def peak_flops(self, precision: str) -> float:
+        """Returns the FLOP/s of one GPU that a precision is measured against: fp8 against bf16, so
+        that they compare."""
+        if precision == "fp32":
+            return 1e12 * (self.fp32_tflops or self.bf16_tflops / FP32_SHARE)
+        return 1e12 * self.bf16_tflops
 
     @property
     def world_size(self) -> int:

@@ -18,7 +18,7 @@ from launch.plan.speed import Step, StepTime, model_flops_utilization, step_time
 from model.config import ModelConfig
 from model.flops import flops_per_token, parameters
 from pretrain.checkpoints.interval import best_interval
-from pretrain.config import PRECISIONS, OptimConfig, ParallelConfig
+from pretrain.config import PRECISION_CHOICES, OptimConfig, ParallelConfig
 from pretrain.layout_choice import GIB, Machine, Need, Option, optimizer_name, options
 from pretrain.memory import optimizer_values, parameter_shapes
 
@@ -44,7 +44,8 @@ class PlanConfig:
 
     init_from: a Hugging Face folder, whose model is taken where no model= is given.
     cluster: a file of conf/cluster by its name, or any by its path. nodes: null for the file's.
-    precision: of the matrix products. max_epochs: passes over a source above which it warns.
+    precision: of the matrix products; auto is bf16 where the cluster's GPUs multiply it, else fp32.
+    max_epochs: passes over a source above which it warns.
     data: a tokenized corpus, or null. out: the page to write, or null. show: layouts in the table.
     calibration: measured speeds of this GPU, as `python benchmarks/gpu_training.py` writes them, or
         null.
@@ -57,7 +58,7 @@ class PlanConfig:
     parallel: ParallelConfig = MISSING
     cluster: ClusterConfig = MISSING
     nodes: int | None = None
-    precision: str = "bf16"
+    precision: str = "auto"
     data: str | None = None
     max_epochs: float = GOOD_EPOCHS
     calibration: str | None = None
@@ -65,15 +66,20 @@ class PlanConfig:
     show: int = 5
 
     def __post_init__(self) -> None:
-        one_of("precision", self.precision, PRECISIONS)
+        one_of("precision", self.precision, PRECISION_CHOICES)
         if self.nodes is not None:
             self.cluster = replace(self.cluster, nodes=self.nodes)
         if self.show < 1:
             raise InputError(f"show={self.show}, expected at least 1.")
-        if self.precision.startswith("fp8") and not self.cluster.fp8_tflops:
+        if self.precision == "auto":
+            self.precision = "bf16" if self.cluster.bf16_tflops else "fp32"
+        peaks = {"bf16": self.cluster.bf16_tflops}
+        peaks |= dict.fromkeys(("fp8", "fp8_rowwise"), self.cluster.fp8_tflops)
+        if not peaks.get(self.precision, 1.0):
+            other = "bf16" if self.cluster.bf16_tflops else "fp32"
             raise InputError(
-                f"precision={self.precision}, but {self.cluster.gpu} does not multiply fp8: take "
-                "precision=bf16."
+                f"precision={self.precision}, but {self.cluster.gpu} does not multiply "
+                f"{self.precision.removesuffix('_rowwise')}: take precision={other}."
             )
 
 

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, replace
 
 from launch.plan.cluster import ClusterConfig
-from launch.plan.traffic import traffic
+from launch.plan.traffic import BF16, FP32, traffic
 from model.config import ModelConfig
 from model.flops import flops_per_token, matmul_parameters, parameters
 from pretrain.config import ParallelConfig
@@ -28,7 +28,6 @@ slope of MPT-1.3B, 3B and 7B from 128 to 512 H100 (llm-foundry's benchmarks) is 
 RECOMPUTE = {"none": 0.0, "selective": 0.0, "full": 1 / 3}
 """Of matrix products and attention, by activation checkpointing."""
 RECOMPUTE_ELEMENTWISE = {"none": 0.0, "selective": 1 / 3, "full": 1 / 3}
-BF16 = 2
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def step_time(step: Step, cluster: ClusterConfig, best: bool) -> StepTime:
     model, parallel = step.model, step.parallel
     ranks = parallel.dp_replicate * parallel.dp_shard * parallel.cp * parallel.tp
     tokens = step.batch_tokens / ranks
-    peak = cluster.bf16_tflops * 1e12
+    peak = cluster.peak_flops(step.precision)
     gains = {"fp8": cluster.fp8_gain, "fp8_rowwise": cluster.fp8_rowwise_gain}
     gain = gains.get(step.precision, [1.0, 1.0])[best]
     blocks = 6.0 * (matmul_parameters(model) - model.vocab_size * model.hidden_size)
@@ -88,7 +87,7 @@ def step_time(step: Step, cluster: ClusterConfig, best: bool) -> StepTime:
     blocks, attention = blocks * (1 + again), attention * (1 + again)
     usual = peak * cluster.matmul[best]
     passes = 1 + RECOMPUTE_ELEMENTWISE[parallel.activation_checkpointing]
-    moved = tokens * elementwise_bytes(model) * passes
+    moved = tokens * elementwise_bytes(model, step.precision) * passes
     held = parameters(model) / (parallel.dp_shard * parallel.cp * parallel.tp)
     memory = cluster.memory_gb_s * 1e9 * BANDWIDTH
     time = StepTime(
@@ -101,10 +100,11 @@ def step_time(step: Step, cluster: ClusterConfig, best: bool) -> StepTime:
     return replace(time, exposed=exposed_seconds(step, cluster, time))
 
 
-def elementwise_bytes(model: ModelConfig) -> int:
+def elementwise_bytes(model: ModelConfig, precision: str) -> int:
     """Bytes per token of all that is not a matrix product or attention."""
+    width = FP32 if precision == "fp32" else BF16
     passes = HIDDEN_PASSES * model.hidden_size + INNER_PASSES * model.intermediate_size
-    return BF16 * model.num_layers * passes
+    return width * model.num_layers * passes
 
 
 def exposed_seconds(step: Step, cluster: ClusterConfig, time: StepTime) -> float:
@@ -150,9 +150,9 @@ def _bandwidth(cluster: ClusterConfig, span: int) -> float:
 
 
 def model_flops_utilization(step: Step, cluster: ClusterConfig, seconds: float) -> float:
-    """MFU of a step against the bf16 peak of all GPUs."""
+    """MFU of a step against the peak of all GPUs in its precision, fp8 against that of bf16."""
     flops = flops_per_token(step.model, step.seq_len) * step.batch_tokens
-    return flops / seconds / (cluster.bf16_tflops * 1e12 * _ranks(step.parallel))
+    return flops / seconds / (cluster.peak_flops(step.precision) * _ranks(step.parallel))
 
 
 def _ranks(parallel: ParallelConfig) -> int:

@@ -258,6 +258,29 @@ def measured(folder, speeds=((2048, 45_000.0),)):
     return str(path)
 
 
+def test_auto_takes_what_the_cluster_multiplies():
+    assert config().precision == "bf16"
+    laptop = config(precision="auto", cluster=cluster("laptop"), model=model("demo_12m"))
+    assert laptop.precision == "fp32"
+    with pytest.raises(InputError, match="precision=bf16, but two CPU cores does not multiply"):
+        config(precision="bf16", cluster=cluster("laptop"))
+    with pytest.raises(InputError, match=r"cluster\.bf16_tflops=0 and cluster\.fp32"):
+        replace(cluster("laptop"), fp32_tflops=0)
+
+
+def test_fp32_is_planned_with_its_own_peak():
+    found = replace(cluster("h100"), fp32_tflops=0)
+    assert found.peak_flops("bf16") == found.peak_flops("fp8") == 989.4e12
+    assert found.peak_flops("fp32") == 989.4e12 / 16  # where a file does not say
+    assert cluster("laptop").peak_flops("fp32") == 0.12e12
+    times = {}
+    for precision in ("bf16", "fp32"):
+        step = Step(model("danube_1_8b"), 2048, 2**20, precision, sharded(8, 16384))
+        times[precision] = step_time(step, cluster("h100"), True)
+    assert times["fp32"].matmul / times["bf16"].matmul == pytest.approx(989.4 / 66.9)
+    assert times["fp32"].elementwise == pytest.approx(2 * times["bf16"].elementwise)
+
+
 def test_the_command(command, tmp_path):
     done = command("launch", "plan", f"out={tmp_path / 'plan.html'}", "cluster.nodes=8")
     assert (done.returncode, done.stderr) == (0, "")

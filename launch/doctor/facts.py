@@ -1,0 +1,202 @@
+"""What is found on this machine, as plain values: nothing here judges, and nothing fails where a
+part of the system cannot be read."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import shutil
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import InvalidRequirement, Requirement
+
+from conf.machine import (
+    BF16_FEATURES,
+    FP16_FEATURES,
+    bf16_verdict,
+    cpu_name,
+    fitting_precision,
+    matrix_speed,
+    processor,
+)
+from pretrain.auto_layout import available_memory
+
+NAME = "headwater"
+TELLING = ("avx", "avx2", "fma", "avx512f", "avx512_vnni", "asimd", "sve", *BF16_FEATURES)
+"""Features of a CPU that are shown, of the hundred that it has."""
+VARIABLES = (
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"),
+    *("ATEN_CPU_CAPABILITY", "CUDA_VISIBLE_DEVICES", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"),
+    *("NCCL_IB_DISABLE", "HF_HUB_OFFLINE", "HF_HOME", "TORCHINDUCTOR_CACHE_DIR", "TMPDIR"),
+)
+"""Variables of the environment that change what a run does."""
+PROGRAMS = ("git", "g++", "clang++", "make", "sbatch", "nvidia-smi")
+
+
+def collect(device: str, measure: bool) -> dict[str, Any]:
+    """Returns everything that is found. device: cpu or cuda."""
+    import torch
+
+    found = processor(device)
+    verdict = bf16_verdict(found)
+    features = sorted(found.features & {*TELLING, *FP16_FEATURES})
+    return {
+        "system": {"platform": platform.platform(), "python": sys.version.split()[0]},
+        "cpu": {
+            "name": cpu_name(),
+            "cores": os.cpu_count(),
+            "usable_cores": len(os.sched_getaffinity(0)),
+            "threads": torch.get_num_threads(),
+            "features": features or sorted(processor("cpu").features & set(TELLING)),
+            "torch_kernels": torch.backends.cpu.get_cpu_capability(),
+            "onednn": torch.backends.mkldnn.is_available(),
+        },
+        "gpus": gpus(),
+        "gpu_driver": Path("/proc/driver/nvidia/version").exists(),
+        "device": device,
+        "precision": {
+            "auto": fitting_precision(found),
+            "reason": verdict.reason,
+            "fp8": device == "cuda" and found.capability is not None and found.capability >= (8, 9),
+        },
+        "speed": speeds(device) if measure else {},
+        "memory": {"available": available_memory(), "total": total_memory()},
+        "disk": {"here": space("."), "temporary": space(os.environ.get("TMPDIR", "/tmp"))},
+        "shared_memory": space("/dev/shm"),
+        "open_files": dict(zip(("soft", "hard"), open_files(), strict=True)),
+        "interfaces": interfaces(Path("/sys/class/net")),
+        "infiniband": names_in(Path("/sys/class/infiniband")),
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+        "programs": {name: shutil.which(name) is not None for name in PROGRAMS},
+        "versions": versions(),
+        "missing": missing(requirements(), installed()),
+    }
+
+
+def speeds(device: str) -> dict[str, Any]:
+    """Returns the measured speed of matrix products by type."""
+    return {kind: asdict(matrix_speed(kind, device)) for kind in ("float32", "bfloat16")}
+
+
+def gpus() -> list[dict[str, Any]]:
+    """Returns the GPUs that torch sees."""
+    import torch
+
+    found = []
+    for number in range(torch.cuda.device_count()):
+        about = torch.cuda.get_device_properties(number)
+        capability = f"{about.major}.{about.minor}"
+        found.append({"name": about.name, "capability": capability, "memory": about.total_memory})
+    return found
+
+
+def total_memory() -> int:
+    """Returns the bytes of memory of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def space(path: str) -> dict[str, Any] | None:
+    """Returns total and free bytes of the file system of a path; None where there is none."""
+    try:
+        usage = shutil.disk_usage(path)
+    except OSError:
+        return None
+    return {"path": str(Path(path).absolute()), "total": usage.total, "free": usage.free}
+
+
+def open_files() -> tuple[int, int]:
+    """Returns how many files a process may open, and how high it may set that itself."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)
+
+
+def interfaces(folder: Path) -> list[dict[str, Any]]:
+    """Returns the network interfaces with their state and, where the driver says, Mbit/s."""
+    found = []
+    for name in names_in(folder) or [name for _, name in socket.if_nameindex()]:
+        about: dict[str, Any] = {"name": name, "state": "", "mbit_per_second": None}
+        with suppress(OSError):
+            about["state"] = (folder / name / "operstate").read_text().strip()
+        with suppress(OSError, ValueError):
+            speed = int((folder / name / "speed").read_text())
+            about["mbit_per_second"] = speed if speed > 0 else None
+        found.append(about)
+    return found
+
+
+def names_in(folder: Path) -> list[str]:
+    """Returns the names in a folder, empty where there is none."""
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except OSError:
+        return []
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of torch and of all that the project asks for, where installed."""
+    import torch
+
+    asked = {one.name for one in requirements()}
+    there = installed()
+    found = {name: there[name] for name in sorted(asked & there.keys())}
+    return {NAME: there.get(NAME, "not installed as a package"), **found, "cuda": cuda(torch)}
+
+
+def cuda(torch: Any) -> str:
+    """Returns what this torch was built for."""
+    return str(torch.version.cuda or torch.version.hip or "none: this torch is for CPUs")
+
+
+def requirements() -> list[Requirement]:
+    """Returns what the project asks for, with its extras as markers."""
+    try:
+        lines = metadata.requires(NAME) or []
+    except metadata.PackageNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        with suppress(InvalidRequirement):
+            found.append(Requirement(line))
+    return found
+
+
+def installed() -> dict[str, str]:
+    """Returns the installed packages with their versions, by names as pip compares them."""
+    found = {}
+    for package in metadata.distributions():
+        name = package.metadata["Name"]
+        if name:
+            found[normal(name)] = package.version
+    return found
+
+
+def normal(name: str) -> str:
+    """Returns the name of a package as pip compares it."""
+    return name.lower().replace("_", "-").replace(".", "-")
+
+
+def missing(asked: Sequence[Requirement], there: Mapping[str, str]) -> dict[str, list[str]]:
+    """Returns the packages that each extra lacks or has in another version, `base` for the base
+    install; extras that lack nothing are left out."""
+    found: dict[str, list[str]] = {}
+    for one in asked:
+        extra = extra_of(one)
+        version = there.get(normal(one.name))
+        if version is None:
+            found.setdefault(extra, []).append(one.name)
+        elif not one.specifier.contains(version, prereleases=True):
+            found.setdefault(extra, []).append(f"{one.name}{one.specifier} (found {version})")
+    return found
+
+
+def extra_of(one: Requirement) -> str:
+    """Returns the extra that a requirement belongs to."""
+    text = str(one.marker or "")
+    return text.split("extra == ")[1].split()[0].strip("\"')") if "extra == " in text else "base"
