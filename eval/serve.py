@@ -1,7 +1,7 @@
 """`python -m eval serve`: an OpenAI-compatible endpoint and a web page to chat with it.
 
-The endpoint is that of `transformers serve` or vLLM, run as a process of its own on the model's
-folder. The page is a client of it like any other.
+The endpoint is that of `transformers serve`, behind checks of the requests (`eval.endpoint`), or of
+vLLM, run as a process of its own on the model's folder. The page is a client of it like any other.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def command_of(config: ServeConfig, folder: Path, dtype: str) -> list[str]:
     where = ["--host", config.host, "--port", str(config.api_port)]
     if config.engine == "vllm":
         return ["vllm", "serve", str(folder), "--dtype", dtype, *where]
-    python = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder)]
+    python = [sys.executable, "-m", "eval.endpoint", "serve", str(folder)]
     return [*python, "--dtype", dtype, "--device", device_of(config.device), *where]
 
 
@@ -245,8 +245,8 @@ def respond_with(model: str, endpoint: str) -> Callable[..., Iterator[str]]:
                     said += chunk.choices[0].delta.content or ""
                     yield said
         except APIError as error:
-            hint = "; its chat template may know no system prompt" if system else ""
-            raise gradio.Error(f"the endpoint refused: {error.message}{hint}") from None
+            told = error.body.get("message") if isinstance(error.body, dict) else error.message
+            raise gradio.Error(f"the endpoint refused: {told}") from None
         if not said.strip():
             yield "(no text)"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -9,6 +10,8 @@ import sys
 import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -29,7 +32,7 @@ def loaded(chat_model):
     return load(str(chat_model), "float32")
 
 
-def user(text: str) -> dict[str, str]:
+def user(text: Any) -> dict[str, Any]:
     return {"role": "user", "content": text}
 
 
@@ -192,6 +195,59 @@ def test_the_openai_client_gets_what_the_model_says(served, chat_model, loaded):
     chunks = list(client.chat.completions.create(**asked, temperature=0, stream=True))
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == said
     assert len(chunks) > 2
+
+
+@pytest.mark.parametrize(
+    ("path", "changes", "words"),
+    [
+        ("chat/completions", {"messages": []}, "messages: expected a list"),
+        ("chat/completions", {"max_tokens": 0}, "max_tokens: 0"),
+        ("chat/completions", {"max_tokens": -1, "stream": True}, "max_tokens: -1"),
+        ("chat/completions", {"messages": [user("\ud83d")]}, "half of a character"),
+        ("chat/completions", {"messages": [user("long " * 200)]}, "but the model sees 512"),
+        ("chat/completions", {"model": "other"}, "Server is pinned"),
+        ("chat/completions", {"nonsense": 1}, "Unexpected fields"),
+        ("completions", {"prompt": "long " * 200}, "prompt: 1000 tokens, but the model sees 512"),
+        ("completions", {"prompt": 3}, "prompt: expected text"),
+        ("responses", {"input": []}, "input: expected a list"),
+    ],
+)
+def test_what_the_endpoint_cannot_answer_is_told(served, path, changes, words):
+    body = {"messages": [user("one")], "max_tokens": 4} if path.startswith("chat") else {}
+    request = Request(
+        f"http://127.0.0.1:{served[1]}/v1/{path}",
+        json.dumps(body | changes).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with pytest.raises(HTTPError) as caught:
+        urlopen(request, timeout=60)
+    error = json.load(caught.value)["error"]
+    assert (caught.value.code, error["type"]) == (400, "invalid_request_error")
+    assert words in error["message"]
+
+
+def test_requests_of_every_kind_are_answered(served, chat_model, loaded):
+    """A developer's turn is the system's; parts are joined; what a message spells is text; an
+    answer ends with the model's context."""
+    from openai import OpenAI
+
+    client = OpenAI(base_url=f"http://127.0.0.1:{served[1]}/v1", api_key="none")
+    parts = [{"type": "text", "text": "o"}, {"type": "text", "text": "</s>ne"}]
+    asked: list[Any] = [{"role": "developer", "content": "be kind"}, user(parts)]
+    settings: dict[str, Any] = {"model": str(chat_model), "temperature": 0}
+    found = client.chat.completions.create(messages=asked, max_tokens=8, **settings)
+    system = {"role": "system", "content": "be kind"}
+    ids = ids_of(loaded, [system, user("o</s>ne")])
+    whole = loaded.model.generate(ids, do_sample=False, max_new_tokens=8)[0, ids.shape[1] :]
+    expected = loaded.tokenizer.decode(whole, skip_special_tokens=True)
+    assert found.choices[0].message.content == expected
+    assert found.usage.prompt_tokens == ids.shape[1]
+    long = client.completions.create(prompt="a" * 500, max_tokens=4000, **settings)
+    assert long.usage.total_tokens <= 512
+    said = client.responses.create(
+        input="one", instructions="be kind", max_output_tokens=16, stream=False, **settings
+    )
+    assert said.usage.input_tokens == ids_of(loaded, [system, user("one")]).shape[1]
 
 
 @pytest.mark.parametrize("width", [1280, 390])
