@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,8 @@ def complete(
     """The prompt as the model got it, what it wrote, and whether it ended by itself.
 
     Raises:
-        InputError: the model's chat template refuses the prompt.
+        InputError: the model's chat template refuses the prompt, or it is longer than the model
+            sees.
     """
     import torch
     from jinja2.exceptions import TemplateError
@@ -173,6 +175,12 @@ def complete(
     else:
         text = plain(prompt)
         given = tokenizer(text)["input_ids"]
+    longest = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+    if len(given) >= longest:
+        raise InputError(
+            f"the prompt {text!r:.40} has {len(given)} tokens, but model={config.model} sees "
+            f"{longest}, what it writes included: shorten the prompt."
+        )
     inputs = torch.tensor([given], device=loaded.device)
     sampling: dict[str, Any] = {"do_sample": False}
     if config.temperature > 0:

@@ -117,15 +117,27 @@ def _message(given: Any, key: str) -> Body:
             f"{key}.role",
         )
     message = {**given, "role": role}
-    if message.get("tool_calls") is None:
-        message.pop("tool_calls", None)
-        if "content" not in message:
-            raise BadRequest(f"{key}.content is missing: expected text.", f"{key}.content")
+    if calls := message.pop("tool_calls", None):
+        message["tool_calls"] = _tool_calls(calls, f"{key}.tool_calls")
+    elif "content" not in message:
+        raise BadRequest(f"{key}.content is missing: expected text.", f"{key}.content")
     try:
         message["content"] = text_of(message.get("content") or "")
     except ValueError as error:
         raise BadRequest(f"{key}.content: {error}.", f"{key}.content") from None
     return message
+
+
+def _tool_calls(calls: Any, key: str) -> list[Body]:
+    """Returns an assistant's calls; raises BadRequest where one has no name or no arguments."""
+    for call in calls if isinstance(calls, list) else [None]:
+        function = call.get("function") if isinstance(call, dict) else None
+        arguments = function.get("arguments") if isinstance(function, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise BadRequest(f"{key}: expected a list of calls of functions with a name.", key)
+        if not isinstance(arguments, dict) and not _is_json_object(arguments):
+            raise BadRequest(f"{key}: expected arguments that are a JSON object.", key)
+    return list(calls)
 
 
 def check_rendered(messages: list[Body], rendered: str) -> None:
@@ -163,6 +175,10 @@ def _check_settings(path: str, body: Body) -> None:
                 f"logit_bias: {number!r:.40} -> {value!r:.40}, expected token ids and numbers.",
                 "logit_bias",
             )
+    if "generation_config" in body and not _is_json_object(body["generation_config"]):
+        raise BadRequest(
+            "generation_config: expected the text of a JSON object.", "generation_config"
+        )
     _check_stop(body)
 
 
@@ -177,6 +193,13 @@ def _check_stop(body: Body) -> None:
         del body["stop"]
     elif stop is not None and not all(isinstance(text, str) and text for text in listed):
         raise BadRequest("stop: expected text that is not empty, or a list of it.", "stop")
+
+
+def _is_json_object(text: object) -> bool:
+    try:
+        return isinstance(text, str) and isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _is_whole(value: object) -> bool:

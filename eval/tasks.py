@@ -80,12 +80,11 @@ def load_tasks(selection: Selection, prefix: str = "", limit: int | None = None)
     manager = index_tasks(selection, prefix)
     for choice in selection.choices:
         try:
-            loaded = manager.load([choice.task])["tasks"]
+            loaded = _load(manager, choice.task)
         except IndexError:
             raise InputError(
-                f"{prefix}tasks={choice.task}: it has no samples, or its first one has no right "
-                "choice or an empty one: a target is a number, counted from 0, or the text of one "
-                "of the choices."
+                f"{prefix}tasks={choice.task}: it has no samples, or its first one has an empty "
+                "choice."
             ) from None
         except (OSError, ValueError) as error:
             from huggingface_hub.constants import HF_HOME
@@ -102,6 +101,24 @@ def load_tasks(selection: Selection, prefix: str = "", limit: int | None = None)
                 task, _is_local(manager, name, selection), f"{prefix}tasks={name}", limit
             )
     return manager
+
+
+def _load(manager: TaskManager, name: str) -> dict[str, Any]:
+    """Returns the tasks of a name. lm-eval looks up the choice that the first sample's target
+    numbers, which fails where there is no such choice; it is then loaded without that."""
+    from lm_eval.api.task import ConfigurableTask
+
+    target_of = ConfigurableTask.doc_to_target
+
+    def spelled(task: Any, *doc: Any) -> Any:
+        target = target_of(task, *doc)
+        return str(target) if isinstance(target, int) else target
+
+    try:
+        return manager.load([name])["tasks"]
+    except IndexError:
+        with patch.object(ConfigurableTask, "doc_to_target", spelled):
+            return manager.load([name])["tasks"]
 
 
 def _check_answers(task: Any, is_local: bool, key: str, limit: int | None) -> None:

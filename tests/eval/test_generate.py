@@ -122,6 +122,12 @@ def test_prompts_are_read_as_people_have_them(run, tmp_path):
         assert [row["prompt"] for row in found] == ["one", "one"], name
 
 
+def test_a_prompt_that_is_longer_than_the_model_sees_is_named(run):
+    for length in (512, 2000):
+        with pytest.raises(InputError, match=rf"has {length} tokens, but model=.* sees 512"):
+            run(prompts=["a" * length])
+
+
 def test_ended_says_whether_the_model_stopped_by_itself(run):
     row = run(prompts=["x"], max_new_tokens=1)[0]
     assert row["ended"] is (row["generated"] == "")

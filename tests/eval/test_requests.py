@@ -13,6 +13,7 @@ from eval.models import load
 from eval.requests import CHAT, RESPONSES, TEXT, BadRequest, checked, parsed
 
 USER = {"role": "user", "content": "one"}
+CALL = {"type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
 
 
 def words(path: str, body: dict) -> int:
@@ -45,6 +46,22 @@ def ask(body: Any, path: str = CHAT) -> dict:
             "a part of type 'image_url'",
             "messages[0].content",
         ),
+        (
+            {"messages": [USER, {"role": "assistant", "tool_calls": ["add"]}]},
+            "expected a list of calls of functions with a name",
+            "messages[1].tool_calls",
+        ),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "add"}}]}]},
+            "expected arguments that are a JSON object",
+            "messages[0].tool_calls",
+        ),
+        (
+            {"messages": [USER, {"role": "assistant", "tool_calls": []}]},
+            "content is missing",
+            "messages[1].content",
+        ),
+        ({"generation_config": "{"}, "expected the text of a JSON", "generation_config"),
         ({"messages": [USER | {"content": "\ud83d"}]}, r"holds \\ud83d, half of a char", None),
         ({"messages": [USER | {"content": "a " * 99}]}, "100 tokens, but the model", "messages"),
         ({"max_tokens": 0}, "max_tokens: 0, expected a whole number from 1 on", "max_tokens"),
@@ -117,7 +134,8 @@ def test_what_is_passed_on() -> None:
         {"role": "developer", "content": "be kind"},
         USER | {"content": parts, "name": "me"},
         {"role": "assistant", "content": None},
-        {"role": "assistant", "tool_calls": []},
+        {"role": "assistant", "content": "a", "tool_calls": []},
+        {"role": "assistant", "tool_calls": [CALL]},
         USER | {"content": ""},
     ]
     found = ask({"messages": messages, "stop": [], "n": 1, "max_tokens": None, "temperature": 0})
@@ -126,12 +144,13 @@ def test_what_is_passed_on() -> None:
             {"role": "system", "content": "be kind"},
             USER | {"name": "me"},
             {"role": "assistant", "content": ""},
-            {"role": "assistant", "tool_calls": [], "content": ""},
+            {"role": "assistant", "content": "a"},
+            {"role": "assistant", "tool_calls": [CALL], "content": ""},
             USER | {"content": ""},
         ],
         "n": 1,
         "temperature": 0,
-        "max_tokens": 96,
+        "max_tokens": 95,
     }
     assert ask({"messages": [USER], "max_completion_tokens": 5})["max_completion_tokens"] == 5
     assert ask({"messages": [USER], "max_completion_tokens": 500})["max_completion_tokens"] == 98

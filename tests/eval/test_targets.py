@@ -79,7 +79,9 @@ def labels(*found: Any) -> list[dict]:
         (labels(0, None), {"doc_to_target": "label"}, r"1 of 2 .* no right choice"),
         (labels([0, 1], [7, 8]), {"doc_to_target": "label"}, r"1 of 2 .* target \[7, 8\]"),
         (labels([0], []), {"doc_to_target": "label"}, r"1 of 2 .* target \[\]"),
-        (labels(3, 3), {}, r"its first one has no right choice"),
+        (labels(3, 3), {}, r"2 of 2 samples of quiz have no right choice: .* target 3 and"),
+        (labels(3, 1), {"doc_to_target": "label"}, r"1 of 2 .* right choice: .* target 3 and"),
+        ([ROW | {"choices": ["", "1"]}], {}, r"its first one has an empty choice"),
         ([ROW | {"choices": []}], {"doc_to_target": "label"}, r"no right choice"),
         ([ROW, ROW | {"choices": []}], {}, r"1 of 2 .*: sample 1 has no choices"),
         (
