@@ -28,6 +28,7 @@ import torch.distributed as dist
 from benchmarks.figures import write_results
 from benchmarks.gpu_training import model_config
 from benchmarks.machine import machine
+from conf.machine import fitting_precision, processor
 from model.config import ModelConfig
 from model.network import Decoder
 from pretrain.checkpoints.aside import Aside
@@ -65,9 +66,10 @@ def measure(config: ModelConfig, saver: Saver, tokens: int, pairs: int) -> dict[
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     ids = torch.randint(config.vocab_size, (1, tokens + 1))
     borders = torch.tensor([0, tokens], dtype=torch.int32)
+    fits_bf16 = fitting_precision(processor("cpu")) == "bf16"
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=fits_bf16):
             loss = model(ids[:, :-1], ids[:, 1:].contiguous(), borders)
         loss.backward()
         optimizer.step()

@@ -91,7 +91,7 @@ def start(corpus: Path, run_dir: Path, model: str, stop: int) -> dict[str, float
     """Seconds of each part of a start that ends after step `stop`."""
     settings = arguments(corpus, run_dir, stop_after=stop, validation__every_steps=0)[1:]
     kept = [s for s in settings if not s.startswith(("model", "precision"))]
-    command = [sys.executable, "-c", MARKED, f"model={model}", *kept, "precision=bf16"]
+    command = [sys.executable, "-c", MARKED, f"model={model}", *kept, "precision=auto"]
     environment = os.environ | {"BEGAN": str(time.time())}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     line = next((s for s in done.stderr.splitlines() if s.startswith("MOMENTS ")), None)

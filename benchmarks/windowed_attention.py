@@ -16,6 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.figures import write_results
 from benchmarks.machine import described, machine
+from conf.machine import fitting_precision, processor
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 HEADS, KV_HEADS, HEAD_DIM = 6, 2, 64
@@ -30,9 +31,11 @@ def main() -> None:
         "--out", type=Path, default=Path("benchmarks/results/windowed_attention.json")
     )
     options = parser.parse_args()
-    figures: dict[str, Any] = {"machine": machine(), "window": options.window, "lengths": {}}
+    precision = fitting_precision(processor("cpu"))
+    figures: dict[str, Any] = {"machine": machine(), "precision": precision}
+    figures |= {"window": options.window, "lengths": {}}
     for length in LENGTHS:
-        found = times(length, options.window, options.repeats)
+        found = times(length, options.window, options.repeats, precision)
         medians = {name: statistics.median(values) for name, values in found.items()}
         figures["lengths"][length] = medians
         print(
@@ -42,14 +45,16 @@ def main() -> None:
     plot(figures, options.out.with_suffix(".png"))
 
 
-def times(length: int, window: int, repeats: int) -> dict[str, list[float]]:
-    """Seconds of one sequence, forward and backward in bf16, of each backend in turns."""
+def times(length: int, window: int, repeats: int, precision: str) -> dict[str, list[float]]:
+    """Seconds of one sequence, forward and backward, of each backend in turns."""
     import torch
 
+    from conf.machine import DTYPES
     from model.attention import attend, visible_keys
 
     shapes = [(1, length, heads, HEAD_DIM) for heads in (HEADS, KV_HEADS, KV_HEADS)]
-    q, k, v = (torch.randn(shape, dtype=torch.bfloat16, requires_grad=True) for shape in shapes)
+    dtype = getattr(torch, DTYPES[precision])
+    q, k, v = (torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes)
     seen = {
         name: visible_keys(name, 1, length, window, None, q.device) for name in ("blocks", "sdpa")
     }
@@ -68,8 +73,9 @@ def table(figures: dict[str, Any]) -> str:
     """The figures as Markdown."""
     about = described(figures["machine"])
     lines = [
-        f"Attention of one sequence, forward and backward, bf16, {HEADS} heads over {KV_HEADS}, "
-        f"head size {HEAD_DIM}, window {figures['window']}; medians. {about}.",
+        f"Attention of one sequence, forward and backward, {figures['precision']}, "
+        f"{HEADS} heads over {KV_HEADS}, head size {HEAD_DIM}, "
+        f"window {figures['window']}; medians. {about}.",
         "",
         "| tokens | blocks, ms | us a token | sdpa under a mask, ms | us a token |",
         "|---|---|---|---|---|",

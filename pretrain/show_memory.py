@@ -12,7 +12,7 @@ from rich.table import Table
 
 from conf.errors import InputError, one_of
 from model.config import ModelConfig
-from pretrain.config import PRECISIONS, OptimConfig, ParallelConfig
+from pretrain.config import PRECISION_CHOICES, OptimConfig, ParallelConfig
 from pretrain.fake_ranks import fake_ranks, state_bytes
 from pretrain.layout_choice import GIB, USABLE, Machine, Need, Option, optimizer_name, options
 from pretrain.memory import KIND
@@ -32,13 +32,14 @@ class MemoryConfig:
     build: splits the model for every layout that fits on a fake process group and counts its
         weights, gradients and optimizer states; false shows the calculated ones.
     parallel: its layout and micro-batch are what is looked for, the rest is taken as it is.
+    precision: auto is bf16 here, which GPUs multiply.
     """
 
     model: ModelConfig = MISSING
     init_from: str | None = None
     optim: OptimConfig = MISSING
     parallel: ParallelConfig = MISSING
-    precision: str = "bf16"
+    precision: str = "auto"
     world_size: int = 8
     node: int = 8
     gpu_memory_gib: float = 80.0
@@ -48,7 +49,9 @@ class MemoryConfig:
     build: bool = True
 
     def __post_init__(self) -> None:
-        one_of("precision", self.precision, PRECISIONS)
+        one_of("precision", self.precision, PRECISION_CHOICES)
+        if self.precision == "auto":
+            self.precision = "bf16"
         for key in ("world_size", "node", "gpu_memory_gib", "show"):
             if getattr(self, key) <= 0:
                 raise InputError(f"{key}={getattr(self, key)}, expected more than 0.")

@@ -103,9 +103,7 @@ def _train_tab(page: Any, folder: Path, started: Started, data: Any) -> None:
         optim = gr.Dropdown(commands.choices("optim"), value="adamw_demo", label="optimizer")
         processes = gr.Number(1, label="processes here", minimum=1, precision=0)
         cluster = gr.Dropdown(commands.choices("cluster"), value="laptop", label="plan it for")
-    more = gr.Textbox(
-        "", label="more overrides", placeholder="seed=1 parallel=fsdp precision=bf16", lines=1
-    )
+    more = gr.Textbox("", label="more overrides", placeholder="seed=1 parallel=fsdp", lines=1)
     fields: list[Any] = [name, model, recipe, optim, data, processes, cluster, more]
     line = _said("command", 3)
     with gr.Row():
