@@ -76,7 +76,7 @@ def chains(texts: list[str], folder: Path) -> Iterator[tuple[str, Callable[[], o
     half = len(texts) // 2
     examples = [*texts[:half], *(text[::-1] for text in texts[:half])]
     model = QualityModel.train(examples, [True] * half + [False] * half, seed=0, trees=200)
-    model.save(folder / "quality.lgb")
+    (folder / "quality.lgb").write_text(model.to_text())
     for step in STEPS:
         config = CleaningConfig(
             steps=[step],

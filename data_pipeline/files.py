@@ -1,15 +1,15 @@
-"""Files that are there whole or not at all: written under another name, then renamed."""
+"""JSON and arrays that appear whole or not at all."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from conf.files import write_atomically
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -21,17 +21,3 @@ def write_json(path: Path, content: Any) -> None:
 def write_array(path: Path, array: NDArray[Any]) -> None:
     """Writes a .npy file."""
     write_atomically(path, lambda file: np.save(file, array, allow_pickle=False))
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """The file appears, durable, when `write` has returned; after an error there is none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)

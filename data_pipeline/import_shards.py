@@ -26,6 +26,8 @@ from tokenizers import Tokenizer
 
 from conf.errors import InputError, did_you_mean
 from conf.folders import expand, files_under
+from conf.kinds import CORPUS
+from conf.outputs import Output
 from data_pipeline.store.manifest import FILE, Manifest, tokenizer_fingerprint
 from data_pipeline.store.shard_scan import (
     BadIndex,
@@ -55,6 +57,7 @@ class ImportConfig:
     held_out_fraction: share of each source's shards, at least one where it is above 0, that is
     never trained on, chosen by `seed`; held_out: a glob on their names or paths instead.
     link: symlink, hard or copy. workers: processes, 0 for as many as there are cores.
+    overwrite: replaces `out`, if it is a corpus that Headwater made.
     """
 
     tokenizer: str = MISSING
@@ -117,10 +120,8 @@ def import_shards(config: ImportConfig) -> None:
 
     console = Console(soft_wrap=True, highlight=False)
     out = Path(config.out)
-    if (out / FILE).is_file() and not config.overwrite:
-        raise InputError(f"{out} holds a corpus: name another out=, or overwrite=true.")
-    if out.exists() and not (out / FILE).is_file() and (out.is_file() or any(out.iterdir())):
-        raise InputError(f"out={out} is not empty and holds no corpus: name another folder.")
+    output = Output(config.out, CORPUS, config.overwrite, [config.tokenizer])
+    output.check()
     named = config.sources or {config.source: str(config.path)}
     pairs = [pair for name, where in named.items() for pair in list_pairs(name, where, config)]
     for pair in pairs:
@@ -128,24 +129,17 @@ def import_shards(config: ImportConfig) -> None:
             raise InputError(f"{pair.prefix}.bin lies in out={out}: name another folder.")
     tokenizer = load_tokenizer(Path(config.tokenizer))
     ids = _special_ids(tokenizer, config)
-    temporary = out.with_name(out.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        shutil.copyfile(config.tokenizer, temporary / "tokenizer.json")
-        np.save(temporary / "token_bytes.npy", token_bytes(tokenizer))
+    with output.folder() as folder:
+        shutil.copyfile(config.tokenizer, folder / "tokenizer.json")
+        np.save(folder / "token_bytes.npy", token_bytes(tokenizer))
         about = {
             "file": "tokenizer.json",
-            "sha256": tokenizer_fingerprint(temporary / "tokenizer.json"),
+            "sha256": tokenizer_fingerprint(folder / "tokenizer.json"),
             "vocab_size": vocab_size_of(tokenizer),
             **ids,
         }
-        manifest = _adopt_all(pairs, config, about, temporary, console)
-        (temporary / FILE).write_text(manifest.to_json())
-        shutil.rmtree(out, ignore_errors=True)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        manifest = _adopt_all(pairs, config, about, folder, console)
+        (folder / FILE).write_text(manifest.to_json())
     print_summary(manifest, console)
     if not manifest.ends_in_eos:
         console.print(

@@ -15,12 +15,13 @@ import textwrap
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 
 from conf.errors import InputError
+from conf.kinds import PAIRS
+from conf.outputs import Output
 from data_pipeline.store.manifest import Manifest, load_manifest
 from data_pipeline.text.selection import HELD_OUT, TRAIN
 from data_pipeline.tokenizing.documents import read_documents
@@ -36,6 +37,7 @@ class PairsConfig:
     limit, held_out_limit, preferences: rows of each.
     max_code_chars, max_docstring_chars: longer functions and docstrings are left out.
     max_per_file: pairs of one file, so that no large module sets the tone.
+    overwrite: replaces `out`, if it is a folder of pairs that Headwater made.
     """
 
     corpus: str = MISSING
@@ -47,10 +49,13 @@ class PairsConfig:
     max_code_chars: int = 800
     max_docstring_chars: int = 240
     max_per_file: int = 20
+    overwrite: bool = False
 
 
 def pairs(config: PairsConfig) -> None:
-    """Writes both files."""
+    """Writes the folder `out`, whole or not at all."""
+    output = Output(config.out, PAIRS, config.overwrite, [config.corpus])
+    output.check()
     manifest = load_manifest(config.corpus)
     if config.source not in manifest.source_tokens(TRAIN):
         raise InputError(
@@ -66,14 +71,12 @@ def pairs(config: PairsConfig) -> None:
     }
     if config.preferences:
         rows["preferences"] = compare(train[beyond:])
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
+    with output.folder() as folder:
+        for split, lines in rows.items():
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            (folder / f"{split}.jsonl").write_text(text)
     for split, lines in rows.items():
-        path = out / f"{split}.jsonl"
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        temporary.replace(path)
-        print(f"{path}: {len(lines)} pairs")
+        print(f"{config.out}/{split}.jsonl: {len(lines)} pairs")
 
 
 def draw(

@@ -27,9 +27,11 @@ import yaml
 from omegaconf import MISSING
 
 from conf.errors import InputError
+from conf.kinds import TASKS, read_json
+from conf.outputs import Output
 from data_pipeline.store.manifest import Manifest, load_manifest
 from data_pipeline.tokenizing.documents import read_documents
-from eval.files import new_folder, write_json_lines
+from eval.files import json_lines
 
 CHOICES = 4
 RECORD = "tasks.json"
@@ -43,6 +45,7 @@ class BuildTasksConfig:
     questions: multiple choice questions a source, fewer where its held-out text is short.
     context_chars: about as many before a cut; continuation_chars: least and most of a choice.
     documents, document_chars: of a perplexity task, at most.
+    overwrite: replaces `out`, if it is a folder of tasks that Headwater made.
     """
 
     corpus: str = MISSING
@@ -72,28 +75,21 @@ def build_tasks(config: BuildTasksConfig) -> None:
     Raises:
         InputError: the corpus is missing or holds out too little; `out` holds something else.
     """
+    output = Output(config.out, TASKS, config.overwrite, [config.corpus])
+    output.check_foreign()
     manifest = load_manifest(config.corpus)
     out = Path(config.out)
     settings = {k: v for k, v in asdict(config).items() if k not in ("corpus", "out", "overwrite")}
     inputs = json.dumps([manifest.fingerprint, str(out.resolve()), settings], sort_keys=True)
-    record = out / RECORD
-    if record.is_file():
-        same = json.loads(record.read_text())["inputs"] == inputs
-        if same and not config.overwrite:
-            print(f"{out}: done already, from the same inputs")
-            return
-        if not config.overwrite:
-            raise InputError(
-                f"out={out} holds tasks from other inputs: choose another folder, or give "
-                "overwrite=true."
-            )
-    elif out.exists():
-        raise InputError(f"out={out} exists and holds no tasks: choose another folder.")
+    if read_json(out / RECORD).get("inputs") == inputs and not config.overwrite:
+        print(f"{out}: done already, from the same inputs")
+        return
+    output.check("a folder of tasks from other inputs")
     sources = sorted(manifest.source_tokens("held_out"))
     if not sources:
         raise InputError(f"corpus={config.corpus} has no held-out split to make tasks of.")
     made: dict[str, int] = {}
-    with new_folder(out) as folder:
+    with output.folder() as folder:
         for source in sources:
             made |= write_tasks(folder, out.resolve(), manifest, source, config)
         made_of = {"format": 1, "inputs": inputs, "corpus": manifest.name, "tasks": made}
@@ -130,7 +126,7 @@ def write_tasks(
         }
         with (folder / f"{name}.yaml").open("w") as file:
             yaml.safe_dump({**where, **content}, file, sort_keys=False)
-        write_json_lines(folder / f"{name}.jsonl", rows[kind])
+        (folder / f"{name}.jsonl").write_text(json_lines(rows[kind]), encoding="utf-8")
         sizes[name] = len(rows[kind])
     return sizes
 

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from conf.errors import InputError
-from eval.files import write_text
 from eval.page_tuning import record_of
+from eval.report import card_of
 from eval.results import SHARES, rows
 from model.config import ModelConfig
 from model.hf import read_config
@@ -40,7 +40,7 @@ def write_card(folder: Path, page: Page, results: Page | None) -> None:
             f"card={folder} is no Hugging Face folder: it has no config.json; expected what "
             "python -m pretrain export or finetune made."
         )
-    write_text(folder / "README.md", front_matter(folder, page, results) + body(folder, page))
+    card_of(folder).write(front_matter(folder, page, results) + body(folder, page))
 
 
 def check_network(folder: Path, network: ModelConfig) -> None:

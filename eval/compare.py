@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from conf.errors import InputError, did_you_mean
-from eval.files import write_text
+from conf.kinds import DIFFERENCES
+from conf.outputs import Output
 from eval.harness import LOG_WIDTH
 from eval.published import printed, suite_tables
 from eval.results import FORMAT, LOWER_IS_BETTER, SHARES, load_results, rows, table
@@ -34,13 +35,14 @@ class CompareConfig:
     """results: files of lm_eval; models: those to show, all where it is empty.
 
     baseline: the model that the others are compared with, null for the first.
-    out: a JSON file for the differences, null for none.
+    out: a JSON file for the differences, null for none; overwrite: replaces such a file.
     """
 
     results: list[str] = MISSING
     models: list[str] = field(default_factory=list)
     baseline: str | None = None
     out: str | None = None
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,10 @@ def compare(config: CompareConfig) -> None:
     Raises:
         InputError: a file is missing or not of this kind, or a model is not in it.
     """
+    output = None
+    if config.out is not None:
+        output = Output(config.out, DIFFERENCES, config.overwrite, config.results)
+        output.check()
     results = merged([Path(path) for path in config.results])
     names = config.models or list(results["models"])
     baseline = config.baseline or names[0]
@@ -87,9 +93,9 @@ def compare(config: CompareConfig) -> None:
         console.print(printed(suite))
     if found:
         console.print(differences_table(found, baseline))
-    if config.out is not None:
+    if output:
         content = {"baseline": baseline, "differences": [asdict(one) for one in found]}
-        write_text(Path(config.out), json.dumps(content, indent=1))
+        output.write(json.dumps(content, indent=1))
 
 
 def merged(paths: list[Path]) -> dict[str, Any]:

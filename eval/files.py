@@ -1,12 +1,10 @@
-"""Files and folders that are there whole or not at all, and jsonl."""
+"""Text, jsonl and hashes of files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +12,9 @@ from conf.errors import InputError
 from conf.text_files import json_objects
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file through a temporary one beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes a jsonl file through a temporary one."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Returns the content of a jsonl file."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def read_json_lines(path: Path, key: str) -> list[dict[str, Any]]:
@@ -36,21 +26,6 @@ def read_json_lines(path: Path, key: str) -> list[dict[str, Any]]:
     if not path.is_file():
         raise InputError(f"{key}={path} is not a file: expected jsonl.")
     return [row for _, row in json_objects(path, key)]
-
-
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """Yields a folder beside `out` that takes its place at the end, and vanishes on an error."""
-    temporary = out.with_name(out.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        shutil.rmtree(out, ignore_errors=True)
-        temporary.rename(out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def digest_of(paths: Iterable[Path], *settings: object) -> str:

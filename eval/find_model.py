@@ -66,7 +66,7 @@ def _export(run: Path, step: str, key: str) -> Path:
         return out
     command = ["pretrain", "export", f"run={run}", f"step={step.removeprefix('step_')}"]
     done = subprocess.run(
-        [sys.executable, "-m", *command, f"out={out}"],
+        [sys.executable, "-m", *command, f"out={out}", "overwrite=true"],
         capture_output=True,
         text=True,
         check=False,

@@ -13,8 +13,10 @@ from rich.text import Text
 
 from conf.chat import text_of
 from conf.errors import InputError
+from conf.kinds import SAMPLES
+from conf.outputs import Output
 from conf.text_files import JSON_ENDINGS, json_objects, read_text
-from eval.files import write_json_lines
+from eval.files import json_lines
 from eval.models import Loaded, load
 
 Prompt = str | list[dict[str, str]]
@@ -32,7 +34,7 @@ class GenerateConfig:
     temperature: 0 takes the likeliest token each time; top_p, top_k: what is drawn from, 1 and 0
         for all tokens. limit: prompts, null for all.
     dtype: auto for the stored type where the device multiplies it, else float32.
-    out: a jsonl file for prompts and completions, null for none.
+    out: a jsonl file for prompts and completions, null for none; overwrite: replaces such a file.
     """
 
     model: str = MISSING
@@ -49,6 +51,7 @@ class GenerateConfig:
     dtype: str = "auto"
     device: str = "auto"
     out: str | None = None
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -71,6 +74,10 @@ def generate(config: GenerateConfig) -> None:
     Raises:
         InputError: there is no model or no prompt, or the model has no chat template.
     """
+    output = None
+    if config.out is not None:
+        output = Output(config.out, SAMPLES, config.overwrite, [config.model, config.prompts_file])
+        output.check()
     asked = read_prompts(config)
     loaded = load(config.model, config.dtype, config.device)
     if config.chat and not loaded.tokenizer.chat_template:
@@ -91,8 +98,8 @@ def generate(config: GenerateConfig) -> None:
                 "computed_in": loaded.dtype,
             }
         )
-    if config.out is not None:
-        write_json_lines(Path(config.out), rows)
+    if output:
+        output.write(json_lines(rows))
 
 
 def read_prompts(config: GenerateConfig) -> list[dict[str, Any]]:

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from conf.errors import InputError
+from conf.kinds import RESULTS
+from conf.outputs import Output
 from conf.wandb_run import check_key, open_run
 from eval.devices import device_of, dtype_of
-from eval.files import digest_of, write_text
+from eval.files import digest_of
 from eval.find_model import find_model
 from eval.published import printed, suite_tables
 from eval.results import FORMAT, load_results, rows, table
@@ -40,6 +42,9 @@ def lm_eval(config: LmEvalConfig) -> None:
     Raises:
         InputError: a model folder or a task does not exist, or a data set cannot be had.
     """
+    # Scores are added to those that are there, and replace those of the same model.
+    output = Output(config.out, RESULTS, overwrite=True, inputs=[*config.models.values()])
+    output.check_foreign()
     check_key(config.logger)
     console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
     if config.check:
@@ -99,9 +104,9 @@ def lm_eval(config: LmEvalConfig) -> None:
             },
             "tasks": tasks,
         }
-        write_text(out, json.dumps(side_by_side(done, folders), indent=1))
+        output.write(json.dumps(side_by_side(done, folders), indent=1))
     results = side_by_side(done, folders)
-    write_text(out, json.dumps(results, indent=1))
+    output.write(json.dumps(results, indent=1))
     console.print(table(results))
     for suite in suite_tables(results):
         console.print(printed(suite))

@@ -21,9 +21,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from conf.errors import InputError
+from conf.kinds import PERPLEXITY
+from conf.outputs import Output
 from data_pipeline.sampling.batches import IGNORED, Batch, held_out_batches
 from data_pipeline.store.manifest import Manifest, load_manifest
-from eval.files import write_text
 from eval.inloop import Score
 from eval.models import load
 
@@ -35,7 +36,7 @@ class PerplexityConfig:
     seq_len: of the samples, as in the trainer's last stage; tokens: held-out tokens of each source,
         as validation.tokens of the trainer; batch_tokens: of one forward pass.
     dtype: auto for the stored type where the device multiplies it, else float32.
-    out: a JSON file for the scores, null for none.
+    out: a JSON file for the scores, null for none; overwrite: replaces such a file.
     """
 
     model: str = MISSING
@@ -46,6 +47,7 @@ class PerplexityConfig:
     dtype: str = "auto"
     device: str = "auto"
     out: str | None = None
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         for key in ("seq_len", "tokens", "batch_tokens"):
@@ -59,6 +61,10 @@ def perplexity(config: PerplexityConfig) -> None:
     Raises:
         InputError: model or corpus is missing, they do not fit, or too little is held out.
     """
+    output = None
+    if config.out is not None:
+        output = Output(config.out, PERPLEXITY, config.overwrite, [config.model, config.data])
+        output.check()
     manifest = load_manifest(config.data)
     manifest.check_tokenizer()
     loaded = load(config.model, config.dtype, config.device)
@@ -79,7 +85,7 @@ def perplexity(config: PerplexityConfig) -> None:
     tokens = sum(entry.tokens for entry in scores.values())
     loss = sum(entry.loss * entry.tokens for entry in scores.values()) / tokens
     print_scores(console, config, loaded.dtype, scores, loss)
-    if config.out is not None:
+    if output:
         content = {
             "model": config.model,
             "seq_len": config.seq_len,
@@ -87,7 +93,7 @@ def perplexity(config: PerplexityConfig) -> None:
             "loss": loss,
             "sources": {source: asdict(entry) for source, entry in scores.items()},
         }
-        write_text(Path(config.out), json.dumps(content, indent=1))
+        output.write(json.dumps(content, indent=1))
 
 
 def check_same_tokenizer(config: PerplexityConfig, folder: Path, manifest: Manifest) -> None:

@@ -12,7 +12,9 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from conf.errors import InputError
-from pages.page import render, write_page
+from conf.kinds import CARD, PAGE
+from conf.outputs import Output
+from pages.page import render
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 
@@ -28,6 +30,7 @@ class ReportConfig:
         both by the names that the page shows. Null or empty leaves that part out, but for
         samples: then the files in samples/ of the run folder are shown.
     max_samples: prompts to show.
+    overwrite: replaces `out`, if it is a page that Headwater made.
     card: an exported folder whose README.md becomes a model card with the same content, null for
         none.
     """
@@ -42,6 +45,7 @@ class ReportConfig:
     samples: dict[str, str] = field(default_factory=dict)
     max_samples: int = 6
     card: str | None = None
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         if self.max_samples < 0:
@@ -54,15 +58,26 @@ def report(config: ReportConfig) -> None:
     Raises:
         InputError: a file or folder that is named is missing or not of its kind.
     """
+    read = [config.run, config.corpus, config.results, config.perplexity]
+    more = [*config.others.values(), *config.tuned.values(), *config.samples.values()]
+    output = Output(config.out, PAGE, config.overwrite, [*read, *more])
+    output.check()
+    if config.card is not None:
+        card_of(config.card).check_foreign()
+
     from eval.card import write_card
     from eval.page import content
     from eval.results import load_results
 
-    out = Path(config.out)
     found = content(config)
     if config.card is not None:
         write_card(
             Path(config.card), found, load_results(Path(config.results)) if config.results else None
         )
-    write_page(out, render(TEMPLATE, found))
-    print(f"{out}: {out.stat().st_size / 1024:.0f} kB")
+    output.write(render(TEMPLATE, found))
+    print(f"{config.out}: {output.path.stat().st_size / 1024:.0f} kB")
+
+
+def card_of(folder: str | Path) -> Output:
+    """Returns the model card of an exported folder: `card=` asks for it to be replaced."""
+    return Output(Path(folder) / "README.md", CARD, overwrite=True, key="card")

@@ -23,6 +23,7 @@ class LmEvalConfig:
     tasks: `local` for all tasks of `task_folder`; a suite of `conf/tasks/`; a folder of task
         files; a task of lm-eval; or a list of these.
     out: the JSON file of results; a model whose results it holds already is skipped.
+    overwrite: drops the scores of such a file that are there already.
     num_fewshot: for all tasks, null for what the suite or the task itself says.
     limit: samples of each task, null for all (for trying out: not a result).
     chat: renders prompts with the model's own chat template.

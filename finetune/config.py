@@ -38,7 +38,7 @@ class SftConfig:
     checkpoint_every: steps between checkpoints, from which the same command continues; null for
         none. They lie in `out`.tmp until the result is whole.
     repetition_penalty: that the result's generation config asks for; null for what `model` says.
-    overwrite: replaces `out`, whatever it holds.
+    overwrite: replaces `out`, if it is a model folder that Headwater made.
     check: reads all the data, which is refused as it would be later, and ends; `model` need not be
         there yet.
     """

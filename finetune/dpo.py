@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from conf.errors import InputError
 from finetune.config import DpoConfig
-from finetune.output import inputs_fingerprint, is_done, staged
+from finetune.output import RESULT, check_out, inputs_fingerprint, is_done, output_of, staged
 from finetune.rows import names, read_pairs
 from finetune.sft import about, save, stay_here, told, tune
 
@@ -33,6 +33,8 @@ def dpo(config: DpoConfig) -> None:
         InputError: settings, model folder, data or template do not fit; `out` is untouched.
     """
     stay_here(config)
+    writes = os.environ.get("RANK", "0") == "0"
+    check_out(config, writes=writes)
     model_dir, out = Path(config.model), Path(config.out)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     config.share(processes)
@@ -41,7 +43,6 @@ def dpo(config: DpoConfig) -> None:
     rows = read_pairs(config.data, config.format, config.split, config.language)
     held_out = config.validation
     validation = read_pairs(held_out, config.format, None, config.language) if held_out else None
-    writes = os.environ.get("RANK", "0") == "0"
     if config.check:
         if writes:
             print(f"{len(rows)} pairs in {', '.join(names(config.data))}")
@@ -56,14 +57,14 @@ def dpo(config: DpoConfig) -> None:
     from finetune.prepare_dpo import build_trainer
 
     base = load(model_dir)
-    with staged(out, inputs, writes=writes) as (folder, checkpoint):
+    with staged(output_of(config), inputs, writes=writes) as (folder, checkpoint):
         trainer = build_trainer(config, base, rows, processes, folder, validation)
         tune(trainer, config, folder, checkpoint, writes)
         if writes:
             merge(trainer, base)
             settings = {key: getattr(config, key) for key in SETTINGS}
             record = {"inputs": inputs, **about(trainer, config, rows), **settings}
-            save(base, config, record, folder)
+            save(base, config, record, folder / RESULT)
     if writes:
         print(told(out, record))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,9 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import InputError
+from conf.files import clean, discard, restore
+from conf.kinds import MODEL, read_json
+from conf.outputs import Output
 from finetune.config import DpoConfig, SftConfig
-from finetune.resume import last_checkpoint, remove_checkpoints
+from finetune.resume import last_checkpoint
 from finetune.rows import Row, fingerprint, names
+from finetune.sources import HUB
+
+MARK, RESULT = "inputs", "result"
+"""In the folder of the work: what it is made of, and the model that is to become the output."""
 
 # These say where the result goes and how it is watched, not what it is.
 WATCHING = ("logger", "log_every", "validation", "validate_every", "checkpoint_every")
@@ -36,52 +42,77 @@ def inputs_fingerprint(config: SftConfig, rows: list[Row]) -> str:
     return digest.hexdigest()
 
 
+def output_of(config: SftConfig) -> Output:
+    """Returns the folder that a command makes."""
+    data = [name for name in names(config.data) if not name.startswith(HUB)]
+    return Output(config.out, MODEL, config.overwrite, [config.model, *data])
+
+
+def check_out(config: SftConfig, *, writes: bool) -> None:
+    """Raises InputError where `out`, or the folder of the work on it, holds what is not ours."""
+    output = output_of(config)
+    output.check_foreign()
+    work = _work_folder(output)
+    if writes:
+        clean(work)
+    if writes and work.exists() and not (work / MARK).is_file():
+        raise InputError(
+            f"out={config.out}: {work} is in the way, where checkpoints are kept meanwhile, and "
+            "is not from an earlier call. Remove it, or choose another folder."
+        )
+
+
 def is_done(config: SftConfig, inputs: str) -> bool:
     """Whether `out` already holds the result of these inputs.
 
     Raises:
-        InputError: it holds something else, and `overwrite` is not set.
+        InputError: it holds another model, and `overwrite` is not set.
     """
-    out = Path(config.out)
-    if out.name in ("", ".."):
-        raise InputError(f"out={out} has no name of its own: expected a folder to be made.")
-    if config.overwrite or not out.exists():
-        return False
-    record = out / config.record
-    if record.is_file() and json.loads(record.read_text())["inputs"] == inputs:
+    output = output_of(config)
+    record = read_json(output.path / config.record)
+    if not config.overwrite and record.get("inputs") == inputs:
+        work = _work_folder(output)
+        if _made_from(work) == inputs:  # the process was killed while it removed this
+            discard(work)
         return True
-    made = "was made from other inputs" if record.is_file() else "holds something else"
-    raise InputError(f"out={out} {made}: choose another folder, or give overwrite=true.")
+    output.check("a model from other inputs" if record else None)
+    return False
 
 
 @contextmanager
-def staged(out: Path, inputs: str, *, writes: bool) -> Iterator[tuple[Path, Path | None]]:
-    """Yields a folder beside `out` that replaces it at the end, and the checkpoint to continue
-    from: one that a run from the same inputs left there. On an error the folder vanishes, unless
-    it holds a checkpoint.
+def staged(output: Output, inputs: str, *, writes: bool) -> Iterator[tuple[Path, Path | None]]:
+    """Yields the folder of the work, next to the output, and the checkpoint to continue from: one
+    that a run from the same inputs left there. What is in `RESULT` of it at the end becomes the
+    output. On an error the folder vanishes, unless it holds a checkpoint.
 
     writes: whether this process is the one that makes and renames the folder.
     """
-    temporary = out.with_name(out.name + ".tmp")
-    made_from = temporary / "inputs"
+    work = _work_folder(output)
+    result = work / RESULT
     # A folder of other inputs never looks like one of these, not even while it is removed.
-    same = made_from.is_file() and made_from.read_text() == inputs
-    checkpoint = last_checkpoint(temporary) if same else None
-    if writes and checkpoint is None:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        made_from.write_text(inputs)
+    checkpoint = last_checkpoint(work) if _made_from(work) == inputs else None
+    if writes:
+        restore(result, output.path)
+        discard(result if checkpoint else work)
+        result.mkdir(parents=True)
+        (work / MARK).write_text(inputs)
     try:
-        yield temporary, checkpoint
+        yield work, checkpoint
         if writes:
-            remove_checkpoints(temporary)
-            made_from.unlink()
-            shutil.rmtree(out, ignore_errors=True)
-            temporary.rename(out)
+            output.put(result)
+            discard(work)
     except BaseException:
-        if writes and last_checkpoint(temporary) is None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        if writes and last_checkpoint(work) is None:
+            discard(work)
         raise
+
+
+def _made_from(work: Path) -> str | None:
+    return (work / MARK).read_text() if (work / MARK).is_file() else None
+
+
+def _work_folder(output: Output) -> Path:
+    return output.path.with_name(output.path.name + ".tmp")
 
 
 def model_card(config: SftConfig, record: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 PRECISION = "precision"
@@ -23,9 +22,3 @@ def precision_before(checkpoint: Path) -> str | None:
     """Returns the precision that a checkpoint was made with; None for one that does not say."""
     path = checkpoint / PRECISION
     return path.read_text() if path.is_file() else None
-
-
-def remove_checkpoints(folder: Path) -> None:
-    """Takes all checkpoints out of `folder`."""
-    for path in folder.glob("checkpoint-*"):
-        shutil.rmtree(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from conf.errors import InputError
 from finetune.config import SftConfig
-from finetune.output import inputs_fingerprint, is_done, model_card, staged
+from finetune.output import (
+    RESULT,
+    check_out,
+    inputs_fingerprint,
+    is_done,
+    model_card,
+    output_of,
+    staged,
+)
 from finetune.rows import Row, fingerprint, names, read_rows
 from finetune.sources import HUB
 
@@ -26,6 +35,7 @@ if TYPE_CHECKING:
     from finetune.prepare_dpo import PairTrainer
     from finetune.trainer import AnswerTrainer
 
+METRICS = "metrics.jsonl"
 PACKAGES = ("torch", "transformers", "trl", "datasets", "accelerate")
 
 
@@ -36,6 +46,8 @@ def sft(config: SftConfig) -> None:
         InputError: settings, model folder, data or template do not fit; `out` is untouched.
     """
     stay_here(config)
+    writes = os.environ.get("RANK", "0") == "0"
+    check_out(config, writes=writes)
     model_dir, out = Path(config.model), Path(config.out)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     config.share(processes)
@@ -44,7 +56,6 @@ def sft(config: SftConfig) -> None:
     rows = read_rows(config.data, config.format, config.split, config.language)
     held_out = config.validation
     validation = read_rows(held_out, config.format, None, config.language) if held_out else None
-    writes = os.environ.get("RANK", "0") == "0"
     if config.check:
         if writes:
             print(f"{len(rows)} conversations in {', '.join(names(config.data))}")
@@ -58,13 +69,13 @@ def sft(config: SftConfig) -> None:
     from finetune.prepare import build_trainer, check_labels, load
 
     base = load(model_dir)
-    with staged(out, inputs, writes=writes) as (folder, checkpoint):
+    with staged(output_of(config), inputs, writes=writes) as (folder, checkpoint):
         trainer = build_trainer(config, base, rows, processes, folder, validation)
         check_labels(trainer, base.tokenizer)
         tune(trainer, config, folder, checkpoint, writes)
         if writes:
             record = {"inputs": inputs, **about(trainer, config, rows)}
-            save(base, config, record, folder)
+            save(base, config, record, folder / RESULT)
     if writes:
         print(told(out, record))
 
@@ -92,7 +103,7 @@ def tune(
 
     wandb = writes and config.logger.wandb != "disabled"
     if writes:
-        trainer.add_callback(MetricsFile(folder / "metrics.jsonl"))
+        trainer.add_callback(MetricsFile(folder / METRICS))
         if config.logger.progress:
             trainer.add_callback(ProgressLine())
     if wandb:
@@ -139,7 +150,7 @@ def about(
 
 def save(base: Base, config: SftConfig, record: dict[str, Any], folder: Path) -> None:
     """Writes the model in the precision that it came in, with all that belongs to it, as both
-    transformers 4 and 5 load it."""
+    transformers 4 and 5 load it. The metrics come from the folder of the work."""
     import torch
 
     from model.hf_forms import write_both_forms
@@ -152,4 +163,5 @@ def save(base: Base, config: SftConfig, record: dict[str, Any], folder: Path) ->
     base.tokenizer.save_pretrained(folder)
     write_both_forms(folder)
     (folder / "README.md").write_text(model_card(config, record))
+    shutil.copyfile(folder.parent / METRICS, folder / METRICS)
     (folder / config.record).write_text(json.dumps(record, indent=2) + "\n")

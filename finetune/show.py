@@ -17,6 +17,8 @@ from omegaconf import MISSING
 
 from conf.chat import ChatTemplate
 from conf.errors import InputError
+from conf.kinds import PAGE
+from conf.outputs import Output
 from finetune.rows import read_rows
 
 if TYPE_CHECKING:
@@ -30,7 +32,8 @@ Token = tuple[int, str, bool]
 class ShowConfig:
     """model: a Hugging Face folder, for its tokenizer. data, format, split, language: as for sft.
 
-    row: which example, from 0. out: an HTML page to write, null for the terminal only.
+    row: which example, from 0. out: an HTML page to write, null for the terminal only; overwrite:
+    replaces such a page.
     """
 
     model: str = MISSING
@@ -41,6 +44,7 @@ class ShowConfig:
     language: str = "en"
     row: int = 0
     out: str | None = None
+    overwrite: bool = False
 
 
 def show(config: ShowConfig) -> None:
@@ -50,6 +54,9 @@ def show(config: ShowConfig) -> None:
         InputError: model, data or template do not fit, or there is no such row.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    output = Output(config.out, PAGE, config.overwrite) if config.out else None
+    if output:
+        output.check()
     folder = Path(config.model)
     if not (folder / "tokenizer_config.json").is_file():
         raise InputError(f"model={folder} has no tokenizer_config.json: expected a folder with it.")
@@ -69,11 +76,9 @@ def show(config: ShowConfig) -> None:
     tokens = list(zip(ids, texts(tokenizer, ids), learned, strict=True))
     title = f"{config.chat_template.name}, row {config.row} of {Path(str(config.data)).name}"
     on_terminal(title, tokens)
-    if config.out:
-        out = Path(config.out)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(page(title, tokens), encoding="utf-8")
-        print(f"{out}: {len(tokens)} tokens, {sum(learned)} of them learned from")
+    if output:
+        output.write(page(title, tokens))
+        print(f"{config.out}: {len(tokens)} tokens, {sum(learned)} of them learned from")
 
 
 def texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
@@ -118,7 +123,7 @@ def page(title: str, tokens: list[Token]) -> str:
         hint = f"token {number}, {'learned from' if learned else 'masked'}"
         spans.append(f'<span class="{"l" if learned else "m"}" title="{hint}">{shown}</span>')
     learned_from = sum(learned for _, _, learned in tokens)
-    return Template(PAGE).substitute(
+    return Template(TEMPLATE).substitute(
         title=html.escape(title),
         tokens="".join(spans),
         learned=learned_from,
@@ -126,10 +131,10 @@ def page(title: str, tokens: list[Token]) -> str:
     )
 
 
-PAGE = """<!DOCTYPE html>
+TEMPLATE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
+<title>$title · Headwater example</title>
 <style>
 :root { color-scheme: light dark; --l: #bfe5c4; --ink: #14361a; --edge: #8885; --m: #8883; }
 @media (prefers-color-scheme: dark) { :root { --l: #245c2f; --ink: #e3f6e6; } }

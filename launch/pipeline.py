@@ -21,6 +21,7 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from conf.errors import InputError
+from conf.files import write_text
 
 
 @dataclass
@@ -132,9 +133,7 @@ class Pipeline:
             raise StepFailed(name, code, log, "".join(lines[-15:]))
 
     def _remember(self, done: dict[str, dict[str, object]]) -> None:
-        temporary = self._memory.with_suffix(".tmp")
-        temporary.write_text(json.dumps(done, indent=1))
-        temporary.replace(self._memory)
+        write_text(self._memory, json.dumps(done, indent=1))
 
 
 def arguments(step: StepConfig) -> list[str]:

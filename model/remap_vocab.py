@@ -25,6 +25,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from conf.errors import InputError, one_of
+from conf.kinds import MODEL
+from conf.outputs import Output
 from model.hf_forms import write_both_forms
 from model.vocabulary import BYTE_PIECE, ROLES, Vocabulary
 
@@ -45,7 +47,7 @@ class RemapVocabConfig:
 
     init: mean_of_pieces, or normal: drawn with the mean and spread of the old rows.
     multiple: the vocabulary is filled up to a multiple of it with rows that no id uses.
-    overwrite: replaces `out`, whatever it holds.
+    overwrite: replaces `out`, if it is a model folder that Headwater made.
     """
 
     model: str = MISSING
@@ -72,9 +74,9 @@ class Source:
 
 def remap_vocab(config: RemapVocabConfig) -> None:
     """Writes the folder `out`, whole or not at all, and says how many rows were kept."""
-    folder, out = Path(config.model), Path(config.out)
-    if out.exists() and not config.overwrite:
-        raise InputError(f"out={out} exists: choose another folder, or give overwrite=true.")
+    output = Output(config.out, MODEL, config.overwrite, [config.model, config.tokenizer])
+    output.check()
+    folder, out = Path(config.model), config.out
     if not (folder / "config.json").is_file():
         raise InputError(
             f"model={folder} has no config.json: expected a Hugging Face model folder."
@@ -86,24 +88,21 @@ def remap_vocab(config: RemapVocabConfig) -> None:
     rows = math.ceil(len(sources) / config.multiple) * config.multiple
     sources += [Source("unused")] * (rows - len(sources))
 
-    temporary = out.with_name(out.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with output.folder() as made:
         for file in files:
-            _write_weights(folder / file, temporary / file, sources, config.seed, new)
+            _write_weights(folder / file, made / file, sources, config.seed, new)
         if len(files) > 1:
-            _write_index(folder, temporary, files)
+            _write_index(folder, made, files)
         special: dict[str, Any] = {
             f"{role}_token_id": new.special.get(role) for role in ROLES if role != "unk"
         }
-        _write_json(temporary / "config.json", about | {"vocab_size": rows} | special)
+        _write_json(made / "config.json", about | {"vocab_size": rows} | special)
         generation = folder / "generation_config.json"
         if generation.is_file():
             stated = json.loads(generation.read_text())
-            _write_json(temporary / generation.name, stated | special)
-        _copy_tokenizer(new, temporary, about)
-        write_both_forms(temporary)
+            _write_json(made / generation.name, stated | special)
+        _copy_tokenizer(new, made, about)
+        write_both_forms(made)
         counts = Counter(source.why for source in sources)
         record = {
             "model": folder.name,
@@ -113,12 +112,7 @@ def remap_vocab(config: RemapVocabConfig) -> None:
             "vocab_size": rows,
             "rows": dict(counts),
         }
-        _write_json(temporary / "remap_vocab.json", record)
-        shutil.rmtree(out, ignore_errors=True)
-        temporary.rename(out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        _write_json(made / "remap_vocab.json", record)
     said = ", ".join(f"{count:,} {why}" for why, count in counts.most_common())
     print(f"{out}: {rows:,} rows: {said}; train on with init_from={out}")
 

@@ -26,11 +26,3 @@ def render(template: Path, content: dict[str, Any]) -> str:
     own = template.with_suffix(".css")
     style = (TEMPLATES / "base.css").read_text() + (own.read_text() if own.is_file() else "")
     return environment.get_template(template.name).render(style=style, **content)
-
-
-def write_page(path: Path, page: str) -> None:
-    """Writes a page through a temporary file beside it, so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from conf.chat import ChatTemplate
 from conf.errors import InputError, one_of
+from conf.kinds import MODEL
+from conf.outputs import Output
 from data_pipeline.sampling.recipe import StagePlan
 from data_pipeline.store.manifest import Manifest, load_manifest
 from model.config import ModelConfig
@@ -36,6 +38,7 @@ class ExportConfig:
     training, made again from the config.
 
     chat_template: the format that a chat model tuned from it will speak.
+    overwrite: replaces `out`, if it is a model folder that Headwater made.
     """
 
     run: str = MISSING
@@ -43,6 +46,7 @@ class ExportConfig:
     out: str = MISSING
     dtype: str = "bfloat16"
     chat_template: ChatTemplate = MISSING
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         one_of("dtype", self.dtype, tuple(DTYPES))
@@ -50,7 +54,9 @@ class ExportConfig:
 
 def export(config: ExportConfig) -> None:
     """Writes the folder `out`, whole or not at all."""
-    run_dir, out = Path(config.run), Path(config.out)
+    output = Output(config.out, MODEL, config.overwrite, [config.run])
+    output.check()
+    run_dir = Path(config.run)
     run = read_run_config(run_dir)
     manifest = load_manifest(run.data.folder)
     manifest.check_tokenizer()
@@ -62,20 +68,16 @@ def export(config: ExportConfig) -> None:
         path, about = find.find(run_dir / "checkpoints", config.step)
         step, tokens, weights = about["step"], about["tokens"], read.weights(path)
         model = network_of_checkpoint(about, run.model, plan)
-    temporary = out.with_name(out.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_weights(temporary, weights, DTYPES[config.dtype])
     special = {
         f"{name}_token_id": manifest.tokenizer[f"{name}_id"] for name in ("bos", "eos", "pad")
     }
-    _write(temporary / "config.json", hf_config(model, special, config.dtype))
-    _write(temporary / "generation_config.json", {"_from_model_config": False, **special})
-    write_tokenizer(temporary, manifest, model.max_seq_len, config.chat_template.template)
-    (temporary / "README.md").write_text(model_card(run, model, manifest, step, tokens))
-    shutil.rmtree(out, ignore_errors=True)
-    temporary.rename(out)
-    print(f"{out}: {model.name} after {step} steps ({tokens:,} tokens), {config.dtype}")
+    with output.folder() as folder:
+        save_weights(folder, weights, DTYPES[config.dtype])
+        _write(folder / "config.json", hf_config(model, special, config.dtype))
+        _write(folder / "generation_config.json", {"_from_model_config": False, **special})
+        write_tokenizer(folder, manifest, model.max_seq_len, config.chat_template.template)
+        (folder / "README.md").write_text(model_card(run, model, manifest, step, tokens))
+    print(f"{config.out}: {model.name} after {step} steps ({tokens:,} tokens), {config.dtype}")
 
 
 def read_run_config(run_dir: Path) -> PretrainConfig:

@@ -14,6 +14,7 @@ def write_page(run_dir: Path) -> None:
     """Writes report.html of the run folder; rank 0 calls it. Where that fails a line says so: the
     run is whole without it."""
     command = [sys.executable, "-m", "eval", "report", f"run={run_dir}", f"out={run_dir / NAME}"]
+    command.append("overwrite=true")
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
         said = "" if done.returncode == 0 else (done.stderr.strip() or "no reason given")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from conf.files import write_text
 from data_pipeline.sampling.batches import BatchReader
 from data_pipeline.sampling.order import SampleOrder
 from data_pipeline.sampling.recipe import StagePlan
@@ -163,7 +164,7 @@ def write_run_folder(
     """Writes `config.yaml`, `env.json` and `order.json`. chosen: what the setup found out."""
     folder = Path(config.run_dir)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.structured(config), folder / "config.yaml")
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
     about = (
         environment(processes.device, processes.world_size)
         | chosen
@@ -176,5 +177,5 @@ def write_run_folder(
     )
     for name, (before, now) in changed_software(folder, about).items():
         print(f"warning: {name} was {before} at the last start, now {now}.", flush=True)
-    (folder / "env.json").write_text(json.dumps(about, indent=1))
-    (folder / "order.json").write_text(order.to_json())
+    write_text(folder / "env.json", json.dumps(about, indent=1))
+    write_text(folder / "order.json", order.to_json())

@@ -72,16 +72,13 @@ class QualityModel:
         """The same of several texts."""
         return np.asarray(self.booster.predict(features(texts), num_threads=1))
 
-    def save(self, path: Path) -> None:
-        """One file: a line of JSON, then LightGBM's text."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(json.dumps(self.about) + "\n" + self.booster.model_to_string())
-        temporary.replace(path)
+    def to_text(self) -> str:
+        """Returns the content of its file: a line of JSON, then LightGBM's text."""
+        return json.dumps(self.about) + "\n" + str(self.booster.model_to_string())
 
     @classmethod
     def load(cls, path: Path) -> QualityModel:
-        """Raises InputError for a file that `save` did not write."""
+        """Raises InputError for a file that holds something else."""
         import lightgbm
 
         try:

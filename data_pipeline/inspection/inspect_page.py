@@ -13,6 +13,8 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 
 from conf.errors import InputError
+from conf.kinds import PAGE
+from conf.outputs import Output
 from data_pipeline.inspection.plan import GOOD_EPOCHS, Plan, plan_of_run, plan_recipe, read_env
 from data_pipeline.store.manifest import Manifest, load_manifest
 from data_pipeline.store.storage import is_remote
@@ -28,6 +30,7 @@ class InspectConfig:
     recipe: as `pretrain` takes it; none leaves the plan out. max_epochs: as data.max_epochs there.
     seed: of the order of samples and of the choice of documents; null for that of the run, or 0.
     documents: to show of each source; sequences: to show of each stage.
+    overwrite: replaces `out`, if it is a page that Headwater made.
     """
 
     out: str = MISSING
@@ -38,6 +41,7 @@ class InspectConfig:
     seed: int | None = None
     documents: int = 2
     sequences: int = 2
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         if bool(self.data) == bool(self.run):
@@ -61,12 +65,15 @@ class Subject:
 
 def inspect(config: InspectConfig) -> None:
     """Writes the page; raises InputError where a file that is named is missing or not its kind."""
-    from data_pipeline.inspection.content import content
-    from pages.page import render, write_page
+    output = Output(config.out, PAGE, config.overwrite, [config.data, config.run])
+    output.check()
 
-    out = Path(config.out)
-    write_page(out, render(TEMPLATE, content(subject(config), config.documents, config.sequences)))
-    print(f"{out}: {out.stat().st_size / 1024:.0f} kB")
+    from data_pipeline.inspection.content import content
+    from pages.page import render
+
+    found = content(subject(config), config.documents, config.sequences)
+    output.write(render(TEMPLATE, found))
+    print(f"{config.out}: {output.path.stat().st_size / 1024:.0f} kB")
 
 
 def subject(config: InspectConfig) -> Subject:

@@ -24,6 +24,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from conf.errors import InputError
+from conf.files import write_atomically
 from data_pipeline.store import storage
 from data_pipeline.store.manifest import FILE, Manifest
 from data_pipeline.store.shards import AGAIN, DamagedShard, sums_bytes, wrong_block, wrong_size
@@ -366,7 +367,4 @@ def _runs(blocks: Iterable[Block]) -> list[tuple[str, int, int]]:
 
 def _write(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all; several processes may."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    write_atomically(path, lambda file: file.write(content))

@@ -14,7 +14,6 @@ import contextlib
 import io
 import os
 import random
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from conf.errors import EXIT_STORAGE, InputError
+from conf.files import write_atomically
 from data_pipeline.store.threads import in_thread
 
 T = TypeVar("T")
@@ -189,18 +189,14 @@ def fetch(url: str, to: Path, retry: Retry | None = None) -> Path:
     about = file_info(url)
     if about is None:
         raise InputError(f"{url} does not exist.")
-    to.parent.mkdir(parents=True, exist_ok=True)
-    temporary = to.with_name(f".{to.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            for start in range(0, about.size, READ_AHEAD_BYTES):
-                end = min(about.size, start + READ_AHEAD_BYTES)
-                file.write(read_ranges(url, [(start, end)], retry)[0])
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, to)
-    finally:
-        temporary.unlink(missing_ok=True)
+    size = about.size
+
+    def write(file: BinaryIO) -> None:
+        for start in range(0, size, READ_AHEAD_BYTES):
+            end = min(size, start + READ_AHEAD_BYTES)
+            file.write(read_ranges(url, [(start, end)], retry)[0])
+
+    write_atomically(to, write)
     return to
 
 

@@ -137,6 +137,7 @@ class TokenizerConfig:
 @dataclass
 class TokenizeConfig:
     """out: the folder to make. workers: processes, 0 for as many as there are cores.
+    overwrite: replaces `out`, if it is a corpus that Headwater made.
 
     encoder: `gigatoken`, checked against `tokenizers` on documents of every unit of work, or
     `tokenizers`; null for the first where it is installed.

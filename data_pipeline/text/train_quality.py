@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +12,16 @@ from omegaconf import MISSING
 from rich.console import Console
 
 from conf.errors import InputError
+from conf.kinds import QUALITY
+from conf.outputs import Output
 
 
 @dataclass
 class QualityConfig:
     """good, bad: files or folders of examples; .jsonl (.gz, .zst) and .parquet hold rows with
     `text_field`, any other file is one example. held_out: share of the examples that the figures
-    are taken from. trees: of the model. threshold: that the accuracy is told at."""
+    are taken from. trees: of the model. threshold: that the accuracy is told at.
+    overwrite: replaces `out`, if it is such a model."""
 
     good: list[str] = MISSING
     bad: list[str] = MISSING
@@ -29,10 +31,14 @@ class QualityConfig:
     trees: int = 200
     threshold: float = 0.5
     seed: int = 0
+    overwrite: bool = False
 
 
 def quality(config: QualityConfig) -> None:
     """Trains, prints AUC and accuracy on held-out examples, and writes the model."""
+    output = Output(config.out, QUALITY, config.overwrite, [*config.good, *config.bad])
+    output.check()
+
     from data_pipeline.cleaning.quality_model import QualityModel
 
     examples = [(text, label) for label in (True, False) for text in _texts(config, label)]
@@ -53,7 +59,7 @@ def quality(config: QualityConfig) -> None:
     accuracy = float(np.mean((scores >= config.threshold) == truth))
     area = auc(scores, truth)
     model.about |= {"good": kept[True], "bad": kept[False], "auc": area, "accuracy": accuracy}
-    model.save(Path(config.out))
+    output.write(model.to_text())
     recall = float(np.mean(scores[truth] >= config.threshold)) if truth.any() else float("nan")
     dropped = float(np.mean(scores[~truth] < config.threshold)) if (~truth).any() else float("nan")
     Console().print(

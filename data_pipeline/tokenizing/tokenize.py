@@ -10,10 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from conf.errors import InputError
+from conf.files import restore
+from conf.kinds import CORPUS
+from conf.outputs import Output
 from data_pipeline.store import storage
 from data_pipeline.store.manifest import FILE, load_manifest, tokenizer_fingerprint
 from data_pipeline.text import copies
@@ -45,18 +47,26 @@ def tokenize(config: TokenizeConfig) -> None:
     out = Path(config.out)
     if storage.is_remote(config.out):
         raise InputError(f"out={config.out} is remote: make the folder here and copy it.")
+    output = Output(config.out, CORPUS, config.overwrite, [config.tokenizer.path])
+    output.check_foreign()
     share = Share.of_job(config.rank, config.world)
     units = plan_units(config.corpus)
     inputs = fingerprint_inputs(config, units)
-    folder = WorkFolder(out, share)
+    read = {os.path.dirname(file.path) for unit in units for file in unit.files}
+    output = replace(output, inputs=[*output.inputs, *sorted(read)])
+    output.check_foreign()
+    folder = WorkFolder(output.path, share)
+    folder.check()
     ours = folder.path.exists() and folder.inputs() in (inputs, None)
-    if not ours and _up_to_date(out, inputs, config.overwrite, console):
+    if not ours and _up_to_date(output, inputs, console):
         return
     started = time.monotonic()
     with folder.locked(inputs) as resumed:
         # Made while we asked for the lock, or by one that was killed before it tidied up.
-        overwrite = config.overwrite and not folder.renamed()
-        if _up_to_date(out, inputs, overwrite, console):
+        restore(folder.corpus, output.path)
+        if folder.renamed():
+            output = replace(output, overwrite=False)
+        if _up_to_date(output, inputs, console):
             folder.remove()
             return
         if resumed and folder.begun():
@@ -70,7 +80,8 @@ def tokenize(config: TokenizeConfig) -> None:
             raise InputError(f"{error} What was done so far is kept in {folder.path}.") from None
         if not finished:
             return
-        _rename(folder.path / "corpus", out)
+        folder.mark_whole()
+        output.put(folder.corpus)
         folder.remove()
     print_summary(load_manifest(out), console)
     seconds = time.monotonic() - started
@@ -94,7 +105,7 @@ class Tokenization:
         self.inputs = inputs
         self.folder = folder
         self.console = console
-        self.made = folder.path / "corpus"
+        self.made = folder.corpus
 
     def run(self) -> bool:
         """Does this job's share of what is left; False where other jobs have work to do first."""
@@ -223,18 +234,13 @@ def fingerprint_inputs(config: TokenizeConfig, units: list[Unit]) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
-def _up_to_date(out: Path, inputs: str, overwrite: bool, console: Console) -> bool:
-    if not (out / FILE).is_file():
-        if out.exists() and (out.is_file() or any(out.iterdir())):
-            raise InputError(f"out={out} is not empty and holds no corpus: name another folder.")
-        return False
-    if overwrite:
+def _up_to_date(output: Output, inputs: str, console: Console) -> bool:
+    out = Path(output.given)
+    if output.overwrite or not (out / FILE).is_file():
         return False
     found = load_manifest(out)
     if found.inputs != inputs:
-        raise InputError(
-            f"{out} was made from other files or settings: name another out=, or overwrite=true."
-        )
+        output.check("a corpus from other files or settings")
     missing = found.missing_files()
     if missing:
         raise InputError(
@@ -244,16 +250,6 @@ def _up_to_date(out: Path, inputs: str, overwrite: bool, console: Console) -> bo
     console.print(f"{out} is up to date: the same files, sizes and settings.", soft_wrap=True)
     print_summary(found, console)
     return True
-
-
-def _rename(made: Path, out: Path) -> None:
-    """Puts the new folder in the place of an old one, which goes last."""
-    old = out.with_name(out.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    made.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _progress(console: Console) -> Progress:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import InputError
+from conf.files import clean, discard
 from data_pipeline.files import write_json
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -71,8 +72,22 @@ class WorkFolder:
     """The folder of the work under way for `out`: `<out>.partial`."""
 
     def __init__(self, out: Path, share: Share) -> None:
+        self.out = out
         self.path = out.with_name(out.name + ".partial")
+        self.corpus = self.path / "corpus"
         self.share = share
+
+    def check(self) -> None:
+        """Raises InputError where the folder holds what no call for `out` left there."""
+        clean(self.path)
+        names = [path.name for path in self.path.iterdir()] if self.path.is_dir() else []
+        own = ("lock", "plan.json", ".plan.json")
+        strangers = [name for name in names if not name.startswith(own)]
+        if (strangers and self.inputs() is None) or self.path.is_file():
+            raise InputError(
+                f"out={self.out}: {self.path} is in the way, where unfinished work is kept, and is "
+                "not from an earlier call. Remove it, or choose another folder."
+            )
 
     def inputs(self) -> str | None:
         """What the work under way is made of; None where there is none."""
@@ -134,13 +149,22 @@ class WorkFolder:
         """Whether any task is done, so that there is something to go on with."""
         return any(self.path.glob("*/*.json"))
 
+    def mark_whole(self) -> None:
+        """Remembers the folder that is to become `out`, for `renamed`."""
+        write_json(self.path / "whole.json", self.corpus.stat().st_ino)
+
     def renamed(self) -> bool:
         """Whether all was done, and the corpus is where it belongs already."""
-        return (self.path / "encode").is_dir() and not (self.path / "corpus").is_dir()
+        if (self.path / "encode").is_dir() and not self.corpus.is_dir():
+            return True
+        mark = self.path / "whole.json"
+        is_marked = mark.is_file() and self.out.is_dir()
+        return is_marked and json.loads(mark.read_text()) == self.out.stat().st_ino
 
     def clear(self) -> None:
         """Throws the work away, but not the locks."""
-        for path in self.path.iterdir():
+        # plan.json goes last: it tells whose folder this is.
+        for path in sorted(self.path.iterdir(), key=lambda path: path.name == "plan.json"):
             if path.is_dir():
                 shutil.rmtree(path)
             elif not path.name.startswith("lock"):
@@ -148,7 +172,7 @@ class WorkFolder:
 
     def remove(self) -> None:
         """Removes the folder."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        discard(self.path)
 
 
 class Workers:

@@ -46,7 +46,8 @@ class PlanConfig:
     cluster: a file of conf/cluster by its name, or any by its path. nodes: null for the file's.
     precision: of the matrix products; auto is bf16 where the cluster's GPUs multiply it, else fp32.
     max_epochs: passes over a source above which it warns.
-    data: a tokenized corpus, or null. out: the page to write, or null. show: layouts in the table.
+    data: a tokenized corpus, or null. out: the page to write, or null; overwrite: replaces
+        such a page. show: layouts in the table.
     calibration: measured speeds of this GPU, as `python benchmarks/gpu_training.py` writes them, or
         null.
     """
@@ -63,6 +64,7 @@ class PlanConfig:
     max_epochs: float = GOOD_EPOCHS
     calibration: str | None = None
     out: str | None = None
+    overwrite: bool = False
     show: int = 5
 
     def __post_init__(self) -> None:

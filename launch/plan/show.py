@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from conf.kinds import PAGE
+from conf.outputs import Output
 from launch import training
 from launch.plan.given import of_run
 from launch.plan.outlook import Outlook, PlanConfig, look_ahead
 from launch.plan.page import page
 from launch.plan.tables import TEXT, Grid, layouts, memory, stages, totals
-from pages.page import write_page
 
 LOG_WIDTH = 140
 """In columns, where the output goes to a file."""
@@ -21,6 +21,9 @@ LOG_WIDTH = 140
 
 def plan(config: PlanConfig) -> None:
     """Prints the plan; writes the page where `out` is given."""
+    output = Output(config.out, PAGE, config.overwrite) if config.out is not None else None
+    if output:
+        output.check()
     if training.overrides:
         config = of_run(config, training.compose(training.overrides))
     outlook = look_ahead(config)
@@ -34,8 +37,8 @@ def plan(config: PlanConfig) -> None:
         console.print(f"[yellow]warning:[/yellow] {warning}", soft_wrap=True)
     for option in outlook.refused:
         console.print(f"[dim]{option.name}: {option.problem}[/dim]", soft_wrap=True)
-    if config.out is not None:
-        write_page(Path(config.out), page(outlook))
+    if output:
+        output.write(page(outlook))
         console.print(f"{config.out}: the plan as a page")
 
 

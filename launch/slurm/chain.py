@@ -14,6 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from omegaconf import MISSING
 
 from conf.errors import EXIT_DONE, InputError, did_you_mean
+from conf.files import write_text
 from launch import training
 from launch.pipeline import StepConfig
 from launch.slurm.check import check_job
@@ -113,7 +114,7 @@ def chain(config: ChainConfig) -> None:
             script = write_folder(run, text) / "job.sbatch"
         else:
             script = out / "slurm" / f"{name}.sbatch"
-            script.write_text(text)
+            write_text(script, text)
         after = [submit(script)]
         for _ in range(step.rounds - 1):
             after.append(submit(script, after=after[-1]))

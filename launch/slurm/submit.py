@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import InputError
+from conf.files import write_text
+from conf.outputs import Kind, Output
 from launch import training
 from launch.slurm.check import check_job
 from launch.slurm.script import job_script
@@ -20,6 +22,11 @@ from launch.slurm.sweep import points
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGES = ("conf", "pages", "data_pipeline", "model", "pretrain", "finetune", "eval", "launch")
+CODE = Kind(
+    "a copy of its code",
+    lambda folder: (folder / "conf" / "entry.py").is_file(),
+    lambda _: lambda name: name.split("/")[0] in PACKAGES,
+)
 ACTIVE = "PENDING,RUNNING,COMPLETING,SUSPENDED,CONFIGURING,REQUEUED,REQUEUE_HOLD"
 
 
@@ -61,9 +68,8 @@ def need_slurm() -> None:
 def write_folder(run: training.Training, text: str) -> Path:
     """Writes the config and job.sbatch into `slurm/` of the run folder. Returns it."""
     folder = (run.run_dir / "slurm").absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(run.config)
-    (folder / "job.sbatch").write_text(text)
+    write_text(folder / "config.yaml", run.config)
+    write_text(folder / "job.sbatch", text)
     for stale in ("attempts.json", "exclude"):
         (folder / stale).unlink(missing_ok=True)
     return folder
@@ -71,11 +77,10 @@ def write_folder(run: training.Training, text: str) -> Path:
 
 def snapshot(folder: Path) -> None:
     """Copies the packages as they are now, in place of an earlier copy."""
-    shutil.rmtree(folder, ignore_errors=True)
-    for name in PACKAGES:
-        shutil.copytree(
-            ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
-        )
+    ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
+    with Output(folder, CODE, overwrite=True, key="run_dir").folder() as new:
+        for name in PACKAGES:
+            shutil.copytree(ROOT / name, new / name, ignore=ignored)
 
 
 def submit(script: Path, after: str | None = None) -> str:

@@ -20,6 +20,7 @@ from conf.errors import (
     EXIT_GAVE_UP,
     EXIT_REQUEUE,
 )
+from conf.files import write_text
 from launch.training import outcome
 
 FINAL = (EXIT_BAD_INPUT, EXIT_CHECKPOINT, EXIT_GAVE_UP, EXIT_CORRUPT)
@@ -53,8 +54,7 @@ def verdict(run_dir: Path, code: int, max_attempts: int) -> str:
     was = json.loads(path.read_text()) if path.exists() else {"step": None, "attempts": 0}
     step = newest_step(run_dir)
     attempts = 1 if step != was["step"] else int(was["attempts"] or 0) + 1
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"step": step, "attempts": attempts}))
+    write_text(path, json.dumps({"step": step, "attempts": attempts}))
     if ended["code"] != EXIT_REQUEUE and attempts > max_attempts:
         return f"failed: {attempts} starts without a new checkpoint: {ended['cause']}"
     return f"again: {ended['cause']}"

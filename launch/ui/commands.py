@@ -78,7 +78,7 @@ class Form:
 
     def plan(self) -> list[str]:
         """Plans the same run on the cluster that is chosen, and writes a page."""
-        where = [f"cluster={self.cluster}", f"out={self.plan_page}"]
+        where = [f"cluster={self.cluster}", f"out={self.plan_page}", "overwrite=true"]
         return ["launch", "plan", *where, "--", *self.overrides()]
 
     @property
@@ -112,12 +112,13 @@ def samples(run: str, prompts: Path, tokens: int) -> list[str]:
         *("eval", "generate", f"model={run}", f"prompts_file={prompts}"),
         *(f"max_new_tokens={tokens}", "temperature=0.7", "repetition_penalty=1.1"),
         f"out={run}/samples/newest.jsonl",  # where its report finds them
+        "overwrite=true",
     ]
 
 
 def report(run: str) -> list[str]:
     """Writes the page about a run."""
-    return ["eval", "report", f"run={run}", f"out={run}/report.html"]
+    return ["eval", "report", f"run={run}", f"out={run}/report.html", "overwrite=true"]
 
 
 def chat(model: str, port: int) -> list[str]:

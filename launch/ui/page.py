@@ -11,6 +11,7 @@ import gradio as gr
 import pandas
 
 from conf.errors import InputError
+from conf.files import write_text
 from launch.plan.tables import duration
 from launch.slurm.manage import look
 from launch.ui import commands
@@ -181,7 +182,7 @@ def _watch_tab(page: Any, folder: Path, started: Started) -> None:
 
     def written(chosen: str, prompts: str, tokens: float) -> tuple[str, str]:
         path = Path(chosen) / "prompts.txt"
-        path.write_text("\n".join(filter(None, prompts.splitlines())) + "\n")
+        write_text(path, "\n".join(filter(None, prompts.splitlines())) + "\n")
         command = commands.samples(chosen, path, int(tokens))
         return commands.shown(command), commands.run_now(command)
 

@@ -24,7 +24,8 @@ class CheckpointsConfig:
     """dir: a run folder, its folder of checkpoints, or the URL of their copies.
 
     do: list (sizes alone are checked), verify (all bytes are read), or export.
-    step, out, dtype, chat_template: for do=export, as `python -m pretrain export` takes them.
+    step, out, dtype, chat_template, overwrite: for do=export, as `python -m pretrain export`
+        takes them.
     """
 
     dir: str = MISSING
@@ -33,6 +34,7 @@ class CheckpointsConfig:
     out: str | None = None
     dtype: str = "bfloat16"
     chat_template: ChatTemplate = MISSING
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         one_of("do", self.do, ("list", "verify", "export"))
@@ -50,7 +52,8 @@ def checkpoints(config: CheckpointsConfig) -> None:
     if config.do == "export":
         assert config.out is not None
         run = run_folder(config.dir)
-        export(ExportConfig(str(run), config.step, config.out, config.dtype, config.chat_template))
+        keys = ("step", "out", "dtype", "chat_template", "overwrite")
+        export(ExportConfig(str(run), **{key: getattr(config, key) for key in keys}))
         return
     rows = list(_remote(config) if storage.is_remote(config.dir) else _local(config))
     if not rows:

@@ -10,6 +10,7 @@ from typing import Any
 import torch.distributed as dist
 
 from conf.errors import EXIT_GAVE_UP, RunFault
+from conf.files import write_text
 from pretrain.distributed import Processes
 
 FILE = "restarts.json"
@@ -27,7 +28,7 @@ def count_start(run_dir: Path, step: int, at_most: int, processes: Processes) ->
         except (OSError, ValueError):
             before = {}
         starts = before.get("starts", 0) + 1 if before.get("step") == step else 1
-        path.write_text(json.dumps({"step": step, "starts": starts}))
+        write_text(path, json.dumps({"step": step, "starts": starts}))
         answer = [starts]
     dist.broadcast_object_list(answer, src=0)
     if at_most and answer[0] > at_most + 1:

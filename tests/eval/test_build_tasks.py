@@ -114,7 +114,7 @@ def test_what_is_there_is_not_made_again(settings, tmp_path, capsys):
     build_tasks(settings())
     assert "done already" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "tasks").iterdir()} == made
-    with pytest.raises(InputError, match=r"holds tasks from other inputs.*overwrite=true"):
+    with pytest.raises(InputError, match=r"tasks from other inputs already\. .*overwrite=true"):
         build_tasks(settings(questions=8))
     build_tasks(settings(questions=8, overwrite=True))
     assert len(read_json_lines(tmp_path / "tasks" / "bytes_code_continuation.jsonl")) == 8
@@ -123,7 +123,7 @@ def test_what_is_there_is_not_made_again(settings, tmp_path, capsys):
 def test_a_folder_of_something_else_is_never_replaced(settings, tmp_path):
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "precious").write_text("keep me")
-    with pytest.raises(InputError, match="exists and holds no tasks"):
+    with pytest.raises(InputError, match="the folder holds precious, which is not part of"):
         build_tasks(settings(overwrite=True))
     assert (tmp_path / "tasks" / "precious").read_text() == "keep me"
 

@@ -21,7 +21,7 @@ def run(model, tmp_path):
     def run(**settings) -> list[dict]:
         out = tmp_path / "samples.jsonl"
         config = GenerateConfig(model=str(model), out=str(out), max_new_tokens=8, dtype="float32")
-        generate(dataclasses.replace(config, **settings))
+        generate(dataclasses.replace(config, overwrite=True, **settings))
         return read_json_lines(out)
 
     return run

@@ -146,7 +146,8 @@ def write_metrics(folder: Path, lines: list[dict[str, Any]]) -> None:
 def page(run, tmp_path):
     def page(**settings: Any) -> tuple[str, Balanced]:
         out = tmp_path / "pages" / "report.html"
-        report(dataclasses.replace(ReportConfig(run=str(run), out=str(out)), **settings))
+        config = ReportConfig(run=str(run), out=str(out), overwrite=True)
+        report(dataclasses.replace(config, **settings))
         text = out.read_text()
         return text, Balanced(text)
 

@@ -278,3 +278,31 @@ def test_killed_between_the_last_two_steps(overwrite, texts, whole, tmp_path, mo
     tokenize(config)
     assert files_of(out) == whole
     assert [path.name for path in tmp_path.iterdir() if path.name != "texts"] == ["out"]
+
+
+def test_killed_after_it_replaced_another_corpus(texts, whole, tmp_path, monkeypatch):
+    """The old corpus then lies where the new one was made, and is not taken for it."""
+    out = tmp_path / "out"
+    config = config_for(out, texts, workers=1)
+    config.tokenizer.vocab_size = 300
+    tokenize(config)
+    other = files_of(out)
+    config = config_for(out, texts, workers=1)
+    config.overwrite = True
+    with monkeypatch.context() as patch:
+        patch.setattr("data_pipeline.tokenizing.work.WorkFolder.remove", lambda self: None)
+        tokenize(config)
+    assert files_of(out) == whole
+    left = tmp_path / "out.partial" / "corpus"
+    assert not left.exists() or files_of(left) == other
+    tokenize(config)
+    assert files_of(out) == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_in_the_way_of_the_work_is_left_alone(texts, tmp_path):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"out\.partial is in the way, where unfinished work"):
+        tokenize(config_for(tmp_path / "out", texts, workers=1))
+    assert files_of(tmp_path) == {"out.partial/thesis.txt": b"mine"}

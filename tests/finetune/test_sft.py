@@ -96,7 +96,7 @@ def test_the_same_inputs_are_done_already(settings, capsys) -> None:
 
 def test_other_inputs_need_overwrite(settings) -> None:
     sft(settings(max_steps=1))
-    with pytest.raises(InputError, match="was made from other inputs: choose another folder"):
+    with pytest.raises(InputError, match=r"there is a model from other inputs already\. Choose"):
         sft(settings(max_steps=2))
     sft(settings(max_steps=2, overwrite=True))
     record = json.loads(Path(settings().out, "sft.json").read_text())

@@ -43,7 +43,7 @@ def test_the_commands_are_those_of_the_terminal(tmp_path):
         *("launch", "local", "nproc=2", "--", *run, "data.folder=data/web", "name=mine"),
         *(f"run_dir={tmp_path}/mine", "seed=3", "recipe.stages.short.tokens=8192"),
     ]
-    where = ["cluster=h100", f"out={tmp_path}/mine.plan.html"]
+    where = ["cluster=h100", f"out={tmp_path}/mine.plan.html", "overwrite=true"]
     assert made.plan() == ["launch", "plan", *where, *made.train()[3:]]  # of the same run
     assert commands.shown(["eval", "chat", "model=a b"]) == "python -m eval chat 'model=a b'"
     assert commands.choices("recipe")[0] == "continued"

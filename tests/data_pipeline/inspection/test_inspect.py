@@ -75,7 +75,7 @@ def folder(whole, tmp_path):
 @pytest.fixture
 def page(tmp_path):
     def page(**settings) -> Page:
-        inspect(InspectConfig(out=str(tmp_path / "page.html"), **settings))
+        inspect(InspectConfig(out=str(tmp_path / "page.html"), overwrite=True, **settings))
         return Page((tmp_path / "page.html").read_text())
 
     return page

@@ -157,7 +157,7 @@ def test_other_inputs_are_refused_and_made_when_asked(what, made, configure, tex
         (copy / "prose" / "new.txt").write_text("A new text of some words.")
         changed = configure(copy, tmp_path / "made")
     before = files_of(tmp_path / "made")
-    with pytest.raises(InputError, match=r"made was made from other files or settings"):
+    with pytest.raises(InputError, match=r"made: there is a corpus from other files or"):
         tokenize(changed)
     assert files_of(tmp_path / "made") == before
     changed.overwrite = True
@@ -194,9 +194,9 @@ def test_malformed_rows_are_kept_aside_with_file_and_line(texts, configure, tmp_
 def test_a_folder_of_something_else_is_left_alone(texts, configure, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match=r"is not empty and holds no corpus"):
+    with pytest.raises(InputError, match=r"the folder holds thesis\.txt, which is not part"):
         tokenize(configure(texts, tmp_path / "out"))
-    with pytest.raises(InputError, match=r"is not empty and holds no corpus"):
+    with pytest.raises(InputError, match=r"thesis\.txt: it is a file\."):
         tokenize(configure(texts, tmp_path / "out" / "thesis.txt"))
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
 

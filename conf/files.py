@@ -1,0 +1,204 @@
+"""Writes files and folders that appear whole or not at all.
+
+An output is made in a staging folder next to it, `.headwater-<hash of its name>-<random>/`, made
+durable, and renamed into place in one step. The staging folder is locked while its process lives,
+so that two processes never share one and what a killed process left is told from work under way.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+STAGING = ".headwater-"
+LOCK = "lock"
+NEW = "new"
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file of Headwater's own, such as one of a run folder, in place of the old."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Makes the file appear, durable, once `write` has returned; after an error nothing is left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def staging(out: Path) -> Iterator[Path]:
+    """Yields an empty folder next to `out` that is this process's own and is gone afterwards."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder, lock = _locked_folder(out)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def put(made: Path, out: Path, *, replace: bool) -> None:
+    """Makes a file or folder durable and renames it to `out`, on the same file system. What lay
+    there is afterwards at `made` or `old_of(made)`, for the caller to remove.
+
+    Where the system cannot exchange two folders the old one is renamed away first: `restore` puts
+    it back if the process is killed in between.
+
+    Raises:
+        FileExistsError: a file is in the way and `replace` is not set.
+        OSError: a folder that is not empty is in the way, or the system refuses.
+    """
+    sync(made)
+    if made.is_dir():
+        if replace and out.is_dir() and not exchange(made, out):
+            out.rename(old_of(made))
+            made.rename(out)
+        elif not (replace and out.is_dir()):
+            made.rename(out)  # over nothing or an empty folder: the system refuses all else
+    elif replace:
+        made.replace(out)
+    else:
+        _rename_to_nothing(made, out)
+    sync_folder(out.parent)
+
+
+def old_of(made: Path) -> Path:
+    """Returns where `put` leaves what it replaced, if the system cannot exchange folders."""
+    return made.with_name(made.name + ".old")
+
+
+def restore(made: Path, out: Path) -> None:
+    """Puts the old folder back if a process was killed between the two renames of `put`."""
+    if old_of(made).is_dir() and not os.path.lexists(out):
+        old_of(made).rename(out)
+
+
+def discard(folder: Path) -> None:
+    """Removes a folder of Headwater's own; a kill never leaves part of it under its name."""
+    if folder.is_dir():
+        with staging(folder) as place, suppress(FileNotFoundError):  # another process was first
+            folder.rename(place / "discarded")
+
+
+def clean(out: Path) -> None:
+    """Removes the staging folders that killed processes left for `out`."""
+    if not out.parent.is_dir():
+        return
+    for folder in out.parent.glob(f"{_prefix(out)}*"):
+        try:
+            lock = os.open(folder / LOCK, os.O_RDWR)
+        except OSError as error:
+            # Whoever works there has a lock: this one was killed while it was made or removed.
+            if error.errno == errno.ENOENT:
+                shutil.rmtree(folder, ignore_errors=True)
+            continue
+        with suppress(OSError):  # it is locked by a living process, or there are no locks
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            restore(folder / NEW, out)
+            shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def is_staged(path: Path) -> bool:
+    """Whether a path lies in a staging folder."""
+    return any(part.startswith(STAGING) for part in path.parts)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swaps two paths in one step; returns False where kernel or file system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    if renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in NO_EXCHANGE:
+        return False
+    raise OSError(code, os.strerror(code), str(one), None, str(other))
+
+
+def sync(path: Path) -> None:
+    """Makes a file, or a folder with all that it holds, durable. Links are not followed."""
+    if not path.is_dir():
+        _fsync(path)
+        return
+    for folder, _, names in os.walk(path):
+        for name in names:
+            if not os.path.islink(os.path.join(folder, name)):
+                _fsync(Path(folder, name))
+        sync_folder(Path(folder))
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable, where the file system can."""
+    with suppress(OSError):
+        _fsync(folder)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _prefix(out: Path) -> str:
+    return f"{STAGING}{hashlib.sha256(os.fsencode(out.name)).hexdigest()[:12]}-"
+
+
+def _locked_folder(out: Path) -> tuple[Path, int]:
+    """Makes a folder and takes its lock. Another process that cleans up may remove it before it is
+    locked: then the next name is tried."""
+    while True:
+        folder = out.with_name(_prefix(out) + secrets.token_hex(4))
+        folder.mkdir()
+        try:
+            lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock), os.stat(folder / LOCK)):
+                return folder, lock
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                return folder, lock
+            raise
+        os.close(lock)
+
+
+def _rename_to_nothing(made: Path, out: Path) -> None:
+    """Renames a file to a name that nothing has."""
+    try:
+        os.link(made, out)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if os.path.lexists(out):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(out)) from None
+        made.rename(out)

@@ -1,0 +1,202 @@
+"""What commands write: where they may write it, and how Headwater tells its own work from others'.
+
+An output is refused before the work begins where its place holds anything that Headwater did not
+make, or, without `overwrite=true`, anything at all. How it gets there is told in `conf.files`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from conf import files
+from conf.errors import InputError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+REFUSED = (
+    *DISK_FULL,
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG),
+    *(errno.EBUSY, errno.EEXIST, errno.ENOTEMPTY, errno.EXDEV, errno.ELOOP),
+)
+"""What the system answers for a place that cannot be written to."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file or folder that commands make.
+
+    noun: with its article, for messages.
+    is_made: whether a file or folder of this name is one that Headwater made.
+    owns: for folders: which files of it, by relative name, Headwater wrote; None for files.
+    """
+
+    noun: str
+    is_made: Callable[[Path], bool]
+    owns: Callable[[Path], Callable[[str], bool]] | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file or folder that a command makes.
+
+    given: the path as the user gave it, under `key`.
+    inputs: files and folders that the command reads, which the output must not be or hold.
+    """
+
+    given: str | Path
+    kind: Kind
+    overwrite: bool = False
+    inputs: Sequence[str | Path | None] = field(default=())
+    key: str = "out"
+
+    @property
+    def path(self) -> Path:
+        """Where it lies; what a symbolic link points to is written, the link stays."""
+        return Path(os.path.realpath(self.given))
+
+    def check(self, found: str | None = None) -> None:
+        """Raises InputError where the output cannot be written or may not be replaced.
+
+        found: what the place holds, where more is known of it than its kind.
+        """
+        self.check_foreign()
+        if not self.overwrite and self._holds_something():
+            raise self._error(
+                f"there is {found or self.kind.noun} already",
+                f"Choose another {self._word}, or give overwrite=true",
+            )
+
+    def check_foreign(self) -> None:
+        """Raises InputError where the place holds what Headwater did not make, or no output can be.
+
+        Removes what killed processes left there.
+        """
+        with self._said():
+            self._check_place()
+            files.clean(self.path)
+            self._check_content()
+
+    @contextmanager
+    def folder(self) -> Iterator[Path]:
+        """Yields an empty folder that becomes the output at the end; on an error nothing stays."""
+        self.check()
+        with self._said(), files.staging(self.path) as staging:
+            new = staging / files.NEW
+            new.mkdir()
+            yield new
+            self._put(new)
+
+    def write(self, content: str | bytes) -> None:
+        """Writes a file, whole or not at all."""
+        self.check()
+        with self._said(), files.staging(self.path) as staging:
+            new = staging / files.NEW
+            new.write_bytes(content.encode() if isinstance(content, str) else content)
+            self._put(new)
+
+    def put(self, made: Path) -> None:
+        """Puts a folder that was made next to the output in its place. The caller removes what
+        `files.put` leaves of the old one."""
+        with self._said():
+            self._put(made)
+
+    def _put(self, made: Path) -> None:
+        self._check_content()  # it may have come meanwhile
+        files.put(made, self.path, replace=self.overwrite or not self._holds_something())
+
+    @property
+    def _word(self) -> str:
+        return "file" if self.kind.owns is None else "folder"
+
+    def _holds_something(self) -> bool:
+        path = self.path
+        if path.is_dir():
+            return any(path.iterdir())
+        return os.path.lexists(path) and not (path.is_file() and path.stat().st_size == 0)
+
+    def _check_place(self) -> None:
+        given = os.fspath(self.given)
+        if os.path.basename(given.rstrip("/")) in ("", ".", ".."):
+            raise self._error(
+                "the path has no name of its own", f"Give the name of a {self._word} to be made"
+            )
+        path = self.path
+        if Path.cwd().is_relative_to(path):
+            raise self._error(
+                "it is the current folder or holds it",
+                f"Give the name of a {self._word} to be made",
+            )
+        for used in self.inputs:
+            if used is not None and Path(os.path.realpath(used)).is_relative_to(path):
+                raise self._error(
+                    f"it is or holds {used}, which the command reads",
+                    f"Choose another {self._word}",
+                )
+        parent = next(folder for folder in path.parents if os.path.lexists(folder))
+        if not parent.is_dir():
+            raise self._error(f"{parent} is not a folder", f"Choose another {self._word}")
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise self._error(f"{parent} cannot be written to", f"Choose another {self._word}")
+
+    def _check_content(self) -> None:
+        path, owns = self.path, self.kind.owns
+        if os.path.lexists(path) and path.is_dir() != (owns is not None):
+            what = "a folder" if path.is_dir() else "a file"
+            raise self._error(f"it is {what}", f"Give the name of a {self._word}")
+        if not self._holds_something():
+            return
+        if owns is None and not path.is_file():
+            raise self._error("it is not a plain file", "Give the name of a file")
+        stranger: str | None = None
+        if not self.kind.is_made(path):
+            stranger = _first_name(path) if owns else ""
+        elif owns is not None:
+            is_ours = owns(path)
+            stranger = next((name for name in _names(path) if not is_ours(name)), None)
+        if stranger:
+            raise self._error(
+                f"the folder holds {stranger}, which is not part of {self.kind.noun} that "
+                "Headwater made",
+                "Choose another folder",
+            )
+        if stranger is not None:
+            raise self._error(
+                f"the file is not {self.kind.noun} that Headwater made", "Choose another file"
+            )
+
+    def _error(self, wrong: str, advice: str) -> InputError:
+        return InputError(f"{self.key}={self.given}: {wrong}. {advice}.")
+
+    @contextmanager
+    def _said(self) -> Iterator[None]:
+        """Turns what the system refuses at this place into one sentence."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                advice = f"Make room, or choose another {self._word}"
+            elif error.errno in REFUSED and self._is_about(error):
+                advice = f"Choose another {self._word}"
+            else:
+                raise
+            raise self._error(f"it cannot be written ({error.strerror})", advice) from None
+
+    def _is_about(self, error: OSError) -> bool:
+        named = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if name]
+        return any(self.path.is_relative_to(name) or files.is_staged(name) for name in named)
+
+
+def _names(folder: Path) -> Iterator[str]:
+    """Yields relative names of all files of a folder, and of links, which are not followed."""
+    for where, folders, names in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(where, name))]
+        for name in [*names, *links]:
+            yield os.path.relpath(os.path.join(where, name), folder)
+
+
+def _first_name(folder: Path) -> str:
+    return min(path.name for path in folder.iterdir())
