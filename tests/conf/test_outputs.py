@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -41,7 +42,10 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("eval", "perplexity"): {"model": "none", "data": "none", "seq_len": 1},
     ("eval", "generate"): {"model": "none", "prompts": ["a"]},
     ("eval", "report"): {"run": "none"},
-    ("launch", "plan"): {"model": None, "recipe": None, "optim": None, "parallel": None},
+    ("launch", "plan"): {
+        **dict.fromkeys(("model", "recipe", "optim", "parallel")),
+        "cluster": SimpleNamespace(bf16_tflops=1.0, fp8_tflops=1.0),
+    },
 }
 CARD = "# x\n\nA base model pretrained from scratch with Headwater.\n"
 PAGE = "<!DOCTYPE html>\n<title>x · Headwater plan</title>\n"

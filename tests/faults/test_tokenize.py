@@ -284,10 +284,10 @@ def test_killed_after_it_replaced_another_corpus(texts, whole, tmp_path, monkeyp
     """The old corpus then lies where the new one was made, and is not taken for it."""
     out = tmp_path / "out"
     config = config_for(out, texts, workers=1)
-    config.tokenizer.vocab_size = 300
+    config.corpus.held_out_fraction = 0.4
     tokenize(config)
     other = files_of(out)
-    config = config_for(out, texts, workers=1)
+    config = config_for(out, texts)  # new processes, which know nothing of the other tokenizer
     config.overwrite = True
     with monkeypatch.context() as patch:
         patch.setattr("data_pipeline.tokenizing.work.WorkFolder.remove", lambda self: None)
