@@ -15,6 +15,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from conf.chat import text_of
 from conf.errors import InputError
 from eval.models import Loaded, load
 
@@ -65,7 +66,7 @@ def chat(config: ChatConfig) -> None:
         raise InputError(
             f"model={config.model} has no chat template: tune it first (python -m finetune sft)."
         )
-    first = [{"role": "system", "content": config.system}] if config.system else []
+    first = first_turn(config.system)
     check_system(loaded, first)
     torch.manual_seed(config.seed)
     if sys.stdin.isatty():
@@ -95,6 +96,16 @@ def questions() -> Iterator[str]:
             return
         if line:
             yield line
+
+
+def first_turn(system: str | None) -> Messages:
+    """Returns what a conversation begins with; raises InputError where it is not Unicode."""
+    if not system:
+        return []
+    try:
+        return [{"role": "system", "content": text_of(system)}]
+    except ValueError as error:
+        raise InputError(f"system={system!r:.40}: {error}.") from None
 
 
 def check_system(loaded: Loaded, first: Messages) -> None:

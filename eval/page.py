@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from conf.chat import text_of
 from conf.errors import InputError
 from data_pipeline.store.manifest import Manifest, load_manifest
 from eval.beside import beside
@@ -169,11 +170,15 @@ def samples(config: ReportConfig) -> list[dict[str, Any]]:
     named = config.samples or {path.stem: str(path) for path in lying}
     files = {name: read_json_lines(Path(path), f"samples.{name}") for name, path in named.items()}
     for name, path in named.items():
-        if any("generated" not in row or "prompt" not in row for row in files[name]):
+        try:
+            for row in files[name]:
+                for text in (row.get("prompt"), row.get("generated"), row.get("reference") or ""):
+                    text_of(text)
+        except ValueError as error:
             raise InputError(
-                f"samples.{name}={path} has rows without 'prompt' and 'generated': expected a "
-                "file of python -m eval generate."
-            )
+                f"samples.{name}={path} has rows without 'prompt' and 'generated' as text "
+                f"({error}): expected a file of python -m eval generate."
+            ) from None
     shown = []
     for number in range(min(config.max_samples, max(map(len, files.values()), default=0))):
         found = {name: rows[number] for name, rows in files.items() if number < len(rows)}

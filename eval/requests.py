@@ -16,6 +16,7 @@ Body = dict[str, Any]
 Count = Callable[[str, Body], int]
 """Tokens of what a request on a path asks about, as the model gets it; raises BadRequest."""
 
+TOO_LONG = "context_length_exceeded"
 CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 ROLES = ("system", "user", "assistant", "tool", "function")
 ROOM_KEYS = {
@@ -36,20 +37,21 @@ BETWEEN = {
 
 
 class BadRequest(Exception):
-    """A request that cannot be answered: a sentence, and the key that it is about."""
+    """A request that cannot be answered: a sentence, the key that it is about, and OpenAI's code
+    for what clients may react to."""
 
-    def __init__(self, sentence: str, key: str | None = None) -> None:
+    def __init__(self, sentence: str, key: str | None = None, code: str | None = None) -> None:
         super().__init__(sentence)
-        self.key = key
+        self.key, self.code = key, code
 
     def body(self) -> Body:
         """Returns the answer in OpenAI's form."""
-        return error_body(str(self), "invalid_request_error", self.key)
+        return error_body(str(self), "invalid_request_error", self.key, self.code)
 
 
-def error_body(message: str, kind: str, key: str | None = None) -> Body:
+def error_body(message: str, kind: str, key: str | None = None, code: str | None = None) -> Body:
     """Returns an error as OpenAI's endpoint writes it."""
-    return {"error": {"message": message, "type": kind, "param": key, "code": None}}
+    return {"error": {"message": message, "type": kind, "param": key, "code": code}}
 
 
 def parsed(raw: bytes) -> Body:
@@ -87,7 +89,9 @@ def checked(path: str, body: Body, count: Count, longest: int) -> Body:
     key = "prompt" if path == TEXT else "input" if path == RESPONSES else "messages"
     if not 0 < asked < longest:
         raise BadRequest(
-            f"{key}: {asked} tokens, but the model sees {longest}, the answer included.", key
+            f"{key}: {asked} tokens, but the model sees {longest}, the answer included.",
+            key,
+            TOO_LONG,
         )
     given = next((name for name in ROOM_KEYS[path] if name in body), ROOM_KEYS[path][-1])
     if body.get(given, USUAL_ROOM) > longest - asked:

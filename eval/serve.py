@@ -26,6 +26,7 @@ from omegaconf import MISSING
 from conf.errors import InputError, RunFault, one_of
 from eval.devices import DTYPES, device_of, dtype_of
 from eval.find_model import find_model
+from eval.requests import TOO_LONG
 
 ENGINES = ("transformers", "vllm")
 PACKAGES = ("gradio", "openai", "fastapi", "uvicorn")
@@ -228,25 +229,30 @@ def respond_with(model: str, endpoint: str) -> Callable[..., Iterator[str]]:
     ) -> Iterator[str]:
         import gradio
 
-        messages: list[Any] = [{"role": "system", "content": system}] if system else []
-        messages += [{"role": turn["role"], "content": text_of(turn)} for turn in history]
-        messages.append({"role": "user", "content": message})
-        said = ""
-        try:
-            for chunk in client.chat.completions.create(
-                model=model,
-                messages=messages,
-                temperature=temperature,
-                frequency_penalty=penalty,
-                max_tokens=int(tokens),
-                stream=True,
-            ):
-                if chunk.choices:
-                    said += chunk.choices[0].delta.content or ""
-                    yield said
-        except APIError as error:
-            told = error.body.get("message") if isinstance(error.body, dict) else error.message
-            raise gradio.Error(f"the endpoint refused: {told}") from None
+        first: list[Any] = [{"role": "system", "content": system}] if system else []
+        turns: list[Any] = [{"role": turn["role"], "content": text_of(turn)} for turn in history]
+        turns.append({"role": "user", "content": message})
+        said, answered = "", False
+        while not answered:
+            try:
+                for chunk in client.chat.completions.create(
+                    model=model,
+                    messages=first + turns,
+                    temperature=temperature,
+                    frequency_penalty=penalty,
+                    max_tokens=int(tokens),
+                    stream=True,
+                ):
+                    if chunk.choices:
+                        said += chunk.choices[0].delta.content or ""
+                        yield said
+                answered = True
+            except APIError as error:
+                if error.code == TOO_LONG and len(turns) > 2:
+                    turns = turns[2:]  # the oldest question and its answer are forgotten
+                    continue
+                told = error.body.get("message") if isinstance(error.body, dict) else error.message
+                raise gradio.Error(f"the endpoint refused: {told}") from None
         if not said.strip():
             yield "(no text)"
 

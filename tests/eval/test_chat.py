@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -16,9 +17,9 @@ from urllib.request import Request, urlopen
 import pytest
 
 from conf.errors import InputError
-from eval.chat import ChatConfig, answer, check_system, fitting, ids_of
+from eval.chat import ChatConfig, answer, check_system, first_turn, fitting, ids_of
 from eval.models import load
-from eval.serve import ServeConfig, check_free, check_template, command_of, text_of
+from eval.serve import ServeConfig, check_free, check_template, command_of, respond_with, text_of
 from tests import browser
 from tests.conftest import ROOT
 from tests.patience import limit
@@ -78,6 +79,40 @@ def test_a_template_without_a_system_role_is_named(make_model, tmp_path):
     check_system(strict, [])
     with pytest.raises(InputError, match=r"system: the model's chat template refuses it \(no sys"):
         check_system(strict, [{"role": "system", "content": "be kind"}])
+
+
+def test_a_system_prompt_that_is_not_unicode_is_named():
+    assert first_turn(None) == first_turn("") == []
+    with pytest.raises(InputError, match=r"system='be k\\udce9': its text holds \\udce9"):
+        first_turn("be k\udce9")
+
+
+def test_the_page_forgets_the_oldest_turns_where_the_model_does_not_see_them(monkeypatch):
+    """As the terminal's chat does."""
+    openai = pytest.importorskip("openai", reason="openai is not installed (extra chat)")
+    httpx = pytest.importorskip("httpx")
+    asked = []
+
+    def create(**settings):
+        asked.append([message["content"] for message in settings["messages"]])
+        if len(asked[-1]) > 2:
+            code = "context_length_exceeded"
+            request = httpx.Request("POST", "http://localhost")
+            body = {"message": "too long", "code": code}
+            raise openai.BadRequestError(
+                "400", response=httpx.Response(400, request=request), body=body
+            )
+        delta = SimpleNamespace(content="yes")
+        return [SimpleNamespace(choices=[SimpleNamespace(delta=delta)])]
+
+    completions = SimpleNamespace(create=create)
+    client = SimpleNamespace(chat=SimpleNamespace(completions=completions))
+    monkeypatch.setattr(openai, "OpenAI", lambda **_: client)
+    respond = respond_with("m", "http://localhost/v1")
+    history = [user("1"), {"role": "assistant", "content": "2"}]
+    history += [user("3"), {"role": "assistant", "content": "4"}]
+    assert list(respond("5", history, "be kind", 0, 0, 8)) == ["yes"]
+    assert asked == [["be kind", *"12345"], ["be kind", *"345"], ["be kind", "5"]]
 
 
 def test_questions_come_through_a_pipe(chat_model):

@@ -505,9 +505,10 @@ def test_what_is_missing_is_named(page, tmp_path, settings, message):
 
 def test_samples_of_another_kind_are_refused(page, tmp_path):
     path = tmp_path / "samples.jsonl"
-    path.write_text('{"text": "a"}\n')
-    with pytest.raises(InputError, match="rows without 'prompt' and 'generated'"):
-        page(samples={"mine": str(path)})
+    for row in ('{"text": "a"}', '{"prompt": "a", "generated": "\\ud83d"}'):
+        path.write_text(row + "\n")
+        with pytest.raises(InputError, match="rows without 'prompt' and 'generated'"):
+            page(samples={"mine": str(path)})
 
 
 def test_run_without_a_step_is_refused(page, run, lines):
