@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import faulthandler
+import os
+import sys
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import torch.distributed as dist
 
-from conf.errors import EXIT_REQUEUE, RunFault
-from conf.output import may_get_lost
+from conf.errors import EXIT_FAILED, EXIT_REQUEUE, InputError, RunFault
+from conf.output import may_get_lost, say
 from data_pipeline.store.manifest import load_manifest
 from pretrain.attention_choice import Timing
 from pretrain.checkpoints.aside import Aside
@@ -54,19 +58,32 @@ def train(config: PretrainConfig) -> None:
     with may_get_lost(), leaving(aside):
         processes = start(config.device)
         check_stop_file(run_dir)
-        with locked(run_dir, processes), writing_outcome(run_dir, processes.is_main):
-            run_all(config, processes, aside)
+        with (
+            locked(run_dir, processes),
+            ExitStack() as at_the_end,
+            writing_outcome(run_dir, processes),
+        ):
+            run_all(config, processes, aside, at_the_end)
 
 
 @contextmanager
 def leaving(aside: Aside) -> Iterator[None]:
     """Leaves the process group at the end. Where all ranks end together, none goes before rank 0
-    has closed its files: torchrun ends the others when it sees one gone."""
+    has closed its files: torchrun ends the others when it sees one gone.
+
+    A rank that may fail alone ends its process at once: in an orderly end, torch waits for
+    collectives in which the others take no part any more, and the cause would never be seen.
+    """
     try:
         yield
     except RunFault:
         if dist.is_initialized():
             dist.barrier()
+        raise
+    except Exception as error:
+        alone = error.every_rank if isinstance(error, InputError) else True
+        if alone and dist.is_initialized() and dist.get_world_size() > 1:
+            end_at_once(error)
         raise
     finally:
         aside.close()
@@ -74,8 +91,26 @@ def leaving(aside: Aside) -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def run_all(config: PretrainConfig, processes: Processes, aside: Aside) -> None:
-    """Prepares the run and trains. Raises RunFault where it was asked to stop."""
+def end_at_once(error: Exception) -> NoReturn:
+    """Says what ended this rank, as Python or the command line would, and ends the process."""
+    code = EXIT_FAILED
+    if isinstance(error, InputError):
+        code = error.exit_code
+        say(f"error: {error}")
+    else:
+        traceback.print_exception(error)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
+
+
+def run_all(
+    config: PretrainConfig, processes: Processes, aside: Aside, at_the_end: ExitStack
+) -> None:
+    """Prepares the run and trains. Raises RunFault where it was asked to stop.
+
+    at_the_end: takes what remains to be done once the outcome is written, after an error too.
+    """
     tasks = [Tasks(config.evaluation)] if config.evaluation.tasks else []
     for of_tasks in tasks:
         of_tasks.check(load_manifest(config.data.folder), config.model.max_seq_len)
@@ -87,11 +122,9 @@ def run_all(config: PretrainConfig, processes: Processes, aside: Aside) -> None:
     count_start(Path(config.run_dir), run.step, config.health.restarts_at_most, processes)
     trainer = Trainer(config, processes, run)
     trainer.hooks = make_hooks(trainer, run.attention, tasks, aside)
-    try:
-        trainer.train()
-    finally:
-        for hook in trainer.hooks:
-            hook.on_leave(trainer)
+    for hook in reversed(trainer.hooks):
+        at_the_end.callback(hook.on_leave, trainer)
+    trainer.train()
     if processes.is_main:
         ended_well(Path(config.run_dir))
         if config.report and trainer.step == run.plan.total_steps:

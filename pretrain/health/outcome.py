@@ -4,41 +4,66 @@ into 1; who starts runs again reads the code there."""
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
 
 from conf.errors import EXIT_DONE, EXIT_FAILED, InputError
+from pretrain.distributed import Processes
 
+FILE = "outcome.json"
 BEGUN = ("config.yaml", "slurm", "logs")
 """The run's own, and folders of who launched it: a refused start leaves nothing elsewhere."""
 
 
 def write_outcome(run_dir: Path, code: int, cause: str) -> None:
-    """Replaces the file, where a run was begun or launched."""
+    """Writes the file where a run was begun or launched. The first rank to write it has the cause:
+    what the others meet after it is that this one is gone."""
     if any((run_dir / name).exists() for name in BEGUN):
-        temporary = run_dir / "outcome.json.tmp"
         about = {"code": code, "cause": cause, "time": time.time()}
+        temporary = run_dir / f"{FILE}.{os.environ.get('RANK', '0')}.tmp"
         temporary.write_text(json.dumps(about, indent=1) + "\n")
-        temporary.replace(run_dir / "outcome.json")
+        try:
+            with suppress(FileExistsError):
+                os.link(temporary, run_dir / FILE)
+        except OSError:  # a file system without links
+            if not (run_dir / FILE).exists():
+                temporary.replace(run_dir / FILE)
+        temporary.unlink(missing_ok=True)
+
+
+def read_outcome(run_dir: Path) -> dict[str, Any] | None:
+    """Returns what the file states, or None where there is none."""
+    try:
+        found = json.loads((run_dir / FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 @contextmanager
-def writing_outcome(run_dir: Path, is_main: bool) -> Iterator[None]:
-    """Around a whole run; rank 0 writes. While it runs, and after a kill, there is no file."""
-    path = run_dir / "outcome.json"
-    code, cause = EXIT_DONE, "finished"
+def writing_outcome(run_dir: Path, processes: Processes) -> Iterator[None]:
+    """Around a whole run, on all ranks: rank 0 writes that it is done, the first rank that fails
+    writes why. While the run goes, and after a kill, there is no file."""
+    if processes.is_main:
+        with suppress(OSError):  # a folder that cannot be written is refused by the checks
+            (run_dir / FILE).unlink(missing_ok=True)
+    dist.barrier()
+    who = f"rank {processes.rank}: " if processes.world_size > 1 else ""
     try:
-        if is_main:
-            path.unlink(missing_ok=True)
         yield
     except InputError as error:
-        code, cause = error.exit_code, str(error)
+        with suppress(OSError):  # the error itself matters more
+            write_outcome(run_dir, error.exit_code, str(error))
         raise
     except BaseException as error:
-        code, cause = EXIT_FAILED, f"{type(error).__name__}: {error}"
+        with suppress(OSError):
+            write_outcome(run_dir, EXIT_FAILED, f"{who}{type(error).__name__}: {error}")
         raise
-    finally:
-        if is_main:
-            write_outcome(run_dir, code, cause)
+    if processes.is_main:
+        write_outcome(run_dir, EXIT_DONE, "finished")

@@ -5,6 +5,8 @@ every rank writes its Python stacks, its step and its last collectives to `logs/
 moment for the others' files, and the lowest rank that answers names the one that is late: it wrote
 nothing (stopped, or gone), or it has begun fewer collectives than the others. Then all end.
 
+A rank that another one's failure leaves waiting ends soon after the cause is written.
+
 A rank whose interpreter is stuck has no thread that runs; for it a timer in C, re-armed each step,
 writes the stacks and ends the process a little later.
 """
@@ -28,7 +30,7 @@ from torch.distributed import distributed_c10d
 from conf.errors import EXIT_HANG
 from pretrain.distributed import Processes
 from pretrain.health.config import HealthConfig
-from pretrain.health.outcome import write_outcome
+from pretrain.health.outcome import read_outcome, write_outcome
 from pretrain.hooks import Hook
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 GRACE_SECONDS = 5.0
 """For the files of the other ranks."""
+LOOK_SECONDS = 5.0
+"""Between looks at whether another rank has failed."""
 
 
 class Watchdog(Hook):
@@ -93,10 +97,15 @@ class Watchdog(Hook):
             faulthandler.dump_traceback_later(last, exit=True, file=self.stacks)
 
     def _watch(self) -> None:
+        looked_at = time.monotonic()
         while True:
-            left = self.ends - time.monotonic()
+            now = time.monotonic()
+            left = self.ends - now
             if left <= 0:
                 break
+            if now - looked_at > LOOK_SECONDS:
+                looked_at = now
+                self._follow()
             time.sleep(min(left, 0.5))
         self._write()
         time.sleep(GRACE_SECONDS)
@@ -109,6 +118,16 @@ class Watchdog(Hook):
         else:
             time.sleep(1.0)  # the first to go makes torchrun end the others
         os._exit(EXIT_HANG)
+
+    def _follow(self) -> None:
+        """Ends this rank where another has failed: on a GPU it would wait for it in a kernel, where
+        neither an error nor a signal of torchrun reaches it."""
+        ended = read_outcome(self.run_dir)
+        if ended is None or not ended["code"]:
+            return
+        time.sleep(GRACE_SECONDS)  # for its own error, where it meets one
+        if self.ends < float("inf"):
+            os._exit(ended["code"])
 
     def _write(self) -> None:
         faulthandler.dump_traceback(file=self.stacks)

@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 
 import pretrain.train
 from conf.entry import main
+from data_pipeline.store.shards import DamagedShard
 from pretrain.__main__ import COMMANDS
 from pretrain.checkpoints import files
 from pretrain.checkpoints.aside import Aside
@@ -217,6 +218,11 @@ def no_latest(path: Path, content: Any) -> None:
 
 write_durably = files.write_durably
 
+def damaged_shard(trainer: Trainer) -> None:
+    """As where it is read."""
+    raise DamagedShard("code.bin is missing: tokenize the corpus again.")
+
+
 FAULTS: dict[str, Callable[[Trainer], None]] = {
     "SIGTERM": send(signal.SIGTERM),
     "SIGUSR1": send(signal.SIGUSR1),
@@ -247,6 +253,7 @@ FAULTS: dict[str, Callable[[Trainer], None]] = {
     "blind": lambda trainer: None,
     "late": lambda trainer: LATE.set(),
     "no_latest": lambda trainer: LATE.set(),
+    "damaged_shard": damaged_shard,
     "error": lambda trainer: exec('raise RuntimeError("on purpose")'),
 }
 
