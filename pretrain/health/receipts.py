@@ -73,6 +73,8 @@ class Receipts(Hook):
 
     def on_record(self, record: Mapping[str, Any]) -> None:
         """Writes the line of a step."""
+        if record["kind"] != "train":
+            self.lines.close()  # once in many steps
         if not self.is_main or record["kind"] != "train" or not self.every_steps:
             return
         step = record["step"]
@@ -82,6 +84,10 @@ class Receipts(Hook):
             line["weights"] = self.weights.pop(step)
         self.chain = line["chain"] = link(self.chain, line)
         self.lines.append(line)
+
+    def on_leave(self, trainer: Trainer) -> None:
+        """Closes the file."""
+        self.lines.close()
 
 
 def link(before: str, line: Mapping[str, Any]) -> str:

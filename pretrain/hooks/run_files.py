@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,9 @@ class RunFiles(Hook):
             key: value for key, value in record.items() if key not in ("first_sample", "digest")
         }
         self.metrics.append(line)
+        if record["kind"] != "train":  # once in many steps
+            self.metrics.close()
+            self.ledger.close()
         if record["kind"] == "train":
             self.ledger.append({key: record[key] for key in LEDGER_KEYS if key in record})
         elif record.get("event") == "rewind":
@@ -48,28 +52,36 @@ class RunFiles(Hook):
                 return
             self.rewinds.pop(0)
 
+    def on_leave(self, trainer: Trainer) -> None:
+        """Closes both files."""
+        self.metrics.close()
+        self.ledger.close()
+
 
 class Lines:
-    """A file that lines are added to. Where there is no room they wait in memory and are tried
-    again with the next: a full disk costs no step of the training."""
+    """A file that lines are added to, held open between them: on a cluster's file system, opening it
+    costs more than the line. Where there is no room lines wait in memory and are tried again with
+    the next: a full disk costs no step of the training."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.waiting: list[str] = []
+        self._file: int | None = None
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Writes a line at once, and those that wait before it."""
         self.waiting.append(json.dumps(record) + "\n")
         whole = None
         try:
-            with open(self.path, "ab", buffering=0) as file:
-                whole = file.tell()
-                content = "".join(self.waiting).encode()
-                if (written := file.write(content)) < len(content):
-                    raise OSError(f"{written} of {len(content)} bytes were written")
+            file = self._open()
+            whole = os.fstat(file).st_size
+            content = "".join(self.waiting).encode()
+            if (written := os.write(file, content)) < len(content):
+                raise OSError(f"{written} of {len(content)} bytes were written")
         except OSError as error:
             if whole is not None and self.path.is_file():
                 os.truncate(self.path, whole)  # a line is there or it is not
+            self.close()
             if len(self.waiting) == 1:
                 why = error.strerror or error
                 print(
@@ -80,6 +92,24 @@ class Lines:
                 )
             return
         self.waiting.clear()
+
+    def close(self) -> None:
+        """Closes the file until the next line: on a network file system, others see all of it."""
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):
+                os.close(file)
+
+    def _open(self) -> int:
+        """Returns the descriptor of the file that has the path now: it may have been moved, as a
+        rotation of logs does, or replaced."""
+        if self._file is not None:
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(self._file), os.stat(self.path)):
+                    return self._file
+            self.close()
+        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        return self._file
 
 
 def keep_steps(path: Path, last: int) -> None:

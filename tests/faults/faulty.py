@@ -218,6 +218,7 @@ def no_latest(path: Path, content: Any) -> None:
 
 write_durably = files.write_durably
 
+
 def damaged_shard(trainer: Trainer) -> None:
     """As where it is read."""
     raise DamagedShard("code.bin is missing: tokenize the corpus again.")

@@ -22,7 +22,7 @@ from pretrain.hooks.garbage import Garbage
 from pretrain.hooks.profile import Profile
 from pretrain.hooks.progress import duration
 from pretrain.hooks.recompiles import Recompiles
-from pretrain.hooks.run_files import Lines, RunFiles, keep_steps
+from pretrain.hooks.run_files import Lines, RunFiles, keep_steps, replace_lines
 from pretrain.loader import keys_seen
 from tests.conftest import ROOT
 from tests.runs import arguments, records
@@ -224,6 +224,36 @@ def test_lines_without_room_wait_and_come_in_their_order(tmp_path, capsys):
     lines.append({"step": 4})
     found = [json.loads(line)["step"] for line in lines.path.read_text().splitlines()]
     assert found == [1, 2, 3, 4]
+
+
+def test_lines_are_written_without_opening_the_file_again(tmp_path, monkeypatch):
+    lines = Lines(tmp_path / "metrics.jsonl")
+    opened: list[Path] = []
+    real = os.open
+
+    def counted(path: Path, *flags: int) -> int:
+        opened.append(path)
+        return real(path, *flags)
+
+    monkeypatch.setattr(os, "open", counted)
+    for step in range(5):
+        lines.append({"step": step})
+        assert json.loads(lines.path.read_text().splitlines()[-1]) == {"step": step}  # at once
+    assert len(opened) == 1
+
+    lines.path.rename(tmp_path / "metrics.jsonl.1")  # as a rotation of logs
+    lines.append({"step": 5})
+    replace_lines(lines.path, [b'{"step": 4}\n'])  # as a rewind marks steps
+    lines.append({"step": 6})
+    assert lines.path.read_text() == '{"step": 4}\n{"step": 6}\n'
+    assert len((tmp_path / "metrics.jsonl.1").read_text().splitlines()) == 5
+    lines.path.unlink()
+    lines.append({"step": 7})
+    assert lines.path.read_text() == '{"step": 7}\n'
+    lines.close()
+    lines.append({"step": 8})
+    assert lines.path.read_text() == '{"step": 7}\n{"step": 8}\n'
+    assert len(opened) == 5
 
 
 def test_half_a_line_is_taken_back(tmp_path):
