@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 from conf.errors import InputError, did_you_mean
 from eval import squad
@@ -117,7 +116,7 @@ def _load(manager: TaskManager, name: str) -> dict[str, Any]:
     try:
         return manager.load([name])["tasks"]
     except IndexError:
-        with patch.object(ConfigurableTask, "doc_to_target", spelled):
+        with _replaced(ConfigurableTask, doc_to_target=spelled):
             return manager.load([name])["tasks"]
 
 
@@ -227,11 +226,8 @@ def score_tasks(
         chosen = [choice for choice in selection.choices if choice.num_fewshot == shots]
         # It starts programs to describe the machine and the folder's git, a second for each call;
         # no one reads that, and git complains where there is none.
-        with (
-            patch.object(evaluator, "add_env_info", lambda results: None, create=True),
-            patch.object(evaluator, "get_git_commit_hash", lambda: None, create=True),
-            _warnings_told() if tells else nullcontext(),
-        ):
+        quick = dict.fromkeys(("add_env_info", "get_git_commit_hash"), lambda *_: None)
+        with _replaced(evaluator, **quick), _warnings_told() if tells else nullcontext():
             found = evaluator.simple_evaluate(
                 model=model,
                 tasks=[choice.task for choice in chosen],
@@ -255,6 +251,20 @@ def score_tasks(
     asked = [choice.task for choice in selection.choices]
     order = {**dict.fromkeys(asked), **dict.fromkeys(scored)}
     return {task: scored[task] for task in order if task in scored}
+
+
+@contextmanager
+def _replaced(owner: Any, **values: Any) -> Iterator[None]:
+    """Gives an object of lm-eval other attributes within it; those that it does not have are left
+    out."""
+    found = {name: getattr(owner, name) for name in values if hasattr(owner, name)}
+    for name in found:
+        setattr(owner, name, values[name])
+    try:
+        yield
+    finally:
+        for name, value in found.items():
+            setattr(owner, name, value)
 
 
 def entry(found: Any, task: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@ Mistral's (arXiv 2401.16818v2, section 7), to go on training with `init_from=`.
 
 A row of the embedding, and of the head, goes with what its piece stands for: pieces in both
 vocabularies keep theirs, special tokens that of their role. A new piece gets the mean of the rows
-that the old tokenizer has for its text (as in FVT, arXiv 2402.01613... and others), or a draw.
+that the old tokenizer has for its text (as in FVT, arXiv 2402.09977), or a draw.
 """
 
 from __future__ import annotations

@@ -261,7 +261,7 @@ class PretrainConfig:
     report: bool = True
     stop_after: int | None = None
     allow_change: list[str] = field(default_factory=list)
-    gc_every_steps: int = 1000
+    gc_every_steps: int = 100
     model: ModelConfig = MISSING
     data: DataConfig = field(default_factory=DataConfig)
     recipe: RecipeConfig = MISSING

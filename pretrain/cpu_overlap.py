@@ -25,7 +25,9 @@ def overlap_on_cpu(parts: Sequence[FSDPModule], replicated: bool) -> None:
     replicated: gradients are summed over replicas after they are scattered, which FSDP2 does at
         once: then only the gathering of weights overlaps.
     """
-    parts[0]._set_unshard_async_op(True)
+    gather_ahead = getattr(parts[0], "_set_unshard_async_op", None)
+    if gather_ahead is not None:  # else gathering blocks, as it does without this module
+        gather_ahead(True)
     # The backward pass gathers ahead by itself.
     for part, following in pairwise(parts):
         part.set_modules_to_forward_prefetch([following])

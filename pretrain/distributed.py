@@ -6,7 +6,6 @@ import ctypes
 import os
 import signal
 import sys
-import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -108,14 +107,16 @@ def make_layout(sizes: tuple[int, int, int, int], device: torch.device) -> Layou
     """Builds the mesh of sizes in the order of MESH."""
     mesh = init_device_mesh(device.type, sizes, mesh_dim_names=MESH)
     replicate, _, cp, _ = sizes
-    split = "dp_shard"
-    if cp > 1:
-        split = "weights"
-        mesh["dp_shard", "cp"]._flatten(split)
-    with warnings.catch_warnings():
-        # FSDP wants the mesh that tensor parallelism came from, so the flat part must be a slice.
-        warnings.filterwarnings("ignore", message="Slicing a flattened dim")
-        data = mesh["dp_replicate", split] if replicate > 1 else mesh[split]
+    # Weights are split over samples and sequences as over one dimension of the same mesh.
+    weights = mesh["dp_shard", "cp"]._flatten("weights") if cp > 1 else mesh["dp_shard"]
+    if replicate == 1:
+        data = weights
+    elif cp == 1:
+        data = mesh["dp_replicate", "dp_shard"]
+    elif hasattr(DeviceMesh, "_concatenate"):
+        data = DeviceMesh._concatenate([mesh["dp_replicate"], weights])
+    else:  # older torch takes the flat part by its name
+        data = mesh["dp_replicate", "weights"]
     dp = mesh["dp_replicate", "dp_shard"]._flatten("dp")
     return Layout(mesh, data, dp, mesh["cp"], mesh["tp"])
 

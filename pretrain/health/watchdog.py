@@ -63,8 +63,10 @@ class Watchdog(Hook):
             return
         self.first_step = trainer.step
         last = max(self.step_seconds, self.pause_seconds) + 4 * GRACE_SECONDS
-        for group in list(distributed_c10d._world.pg_map):
-            distributed_c10d._set_pg_timeout(timedelta(seconds=last), group)
+        set_timeout = getattr(distributed_c10d, "_set_pg_timeout", None)
+        if set_timeout is not None:
+            for group in groups():
+                set_timeout(timedelta(seconds=last), group)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path(self.rank).unlink(missing_ok=True)
         self.stacks = (self.folder / f"rank_{self.rank}.stacks").open("w")
@@ -156,10 +158,15 @@ def who_is_late(answers: Mapping[int, Mapping[str, Any] | None]) -> str:
     return f"{_ranks(late)} is behind the others, in {doing}"
 
 
+def groups() -> list[Any]:
+    """Returns all process groups; none where this torch does not list them."""
+    return list(getattr(getattr(distributed_c10d, "_world", None), "pg_map", ()))
+
+
 def collectives() -> int:
     """Collectives that this rank has begun, in all groups."""
     total = 0
-    for group in list(distributed_c10d._world.pg_map):
+    for group in groups():
         try:
             total += getattr(group, "_get_sequence_number_for_group")()  # noqa: B009
         except RuntimeError:  # a backend that does not count

@@ -59,9 +59,9 @@ class RunFiles(Hook):
 
 
 class Lines:
-    """A file that lines are added to, held open between them: on a cluster's file system, opening it
-    costs more than the line. Where there is no room lines wait in memory and are tried again with
-    the next: a full disk costs no step of the training."""
+    """A file that lines are added to, held open between them: on a cluster's file system it costs
+    more to open it than to write the line. Where there is no room lines wait in memory and are
+    tried again with the next: a full disk costs no step of the training."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
