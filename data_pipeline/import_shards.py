@@ -28,7 +28,7 @@ from conf.errors import InputError, did_you_mean
 from conf.folders import expand, files_under
 from conf.kinds import CORPUS
 from conf.outputs import Output
-from data_pipeline.store.manifest import FILE, Manifest, tokenizer_fingerprint
+from data_pipeline.store.manifest import FILE, Manifest
 from data_pipeline.store.shard_scan import (
     BadIndex,
     Ints,
@@ -39,7 +39,13 @@ from data_pipeline.store.shard_scan import (
     write_index_without_empty,
 )
 from data_pipeline.store.sums import SUM
-from data_pipeline.tokenizing.tokenizer import load_tokenizer, token_bytes, vocab_size_of
+from data_pipeline.tokenizing.corpus_tokenizer import write_adopted_tokenizer
+from data_pipeline.tokenizing.tokenizer import (
+    as_encoded,
+    load_tokenizer,
+    token_bytes,
+    vocab_size_of,
+)
 
 LINKS = ("symlink", "hard", "copy")
 PARALLEL_BYTES = 1 << 27
@@ -127,24 +133,28 @@ def import_shards(config: ImportConfig) -> None:
     for pair in pairs:
         if pair.prefix.resolve().is_relative_to(out.resolve()):
             raise InputError(f"{pair.prefix}.bin lies in out={out}: name another folder.")
-    tokenizer = load_tokenizer(Path(config.tokenizer))
-    ids = _special_ids(tokenizer, config)
+    given = Path(config.tokenizer)
+    ids = _special_ids(load_tokenizer(given), config)
+    special = [t for t in (config.eos_token, config.bos_token, config.pad_token) if t]
+    tokenizer = Tokenizer.from_str(as_encoded(given, special, keep_added=True)[0])
     with output.folder() as folder:
-        shutil.copyfile(config.tokenizer, folder / "tokenizer.json")
         np.save(folder / "token_bytes.npy", token_bytes(tokenizer))
-        about = {
-            "file": "tokenizer.json",
-            "sha256": tokenizer_fingerprint(folder / "tokenizer.json"),
-            "vocab_size": vocab_size_of(tokenizer),
-            **ids,
-        }
+        about = {"file": "tokenizer.json", "vocab_size": vocab_size_of(tokenizer), **ids}
         manifest = _adopt_all(pairs, config, about, folder, console)
+        not_added = write_adopted_tokenizer(given, special, manifest)
         (folder / FILE).write_text(manifest.to_json())
     print_summary(manifest, console)
     if not manifest.ends_in_eos:
         console.print(
             f"not every document ends in {config.eos_token} and has none inside: documents are "
             "told by the index.",
+            style="yellow",
+            markup=False,
+        )
+    if not_added:
+        console.print(
+            f"tokenizer={config.tokenizer} adds {' '.join(not_added)} to each text, but not all "
+            "documents have it: the exported tokenizer will add nothing.",
             style="yellow",
             markup=False,
         )

@@ -4,7 +4,6 @@ lm-eval load with no code of ours."""
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +18,16 @@ from conf.errors import InputError, one_of
 from conf.kinds import MODEL
 from conf.outputs import Output
 from data_pipeline.sampling.recipe import StagePlan
-from data_pipeline.store.manifest import Manifest, load_manifest
+from data_pipeline.store.manifest import FILE, Manifest, load_manifest
+from data_pipeline.store.storage import StorageError
+from data_pipeline.tokenizing.corpus_tokenizer import exported_tokenizer
 from model.config import ModelConfig
 from model.flops import parameters
 from model.hf import hf_config, save_weights
 from model.network import build_meta
 from pretrain.checkpoints import find, read
 from pretrain.config import PretrainConfig
-from pretrain.setup import InitialWeights
+from pretrain.setup import CORPUS, InitialWeights
 from pretrain.stage_network import network_after, network_of_checkpoint
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -39,6 +40,8 @@ class ExportConfig:
 
     chat_template: the format that a chat model tuned from it will speak.
     overwrite: replaces `out`, if it is a model folder that Headwater made.
+    data: the corpus of the run where its folder keeps no copy of the tokenizer and the corpus has
+        moved; null for the copy, else the corpus that the run names.
     """
 
     run: str = MISSING
@@ -47,6 +50,7 @@ class ExportConfig:
     dtype: str = "bfloat16"
     chat_template: ChatTemplate = MISSING
     overwrite: bool = False
+    data: str | None = None
 
     def __post_init__(self) -> None:
         one_of("dtype", self.dtype, tuple(DTYPES))
@@ -58,8 +62,7 @@ def export(config: ExportConfig) -> None:
     output.check()
     run_dir = Path(config.run)
     run = read_run_config(run_dir)
-    manifest = load_manifest(run.data.folder)
-    manifest.check_tokenizer()
+    manifest = corpus_of(run_dir, config.data or run.data.folder, config.data is not None)
     plan = StagePlan(run.recipe, manifest.source_tokens("train"))
     if config.step == "0" and not (run_dir / "checkpoints" / "step_0").is_dir():
         step, tokens, weights = 0, 0, initial_weights(run)
@@ -78,6 +81,39 @@ def export(config: ExportConfig) -> None:
         write_tokenizer(folder, manifest, model.max_seq_len, config.chat_template.template)
         (folder / "README.md").write_text(model_card(run, model, manifest, step, tokens))
     print(f"{config.out}: {model.name} after {step} steps ({tokens:,} tokens), {config.dtype}")
+
+
+def corpus_of(run_dir: Path, folder: str, asked: bool) -> Manifest:
+    """Returns the manifest of the corpus that a run was trained on, with its tokenizer at hand.
+
+    The copy in the run folder is taken, which runs of earlier versions lack, unless `asked` for the
+    one in `folder`.
+
+    Raises:
+        InputError: there is none, or it is of another tokenizer than the run.
+    """
+    kept = run_dir / CORPUS
+    if not asked and (kept / FILE).is_file():
+        manifest = load_manifest(kept)
+    else:
+        try:
+            manifest = load_manifest(folder)
+        except StorageError:
+            raise
+        except InputError as error:
+            raise InputError(
+                f"run={run_dir} keeps no copy of its tokenizer, and the corpus that it names cannot"
+                f" be read ({str(error).rstrip('.')}). Give data=<folder of the corpus>."
+            ) from None
+    manifest.check_tokenizer()
+    env = run_dir / "env.json"
+    trained = json.loads(env.read_text())["tokenizer_fingerprint"] if env.is_file() else None
+    if trained not in (None, manifest.tokenizer["sha256"]):
+        raise InputError(
+            f"data={manifest.folder} has the tokenizer {manifest.tokenizer['sha256'][:16]}, but "
+            f"run={run_dir} was trained with {trained[:16]}. Give the corpus of the run."
+        )
+    return manifest
 
 
 def read_run_config(run_dir: Path) -> PretrainConfig:
@@ -104,12 +140,11 @@ def initial_weights(run: PretrainConfig) -> Iterator[tuple[str, Tensor]]:
 
 
 def write_tokenizer(folder: Path, manifest: Manifest, longest: int, chat_template: str) -> None:
-    """Writes tokenizer.json as the data was made with, and what `transformers` wants beside it."""
-    shutil.copyfile(manifest.tokenizer_path, folder / "tokenizer.json")
-    pieces = {entry["id"]: entry["content"] for entry in _added_tokens(manifest.tokenizer_path)}
-    named = {
-        f"{name}_token": pieces[manifest.tokenizer[f"{name}_id"]] for name in ("bos", "eos", "pad")
-    }
+    """Writes a tokenizer.json that encodes texts as those of the corpus are, and what else
+    `transformers` wants."""
+    content, pieces = exported_tokenizer(manifest)
+    (folder / "tokenizer.json").write_text(content)
+    named = {f"{role}_token": piece for role, piece in pieces.items()}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": longest,
@@ -145,10 +180,6 @@ def model_card(
         'model = AutoModelForCausalLM.from_pretrained("FOLDER")\n'
         'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n```\n'
     )
-
-
-def _added_tokens(path: Path) -> list[dict[str, Any]]:
-    return json.loads(Path(path).read_text())["added_tokens"]
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

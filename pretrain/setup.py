@@ -15,7 +15,7 @@ from conf.files import write_text
 from data_pipeline.sampling.batches import BatchReader
 from data_pipeline.sampling.order import SampleOrder
 from data_pipeline.sampling.recipe import StagePlan
-from data_pipeline.store.manifest import Manifest, load_manifest
+from data_pipeline.store.manifest import FILE, Manifest, load_manifest
 from model.hf import HFWeights, read_config
 from model.init import initial_value
 from model.network import Decoder, build_meta
@@ -34,6 +34,8 @@ from pretrain.optimizer import build_optimizer
 from pretrain.parallel import fill, parallelize
 from pretrain.precision_choice import settle_precision
 
+CORPUS = "corpus"
+"""Folder in the run folder with the manifest and the tokenizer of the corpus."""
 CHECKED_TOKENS = 2**20
 """Token ids of a source looked at before the first step; the rest are when they are read."""
 
@@ -161,7 +163,8 @@ def write_run_folder(
     order: SampleOrder,
     chosen: dict[str, Any],
 ) -> None:
-    """Writes `config.yaml`, `env.json` and `order.json`. chosen: what the setup found out."""
+    """Writes `config.yaml`, `env.json`, `order.json`, and what an export needs of the corpus, which
+    may lie elsewhere by then. chosen: what the setup found out."""
     folder = Path(config.run_dir)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
@@ -179,3 +182,6 @@ def write_run_folder(
         print(f"warning: {name} was {before} at the last start, now {now}.", flush=True)
     write_text(folder / "env.json", json.dumps(about, indent=1))
     write_text(folder / "order.json", order.to_json())
+    tokenizer = manifest.tokenizer_path.read_text()
+    write_text(folder / CORPUS / manifest.tokenizer["file"], tokenizer)
+    write_text(folder / CORPUS / FILE, manifest.to_json())

@@ -122,8 +122,9 @@ class CorpusConfig:
 
 @dataclass
 class TokenizerConfig:
-    """path: a tokenizer.json to use as it is; null trains a byte-level BPE of `vocab_size` ids on
-    `train_bytes` of the training split's text. The special tokens must be in a loaded one.
+    """path: a tokenizer.json to use, without what it adds to each text; null trains a byte-level
+    BPE of `vocab_size` ids on `train_bytes` of the training split's text. The special tokens must
+    be in a loaded one.
     """
 
     path: str | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from data_pipeline.text.units import Unit
 from data_pipeline.tokenizing.encoder import choose_encoder, differing_characters
 from data_pipeline.tokenizing.encoding import chosen_documents, place_of, rejected_lines
 from data_pipeline.tokenizing.tokenizer import (
+    as_encoded,
     load_tokenizer,
     special_ids,
     token_bytes,
@@ -38,7 +38,7 @@ def prepare(config: TokenizeConfig, units: list[Unit], work: Path) -> dict[str, 
     folder = work / "corpus"
     folder.mkdir(exist_ok=True)
     path = folder / "tokenizer.json"
-    make_tokenizer(config.tokenizer, config.corpus, units, work, path)
+    added = make_tokenizer(config.tokenizer, config.corpus, units, work, path)
     tokenizer = load_tokenizer(path)
     vocab_size = vocab_size_of(tokenizer)
     ids = special_ids(tokenizer, config.tokenizer)
@@ -54,19 +54,22 @@ def prepare(config: TokenizeConfig, units: list[Unit], work: Path) -> dict[str, 
         "dtype": "uint16" if vocab_size < 65500 else "int32",
         "encoder": encoder,
         "encoder_note": note,
+        "not_added": added,
         "avoid": differing_characters(path) if encoder == "gigatoken" else "",
     }
 
 
 def make_tokenizer(
     config: TokenizerConfig, corpus: CorpusConfig, units: list[Unit], work: Path, out: Path
-) -> None:
-    """Writes tokenizer.json: the one at `config.path` as it is, or one trained on the training
-    split, every source in the share that it has of the text."""
+) -> list[str]:
+    """Writes tokenizer.json: the one at `config.path` as documents are encoded with it, or one
+    trained on the training split, every source in the share that it has of the text. Returns the
+    tokens that the one at `config.path` would add to each text."""
     if config.path:
-        load_tokenizer(Path(config.path))
-        shutil.copyfile(config.path, out)
-        return
+        special = (config.pad_token, config.bos_token, config.eos_token)
+        content, added = as_encoded(Path(config.path), special)
+        out.write_text(content)
+        return added
     before = os.environ.get("TOKENIZERS_PARALLELISM", "true")
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     try:
@@ -74,6 +77,7 @@ def make_tokenizer(
         out.write_text(tokenizer.to_str(pretty=True))  # its own `save` raises no OSError
     finally:
         os.environ["TOKENIZERS_PARALLELISM"] = before
+    return []
 
 
 def _sample(most_bytes: int, corpus: CorpusConfig, units: list[Unit], work: Path) -> Iterator[str]:

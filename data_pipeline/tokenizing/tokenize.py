@@ -32,10 +32,14 @@ from data_pipeline.text.units import Unit, plan_units
 from data_pipeline.tokenizing.encoding import Target, encode_unit
 from data_pipeline.tokenizing.finish import check_sources, make_manifest, print_summary
 from data_pipeline.tokenizing.prepare import prepare
+from data_pipeline.tokenizing.tokenizer import check_tokenizer
 from data_pipeline.tokenizing.work import Share, Workers, WorkFolder
 
 FORMAT = 2
 """Counts changes of this code that change what it writes."""
+
+AFTER_THE_SCAN = ("name", "held_out_fraction", "fit")
+"""Settings of a corpus that the first pass and the search for copies do not depend on."""
 
 Task = tuple[Callable[..., Any], tuple[Any, ...]]
 
@@ -50,8 +54,9 @@ def tokenize(config: TokenizeConfig) -> None:
     output = Output(config.out, CORPUS, config.overwrite, [config.tokenizer.path])
     output.check_foreign()
     share = Share.of_job(config.rank, config.world)
+    check_tokenizer(config.tokenizer)
     units = plan_units(config.corpus)
-    inputs = fingerprint_inputs(config, units)
+    inputs, scanned = fingerprint_inputs(config, units)
     read = {os.path.dirname(file.path) for unit in units for file in unit.files}
     output = replace(output, inputs=[*output.inputs, *sorted(read)])
     output.check_foreign()
@@ -61,7 +66,7 @@ def tokenize(config: TokenizeConfig) -> None:
     if not ours and _up_to_date(output, inputs, console):
         return
     started = time.monotonic()
-    with folder.locked(inputs) as resumed:
+    with folder.locked(inputs, scanned) as resumed:
         # Made while we asked for the lock, or by one that was killed before it tidied up.
         restore(folder.corpus, output.path)
         if folder.renamed():
@@ -184,10 +189,27 @@ class Tokenization:
         ]
 
     def _prepare(self) -> list[Task]:
+        wanted = self.config.tokenizer
+        if wanted.path is None and self.folder.left("prepare", 1) and not self.folder.share.rank:
+            self.console.print(
+                f"training a tokenizer of {wanted.vocab_size:,} ids on up to "
+                f"{wanted.train_bytes / 1e6:,.0f} MB of text",
+                highlight=False,
+                soft_wrap=True,
+            )
         return [(prepare, (self.config, self.units, self.folder.path))]
 
     def _encode(self) -> list[Task]:
         about = self.folder.result("prepare", 0)
+        if about["not_added"]:
+            self.console.print(
+                f"tokenizer.path={self.config.tokenizer.path} adds "
+                f"{' '.join(about['not_added'])} to each text; documents are encoded without, and "
+                "so will the exported tokenizer.",
+                style="yellow",
+                markup=False,
+                soft_wrap=True,
+            )
         if about["encoder_note"]:
             self.console.print(
                 f"encoding with tokenizers, many times slower: {about['encoder_note']}.",
@@ -206,9 +228,10 @@ class Tokenization:
         return [(encode_unit, (unit, self.corpus, self.folder.path, target)) for unit in self.units]
 
 
-def fingerprint_inputs(config: TokenizeConfig, units: list[Unit]) -> str:
-    """sha256 of what decides the output: settings, models of the cleaning steps, and name, size
-    and time of every file. The text itself is not read again."""
+def fingerprint_inputs(config: TokenizeConfig, units: list[Unit]) -> tuple[str, str]:
+    """Returns the sha256 of what decides the output, and of what decides the first pass and the
+    search for copies: settings, models of the cleaning steps, and name, size and time of every
+    file. The text itself is not read again."""
     corpus = asdict(config.corpus)
     for source in corpus["sources"].values():
         del source["max_malformed"]  # a limit that was raised throws no work away
@@ -227,10 +250,14 @@ def fingerprint_inputs(config: TokenizeConfig, units: list[Unit]) -> str:
             if (chain := chain_of(config.corpus, source)) is not None
         ],
     }
+    scanned = {key: what[key] for key in ("format", "files", "cleaning")}
+    scanned["corpus"] = {key: corpus[key] for key in corpus if key not in AFTER_THE_SCAN}
     if config.tokenizer.path:
-        if not Path(config.tokenizer.path).is_file():
-            raise InputError(f"tokenizer.path={config.tokenizer.path} does not exist.")
         what["tokenizer_sha256"] = tokenizer_fingerprint(Path(config.tokenizer.path))
+    return _digest(what), _digest(scanned)
+
+
+def _digest(what: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 

@@ -15,30 +15,123 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from conf.errors import InputError
 from data_pipeline.text.corpus import TokenizerConfig
 
+LONGEST_WORD = 2000
+"""Bytes after which a word is cut in the text that a tokenizer is trained on: the time for a word
+grows with the square of its length. Words of natural languages are shorter."""
+
+ROLES = ("pad", "bos", "eos")
+ADDING = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")
+"""Post-processors that put special tokens around a text."""
+
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     """A byte-level BPE with GPT-2's splitting into words: it encodes any text without loss.
 
     The special tokens have ids 0 (pad), 1 (bos) and 2 (eos), as Danube's.
     """
-    special = [config.pad_token, config.bos_token, config.eos_token]
-    smallest = len(special) + 256
+    check_vocab_size(config)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [words, pre_tokenizers.FixedLength(LONGEST_WORD)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=_special_tokens(config),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.pre_tokenizer = words
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def check_vocab_size(config: TokenizerConfig) -> None:
+    """Raises InputError where a tokenizer to train has no room for all bytes."""
+    smallest = len(_special_tokens(config)) + 256
     if config.vocab_size < smallest:
         raise InputError(
             f"tokenizer.vocab_size={config.vocab_size}, expected at least {smallest}: all bytes "
             "and the special tokens."
         )
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab_size,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+
+
+def _special_tokens(config: TokenizerConfig) -> list[str]:
+    return [config.pad_token, config.bos_token, config.eos_token]
+
+
+def check_tokenizer(config: TokenizerConfig) -> None:
+    """Raises InputError for a tokenizer that cannot be trained or used, before any text is read."""
+    if config.path is None:
+        check_vocab_size(config)
+        return
+    path = Path(config.path)
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(f"tokenizer.path={path} {found}: expected a tokenizer.json.")
+    given = load_tokenizer(path)
+    ids = special_ids(given, config)
+    pieces = dict(zip(ROLES, _special_tokens(config), strict=True))
+    content, _ = as_encoded(path, pieces.values())
+    tokenizer = _for_documents(Tokenizer.from_str(content))
+    listed = {token["content"] for token in _added_tokens(path) if token["special"]}
+    for role in ROLES:
+        piece, number = pieces[role], ids[f"{role}_id"]
+        # A byte-level piece is spelled otherwise than the text that it stands for.
+        texts = (piece, given.decode([number], skip_special_tokens=False))
+        if piece not in listed and any(number in tokenizer.encode(text).ids for text in texts):
+            raise InputError(
+                f"tokenizer.{role}_token={piece} of {path} is what ordinary text is encoded to: "
+                "name a token that stands for nothing else."
+            )
+
+
+def as_encoded(
+    path: Path, special: Iterable[str], keep_added: bool = False
+) -> tuple[str, list[str]]:
+    """Returns the content of a tokenizer.json that encodes texts as documents are encoded, and in
+    words what it had added to each text.
+
+    The tokens `special` are special ones in it. It neither cuts nor pads texts, and adds no tokens
+    to them unless `keep_added`. A file of which all this is true comes back as it is.
+    """
+    text = path.read_text()
+    content = json.loads(text)
+    notes: list[str] = []
+    tokenizer = load_tokenizer(path)
+    if tokenizer.num_special_tokens_to_add(False) and not keep_added:
+        notes = tokenizer.encode("").tokens
+        content["post_processor"] = _without_tokens(content["post_processor"])
+    content |= {key: None for key in ("truncation", "padding") if content.get(key)}
+    content["added_tokens"] = _with_special(content["added_tokens"], special, tokenizer)
+    return (text if content == json.loads(text) else json.dumps(content, indent=2)), notes
+
+
+def _with_special(
+    added: list[dict[str, Any]], special: Iterable[str], tokenizer: Tokenizer
+) -> list[dict[str, Any]]:
+    """Returns the added tokens with those of `special` as special ones."""
+    settings = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    found = {token["content"]: token for token in added}
+    for piece in special:
+        new = {"id": tokenizer.token_to_id(piece), "content": piece, **settings}
+        found[piece] = {**found.get(piece, new), "special": True}
+    return sorted(found.values(), key=lambda token: token["id"])
+
+
+def _without_tokens(processor: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Returns a post-processor without the parts that add tokens; None where nothing is left."""
+    if processor is None or processor["type"] in ADDING:
+        return None
+    if processor["type"] != "Sequence":
+        return processor
+    parts = [kept for part in processor["processors"] if (kept := _without_tokens(part))]
+    return {**processor, "processors": parts} if parts else None
+
+
+def _added_tokens(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text())["added_tokens"]
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -50,6 +143,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:
         raise InputError(f"{path} is not a tokenizer.json of `tokenizers` ({error}).") from None
+    return _for_documents(tokenizer)
+
+
+def _for_documents(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.encode_special_tokens = True
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -64,7 +161,7 @@ def vocab_size_of(tokenizer: Tokenizer) -> int:
 def special_ids(tokenizer: Tokenizer, config: TokenizerConfig) -> dict[str, int]:
     """Ids of pad, bos and eos; raises InputError where the tokenizer lacks one."""
     ids = {}
-    for name in ("pad", "bos", "eos"):
+    for name in ROLES:
         piece = getattr(config, f"{name}_token")
         number = tokenizer.token_to_id(piece)
         if number is None:

@@ -26,6 +26,9 @@ from conf.errors import InputError
 from conf.files import clean, discard
 from data_pipeline.files import write_json
 
+SCANNED = ("plan.json", "scan", "match", "copies", "minhash")
+"""What the first pass and the search for copies write, and whose work it is."""
+
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PRELOAD = ("data_pipeline.tokenizing.encoding", "gigatoken")
 """Imports made once for all processes."""
@@ -91,13 +94,18 @@ class WorkFolder:
 
     def inputs(self) -> str | None:
         """What the work under way is made of; None where there is none."""
+        return self._plan().get("inputs")
+
+    def _plan(self) -> dict[str, str]:
         plan = self.path / "plan.json"
-        return json.loads(plan.read_text())["inputs"] if plan.is_file() else None
+        return json.loads(plan.read_text()) if plan.is_file() else {}
 
     @contextmanager
-    def locked(self, inputs: str) -> Iterator[bool]:
-        """Holds this job's share; yields whether earlier work goes on. Work on other inputs is
-        thrown away. Raises InputError where another process holds the share."""
+    def locked(self, inputs: str, scanned: str) -> Iterator[bool]:
+        """Holds this job's share; yields whether earlier work is continued. Of work on other inputs
+        what depends on `scanned` alone is kept where that is the same, all else is removed.
+
+        Raises InputError where another process holds the share."""
         self.path.mkdir(parents=True, exist_ok=True)
         names = ["lock"] if self.share.world == 1 else ["lock", f"lock-{self.share.rank}"]
         files = [(self.path / name).open("a") for name in names]
@@ -106,15 +114,15 @@ class WorkFolder:
             self._lock(files[0], fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
             if not alone:
                 self._lock(files[1], fcntl.LOCK_EX)
-            found = self.inputs()
+            found, same_scan = self.inputs(), self._plan().get("scanned") == scanned
             if found != inputs:
                 if found is not None:
                     self._lock(files[0], fcntl.LOCK_EX)
-                    self.clear()
+                    self.clear(SCANNED if same_scan else ())
                     if not alone:
                         self._lock(files[0], fcntl.LOCK_SH)
-                write_json(self.path / "plan.json", {"inputs": inputs})
-            yield found == inputs
+                write_json(self.path / "plan.json", {"inputs": inputs, "scanned": scanned})
+            yield found == inputs or same_scan
         finally:
             for file in files:
                 file.close()
@@ -161,10 +169,14 @@ class WorkFolder:
         is_marked = mark.is_file() and self.out.is_dir()
         return is_marked and json.loads(mark.read_text()) == self.out.stat().st_ino
 
-    def clear(self) -> None:
-        """Throws the work away, but not the locks."""
-        # plan.json goes last: it tells whose folder this is.
-        for path in sorted(self.path.iterdir(), key=lambda path: path.name == "plan.json"):
+    def clear(self, kept: Sequence[str] = ()) -> None:
+        """Removes the work but for what is `kept` and the locks."""
+        # A folder without corpus/ counts as whole while encode/ is there, and plan.json tells whose
+        # it is: they go last.
+        last = ("corpus", "plan.json")
+        for path in sorted(self.path.iterdir(), key=lambda path: (path.name in last, path.name)):
+            if path.name in kept:
+                continue
             if path.is_dir():
                 shutil.rmtree(path)
             elif not path.name.startswith("lock"):

@@ -24,7 +24,7 @@ class CheckpointsConfig:
     """dir: a run folder, its folder of checkpoints, or the URL of their copies.
 
     do: list (sizes alone are checked), verify (all bytes are read), or export.
-    step, out, dtype, chat_template, overwrite: for do=export, as `python -m pretrain export`
+    step, out, dtype, chat_template, overwrite, data: for do=export, as `python -m pretrain export`
         takes them.
     """
 
@@ -35,6 +35,7 @@ class CheckpointsConfig:
     dtype: str = "bfloat16"
     chat_template: ChatTemplate = MISSING
     overwrite: bool = False
+    data: str | None = None
 
     def __post_init__(self) -> None:
         one_of("do", self.do, ("list", "verify", "export"))
@@ -52,7 +53,7 @@ def checkpoints(config: CheckpointsConfig) -> None:
     if config.do == "export":
         assert config.out is not None
         run = run_folder(config.dir)
-        keys = ("step", "out", "dtype", "chat_template", "overwrite")
+        keys = ("step", "out", "dtype", "chat_template", "overwrite", "data")
         export(ExportConfig(str(run), **{key: getattr(config, key) for key in keys}))
         return
     rows = list(_remote(config) if storage.is_remote(config.dir) else _local(config))

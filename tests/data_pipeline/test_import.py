@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from conf.errors import InputError
 from data_pipeline.import_shards import ImportConfig, import_shards
@@ -51,6 +54,25 @@ def adopt(tokenizer, tmp_path):
         return load_manifest(tmp_path / "out")
 
     return adopt
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_the_tokenizer_adds_what_documents_begin_with(bos, adopt, tokenizer, tmp_path, capsys):
+    changed = byte_tokenizer()
+    changed.post_processor = TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    content = json.loads(changed.to_str())
+    content["added_tokens"] = []
+    tokenizer.write_text(json.dumps(content))
+    made = [[[1, *first] if bos else first, second] for first, second in documents()]
+    megatron_pair(tmp_path / "in" / "my_text_document", made)
+    manifest = adopt(path=str(tmp_path / "in"), bos_token="<s>")
+    manifest.check_tokenizer()
+    stored = Tokenizer.from_file(str(manifest.tokenizer_path))
+    assert stored.encode("a").ids[:-1] == ([1] if bos else [])
+    added = json.loads(stored.to_str())["added_tokens"]
+    assert [(token["id"], token["special"]) for token in added] == [(1, True), (2, True)]
+    assert ("adds <s> to each text" in " ".join(capsys.readouterr().out.split())) is not bos
+    assert manifest.token_bytes()[:3].tolist() == [5, 0, 0]
 
 
 WRITERS: dict[str, tuple[Any, dict[str, Any]]] = {

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from conf.chat import ChatTemplate
 from conf.errors import InputError
 from data_pipeline.sampling.batches import IGNORED, held_out_batches
-from pretrain.export import read_run_config
+from data_pipeline.store.manifest import tokenizer_fingerprint
+from pretrain.export import ExportConfig, export, read_run_config, write_tokenizer
 from tests.runs import arguments, records
 
 
@@ -83,6 +90,59 @@ def test_training_goes_on_from_an_export(exported, command, corpus, tmp_path):
     assert done.returncode == 0, done.stderr
     first = records(run_dir, "validation")[0]["loss"]
     assert first == pytest.approx(records(exported / "run", "validation")[-1]["loss"], rel=0.05)
+
+
+def test_an_export_needs_no_corpus(exported, corpus, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(exported / "run", run)
+    moved = tmp_path / "moved"
+    shutil.copytree(corpus.folder, moved)
+    settings = OmegaConf.load(run / "config.yaml")
+    settings.data.folder = str(tmp_path / "gone")
+    OmegaConf.save(settings, run / "config.yaml")
+    template = ChatTemplate(name="none", template="{{ messages }}")
+    export(ExportConfig(str(run), out=str(tmp_path / "a"), chat_template=template))
+    assert (tmp_path / "a" / "tokenizer.json").read_bytes() == (corpus.tokenizer_path.read_bytes())
+    shutil.rmtree(run / "corpus")  # as in runs of earlier versions
+    with pytest.raises(InputError, match=r"keeps no copy .*gone.* Give data=<folder of the corpus"):
+        export(ExportConfig(str(run), out=str(tmp_path / "b"), chat_template=template))
+    assert not (tmp_path / "b").exists()
+    config = ExportConfig(
+        str(run), out=str(tmp_path / "b"), chat_template=template, data=str(moved)
+    )
+    export(config)
+    assert read_files(tmp_path / "b") == read_files(tmp_path / "a")
+    manifest = json.loads((moved / "manifest.json").read_text())
+    content = json.loads((moved / "tokenizer.json").read_text()) | {"version": "other"}
+    (moved / "tokenizer.json").write_text(json.dumps(content))
+    manifest["tokenizer"]["sha256"] = tokenizer_fingerprint(moved / "tokenizer.json")
+    (moved / "manifest.json").write_text(json.dumps(manifest))
+    config.overwrite = True
+    with pytest.raises(InputError, match=r"data=.*moved has the tokenizer .* was trained with"):
+        export(config)
+
+
+def read_files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_exported_tokenizer_encodes_as_the_corpus_was(corpus, tmp_path):
+    """Special tokens that only the vocabulary has, and a post-processor that adds one."""
+    tokenizer = Tokenizer.from_file(str(corpus.tokenizer_path))
+    tokenizer.post_processor = TemplateProcessing(
+        "<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    content = json.loads(tokenizer.to_str()) | {"added_tokens": []}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    out = tmp_path / "out"
+    out.mkdir()
+    write_tokenizer(out, replace(corpus, folder=tmp_path), 256, "{{ messages }}")
+    loaded = AutoTokenizer.from_pretrained(out)
+    text = "def main():"
+    expected = Tokenizer.from_file(str(corpus.tokenizer_path)).encode(text).ids
+    assert loaded(text).input_ids == expected
+    assert (loaded.pad_token_id, loaded.bos_token_id, loaded.eos_token_id) == (0, 1, 2)
+    assert loaded.decode([1, *expected, 2], skip_special_tokens=True) == text
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 import data_pipeline.tokenizing.tokenize
 from conf.errors import InputError
@@ -273,6 +273,58 @@ def test_missing_tokenizers_are_refused(texts, configure, tmp_path):
     with pytest.raises(InputError, match=r"tokenizer\.path=.*none\.json does not exist"):
         tokenize(config)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_that_lacks_a_token_is_refused_before_text_is_read(
+    tokenized, texts, configure, tmp_path
+):
+    config = configure(texts, tmp_path / "out")
+    config.tokenizer.path = str(tokenized.tokenizer_path)
+    config.tokenizer.pad_token = "<none>"
+    with pytest.raises(InputError, match=r"pad_token=<none> is not in the vocabulary of .*json: n"):
+        tokenize(config)
+    config = configure(texts, tmp_path / "out")
+    config.tokenizer.vocab_size = 200
+    with pytest.raises(InputError, match=r"vocab_size=200, expected at least 259.*tokens\.$"):
+        tokenize(config)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_scan_does_not_depend_on_the_tokenizer(
+    tokenized, texts, configure, tmp_path, monkeypatch, capsys
+):
+    config = configure(texts, tmp_path / "out", held_out_fraction=0.999999)
+    config.tokenizer.vocab_size = 300
+    with pytest.raises(InputError, match=r"no training document .* is kept in"):
+        tokenize(config)
+
+    def refuse(*_):
+        raise AssertionError("scanned again")
+
+    monkeypatch.setattr("data_pipeline.text.copies.scan_unit", refuse)
+    monkeypatch.setattr("data_pipeline.text.copies.match_exact", refuse)
+    tokenize(configure(texts, tmp_path / "out"))
+    assert "training a tokenizer of 400 ids on up to 100 MB of text" in capsys.readouterr().out
+    assert files_of(tmp_path / "out") == files_of(tokenized.folder)
+
+
+def test_what_a_loaded_tokenizer_adds_is_told(tokenized, texts, configure, tmp_path, capsys):
+    content = json.loads(tokenized.tokenizer_path.read_text())
+    content["post_processor"] = json.loads(
+        processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)]).__getstate__()
+    )
+    content["added_tokens"] = content["added_tokens"][:1]
+    (tmp_path / "given.json").write_text(json.dumps(content))
+    config = configure(texts, tmp_path / "out")
+    config.tokenizer.path = str(tmp_path / "given.json")
+    tokenize(config)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "given.json adds <s> to each text; documents are encoded without" in said
+    manifest = load_manifest(tmp_path / "out")
+    manifest.check_tokenizer()
+    tokenizer = Tokenizer.from_file(str(manifest.tokenizer_path))
+    assert tokenizer.num_special_tokens_to_add(False) == 0
+    assert entries_of(manifest) == entries_of(tokenized)
 
 
 def test_a_large_file_of_rows_becomes_shards_of_bounded_text(configure, texts, tmp_path):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import random
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
 from conf.errors import InputError
 from data_pipeline.store.manifest import tokenizer_fingerprint
 from data_pipeline.text.corpus import TokenizerConfig
 from data_pipeline.tokenizing.tokenizer import (
+    LONGEST_WORD,
+    as_encoded,
+    check_tokenizer,
     load_tokenizer,
     special_ids,
     token_bytes,
@@ -109,6 +115,135 @@ def test_padding_and_truncation_of_a_loaded_tokenizer_are_off(trained, tmp_path)
     tokenizer.enable_padding(length=50)
     loaded = saved(tokenizer, tmp_path)
     assert loaded.encode("the cat and the hat").ids == trained.encode("the cat and the hat").ids
+
+
+POST = {
+    "template": processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    ),
+    "bert": processors.BertProcessing(("</s>", 2), ("<s>", 1)),
+    "roberta": processors.RobertaProcessing(("</s>", 2), ("<s>", 1)),
+}
+POST["sequence"] = processors.Sequence([processors.ByteLevel(trim_offsets=False), POST["template"]])
+ALL = ("<pad>", "<s>", "</s>")
+
+
+@pytest.fixture
+def stored(trained, tmp_path):
+    """Saves the trained tokenizer with changes to its JSON."""
+
+    def make(post=None, **changes):
+        path = tmp_path / "given.json"
+        tokenizer = Tokenizer.from_str(trained.to_str())
+        if post:
+            tokenizer.post_processor = POST[post]
+        path.write_text(json.dumps(json.loads(tokenizer.to_str()) | changes))
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize("post", POST)
+def test_what_a_tokenizer_adds_to_texts_is_taken_out(stored, trained, post):
+    path = stored(post)
+    ids = Tokenizer.from_file(str(path)).encode("the cat").ids
+    assert ids[0] == 1
+    content, added = as_encoded(path, ALL)
+    assert added == (["<s>", "</s>"] if post in ("bert", "roberta") else ["<s>"])
+    assert Tokenizer.from_str(content).encode("the cat").ids == trained.encode("the cat").ids
+    kept = json.loads(content)["post_processor"]
+    assert (kept["processors"][0]["type"] if kept else None) == (
+        "ByteLevel" if post == "sequence" else None
+    )
+    content, added = as_encoded(path, ALL, keep_added=True)
+    assert (content, added) == (path.read_text(), [])
+
+
+def test_a_tokenizer_that_encodes_as_documents_are_is_left_as_it_is(stored):
+    path = stored()
+    assert as_encoded(path, ALL) == (path.read_text(), [])
+
+
+def test_what_cuts_and_pads_texts_is_taken_out(stored, trained):
+    tokenizer = Tokenizer.from_str(trained.to_str())
+    tokenizer.enable_truncation(2)
+    tokenizer.enable_padding(length=9)
+    cutting = json.loads(tokenizer.to_str())
+    path = stored(truncation=cutting["truncation"], padding=cutting["padding"])
+    content, _ = as_encoded(path, ALL)
+    ids = trained.encode("the cat and the hat").ids
+    assert Tokenizer.from_str(content).encode("the cat and the hat").ids == ids
+
+
+@pytest.mark.parametrize("missing", [ALL, ("<pad>",), ("</s>",)])
+@pytest.mark.parametrize("how", ["missing", "not special"])
+def test_named_tokens_are_special_ones(stored, trained, missing, how):
+    tokens = json.loads(trained.to_str())["added_tokens"]
+    for token in tokens:
+        token["special"] = token["content"] not in missing
+    if how == "missing":
+        tokens = [token for token in tokens if token["special"]]
+    path = stored(added_tokens=tokens)
+    check_tokenizer(TokenizerConfig(path=str(path)))
+    content, _ = as_encoded(path, ALL)
+    path.write_text(content)
+    tokenizer = load_tokenizer(path)
+    assert special_ids(tokenizer, TokenizerConfig()) == {"pad_id": 0, "bos_id": 1, "eos_id": 2}
+    assert token_bytes(tokenizer)[:3].tolist() == [0, 0, 0]
+    assert tokenizer.encode("a</s><s><pad>").ids == trained.encode("a</s><s><pad>").ids
+    assert tokenizer.decode([0, 1, 2, *trained.encode("the").ids]) == "the"
+
+
+@pytest.mark.parametrize("role", ["pad", "bos", "eos"])
+@pytest.mark.parametrize("piece", ["the", "Ġthe", "a"])
+def test_a_special_token_that_is_ordinary_text_is_refused(stored, role, piece):
+    config = TokenizerConfig(path=str(stored()))
+    setattr(config, f"{role}_token", piece)
+    with pytest.raises(InputError, match=rf"{role}_token={piece} of .* is what ordinary text is"):
+        check_tokenizer(config)
+
+
+def test_tokens_may_have_several_roles(stored):
+    path = str(stored())
+    check_tokenizer(TokenizerConfig(path, pad_token="</s>", bos_token="</s>", eos_token="</s>"))
+
+
+LONG = {
+    "a letter": "A" * 300_000,
+    "newlines": "\n" * 300_000,
+    "spaces": " " * 300_000,
+    "letters": "".join(random.Random(0).choices("ACGT", k=300_000)),
+    "digits": "".join(random.Random(0).choices("0123456789", k=300_000)),
+    "signs": "=" * 300_000,
+    "han": "的" * 100_000,
+    "emoji": "🎉" * 75_000,
+}
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_words_are_cut_in_training(kind):
+    """A run without a break trains the same tokenizer as its parts: what is timed is one word."""
+    config = TokenizerConfig(vocab_size=300)
+    text = LONG[kind]
+    tokenizer = train_tokenizer(["the cat", text], config)
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text
+    longest = max(map(len, tokenizer.get_vocab()))
+    assert longest <= LONGEST_WORD
+
+
+def test_words_that_are_not_long_train_the_same_tokenizer(monkeypatch):
+    texts = [
+        "the cat and the hat. 日本語の文章。 Grüße 🎉\n\n" * 20,
+        "x" * 1999,
+        "=" * 2000,
+        "é" * 999,
+    ]
+    config = TokenizerConfig(vocab_size=400)
+    cut = train_tokenizer(texts, config).to_str()
+    monkeypatch.setattr("data_pipeline.tokenizing.tokenizer.LONGEST_WORD", 10**9)
+    assert train_tokenizer(texts, config).to_str() == cut
+    monkeypatch.setattr("data_pipeline.tokenizing.tokenizer.LONGEST_WORD", 4)
+    assert train_tokenizer(texts, config).to_str() != cut
 
 
 def test_the_fingerprint_is_of_the_content(tmp_path):
