@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import InputError, one_of
-from data_pipeline.sampling.dealing import deal_step
+from data_pipeline.sampling.dealing import micro_batch_sizes
 from data_pipeline.sampling.order import SampleOrder
 from data_pipeline.sampling.recipe import StagePlan
 from data_pipeline.store.manifest import Manifest
 from model.config import ModelConfig
 from pretrain.config import (
+    AUTO,
     MESH,
     PRECISIONS,
     EvaluationConfig,
@@ -143,7 +144,7 @@ def check_batches(plan: StagePlan, parallel: ParallelConfig, longest: int) -> No
             raise InputError(f"{key} is above model.max_seq_len={longest}.")
         if stage.seq_len % pieces:
             raise InputError(f"{key} is not divisible by {product}.")
-        if micro_batch_tokens % stage.seq_len:
+        if micro_batch_tokens != AUTO and micro_batch_tokens % stage.seq_len:
             raise InputError(
                 f"parallel.micro_batch_tokens={micro_batch_tokens} is not a multiple of {key}."
             )
@@ -187,6 +188,11 @@ def check_precision(config: PretrainConfig, plan: StagePlan, dp_size: int, job: 
     dp_size: data-parallel ranks.
     """
     parallel = config.parallel
+    micro_batches: dict[int, list[int | None]] = {}
+    if parallel.micro_batch_tokens != AUTO:
+        sizes = micro_batch_sizes(plan, dp_size, parallel.micro_batch_tokens)
+        for level, size in sizes.items():
+            micro_batches.setdefault(level.stage, []).append(size)
     for stage in plan.stages:
         precision, own = config.precision_of(stage), stage.config.precision
         key = f"recipe.stages.{stage.name}.precision"
@@ -203,9 +209,14 @@ def check_precision(config: PretrainConfig, plan: StagePlan, dp_size: int, job: 
                 check_fp8_package(precision)
             if job.here and job.device == "cuda":
                 check_fp8_device(precision)
-            deal = deal_step(plan, stage.end_step - 1, dp_size, parallel.micro_batch_tokens)
-            micro = deal.rows * stage.seq_len
-            check_fp8_sides(precision, config.model, parallel.tp, parallel.cp, micro)
+            for micro in micro_batches.get(stage.index, [None]):
+                check_fp8_sides(precision, config.model, parallel.tp, parallel.cp, micro)
+            if parallel.compile is False and job.device == "cuda":
+                raise InputError(
+                    f"parallel.compile=false with precision={precision}: uncompiled casts to fp8 "
+                    "cost more than its products save. Drop parallel.compile, or take "
+                    "precision=bf16."
+                )
 
 
 def check_fp8_package(precision: str) -> None:
@@ -231,12 +242,12 @@ def check_fp8_device(precision: str) -> None:
 
 
 def check_fp8_sides(
-    precision: str, model: ModelConfig, tp: int, cp: int, micro_batch_tokens: int
+    precision: str, model: ModelConfig, tp: int, cp: int, micro_batch_tokens: int | None
 ) -> None:
     """Raises InputError where a side of the matrices that fp8 multiplies is not a multiple of 16 on
     each of `tp` and `cp` ranks.
 
-    micro_batch_tokens: the inner side of weight gradients.
+    micro_batch_tokens: the inner side of weight gradients, None where it is not known yet.
     """
     for key, size, split, parts in (
         ("model.hidden_size", model.hidden_size, "tp", 1),
@@ -245,7 +256,7 @@ def check_fp8_sides(
         ("model.intermediate_size", model.intermediate_size, "tp", tp),
         ("tokens of a micro-batch", micro_batch_tokens, "cp", cp),
     ):
-        if size % (FP8_MULTIPLE * parts):
+        if size is not None and size % (FP8_MULTIPLE * parts):
             ranks = f" on each of parallel.{split}={parts} ranks" if parts > 1 else ""
             raise InputError(
                 f"precision={precision}, but {key}={size} is not a multiple of {FP8_MULTIPLE}"

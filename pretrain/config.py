@@ -14,7 +14,8 @@ from model.config import ModelConfig
 from pretrain.health.config import HealthConfig
 
 PRECISIONS = ("fp32", "bf16", "fp8", "fp8_rowwise")
-PRECISION_CHOICES = ("auto", *PRECISIONS)
+AUTO = "auto"
+PRECISION_CHOICES = (AUTO, *PRECISIONS)
 MESH = ("dp_replicate", "dp_shard", "cp", "tp")
 """Dimensions of the device mesh, the outermost first: neighbours talk most."""
 
@@ -91,14 +92,15 @@ class ParallelConfig:
         (FSDP2) and have samples of their own; cp: processes that share every sequence (context
         parallel), which split weights too; tp: processes that share every matrix and, between
         them, the sequence.
-    micro_batch_tokens: tokens of one forward pass on one rank; what is missing to
-        recipe.global_batch_tokens is accumulated.
+    micro_batch_tokens: tokens of one forward pass on one rank at most; what is missing to
+        recipe.global_batch_tokens is accumulated. auto takes what fits, from the plan of memory.
     activation_checkpointing: what backward computes again to save memory: none, selective (all but
         matrix products and attention), or full (whole blocks).
     reshard_after_forward: whether a block's gathered weights are dropped between its forward and
         backward pass; null drops them only where processes split the weights, and nowhere else
         takes the time to make them twice.
-    compile: torch.compile of each block.
+    compile: torch.compile of each block, true or false; auto compiles on CUDA, and on a CPU whose
+        run is long enough to earn the time back.
     async_tp: tensor parallel's talk runs while matrices are multiplied; compiled, on GPUs.
     attention: backend, `auto` or one of `model.attention`.
     auto: takes sizes, micro_batch_tokens and activation_checkpointing (at least what is given)
@@ -109,10 +111,10 @@ class ParallelConfig:
     dp_shard: int = -1
     cp: int = 1
     tp: int = 1
-    micro_batch_tokens: int = 4096
+    micro_batch_tokens: Any = AUTO
     reshard_after_forward: bool | None = None
     activation_checkpointing: str = "none"
-    compile: bool = False
+    compile: Any = AUTO
     async_tp: bool = False
     attention: str = "auto"
     auto: bool = False
@@ -123,6 +125,14 @@ class ParallelConfig:
             self.activation_checkpointing,
             ("none", "selective", "full"),
         )
+        tokens = self.micro_batch_tokens
+        if tokens != AUTO and (type(tokens) is not int or tokens < 1):
+            raise InputError(
+                f"parallel.micro_batch_tokens={tokens}: expected a number of tokens above 0, or "
+                "auto."
+            )
+        if self.compile not in (AUTO, True, False):
+            raise InputError(f"parallel.compile={self.compile}: expected auto, true or false.")
 
     def gathers_twice(self, shards: int) -> bool:
         """Whether backward gathers the weights again that `shards` processes split."""

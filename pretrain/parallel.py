@@ -41,7 +41,7 @@ def parallelize(model: Decoder, layout: Layout, config: ParallelConfig, precisio
         model.sequences = ContextParallel(layout.cp)
     apply_fp8(model, precision, torch.device(layout.mesh.device_type))
     apply_activation_checkpointing(model, config.activation_checkpointing)
-    if config.compile:
+    if config.compile is True:  # `auto` has become true or false where a run trains
         compile_blocks(model)
     apply_data_parallel(model, layout, config, precision)
 

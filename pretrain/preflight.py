@@ -60,9 +60,9 @@ def check_plan(config: PretrainConfig, manifest: Manifest | None, job: Job) -> N
     """Raises InputError where the layout, the recipe and the data do not fit each other or the
     job."""
     plan = StagePlan(config.recipe, train_tokens(config.recipe, manifest))
+    check_run(config, plan, manifest, job)
     if config.parallel.auto:
         pick_layout(config, plan, Machine(job.world_size, job.node, job.memory, job.device))
-    check_run(config, plan, manifest, job)
     if manifest is not None:
         sample_order(config, plan, manifest)
 

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from conf.files import write_text
 from data_pipeline.sampling.batches import BatchReader
+from data_pipeline.sampling.dealing import blank_share
 from data_pipeline.sampling.order import SampleOrder
 from data_pipeline.sampling.recipe import StagePlan
 from data_pipeline.store.manifest import FILE, Manifest, load_manifest
@@ -20,9 +21,9 @@ from model.hf import HFWeights, read_config
 from model.init import initial_value
 from model.network import Decoder, build_meta
 from pretrain.attention_choice import Timing, choose_attention
-from pretrain.auto_layout import measure, pick_layout
+from pretrain.auto_layout import settle_parallel
 from pretrain.checkpoints import find, read
-from pretrain.checks import Job, check_resume, check_run, sample_order
+from pretrain.checks import Job, check_layout, check_resume, check_run, sample_order
 from pretrain.config import PretrainConfig
 from pretrain.distributed import Layout, Processes, make_layout
 from pretrain.fp8 import fp8_linears
@@ -66,9 +67,10 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
     manifest = load_manifest(config.data.folder)
     plan = StagePlan(config.recipe, manifest.source_tokens("train"))
     precision_reason = settle_precision(config, processes)
-    why = pick_layout(config, plan, measure(processes)) if config.parallel.auto else []
-    job = Job(processes.world_size, processes.device.type)
-    sizes = check_run(config, plan, manifest, job)
+    # What is asked for is checked, then what is `auto` becomes something that fits.
+    check_run(config, plan, manifest, Job(processes.world_size, processes.device.type))
+    why = settle_parallel(config, plan, processes)
+    sizes = check_layout(config.parallel, config.model, processes.world_size)
     order = sample_order(config, plan, manifest)
     # The files' sizes are the same for all processes of a machine: one compares them.
     first_here = os.environ.get("LOCAL_RANK", "0") == "0"
@@ -84,6 +86,7 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
         for key, (before, now) in check_changes(config).items():
             why.append(f"changed since the last start: {key} was {before}, now {now}")
 
+    dp_size = sizes[0] * sizes[1]
     layout = make_layout(sizes, processes.device)
     attention = choose_attention(config, plan, reader, layout, processes)
     model = build_meta(config.model, attention[plan.stages[0].seq_len].backend)
@@ -106,6 +109,7 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
             "precision_reason": precision_reason,
             "fp8_linears": fp8_linears(model),
             "layout": why,
+            "blank_share": blank_share(plan, dp_size, config.parallel.micro_batch_tokens),
         }
         chosen["attention"] = {length: asdict(timing) for length, timing in attention.items()}
         write_run_folder(config, processes, manifest, order, chosen)
@@ -113,7 +117,7 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
         reader,
         plan,
         layout.dp.get_local_rank(),
-        sizes[0] * sizes[1],
+        dp_size,
         config.parallel.micro_batch_tokens,
         config.model.sliding_window,
         processes.device,

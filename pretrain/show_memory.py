@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from conf.errors import InputError, one_of
+from data_pipeline.sampling.recipe import RecipeConfig, StageConfig, StagePlan
 from model.config import ModelConfig
 from pretrain.config import PRECISION_CHOICES, OptimConfig, ParallelConfig
 from pretrain.fake_ranks import fake_ranks, state_bytes
@@ -31,7 +32,8 @@ class MemoryConfig:
     show: layouts in the table at most.
     build: splits the model for every layout that fits on a fake process group and counts its
         weights, gradients and optimizer states; false shows the calculated ones.
-    parallel: its layout and micro-batch are what is looked for, the rest is taken as it is.
+    parallel: its layout is what is looked for, and the micro-batch where that is auto; the rest is
+        taken as it is.
     precision: auto is bf16 here, which GPUs multiply.
     """
 
@@ -63,13 +65,19 @@ class MemoryConfig:
 def memory(config: MemoryConfig) -> None:
     """Prints the table of layouts that fit, best first, and why the others do not."""
     machine = Machine(config.world_size, config.node, int(config.gpu_memory_gib * GIB))
+    seq_len, batch = config.seq_len or config.model.max_seq_len, config.global_batch_tokens
+    plan = None
+    if batch is not None:
+        if batch < 1 or batch % seq_len:
+            raise InputError(f"global_batch_tokens={batch} is not a multiple of seq_len={seq_len}.")
+        plan = StagePlan(RecipeConfig("one", batch, {"one": StageConfig(seq_len, batch)}), {"": 1})
     need = Need(
         config.model,
         config.precision,
         optimizer_name(config.optim),
         config.parallel,
-        (config.seq_len or config.model.max_seq_len,),
-        config.global_batch_tokens,
+        (seq_len,),
+        plan,
     )
     found = options(need, machine)
     fitting = [option for option in found if option.problem is None]
@@ -92,10 +100,10 @@ def _table(config: MemoryConfig, need: Need, fitting: list[Option]) -> Table:
         title_justify="left",
         caption_justify="left",
     )
-    for name in ("", "layout", "micro-batch", "recomputed", *KIND, "total"):
+    for name in ("", "layout", "micro-batch", "blank", "recomputed", *KIND, "total"):
         is_text = name in ("layout", "recomputed")
         table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
-    table.add_row("", "", "tokens", "", *KIND.values(), "", style="dim", end_section=True)
+    table.add_row("", "", "tokens", "exact", "", *KIND.values(), "", style="dim", end_section=True)
     with fake_ranks(config.world_size) if config.build else nullcontext():
         for place, option in enumerate(fitting, 1):
             assert option.memory is not None
@@ -107,6 +115,7 @@ def _table(config: MemoryConfig, need: Need, fitting: list[Option]) -> Table:
                 str(place),
                 option.name,
                 str(option.parallel.micro_batch_tokens),
+                f"{option.blank:.1%}",
                 option.parallel.activation_checkpointing,
                 *(f"{size / GIB:.2f}" for size in parts.values()),
                 f"{sum(parts.values()) / GIB:.1f}",

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from conf.errors import InputError, one_of
+from data_pipeline.sampling.dealing import Deal, blank_note
 from data_pipeline.sampling.recipe import RecipeConfig, Stage, StagePlan
 from data_pipeline.store.manifest import load_manifest
 from launch.plan.cluster import ClusterConfig
@@ -110,6 +111,7 @@ class StageOutlook:
     days: Span
     flops_per_token: float
     batch_tokens: int
+    deal: Deal
 
     @property
     def scaling_efficiency(self) -> float:
@@ -208,7 +210,7 @@ def look_ahead(config: PlanConfig) -> Outlook:
         optimizer_name(config.optim),
         config.parallel,
         tuple(stage.seq_len for stage in plan.stages),
-        math.gcd(*plan.batches),  # what divides it divides every step
+        plan,
     )
     found = options(need, machine)
     calibration = Calibration.read(Path(config.calibration)) if config.calibration else None
@@ -279,6 +281,7 @@ def stage_outlook(
         seconds.map(lambda s: s * steps / DAY),
         flops_per_token(config.model, stage.seq_len),
         level.tokens_per_step,
+        step.deal,
     )
 
 
@@ -336,14 +339,9 @@ def warnings(
             f"The window of {window:,} is never reached: the longest sequence has {longest:,} "
             "tokens, so attention is full throughout."
         )
-    unit = math.lcm(*(stage.seq_len for stage in plan.stages)) * cluster.world_size
-    if any(batch % unit for batch in plan.batches):
-        nearest = max(1, round(max(plan.batches) / unit)) * unit
-        yield (
-            f"A batch of {max(plan.batches):,} tokens cannot be dealt to {cluster.world_size} GPUs "
-            "with sequences of their own, which leaves out the simplest layouts: "
-            f"recipe.global_batch_tokens={nearest} can."
-        )
+    note = blank_note(plan, parallel.dp_replicate * parallel.dp_shard, parallel.micro_batch_tokens)
+    if note is not None:
+        yield f"In the layout {best.option.name} {note}"
     if best.stages and min(stage.scaling_efficiency for stage in best.stages) < 0.85:
         yield (
             "More than 15% of a step is communication: a larger batch per GPU would use the GPUs "

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from data_pipeline.sampling.dealing import Deal
 from launch.plan.cluster import ClusterConfig
-from launch.plan.traffic import BF16, FP32, traffic
+from launch.plan.traffic import BF16, FP32, dealt, traffic
 from model.config import ModelConfig
 from model.flops import flops_per_token, matmul_parameters, parameters
 from pretrain.config import ParallelConfig
@@ -71,12 +72,16 @@ class Step:
     precision: str
     parallel: ParallelConfig
 
+    @property
+    def deal(self) -> Deal:
+        """How its sequences are dealt to the data-parallel ranks."""
+        return dealt(self.parallel, self.seq_len, self.batch_tokens)
+
 
 def step_time(step: Step, cluster: ClusterConfig, best: bool) -> StepTime:
     """best: with the best known kernels, else with usual ones."""
     model, parallel = step.model, step.parallel
-    ranks = parallel.dp_replicate * parallel.dp_shard * parallel.cp * parallel.tp
-    tokens = step.batch_tokens / ranks
+    tokens = step.deal.computed * step.seq_len / _ranks(parallel)
     peak = cluster.peak_flops(step.precision)
     gains = {"fp8": cluster.fp8_gain, "fp8_rowwise": cluster.fp8_rowwise_gain}
     gain = gains.get(step.precision, [1.0, 1.0])[best]

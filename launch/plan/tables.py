@@ -32,7 +32,8 @@ def speed_kind(outlook: Outlook) -> str:
 def layouts(outlook: Outlook, at_most: int | None = None) -> Grid:
     """Those that fit, fastest first."""
     speed = speed_kind(outlook)
-    columns = {"layout": "", "micro-batch": CHOSEN, "recomputed": CHOSEN, "GiB of a GPU": ASSUMED}
+    columns = {"layout": "", "micro-batch": CHOSEN, "blank": EXACT, "recomputed": CHOSEN}
+    columns |= {"GiB of a GPU": ASSUMED}
     columns |= {"tokens/s a GPU": speed, "scaling": ASSUMED, "days": speed}
     world, tokens = outlook.config.cluster.world_size, outlook.plan.total_tokens
     rows = []
@@ -43,6 +44,7 @@ def layouts(outlook: Outlook, at_most: int | None = None) -> Grid:
             [
                 layout.option.name,
                 f"{layout.option.parallel.micro_batch_tokens:,}",
+                f"{layout.option.blank:.1%}",
                 layout.option.parallel.activation_checkpointing,
                 f"{memory_of(layout).total / GIB:.1f}",
                 span(rate, ",.0f"),
@@ -56,7 +58,7 @@ def layouts(outlook: Outlook, at_most: int | None = None) -> Grid:
 def stages(outlook: Outlook) -> Grid:
     """Of the best layout."""
     speed = speed_kind(outlook)
-    names = ("sequence", "tokens", "batch", "GFLOP a token")
+    names = ("sequence", "tokens", "batch", "blank", "GFLOP a token")
     columns = {"stage": "", **dict.fromkeys(names, EXACT), "step, s": speed, "MFU": speed}
     columns |= {"scaling": ASSUMED, "days": speed}
     rows = [
@@ -65,6 +67,7 @@ def stages(outlook: Outlook) -> Grid:
             f"{found.stage.seq_len:,}",
             f"{found.stage.tokens:,}",
             f"{found.batch_tokens:,}",
+            f"{found.deal.blank_share:.1%}",
             f"{found.flops_per_token / 1e9:.4g}",
             span(Span(found.times[0].total, found.times[1].total), ".3g"),
             span(found.mfu, ".1%"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from data_pipeline.sampling.dealing import Deal
 from model.config import ModelConfig
 from model.flops import parameters
 from pretrain.config import ParallelConfig
@@ -36,6 +37,12 @@ class Traffic:
         return factor * (ranks - 1) / ranks * self.bytes
 
 
+def dealt(parallel: ParallelConfig, seq_len: int, batch_tokens: int) -> Deal:
+    """Returns how the sequences of a step are dealt to the data-parallel ranks of a layout."""
+    ranks = parallel.dp_replicate * parallel.dp_shard
+    return Deal.of(batch_tokens // seq_len, ranks, parallel.micro_batch_tokens // seq_len)
+
+
 def traffic(
     model: ModelConfig,
     parallel: ParallelConfig,
@@ -51,9 +58,8 @@ def traffic(
     width = FP32 if precision == "fp32" else BF16
     cp, tp = parallel.cp, parallel.tp
     shards, replicas = parallel.dp_shard * cp, parallel.dp_replicate
-    micro_batches = max(
-        1, batch_tokens // (parallel.micro_batch_tokens * parallel.dp_shard * replicas)
-    )
+    deal = dealt(parallel, seq_len, batch_tokens)
+    micro_batches = deal.micro_batches
     blocks, root = _held(model, tp)
     parts = model.num_layers + (1 if model.tie_embeddings else 2)
     found: list[Traffic] = []
@@ -71,7 +77,7 @@ def traffic(
     if replicas > 1:
         sums = (blocks + root) / shards * FP32
         found.append(Traffic("replicate", "all_reduce", sums, parts))
-    tokens = parallel.micro_batch_tokens / cp
+    tokens = deal.rows * seq_len / cp
     if tp > 1:
         # Forward gathers before attention, MLP and head and scatters after both and after the
         # embedding; backward the other way round. Norms see parts of the sequence.
@@ -89,7 +95,8 @@ def traffic(
             ),
         ]
     if cp > 1:
-        found += _of_sequences(model, parallel, seq_len, micro_batches * model.num_layers, width)
+        layers = micro_batches * model.num_layers
+        found += _of_sequences(model, parallel, seq_len, deal.rows, layers, width)
     return found
 
 
@@ -102,10 +109,14 @@ def _held(model: ModelConfig, tp: int) -> tuple[float, float]:
 
 
 def _of_sequences(
-    model: ModelConfig, parallel: ParallelConfig, seq_len: int, layers: int, width: int
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    seq_len: int,
+    sequences: int,
+    layers: int,
+    width: int,
 ) -> list[Traffic]:
     """Keys and values between context-parallel ranks, and their gradients back."""
-    sequences = parallel.micro_batch_tokens / seq_len
     a_position = sequences * 2 * model.kv_size / parallel.tp * width
     window = model.sliding_window
     if window is None or window >= seq_len:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+import yaml
 
 from model.attention import usable_backends
 from model.init import initialize
@@ -36,7 +37,7 @@ fp8_device = pytest.mark.skipif(
 
 
 def run(command, corpus, run_dir, **changes):
-    changes = {"device": "cuda", "precision": "bf16"} | changes
+    changes = {"device": "cuda", "precision": "bf16", "parallel__compile": "auto"} | changes
     done = command(*arguments(corpus.folder, run_dir, **changes))
     assert done.returncode == 0, done.stderr
     return run_dir
@@ -61,10 +62,11 @@ def test_the_attention_choice_was_timed(bf16):
 
 @fp8_device
 @pytest.mark.parametrize("precision", ["fp8", "fp8_rowwise"])
-@pytest.mark.parametrize("compiled", ["false", "true"])
-def test_fp8_trains_like_bf16(precision, compiled, bf16, command, corpus, tmp_path):
-    changes = {"precision": precision, "parallel__compile": compiled}
-    run_dir = run(command, corpus, tmp_path / "run", **changes)
+def test_fp8_trains_like_bf16(precision, bf16, command, corpus, tmp_path):
+    """Compiled, as `parallel.compile=auto` is on a GPU."""
+    run_dir = run(command, corpus, tmp_path / "run", precision=precision)
+    compiled = yaml.safe_load((run_dir / "config.yaml").read_text())["parallel"]["compile"]
+    assert compiled is True
     assert last_loss(run_dir) == pytest.approx(last_loss(bf16), rel=0.02)
     assert "recompile" not in [record["event"] for record in records(run_dir, "event")]
 
@@ -95,8 +97,10 @@ def test_a_trace_and_a_memory_snapshot(command, corpus, tmp_path):
     assert "kernel" in categories
 
 
-@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp8", marks=fp8_device)])
-@pytest.mark.parametrize("compiled", ["false", "true"])
+@pytest.mark.parametrize(
+    ("precision", "compiled"),
+    [("bf16", "false"), ("bf16", "true"), pytest.param("fp8", "true", marks=fp8_device)],
+)
 def test_a_step_does_not_wait_for_the_device(precision, compiled, corpus, tmp_path, monkeypatch):
     """I9. The first steps of each stage compile and tune, which may wait."""
     step = Trainer._train_step
@@ -140,6 +144,7 @@ def test_the_planned_memory_is_the_measured_peak(mode, command, corpus, tmp_path
         "recipe__stages__long__tokens": 32768,
         "parallel__micro_batch_tokens": 16384,
         "parallel__activation_checkpointing": mode,
+        "parallel__compile": "false",
         "validation__every_steps": 0,
         "stop_after": 2,
     }

@@ -191,8 +191,18 @@ def test_warnings(corpus):
     found = look_ahead(config(recipe=short, cluster=cluster("h100", 8), data=str(corpus.folder)))
     said = "\n".join(found.warnings)
     assert "The window of 4,096 is never reached: the longest sequence has 2,048" in said
-    assert "recipe.global_batch_tokens=131072 can" in said
     assert "Source 'code' is read" in said
+    uneven = RecipeConfig("uneven", 17 * 2048, {"all": StageConfig(2048, 10**6)})
+    found = look_ahead(config(recipe=uneven, cluster=cluster("h100", 2)))
+    layouts = {layout.option.name: layout for layout in found.layouts}
+    assert layouts["FSDP 16"].option.blank == pytest.approx(1 - 17 / 32)
+    assert layouts["FSDP 16"].stages[0].deal.computed == 32
+    best = found.best.option
+    assert best.blank < 1 - 17 / 32
+    assert (
+        f"In the layout {best.name} {best.blank:.1%} of the sequences that are computed are blank "
+        "(stage 'all': 17 of a step in"
+    ) in "\n".join(found.warnings)
     small = RecipeConfig("small", 2**15, {"all": StageConfig(512, 10**6)})
     found = look_ahead(config(recipe=small, cluster=cluster("h100", 8)))
     assert "A GPU forwards 2,048 tokens at a time" in "\n".join(found.warnings)
@@ -282,14 +292,16 @@ def test_fp32_is_planned_with_its_own_peak():
 
 
 def test_the_command(command, tmp_path):
-    done = command("launch", "plan", f"out={tmp_path / 'plan.html'}", "cluster.nodes=8")
+    done = command(
+        "launch", "plan", f"out={tmp_path / 'plan.html'}", "nodes=8", "cluster.gpu_memory_gib=30"
+    )
     assert (done.returncode, done.stderr) == (0, "")
     for said in (
-        "HSDP 8x1 x CP8",
+        "HSDP 8x",
         "GPU-hours",
         "assumed",
         "exact",
-        "warning: A batch of 1,179,648",
+        "blank",
     ):
         assert said in done.stdout
     written = (tmp_path / "plan.html").read_text()

@@ -1,0 +1,83 @@
+"""`parallel.compile=auto`: whether compiled blocks are worth their compiling here."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+
+from conf.machine import bf16_verdict, processor
+from data_pipeline.sampling.recipe import StagePlan
+from model.flops import flops_per_token
+from pretrain.config import PretrainConfig
+from pretrain.distributed import Processes
+from pretrain.hardware import compute_dtype, peak_flops
+
+CPU_GAIN = 1.3
+"""Of compiled blocks in bf16 on CPUs that multiply it (1.26 to 1.33 in benchmarks/LOG.md); in fp32
+they gain nothing there, since nearly all of a step is matrix products."""
+CPU_SHARE_OF_PEAK = 0.5
+"""That an eager step reaches on a CPU (assumed)."""
+COMPILE_SECONDS = 80
+"""Of one sequence length on two cores, with and without gradients (51 to 82 measured)."""
+
+
+def choose_compile(
+    config: PretrainConfig, plan: StagePlan, processes: Processes, before: bool | None
+) -> tuple[bool, str]:
+    """Returns whether to compile, and the reason in a sentence.
+
+    before: what the run was made with, where it is resumed on the same kind of device.
+    """
+    key = "parallel.compile=auto"
+    is_fp8 = any(config.precision_of(stage).startswith("fp8") for stage in plan.stages)
+    on_gpu = processes.device.type == "cuda"
+    if before is not None and not (is_fp8 and on_gpu):
+        return before, f"{key} keeps {str(before).lower()}, with which this run was made."
+    missing = missing_compiler(processes.device.type)
+    if missing is not None:
+        return False, f"{key} does not compile: {missing}."
+    if on_gpu:
+        return True, f"{key} compiles: blocks take less time and memory on a GPU."
+    if config.precision == "fp32":
+        return False, f"{key} does not compile: on a CPU in fp32 it gains nothing."
+    verdict = bf16_verdict(processor(processes.device))
+    if not verdict.native:
+        return False, f"{key} does not compile: {verdict.reason}."
+    peak, _ = peak_flops(processes.device, compute_dtype(config.precision))
+    seconds = eager_seconds(config, plan, peak * processes.world_size)
+    lengths = len({stage.seq_len for stage in plan.stages})
+    return decide(seconds, lengths)
+
+
+def decide(eager: float, lengths: int) -> tuple[bool, str]:
+    """Returns whether compiling `lengths` sequence lengths pays in a run on a CPU that takes
+    `eager` seconds without it, and the reason."""
+    saved, spent = eager * (1 - 1 / CPU_GAIN), COMPILE_SECONDS * lengths
+    does = "compiles" if saved > spent else "does not compile"
+    return saved > spent, (
+        f"parallel.compile=auto {does}: of some {eager:,.0f} s it would save {saved:,.0f} and take "
+        f"{spent}."
+    )
+
+
+def eager_seconds(config: PretrainConfig, plan: StagePlan, peak: float) -> float:
+    """Returns how long the run takes about. peak: FLOP/s of all processes."""
+    flops = sum(
+        stage.tokens * flops_per_token(config.model, stage.seq_len) for stage in plan.stages
+    )
+    part = min(1.0, (config.stop_after or plan.total_steps) / plan.total_steps)
+    return part * flops / (peak * CPU_SHARE_OF_PEAK)
+
+
+def missing_compiler(device: str) -> str | None:
+    """Returns what torch.compile lacks on this machine, as a clause; None where it has all."""
+    if device == "cuda":
+        if importlib.util.find_spec("triton") is None:
+            return "the package triton, which compiles for GPUs, is not installed"
+        names = [os.environ.get("CC", ""), "gcc", "clang", "cc"]
+    else:
+        names = [os.environ.get("CXX", ""), "g++", "c++", "clang++"]
+    if not any(name and shutil.which(name) for name in names):
+        return f"no C compiler is here ({', '.join(name for name in names if name)})"
+    return None
