@@ -18,7 +18,7 @@ from pretrain.fake_ranks import fake_ranks, state_bytes
 from pretrain.layout_choice import GIB, USABLE, Machine, Need, Option, optimizer_name, options
 from pretrain.memory import KIND
 
-LOG_WIDTH = 160
+LOG_WIDTH = 168
 """In columns, where the output goes to a file."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -104,3 +105,6 @@ def test_the_four_stages_of_danube_on_sixteen_ranks(warm, corpus, tmp_path):
         runs[ranks] = train(warm, corpus, tmp_path / str(ranks), ranks, DANUBE)
     same(runs[16], runs[1])
     assert [line["samples"] for line in ledger(runs[16])] == [576, 288, 144, 72]
+    # 36, 18, 9 and, on some ranks, 5 sequences: only the last stage has blank ones, 8 of 80.
+    shares = [json.loads((runs[n] / "env.json").read_text())["blank_share"] for n in runs]
+    assert shares == [0, pytest.approx(1 - 4 / (3 + 80 / 72))]
