@@ -180,3 +180,14 @@ def test_the_processor_here_is_described_and_measured():
     assert speed.flops_per_second > 0
     assert speed.size in SIZES
     assert found == processor(torch.device("cpu"))
+
+
+def test_a_gpu_is_described_as_torch_knows_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda place: f"H200 {place.index}")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (9, 0))
+    monkeypatch.setattr(torch.version, "hip", None)
+    found = processor(torch.device("cuda", 1))
+    assert found == Processor("cuda", "H200 1", capability=(9, 0))
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert processor("cuda").native_bf16 is True

@@ -47,15 +47,15 @@ def collect(device: str, measure: bool) -> dict[str, Any]:
 
     found = processor(device)
     verdict = bf16_verdict(found)
-    features = sorted(found.features & {*TELLING, *FP16_FEATURES})
+    features = processor("cpu").features & {*TELLING, *FP16_FEATURES}
     return {
         "system": {"platform": platform.platform(), "python": sys.version.split()[0]},
         "cpu": {
             "name": cpu_name(),
             "cores": os.cpu_count(),
-            "usable_cores": len(os.sched_getaffinity(0)),
+            "usable_cores": usable_cores(),
             "threads": torch.get_num_threads(),
-            "features": features or sorted(processor("cpu").features & set(TELLING)),
+            "features": sorted(features),
             "torch_kernels": torch.backends.cpu.get_cpu_capability(),
             "onednn": torch.backends.mkldnn.is_available(),
         },
@@ -79,6 +79,13 @@ def collect(device: str, measure: bool) -> dict[str, Any]:
         "versions": versions(),
         "missing": missing(requirements(), installed()),
     }
+
+
+def usable_cores() -> int:
+    """Returns the cores that this process may run on, which only Linux restricts."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def speeds(device: str) -> dict[str, Any]:

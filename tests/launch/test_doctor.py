@@ -4,9 +4,11 @@ import copy
 import json
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 
 from conf.machine import fitting_precision, processor
@@ -159,6 +161,21 @@ def test_this_machine(command):
     assert done.returncode == 0
     assert "precision=auto takes" in done.stdout
     assert "matrix speed" not in done.stdout
+
+
+def test_the_facts_of_a_gpu(monkeypatch):
+    about = SimpleNamespace(major=9, minor=0, name="NVIDIA H200", total_memory=139 * GIB)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: about)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda place: about.name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (9, 0))
+    found = collect("cuda", measure=False)
+    assert found["gpus"] == [GPU]
+    assert found["precision"]["auto"] == "bf16"
+    assert found["precision"]["fp8"] is True
+    text = [line for _, line in lines(found)]
+    assert "device=auto takes the GPU" in text
+    assert found["cpu"]["features"] == collect("cpu", measure=False)["cpu"]["features"]
 
 
 def test_every_extra_says_what_it_is_for():
