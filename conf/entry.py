@@ -17,13 +17,11 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass, fields, is_dataclass
 from inspect import cleandoc
 from itertools import takewhile
-from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from conf.errors import EXIT_BAD_INPUT, InputError, did_you_mean
 from conf.output import say
-
-CONF_DIR = Path(__file__).parent
+from conf.overrides import CONF_DIR, kind_of, readable
 
 
 @dataclass(frozen=True)
@@ -94,8 +92,8 @@ def _compose_and_run(stage: str, name: str, command: Command) -> None:
     # Hydra would print its own report of a bad override and end with 1: the sentence is ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv[0] = f"python -m {stage} {name}"
+    sys.argv[1:] = readable(sys.argv[1:], command.config, schema)
     plain = _take_plain_keys(schema)
-    _open_dictionaries(schema)
     chosen: list[Any] = []
 
     def compose(config: DictConfig) -> None:
@@ -155,17 +153,6 @@ def _take_plain_keys(schema: type) -> dict[str, Any]:
     return {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(taken)}
 
 
-def _open_dictionaries(schema: type) -> None:
-    """Lets `models.mine=...` name a new entry of a dictionary of plain values, which Hydra would
-    take only as `+models.mine=...`."""
-    hints = get_type_hints(schema)
-    is_open = {key for key in hints if get_origin(hints[key]) is dict}
-    for number, argument in enumerate(sys.argv[1:], 1):
-        key, dot, _ = argument.partition("=")[0].partition(".")
-        if dot and key in is_open and not is_dataclass(get_args(hints[key])[1]):
-            sys.argv[number] = f"++{argument}"
-
-
 def sentence(error: Exception, schema: type) -> str:
     """One sentence from the chain of Hydra's and OmegaConf's errors. schema: the dataclass that
     they were met with."""
@@ -191,12 +178,27 @@ def sentence(error: Exception, schema: type) -> str:
         key = not_a_group.group(1)
         return f"{key} is not a key of this config{did_you_mean(key, _keys(schema))}."
     if key and re.match(r"Cannot assign \w+ to Dict\[", text):
-        return f"{key} takes entries with names of your own: give each as {key}.NAME=..."
+        kind = kind_of(schema, key)
+        of_keys = kind is not None and is_dataclass(get_args(kind)[1])
+        form = f"+{key}.NAME.KEY=..." if of_keys else f"{key}.NAME=..."
+        return f"{key} takes entries with names of your own: give each as {form}"
+    number = re.match(r"Value '(.+)' of type '\w+' could not be converted to Integer", text)
+    if key and number:
+        return f"{key}={number[1]}, expected a whole number{_whole(number[1])}."
     if key and "is not a ListConfig" in text:
         return f"{key} takes a list: give it as {key}=[...]"
     if key:
         return f"{key}: {text[0].lower() + text[1:]}."
     return text + "."
+
+
+def _whole(text: str) -> str:
+    """How to write a number such as 1e6 of a YAML file, where it is a whole one."""
+    try:
+        number = float(text)
+    except ValueError:
+        return ""
+    return f": write {int(number):_}" if number.is_integer() else ""
 
 
 def _keys(schema: type, prefix: str = "") -> Iterator[str]:
@@ -205,6 +207,8 @@ def _keys(schema: type, prefix: str = "") -> Iterator[str]:
     for field in fields(schema):
         name = prefix + field.name
         yield name
+        if get_origin(hints[field.name]) is dict:
+            name += ".NAME"
         for kind in (hints[field.name], *get_args(hints[field.name])):
             if isinstance(kind, type) and is_dataclass(kind):
                 yield from _keys(kind, name + ".")

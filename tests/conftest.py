@@ -19,11 +19,19 @@ from tests.s3_server import S3Server, running
 from tests.warm import Warm
 
 ROOT = Path(__file__).parent.parent
+STARTS_PROCESSES = {"command", "warm", "s3_session"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Measures the machine before pytest-xdist starts its workers, which would disturb it."""
     slowness()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as slow what starts commands or servers through a fixture."""
+    for item in items:
+        if STARTS_PROCESSES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

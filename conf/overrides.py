@@ -1,0 +1,308 @@
+"""The arguments of a command line, made what Hydra's grammar takes.
+
+Hydra reads `run_dir=runs/lr=3e-4` as an error and `name=1e3` as a number. Here the schema decides:
+the value of a key of text is that text, a whole number may be written as 1e6, and what remains
+unreadable is refused in one sentence that names the key and shows the quoted form.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from conf.errors import InputError, did_you_mean
+
+CONF_DIR = Path(__file__).parent
+
+SWEEP = ("--multirun", "-m")
+ELEMENT = re.compile(
+    r"""\s*("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|[^,]*?)\s*(?:,|$)"""  # quoted, or up to a comma
+)
+SCALES = {"k": 3, "m": 6, "g": 9, "b": 9, "t": 12}
+GIVEN = "given"
+"""Group of the entries that a command line adds."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """One argument `key=value`. sign: `+` or `++` in front of the key, or nothing."""
+
+    sign: str
+    key: str
+    value: str
+
+    def __str__(self) -> str:
+        return f"{self.sign}{self.key}={self.value}"
+
+
+def readable(arguments: list[str], config: str, schema: type) -> list[str]:
+    """Returns the arguments of a command as Hydra takes them. Raises InputError.
+
+    config: name of the command's primary config, whose schema is in Hydra's store.
+    """
+    groups = groups_of(config)
+    sweeps = any(option in arguments for option in SWEEP)
+    found: list[str] = []
+    options: list[str] = []  # which argparse takes behind all overrides, or in front of them
+    entries: dict[str, dict[str, str]] = {}
+    held: list[tuple[Word, str]] = []
+    for argument in arguments:
+        matched = re.fullmatch(r"(\+{0,2})([A-Za-z_][\w.@/:-]*)=(.*)", argument, re.S)
+        if not matched:
+            (found if argument[:1] == "~" else options).append(argument)
+            continue
+        word = Word(*matched.groups())
+        kind = kind_of(schema, word.key)
+        _check_parents(word.key, schema)
+        if holder := _holder(schema, word.key):
+            held.append((word, holder))
+            word = Word("++" if word.sign else "", word.key, word.value)
+        if word.key in groups and not (sweeps and "," in word.value):
+            found = _choice(found, word, groups[word.key])
+        elif (given := _given_entries(word, kind)) is not None:
+            if is_dataclass(kind):
+                inner = [Word(word.sign, f"{word.key}.{n}", text) for n, text in given.items()]
+                found += [str(_fitted(one, schema, sweeps)) for one in inner]
+            else:
+                entries.setdefault(word.key, {}).update(given)
+        else:
+            found.append(str(_fitted(word, schema, sweeps)))
+    if not entries and not held:
+        return found + options
+    composed = _composed(config, [one for one in found if one.partition("=")[0] in groups])
+    for key, given in entries.items():
+        before = _select(composed, key) or {}
+        found += [f"~{key}.{name}" for name in before if name not in given]
+        inner = [Word("++", f"{key}.{name}", text) for name, text in given.items()]
+        found += [str(_fitted(word, schema, sweeps)) for word in inner]
+    new = [holder for word, holder in held if word.sign and _select(composed, holder) is None]
+    for word, holder in held:
+        if holder not in new and _select(composed, holder) is None:
+            known = _select(composed, holder.rpartition(".")[0]) or {}
+            name = holder.rpartition(".")[2]
+            raise InputError(
+                f"{word.key} is not a key of this config: there is no {holder}"
+                f"{did_you_mean(name, known)}. To add one, begin its keys with +: +{word.key}=..."
+            )
+    return [*_given(new), *found, *options]
+
+
+def groups_of(config: str) -> dict[str, list[str]]:
+    """Returns the choices of each group in the defaults of a primary config."""
+    import yaml
+
+    defaults = yaml.safe_load((CONF_DIR / f"{config}.yaml").read_text()).get("defaults", [])
+    return {
+        group: sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+        + ["null"] * (choice is None)
+        for default in defaults
+        if isinstance(default, dict)
+        for group, choice in default.items()
+    }
+
+
+def _given_entries(word: Word, kind: Any) -> dict[str, str] | None:
+    """The entries where a word gives a dictionary as a whole, `{a:1,b:2}` or null, or as a shell
+    leaves its braces, `a:1`; None for other words."""
+    plain = get_origin(kind) is dict and not is_dataclass(get_args(kind)[1])
+    if not plain and not (isinstance(kind, type) and is_dataclass(kind)):
+        return None
+    if plain and word.value == "null":
+        return {}
+    one = re.fullmatch(r"([A-Za-z_]\w*):(.*)", word.value, re.S)
+    if one:
+        return {one[1]: one[2]}
+    override = parsed(str(word)) if word.value[:1] == "{" else None
+    if override is None or not isinstance(override.value(), dict):
+        return None
+    return {str(name): _written(value) for name, value in override.value().items()}
+
+
+def _written(value: Any) -> str:
+    """A value of Hydra's grammar, as it is written there."""
+    if isinstance(value, str):
+        return quoted(value)
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{name}:{_written(one)}" for name, one in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_written, value)) + "]"
+    return "null" if value is None else str(value).lower()
+
+
+def _check_parents(key: str, schema: type) -> None:
+    """Raises InputError for a key within a single value, such as the name of a file."""
+    names = key.split(".")
+    for length in range(1, len(names)):
+        outer = ".".join(names[:length])
+        if kind_of(schema, outer) in (str, int, float, bool):
+            known = kind_of(schema, names[-1]) is not None
+            meant = f" (did you mean '{names[-1]}'?)" if known else ""
+            raise InputError(
+                f"{key} is not a key of this config: {outer} is a single value{meant}."
+            )
+
+
+def _holder(schema: type, key: str) -> str | None:
+    """The entry of a dictionary of groups of keys that a key lies in: a stage, a source."""
+    names = key.split(".")
+    for length in range(1, len(names)):
+        kind = kind_of(schema, ".".join(names[:length]))
+        if get_origin(kind) is dict and is_dataclass(get_args(kind)[1]):
+            return ".".join(names[: length + 1])
+    return None
+
+
+def _given(new: list[str]) -> list[str]:
+    """The argument that makes new entries of dictionaries of groups, which Hydra takes from a
+    config alone: they become the choice of a group of their own."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    if not new:
+        return []
+    node = OmegaConf.create({})
+    for holder in new:
+        OmegaConf.update(node, holder, {})
+    ConfigStore.instance().store(group=GIVEN, name="entries", node=node, package="_global_")
+    return [f"+{GIVEN}=entries"]
+
+
+def _composed(config: str, choices: list[str]) -> Any:
+    """A command's config with these choices of its groups."""
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return compose(config, choices)
+
+
+def _select(config: Any, key: str) -> Any:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.select(config, key, throw_on_missing=False)
+
+
+def kind_of(schema: Any, key: str) -> Any:
+    """Returns the type of a dotted key, without None where that is allowed too; None for a key that
+    the schema does not have."""
+    kind = schema
+    for name in key.split("."):
+        if get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+        elif isinstance(kind, type) and is_dataclass(kind):
+            kind = get_type_hints(kind).get(name)
+        else:
+            return None
+        if get_origin(kind) in (Union, UnionType):
+            kinds = [one for one in get_args(kind) if one is not type(None)]
+            kind = kinds[0] if len(kinds) == 1 else None
+    return kind
+
+
+def parsed(text: str) -> Any:
+    """Returns an override as Hydra reads it; None where its grammar does not take it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException:
+        return None
+
+
+def quoted(text: str) -> str:
+    """Returns a text in the quotes of Hydra's grammar."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return QuotedString(text, Quote.single).with_quotes()
+
+
+def _choice(found: list[str], word: Word, choices: list[str]) -> list[str]:
+    """The arguments with the choice of a group."""
+    override = parsed(str(word))
+    value = None if override is None else override.value()
+    if value is None and override is not None and "null" in choices:
+        return [one for one in found if one.partition("=")[0] != word.key]
+    replaced = isinstance(value, dict) and f"~{word.key}" in found  # by keys of a file
+    if not replaced and (not isinstance(value, str | list) or not value):
+        known = ", ".join(choices)
+        raise InputError(f"{word.key}={word.value} is not a choice (known: {known}).")
+    return [*found, str(word)]
+
+
+def _fitted(word: Word, schema: type, sweeps: bool) -> Word:
+    """The word with a value that Hydra reads as its key's type wants it."""
+    kind = kind_of(schema, word.key)
+    if not word.sign and get_origin(kind_of(schema, word.key.rpartition(".")[0])) is dict:
+        word = Word("++", word.key, word.value)  # an entry with a name of one's own
+    override = parsed(str(word))
+    if override is not None and ((override.is_sweep_override() and sweeps) or "${" in word.value):
+        return word
+    value = word.value
+    if kind in (int, float):
+        return Word(word.sign, word.key, _number(word, kind))
+    if override is not None and value[:1] in ("'", '"'):
+        return word
+    if kind is str and value not in ("", "null", "???"):
+        return Word(word.sign, word.key, quoted(value))
+    if get_origin(kind) is list and get_args(kind)[0] is str and _is_list(value):
+        inner = [_element(text) for text in _elements(value)]
+        return Word(word.sign, word.key, f"[{','.join(inner)}]")
+    if override is None and kind is None:
+        return Word(word.sign, word.key, quoted(value))  # a key that is refused anyway
+    if override is None and get_origin(kind) in (list, dict):
+        form = "[a,b]" if get_origin(kind) is list else "{a:1,b:2}"
+        raise InputError(f"{word.key}={value}, expected the form '{word.key}={form}'.")
+    if override is None:
+        raise InputError(
+            f"{word.key}={value}: this text has a meaning of its own in a command line of keys "
+            f'and values. Quote it: "{word.key}={quoted(value)}".'
+        )
+    return word
+
+
+def _number(word: Word, kind: type) -> str:
+    """The value of a key of numbers; 1e6 is a whole one, and 1M and 1,000,000 are not read."""
+    text = word.value.strip()
+    scaled = re.fullmatch(r"([\d_]*\.?\d+)\s*([kKmMgGbBtT])", text)
+    grouped = re.fullmatch(r"[+-]?\d{1,3}(?:,\d{3})+", text)
+    if scaled or grouped:
+        digits = scaled[1].replace("_", "") if scaled else text.replace(",", "")
+        number = float(digits) * 10 ** (SCALES[scaled[2].lower()] if scaled else 0)
+        raise InputError(f"{word.key}={text} is not a number. Write {number:_.0f}.")
+    if kind is int and re.fullmatch(r"[+-]?[\d_]*\.?[\d_]*([eE][+-]?\d+)?", text):
+        with_point = any(sign in text for sign in ".eE")
+        try:
+            whole = float(text) if with_point else 0.5
+        except ValueError:
+            return word.value
+        if whole.is_integer():
+            return str(int(whole))
+        if with_point:
+            raise InputError(f"{word.key}={text}, expected a whole number.")
+    if parsed(str(word)) is None:
+        name = "a whole number" if kind is int else "a number"
+        raise InputError(f"{word.key}={word.value}, expected {name}.")
+    return word.value
+
+
+def _is_list(text: str) -> bool:
+    return text[:1] == "[" and text[-1:] == "]" and len(text) > 1
+
+
+def _elements(text: str) -> Iterator[str]:
+    """The elements of a list of texts, each as it is written."""
+    inner, at = text[1:-1].strip(), 0
+    while at < len(inner):
+        found = ELEMENT.match(inner, at)
+        assert found is not None  # the last alternative takes everything
+        yield found[1]
+        at = found.end()
+
+
+def _element(text: str) -> str:
+    plain = text[:1] in ("'", '"') and text[-1:] == text[:1] and len(text) > 1
+    return text if plain or text == "null" else quoted(text)
