@@ -12,7 +12,6 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from eval.requests import (
     CHAT,
@@ -201,11 +200,9 @@ def main() -> None:
         made = load(*parts, **settings)
         return spell_as_text(made) if isinstance(made, PreTrainedTokenizerBase) else made
 
-    with (
-        patch.object(server, "build_server", build_with_checks),
-        patch.object(ModelManager, "_load_processor", load_as_text),
-    ):
-        command.main()
+    server.build_server = build_with_checks  # this process serves and does nothing after it
+    ModelManager._load_processor = load_as_text  # type: ignore[method-assign]
+    command.main()
 
 
 if __name__ == "__main__":
