@@ -1,0 +1,80 @@
+"""Commands composed in this process by their own `__main__` and `conf.entry.main`; what they would
+run is kept instead."""
+
+from __future__ import annotations
+
+import io
+import runpy
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
+from typing import Any
+
+from conf import entry
+from conf.entry import Command
+from conf.errors import InputError
+from launch import training
+
+STAGES = ("data_pipeline", "model", "pretrain", "finetune", "eval", "launch")
+kept: list[Any] = []
+
+
+def keep(settings: Any) -> None:
+    """Stands for every command's function."""
+    kept.append(settings)
+
+
+def composed(stage: str, arguments: list[str]) -> list[Any]:
+    """Returns what `python -m stage arguments` would run with, more than one in a sweep; nothing
+    for `--help` and `--cfg`. Raises InputError with the command's own sentence."""
+    kept.clear()
+    said(stage, arguments)
+    return list(kept)
+
+
+def said(stage: str, arguments: list[str]) -> str:
+    """Returns what the command prints while it is composed. Raises InputError."""
+    real = entry.main
+    keeping = f"{__name__}:keep"
+
+    def main(stage: str, commands: Mapping[str, Command], default: str | None = None) -> None:
+        real(stage, {key: replace(c, run=keeping) for key, c in commands.items()}, default)
+
+    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
+    entry.main = main
+    sys.argv = [f"python -m {stage}", *arguments]
+    training.overrides.clear()
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            runpy.run_module(stage, run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            sentence = (err.getvalue().strip() or out.getvalue().strip()).split("\n")[-1]
+            raise InputError(sentence.removeprefix("error: ")) from None
+    finally:
+        entry.main, sys.argv = real, argv
+    return out.getvalue()
+
+
+@contextmanager
+def answering_here() -> Iterator[list[Any]]:
+    """Has `launch` compose the commands that it queues in this process; yields what they would run
+    with, as they come."""
+    real = training.answer
+    met: list[Any] = []
+
+    def answer(command: list[str]) -> str:
+        before = list(training.overrides)
+        try:
+            if command[-2:] == ["--cfg", "job"] and "--resolve" not in command:
+                met.extend(composed(command[0], command[1:-2]))
+            return said(command[0], command[1:])
+        finally:
+            training.overrides[:] = before
+
+    training.answer = answer
+    try:
+        yield met
+    finally:
+        training.answer = real

@@ -1,0 +1,103 @@
+"""The folder in which the commands of a page are tried: what they read and make, as small stand-ins
+that the real checks accept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from conf.entry import CONF_DIR
+from data_pipeline.store.manifest import Manifest, tokenizer_fingerprint
+from model.config import ModelConfig
+from model.hf import hf_config
+from tests.corpora import byte_tokenizer
+from tests.model.shapes import tiny
+
+TOKENS = 10**13
+
+
+def make(path: Path, kind: str) -> None:
+    """Makes a stand-in. kind: a name of MAKERS, or corpus:SOURCE,... with `@` and a vocabulary."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind.startswith("corpus:"):
+        sources, _, vocabulary = kind.removeprefix("corpus:").partition("@")
+        corpus(path, sources.split(","), int(vocabulary or 8192))
+    else:
+        MAKERS[kind](path)
+
+
+def corpus(folder: Path, sources: list[str], vocabulary: int) -> None:
+    """A manifest of endless sources, without its shards."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer(folder / "tokenizer.json")
+    about = {"file": "tokenizer.json", "vocab_size": vocabulary}
+    about["sha256"] = tokenizer_fingerprint(folder / "tokenizer.json")
+    splits = {
+        split: {source: [{"file": f"{split}/{source}", "tokens": tokens}] for source in sources}
+        for split, tokens in (("train", TOKENS), ("held_out", TOKENS // 1000))
+    }
+    manifest = Manifest(folder, folder.name, "made", about, "uint16", splits, {})
+    (folder / "manifest.json").write_text(manifest.to_json())
+
+
+def tokenizer(path: Path) -> None:
+    """A tokenizer.json."""
+    byte_tokenizer().save(str(path))
+
+
+def model(path: Path) -> None:
+    """A Hugging Face folder without weights."""
+    path.mkdir(parents=True, exist_ok=True)
+    shape: ModelConfig = tiny(vocab_size=8192, hidden_size=256, num_heads=4, max_seq_len=2048)
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    (path / "config.json").write_text(json.dumps(hf_config(shape, ids, "float32")))
+    tokenizer(path / "tokenizer.json")
+
+
+def folder(path: Path) -> None:
+    """A folder."""
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def tasks(path: Path) -> None:
+    """A folder with a task of lm-eval."""
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "mine.yaml").write_text("task: mine\ndataset_path: json\noutput_type: loglikelihood\n")
+
+
+def run(path: Path) -> None:
+    """A folder of a run."""
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "metrics.jsonl").touch()
+
+
+def conversations(path: Path) -> None:
+    """Rows to tune on."""
+    rows = [{"prompt": f"{n} + 1?", "completion": f"{n + 1}"} for n in range(9)]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def preferences(path: Path) -> None:
+    """Better and worse answers."""
+    rows = [{"prompt": f"{n} + 1?", "chosen": f"{n + 1}", "rejected": "7"} for n in range(9)]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def cluster(path: Path) -> None:
+    """A cluster's file: a copy of h100.yaml, as docs/slurm.md says, with `slurm`."""
+    known = (CONF_DIR / "cluster" / "h100.yaml").read_text()
+    path.write_text(f"{known}slurm: {{partition: train}}\n")
+
+
+MAKERS: dict[str, Callable[[Path], None]] = {
+    "model": model,
+    "run": run,
+    "folder": folder,
+    "tasks": tasks,
+    "file": Path.touch,
+    "tokenizer": tokenizer,
+    "conversations": conversations,
+    "preferences": preferences,
+    "cluster": cluster,
+}

@@ -1,0 +1,86 @@
+"""Every command line of README and docs works: it is split as bash does, composed by Hydra, put
+through the checks that `pretrain` and `launch` make, and finds what it reads."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.docs.checker import Checker
+from tests.docs.extract import command_lines, header_lines
+
+Paths = dict[str, str | None]
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+PAGES += ["launch/slurm/README.md", "benchmarks/README.md"]
+WEB: Paths = {"data/web": "corpus:web@32000"}
+PAIRS: Paths = {"pairs.jsonl": "conversations"}
+TEXT: Paths = {"/data/web": None, "tokenizer.json": "tokenizer"}
+SHARDS: Paths = {"/data/pile": None, "tokenizer.json": "tokenizer"}
+RUNS: Paths = {"runs/one": "run", "runs/other": "run"}
+RATED: Paths = {"good.jsonl": "file", "bad.jsonl": "file"}
+OURS: Paths = {"my.yaml": "cluster"}
+ANSWERS: Paths = {"answers.jsonl": "conversations", "preferences.jsonl": "preferences"}
+OWN: dict[str, Paths] = {
+    "README.md": SHARDS | RATED | RUNS | WEB | OURS,
+    "docs/check_data.md": SHARDS | {"/data/web": None, "/data/books": None},
+    "docs/checkpoints.md": {"s3://bucket/run": None},
+    "docs/cleaning.md": TEXT | RATED,
+    "docs/data.md": TEXT | {"/shared/text": None},
+    "docs/evaluation.md": {"questions.txt": "file", "runs/low": "run", "runs/high": "run"},
+    "docs/finetune.md": PAIRS | {"oasst2.jsonl.gz": "file"},
+    "docs/health.md": RUNS,
+    "docs/plan.md": WEB,
+    "docs/slurm.md": WEB | OURS | ANSWERS | {"/data/web": None, "runs/mine": "run"},
+    "launch/slurm/README.md": WEB | {"text": "folder"},
+    "conf/chain.yaml": OURS | ANSWERS | {"/data/web": None},
+    "conf/plan.yaml": OURS | WEB,
+    "conf/slurm.yaml": OURS | WEB,
+    "conf/stop.yaml": {"runs/mine": "run"},
+}
+"""What the reader of a page brings, with the kind of stand-in; null for what lies elsewhere."""
+EXEMPT: dict[str, dict[str, str]] = {
+    "README.md": {"python -m <folder> <command> key=value ...": "the form of all commands"},
+    "docs/cleaning.md": {"pip install spacy": "a package that we do not pin: word_tokenizer=spacy"},
+    "docs/slurm.md": {"scontrol update JobId=... StartTime=now": "SLURM's own, for a job's number"},
+}
+"""Commands that are not tried, and why."""
+AT_LEAST = 165
+"""Commands of all pages and of the heads of conf/*.yaml: fewer means that some are not found."""
+
+
+def heads() -> Iterator[tuple[str, str]]:
+    """The configs of the commands, whose heads `--help` shows."""
+    for path in sorted((ROOT / "conf").glob("*.yaml")):
+        yield f"conf/{path.name}", path.read_text()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_of_a_page_work(page, page_folder):
+    own, exempt = OWN.get(page, {}), EXEMPT.get(page, {})
+    checker = Checker(page_folder, own, exempt)
+    text = (ROOT / page).read_text()
+    wrong = checker.page(page, text)
+    assert not wrong, "\n".join(wrong)
+    assert checker.checked == sum(c.text not in exempt for c in command_lines(page, text))
+    assert checker.used == own.keys() | exempt.keys(), "declared, and not met on the page"
+
+
+def test_the_examples_of_help_work(demo, tmp_path):
+    for name, text in heads():
+        found = header_lines(name, text)
+        if found:
+            folder = shutil.copytree(demo, tmp_path / Path(name).stem)
+            checker = Checker(folder, OWN.get(name, {}))
+            wrong = checker.page(name, "", found)
+            assert not wrong, "\n".join(wrong)
+            assert checker.used == OWN.get(name, {}).keys(), name
+
+
+def test_all_of_them_are_counted():
+    found = [c for page in PAGES for c in command_lines(page, (ROOT / page).read_text())]
+    found += [c for name, text in heads() for c in header_lines(name, text)]
+    assert len(found) >= AT_LEAST
