@@ -38,11 +38,8 @@ PAIRS = "python -m data_pipeline pairs corpus=data/python_docs out=mine"
         ),
         (SFT, "data=mine/train.jsonl: nothing of the repository, no command before it on the page"),
         ("python -m eval chat model=tuned < questions.txt", "questions.txt: No such file"),
-        ('python -m eval generate model=runs/demo/export/tuned prompts=["def main("]', "at input"),
-        (
-            f"python {RUN} recipe.stages.long.mixture={{code:0.2,prose:0.8}}",
-            "recipe.stages.long.mixture",
-        ),
+        ("python -m eval generate model=runs/demo prompts=def main(", "syntax error near"),
+        ("python -m eval generate model=runs/demo/export/tuned 'prompts=[a", "unexpected EOF"),
         ("python -m eval generat model=runs/demo", "'generat' is no command of eval"),
         ("python -m launch slurm cluster=mine.yaml", "cluster=mine.yaml: there is no mine.yaml"),
         ("torchrun --nprocs 2 -m pretrain", "torchrun does not take"),
