@@ -1,15 +1,19 @@
-# Two commands: `make demo` (the whole path on this machine) and `make test`.
-# Both set themselves up: a virtual environment in .venv, installed under constraints.txt.
+# Three commands: `make demo` (the whole path on this machine), `make check` (what takes no
+# processes of training, and one small parity run) and `make test` (everything).
+# All set themselves up: a virtual environment in .venv, installed under constraints.txt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # One stamp a set of pins: the second call of either command starts at once.
 INSTALLED := $(VENV)/installed-$(shell cat setup.py constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test faults bench-cpu bench-gpu peers lint install clean
+.PHONY: demo check test faults bench-cpu bench-gpu peers lint install clean
 
 demo: install
 	$(BIN)/python -m launch demo
+
+check: install lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow or check"
 
 test: install lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -182,7 +182,7 @@ def sentence(error: Exception, schema: type) -> str:
         of_keys = kind is not None and is_dataclass(get_args(kind)[1])
         form = f"+{key}.NAME.KEY=..." if of_keys else f"{key}.NAME=..."
         return f"{key} takes entries with names of your own: give each as {form}"
-    number = re.match(r"Value '(.+)' of type '\w+' could not be converted to Integer", text)
+    number = re.match(r"Value '([\d.e+-]+)' of type '\w+' could not be converted to Integer", text)
     if key and number:
         return f"{key}={number[1]}, expected a whole number{_whole(number[1])}."
     if key and "is not a ListConfig" in text:

@@ -343,6 +343,12 @@ def check_same_network(
         )
 
 
+def _more(plan: StagePlan, name: str, tokens: int) -> str:
+    """How many tokens more a stage is to have now than it had, `N` where that is not so."""
+    now = next((s.samples * s.seq_len for s in plan.stages if s.name == name), 0)
+    return str(now - tokens) if now > tokens else "N"
+
+
 def check_resume(
     path: Path,
     about: dict[str, Any],
@@ -369,9 +375,14 @@ def check_resume(
     if is_there and same:
         check_same_network(about, config.model, plan, str(path))
         return
-    advice = "seed or recipe changed; restore them, or use another run_dir."
     name, tokens = about["position"]["name"], was.stages[stage].samples * was.stages[stage].seq_len
-    if samples * was.stages[stage].seq_len < tokens:
+    seq_len = was.stages[stage].seq_len
+    stage_more = f"{{seq_len:{seq_len},tokens:{_more(plan, name, tokens)}}}"
+    advice = (
+        "seed or recipe changed; restore them, or use another run_dir. To train for longer, leave "
+        f"recipe.stages.{name}.tokens={tokens} and add '+recipe.stages.more={stage_more}'."
+    )
+    if samples * seq_len < tokens:
         planned = was.stages[stage].planned or was.stages[stage].samples
         advice = (
             f"seed or recipe changed; restore them, use another run_dir, or end stage '{name}' "

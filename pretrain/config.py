@@ -259,7 +259,7 @@ class PretrainConfig:
     gc_every_steps: Python's garbage is collected on all ranks after these; 0 leaves it to Python.
     report: a finished run ends in report.html of its folder (python -m eval report).
     stop_after: ends the run after this many steps of the plan (the schedule is the plan's), as if
-        interrupted there; null for all of them.
+        interrupted there, with a checkpoint; null for all of them.
     """
 
     name: str = MISSING

@@ -21,7 +21,7 @@ from pretrain.checkpoints.aside import Aside
 from pretrain.config import PretrainConfig
 from pretrain.distributed import Processes, start
 from pretrain.flight_recorder import turn_on_flight_recorder
-from pretrain.health.outcome import writing_outcome
+from pretrain.health.outcome import FINISHED, STOPPED, writing_outcome
 from pretrain.health.receipts import Receipts
 from pretrain.health.replay import Replay
 from pretrain.health.restarts import count_start, ended_well
@@ -61,9 +61,9 @@ def train(config: PretrainConfig) -> None:
         with (
             locked(run_dir, processes),
             ExitStack() as at_the_end,
-            writing_outcome(run_dir, processes),
+            writing_outcome(run_dir, processes) as outcome,
         ):
-            run_all(config, processes, aside, at_the_end)
+            outcome.cause = run_all(config, processes, aside, at_the_end)
 
 
 @contextmanager
@@ -106,8 +106,9 @@ def end_at_once(error: Exception) -> NoReturn:
 
 def run_all(
     config: PretrainConfig, processes: Processes, aside: Aside, at_the_end: ExitStack
-) -> None:
-    """Prepares the run and trains. Raises RunFault where it was asked to stop.
+) -> str:
+    """Prepares the run and trains; returns whether it is finished or was stopped by `stop_after`.
+    Raises RunFault where it was asked to stop.
 
     at_the_end: takes what remains to be done once the outcome is written, after an error too.
     """
@@ -118,7 +119,7 @@ def run_all(
     if run.step == run.plan.total_steps:
         if processes.is_main:
             print(f"{config.run_dir} is finished: all {run.step} steps are done.")
-        return
+        return FINISHED
     count_start(Path(config.run_dir), run.step, config.health.restarts_at_most, processes)
     trainer = Trainer(config, processes, run)
     trainer.hooks = make_hooks(trainer, run.attention, tasks, aside)
@@ -134,6 +135,14 @@ def run_all(
             f"stopped after step {trainer.step} ({trainer.stopping}), the same command goes on.",
             EXIT_REQUEUE,
         )
+    if trainer.step == run.plan.total_steps:
+        return FINISHED
+    if processes.is_main:
+        print(
+            f"stopped after step {trainer.step} of {run.plan.total_steps} (stop_after="
+            f"{config.stop_after}): the same command without stop_after continues."
+        )
+    return STOPPED
 
 
 def make_hooks(

@@ -98,6 +98,7 @@ class Trainer:
             self.step += 1
             if previous is not None:
                 self._publish_step(previous)
+            self.must_save |= self.step == end
             for hook in self.hooks:
                 hook.after_step(self)
         self.flush()

@@ -19,7 +19,7 @@ from tests.s3_server import S3Server, running
 from tests.warm import Warm
 
 ROOT = Path(__file__).parent.parent
-STARTS_PROCESSES = {"command", "warm", "s3_session"}
+STARTS_PROCESSES = {"command", "warm", "s3_session", "served", "address"}
 
 
 def pytest_configure(config: pytest.Config) -> None:

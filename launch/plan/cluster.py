@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from omegaconf import MISSING, OmegaConf
@@ -103,6 +103,16 @@ class ClusterConfig:
         return self.nodes * self.gpus_per_node
 
 
+class TextLoader(yaml.SafeLoader):
+    """Reads every value but null as the text that stands there, for a schema to convert: YAML takes
+    12:30:00 for a number of base 60, 0123 for an octal one, and `no` for false."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 def stated(given: str) -> dict[str, Any]:
     """What a file of `conf/cluster`, given by name, or any file, by path, states. Raises InputError
     where there is none, where it is no YAML, and for a key or value that no cluster has."""
@@ -114,7 +124,7 @@ def stated(given: str) -> dict[str, Any]:
         raise InputError(f"cluster={given}: there is no {path}{did_you_mean(given, known)}.")
     try:
         with path.open() as file:
-            whole = yaml.safe_load(file)
+            whole = yaml.load(file, Loader=TextLoader)
         if not isinstance(whole, dict):
             raise InputError(f"{path}: expected lines of key: value, as in {CONF_DIR}/cluster.")
         OmegaConf.merge(OmegaConf.structured(ClusterConfig), whole)

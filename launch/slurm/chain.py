@@ -19,7 +19,7 @@ from launch import training
 from launch.pipeline import StepConfig
 from launch.slurm.check import check_job
 from launch.slurm.script import job_script, python_of, sbatch_options, srun_options
-from launch.slurm.settings import Cluster, SlurmConfig, read_cluster
+from launch.slurm.settings import Cluster, SlurmConfig, check_time, read_cluster
 from launch.slurm.submit import PACKAGES, check_idle, need_slurm, snapshot, submit, write_folder
 
 TEMPLATE = Path(__file__).with_name("step.sbatch.j2")
@@ -85,6 +85,9 @@ class ChainConfig:
     node_check: bool = True
     dry_run: bool = False
     steps: dict[str, ChainStep] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_time("time", self.time)
 
 
 def chain(config: ChainConfig) -> None:

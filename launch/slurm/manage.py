@@ -127,7 +127,7 @@ def _state(run_dir: Path, active: list[Job], last: dict[str, Any] | None) -> str
         return step + job.state.lower()
     ended = outcome(run_dir)
     if ended is not None:
-        return "finished" if ended["code"] == 0 else f"ended with {ended['code']}"
+        return str(ended["cause"]) if ended["code"] == 0 else f"ended with {ended['code']}"
     if last and time.time() - last["time"] < max(60.0, 5 * last["step_seconds"]):
         return "running"
     return "waits" if last is None else "no sign of life"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,18 @@ from omegaconf.errors import OmegaConfBaseException
 from conf.entry import sentence
 from conf.errors import InputError, one_of
 from launch.plan.cluster import ClusterConfig, stated
+
+TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|INFINITE|UNLIMITED", re.IGNORECASE)
+"""Minutes, minutes:seconds, hours:minutes:seconds, days-hours and so on, as sbatch has them."""
+
+
+def check_time(key: str, value: str | None) -> None:
+    """Raises InputError where a time limit is none of SLURM's forms."""
+    if value is not None and not TIME.fullmatch(value):
+        raise InputError(
+            f"{key}={value} is not a time limit of SLURM. Write hours as 12:00:00, days as "
+            "2-00:00:00, or minutes as 90."
+        )
 
 
 @dataclass
@@ -43,6 +56,7 @@ class SlurmConfig:
             raise InputError(f"nodes={self.nodes}, expected 1 or more.")
         if self.min_nodes is not None and not 1 <= self.min_nodes <= self.nodes:
             raise InputError(f"min_nodes={self.min_nodes}, expected 1 to nodes={self.nodes}.")
+        check_time("time", self.time)
 
 
 @dataclass
@@ -81,6 +95,7 @@ class SlurmSettings:
     max_attempts: int = 3
 
     def __post_init__(self) -> None:
+        check_time("slurm.time", self.time)
         one_of("slurm.gpus", self.gpus, ("gpus-per-node", "gres", "none"))
         if not 0 < self.shutdown_seconds <= self.signal_seconds:
             raise InputError(

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from conf.errors import EXIT_DONE, EXIT_FAILED, InputError
 from pretrain.distributed import Processes
 
 FILE = "outcome.json"
+FINISHED, STOPPED = "finished", "stopped"
+"""Causes of a run that ends with 0: all steps are done, or as many as `stop_after`."""
 BEGUN = ("config.yaml", "slurm", "logs")
 """The run's own, and folders of who launched it: a refused start leaves nothing elsewhere."""
 
@@ -46,17 +49,26 @@ def read_outcome(run_dir: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+@dataclass
+class Outcome:
+    """The cause of a run's good end."""
+
+    cause: str = FINISHED
+
+
 @contextmanager
-def writing_outcome(run_dir: Path, processes: Processes) -> Iterator[None]:
+def writing_outcome(run_dir: Path, processes: Processes) -> Iterator[Outcome]:
     """Around a whole run, on all ranks: rank 0 writes that it is done, the first rank that fails
-    writes why. While the run goes, and after a kill, there is no file."""
+    writes why. The run within states the cause of a good end. While the run goes, and after a
+    kill, there is no file."""
     if processes.is_main:
         with suppress(OSError):  # a folder that cannot be written is refused by the checks
             (run_dir / FILE).unlink(missing_ok=True)
     dist.barrier()
     who = f"rank {processes.rank}: " if processes.world_size > 1 else ""
+    outcome = Outcome()
     try:
-        yield
+        yield outcome
     except InputError as error:
         with suppress(OSError):  # the error itself matters more
             write_outcome(run_dir, error.exit_code, str(error))
@@ -66,4 +78,4 @@ def writing_outcome(run_dir: Path, processes: Processes) -> Iterator[None]:
             write_outcome(run_dir, EXIT_FAILED, f"{who}{type(error).__name__}: {error}")
         raise
     if processes.is_main:
-        write_outcome(run_dir, EXIT_DONE, "finished")
+        write_outcome(run_dir, EXIT_DONE, outcome.cause)

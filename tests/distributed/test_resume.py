@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,7 +85,7 @@ def test_killed_before_the_first_checkpoint_starts_over(whole, command, corpus, 
 
 def test_resumed_under_tensor_parallel(whole, command, corpus, tmp_path):
     run_dir = tmp_path / "run"
-    first = command(*arguments(corpus.folder, run_dir, stop_after=12), processes=2)
+    first = command(*arguments(corpus.folder, run_dir, stop_after=10), processes=2)
     assert first.returncode == 0, first.stderr
     done = command(*arguments(corpus.folder, run_dir, parallel__tp=2), processes=2)
     assert done.returncode == 0, done.stderr
@@ -101,9 +102,24 @@ def test_a_finished_run_says_so(whole, command, corpus):
     assert (whole / "metrics.jsonl").read_text() == before
 
 
+def test_a_finished_run_is_trained_for_longer_in_a_further_stage(whole, command, corpus, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole, run_dir)
+    longer = arguments(corpus.folder, run_dir, recipe__stages__long__tokens=24576)
+    done = command(*longer)
+    assert done.returncode == 2, done.stderr
+    more = "+recipe.stages.more={seq_len:128,tokens:4096}"
+    assert f"leave recipe.stages.long.tokens=20480 and add '{more}'" in done.stderr
+    done = command(*arguments(corpus.folder, run_dir), more, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert "resuming after step 20" in done.stdout
+    assert [line["step"] for line in ledger(run_dir)] == list(range(1, 23))
+    assert ledger(run_dir)[:20] == ledger(whole)
+
+
 def test_a_damaged_checkpoint_is_passed_over(whole, command, corpus, tmp_path):
     run_dir = tmp_path / "run"
-    first = command(*arguments(corpus.folder, run_dir, stop_after=12), processes=2)
+    first = command(*arguments(corpus.folder, run_dir, stop_after=10), processes=2)
     assert first.returncode == 0, first.stderr
     shard = run_dir / "checkpoints" / "step_10" / "__1_0.distcp"
     content = bytearray(shard.read_bytes())

@@ -21,6 +21,8 @@ from eval.suites import LmEvalConfig, Selection, known_suites, select
 from eval.tasks import bits_per_byte_stderr, load_tasks
 from tests.corpora import read_json_lines
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def config(model, chat_model, tasks, tmp_path_factory) -> LmEvalConfig:

@@ -79,7 +79,7 @@ def whole(warm, corpus, tmp_path_factory):
 def stopped(warm, corpus, tmp_path_factory):
     """A run with checkpoints of steps 5 and 10, to be damaged in a copy."""
     run = Run(warm, corpus, tmp_path_factory.mktemp("stopped"))
-    assert run.start(stop_after=12).codes == [0, 0]
+    assert run.start(stop_after=10).codes == [0, 0]
     return run
 
 
@@ -269,11 +269,11 @@ def test_copies_bring_back_what_is_lost_or_bad(run, whole, s3):
     url = f"s3://{BUCKET}/{run.dir.parent.name}"
     store = s3.environment() | {"HEADWATER_RETRIES": "2"}
     changes = {"checkpoint__copy_to": url, "environment": store}
-    assert run.start(stop_after=12, **changes).codes == [0, 0]
+    assert run.start(stop_after=10, **changes).codes == [0, 0]
     assert copies.steps(url) == [10, 5]
     assert copies.verify(url, 10) is None
     nowhere = {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}
-    away = run.start(stop_after=12, **changes | {"environment": store | nowhere})
+    away = run.start(stop_after=10, **changes | {"environment": store | nowhere})
     assert f"Going on from what is in {run.checkpoints}" in away.said
     assert "resuming after step 10" in away.said
     flip(run.checkpoints / "step_10" / "__0_0.distcp")

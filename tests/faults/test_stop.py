@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from launch.slurm.manage import look
 from tests.conftest import ROOT
 from tests.patience import limit
 from tests.runs import arguments, ledger, records
@@ -80,6 +81,27 @@ def test_a_stop_file_stops_until_it_is_removed(command, corpus, tmp_path):
     done = command(*training)
     assert done.returncode == 2
     assert "STOP is there, which stops the run: remove it to go on" in done.stderr
+
+
+def test_stop_after_saves_and_is_not_the_end(command, corpus, tmp_path):
+    """A run ended early has a checkpoint, whatever the interval, and says that it was stopped."""
+    run_dir = tmp_path / "run"
+    training = arguments(corpus.folder, run_dir, **STEPS)
+    done = command(*training, "stop_after=3", processes=2)
+    assert done.returncode == 0, done.stderr
+    assert "stopped after step 3 of 20 (stop_after=3): the same command without" in done.stdout
+    assert saved(run_dir) == ["step_3"]
+    assert (outcome(run_dir)["code"], outcome(run_dir)["cause"]) == (0, "stopped")
+    assert look(run_dir).state == "stopped"
+    before = (run_dir / "metrics.jsonl").read_bytes()
+    again = command(*training, "stop_after=3")  # there is nothing left to do
+    assert (again.returncode, outcome(run_dir)["cause"]) == (0, "stopped")
+    assert len(records(run_dir)) == 3
+    assert (run_dir / "metrics.jsonl").read_bytes().startswith(before)
+    done = command(*training, processes=2)
+    assert "resuming after step 3" in done.stdout
+    assert (outcome(run_dir)["cause"], look(run_dir).state) == ("finished", "finished")
+    assert saved(run_dir) == ["step_20", "step_3"]
 
 
 def test_a_time_limit(command, corpus, tmp_path):

@@ -27,6 +27,8 @@ from data_pipeline.tokenizing.tokenize import tokenize
 from data_pipeline.tokenizing.work import Share
 from tests.patience import limit
 
+pytestmark = pytest.mark.slow
+
 TRIALS = 20
 ROOT = Path(__file__).parents[2]
 RUN = """

@@ -20,6 +20,8 @@ from finetune.rows import read_pairs
 from finetune.sft import sft
 from tests.finetune.conftest import load_template
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def config(base: Path, preferences: Path, tmp_path: Path) -> DpoConfig:

@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from finetune.order import order
 from finetune.sft import sft
 
+pytestmark = pytest.mark.slow
+
 SEED, BATCH, EPOCHS, RATE, WARMUP, DECAY, CLIP = 3, 8, 3, 1e-2, 0.2, 0.1, 1.0
 
 

@@ -26,6 +26,8 @@ from finetune.resume import last_checkpoint
 from tests.conftest import ROOT
 from tests.patience import limit
 
+pytestmark = pytest.mark.slow
+
 TRAINED = ("step", "loss", "grad_norm", "learning_rate", "tokens", "reward_margin")
 
 

@@ -19,6 +19,8 @@ from finetune.sft import sft
 from finetune.tokens import IGNORED, tokenize
 from tests.finetune.conftest import load_template
 
+pytestmark = pytest.mark.slow
+
 
 def lines(folder: Path, kind: str = "train") -> list[dict[str, Any]]:
     records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())

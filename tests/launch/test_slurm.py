@@ -26,6 +26,8 @@ from tests.conftest import ROOT, fresh_command
 from tests.launch.slurm_cluster import Cluster, running, signalled
 from tests.runs import SETTINGS, arguments, ledger, records
 
+pytestmark = pytest.mark.slow
+
 STEPS = 40
 LONG = {
     "validation__every_steps": 0,

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from conf.errors import InputError
+from launch.slurm.chain import ChainConfig
 from launch.slurm.manage import StopConfig, look, stop
 from launch.slurm.node_check import Node, judge
-from launch.slurm.settings import read_cluster
+from launch.slurm.script import sbatch_options
+from launch.slurm.settings import SlurmConfig, read_cluster
 from launch.slurm.sweep import points
 from launch.slurm.verdict import verdict
 from tests.conftest import ROOT
@@ -102,6 +104,45 @@ def test_bad_input_is_one_sentence(command, tmp_path):
         assert done.returncode == 2, (given, done.stderr)
         assert said in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "time",
+    ["12:00:00", "48:00:00", "08:00:00", "12:30", "1:00:00", "2-00:00:00", "90", "0130", "1-12"],
+)
+def test_a_time_limit_is_what_stands_there(time, tmp_path):
+    """In the file of a cluster as on the command line; YAML takes most of these for numbers."""
+    path = tmp_path / "my.yaml"
+    path.write_text(f"gpus_per_node: 8\nslurm:\n  time: {time}\n")
+    cluster = read_cluster(str(path))
+    assert f"time={time}" in sbatch_options(SlurmConfig(str(path)), cluster)
+    assert f"time={time}" in sbatch_options(SlurmConfig(str(path), time=time), cluster)
+
+
+def test_texts_of_a_cluster_stay_as_they_are(tmp_path):
+    path = tmp_path / "my.yaml"
+    path.write_text(
+        "gpus_per_node: 1_0\ngpu_memory_gib: 8e1\nmatmul: [0.5, 0.6]\nslurm:\n  account: 0123\n"
+        "  qos: no\n  partition: 1e3\n  mem: null\n  cpus_per_task: 012\n"
+        "  env: {A: on, B: 010, C: 1_000, D: 2026-11-30, E: 1:30}\n"
+    )
+    cluster = read_cluster(str(path))
+    assert (cluster.gpus_per_node, cluster.gpu_memory_gib) == (10, 80)
+    slurm = cluster.slurm
+    assert (slurm.account, slurm.qos, slurm.partition, slurm.mem) == ("0123", "no", "1e3", None)
+    assert slurm.cpus_per_task == 12
+    assert list(slurm.env.values()) == ["on", "010", "1_000", "2026-11-30", "1:30"]
+
+
+@pytest.mark.parametrize("time", ["12h", "1:00:00:00", "2 days", "-5", "1.5"])
+def test_what_is_no_time_limit(time, tmp_path):
+    path = tmp_path / "my.yaml"
+    path.write_text(f"slurm:\n  time: {time}\n")
+    with pytest.raises(InputError, match=rf"slurm\.time={time} is not a time limit of SLURM"):
+        read_cluster(str(path))
+    for made in (SlurmConfig, ChainConfig):
+        with pytest.raises(InputError, match=rf"time={time} is not a time limit .* 12:00:00"):
+            made(time=time)
 
 
 def test_a_sweep_is_one_on_either_side(command, cluster):
