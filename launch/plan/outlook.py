@@ -19,13 +19,13 @@ from launch.plan.speed import Step, StepTime, model_flops_utilization, step_time
 from model.config import ModelConfig
 from model.flops import flops_per_token, parameters
 from pretrain.checkpoints.interval import best_interval
+from pretrain.checks import check_batches
 from pretrain.config import PRECISION_CHOICES, OptimConfig, ParallelConfig
 from pretrain.layout_choice import GIB, Machine, Need, Option, optimizer_name, options
 from pretrain.memory import optimizer_values, parameter_shapes
+from pretrain.preflight import train_tokens
 
 DAY = 86_400
-ENDLESS = 10**15
-"""Tokens of each source where no corpus is named."""
 GOOD_EPOCHS = 4.0
 """Repeating text up to so often costs little (arXiv 2305.16264)."""
 SMALL_MICRO_BATCH = 4096
@@ -198,6 +198,7 @@ def look_ahead(config: PlanConfig) -> Outlook:
     """The plan of a run; raises InputError where no layout fits."""
     cluster = config.cluster
     plan = StagePlan(config.recipe, source_tokens(config))
+    check_batches(plan, config.parallel, config.model.max_seq_len)
     machine = Machine(
         cluster.world_size,
         cluster.gpus_per_node,
@@ -250,8 +251,7 @@ def source_tokens(config: PlanConfig) -> dict[str, int]:
     """Tokens of each source: of the corpus, or endless."""
     if config.data is not None:
         return load_manifest(config.data).source_tokens("train")
-    named = {source for stage in config.recipe.stages.values() for source in stage.mixture}
-    return dict.fromkeys(sorted(named) or ["all"], ENDLESS)
+    return dict(train_tokens(config.recipe, None))
 
 
 def stage_outlook(
