@@ -115,6 +115,7 @@ def test_the_page_forgets_the_oldest_turns_where_the_model_does_not_see_them(mon
     assert asked == [["be kind", *"12345"], ["be kind", *"345"], ["be kind", "5"]]
 
 
+@pytest.mark.slow
 def test_questions_come_through_a_pipe(chat_model):
     done = subprocess.run(
         [sys.executable, "-m", "eval", "chat", f"model={chat_model}", "max_new_tokens=8"],

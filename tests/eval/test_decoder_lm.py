@@ -104,6 +104,7 @@ def score_share(rank: int, ranks: int, folder) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_uneven_shares_take_the_same_passes(tmp_path):
     """23 requests over 3 processes; one that sees others than the rest ends all with an error."""
     mp.spawn(score_share, (3, tmp_path), nprocs=3)

@@ -127,6 +127,7 @@ def test_perplexity_and_samples_say_it(on, bf16_model, named_corpus, tmp_path, c
     assert [row["computed_in"] for row in read_json_lines(rows)] == ["float32"]
 
 
+@pytest.mark.slow
 def test_lm_eval_says_it_and_does_not_mix_machines(on, bf16_model, tasks, tmp_path, monkeypatch):
     config = LmEvalConfig(
         models={"mine": str(bf16_model)},

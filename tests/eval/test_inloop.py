@@ -100,6 +100,7 @@ def score_share(rank: int, ranks: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_processes_add_up(tmp_path):
     mp.spawn(score_share, (2, str(tmp_path)), nprocs=2)
     alone = evaluate(Bigram(table()), make_batches(4), torch.arange(VOCAB), CPU)

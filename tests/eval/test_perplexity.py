@@ -41,6 +41,7 @@ def scores(model, named_corpus, tmp_path_factory) -> dict:
     return json.loads(out.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["code", "prose"])
 def test_trainer_and_export_agree(decoder, named_corpus, scores, source):
     sizes = torch.from_numpy(named_corpus.token_bytes().astype("int64"))
@@ -64,6 +65,7 @@ def test_a_run_is_a_model_too(model, named_corpus, scores, tmp_path):
     assert json.loads(out.read_text())["loss"] == scores["loss"]
 
 
+@pytest.mark.slow
 def test_loss_is_that_of_each_document_alone(model, named_corpus, scores):
     """Document by document, without padding and masks."""
     from transformers import AutoModelForCausalLM

@@ -100,6 +100,7 @@ def results(families, suites, tmp_path_factory) -> dict[str, Path]:
     return {suite: folder / f"{suite}.json" for suite in RUN}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suite", RUN)
 def test_other_families_go_through_a_suite(results, suite):
     content = load_results(results[suite])
@@ -250,6 +251,7 @@ def test_compare_names_what_is_not_there(results, tmp_path):
         compare(CompareConfig([]))
 
 
+@pytest.mark.slow
 def test_a_data_set_that_cannot_be_had_is_named(tmp_path):
     """A file of ours that asks for a data set of the Hub: what is missing, and how to get it."""
     (tmp_path / "mine.yaml").write_text(

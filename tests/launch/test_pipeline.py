@@ -78,6 +78,7 @@ def test_torchrun_is_used_for_several_processes():
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_command_of_the_demo_composes():
     """Each is what a person could type: its stage accepts it with --cfg job."""
     demo = OmegaConf.load(CONF_DIR / "demo.yaml")

@@ -183,6 +183,7 @@ def test_a_run_from_its_button_to_its_curve(address, tmp_path, corpus):
     assert "step 20/20" in (run / "ui.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_newcomer_begins_with_data(tmp_path):
     """With no corpus the page opens where one is made, and that one can then be trained on."""
     more = "tokenizer.vocab_size=500 corpus.sources.prose.max_bytes=300_000 "
