@@ -401,7 +401,7 @@ def test_command(command, folder, tmp_path):
     done = command(*arguments, *changes)
     assert done.returncode == 0, done.stderr
     found = Page(out.read_text()).text
-    assert "The recipe demo takes 212,992 tokens of it in 2 stages." in found
+    assert "The recipe demo takes 98,304 tokens of it in 2 stages." in found
     done = command(*arguments, "recipe=demos")
     assert done.returncode == 2
     assert "recipe=demos: there is no such choice (did you mean 'demo'?)" in done.stderr
