@@ -257,14 +257,18 @@ def test_a_full_file_system(texts, whole, tmp_path):
 
 
 def test_other_settings_throw_unfinished_work_away(texts, whole, tmp_path, monkeypatch):
+    def fails(*_):
+        raise InputError("the last step.")
+
     config = config_for(tmp_path / "out", texts, workers=1)
-    config.tokenizer.path = str(tmp_path / "none.json")
-    (tmp_path / "none.json").write_text("{}")
-    with pytest.raises(InputError, match="is not a tokenizer"):
-        tokenize(config)
+    config.corpus.cleaning.dedup.minhash = False
+    config.tokenizer.vocab_size = 500
+    with monkeypatch.context() as patched:
+        patched.setattr("data_pipeline.tokenizing.tokenize.make_manifest", fails)
+        with pytest.raises(InputError, match="the last step"):
+            tokenize(config)
     assert (tmp_path / "out.partial" / "scan").is_dir()
-    config.tokenizer.path = None
-    tokenize(config)
+    tokenize(config_for(tmp_path / "out", texts))
     assert files_of(tmp_path / "out") == whole
 
 
