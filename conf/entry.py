@@ -92,8 +92,7 @@ def _compose_and_run(stage: str, name: str, command: Command) -> None:
     # Hydra would print its own report of a bad override and end with 1: the sentence is ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv[0] = f"python -m {stage} {name}"
-    sys.argv[1:] = readable(sys.argv[1:], command.config, schema)
-    plain = _take_plain_keys(schema)
+    plain: dict[str, Any] = {}
     chosen: list[Any] = []
 
     def compose(config: DictConfig) -> None:
@@ -107,6 +106,8 @@ def _compose_and_run(stage: str, name: str, command: Command) -> None:
 
     said = io.StringIO()
     try:
+        sys.argv[1:] = readable(sys.argv[1:], command.config, schema)
+        plain |= _take_plain_keys(schema)
         if command.complete is not None:
             sys.argv[1:] = _load(command.complete)(sys.argv[1:], command.config)
         with redirect_stderr(said):  # Hydra's "Error executing job": we say it better

@@ -4,11 +4,13 @@ run is kept instead."""
 from __future__ import annotations
 
 import io
+import logging
 import runpy
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
+from logging import Logger
 from typing import Any
 
 from conf import entry
@@ -45,6 +47,9 @@ def said(stage: str, arguments: list[str]) -> str:
     entry.main = main
     sys.argv = [f"python -m {stage}", *arguments]
     training.overrides.clear()
+    # Hydra disables the loggers that exist: in a process of its own none of another test does.
+    loggers = [one for one in logging.root.manager.loggerDict.values() if isinstance(one, Logger)]
+    enabled = [one for one in loggers if not one.disabled]
     try:
         with redirect_stdout(out), redirect_stderr(err):
             runpy.run_module(stage, run_name="__main__")
@@ -54,6 +59,8 @@ def said(stage: str, arguments: list[str]) -> str:
             raise InputError(sentence.removeprefix("error: ")) from None
     finally:
         entry.main, sys.argv = real, argv
+        for one in enabled:
+            one.disabled = False
     return out.getvalue()
 
 

@@ -68,7 +68,7 @@ def test_a_folder_alone_gives_the_model_and_a_resume_does_without_it(
     "given",
     [
         ["pretrain", "memory", "build=false", "world_size=1"],
-        ["launch", "plan", "nodes=1"],
+        ["launch", "plan", "nodes=1", "recipe=demo", "recipe.stages.long.seq_len=256"],
         ["launch", "local", "nproc=1", "dry_run=true", "--"],
     ],
 )
