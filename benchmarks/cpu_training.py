@@ -127,8 +127,9 @@ def compare(names: list[str], options: argparse.Namespace) -> dict[str, Any]:
 
 def take(name: str, process: Any, steps: int) -> dict[str, list[float]]:
     """Has a side take steps; their seconds and losses."""
-    process.stdin.write(f"{steps}\n")
-    process.stdin.flush()
+    with contextlib.suppress(BrokenPipeError):  # it has ended: there is no answer either
+        process.stdin.write(f"{steps}\n")
+        process.stdin.flush()
     answer = process.stdout.readline()
     if not answer:
         raise RuntimeError(f"{name} ended: its message is above")
@@ -150,7 +151,8 @@ def side_process(name: str, precision: str) -> Any:
             yield process
         finally:
             assert process.stdin is not None
-            process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
             process.wait()
 
 
