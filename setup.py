@@ -42,7 +42,7 @@ setup(
         "launch": ["slurm/*.j2", "plan/templates/*"],
         "pages": ["templates/*"],
         "data_pipeline": ["inspection/templates/*"],
-        "eval": ["templates/*", "published/*.yaml"],
+        "eval": ["report/templates/*", "scores/published/*.yaml"],
     },
     install_requires=[
         "torch>=2.11,<2.16",

@@ -31,9 +31,9 @@ from benchmarks.machine import machine
 from conf.machine import fitting_precision, processor
 from model.config import ModelConfig
 from model.network import Decoder
-from pretrain.checkpoints.aside import Aside
 from pretrain.checkpoints.retention import Retention
 from pretrain.checkpoints.saver import Saver
+from pretrain.checkpoints.writer_process import Aside
 from pretrain.distributed import start
 
 

@@ -26,9 +26,9 @@ from benchmarks.gpu_training import model_config
 from benchmarks.machine import machine
 from model.network import Decoder
 from pretrain.checkpoints import files, read
-from pretrain.checkpoints.aside import Aside
 from pretrain.checkpoints.retention import Retention
 from pretrain.checkpoints.saver import Saver
+from pretrain.checkpoints.writer_process import Aside
 from pretrain.distributed import start
 
 

@@ -90,8 +90,8 @@ def chains(texts: list[str], folder: Path) -> Iterator[tuple[str, Callable[[], o
 
 def signatures(texts: list[str]) -> None:
     """What MinHash costs in the first pass."""
-    from data_pipeline.cleaning import minhash
     from data_pipeline.cleaning.config import DedupOptions
+    from data_pipeline.dedup import minhash
 
     with tempfile.TemporaryDirectory() as name:
         minhash.write_signatures(texts, 0, Path(name), DedupOptions(minhash=True))

@@ -110,8 +110,8 @@ def near_duplicates(texts: list[str], planted: int) -> dict[str, object]:
 
 def dropped(texts: list[str]) -> set[int]:
     """Numbers of the documents that our search for near copies drops."""
-    from data_pipeline.cleaning import minhash
     from data_pipeline.cleaning.config import DedupOptions
+    from data_pipeline.dedup import minhash
 
     options = DedupOptions(minhash=True)
     with tempfile.TemporaryDirectory() as name:

@@ -114,7 +114,7 @@ def both(folder: Path, model: str, data: Path) -> dict[str, Path]:
 
 def computed_in(models: dict[str, Path]) -> dict[str, str]:
     """Returns what each side is computed in here."""
-    from eval.models import load
+    from eval.chat.models import load
 
     return {side: load(str(folder), device="cpu").dtype for side, folder in models.items()}
 
@@ -140,8 +140,8 @@ def compared(seconds: dict[str, list[float]]) -> dict[str, Any]:
 
 def lm_eval(model: Path, tasks: Path, folder: Path, limit: int) -> float:
     """Returns the seconds of loading and scoring a model, as the command itself takes them."""
-    from eval.harness import lm_eval
-    from eval.suites import LmEvalConfig
+    from eval.scores.harness import lm_eval
+    from eval.tasks.suites import LmEvalConfig
 
     out = folder / "results.json"
     config = LmEvalConfig(
@@ -159,7 +159,7 @@ def lm_eval(model: Path, tasks: Path, folder: Path, limit: int) -> float:
 
 def perplexity(model: Path, data: Path) -> float:
     """Returns the seconds of the command, loading included."""
-    from eval.perplexity import PerplexityConfig, perplexity
+    from eval.scores.perplexity import PerplexityConfig, perplexity
 
     started = time.perf_counter()
     perplexity(PerplexityConfig(str(model), str(data), 512, 8192, device="cpu"))
@@ -168,7 +168,7 @@ def perplexity(model: Path, data: Path) -> float:
 
 def generate(model: Path, prompts: int = len(PROMPTS), dtype: str = "auto") -> float:
     """Returns the seconds of the command, loading included."""
-    from eval.generate import GenerateConfig, generate
+    from eval.chat.generate import GenerateConfig, generate
 
     config = GenerateConfig(
         str(model), PROMPTS[:prompts], max_new_tokens=64, dtype=dtype, device="cpu"

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.cpu_training import BATCH, SEQ, small_model
 from benchmarks.figures import write_results
 from benchmarks.machine import machine
-from pretrain.checkpoints.aside import Aside
+from pretrain.checkpoints.writer_process import Aside
 from pretrain.config import DataConfig, OptimConfig, ParallelConfig, PretrainConfig
 from pretrain.distributed import start
 from pretrain.hooks import Hook

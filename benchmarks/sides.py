@@ -54,7 +54,7 @@ def ours(work: Work) -> Step:
     from pretrain.config import OptimConfig, ParallelConfig
     from pretrain.distributed import make_layout, start
     from pretrain.hooks.allocator import keep_freed_memory
-    from pretrain.optimizer import build_optimizer, scale_and_clip
+    from pretrain.optim import build_optimizer, scale_and_clip
     from pretrain.parallel import fill, parallelize
 
     device = start(work.device).device
@@ -97,7 +97,7 @@ def attention_for(work: Work, device: torch.device) -> str:
     """The backend that the trainer would take."""
     from functools import partial
 
-    from model.attention import usable_backends
+    from model.attention.backends import usable_backends
     from pretrain.attention_choice import fastest, forward_backward
     from pretrain.hardware import compute_dtype
 

@@ -50,7 +50,7 @@ def times(length: int, window: int, repeats: int, precision: str) -> dict[str, l
     import torch
 
     from conf.machine import DTYPES
-    from model.attention import attend, visible_keys
+    from model.attention.backends import attend, visible_keys
 
     shapes = [(1, length, heads, HEAD_DIM) for heads in (HEADS, KV_HEADS, KV_HEADS)]
     dtype = getattr(torch, DTYPES[precision])

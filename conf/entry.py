@@ -21,14 +21,14 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from conf.errors import EXIT_BAD_INPUT, InputError, did_you_mean
 from conf.output import say
-from conf.overrides import CONF_DIR, kind_of, readable
+from conf.overrides import CONF_DIR, kind_of, readable, store_schema
 
 
 @dataclass(frozen=True)
 class Command:
     """One command of a stage.
 
-    config: name of its primary config, `conf/<config>.yaml`.
+    config: name of its primary config, `conf/command/<config>.yaml`.
     schema: `module:Dataclass` that the config is checked against.
     run: `module:function` that takes the dataclass; imported only when the command is chosen,
         so that `--help` and bad overrides answer at once.
@@ -80,7 +80,6 @@ def main(stage: str, commands: Mapping[str, Command], default: str | None = None
 
 def _compose_and_run(stage: str, name: str, command: Command) -> None:
     import hydra
-    from hydra.core.config_store import ConfigStore
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
     from hydra.types import RunMode
@@ -88,7 +87,7 @@ def _compose_and_run(stage: str, name: str, command: Command) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     schema = _load(command.schema)
-    ConfigStore.instance().store(name=f"{command.config}_schema", node=schema)
+    store_schema(command.config, schema)
     # Hydra would print its own report of a bad override and end with 1: the sentence is ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv[0] = f"python -m {stage} {name}"
@@ -111,9 +110,11 @@ def _compose_and_run(stage: str, name: str, command: Command) -> None:
         if command.complete is not None:
             sys.argv[1:] = _load(command.complete)(sys.argv[1:], command.config)
         with redirect_stderr(said):  # Hydra's "Error executing job": we say it better
-            hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=command.config)(
-                compose
-            )()
+            hydra.main(
+                version_base="1.3",
+                config_path=str(CONF_DIR),
+                config_name=f"command/{command.config}",
+            )(compose)()
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(sentence(error, schema)) from None
     except SystemExit as end:
@@ -235,7 +236,7 @@ def _help(stage: str, name: str, command: Command) -> str:
     prints the config after it."""
     schema = _load(command.schema)
     parts = [f"python -m {stage} {name}: {command.summary}"]
-    lines = (CONF_DIR / f"{command.config}.yaml").read_text().split("\n")
+    lines = (CONF_DIR / "command" / f"{command.config}.yaml").read_text().split("\n")[1:]
     parts.append("\n".join(line[2:] for line in takewhile(lambda line: line[:1] == "#", lines)))
     for shown in (schema, _load(command.also) if command.also else None):
         if shown is not None and not (shown.__doc__ or "").startswith(f"{shown.__name__}("):

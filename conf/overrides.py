@@ -73,7 +73,7 @@ def readable(arguments: list[str], config: str, schema: type) -> list[str]:
             found.append(str(_fitted(word, schema, sweeps)))
     if not entries and not held:
         return found + options
-    composed = _composed(config, [one for one in found if one.partition("=")[0] in groups])
+    composed = compose_command(config, [one for one in found if one.partition("=")[0] in groups])
     for key, given in entries.items():
         before = _select(composed, key) or {}
         found += [f"~{key}.{name}" for name in before if name not in given]
@@ -95,13 +95,15 @@ def groups_of(config: str) -> dict[str, list[str]]:
     """Returns the choices of each group in the defaults of a primary config."""
     import yaml
 
-    defaults = yaml.safe_load((CONF_DIR / f"{config}.yaml").read_text()).get("defaults", [])
+    defaults = yaml.safe_load((CONF_DIR / "command" / f"{config}.yaml").read_text()).get(
+        "defaults", []
+    )
     return {
         group: sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
         + ["null"] * (choice is None)
         for default in defaults
         if isinstance(default, dict)
-        for group, choice in default.items()
+        for group, choice in ((key.lstrip("/"), choice) for key, choice in default.items())
     }
 
 
@@ -171,12 +173,24 @@ def _given(new: list[str]) -> list[str]:
     return [f"+{GIVEN}=entries"]
 
 
-def _composed(config: str, choices: list[str]) -> Any:
-    """A command's config with these choices of its groups."""
+def store_schema(config: str, schema: type) -> None:
+    """Registers the dataclass that a command's primary config is checked against."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(
+        group="command", name=f"{config}_schema", node=schema, package="_global_"
+    )
+
+
+def compose_command(config: str, overrides: list[str]) -> Any:
+    """Returns the composed config of a command, whose schema has been registered.
+
+    config: name of the command's primary config, `conf/command/<config>.yaml`.
+    """
     from hydra import compose, initialize_config_dir
 
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        return compose(config, choices)
+        return compose(f"command/{config}", overrides)
 
 
 def _select(config: Any, key: str) -> Any:

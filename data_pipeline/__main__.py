@@ -23,8 +23,8 @@ COMMANDS = {
     ),
     "where": Command(
         config="where",
-        schema="data_pipeline.where:WhereConfig",
-        run="data_pipeline.where:where",
+        schema="data_pipeline.trace:WhereConfig",
+        run="data_pipeline.trace:where",
         summary="what a step of a run was trained on, or the steps that saw a document",
     ),
     "inspect": Command(

@@ -153,7 +153,7 @@ def save(base: Base, config: SftConfig, record: dict[str, Any], folder: Path) ->
     transformers 4 and 5 load it. The metrics come from the folder of the work."""
     import torch
 
-    from model.hf_forms import write_both_forms
+    from model.families.hf_forms import write_both_forms
 
     base.model.generation_config.eos_token_id = base.tokenizer.eos_token_id
     if config.repetition_penalty is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import Visible, attend
+from model.attention.backends import Visible, attend
 from model.config import ModelConfig
 from model.rope import apply_rope
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from conf.errors import InputError, one_of
 from conf.kinds import MODEL
 from conf.outputs import Output
-from model.hf_forms import write_both_forms
+from model.families.hf_forms import write_both_forms
 from model.vocabulary import BYTE_PIECE, ROLES, Vocabulary
 
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from model.attention import Visible, visible_keys
+from model.attention.backends import Visible, visible_keys
 
 
 @dataclass

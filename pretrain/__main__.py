@@ -13,8 +13,8 @@ COMMANDS = {
     ),
     "memory": Command(
         config="memory",
-        schema="pretrain.show_memory:MemoryConfig",
-        run="pretrain.show_memory:memory",
+        schema="pretrain.planning.command:MemoryConfig",
+        run="pretrain.planning.command:memory",
         complete="pretrain.model_choice:take_model",
         summary="lists the layouts of a model that fit, with the memory of each rank",
     ),

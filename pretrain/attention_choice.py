@@ -23,7 +23,7 @@ from torch import Tensor
 from data_pipeline.sampling.batches import BatchReader
 from data_pipeline.sampling.dealing import deal_step
 from data_pipeline.sampling.recipe import StagePlan
-from model.attention import attend, check_backend, usable_backends, visible_keys
+from model.attention.backends import attend, check_backend, usable_backends, visible_keys
 from model.config import ModelConfig
 from pretrain.config import PretrainConfig
 from pretrain.distributed import Layout, Processes

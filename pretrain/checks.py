@@ -156,7 +156,7 @@ def check_attention(name: str, precision: str, job: Job) -> None:
         return
     import torch
 
-    from model.attention import check_backend, check_backend_name
+    from model.attention.backends import check_backend, check_backend_name
     from pretrain.hardware import compute_dtype
 
     check_backend_name(name)

@@ -1,4 +1,4 @@
-"""What a training run is made of, as `conf/pretrain.yaml` and its groups state it."""
+"""What a training run is made of, as `conf/command/pretrain.yaml` and its groups state it."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class ParallelConfig:
     compile: torch.compile of each block, true or false; auto compiles on CUDA, and on a CPU whose
         run is long enough to earn the time back.
     async_tp: tensor parallel's talk runs while matrices are multiplied; compiled, on GPUs.
-    attention: backend, `auto` or one of `model.attention`.
+    attention: backend, `auto` or one of `model.attention.backends`.
     auto: takes sizes, micro_batch_tokens and activation_checkpointing (at least what is given)
         from the plan of memory.
     """

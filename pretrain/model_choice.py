@@ -51,16 +51,14 @@ def of_folder(folder: Path) -> dict[str, Any]:
 def of_run(arguments: list[str], config_name: str, folder: Path) -> dict[str, Any] | None:
     """Returns the shape that the run folder states, where the run was begun from `folder`: a resume
     does not need that folder any more. None where there is no such run."""
-    from hydra import compose, initialize_config_dir
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
-    from conf.entry import CONF_DIR
+    from conf.overrides import compose_command
 
     store(ConfigStore.instance(), {"name": folder.resolve().name})
     overrides = [argument for argument in arguments if "=" in argument and argument[:1] != "-"]
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        composed = compose(config_name, [*overrides, f"model={CHOICE}"])
+    composed = compose_command(config_name, [*overrides, f"model={CHOICE}"])
     path = Path(str(composed.get("run_dir"))) / "config.yaml"
     if not path.is_file():
         return None

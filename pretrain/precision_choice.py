@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 
 from conf.machine import bf16_verdict, processor, slow_warning
 from data_pipeline.store.storage import StorageError
-from pretrain.checkpoints import copies, files
+from pretrain.checkpoints import files
+from pretrain.checkpoints import mirror as copies
 from pretrain.config import PRECISIONS, PretrainConfig
 from pretrain.distributed import Processes
 from pretrain.hardware import compute_dtype

@@ -19,7 +19,6 @@ from data_pipeline.sampling.recipe import RecipeConfig, StagePlan
 from data_pipeline.store.manifest import FILE, Manifest, load_manifest
 from data_pipeline.store.storage import is_remote
 from model.hf import read_config
-from pretrain.auto_layout import pick_layout
 from pretrain.checkpoints import files
 from pretrain.checks import (
     Job,
@@ -31,8 +30,9 @@ from pretrain.checks import (
 from pretrain.config import EvaluationConfig, PretrainConfig
 from pretrain.health.changes import check_changes
 from pretrain.health.stop import check_stop_file
-from pretrain.layout_choice import Machine
 from pretrain.model_choice import check_initial
+from pretrain.planning.auto import pick_layout
+from pretrain.planning.layouts import Machine
 from pretrain.precision_choice import precision_before
 
 ENDLESS = 10**15
@@ -99,8 +99,8 @@ def check_tasks(config: EvaluationConfig, job: Job) -> None:
     if not config.tasks or not job.packages or elsewhere:
         return
     check_tasks_package(config)
-    from eval.suites import select
-    from eval.tasks import index_tasks
+    from eval.tasks.load import index_tasks
+    from eval.tasks.suites import select
 
     index_tasks(select(config, "evaluation."), "evaluation.")
 

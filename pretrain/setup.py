@@ -21,18 +21,18 @@ from model.hf import HFWeights, read_config
 from model.init import initial_value
 from model.network import Decoder, build_meta
 from pretrain.attention_choice import Timing, choose_attention
-from pretrain.auto_layout import settle_parallel
 from pretrain.checkpoints import find, read
 from pretrain.checks import Job, check_layout, check_resume, check_run, sample_order
 from pretrain.config import PretrainConfig
 from pretrain.distributed import Layout, Processes, make_layout
-from pretrain.fp8 import fp8_linears
 from pretrain.hardware import environment
 from pretrain.health.changes import changed_software, check_changes
 from pretrain.loader import Loader
 from pretrain.model_choice import check_initial
-from pretrain.optimizer import build_optimizer
+from pretrain.optim import build_optimizer
 from pretrain.parallel import fill, parallelize
+from pretrain.parallel.fp8 import fp8_linears
+from pretrain.planning.auto import settle_parallel
 from pretrain.precision_choice import settle_precision
 
 CORPUS = "corpus"

@@ -17,10 +17,10 @@ from conf.errors import EXIT_FAILED, EXIT_REQUEUE, InputError, RunFault
 from conf.output import may_get_lost, say
 from data_pipeline.store.manifest import load_manifest
 from pretrain.attention_choice import Timing
-from pretrain.checkpoints.aside import Aside
+from pretrain.checkpoints.writer_process import Aside
 from pretrain.config import PretrainConfig
 from pretrain.distributed import Processes, start
-from pretrain.flight_recorder import turn_on_flight_recorder
+from pretrain.health.flight_recorder import turn_on_flight_recorder
 from pretrain.health.outcome import FINISHED, STOPPED, writing_outcome
 from pretrain.health.receipts import Receipts
 from pretrain.health.replay import Replay
@@ -40,11 +40,11 @@ from pretrain.hooks.precision import PrecisionByStage
 from pretrain.hooks.profile import Profile
 from pretrain.hooks.progress import ProgressLine
 from pretrain.hooks.recompiles import Recompiles
+from pretrain.hooks.report import write_page
 from pretrain.hooks.run_files import RunFiles
 from pretrain.hooks.tasks import Tasks
 from pretrain.hooks.validation import Validation
 from pretrain.hooks.wandb_logger import WandbLogger
-from pretrain.page import write_page
 from pretrain.setup import prepare
 from pretrain.trainer import Trainer
 

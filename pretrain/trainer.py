@@ -24,8 +24,8 @@ from pretrain.hardware import (
 from pretrain.health.bad_steps import BadSteps
 from pretrain.hooks import Hook
 from pretrain.loader import MASK64, StepData
-from pretrain.optimizer import scale_and_clip
-from pretrain.schedule import learning_rate
+from pretrain.optim import scale_and_clip
+from pretrain.optim.schedule import learning_rate
 from pretrain.setup import Run
 from pretrain.stage_network import network_after
 

@@ -6,11 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from conf.entry import CONF_DIR
+from conf.overrides import compose_command, store_schema
 from pretrain.config import PretrainConfig
 
 SETTINGS = {
@@ -51,9 +49,8 @@ def arguments(corpus: Path | str, run_dir: Path, **changes: Any) -> list[str]:
 
 def settings(corpus: Path | str, run_dir: Path, **changes: Any) -> PretrainConfig:
     """The config that the same command line composes, for a run in this process."""
-    ConfigStore.instance().store(name="pretrain_schema", node=PretrainConfig)
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        composed = compose("pretrain", arguments(corpus, run_dir, **changes)[1:])
+    store_schema("pretrain", PretrainConfig)
+    composed = compose_command("pretrain", arguments(corpus, run_dir, **changes)[1:])
     made = OmegaConf.to_object(composed)
     assert isinstance(made, PretrainConfig)
     return made

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.text import copies
+from data_pipeline.dedup import duplicates as copies
 from data_pipeline.text.corpus import CorpusConfig
 from data_pipeline.text.selection import (
     HELD_OUT,

@@ -12,9 +12,9 @@ from rich.table import Table
 
 from conf.errors import InputError
 from data_pipeline.cleaning.report import CleaningReport
+from data_pipeline.dedup import duplicates as copies
 from data_pipeline.files import write_json
 from data_pipeline.store.manifest import Manifest
-from data_pipeline.text import copies
 from data_pipeline.text.corpus import CorpusConfig
 from data_pipeline.text.selection import HELD_OUT, TRAIN
 from data_pipeline.text.units import Unit

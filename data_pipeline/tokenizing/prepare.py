@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from conf.errors import InputError
+from data_pipeline.dedup import duplicates as copies
 from data_pipeline.store.manifest import tokenizer_fingerprint
-from data_pipeline.text import copies
 from data_pipeline.text.corpus import CorpusConfig, TokenizeConfig, TokenizerConfig
 from data_pipeline.text.selection import TRAIN
 from data_pipeline.text.units import Unit

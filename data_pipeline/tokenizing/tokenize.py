@@ -23,9 +23,9 @@ from conf.errors import InputError
 from conf.files import restore
 from conf.kinds import CORPUS
 from conf.outputs import Output
+from data_pipeline.dedup import duplicates as copies
 from data_pipeline.store import storage
 from data_pipeline.store.manifest import FILE, load_manifest, tokenizer_fingerprint
-from data_pipeline.text import copies
 from data_pipeline.text.corpus import CorpusConfig, TokenizeConfig
 from data_pipeline.text.selection import chain_of
 from data_pipeline.text.units import Unit, plan_units

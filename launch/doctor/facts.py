@@ -27,7 +27,7 @@ from conf.machine import (
     matrix_speed,
     processor,
 )
-from pretrain.auto_layout import available_memory
+from pretrain.planning.auto import available_memory
 
 NAME = "headwater"
 TELLING = ("avx", "avx2", "fma", "avx512f", "avx512_vnni", "asimd", "sve", *BF16_FEATURES)

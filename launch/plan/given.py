@@ -8,7 +8,7 @@ from conf.errors import InputError
 from launch.plan.outlook import PlanConfig, source_tokens
 from launch.training import Training
 from pretrain.checks import Job, device_of
-from pretrain.layout_choice import GIB
+from pretrain.planning.layouts import GIB
 from pretrain.preflight import preflight
 
 

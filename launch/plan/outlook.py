@@ -21,8 +21,8 @@ from model.flops import flops_per_token, parameters
 from pretrain.checkpoints.interval import best_interval
 from pretrain.checks import check_batches
 from pretrain.config import PRECISION_CHOICES, OptimConfig, ParallelConfig
-from pretrain.layout_choice import GIB, Machine, Need, Option, optimizer_name, options
-from pretrain.memory import optimizer_values, parameter_shapes
+from pretrain.planning.layouts import GIB, Machine, Need, Option, optimizer_name, options
+from pretrain.planning.memory import optimizer_values, parameter_shapes
 from pretrain.preflight import train_tokens
 
 DAY = 86_400

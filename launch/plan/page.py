@@ -12,8 +12,8 @@ from pages.bars import Bar, Bars, Part
 from pages.drawing import drawing
 from pages.page import render
 from pages.svg import short_number
-from pretrain.layout_choice import GIB
-from pretrain.memory import KIND
+from pretrain.planning.layouts import GIB
+from pretrain.planning.memory import KIND
 
 TEMPLATE = Path(__file__).parent / "templates" / "plan.html"
 MEMORY_STYLES = {name: f"s{number}" for number, name in enumerate(KIND)}

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 
 from launch.plan.outlook import LayoutOutlook, Outlook, Span
 from model.flops import matmul_parameters, parameters
-from pretrain.layout_choice import GIB
-from pretrain.memory import KIND, Memory
+from pretrain.planning.layouts import GIB
+from pretrain.planning.memory import KIND, Memory
 
 EXACT, MEASURED, ASSUMED, CHOSEN = "exact", "measured", "assumed", "chosen"
 TEXT = ("layout", "stage", "recomputed")

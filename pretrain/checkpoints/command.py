@@ -13,7 +13,8 @@ from omegaconf import MISSING
 from conf.chat import ChatTemplate
 from conf.errors import InputError
 from data_pipeline.store import storage
-from pretrain.checkpoints import copies, files
+from pretrain.checkpoints import files
+from pretrain.checkpoints import mirror as copies
 from pretrain.checkpoints.files import CheckpointError
 from pretrain.config import one_of
 from pretrain.export import DTYPES, ExportConfig, export

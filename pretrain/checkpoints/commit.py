@@ -20,10 +20,11 @@ from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import WriteItem
 
-from pretrain.checkpoints import direct, files
-from pretrain.checkpoints.aside import shared_memory, trainer_pid
+from pretrain.checkpoints import direct_io as direct
+from pretrain.checkpoints import files
 from pretrain.checkpoints.retention import Retention
 from pretrain.checkpoints.staging import HURRY, Staged
+from pretrain.checkpoints.writer_process import shared_memory, trainer_pid
 
 
 class Resolved:

@@ -12,7 +12,8 @@ import torch.distributed as dist
 from conf.errors import InputError
 from data_pipeline.store.storage import StorageError
 from data_pipeline.store.threads import in_thread
-from pretrain.checkpoints import commit, copies, files
+from pretrain.checkpoints import commit, files
+from pretrain.checkpoints import mirror as copies
 from pretrain.checkpoints.files import CheckpointError
 from pretrain.distributed import Processes
 

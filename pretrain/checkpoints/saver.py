@@ -24,8 +24,8 @@ from torch import nn
 from torch.distributed.distributed_c10d import _get_default_store
 
 from pretrain.checkpoints import commit, staging
-from pretrain.checkpoints.aside import Aside, AsideError
 from pretrain.checkpoints.retention import Retention
+from pretrain.checkpoints.writer_process import Aside, AsideError
 from pretrain.distributed import Processes
 
 POLL_SECONDS = 0.05

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-from pretrain.checkpoints.aside import Aside
-from pretrain.checkpoints.copies import Copier
 from pretrain.checkpoints.files import CheckpointError
 from pretrain.checkpoints.interval import Clock, best_interval
+from pretrain.checkpoints.mirror import Copier
 from pretrain.checkpoints.retention import Retention
 from pretrain.checkpoints.saver import Outcome, Saver
+from pretrain.checkpoints.writer_process import Aside
 from pretrain.config import CheckpointConfig
 from pretrain.hooks import Hook
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pretrain.config import PretrainConfig
-from pretrain.fp8 import apply_fp8
 from pretrain.hooks import Hook
+from pretrain.parallel.fp8 import apply_fp8
 
 if TYPE_CHECKING:
     from pretrain.trainer import Trainer

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pretrain.compile import compiled_graphs
 from pretrain.hooks import Hook
+from pretrain.parallel.compile import compiled_graphs
 
 if TYPE_CHECKING:
     from pretrain.trainer import Trainer

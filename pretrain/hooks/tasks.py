@@ -18,7 +18,7 @@ from pretrain.hooks import Hook
 from pretrain.parallel import drop_gathered
 
 if TYPE_CHECKING:
-    from eval.checked_lm import CheckedDecoderLM
+    from eval.tasks.checked_lm import CheckedDecoderLM
     from pretrain.trainer import Trainer
 
 
@@ -30,8 +30,8 @@ class Tasks(Hook):
 
     def __init__(self, config: EvaluationConfig) -> None:
         check_tasks_package(config)
-        from eval.suites import select
-        from eval.tasks import load_tasks, quiet
+        from eval.tasks.load import load_tasks, quiet
+        from eval.tasks.suites import select
 
         self.config = config
         self.selection = select(config, "evaluation.")
@@ -51,7 +51,7 @@ class Tasks(Hook):
         Raises:
             InputError: a model of max_seq_len tokens could not answer one of them.
         """
-        from eval.checked_lm import CheckedDecoderLM
+        from eval.tasks.checked_lm import CheckedDecoderLM
 
         def forward(tokens: Tensor) -> Tensor:
             raise RuntimeError("a check runs no model")
@@ -74,7 +74,7 @@ class Tasks(Hook):
             self._score(trainer)
 
     def _score(self, trainer: Trainer) -> None:
-        from eval.checked_lm import CheckedDecoderLM
+        from eval.tasks.checked_lm import CheckedDecoderLM
 
         started = time.perf_counter()
         parallel = trainer.config.parallel
@@ -113,7 +113,7 @@ class Tasks(Hook):
     def _score_tasks(self, model: CheckedDecoderLM, *, tells: bool) -> dict[str, dict[str, Any]]:
         """Returns the scores; lm-eval seeds the generators of the whole process, which are put
         back."""
-        from eval.tasks import quiet, score_tasks
+        from eval.tasks.load import quiet, score_tasks
 
         states = random.getstate(), np.random.get_state()
         with quiet(offline=not self.selection.built_in), torch.random.fork_rng():

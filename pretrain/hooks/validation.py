@@ -9,7 +9,7 @@ import torch
 from conf.errors import InputError
 from data_pipeline.sampling.batches import fill_up, held_out_batches, held_out_samples
 from data_pipeline.sampling.dealing import Deal
-from eval.inloop import evaluate
+from eval.inloop.evaluator import evaluate
 from pretrain.config import ValidationConfig
 from pretrain.hooks import Hook
 from pretrain.parallel import drop_gathered

@@ -21,7 +21,7 @@ from model.network import build_meta
 from pretrain.checks import check_layout
 from pretrain.config import OptimConfig, ParallelConfig
 from pretrain.distributed import Layout, make_layout, start
-from pretrain.optimizer import build_optimizer, scale_and_clip
+from pretrain.optim import build_optimizer, scale_and_clip
 from pretrain.parallel import fill, parallelize
 from tests.model.shapes import tiny
 

@@ -36,10 +36,10 @@ OWN: dict[str, Paths] = {
     "docs/plan.md": WEB,
     "docs/slurm.md": WEB | OURS | ANSWERS | {"/data/web": None, "runs/mine": "run"},
     "launch/slurm/README.md": WEB | {"text": "folder"},
-    "conf/chain.yaml": OURS | ANSWERS | {"/data/web": None},
-    "conf/plan.yaml": OURS | WEB,
-    "conf/slurm.yaml": OURS | WEB,
-    "conf/stop.yaml": {"runs/mine": "run"},
+    "conf/command/chain.yaml": OURS | ANSWERS | {"/data/web": None},
+    "conf/command/plan.yaml": OURS | WEB,
+    "conf/command/slurm.yaml": OURS | WEB,
+    "conf/command/stop.yaml": {"runs/mine": "run"},
 }
 """What the reader of a page brings, with the kind of stand-in; null for what lies elsewhere."""
 EXEMPT: dict[str, dict[str, str]] = {

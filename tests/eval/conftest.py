@@ -9,7 +9,7 @@ import pytest
 
 from data_pipeline.store.manifest import Manifest
 from data_pipeline.tokenizing.documents import write_names
-from eval.build_tasks import BuildTasksConfig, build_tasks
+from eval.tasks.build_tasks import BuildTasksConfig, build_tasks
 from tests.corpora import VOCAB_SIZE, byte_tokenizer, make_corpus
 
 WINDOW = 24

@@ -26,7 +26,7 @@ from conf.entry import main
 from data_pipeline.store.shards import DamagedShard
 from pretrain.__main__ import COMMANDS
 from pretrain.checkpoints import files
-from pretrain.checkpoints.aside import Aside
+from pretrain.checkpoints.writer_process import Aside
 from pretrain.hooks import Hook
 from pretrain.trainer import Trainer
 from tests.patience import limit

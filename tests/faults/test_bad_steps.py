@@ -9,7 +9,7 @@ import torch
 
 from pretrain.health.bad_steps import LEAST_STEPS, NOT_FINITE, SPIKE, BadSteps, robust_limit
 from pretrain.health.config import HealthConfig
-from pretrain.muon import Muon
+from pretrain.optim.muon import Muon
 from tests.runs import arguments, ledger, records
 
 

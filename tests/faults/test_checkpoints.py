@@ -18,7 +18,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from conf.errors import EXIT_CHECKPOINT, EXIT_STORAGE
-from pretrain.checkpoints import copies, files, read
+from pretrain.checkpoints import files, read
+from pretrain.checkpoints import mirror as copies
 from pretrain.checkpoints.files import FAULT, CheckpointError
 from tests.conftest import ROOT
 from tests.patience import limit

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from conf.entry import CONF_DIR
+from conf.overrides import CONF_DIR, compose_command, store_schema
 from finetune.config import DpoConfig, SftConfig
 
 LORA: dict[str, Any] = {
@@ -35,10 +33,9 @@ PUBLISHED = {
 def test_recipe(name: str) -> None:
     schema, values = PUBLISHED[name]
     command = "dpo" if schema is DpoConfig else "sft"
-    ConfigStore.instance().store(name=f"{command}_schema", node=schema)
+    store_schema(command, schema)
     given = ["out=o", "data=[a.jsonl,b.parquet]", f"tuning={name}", "seed=3"]
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        composed = compose(command, given)
+    composed = compose_command(command, given)
     composed.model = "m"  # which Hydra would look for in a group
     config = OmegaConf.to_object(composed)
     assert isinstance(config, schema)

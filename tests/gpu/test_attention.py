@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.attention import attend, usable_backends, visible_keys
+from model.attention.backends import attend, usable_backends, visible_keys
 
 pytestmark = [
     pytest.mark.gpu,

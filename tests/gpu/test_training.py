@@ -12,14 +12,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 import yaml
 
-from model.attention import usable_backends
+from model.attention.backends import usable_backends
 from model.init import initialize
 from model.loss import linear_cross_entropy
 from model.network import Decoder
-from pretrain.activation_checkpointing import MODES, apply_activation_checkpointing
 from pretrain.checks import FP8_CAPABILITY
 from pretrain.distributed import start
-from pretrain.memory import Sizes, Work, parameter_shapes, plan_memory
+from pretrain.parallel.activation_checkpointing import MODES, apply_activation_checkpointing
+from pretrain.planning.memory import Sizes, Work, parameter_shapes, plan_memory
 from pretrain.setup import prepare
 from pretrain.trainer import Trainer
 from tests.model.shapes import tiny

@@ -81,7 +81,7 @@ def test_torchrun_is_used_for_several_processes():
 @pytest.mark.slow
 def test_every_command_of_the_demo_composes():
     """Each is what a person could type: its stage accepts it with --cfg job."""
-    demo = OmegaConf.load(CONF_DIR / "demo.yaml")
+    demo = OmegaConf.load(CONF_DIR / "command" / "demo.yaml")
     for name, step in demo.steps.items():
         stage, *rest = step.command.split()
         done = subprocess.run(

@@ -83,7 +83,7 @@ def test_packed_documents_equal_documents_alone():
 
 @pytest.mark.parametrize("window", [1, 8, 63])
 def test_a_window_of_w_sees_w_keys(window):
-    from model.attention import visible_keys
+    from model.attention.backends import visible_keys
 
     visible = visible_keys("sdpa", 1, 64, window, None, torch.device("cpu"))
     (span,) = visible.spans

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conf.errors import InputError
-from model.attention import check_backend, usable_backends
+from model.attention.backends import check_backend, usable_backends
 from pretrain import attention_choice
 from pretrain.attention_choice import fastest, forward_backward
 from tests.model.shapes import tiny

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.sampling.order import SampleOrder
-from data_pipeline.where import RunData
+from data_pipeline.trace import RunData
 from tests.runs import arguments, ledger, records
 
 ATOM = {"recipe__atom_tokens": 128}

@@ -12,7 +12,7 @@ from conf.chat import ChatTemplate
 from conf.errors import InputError
 from data_pipeline.sampling.batches import held_out_batches
 from data_pipeline.sampling.recipe import RecipeConfig, StageConfig, StagePlan
-from eval.perplexity import padded, score, segments
+from eval.scores.perplexity import padded, score, segments
 from model.config import ModelConfig
 from pretrain.checkpoints import files
 from pretrain.checks import check_same_network

@@ -19,7 +19,7 @@ from data_pipeline.store.manifest import load_manifest
 from data_pipeline.store.remote import BlockCache, local_copy, shared_cache, side_file
 from data_pipeline.store.storage import StorageError
 from data_pipeline.store.sums import BLOCK_BYTES
-from data_pipeline.where import WhereConfig, where
+from data_pipeline.trace import WhereConfig, where
 from tests.conftest import fresh_command
 from tests.runs import arguments, ledger
 from tests.sealed import change_manifest, corpus_of, sealed, write_mask

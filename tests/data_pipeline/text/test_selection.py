@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from conf.errors import InputError
-from data_pipeline.text import copies
+from data_pipeline.dedup import duplicates as copies
 from data_pipeline.text.corpus import CorpusConfig, SourceConfig
 from data_pipeline.text.selection import HELD_OUT, reason_to_drop, split_of
 from data_pipeline.text.units import plan_units

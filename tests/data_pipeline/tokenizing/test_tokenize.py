@@ -301,8 +301,8 @@ def test_the_scan_does_not_depend_on_the_tokenizer(
     def refuse(*_):
         raise AssertionError("scanned again")
 
-    monkeypatch.setattr("data_pipeline.text.copies.scan_unit", refuse)
-    monkeypatch.setattr("data_pipeline.text.copies.match_exact", refuse)
+    monkeypatch.setattr("data_pipeline.dedup.duplicates.scan_unit", refuse)
+    monkeypatch.setattr("data_pipeline.dedup.duplicates.match_exact", refuse)
     tokenize(configure(texts, tmp_path / "out"))
     assert "training a tokenizer of 400 ids on up to 100 MB of text" in capsys.readouterr().out
     assert files_of(tmp_path / "out") == files_of(tokenized.folder)

@@ -1,0 +1,1 @@
+"""Deduplication of documents: exact duplicates by digest, near duplicates by MinHash."""

@@ -1,0 +1,1 @@
+"""Loading an exported model, generating with it, and serving it."""

@@ -1,0 +1,217 @@
+"""`python -m eval generate`: a model continues prompts, or answers them as a chat."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+from rich.console import Console
+from rich.text import Text
+
+from conf.chat import text_of
+from conf.errors import InputError
+from conf.kinds import SAMPLES
+from conf.outputs import Output
+from conf.text_files import JSON_ENDINGS, json_objects, read_text
+from eval.chat.models import Loaded, load
+from eval.files import json_lines
+
+Prompt = str | list[dict[str, str]]
+
+
+@dataclass
+class GenerateConfig:
+    """model: a folder, a run, one of its checkpoints, or a name on the Hub.
+
+    prompts: given here; prompts_file: a text file with one on each line, or jsonl or JSON with
+        `prompt` (text or messages) and, where known, `completion`; it may be compressed.
+
+    chat: renders the prompt with the model's own template and stops where the answer ends;
+        without it the prompt's text is continued.
+    temperature: 0 takes the likeliest token each time; top_p, top_k: what is drawn from, 1 and 0
+        for all tokens. limit: prompts, null for all.
+    dtype: auto for the stored type where the device multiplies it, else float32.
+    out: a jsonl file for prompts and completions, null for none; overwrite: replaces such a file.
+    """
+
+    model: str = MISSING
+    prompts: list[str] = field(default_factory=list)
+    prompts_file: str | None = None
+    chat: bool = False
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    limit: int | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    out: str | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens={self.max_new_tokens}, expected at least 1.")
+        if self.temperature < 0:
+            raise InputError(f"temperature={self.temperature}, expected 0 or more.")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p={self.top_p}, expected more than 0 and at most 1.")
+        if self.top_k < 0:
+            raise InputError(f"top_k={self.top_k}, expected 0 or more.")
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"limit={self.limit}, expected at least 1, or null for all.")
+        if self.repetition_penalty <= 0:
+            raise InputError(f"repetition_penalty={self.repetition_penalty}, expected above 0.")
+
+
+def generate(config: GenerateConfig) -> None:
+    """Prints every prompt with its continuation and writes `out`.
+
+    Raises:
+        InputError: there is no model or no prompt, or the model has no chat template.
+    """
+    output = None
+    if config.out is not None:
+        output = Output(config.out, SAMPLES, config.overwrite, [config.model, config.prompts_file])
+        output.check()
+    asked = read_prompts(config)
+    loaded = load(config.model, config.dtype, config.device)
+    if config.chat and not loaded.tokenizer.chat_template:
+        raise InputError(f"chat=true: model={config.model} has no chat template.")
+    console = Console()
+    rows = []
+    for number, row in enumerate(asked):
+        text, completion, ended = complete(loaded, row["prompt"], config, config.seed + number)
+        console.print(Text(text, style="dim") + Text(completion, style="bold"), soft_wrap=True)
+        console.rule(style="dim")
+        rows.append(
+            {
+                **row,
+                "prompt": text,
+                "generated": completion,
+                "ended": ended,
+                "model": config.model,
+                "computed_in": loaded.dtype,
+            }
+        )
+    if output:
+        output.write(json_lines(rows))
+
+
+def read_prompts(config: GenerateConfig) -> list[dict[str, Any]]:
+    """Rows with `prompt`, and `reference` where the file has a completion.
+
+    Raises:
+        InputError: there is none, or a line of the file has no prompt.
+    """
+    rows: list[dict[str, Any]] = []
+    for number, prompt in enumerate(config.prompts, 1):
+        rows.append({"prompt": prompt_of({"prompt": prompt}, "prompt", f"prompts, {number}")})
+    if config.prompts_file is not None:
+        path = Path(config.prompts_file)
+        if not path.is_file():
+            raise InputError(f"prompts_file={path} is not a file: expected text or jsonl.")
+        if path.name.endswith(JSON_ENDINGS):
+            for place, row in json_objects(path, "prompts_file"):
+                read = {"prompt": prompt_of(row, "prompt", place)}
+                if row.get("completion") is not None:
+                    read["reference"] = plain(prompt_of(row, "completion", place))
+                rows.append(read)
+        else:
+            lines = read_text(path, "prompts_file").splitlines()
+            rows += [{"prompt": line} for line in lines if line.strip()]
+    if not rows:
+        raise InputError("there is no prompt: give prompts=[...] or prompts_file=...")
+    for number, row in enumerate(rows, 1):
+        if not row["prompt"]:
+            raise InputError(f"prompt {number} is empty: expected text to go on from.")
+    return rows[: config.limit]
+
+
+def prompt_of(row: dict[str, Any], key: str, place: str) -> Prompt:
+    """Returns the text or the messages of a row; raises InputError where it has neither."""
+    given = row.get(key)
+    if not isinstance(given, str | list):
+        raise InputError(f"{place} has no '{key}': expected text or messages in each.")
+    try:
+        if isinstance(given, str):
+            return text_of(given)
+        return [message_of(message) for message in given]
+    except ValueError as error:
+        raise InputError(f"{place}: '{key}' holds {given!r:.60}: {error}.") from None
+
+
+def message_of(given: Any) -> dict[str, str]:
+    """Returns a message with its content as text; raises ValueError where it is something else."""
+    if not isinstance(given, dict) or not isinstance(given.get("role"), str):
+        raise ValueError("expected messages, each with a role and content")
+    return {"role": text_of(given["role"]), "content": text_of(given.get("content"))}
+
+
+def complete(
+    loaded: Loaded, prompt: Prompt, config: GenerateConfig, seed: int
+) -> tuple[str, str, bool]:
+    """The prompt as the model got it, what it wrote, and whether it ended by itself.
+
+    Raises:
+        InputError: the model's chat template refuses the prompt, or it is longer than the model
+            sees.
+    """
+    import torch
+    from jinja2.exceptions import TemplateError
+
+    model: Any = loaded.model
+    tokenizer: Any = loaded.tokenizer
+    if config.chat:
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        tokens = loaded.chat_tokens
+        try:
+            rendered = tokenizer.apply_chat_template(
+                tokens.shield(messages), tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            raise InputError(
+                f"the model's chat template refuses {messages!s:.80} ({error})."
+            ) from None
+        assert isinstance(rendered, str)
+        text, given = tokens.plain(rendered), tokens.encode(rendered)
+    else:
+        text = plain(prompt)
+        given = tokenizer(text)["input_ids"]
+    longest = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+    if len(given) >= longest:
+        raise InputError(
+            f"the prompt {text!r:.40} has {len(given)} tokens, but model={config.model} sees "
+            f"{longest}, what it writes included: shorten the prompt."
+        )
+    inputs = torch.tensor([given], device=loaded.device)
+    sampling: dict[str, Any] = {"do_sample": False}
+    if config.temperature > 0:
+        sampling = {
+            "do_sample": True,
+            "temperature": config.temperature,
+            "top_p": config.top_p,
+            "top_k": config.top_k,
+        }
+    torch.manual_seed(seed)
+    with torch.inference_mode():
+        ids = model.generate(
+            input_ids=inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=config.max_new_tokens,
+            repetition_penalty=config.repetition_penalty,
+            **sampling,
+        )[0, inputs.shape[1] :]
+    ended = bool((ids == tokenizer.eos_token_id).any())
+    return text, str(tokenizer.decode(ids, skip_special_tokens=True)), ended
+
+
+def plain(prompt: Prompt) -> str:
+    """The text of a prompt without any template."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n\n".join(message["content"] for message in prompt)

@@ -1,0 +1,202 @@
+"""What the report says: numbers, tables and drawings, read from files and put into words."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from conf.chat import text_of
+from conf.errors import InputError
+from data_pipeline.store.manifest import Manifest, load_manifest
+from eval.files import read_json_lines
+from eval.report.command import ReportConfig
+from eval.report.comparison import beside
+from eval.report.curves import score_charts, training_charts
+from eval.report.page_run import (
+    cost,
+    data_table,
+    duration,
+    incidents,
+    lineage,
+    pace,
+    shards,
+    stages,
+)
+from eval.report.page_scores import evaluation, suites
+from eval.report.page_tuning import read_tuned, sentence, tuning
+from eval.report.run_folder import Record, RunFolder, read_run
+from eval.scores.results import load_results, rows
+from model.flops import parameters
+from pages.drawing import source_styles
+from pages.svg import short_number
+
+AGREEMENT = 0.005
+"""Relative difference up to which two losses count as the same: bf16 and other kernels."""
+
+
+def content(config: ReportConfig) -> dict[str, Any]:
+    """All that the template shows.
+
+    Raises:
+        InputError: a file or folder that is named is missing or not of its kind.
+    """
+    run = read_run(Path(config.run))
+    manifest = load_manifest(config.corpus or run.env["data"])
+    results = load_results(Path(config.results)) if config.results else None
+    tuned = [read_tuned(name, Path(folder)) for name, folder in config.tuned.items()]
+    styles = source_styles(manifest.source_tokens("train"))
+    return {
+        "name": run.config["name"],
+        "network": run.model,
+        "state": "finished" if run.is_finished else f"in progress, step {run.train[-1]['step']}",
+        "is_finished": run.is_finished,
+        "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "summary": summary(run, manifest),
+        "tuned": " ".join(sentence(stage) for stage in tuned),
+        "cards": cards(run, results),
+        "charts": [*training_charts(run, styles), *score_charts(run)],
+        "stages": stages(run, styles),
+        "pace": pace(run),
+        "incidents": incidents(run),
+        "cost": cost(run),
+        "beside": beside(run, config.others) if config.others else None,
+        "data": data_table(run, manifest),
+        "evaluation": evaluation(results) if results else None,
+        "suites": suites(results) if results else [],
+        "agreement": agreement(run, config.perplexity) if config.perplexity else None,
+        "samples": samples(config),
+        "tuning": tuning(tuned),
+        "lineage": lineage(run, manifest, results, tuned),
+        "shards": shards(manifest),
+        "config": (run.path / "config.yaml").read_text(),
+    }
+
+
+def summary(run: RunFolder, manifest: Manifest) -> str:
+    """The run in a sentence."""
+    model, last = run.model, run.train[-1]
+    begun = run.config.get("init_from")
+    begun = f"from {Path(begun).name}" if begun else "from scratch"
+    window = f", sliding window {model.sliding_window}" if model.sliding_window else ""
+    return (
+        f"A decoder of {short_number(parameters(model))} parameters ({model.architecture}, "
+        f"{model.num_layers} layers of {model.hidden_size}{window}), trained {begun} on "
+        f"{last['tokens']:,} tokens of {manifest.name} in {last['step']:,} steps."
+    )
+
+
+def cards(run: RunFolder, results: Record | None) -> list[dict[str, str]]:
+    """The key figures: label, value, note."""
+    found = []
+    if run.validation:
+        first, last = run.validation[0], run.validation[-1]
+        found.append(
+            {
+                "label": "validation loss",
+                "value": f"{last['loss']:.3f}",
+                "note": f"nats per token, from {first['loss']:.3f}",
+            }
+        )
+        bits = ", ".join(
+            f"{source} {score['bits_per_byte']:.2f}" for source, score in last["sources"].items()
+        )
+        mean = statistics.fmean(s["bits_per_byte"] for s in last["sources"].values())
+        found.append({"label": "bits per byte", "value": f"{mean:.2f}", "note": f"mean of {bits}"})
+    shown = set()
+    for task, _, scores in rows(results) if results else ():
+        best = max(scores, key=lambda name: scores[name]["value"])
+        guess = scores[best]["chance"]
+        if guess is not None and task not in shown and len(found) < 4:
+            shown.add(task)
+            found.append(
+                {
+                    "label": task.replace("_", " "),
+                    "value": f"{scores[best]['value']:.1%}",
+                    "note": f"± {100 * (scores[best]['stderr'] or 0):.1f}, {best}; "
+                    f"guessing gives {guess:.0%}",
+                }
+            )
+    rate = statistics.median(record["tokens_per_second"] for record in run.train)
+    utilisation = statistics.median(record["mfu"] for record in run.train)
+    found.append(
+        {
+            "label": "throughput",
+            "value": f"{short_number(rate)}",
+            "note": f"tokens/s, median; MFU {utilisation:.0%}",
+        }
+    )
+    seconds = sum(record["step_seconds"] for record in run.train)
+    found.append(
+        {
+            "label": "time in steps",
+            "value": duration(seconds),
+            "note": f"{counted(run.env['world_size'], 'process')} on {run.env['device']}",
+        }
+    )
+    return found
+
+
+def counted(number: int, what: str) -> str:
+    """`1 process`, `2 processes`."""
+    return f"{number:,} {what}" + "es" * (number != 1)
+
+
+def agreement(run: RunFolder, file: str) -> dict[str, Any]:
+    """How the exported model's loss in transformers compares to the trainer's."""
+    path = Path(file)
+    if not path.is_file():
+        raise InputError(
+            f"perplexity={path} does not exist: make it with python -m eval perplexity."
+        )
+    found = json.loads(path.read_text())
+    if "sources" not in found or not run.validation:
+        raise InputError(f"perplexity={path} holds no loss to compare with that of run={run.path}.")
+    last, theirs = run.validation[-1], found["loss"]
+    text = f"The exported folder in stock transformers has a held-out loss of {theirs:.4f}"
+    if targets(found) != targets(last):
+        text += f", on other samples than the trainer's {last['loss']:.4f}."
+        return {"text": text, "agrees": False}
+    difference = abs(theirs / last["loss"] - 1)
+    text += (
+        f"; the trainer's last validation gave {last['loss']:.4f} on the same samples, "
+        f"a difference of {difference:.2%}."
+    )
+    return {"text": text, "agrees": difference <= AGREEMENT}
+
+
+def targets(scores: Record) -> dict[str, int]:
+    """How many tokens of each source a loss was taken on."""
+    return {source: score["tokens"] for source, score in scores["sources"].items()}
+
+
+def samples(config: ReportConfig) -> list[dict[str, Any]]:
+    """Prompts with what each model wrote, matched by their number in the files; where none is
+    named those that lie in the run folder, the newest last."""
+    lying = sorted(Path(config.run).glob("samples/*.jsonl"), key=lambda path: path.stat().st_mtime)
+    named = config.samples or {path.stem: str(path) for path in lying}
+    files = {name: read_json_lines(Path(path), f"samples.{name}") for name, path in named.items()}
+    for name, path in named.items():
+        try:
+            for row in files[name]:
+                for text in (row.get("prompt"), row.get("generated"), row.get("reference") or ""):
+                    text_of(text)
+        except ValueError as error:
+            raise InputError(
+                f"samples.{name}={path} has rows without 'prompt' and 'generated' as text "
+                f"({error}): expected a file of python -m eval generate."
+            ) from None
+    shown = []
+    for number in range(min(config.max_samples, max(map(len, files.values()), default=0))):
+        found = {name: rows[number] for name, rows in files.items() if number < len(rows)}
+        first = next(iter(found.values()))
+        shown.append(
+            {
+                "prompt": first["prompt"],
+                "reference": first.get("reference"),
+                "answers": [(name, row["generated"].strip()) for name, row in found.items()],
+            }
+        )
+    return shown

@@ -1,0 +1,221 @@
+"""The parts of the report that tell how a run went: stages, data, cost, incidents, lineage."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from data_pipeline.store.manifest import Manifest
+from eval.report.run_folder import Record, RunFolder
+from model.flops import FLOP_CONVENTION
+from pages.svg import short_number
+
+Table = list[tuple[str, str]]
+NAMED_STEPS = 12
+"""Skipped steps that are named; of more there is a number."""
+
+
+def stages(run: RunFolder, styles: dict[str, str]) -> list[dict[str, Any]]:
+    """A row a stage of the recipe: what was planned, what was done."""
+    table = []
+    for name, stage in run.config["recipe"]["stages"].items():
+        done = [record for record in run.train if record["stage"] == name]
+        weights = stage["mixture"] or {}
+        total = sum(weights.values())
+        rates = [record["tokens_per_second"] for record in done]
+        table.append(
+            {
+                "name": name,
+                "seq_len": f"{stage['seq_len']:,}",
+                "rope_theta": f"{stage.get('rope_theta') or run.model.rope_theta:,g}",
+                "tokens": f"{stage['tokens']:,}",
+                "steps": f"{len(done):,}",
+                "mixture": ", ".join(f"{s} {w / total:.0%}" for s, w in weights.items())
+                or "by size",
+                "shares": [
+                    (f"{100 * weights[source] / total:.2f}", style)
+                    for source, style in styles.items()
+                    if source in weights
+                ],
+                "rate": short_number(statistics.median(rates)) if rates else "",
+                "loss": f"{done[-1]['loss']:.3f}" if done else "",
+            }
+        )
+    return table
+
+
+def pace(run: RunFolder) -> list[str]:
+    """What to know about the time of steps and MFU."""
+    seconds = sum(record["step_seconds"] for record in run.train)
+    waited = sum(record["data_wait_seconds"] for record in run.train)
+    said = [
+        f"Steps waited for data {waited / seconds:.1%} of their time.",
+        f"FLOPs per token behind MFU: {FLOP_CONVENTION}.",
+    ]
+    above = sum(record["mfu"] > 1 for record in run.train)
+    if above:
+        said.append(
+            f"MFU is above 100% in {above:,} of {len(run.train):,} steps: the peak behind it was "
+            "measured too low, as happens where other work shares the machine."
+        )
+    return said
+
+
+def data_table(run: RunFolder, manifest: Manifest) -> list[dict[str, str]]:
+    """A row a source: what it holds, what was left out, what of it the model saw."""
+    consumed = run.train[-1].get("consumed_tokens", {})
+    held_out = manifest.source_tokens("held_out")
+    table = []
+    for source, tokens in manifest.source_tokens("train").items():
+        about = manifest.sources.get(source, {})
+        kept = sum(entry["documents"] for entry in manifest.shards("train", source))
+        left_out = {
+            reason.replace("_", " "): count
+            for reason, count in about.items()
+            if reason not in ("files", "documents", "bytes") and count
+        }
+        seen = consumed.get(source, 0)
+        size = sum(entry["bytes"] for entry in manifest.shards("train", source))
+        table.append(
+            {
+                "source": source,
+                "documents": f"{kept:,}",
+                "bytes": f"{size / 1e6:,.1f} MB",
+                "tokens": f"{tokens:,}",
+                "held_out": f"{held_out.get(source, 0):,}",
+                "seen": f"{seen:,}",
+                "epochs": f"{seen / tokens:.2f}" if tokens else "",
+                "left_out": ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+                or "none",
+            }
+        )
+    return table
+
+
+def cost(run: RunFolder) -> Table:
+    """What the run took: of devices, time and storage."""
+    seconds = sum(record["step_seconds"] for record in run.train)
+    processes = run.env["world_size"]
+    hours = seconds * processes / 3600
+    # A CPU has a name on some systems; runs from before `device_type` was written say so otherwise.
+    on_cpu = run.env.get("device_type", run.env["device"]) == "cpu"
+    unit = "CPU process" if on_cpu else "GPU"
+    times = [record["time"] for record in run.records if "time" in record]
+    saved = run.events("checkpoint")
+    table = [
+        (f"{unit}-hours in steps", f"{hours:,.3g} ({duration(seconds)} x {processes})"),
+        ("first to last line of the log", duration(times[-1] - times[0]) if times else "not known"),
+        ("tokens", f"{run.train[-1]['tokens']:,}"),
+        (f"tokens per {unit}-hour", f"{run.train[-1]['tokens'] / hours:,.0f}" if hours else ""),
+        ("energy", energy(run)),
+    ]
+    if saved:
+        held = sum(event.get("held_seconds", 0.0) for event in saved)
+        size = sum(event.get("bytes", 0) for event in saved)
+        table.append(
+            (
+                "checkpoints written",
+                f"{len(saved):,}, {size / 1e9:,.2f} GB; steps waited {duration(held)} for them",
+            )
+        )
+    return table
+
+
+def energy(run: RunFolder) -> str:
+    """What the machines counted, in kWh; of GPUs and CPUs apart, as either may not be known."""
+    read = run.events("energy")
+    if not read:
+        return "not known: the run found no counter that it may read (NVML, RAPL)"
+    kinds = (("gpu_joules", "GPUs"), ("cpu_joules", "CPU packages"))
+    parts = []
+    for key, name in kinds:
+        joules = [event[key] for event in read if key in event]
+        if joules:
+            watts = sum(joules) / sum(event["seconds"] for event in read if key in event)
+            parts.append(f"{sum(joules) / 3.6e6:,.3g} kWh by {name}, {watts:,.0f} W on average")
+    return f"{'; '.join(parts)} (counted over {duration(sum(e['seconds'] for e in read))})"
+
+
+def incidents(run: RunFolder) -> list[str]:
+    """What did not go straight, in sentences."""
+    said = []
+    restarts = run.events("resume")
+    if restarts:
+        said.append(f"Restarted {times(restarts)}, at {listed(restarts)}.")
+    skipped = [record for record in run.train if record.get("skipped")]
+    if skipped:
+        said.append(f"Skipped {listed(skipped)}.")
+    said += [
+        f"Rewound from step {event['step']:,} to {event['to_step']:,}: {event['cause']}."
+        for event in run.events("rewind")
+    ]
+    failed = run.events("checkpoint_failed", "copy_failed")
+    if failed:
+        said.append(f"Checkpoints or copies failed {times(failed)}, at {listed(failed)}.")
+    slow = run.events("straggler")
+    if slow:
+        said.append(f"A process was slow {times(slow)}, at {listed(slow)}.")
+    return said
+
+
+def listed(records: list[Record]) -> str:
+    """`step 5`, or `steps 5, 9`: the first ones of many."""
+    steps = [f"{record['step']:,}" for record in records]
+    more = f" and {len(steps) - NAMED_STEPS:,} more" if len(steps) > NAMED_STEPS else ""
+    return f"step{'s' * (len(steps) > 1)} {', '.join(steps[:NAMED_STEPS])}{more}"
+
+
+def times(records: list[Record]) -> str:
+    """How often."""
+    return "once" if len(records) == 1 else f"{len(records):,} times"
+
+
+def shards(manifest: Manifest) -> list[tuple[str, str, str]]:
+    """File, tokens and sha256 of every shard that was trained on or held out."""
+    return [
+        (entry["file"], f"{entry['tokens']:,}", entry["sha256"])
+        for split in manifest.splits.values()
+        for entries in split.values()
+        for entry in entries
+    ]
+
+
+def lineage(
+    run: RunFolder, manifest: Manifest, results: Record | None, tuned: list[Record]
+) -> Table:
+    """Where everything is from: enough to make it again."""
+    env = run.env
+    restarts = run.events("resume")
+    table = [
+        ("code", f"commit {env['git_commit']}{', with local changes' if env['git_dirty'] else ''}"),
+        ("data", f"{manifest.name}, fingerprint {env['data_fingerprint']}"),
+        ("tokenizer", f"{manifest.vocab_size:,} ids, sha256 {env['tokenizer_fingerprint']}"),
+        ("order of samples", f"seed {run.config['seed']}, fingerprint {env['order_fingerprint']}"),
+        ("hardware", f"{env['world_size']} x {env['device']}, threads each: {env['threads']}"),
+        ("platform", f"{env['platform']}, Python {env['python']}"),
+        ("packages", ", ".join(f"{name} {version}" for name, version in env["packages"].items())),
+        ("checkpoints", ", ".join(run.checkpoints) or "none"),
+        (
+            "restarts",
+            ", ".join(f"at step {event['step']:,}" for event in restarts) or "none",
+        ),
+    ]
+    for name, model in results["models"].items() if results else ():
+        table.append((f"model {name}", f"fingerprint {model['fingerprint']}"))
+    for stage in tuned:
+        table.append((f"tuning {stage['name']}", f"inputs {stage['inputs']}"))
+    if manifest.fingerprint != env["data_fingerprint"]:
+        table.insert(
+            2, ("data now", f"{manifest.folder} has changed since: {manifest.fingerprint}")
+        )
+    return table
+
+
+def duration(seconds: float) -> str:
+    """45 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

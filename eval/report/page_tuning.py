@@ -1,0 +1,109 @@
+"""The part of the report that tells how a model was tuned, one stage after the other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from conf.errors import InputError
+from eval.report.curves import tuning_charts
+from eval.report.page_run import Table, duration
+from eval.report.run_folder import Record, read_metrics
+from pages.svg import short_number
+
+METHODS = {
+    "sft.json": ("SFT", "conversations", "nats per answer token", "the assistant's turns only"),
+    "dpo.json": ("DPO", "pairs", "nats per pair", "better against worse answers"),
+}
+"""By the record that finetune leaves: its name, what a row is, the loss's unit and subject."""
+
+
+def record_of(folder: Path) -> str | None:
+    """The name of the record that finetune left in a folder, None where it made none."""
+    return next((name for name in METHODS if (folder / name).is_file()), None)
+
+
+def read_tuned(name: str, folder: Path) -> Record:
+    """The record of a tuned folder with its metrics, and what the page calls them.
+
+    Raises:
+        InputError: finetune did not make the folder.
+    """
+    found = record_of(folder)
+    if found is None or not (folder / "metrics.jsonl").is_file():
+        raise InputError(
+            f"tuned.{name}={folder} has no {' or '.join(METHODS)} with metrics.jsonl: expected "
+            "what python -m finetune made."
+        )
+    record = json.loads((folder / found).read_text())
+    return record | {
+        "name": name,
+        "folder": folder,
+        "method": found,
+        "metrics": read_metrics(folder),
+    }
+
+
+def tuning(stages: list[Record]) -> list[dict[str, Any]]:
+    """A section for each tuned folder, in their order."""
+    return [
+        {
+            "title": f"{stage['name']}: {METHODS[stage['method']][0]}",
+            "folder": stage["folder"],
+            "model": stage["model"],
+            "sentence": sentence(stage),
+            "facts": facts(stage),
+            "charts": tuning_charts(stage["metrics"], METHODS[stage["method"]][2]),
+        }
+        for stage in stages
+    ]
+
+
+def sentence(stage: Record) -> str:
+    """`Tuned by SFT on 900 conversations.`"""
+    method, rows, _, _ = METHODS[stage["method"]]
+    return f"Tuned by {method} on {stage['rows']:,} {rows}."
+
+
+def facts(stage: Record) -> Table:
+    """What was tuned on what, and what came of it."""
+    method, rows, unit, subject = METHODS[stage["method"]]
+    table = [
+        ("method", "direct preference optimisation" if method == "DPO" else "supervised tuning"),
+        ("tuned from", Path(stage["model"]).name),
+        (rows, f"{stage['rows']:,}"),
+        ("data", f"{Path(stage['data']).name}, sha256 {stage['data_sha256'][:16]}"),
+        ("loss on", subject),
+        ("chat template", stage["chat_template"]),
+        ("steps", f"{stage['steps']:,}"),
+        ("tokens", f"{stage['tokens']:,}"),
+    ]
+    if "beta" in stage:
+        table.append(("beta", f"{stage['beta']:g}"))
+        adapters = f"LoRA, rank {stage['lora_rank']}, alpha {stage['lora_alpha']}, merged"
+        table.append(("adapters", adapters))
+    if "learning_rate" in stage:
+        table.append(
+            ("learning rate", f"{short_number(stage['learning_rate'])}, {stage['schedule']}")
+        )
+    table.append(("loss", f"{stage['first_loss']:.3f} to {stage['loss']:.3f} {unit}"))
+    for kind, label in (("train", ""), ("validation", "validation ")):
+        table += changes(stage["metrics"], kind, label, unit)
+    return [*table, ("precision", stage["precision"]), ("time", duration(stage["seconds"]))]
+
+
+def changes(metrics: list[Record], kind: str, label: str, unit: str) -> Table:
+    """From the first to the last line of a kind; the loss of `train` is in the record already."""
+    lines = [line for line in metrics if line["kind"] == kind]
+    shown = (
+        ("loss", "loss", f"{{:.3f}} to {{:.3f}} {unit}"),
+        ("reward_accuracy", "reward accuracy", "{:.0%} to {:.0%}"),
+        ("reward_margin", "reward margin", "{:.3f} to {:.3f}"),
+    )
+    table = []
+    for key, name, text in shown:
+        values = [line[key] for line in lines if key in line]
+        if values and not (kind == "train" and key == "loss"):
+            table.append((label + name, text.format(values[0], values[-1])))
+    return table

@@ -1,0 +1,1 @@
+"""Scores of exported models: lm-eval, perplexity, comparisons and published tables."""

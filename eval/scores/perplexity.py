@@ -1,0 +1,190 @@
+"""`python -m eval perplexity`: held-out loss of an exported model, computed in `transformers`.
+
+The text is that of the trainer's validation: the same samples of the held-out shards, in which no
+token sees another document. Here every document's part of a sample is a sequence of its own, which
+is the same thing: rotary positions are relative.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import MISSING
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor, nn
+
+from conf.errors import InputError
+from conf.kinds import PERPLEXITY
+from conf.outputs import Output
+from data_pipeline.sampling.batches import IGNORED, Batch, held_out_batches
+from data_pipeline.store.manifest import Manifest, load_manifest
+from eval.chat.models import load
+from eval.inloop.evaluator import Score
+
+
+@dataclass
+class PerplexityConfig:
+    """model: a folder, a run, one of its checkpoints, or a name on the Hub; data: the corpus folder
+        that it was trained on.
+    seq_len: of the samples, as in the trainer's last stage; tokens: held-out tokens of each source,
+        as validation.tokens of the trainer; batch_tokens: of one forward pass.
+    dtype: auto for the stored type where the device multiplies it, else float32.
+    out: a JSON file for the scores, null for none; overwrite: replaces such a file.
+    """
+
+    model: str = MISSING
+    data: str = MISSING
+    seq_len: int = MISSING
+    tokens: int = 65536
+    batch_tokens: int = 8192
+    dtype: str = "auto"
+    device: str = "auto"
+    out: str | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for key in ("seq_len", "tokens", "batch_tokens"):
+            if getattr(self, key) < 1:
+                raise InputError(f"{key}={getattr(self, key)}, expected at least 1.")
+
+
+def perplexity(config: PerplexityConfig) -> None:
+    """Prints a table and writes `out`.
+
+    Raises:
+        InputError: model or corpus is missing, they do not fit, or too little is held out.
+    """
+    output = None
+    if config.out is not None:
+        output = Output(config.out, PERPLEXITY, config.overwrite, [config.model, config.data])
+        output.check()
+    manifest = load_manifest(config.data)
+    manifest.check_tokenizer()
+    loaded = load(config.model, config.dtype, config.device)
+    check_same_tokenizer(config, loaded.folder, manifest)
+    sizes = torch.from_numpy(manifest.token_bytes().astype("int64"))
+    console = Console()
+    scores = {}
+    for source in manifest.source_tokens("held_out"):
+        found = list(held_out_batches(manifest, source, config.seq_len, 1, config.tokens))
+        if not found:
+            raise InputError(
+                f"data={config.data}: the held-out split of source '{source}' is shorter than one "
+                f"sequence of seq_len={config.seq_len} tokens."
+            )
+        batches = padded(segments(found), config.batch_tokens)
+        shown = track(batches, source, console=console, disable=not console.is_terminal)
+        scores[source] = score(loaded.model, shown, sizes, loaded.device)
+    tokens = sum(entry.tokens for entry in scores.values())
+    loss = sum(entry.loss * entry.tokens for entry in scores.values()) / tokens
+    print_scores(console, config, loaded.dtype, scores, loss)
+    if output:
+        content = {
+            "model": config.model,
+            "seq_len": config.seq_len,
+            "computed_in": loaded.dtype,
+            "loss": loss,
+            "sources": {source: asdict(entry) for source, entry in scores.items()},
+        }
+        output.write(json.dumps(content, indent=1))
+
+
+def check_same_tokenizer(config: PerplexityConfig, folder: Path, manifest: Manifest) -> None:
+    """Raises InputError unless the model's ids stand for the same pieces as the corpus's."""
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: expected the tokenizer of the model.")
+    theirs = Tokenizer.from_file(str(path)).get_vocab()
+    if theirs != Tokenizer.from_file(str(manifest.tokenizer_path)).get_vocab():
+        raise InputError(
+            f"model={config.model} has another vocabulary than data={config.data}: "
+            "expected the corpus that it was trained on."
+        )
+
+
+def segments(batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+    """(tokens, labels), each (length,), of every document's part of every sample."""
+    for batch in batches:
+        tokens, labels = batch.tokens.flatten(), batch.labels.flatten()
+        borders = batch.cu_seqlens.unique().tolist()
+        for start, end in zip(borders, [*borders[1:], len(tokens)], strict=True):
+            if start < end:
+                yield tokens[start:end], labels[start:end]
+
+
+def padded(
+    parts: Iterable[tuple[Tensor, Tensor]], batch_tokens: int
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Batches of parts of like length: tokens, labels and attention mask, (batch, longest) each,
+    filled up at the right, at most batch_tokens together unless one part is longer."""
+    batches = []
+    rows: list[tuple[Tensor, Tensor]] = []
+    ordered = sorted(parts, key=lambda part: len(part[0]))
+    for number, part in enumerate(ordered):
+        rows.append(part)
+        following = ordered[number + 1 : number + 2]
+        if not following or (len(rows) + 1) * len(following[0][0]) > batch_tokens:
+            tokens, labels = zip(*rows, strict=True)
+            lengths = torch.tensor([len(row) for row in tokens])
+            batches.append(
+                (
+                    nn.utils.rnn.pad_sequence(list(tokens), batch_first=True),
+                    nn.utils.rnn.pad_sequence(
+                        list(labels), batch_first=True, padding_value=IGNORED
+                    ),
+                    (torch.arange(int(lengths.max())) < lengths[:, None]).long(),
+                )
+            )
+            rows = []
+    return batches
+
+
+@torch.inference_mode()
+def score(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    token_bytes: Tensor,
+    device: str,
+) -> Score:
+    """Returns loss and bits per byte over batches of `padded`, counted as in training."""
+    total, of_text, tokens, size = 0.0, 0.0, 0, 0
+    for ids, labels, mask in batches:
+        logits = model(ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
+        counted = labels != IGNORED
+        targets = labels[counted]
+        # Only the positions that count are raised to float32.
+        losses = nn.functional.cross_entropy(
+            logits[counted.to(device)].float(), targets.to(device), reduction="none"
+        ).cpu()
+        sizes = token_bytes[targets]
+        total += losses.sum().item()
+        of_text += losses[sizes > 0].sum().item()
+        tokens += len(targets)
+        size += int(sizes.sum())
+    return Score(total / max(1, tokens), of_text / math.log(2) / max(1, size), tokens)
+
+
+def print_scores(
+    console: Console, config: PerplexityConfig, dtype: str, scores: dict[str, Score], loss: float
+) -> None:
+    """Prints a row per source, and one of all. dtype: what the scores were computed in."""
+    title = f"{config.model}, sequences of {config.seq_len}, computed in {dtype}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("source")
+    for column in ("loss, nats per token", "bits per byte", "tokens"):
+        table.add_column(column, justify="right")
+    for source, entry in scores.items():
+        table.add_row(
+            source, f"{entry.loss:.4f}", f"{entry.bits_per_byte:.4f}", f"{entry.tokens:,}"
+        )
+    table.add_row("all", f"{loss:.4f}", "", f"{sum(entry.tokens for entry in scores.values()):,}")
+    console.print(table)

@@ -1,0 +1,1 @@
+"""Tasks of lm-eval: chosen, loaded, checked and built from held-out text."""

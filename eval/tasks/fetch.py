@@ -1,0 +1,35 @@
+"""`python -m eval fetch`: the data sets of tasks into the cache, for machines without a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import MISSING
+
+from eval.tasks.suites import select
+
+
+@dataclass
+class FetchConfig:
+    """tasks, task_folder: as those of lm_eval."""
+
+    tasks: Any = MISSING
+    task_folder: str | None = None
+    num_fewshot: int | None = None
+
+
+def fetch(config: FetchConfig) -> None:
+    """Loads every task once, which fills the cache.
+
+    Raises:
+        InputError: a task is unknown, or its data set cannot be had.
+    """
+    from eval.tasks.load import load_tasks, quiet
+
+    selection = select(config)
+    with quiet(offline=not selection.built_in):
+        load_tasks(selection)
+    from huggingface_hub.constants import HF_HOME
+
+    print(f"{HF_HOME}: the data sets of {len(selection.choices)} tasks are here; copy this folder")

@@ -1,0 +1,1 @@
+"""Causal grouped-query attention: the mask and the backends that compute it."""

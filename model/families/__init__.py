@@ -1,0 +1,1 @@
+"""Conversion to and from the model families of Hugging Face."""

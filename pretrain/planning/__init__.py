@@ -1,0 +1,1 @@
+"""Plans of memory, layouts and batches, made before anything is allocated."""

@@ -1,0 +1,123 @@
+"""`python -m pretrain memory`: which layouts of a model fit, and what each rank then holds."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+
+from omegaconf import MISSING
+from rich.console import Console
+from rich.table import Table
+
+from conf.errors import InputError, one_of
+from data_pipeline.sampling.recipe import RecipeConfig, StageConfig, StagePlan
+from model.config import ModelConfig
+from pretrain.config import PRECISION_CHOICES, OptimConfig, ParallelConfig
+from pretrain.planning.fake_ranks import fake_ranks, state_bytes
+from pretrain.planning.layouts import GIB, USABLE, Machine, Need, Option, optimizer_name, options
+from pretrain.planning.memory import KIND
+
+LOG_WIDTH = 168
+"""In columns, where the output goes to a file."""
+
+
+@dataclass
+class MemoryConfig:
+    """world_size: processes, of which `node` share a machine; gpu_memory_gib: of each.
+
+    seq_len: in tokens, null for the model's longest. global_batch_tokens: of a step, null where
+        any will do (a step then has several micro-batches).
+    init_from: a Hugging Face folder, whose model is taken where no model= is given.
+    show: layouts in the table at most.
+    build: splits the model for every layout that fits on a fake process group and counts its
+        weights, gradients and optimizer states; false shows the calculated ones.
+    parallel: its layout is what is looked for, and the micro-batch where that is auto; the rest is
+        taken as it is.
+    precision: auto is bf16 here, which GPUs multiply.
+    """
+
+    model: ModelConfig = MISSING
+    init_from: str | None = None
+    optim: OptimConfig = MISSING
+    parallel: ParallelConfig = MISSING
+    precision: str = "auto"
+    world_size: int = 8
+    node: int = 8
+    gpu_memory_gib: float = 80.0
+    seq_len: int | None = None
+    global_batch_tokens: int | None = None
+    show: int = 6
+    build: bool = True
+
+    def __post_init__(self) -> None:
+        one_of("precision", self.precision, PRECISION_CHOICES)
+        if self.precision == "auto":
+            self.precision = "bf16"
+        for key in ("world_size", "node", "gpu_memory_gib", "show"):
+            if getattr(self, key) <= 0:
+                raise InputError(f"{key}={getattr(self, key)}, expected more than 0.")
+        longest = self.model.max_seq_len
+        if self.seq_len is not None and not 1 <= self.seq_len <= longest:
+            raise InputError(f"seq_len={self.seq_len} is outside 1 to model.max_seq_len={longest}.")
+
+
+def memory(config: MemoryConfig) -> None:
+    """Prints the table of layouts that fit, best first, and why the others do not."""
+    machine = Machine(config.world_size, config.node, int(config.gpu_memory_gib * GIB))
+    seq_len, batch = config.seq_len or config.model.max_seq_len, config.global_batch_tokens
+    plan = None
+    if batch is not None:
+        if batch < 1 or batch % seq_len:
+            raise InputError(f"global_batch_tokens={batch} is not a multiple of seq_len={seq_len}.")
+        plan = StagePlan(RecipeConfig("one", batch, {"one": StageConfig(seq_len, batch)}), {"": 1})
+    need = Need(
+        config.model,
+        config.precision,
+        optimizer_name(config.optim),
+        config.parallel,
+        (seq_len,),
+        plan,
+    )
+    found = options(need, machine)
+    fitting = [option for option in found if option.problem is None]
+    console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
+    if fitting:
+        console.print(_table(config, need, fitting[: config.show]))
+    if fitting[config.show :]:
+        names = ", ".join(option.name for option in fitting[config.show :])
+        console.print(f"these fit too: {names}", highlight=False, soft_wrap=True)
+    for option in found:
+        if option.problem is not None:
+            console.print(f"{option.name}: {option.problem}", highlight=False, soft_wrap=True)
+
+
+def _table(config: MemoryConfig, need: Need, fitting: list[Option]) -> Table:
+    table = Table(
+        title=f"{config.model.name} on {config.world_size} x {config.gpu_memory_gib:g} GiB, "
+        f"{config.precision}, sequences of {need.seq_lens[0]}: GiB of a rank",
+        caption=f"{USABLE:.0%} of the memory is planned with",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for name in ("", "layout", "micro-batch", "blank", "recomputed", *KIND, "total"):
+        is_text = name in ("layout", "recomputed")
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
+    table.add_row("", "", "tokens", "exact", "", *KIND.values(), "", style="dim", end_section=True)
+    with fake_ranks(config.world_size) if config.build else nullcontext():
+        for place, option in enumerate(fitting, 1):
+            assert option.memory is not None
+            parts = asdict(option.memory)
+            if config.build:
+                counted = state_bytes(config.model, option.parallel, config.precision, config.optim)
+                parts |= {k: v for k, v in asdict(counted).items() if k in parts}
+            table.add_row(
+                str(place),
+                option.name,
+                str(option.parallel.micro_batch_tokens),
+                f"{option.blank:.1%}",
+                option.parallel.activation_checkpointing,
+                *(f"{size / GIB:.2f}" for size in parts.values()),
+                f"{sum(parts.values()) / GIB:.1f}",
+            )
+    return table

@@ -1,0 +1,78 @@
+"""The really split model on a laptop: torch's fake process group stands for all other ranks, fake
+tensors for all numbers. Nothing is allocated, nothing is sent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.tensor import DTensor
+
+from model.config import ModelConfig
+from model.network import build_meta
+from pretrain.checks import check_layout
+from pretrain.config import OptimConfig, ParallelConfig
+from pretrain.distributed import make_layout
+from pretrain.optim import build_optimizer
+from pretrain.parallel import parallelize
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """What rank 0, the fullest, holds from step to step. seconds: that building it took."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    seconds: float
+
+
+@contextmanager
+def fake_ranks(world_size: int) -> Iterator[None]:
+    """Makes this process rank 0 of a group whose collectives do nothing."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def state_bytes(
+    config: ModelConfig, parallel: ParallelConfig, precision: str, optim: OptimConfig
+) -> StateBytes:
+    """Builds and splits the model as a run does, takes a step on it, and counts."""
+    started = time.perf_counter()
+    layout = make_layout(check_layout(parallel, config, dist.get_world_size()), torch.device("cpu"))
+    model = build_meta(config)
+    parallelize(model, layout, parallel, precision)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
+        model.tie()
+        optimizer = build_optimizer(model, optim)
+        for parameter in model.parameters():
+            parameter.grad = torch.empty_like(parameter)
+        optimizer.step()
+        states = [value for state in optimizer.state.values() for value in state.values()]
+        return StateBytes(
+            weights=sum(map(local_bytes, model.parameters())),
+            gradients=sum(local_bytes(parameter.grad) for parameter in model.parameters()),
+            # Beside the moments there is a count of steps for each parameter, 4 bytes.
+            optimizer=sum(local_bytes(state) for state in states),
+            seconds=time.perf_counter() - started,
+        )
+
+
+def local_bytes(tensor: Tensor | None) -> int:
+    """Bytes of this rank's part of a tensor."""
+    if tensor is None:
+        return 0
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local.numel() * local.element_size()

@@ -1,0 +1,243 @@
+"""The plan of memory: what the fullest rank holds at the peak of a step, in closed form.
+
+State (weights, gradients, optimizer) is exact: it follows from the shapes and the split.
+Activations are what autograd saves in this code, counted as in Korthikanti et al. (arXiv
+2205.05198, section 4) for our blocks; tests hold them against measured bytes; torch.compile saves
+less. The rest is what FSDP2 keeps around the block at work (torch's notes on `fully_shard`), an
+estimate from above.
+
+The peak lies where the last block's backward begins: all activations are there, all gradients of
+earlier micro-batches too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import torch
+
+from model.config import ModelConfig
+from model.init import RESIDUAL_WRITERS
+from model.loss import CHUNK_TOKENS
+from model.network import build_meta
+from pretrain.hardware import compute_dtype
+
+FP32 = 4
+GATHERED_BLOCKS = 2
+"""The block at work and the next one, which is gathered meanwhile."""
+RUNTIME_BYTES = 1 << 30
+"""Of libraries and communication on a GPU outside of torch's allocator (assumed)."""
+
+
+class Sizes(NamedTuple):
+    """Sizes of the device mesh, in its order."""
+
+    dp_replicate: int = 1
+    dp_shard: int = 1
+    cp: int = 1
+    tp: int = 1
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank at the peak, by part.
+
+    weights, gradients, optimizer: the sharded state, float32.
+    gathered: weights of the blocks at work, of embedding and head, in the type of computation.
+    unreduced: gradients of whole matrices beyond `gradients`: FSDP2 sums the micro-batches of a
+        step in float32 before it reduces them once.
+    activations: what is kept for backward, and what a block computes again.
+    loss: gradients of the head and of its input, which are made in the forward pass, and the
+        logits of one chunk or the gradients inside of a block, whichever is more.
+    buffers: of collectives, and of libraries.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    gathered: int
+    unreduced: int
+    activations: int
+    loss: int
+    buffers: int
+
+    @property
+    def state(self) -> int:
+        """What stays from step to step, gradients included."""
+        return self.weights + self.gradients + self.optimizer
+
+    @property
+    def total(self) -> int:
+        """All parts."""
+        return sum(asdict(self).values())
+
+
+KIND = {
+    "weights": "exact",
+    "gradients": "exact",
+    "optimizer": "exact",
+    "gathered": "assumed",
+    "unreduced": "assumed",
+    "activations": "assumed",
+    "loss": "assumed",
+    "buffers": "assumed",
+}
+"""How sure each part is: exact follows from the shapes and the split; assumed is a count of what
+autograd and FSDP2 keep, which the tests hold against real bytes, or a round number (buffers)."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one rank does in a forward pass.
+
+    micro_batch_tokens: of the rank's whole sequences, before context parallelism shares them.
+    accumulates: whether a step has more micro-batches than one.
+    checkpointing: `none`, `selective` or `full`.
+    reshard: whether blocks are gathered again for backward.
+    dense_mask: attention by `sdpa` under a mask, (sequences, 1, seq, seq) for each layer.
+    device: `cuda` or `cpu`.
+    """
+
+    precision: str
+    micro_batch_tokens: int
+    seq_len: int
+    accumulates: bool = True
+    checkpointing: str = "none"
+    reshard: bool = True
+    dense_mask: bool = False
+    device: str = "cuda"
+
+    @property
+    def fused_norm(self) -> bool:
+        """Whether RMSNorm is one kernel; on a CPU its float32 steps are saved."""
+        return self.device == "cuda"
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """Whole shapes of all parameters by name."""
+    return {name: p.shape for name, p in build_meta(config).named_parameters()}
+
+
+def plan_memory(
+    config: ModelConfig,
+    shapes: Mapping[str, torch.Size],
+    sizes: Sizes,
+    work: Work,
+    optimizer: str = "adamw",
+) -> Memory:
+    """The plan for one layout. shapes: `parameter_shapes(config)`."""
+    size = compute_dtype(work.precision).itemsize
+    local = {name: _split_by_tp(name, shape, sizes.tp) for name, shape in shapes.items()}
+    shards = sizes.dp_shard * sizes.cp
+    held = {name: -(-shape[0] // shards) * shape[1:].numel() for name, shape in local.items()}
+    sharded = sum(held.values())
+    whole = sum(shape.numel() for shape in local.values())
+    block = sum(shape.numel() for name, shape in local.items() if name.startswith("layers.0."))
+    root = whole - block * config.num_layers
+    gathered_blocks = min(config.num_layers, GATHERED_BLOCKS) if work.reshard else config.num_layers
+    tokens = work.micro_batch_tokens // sizes.cp
+    loss_kept, loss_chunk = loss_bytes(config, tokens, sizes.tp, size)
+    # Gathered weights are copied out of a buffer, gradients into one; two of each are under way.
+    buffers = 2 * block * (size + FP32) if shards > 1 else 0
+    return Memory(
+        weights=FP32 * sharded,
+        gradients=FP32 * sharded,
+        optimizer=FP32 * sum(n * optimizer_values(name, optimizer) for name, n in held.items()),
+        gathered=size * (root + gathered_blocks * block),
+        unreduced=FP32 * (whole - sharded) if work.accumulates else size * (root + block),
+        activations=activation_bytes(config, sizes, work),
+        loss=loss_kept + max(loss_chunk, tokens * block_gradient_bytes(config, sizes.tp, size)),
+        buffers=buffers + (RUNTIME_BYTES if work.device == "cuda" else 0),
+    )
+
+
+def _split_by_tp(name: str, shape: torch.Size, tp: int) -> torch.Size:
+    """Megatron's split (arXiv 1909.08053): norms whole, two matrices by columns, the rest by rows
+    of the (out, in) weight."""
+    if len(shape) == 1:
+        return shape
+    rows, columns = shape
+    if name.endswith(RESIDUAL_WRITERS):
+        return torch.Size((rows, columns // tp))
+    return torch.Size((rows // tp, columns))
+
+
+def optimizer_values(name: str, optimizer: str) -> int:
+    """float32 numbers that the optimizer keeps for one of a parameter: AdamW two moments
+    (arXiv 1711.05101), Muon one momentum for the matrices of blocks and AdamW's for the rest."""
+    is_muon = optimizer == "muon" and name.startswith("layers.") and "norm" not in name
+    return 1 if is_muon else 2
+
+
+def activation_bytes(config: ModelConfig, sizes: Sizes, work: Work) -> int:
+    """Bytes that a micro-batch keeps for backward, the block that is computed again included."""
+    size = compute_dtype(work.precision).itemsize
+    tokens = work.micro_batch_tokens // sizes.cp
+    block = tokens * _block_bytes(config, sizes.tp, size, work.fused_norm)
+    block += _attention_bytes(config, sizes, work, size)
+    residual = tokens * size * config.hidden_size // sizes.tp
+    last = tokens * _norm_bytes(config, sizes.tp, size, work.fused_norm)  # the one before the head
+    last += work.seq_len // sizes.cp * 2 * size * config.query_size // config.num_heads  # RoPE
+    if work.checkpointing == "none":
+        return config.num_layers * block + last
+    if work.dense_mask:  # shared by all layers
+        last += work.micro_batch_tokens // sizes.cp * work.seq_len
+    kept = residual
+    if work.checkpointing == "selective":
+        kept += tokens * _selected_bytes(config, sizes.tp, size)
+    return config.num_layers * kept + block + last
+
+
+def _norm_bytes(config: ModelConfig, tp: int, size: int, fused: bool) -> int:
+    """Per token: the input and a float32 number; without the fused kernel the float32 input and
+    the normalised one."""
+    hidden = config.hidden_size // tp
+    return FP32 + (size * hidden if fused else 2 * FP32 * hidden)
+
+
+def _block_bytes(config: ModelConfig, tp: int, size: int, fused_norm: bool) -> int:
+    """Per token, without keys and values: two norms; their outputs, which the matrices take whole
+    under tensor parallelism; rotated queries, attention's output and its log-sum-exp; gate, its
+    SiLU, up, and their product."""
+    matrices = (2 * config.query_size + 4 * config.intermediate_size) // tp
+    return (
+        2 * _norm_bytes(config, tp, size, fused_norm)
+        + size * (2 * config.hidden_size + matrices)
+        + FP32 * config.num_heads // tp
+    )
+
+
+def _attention_bytes(config: ModelConfig, sizes: Sizes, work: Work, size: int) -> int:
+    """Keys and values that a block's queries see, and the mask of `sdpa` in their type."""
+    sequences = work.micro_batch_tokens // work.seq_len
+    own = work.seq_len // sizes.cp
+    keys = work.seq_len
+    if sizes.cp > 1 and config.sliding_window is not None:
+        keys = min(work.seq_len, own + config.sliding_window - 1)
+    mask = sequences * own * keys * size if work.dense_mask else 0
+    return sequences * keys * size * 2 * config.kv_size // sizes.tp + mask
+
+
+def _selected_bytes(config: ModelConfig, tp: int, size: int) -> int:
+    """Per token: outputs of the seven matrices and of attention, as
+    `pretrain.parallel.activation_checkpointing` keeps them."""
+    split = 2 * config.query_size + 2 * config.kv_size + 2 * config.intermediate_size
+    reduced = 2 * config.hidden_size // tp if tp > 1 else 0
+    values = split // tp + 2 * config.hidden_size + reduced
+    return size * values + FP32 * config.num_heads // tp
+
+
+def loss_bytes(config: ModelConfig, tokens: int, tp: int, size: int) -> tuple[int, int]:
+    """Of `model.loss`: what stays until backward, and what one chunk of tokens takes."""
+    rows = config.vocab_size // tp
+    kept = size * tokens * config.hidden_size + FP32 * rows * config.hidden_size
+    logits = min(tokens, CHUNK_TOKENS) * rows * (FP32 if size == FP32 else FP32 + size)
+    return kept, logits + size * rows * config.hidden_size
+
+
+def block_gradient_bytes(config: ModelConfig, tp: int, size: int) -> int:
+    """Per token: the largest gradients that a block's backward holds at once, those of the MLP's
+    three inner values and of its input and output."""
+    return size * (3 * config.intermediate_size // tp + 2 * config.hidden_size)

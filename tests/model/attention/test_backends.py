@@ -1,0 +1,69 @@
+"""The backends that run forward on a CPU see the same keys, and batches do not recompile them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from model.attention.backends import attend, visible_keys
+from pretrain.parallel.compile import compiled_graphs
+
+CPU = torch.device("cpu")
+STARTS = torch.tensor([0, 100, 256, 300, 512, 512], dtype=torch.int32)
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+
+
+def tensors(head_dim):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(2, 256, heads, head_dim, generator=generator) for heads in (6, 2, 2)]
+
+
+@pytest.mark.parametrize("backend", ["flex", "cudnn"])
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 120, 128])
+@torch.no_grad()
+def test_a_backend_sees_what_sdpa_sees(backend, head_dim):
+    q, k, v = tensors(head_dim)
+    for window in (None, 64, 1):
+        for starts in (None, STARTS):
+            expected = attend(q, k, v, visible_keys("sdpa", 2, 256, window, starts, CPU))
+            found = attend(q, k, v, visible_keys(backend, 2, 256, window, starts, CPU))
+            torch.testing.assert_close(found, expected)
+    # A part of the positions, as under context parallelism.
+    pieces = [(64, 128, 0), (192, 256, 0)]
+    part = q[:, :128]
+    expected = attend(part, k, v, visible_keys("sdpa", 2, 256, None, STARTS, CPU, pieces))
+    found = attend(part, k, v, visible_keys(backend, 2, 256, None, STARTS, CPU, pieces))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("window", [1, 7, 64, 100, 255])
+@pytest.mark.parametrize("seq", [256, 250])
+def test_blocks_give_the_attention_and_gradients_of_sdpa(seq, window):
+    """Sequences that blocks do not divide, documents, and parts of the positions with a halo."""
+    starts = torch.tensor([0, 100, seq, seq + 7, 2 * seq, 2 * seq], dtype=torch.int32)
+    q, k, v = (x[:, :seq].double().requires_grad_() for x in tensors(64))
+    for begin, end in ((0, seq), (100, 180), (seq - 20, seq)):
+        span = (begin, end, max(0, begin - window + 1))
+        parts = q[:, begin:end], k[:, span[2] : end], v[:, span[2] : end]
+        found = []
+        for backend in ("sdpa", "blocks"):
+            visible = visible_keys(backend, 2, seq, window, starts, CPU, [span])
+            out = attend(*parts, visible)
+            found.append((out, *torch.autograd.grad(out.sin().sum(), (q, k, v))))
+        for of_sdpa, of_blocks in zip(*found, strict=True):
+            torch.testing.assert_close(of_blocks, of_sdpa, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("backend", ["flex", "sdpa", "cudnn", "blocks"])
+@torch.no_grad()
+def test_other_documents_compile_nothing_new(backend):
+    torch._dynamo.reset()
+    compiled = torch.compile(attend, backend="eager", fullgraph=True, dynamic=False)
+    q, k, v = tensors(64)
+    before = compiled_graphs()
+    for first in (100, 101, 7):
+        starts = STARTS.clone()
+        starts[1] = first
+        compiled(q, k, v, visible_keys(backend, 2, 256, 64, starts, CPU))
+    assert compiled_graphs() == before + 1
+    torch._dynamo.reset()
