@@ -18,8 +18,8 @@ class Decoder(nn.Module):
 
     config: may be replaced between calls by one that leaves the parameters as they are, as for a
         stage of the training with its own RoPE base.
-    attention: a backend of `model.attention.backends`; sequences: replaced where they are spread over
-    processes.
+    attention: a backend of `model.attention.backends`.
+    sequences: replaced where they are spread over processes.
     """
 
     def __init__(self, config: ModelConfig, attention: str = "sdpa") -> None:

@@ -1,7 +1,8 @@
 """`python -m eval serve`: an OpenAI-compatible endpoint and a web page to chat with it.
 
 The endpoint is that of `transformers serve`, with checks of the requests (`eval.chat.endpoint`),
-or of vLLM, run as a process of its own on the model's folder. The page is a client of it like any other.
+or of vLLM, run as a process of its own on the model's folder. The page is a client of it like any
+other.
 """
 
 from __future__ import annotations
