@@ -49,13 +49,13 @@ EXEMPT: dict[str, dict[str, str]] = {
 }
 """Commands that are not tried, and why."""
 AT_LEAST = 165
-"""Commands of all pages and of the heads of conf/*.yaml: fewer means that some are not found."""
+"""Commands of all pages and of the heads of conf/command/*.yaml: fewer means that some are not found."""
 
 
 def heads() -> Iterator[tuple[str, str]]:
     """The configs of the commands, whose heads `--help` shows."""
-    for path in sorted((ROOT / "conf").glob("*.yaml")):
-        yield f"conf/{path.name}", path.read_text()
+    for path in sorted((ROOT / "conf/command").glob("*.yaml")):
+        yield f"conf/command/{path.name}", path.read_text()
 
 
 @pytest.mark.parametrize("page", PAGES)
