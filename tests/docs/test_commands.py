@@ -49,7 +49,7 @@ EXEMPT: dict[str, dict[str, str]] = {
 }
 """Commands that are not tried, and why."""
 AT_LEAST = 165
-"""Commands of all pages and of the heads of conf/command/*.yaml: fewer means that some are not found."""
+"""Commands of all pages and of `--help`: a smaller number means that some are not found."""
 
 
 def heads() -> Iterator[tuple[str, str]]:
