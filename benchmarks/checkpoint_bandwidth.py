@@ -29,7 +29,7 @@ from pretrain.checkpoints import files, read
 from pretrain.checkpoints.retention import Retention
 from pretrain.checkpoints.saver import Saver
 from pretrain.checkpoints.writer_process import Aside
-from pretrain.distributed import start
+from pretrain.processes import start
 
 
 def main() -> None:

@@ -25,10 +25,11 @@ from benchmarks.figures import write_results
 from benchmarks.machine import machine
 from pretrain.checkpoints.writer_process import Aside
 from pretrain.config import DataConfig, OptimConfig, ParallelConfig, PretrainConfig
-from pretrain.distributed import start
+from pretrain.health.bad_steps import BadSteps
 from pretrain.hooks import Hook
 from pretrain.hooks.attention import AttentionByStage
 from pretrain.hooks.precision import PrecisionByStage
+from pretrain.processes import start
 from pretrain.setup import prepare
 from pretrain.train import make_hooks
 from pretrain.trainer import Trainer
@@ -90,7 +91,7 @@ def main() -> None:
         os.environ["WANDB_DIR"] = folder
         config = settings(Path(folder), 2 * options.turns * options.steps)
         run = prepare(config, processes)
-        trainer = Trainer(config, processes, run)
+        trainer = Trainer(config, processes, run, BadSteps(config.health, 1))
         spent = [0.0]
         hooks = make_hooks(trainer, run.attention, [], aside)
         hooks = [hook for hook in hooks if type(hook).__name__ not in ("Validation", "Checkpoints")]

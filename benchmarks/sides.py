@@ -52,10 +52,11 @@ def ours(work: Work) -> Step:
 
     from model.network import build_meta
     from pretrain.config import OptimConfig, ParallelConfig
-    from pretrain.distributed import make_layout, start
     from pretrain.hooks.allocator import keep_freed_memory
     from pretrain.optim import build_optimizer, scale_and_clip
     from pretrain.parallel import fill, parallelize
+    from pretrain.parallel.mesh import make_layout
+    from pretrain.processes import start
 
     device = start(work.device).device
     layout = make_layout((1, work.processes, 1, 1), device)

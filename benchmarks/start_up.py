@@ -37,7 +37,7 @@ moments["torch"] = time.time() - began
 import pretrain.train
 from pretrain.trainer import Trainer
 moments["imports"] = time.time() - began
-prepare, train_step = pretrain.train.prepare, Trainer._train_step
+prepare, train_step = pretrain.train.prepare, Trainer.train_step
 def prepared(config, processes):
     moments["config, process group"] = time.time() - began
     run = prepare(config, processes)
@@ -51,7 +51,7 @@ def stepped(trainer):
         moments["first step"] = time.time() - began
         print("MOMENTS " + json.dumps(moments), file=sys.stderr, flush=True)
     return pending
-pretrain.train.prepare, Trainer._train_step = prepared, stepped
+pretrain.train.prepare, Trainer.train_step = prepared, stepped
 from conf.entry import main
 from pretrain.__main__ import COMMANDS
 main("pretrain", COMMANDS, default="train")

@@ -26,8 +26,9 @@ from data_pipeline.sampling.recipe import StagePlan
 from model.attention.backends import attend, check_backend, usable_backends, visible_keys
 from model.config import ModelConfig
 from pretrain.config import PretrainConfig
-from pretrain.distributed import Layout, Processes
 from pretrain.hardware import compute_dtype
+from pretrain.parallel.mesh import Layout
+from pretrain.processes import Processes
 
 ITERATIONS = 5
 

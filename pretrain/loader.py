@@ -45,7 +45,7 @@ class Loader:
     """Reads the micro-batches of data-parallel rank `dp_rank` of `dp_size`.
 
     prefetch_steps: steps that are read, by as many threads, while others train; 0 for none.
-    micro_batch_tokens: of a micro-batch at most. waited_seconds: for the data of the last step.
+    micro_batch_tokens: of a micro-batch at most.
     """
 
     def __init__(
@@ -67,7 +67,6 @@ class Loader:
         self.window = window
         self.device = device
         self.prefetch_steps = prefetch_steps
-        self.waited_seconds = 0.0
         self._ahead: dict[int, Future[StepData]] = {}
 
     def get(self, step: int) -> StepData:
@@ -86,7 +85,7 @@ class Loader:
             batch.labels = batch.labels.to(self.device, non_blocking=True)
             batch.sources = batch.sources.to(self.device, non_blocking=True)
             batch.cu_seqlens = batch.cu_seqlens.to(self.device, non_blocking=True)
-        data.wait_seconds = self.waited_seconds = time.perf_counter() - started
+        data.wait_seconds = time.perf_counter() - started
         return data
 
     def close(self) -> None:

@@ -14,8 +14,8 @@ from data_pipeline.store.storage import StorageError
 from pretrain.checkpoints import files
 from pretrain.checkpoints import mirror as copies
 from pretrain.config import PRECISIONS, PretrainConfig
-from pretrain.distributed import Processes
 from pretrain.hardware import compute_dtype
+from pretrain.processes import Processes
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,11 @@ from data_pipeline.sampling.recipe import StagePlan
 from data_pipeline.store.manifest import FILE, Manifest, load_manifest
 from model.hf import HFWeights, read_config
 from model.init import initial_value
-from model.network import Decoder, build_meta
-from pretrain.attention_choice import Timing, choose_attention
+from model.network import build_meta
+from pretrain.attention_choice import choose_attention
 from pretrain.checkpoints import find, read
 from pretrain.checks import Job, check_layout, check_resume, check_run, sample_order
 from pretrain.config import PretrainConfig
-from pretrain.distributed import Layout, Processes, make_layout
 from pretrain.hardware import environment
 from pretrain.health.changes import changed_software, check_changes
 from pretrain.loader import Loader
@@ -32,31 +31,16 @@ from pretrain.model_choice import check_initial
 from pretrain.optim import build_optimizer
 from pretrain.parallel import fill, parallelize
 from pretrain.parallel.fp8 import fp8_linears
+from pretrain.parallel.mesh import make_layout
 from pretrain.planning.auto import settle_parallel
 from pretrain.precision_choice import settle_precision
+from pretrain.processes import Processes
+from pretrain.run import Run
 
 CORPUS = "corpus"
 """Folder in the run folder with the manifest and the tokenizer of the corpus."""
 CHECKED_TOKENS = 2**20
 """Token ids of a source looked at before the first step; the rest are when they are read."""
-
-
-@dataclass
-class Run:
-    """What `Trainer` runs. documents: of each source that were trained on to their end.
-    attention: the backend for each sequence length."""
-
-    manifest: Manifest
-    plan: StagePlan
-    order: SampleOrder
-    layout: Layout
-    model: Decoder
-    optimizer: torch.optim.Optimizer
-    loader: Loader
-    checkpoints: Path
-    step: int
-    documents: dict[str, int]
-    attention: dict[int, Timing]
 
 
 def prepare(config: PretrainConfig, processes: Processes) -> Run:

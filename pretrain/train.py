@@ -19,7 +19,7 @@ from data_pipeline.store.manifest import load_manifest
 from pretrain.attention_choice import Timing
 from pretrain.checkpoints.writer_process import Aside
 from pretrain.config import PretrainConfig
-from pretrain.distributed import Processes, start
+from pretrain.health.bad_steps import BadSteps
 from pretrain.health.flight_recorder import turn_on_flight_recorder
 from pretrain.health.outcome import FINISHED, STOPPED, writing_outcome
 from pretrain.health.receipts import Receipts
@@ -45,6 +45,7 @@ from pretrain.hooks.run_files import RunFiles
 from pretrain.hooks.tasks import Tasks
 from pretrain.hooks.validation import Validation
 from pretrain.hooks.wandb_logger import WandbLogger
+from pretrain.processes import Processes, start
 from pretrain.setup import prepare
 from pretrain.trainer import Trainer
 
@@ -121,7 +122,7 @@ def run_all(
             print(f"{config.run_dir} is finished: all {run.step} steps are done.")
         return FINISHED
     count_start(Path(config.run_dir), run.step, config.health.restarts_at_most, processes)
-    trainer = Trainer(config, processes, run)
+    trainer = Trainer(config, processes, run, BadSteps(config.health, processes.world_size))
     trainer.hooks = make_hooks(trainer, run.attention, tasks, aside)
     for hook in reversed(trainer.hooks):
         at_the_end.callback(hook.on_leave, trainer)

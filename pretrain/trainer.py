@@ -5,15 +5,13 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from model.flops import FLOP_CONVENTION, matmul_parameters, parameters
 from pretrain.config import PretrainConfig
-from pretrain.distributed import Processes, all_reduce_sum
 from pretrain.hardware import (
     compute_dtype,
     fp8_peak,
@@ -22,23 +20,14 @@ from pretrain.hardware import (
     reset_memory_peak,
 )
 from pretrain.health.bad_steps import BadSteps
-from pretrain.hooks import Hook
+from pretrain.hooks import Hook, PendingStep
 from pretrain.loader import MASK64, StepData
 from pretrain.optim import scale_and_clip
 from pretrain.optim.schedule import learning_rate
-from pretrain.setup import Run
+from pretrain.parallel.mesh import all_reduce_sum
+from pretrain.processes import Processes
+from pretrain.run import Run
 from pretrain.stage_network import network_after
-
-
-@dataclass
-class Pending:
-    """A step whose numbers are still on the device."""
-
-    record: dict[str, Any]
-    losses: Tensor
-    grad_norm: Tensor
-    verdict: Tensor
-    counts: Tensor
 
 
 class Trainer:
@@ -49,7 +38,9 @@ class Trainer:
     must_save: a checkpoint is due after this step, whatever the interval says; on all ranks.
     """
 
-    def __init__(self, config: PretrainConfig, processes: Processes, run: Run) -> None:
+    def __init__(
+        self, config: PretrainConfig, processes: Processes, run: Run, bad_steps: BadSteps
+    ) -> None:
         self.config = config
         self.processes = processes
         self.manifest, self.plan, self.order = run.manifest, run.plan, run.order
@@ -58,13 +49,14 @@ class Trainer:
         self.dp_rank = self.layout.dp.get_local_rank()
         self.sources = torch.arange(len(self.order.sources), device=processes.device)
         self.dp_size = self.layout.dp.size()
-        self.bad_steps = BadSteps(config.health, processes.world_size)
+        self.bad_steps = bad_steps
         self.hooks: list[Hook] = []
         self.stopping: str | None = None
         self.must_save = False
+        self.data_wait_seconds = 0.0
         self.step = run.step
         self.documents = run.documents
-        self._pending: Pending | None = None
+        self.pending: PendingStep | None = None
         dtype = compute_dtype(config.precision)
         peak, self.peak_source = peak_flops(processes.device, dtype)
         peaks = torch.tensor([peak, fp8_peak(processes.device) or 0.0], device=processes.device)
@@ -94,7 +86,7 @@ class Trainer:
                 )
             for hook in self.hooks:
                 hook.before_step(self)
-            previous, self._pending = self._pending, self._train_step()
+            previous, self.pending = self.pending, self.train_step()
             self.step += 1
             if previous is not None:
                 self._publish_step(previous)
@@ -108,11 +100,12 @@ class Trainer:
             hook.on_end(self)
         self.loader.close()
 
-    def _train_step(self) -> Pending:
+    def train_step(self) -> PendingStep:
         """One optimizer step. Gradients of summed losses are accumulated, and divided by the
         number of targets of the whole batch once: every layout takes the same step."""
         stage = self.plan.at(self.step)
         data = self.loader.get(self.step)
+        self.data_wait_seconds = data.wait_seconds
         device, dp = self.processes.device, self.layout.dp
         counts = all_reduce_sum(data.counts.to(device, non_blocking=True), dp)
         losses = torch.zeros(len(self.sources), device=device)
@@ -140,7 +133,7 @@ class Trainer:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return Pending(self._record(data, rate), losses, grad_norm, verdict, counts)
+        return PendingStep(self._record(data, rate), losses, grad_norm, verdict, counts)
 
     def _record(self, data: StepData, rate: float) -> dict[str, Any]:
         """What the host knows of the step that just ran."""
@@ -167,7 +160,7 @@ class Trainer:
             "time": time.time(),
         }
 
-    def _publish_step(self, pending: Pending) -> None:
+    def _publish_step(self, pending: PendingStep) -> None:
         keys, digest, *counts = pending.counts.tolist()
         names, losses = self.order.sources, pending.losses.tolist()
         targets, ended = counts[: len(names)], counts[len(names) :]
@@ -207,8 +200,8 @@ class Trainer:
         return {"mfu_fp8": flops_per_second / self.fp8_peak}
 
     def flush(self) -> None:
-        """Publishes the step that is still pending: before what must not be behind it."""
-        pending, self._pending = self._pending, None
+        """Publishes the pending step. Call it before anything that needs its record."""
+        pending, self.pending = self.pending, None
         if pending is not None:
             self._publish_step(pending)
 
@@ -220,8 +213,8 @@ class Trainer:
             hook.on_record(record | common)
         self._clock = time.perf_counter()
 
-    def about(self) -> dict[str, Any]:
-        """What a checkpoint states beside its files; of the data, a few numbers."""
+    def checkpoint_metadata(self) -> dict[str, Any]:
+        """Returns the metadata that a checkpoint stores in its manifest."""
         stage, samples = self.plan.position(self.step)
         consumed = self.order.consumed(stage, samples)
         epochs = self.order.epochs_of(consumed)

@@ -15,7 +15,7 @@ from data_pipeline.store.threads import in_thread
 from pretrain.checkpoints import commit, files
 from pretrain.checkpoints import mirror as copies
 from pretrain.checkpoints.files import CheckpointError
-from pretrain.distributed import Processes
+from pretrain.processes import Processes
 
 T = TypeVar("T")
 VISIBLE_SECONDS = 60.0

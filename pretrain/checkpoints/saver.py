@@ -26,7 +26,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 from pretrain.checkpoints import commit, staging
 from pretrain.checkpoints.retention import Retention
 from pretrain.checkpoints.writer_process import Aside, AsideError
-from pretrain.distributed import Processes
+from pretrain.processes import Processes
 
 POLL_SECONDS = 0.05
 GRACE_SECONDS = 10.0

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,11 +24,8 @@ from conf.errors import EXIT_GAVE_UP, InputError, RunFault
 from pretrain.checkpoints.find import find
 from pretrain.checkpoints.read import load
 from pretrain.health.config import HealthConfig
-from pretrain.hooks import Hook
-from pretrain.hooks.run_files import whole_lines
-
-if TYPE_CHECKING:
-    from pretrain.trainer import Trainer
+from pretrain.hooks import Hook, TrainerView
+from pretrain.records import read_records
 
 GOOD, SPIKE, NOT_FINITE = 0.0, 1.0, 2.0
 """Verdicts; the worst of all ranks counts."""
@@ -59,7 +56,7 @@ class BadSteps(Hook):
         self.seen: dict[int, Mapping[str, Any]] = {}
         self.rewinds: list[int] = []
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: TrainerView) -> None:
         """Takes up the window where the process before left it."""
         lines: list[Any] = [[]]
         if trainer.processes.is_main:
@@ -117,7 +114,7 @@ class BadSteps(Hook):
         score = self.config.spike_score
         return tuple(robust_limit([r[key] for r in good], score) for key in ("loss", "grad_norm"))
 
-    def after_step(self, trainer: Trainer) -> None:
+    def after_step(self, trainer: TrainerView) -> None:
         """Goes back after too many bad steps in a row."""
         if not self.config.rewind_after:
             return
@@ -137,7 +134,7 @@ class BadSteps(Hook):
         bad = self.seen.get(step, {}).get("bad")
         return bad == "not finite" or (bad == "spike" and self.config.spikes != "log")
 
-    def _rewind(self, trainer: Trainer, first_bad: int) -> None:
+    def _rewind(self, trainer: TrainerView, first_bad: int) -> None:
         trainer.flush()
         cause = f"steps {first_bad} to {trainer.step - 1} were bad ({self.seen[first_bad]['bad']})"
         recent = [s for s in self.rewinds if trainer.step - s <= self.config.spike_window]
@@ -186,4 +183,4 @@ def last_records(run_dir: Path, step: int, number: int) -> list[dict[str, Any]]:
     path = run_dir / "metrics.jsonl"
     if not path.exists():
         return []
-    return [record for record in whole_lines(path) if step - number < record["step"] <= step]
+    return [record for record in read_records(path) if step - number < record["step"] <= step]

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pretrain.distributed import Processes
+from pretrain.processes import Processes
 
 
 class LateGather:

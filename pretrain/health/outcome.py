@@ -15,7 +15,7 @@ from typing import Any
 import torch.distributed as dist
 
 from conf.errors import EXIT_DONE, EXIT_FAILED, InputError
-from pretrain.distributed import Processes
+from pretrain.processes import Processes
 
 FILE = "outcome.json"
 FINISHED, STOPPED = "finished", "stopped"

@@ -13,18 +13,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import MISSING
 
 from conf.errors import EXIT_CORRUPT, EXIT_FAILED, InputError, RunFault
-from pretrain.distributed import Processes
 from pretrain.health import fingerprint
-from pretrain.hooks import Hook
-from pretrain.hooks.run_files import Lines, keep_steps
-
-if TYPE_CHECKING:
-    from pretrain.trainer import Trainer
+from pretrain.hooks import Hook, TrainerView
+from pretrain.processes import Processes
+from pretrain.records import RecordLog, drop_steps_after
 
 FILE = "receipts.jsonl"
 
@@ -34,21 +31,21 @@ class Receipts(Hook):
     not saved. Comparing waits for the device, once in `every_steps`."""
 
     def __init__(self, run_dir: Path, every_steps: int, processes: Processes) -> None:
-        self.lines = Lines(run_dir / FILE)
+        self.lines = RecordLog(run_dir / FILE)
         self.every_steps = every_steps
         self.is_main, self.world_size = processes.is_main, processes.world_size
         self.weights: dict[int, str] = {}
         self.chain = ""
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: TrainerView) -> None:
         """Goes on with the chain."""
         if self.is_main:
             path = self.lines.path
-            keep_steps(path, trainer.step)
+            drop_steps_after(path, trainer.step)
             lines = read(path) if path.exists() else []
             self.chain = lines[-1]["chain"] if lines else ""
 
-    def after_step(self, trainer: Trainer) -> None:
+    def after_step(self, trainer: TrainerView) -> None:
         """Compares the copies of the weights. Raises RunFault on all ranks where they differ."""
         step = trainer.step
         is_last = step == trainer.plan.total_steps
@@ -85,7 +82,7 @@ class Receipts(Hook):
         self.chain = line["chain"] = link(self.chain, line)
         self.lines.append(line)
 
-    def on_leave(self, trainer: Trainer) -> None:
+    def on_leave(self, trainer: TrainerView) -> None:
         """Closes the file."""
         self.lines.close()
 

@@ -3,7 +3,7 @@ wrongly now and then, or a kernel that is not deterministic, gives other numbers
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,10 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from conf.errors import EXIT_CORRUPT, RunFault
 from pretrain.health.fingerprint import bits
-from pretrain.hooks import Hook
-
-if TYPE_CHECKING:
-    from pretrain.trainer import Pending, Trainer
+from pretrain.hooks import Hook, PendingStep, TrainerView
 
 
 class Replay(Hook):
@@ -26,26 +23,26 @@ class Replay(Hook):
         self.steps = set(steps)
         self.first: list[Tensor] = []
 
-    def before_step(self, trainer: Trainer) -> None:
+    def before_step(self, trainer: TrainerView) -> None:
         """Does the step, keeps its numbers, and undoes it."""
         if trainer.step + 1 not in self.steps:
             return
         trainer.flush()
         before = [tensor.clone() for tensor in state_of(trainer)]
         had_state = bool(trainer.optimizer.state)
-        self.first = self._numbers(trainer, trainer._train_step())
+        self.first = self._numbers(trainer, trainer.train_step())
         if not had_state:
             trainer.optimizer.state.clear()
         with torch.no_grad():
             for tensor, value in zip(state_of(trainer), before, strict=True):
                 tensor.copy_(value)
 
-    def after_step(self, trainer: Trainer) -> None:
+    def after_step(self, trainer: TrainerView) -> None:
         """Compares. Raises RunFault on all ranks where one differs."""
         if not self.first:
             return
-        assert trainer._pending is not None
-        second = self._numbers(trainer, trainer._pending)
+        assert trainer.pending is not None
+        second = self._numbers(trainer, trainer.pending)
         equal = all(torch.equal(a, b) for a, b in zip(self.first, second, strict=True))
         self.first = []
         answers: list[Any] = [None] * trainer.processes.world_size
@@ -60,13 +57,13 @@ class Replay(Hook):
                 EXIT_CORRUPT,
             )
 
-    def _numbers(self, trainer: Trainer, pending: Pending) -> list[Tensor]:
+    def _numbers(self, trainer: TrainerView, pending: PendingStep) -> list[Tensor]:
         """What the step left on this rank, in sums that any bit changes."""
         sums = torch.stack([bits(tensor).cpu() for tensor in state_of(trainer)])
         return [sums, bits(pending.losses).cpu(), bits(pending.grad_norm).cpu()]
 
 
-def state_of(trainer: Trainer) -> list[Tensor]:
+def state_of(trainer: TrainerView) -> list[Tensor]:
     """This rank's parts of the weights and of the optimizer's states, in one order."""
     tensors: list[Tensor] = [*trainer.model.parameters()]
     for parameter in trainer.model.parameters():

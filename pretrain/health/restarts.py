@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from conf.errors import EXIT_GAVE_UP, RunFault
 from conf.files import write_text
-from pretrain.distributed import Processes
+from pretrain.processes import Processes
 
 FILE = "restarts.json"
 

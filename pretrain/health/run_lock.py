@@ -21,7 +21,7 @@ from typing import Any
 import torch.distributed as dist
 
 from conf.errors import InputError
-from pretrain.distributed import Processes
+from pretrain.processes import Processes
 
 TOUCH_SECONDS = 5.0
 WATCH_SECONDS = 4 * TOUCH_SECONDS

@@ -12,16 +12,12 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
 
 from conf.errors import InputError
-from pretrain.distributed import Processes
 from pretrain.health.config import HealthConfig
 from pretrain.health.late_gather import LateGather
-from pretrain.hooks import Hook
-
-if TYPE_CHECKING:
-    from pretrain.trainer import Trainer
+from pretrain.hooks import Hook, TrainerView
+from pretrain.processes import Processes
 
 STOP_FILE = "STOP"
 LOOK_SECONDS = 1.0
@@ -55,7 +51,7 @@ class StopRequests(Hook):
         self.looked_at = self.signalled_at = 0.0
         self.before: dict[signal.Signals, object] = {}
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: TrainerView) -> None:
         """Takes the signals over; not that of a closed terminal, where `nohup` has it ignored."""
         if threading.current_thread() is not threading.main_thread():
             return
@@ -63,7 +59,7 @@ class StopRequests(Hook):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 self.before[number] = signal.signal(number, self._handle)
 
-    def after_step(self, trainer: Trainer) -> None:
+    def after_step(self, trainer: TrainerView) -> None:
         """Tells the others, and stops where one of them said so before this step."""
         if self.is_main:
             self._look()
@@ -73,7 +69,7 @@ class StopRequests(Hook):
                 trainer.stopping = trainer.stopping or self._cause(int(asked), rank)
                 trainer.must_save = True
 
-    def on_end(self, trainer: Trainer) -> None:
+    def on_end(self, trainer: TrainerView) -> None:
         """Gives the signals back."""
         self.gather.collect()
         for number, handler in self.before.items():

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import time
 from statistics import median_low
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from pretrain.distributed import Processes
 from pretrain.health.config import HealthConfig
 from pretrain.health.late_gather import LateGather
-from pretrain.hooks import Hook
-
-if TYPE_CHECKING:
-    from pretrain.trainer import Trainer
+from pretrain.hooks import Hook, TrainerView
+from pretrain.processes import Processes
 
 LEAST_SHARE = 0.05
 """Of a step's time that a difference must be to matter."""
@@ -39,7 +36,7 @@ class Stragglers(Hook):
         self.suspects: set[tuple[int, str]] = set()
         self.marks: list[tuple[Any, Any]] = []
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: TrainerView) -> None:
         """Times the optimizer from outside."""
         if self.on:
             self.began = time.perf_counter()
@@ -47,11 +44,11 @@ class Stragglers(Hook):
             trainer.optimizer.register_step_pre_hook(start)
             trainer.optimizer.register_step_post_hook(lambda *_: self._stop())
 
-    def after_step(self, trainer: Trainer) -> None:
+    def after_step(self, trainer: TrainerView) -> None:
         """Adds up, and compares every few steps."""
         if not self.on:
             return
-        self.seconds[0] += trainer.loader.waited_seconds
+        self.seconds[0] += trainer.data_wait_seconds
         while len(self.marks) > 1:  # the newest may still be running on the device
             start, end = self.marks.pop(0)
             self.seconds[1] += start.elapsed_time(end) / 1e3 if self.cuda else end - start
@@ -61,7 +58,7 @@ class Stragglers(Hook):
             self.seconds, self.began = [0.0, 0.0], now
             self._compare(trainer, answers)
 
-    def on_end(self, trainer: Trainer) -> None:
+    def on_end(self, trainer: TrainerView) -> None:
         """Ends the gather under way."""
         if self.on:
             self.gather.collect()
@@ -76,7 +73,7 @@ class Stragglers(Hook):
     def _stop(self) -> None:
         self.marks[-1] = (self.marks[-1][0], self._now())
 
-    def _compare(self, trainer: Trainer, answers: list[list[float]]) -> None:
+    def _compare(self, trainer: TrainerView, answers: list[list[float]]) -> None:
         found = set(slow(answers, self.ratio))
         for rank, what in sorted(found & self.suspects):
             column = ("data", "optimizer").index(what)

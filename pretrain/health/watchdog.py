@@ -22,19 +22,16 @@ import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.distributed import distributed_c10d
 
 from conf.errors import EXIT_HANG
-from pretrain.distributed import Processes
 from pretrain.health.config import HealthConfig
 from pretrain.health.outcome import read_outcome, write_outcome
-from pretrain.hooks import Hook
-
-if TYPE_CHECKING:
-    from pretrain.trainer import Trainer
+from pretrain.hooks import Hook, TrainerView
+from pretrain.processes import Processes
 
 GRACE_SECONDS = 5.0
 """For the files of the other ranks."""
@@ -56,7 +53,7 @@ class Watchdog(Hook):
         self.doing = "the start"
         self.ends = float("inf")
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: TrainerView) -> None:
         """Starts the thread, and sets the timeout of all process groups: theirs is the last word,
         where a watchdog itself is gone."""
         if not self.step_seconds:
@@ -73,17 +70,17 @@ class Watchdog(Hook):
         self._begin("the work before the first step", self.pause_seconds)
         threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
 
-    def before_step(self, trainer: Trainer) -> None:
+    def before_step(self, trainer: TrainerView) -> None:
         """A step begins."""
         fresh = trainer.step in (self.first_step, trainer.plan.at(trainer.step).first_step)
         limit = self.pause_seconds if fresh else self.step_seconds
         self._begin(f"step {trainer.step + 1}", limit)
 
-    def after_step(self, trainer: Trainer) -> None:
+    def after_step(self, trainer: TrainerView) -> None:
         """What follows are other hooks: validation, tasks, checkpoints."""
         self._begin(f"the work after step {trainer.step}", self.pause_seconds)
 
-    def on_end(self, trainer: Trainer) -> None:
+    def on_end(self, trainer: TrainerView) -> None:
         """Off."""
         self.ends = float("inf")
         faulthandler.cancel_dump_traceback_later()

@@ -1,39 +1,115 @@
-"""What happens around a step: one file a feature. The loop calls, the hooks do."""
+"""Hooks: everything that happens around a training step, with one file per feature."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from pretrain.trainer import Trainer
+import torch
+from torch import Tensor
+
+from data_pipeline.sampling.recipe import StagePlan
+from data_pipeline.store.manifest import Manifest
+from model.network import Decoder
+from pretrain.config import PretrainConfig
+from pretrain.parallel.mesh import Layout
+from pretrain.processes import Processes
+
+
+@dataclass
+class PendingStep:
+    """A step whose numbers are still on the device.
+
+    record: what the host knows of the step.
+    losses: (sources,) summed loss per source.
+    counts: see `pretrain.loader.StepData`, summed over the data-parallel ranks.
+    """
+
+    record: dict[str, Any]
+    losses: Tensor
+    grad_norm: Tensor
+    verdict: Tensor
+    counts: Tensor
+
+
+class TrainerView(Protocol):
+    """What a hook sees of the trainer.
+
+    checkpoints: the folder of checkpoints.
+    dp_rank, dp_size: data-parallel rank and number of ranks.
+    hooks: all hooks, in the order in which they are called.
+    step: steps done, of `plan.total_steps`.
+    stopping: why the run ends after this step, or None; a hook sets it on all ranks at once.
+    must_save: whether a checkpoint is due after this step; a hook sets it on all ranks at once.
+    data_wait_seconds: how long the last step waited for its data.
+    pending: the last step, while its record has not been published.
+    """
+
+    config: PretrainConfig
+    processes: Processes
+    manifest: Manifest
+    plan: StagePlan
+    layout: Layout
+    model: Decoder
+    optimizer: torch.optim.Optimizer
+    checkpoints: Path
+    dp_rank: int
+    dp_size: int
+    hooks: list[Hook]
+    step: int
+    stopping: str | None
+    must_save: bool
+    data_wait_seconds: float
+    pending: PendingStep | None
+
+    def publish(self, record: dict[str, Any]) -> None:
+        """Sends a record about the steps done so far to all hooks."""
+
+    def flush(self) -> None:
+        """Publishes the pending step."""
+
+    def train_step(self) -> PendingStep:
+        """Runs one optimizer step, without counting it."""
+        ...
+
+    def checkpoint_metadata(self) -> dict[str, Any]:
+        """Returns the metadata that a checkpoint stores in its manifest."""
+        ...
+
+    def describe(self) -> str:
+        """Returns a paragraph about the run."""
+        ...
 
 
 class Hook:
-    """Called by the trainer in the order of its list; every method is optional.
+    """Methods that the trainer calls around each step. Every method is optional.
 
-    Methods run on every rank unless the hook was added on one rank only; those that use
-    collectives must be on all.
+    A hook runs on every rank unless it was added on one rank only. A hook that uses collectives
+    must be on all ranks.
     """
 
-    def on_start(self, trainer: Trainer) -> None:
-        """Before the first step of this process, with the state in place."""
+    def on_start(self, trainer: TrainerView) -> None:
+        """Runs before the first step of this process, with all state in place."""
 
-    def before_step(self, trainer: Trainer) -> None:
-        """Right before each step."""
+    def before_step(self, trainer: TrainerView) -> None:
+        """Runs right before each step."""
 
-    def after_step(self, trainer: Trainer) -> None:
-        """After each step; `trainer.step` counts the steps done."""
+    def after_step(self, trainer: TrainerView) -> None:
+        """Runs after each step; `trainer.step` counts the steps done."""
 
     def on_record(self, record: Mapping[str, Any]) -> None:
-        """A line of metrics: `kind` is train, validation, eval or event. Train lines come one step
-        late, so that reading them never waits for the device."""
+        """Receives a line of metrics, whose `kind` is train, validation, eval or event.
 
-    def before_rewind(self, trainer: Trainer) -> None:
-        """Right before an earlier state of weights and optimizer is loaded, after a step."""
+        Train records come one step late, so that reading them never waits for the device.
+        """
 
-    def on_end(self, trainer: Trainer) -> None:
-        """After the last step of this process."""
+    def before_rewind(self, trainer: TrainerView) -> None:
+        """Runs before an earlier state of weights and optimizer is loaded, after a step."""
 
-    def on_leave(self, trainer: Trainer) -> None:
-        """At the very end, after an error too: what runs beside the training ends in seconds."""
+    def on_end(self, trainer: TrainerView) -> None:
+        """Runs after the last step of this process."""
+
+    def on_leave(self, trainer: TrainerView) -> None:
+        """Runs at the very end, after an error too. It must return within seconds."""

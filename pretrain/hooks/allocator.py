@@ -10,12 +10,8 @@ training, and the memory in use at the peak of a step stays the same.
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING
 
-from pretrain.hooks import Hook
-
-if TYPE_CHECKING:
-    from pretrain.trainer import Trainer
+from pretrain.hooks import Hook, TrainerView
 
 # Names and numbers are those of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -27,12 +23,12 @@ KEEP_ALL = 2**31 - 1
 class Allocator(Hook):
     """Keeps freed memory between the first and the last step of a run on a CPU."""
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: TrainerView) -> None:
         """Returns to the system what the set-up freed, and keeps what is freed from here on."""
         if trainer.processes.device.type == "cpu":
             keep_freed_memory(True)
 
-    def on_leave(self, trainer: Trainer) -> None:
+    def on_leave(self, trainer: TrainerView) -> None:
         """Returns to the C library's defaults."""
         if trainer.processes.device.type == "cpu":
             keep_freed_memory(False)

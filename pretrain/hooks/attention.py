@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from pretrain.attention_choice import Timing
-from pretrain.hooks import Hook
-
-if TYPE_CHECKING:
-    from pretrain.trainer import Trainer
+from pretrain.hooks import Hook, TrainerView
 
 
 class AttentionByStage(Hook):
@@ -18,13 +14,13 @@ class AttentionByStage(Hook):
     def __init__(self, choice: dict[int, Timing]) -> None:
         self.choice = choice
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: TrainerView) -> None:
         """Takes the first one, and publishes all with their times."""
         self.before_step(trainer)
         for seq_len, timing in self.choice.items():
             record = {"kind": "event", "event": "attention", "seq_len": seq_len}
             trainer.publish(record | asdict(timing))
 
-    def before_step(self, trainer: Trainer) -> None:
+    def before_step(self, trainer: TrainerView) -> None:
         """Changes it with the sequence length."""
         trainer.model.attention = self.choice[trainer.plan.at(trainer.step).seq_len].backend

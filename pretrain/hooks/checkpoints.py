@@ -6,7 +6,7 @@ import queue
 import sys
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch.distributed as dist
 
@@ -17,10 +17,7 @@ from pretrain.checkpoints.retention import Retention
 from pretrain.checkpoints.saver import Outcome, Saver
 from pretrain.checkpoints.writer_process import Aside
 from pretrain.config import CheckpointConfig
-from pretrain.hooks import Hook
-
-if TYPE_CHECKING:
-    from pretrain.trainer import Trainer
+from pretrain.hooks import Hook, TrainerView
 
 
 class Checkpoints(Hook):
@@ -33,7 +30,7 @@ class Checkpoints(Hook):
         self.validation: tuple[int, float] | None = None
         self.saved = -1
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: TrainerView) -> None:
         """Sets the clock."""
         config = self.config
         keep = Retention(config.keep_last, config.keep_every, config.keep_best)
@@ -65,7 +62,7 @@ class Checkpoints(Hook):
         if record["kind"] == "validation":
             self.validation = record["step"], record["loss"]
 
-    def after_step(self, trainer: Trainer) -> None:
+    def after_step(self, trainer: TrainerView) -> None:
         """Saves when it is due."""
         self._report(trainer)
         last = trainer.must_save or trainer.step == trainer.plan.total_steps
@@ -77,29 +74,29 @@ class Checkpoints(Hook):
         if last or (self.saved == trainer.step and not self.config.asynchronous):
             self.finish(trainer, must_hold=last)
 
-    def before_rewind(self, trainer: Trainer) -> None:
+    def before_rewind(self, trainer: TrainerView) -> None:
         """Waits for the save under way, which may be the one to go back to."""
         self.finish(trainer)
 
-    def on_end(self, trainer: Trainer) -> None:
+    def on_end(self, trainer: TrainerView) -> None:
         """Waits for the save and the copy under way."""
         self.finish(trainer)
         if self.copier is not None:
             self.copier.wait()
         self._report(trainer)
 
-    def on_leave(self, trainer: Trainer) -> None:
+    def on_leave(self, trainer: TrainerView) -> None:
         """Nothing may use the job's store once it is gone."""
         if hasattr(self, "saver"):  # not where the start itself failed
             self.saver.leave()
 
-    def save(self, trainer: Trainer, short_lived: bool = False, patient: bool = False) -> None:
+    def save(self, trainer: TrainerView, short_lived: bool = False, patient: bool = False) -> None:
         """Begins a save of this step unless there is one; every rank calls it. patient: not left
         out for an earlier one, which ends in bounded time."""
         if self.saved == trainer.step:
             return
         trainer.flush()  # what the checkpoint covers is in the logs before it
-        about = trainer.about()
+        about = trainer.checkpoint_metadata()
         if short_lived:
             about["short_lived"] = True
         if self.validation is not None and self.validation[0] == trainer.step:
@@ -115,7 +112,7 @@ class Checkpoints(Hook):
         if self.clock is not None:
             self.clock.saved(time.monotonic())
 
-    def finish(self, trainer: Trainer, must_hold: bool = False) -> None:
+    def finish(self, trainer: TrainerView, must_hold: bool = False) -> None:
         """Waits for the save under way; every rank calls it. must_hold: raises CheckpointError
         where it failed."""
         problem = self.saver.agreed_outcome()
@@ -127,7 +124,7 @@ class Checkpoints(Hook):
                 "command again from the checkpoint before it."
             )
 
-    def _is_due(self, trainer: Trainer) -> bool:
+    def _is_due(self, trainer: TrainerView) -> bool:
         config, step = self.config, trainer.step
         if config.interval != "auto" and config.every_steps and step % config.every_steps == 0:
             return True
@@ -152,7 +149,7 @@ class Checkpoints(Hook):
             return self.config.every_minutes * 60
         return best_interval(cost_seconds, self.config.mttf_hours * 3600)
 
-    def _report(self, trainer: Trainer) -> None:
+    def _report(self, trainer: TrainerView) -> None:
         """Publishes how saves ended; rank 0 knows."""
         while not self.saver.outcomes.empty():
             outcome = self.saver.outcomes.get()
@@ -183,7 +180,7 @@ class Checkpoints(Hook):
             for step in steps:
                 trainer.publish({"kind": "event", "event": "copied", "path": f"step_{step}"})
 
-    def _alarm(self, trainer: Trainer, step: int, problem: str) -> None:
+    def _alarm(self, trainer: TrainerView, step: int, problem: str) -> None:
         """The run goes on, and says that it is less safe than it should be."""
         if trainer.processes.is_main:
             print(

@@ -13,16 +13,12 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-from pretrain.distributed import Processes
 from pretrain.health.late_gather import LateGather
-from pretrain.hooks import Hook
-
-if TYPE_CHECKING:
-    from pretrain.trainer import Trainer
+from pretrain.hooks import Hook, TrainerView
+from pretrain.processes import Processes
 
 EVERY_STEPS = 100
 POWERCAP = Path("/sys/class/powercap")
@@ -43,17 +39,17 @@ class Energy(Hook):
         self.cpu = rapl() if first_here else lambda: 0.0
         self.gather = LateGather(processes, 3)
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: TrainerView) -> None:
         """Starts to count."""
         self.began = time.perf_counter()
         self._read()
 
-    def after_step(self, trainer: Trainer) -> None:
+    def after_step(self, trainer: TrainerView) -> None:
         """Hands in what this process read, and publishes what all read the time before."""
         if trainer.step % EVERY_STEPS == 0:
             self._publish(trainer, self.gather.exchange(self._read()))
 
-    def on_end(self, trainer: Trainer) -> None:
+    def on_end(self, trainer: TrainerView) -> None:
         """Publishes the rest."""
         self._publish(trainer, self.gather.exchange(self._read()))
         self._publish(trainer, self.gather.collect())
@@ -63,7 +59,7 @@ class Energy(Hook):
         seconds, self.began = time.perf_counter() - self.began, time.perf_counter()
         return [*(meter() if meter else math.nan for meter in (self.gpu, self.cpu)), seconds]
 
-    def _publish(self, trainer: Trainer, answers: list[list[float]]) -> None:
+    def _publish(self, trainer: TrainerView, answers: list[list[float]]) -> None:
         if not answers:
             return
         sums = {

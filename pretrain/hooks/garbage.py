@@ -8,12 +8,8 @@ collection is off, and all ranks collect after the same steps.
 from __future__ import annotations
 
 import gc
-from typing import TYPE_CHECKING
 
-from pretrain.hooks import Hook
-
-if TYPE_CHECKING:
-    from pretrain.trainer import Trainer
+from pretrain.hooks import Hook, TrainerView
 
 
 class Garbage(Hook):
@@ -22,19 +18,19 @@ class Garbage(Hook):
     def __init__(self, every_steps: int) -> None:
         self.every_steps = every_steps
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: TrainerView) -> None:
         """Collects what the setup left, and freezes what is there."""
         if self.every_steps:
             gc.collect()
             gc.freeze()
             gc.disable()
 
-    def after_step(self, trainer: Trainer) -> None:
+    def after_step(self, trainer: TrainerView) -> None:
         """Collects young objects: those that reach old age here are few."""
         if self.every_steps and trainer.step % self.every_steps == 0:
             gc.collect(1)
 
-    def on_end(self, trainer: Trainer) -> None:
+    def on_end(self, trainer: TrainerView) -> None:
         """Back to Python's own way."""
         if self.every_steps:
             gc.enable()

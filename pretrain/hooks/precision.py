@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pretrain.config import PretrainConfig
-from pretrain.hooks import Hook
+from pretrain.hooks import Hook, TrainerView
 from pretrain.parallel.fp8 import apply_fp8
-
-if TYPE_CHECKING:
-    from pretrain.trainer import Trainer
 
 
 class PrecisionByStage(Hook):
@@ -19,11 +14,11 @@ class PrecisionByStage(Hook):
         self.config = config
         self.now = config.precision
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: TrainerView) -> None:
         """Takes that of the stage in which this process begins."""
         self.before_step(trainer)
 
-    def before_step(self, trainer: Trainer) -> None:
+    def before_step(self, trainer: TrainerView) -> None:
         """Changes it with the stage."""
         wanted = self.config.precision_of(trainer.plan.at(trainer.step))
         if wanted != self.now:

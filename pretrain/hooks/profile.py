@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from pretrain.config import ProfileConfig
-from pretrain.hooks import Hook
-
-if TYPE_CHECKING:
-    from pretrain.trainer import Trainer
+from pretrain.hooks import Hook, TrainerView
 
 
 class Profile(Hook):
@@ -30,7 +26,7 @@ class Profile(Hook):
         self.rank = rank
         self.profiler: profile | None = None
 
-    def before_step(self, trainer: Trainer) -> None:
+    def before_step(self, trainer: TrainerView) -> None:
         """Starts at the first step of a run of them; names each in the trace."""
         step = trainer.step + 1
         if step not in self.steps:
@@ -48,7 +44,7 @@ class Profile(Hook):
         self.label = record_function(f"train step {step}")
         self.label.__enter__()
 
-    def after_step(self, trainer: Trainer) -> None:
+    def after_step(self, trainer: TrainerView) -> None:
         """Ends at the last step of a run of them, and writes the files."""
         step = trainer.step
         if self.profiler is None or step not in self.steps:
@@ -57,7 +53,7 @@ class Profile(Hook):
         if step + 1 not in self.steps:
             self._write(step)
 
-    def on_end(self, trainer: Trainer) -> None:
+    def on_end(self, trainer: TrainerView) -> None:
         """Writes what was under way where the run stops early."""
         if self.profiler is not None:
             self._write(trainer.step)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from pretrain.hooks import Hook
-
-if TYPE_CHECKING:
-    from pretrain.trainer import Trainer
+from pretrain.hooks import Hook, TrainerView
 
 LOG_SECONDS = 10.0
 
@@ -25,7 +22,7 @@ class ProgressLine(Hook):
         self.bar: Progress | None = None
         self.printed_at = 0.0
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: TrainerView) -> None:
         """Says what runs, and opens the bar."""
         self.total = trainer.plan.total_steps
         self.total_tokens = trainer.plan.total_tokens
@@ -64,7 +61,7 @@ class ProgressLine(Hook):
             text = f"step {step}  stage {record['stage']}: sequence length {record['seq_len']}"
             self.console.print(text, highlight=False, soft_wrap=True)
 
-    def on_end(self, trainer: Trainer) -> None:
+    def on_end(self, trainer: TrainerView) -> None:
         """Closes the bar."""
         if self.bar is not None:
             self.bar.stop()

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from pretrain.hooks import Hook
+from pretrain.hooks import Hook, TrainerView
 from pretrain.parallel.compile import compiled_graphs
-
-if TYPE_CHECKING:
-    from pretrain.trainer import Trainer
 
 FREE_STEPS = 2
 """Steps of a stage, of a size of its ramp, and of a process, in which compiling is expected."""
@@ -19,15 +14,15 @@ class Recompiles(Hook):
     compiled something: it took seconds to minutes, and what changed its shape or value will most
     likely do it again."""
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: TrainerView) -> None:
         """Counts steps from here: a process that resumes compiles too."""
         self.first_step = trainer.step
 
-    def before_step(self, trainer: Trainer) -> None:
+    def before_step(self, trainer: TrainerView) -> None:
         """Forgets what was compiled between the steps, by validation."""
         self.graphs = compiled_graphs()
 
-    def after_step(self, trainer: Trainer) -> None:
+    def after_step(self, trainer: TrainerView) -> None:
         """Compares."""
         made = compiled_graphs() - self.graphs
         level = trainer.plan.level(trainer.step - 1)  # batches of a ramp may differ in shape

@@ -14,12 +14,11 @@ from conf.errors import InputError
 from data_pipeline.store.manifest import Manifest
 from pretrain.checks import check_tasks_package
 from pretrain.config import EvaluationConfig
-from pretrain.hooks import Hook
+from pretrain.hooks import Hook, TrainerView
 from pretrain.parallel import drop_gathered
 
 if TYPE_CHECKING:
     from eval.tasks.checked_lm import CheckedDecoderLM
-    from pretrain.trainer import Trainer
 
 
 class Tasks(Hook):
@@ -67,13 +66,13 @@ class Tasks(Hook):
         model.prefix, model.is_dry = "evaluation.", True
         self._score_tasks(model, tells=True)
 
-    def after_step(self, trainer: Trainer) -> None:
+    def after_step(self, trainer: TrainerView) -> None:
         """Scores at the interval and at the end."""
         every = self.config.every_steps
         if trainer.step == trainer.plan.total_steps or (every and trainer.step % every == 0):
             self._score(trainer)
 
-    def _score(self, trainer: Trainer) -> None:
+    def _score(self, trainer: TrainerView) -> None:
         from eval.tasks.checked_lm import CheckedDecoderLM
 
         started = time.perf_counter()

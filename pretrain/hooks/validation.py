@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -11,11 +11,8 @@ from data_pipeline.sampling.batches import fill_up, held_out_batches, held_out_s
 from data_pipeline.sampling.dealing import Deal
 from eval.inloop.evaluator import evaluate
 from pretrain.config import ValidationConfig
-from pretrain.hooks import Hook
+from pretrain.hooks import Hook, TrainerView
 from pretrain.parallel import drop_gathered
-
-if TYPE_CHECKING:
-    from pretrain.trainer import Trainer
 
 
 class Validation(Hook):
@@ -28,19 +25,19 @@ class Validation(Hook):
     def __init__(self, config: ValidationConfig) -> None:
         self.config = config
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: TrainerView) -> None:
         """Scores a fresh model."""
         self.token_bytes = torch.from_numpy(trainer.manifest.token_bytes().astype("int64"))
         if trainer.step == 0:
             self._validate(trainer)
 
-    def after_step(self, trainer: Trainer) -> None:
+    def after_step(self, trainer: TrainerView) -> None:
         """Scores at the interval and at the end."""
         every = self.config.every_steps
         if trainer.step == trainer.plan.total_steps or (every and trainer.step % every == 0):
             self._validate(trainer)
 
-    def _validate(self, trainer: Trainer) -> None:
+    def _validate(self, trainer: TrainerView) -> None:
         manifest = trainer.manifest
         if not manifest.source_tokens("held_out"):
             return  # nothing was held out: imported shards may come without

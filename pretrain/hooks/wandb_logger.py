@@ -10,13 +10,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from conf.wandb_run import LoggerConfig, check_key, open_run
-from pretrain.hooks import Hook
-
-if TYPE_CHECKING:
-    from pretrain.trainer import Trainer
+from pretrain.hooks import Hook, TrainerView
 
 QUEUE_LINES = 10_000
 FINISH_SECONDS = 30.0
@@ -35,7 +32,7 @@ class WandbLogger(Hook):
         self.lines: queue.Queue[dict[str, float] | None] = queue.Queue(QUEUE_LINES)
         self.dropped = 0
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: TrainerView) -> None:
         """Starts or continues the run, beside the training."""
         id_file = self.run_dir / "wandb_id"
         if not id_file.exists():
@@ -55,7 +52,7 @@ class WandbLogger(Hook):
         except queue.Full:
             self.dropped += 1
 
-    def on_end(self, trainer: Trainer) -> None:
+    def on_end(self, trainer: TrainerView) -> None:
         """Flushes, as long as that does not take too long."""
         with suppress(queue.Full):
             self.lines.put_nowait(None)

@@ -15,7 +15,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from model.network import Decoder
 from pretrain.config import ParallelConfig
-from pretrain.distributed import Layout
 from pretrain.hardware import compute_dtype
 from pretrain.parallel.activation_checkpointing import apply_activation_checkpointing
 from pretrain.parallel.async_tensor import apply_async_tensor_parallel
@@ -23,6 +22,7 @@ from pretrain.parallel.compile import compile_blocks
 from pretrain.parallel.context import ContextParallel
 from pretrain.parallel.cpu_overlap import overlap_on_cpu
 from pretrain.parallel.fp8 import apply_fp8
+from pretrain.parallel.mesh import Layout
 from pretrain.parallel.tensor import apply_tensor_parallel
 
 

@@ -18,10 +18,10 @@ from data_pipeline.sampling.dealing import blank_note
 from data_pipeline.sampling.recipe import StagePlan
 from pretrain.checks import check_layout
 from pretrain.config import AUTO, MESH, ParallelConfig, PretrainConfig
-from pretrain.distributed import Processes
 from pretrain.planning.compile_choice import choose_compile
 from pretrain.planning.layouts import GIB, Machine, Need, choose, fit, optimizer_name, options
 from pretrain.planning.memory import Sizes
+from pretrain.processes import Processes
 
 
 def settle_parallel(config: PretrainConfig, plan: StagePlan, processes: Processes) -> list[str]:

@@ -10,8 +10,8 @@ from conf.machine import bf16_verdict, processor
 from data_pipeline.sampling.recipe import StagePlan
 from model.flops import flops_per_token
 from pretrain.config import PretrainConfig
-from pretrain.distributed import Processes
 from pretrain.hardware import compute_dtype, peak_flops
+from pretrain.processes import Processes
 
 CPU_GAIN = 1.3
 """Of compiled blocks in bf16 on CPUs that multiply it (1.26 to 1.33 in benchmarks/LOG.md); in fp32

@@ -18,9 +18,9 @@ from model.config import ModelConfig
 from model.network import build_meta
 from pretrain.checks import check_layout
 from pretrain.config import OptimConfig, ParallelConfig
-from pretrain.distributed import make_layout
 from pretrain.optim import build_optimizer
 from pretrain.parallel import parallelize
+from pretrain.parallel.mesh import make_layout
 
 
 @dataclass(frozen=True)

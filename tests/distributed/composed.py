@@ -15,9 +15,10 @@ from model.init import initial_value
 from model.network import build_meta
 from pretrain.checks import check_layout
 from pretrain.config import ParallelConfig
-from pretrain.distributed import make_layout, start
 from pretrain.parallel import fill, parallelize
 from pretrain.parallel.fp8 import apply_fp8, fp8_linears
+from pretrain.parallel.mesh import make_layout
+from pretrain.processes import start
 from tests.model.shapes import tiny
 
 MODEL = tiny(hidden_size=64, intermediate_size=96, num_heads=4, head_dim=16, vocab_size=256)

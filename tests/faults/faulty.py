@@ -27,26 +27,27 @@ from data_pipeline.store.shards import DamagedShard
 from pretrain.__main__ import COMMANDS
 from pretrain.checkpoints import files
 from pretrain.checkpoints.writer_process import Aside
-from pretrain.hooks import Hook
-from pretrain.trainer import Trainer
+from pretrain.hooks import Hook, TrainerView
 from tests.patience import limit
 
 
-def send(number: int) -> Callable[[Trainer], None]:
+def send(number: int) -> Callable[[TrainerView], None]:
     return lambda trainer: os.kill(os.getpid(), number)
 
 
-def send_twice(trainer: Trainer) -> None:
+def send_twice(trainer: TrainerView) -> None:
     """The second time later than one Ctrl-C could be, without a step between."""
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(1.1)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def poison(change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Callable[[Trainer], None]:
+def poison(
+    change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+) -> Callable[[TrainerView], None]:
     """Changes the loss (and the losses by sample) of this rank's passes."""
 
-    def fault(trainer: Trainer) -> None:
+    def fault(trainer: TrainerView) -> None:
         forward = type(trainer.model).forward
         trainer.model.forward = lambda *args, **more: change(  # type: ignore[method-assign]
             *forward(trainer.model, *args, **more)
@@ -61,19 +62,19 @@ def inf_gradient(loss: Tensor, by_sample: Tensor) -> tuple[Tensor, Tensor]:
     return loss, by_sample
 
 
-def slow_optimizer(trainer: Trainer) -> None:
+def slow_optimizer(trainer: TrainerView) -> None:
     """From here on by several times what a step takes."""
     seconds = limit(0.1)
     trainer.optimizer.register_step_pre_hook(lambda *_: time.sleep(seconds))
 
 
-def stop_file(trainer: Trainer) -> None:
+def stop_file(trainer: TrainerView) -> None:
     """And from here on steps that are long enough for it to be looked for before the last one."""
     Path(trainer.config.run_dir, "STOP").touch()
     trainer.optimizer.register_step_pre_hook(lambda *_: time.sleep(0.6))
 
 
-def kill_in_backward(trainer: Trainer) -> None:
+def kill_in_backward(trainer: TrainerView) -> None:
     """When the gradient has come to the first block."""
 
     def kill(*_: object) -> None:
@@ -82,7 +83,7 @@ def kill_in_backward(trainer: Trainer) -> None:
     next(iter(trainer.model.layers)).register_full_backward_hook(kill)
 
 
-def kill_before_reduce(trainer: Trainer) -> None:
+def kill_before_reduce(trainer: TrainerView) -> None:
     """Right before this rank's next message, for which the others wait."""
 
     def kill(*_: object, **__: object) -> None:
@@ -92,7 +93,7 @@ def kill_before_reduce(trainer: Trainer) -> None:
         setattr(dist, name, kill)
 
 
-def kill_soon(trainer: Trainer) -> None:
+def kill_soon(trainer: TrainerView) -> None:
     """At some moment of the steps that come."""
     seconds = float(os.environ["HEADWATER_FAULT_SECONDS"])
     timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL))
@@ -100,7 +101,7 @@ def kill_soon(trainer: Trainer) -> None:
     timer.start()
 
 
-def no_memory(trainer: Trainer) -> None:
+def no_memory(trainer: TrainerView) -> None:
     """From here on this rank gets no more."""
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (taken + (64 << 20),) * 2)
@@ -113,10 +114,10 @@ def no_memory(trainer: Trainer) -> None:
     trainer.model.forward = greedy  # type: ignore[method-assign]
 
 
-def clock(seconds: float) -> Callable[[Trainer], None]:
+def clock(seconds: float) -> Callable[[TrainerView], None]:
     """From here on the wall clock is so much off."""
 
-    def fault(trainer: Trainer) -> None:
+    def fault(trainer: TrainerView) -> None:
         real = time.time
         time.time = lambda: real() + seconds
 
@@ -126,14 +127,14 @@ def clock(seconds: float) -> Callable[[Trainer], None]:
 LINES = ("metrics.jsonl", "ledger.jsonl", "receipts.jsonl")
 
 
-def no_room_for_lines(trainer: Trainer) -> None:
+def no_room_for_lines(trainer: TrainerView) -> None:
     """For three steps."""
     for name in LINES:
         path = Path(trainer.config.run_dir, name)
         path.rename(path.with_suffix(".kept"))
         path.symlink_to("/dev/full")
 
-    def room(hook: Hook, trainer: Trainer, until: int = trainer.step + 3) -> None:
+    def room(hook: Hook, trainer: TrainerView, until: int = trainer.step + 3) -> None:
         if trainer.step != until:
             return
         for name in LINES:
@@ -143,17 +144,17 @@ def no_room_for_lines(trainer: Trainer) -> None:
     trainer.hooks.append(type("Room", (Hook,), {"before_step": room})())
 
 
-def shards(change: Callable[[Path], None]) -> Callable[[Trainer], None]:
+def shards(change: Callable[[Path], None]) -> Callable[[TrainerView], None]:
     """Changes all shards of the corpus, and has all of them read again."""
 
-    def fault(trainer: Trainer) -> None:
+    def fault(trainer: TrainerView) -> None:
         for path in Path(trainer.config.data.folder, "train").glob("*.bin"):
             change(path)
 
     return fault
 
 
-def drift_once(trainer: Trainer) -> None:
+def drift_once(trainer: TrainerView) -> None:
     """The next update goes wrong by a bit."""
 
     def wrong(*_: object) -> None:
@@ -163,7 +164,7 @@ def drift_once(trainer: Trainer) -> None:
     handle = trainer.optimizer.register_step_post_hook(wrong)
 
 
-def local_weight(trainer: Trainer) -> Tensor:
+def local_weight(trainer: TrainerView) -> Tensor:
     """This rank's part of the last norm's weight, as integers; not the gathered copy of it that
     FSDP still has after a validation, which the next step drops."""
     for module in trainer.model.modules():
@@ -174,12 +175,12 @@ def local_weight(trainer: Trainer) -> Tensor:
     return (found.to_local() if isinstance(found, DTensor) else found).detach().view(torch.int32)
 
 
-def flip(trainer: Trainer) -> None:
+def flip(trainer: TrainerView) -> None:
     """Not the last bit: rounding may heal that one before anybody looks."""
     local_weight(trainer)[3] ^= 1 << 12
 
 
-def drift(trainer: Trainer) -> None:
+def drift(trainer: TrainerView) -> None:
     """From here on an update goes wrong by a bit."""
 
     def wrong(*_: object) -> None:
@@ -219,12 +220,12 @@ def no_latest(path: Path, content: Any) -> None:
 write_durably = files.write_durably
 
 
-def damaged_shard(trainer: Trainer) -> None:
+def damaged_shard(trainer: TrainerView) -> None:
     """As where it is read."""
     raise DamagedShard("code.bin is missing: tokenize the corpus again.")
 
 
-FAULTS: dict[str, Callable[[Trainer], None]] = {
+FAULTS: dict[str, Callable[[TrainerView], None]] = {
     "SIGTERM": send(signal.SIGTERM),
     "SIGUSR1": send(signal.SIGUSR1),
     "SIGINT": send(signal.SIGINT),
@@ -265,12 +266,12 @@ class Fault(Hook):
         self.fault, self.rank = fault, rank
         self.steps = range(int(first), int(last or first) + 1)
 
-    def before_step(self, trainer: Trainer) -> None:
+    def before_step(self, trainer: TrainerView) -> None:
         here = self.rank in ("all", str(trainer.processes.rank))
         if here and trainer.step + 1 in self.steps:
             FAULTS[self.fault](trainer)
 
-    def after_step(self, trainer: Trainer) -> None:
+    def after_step(self, trainer: TrainerView) -> None:
         vars(trainer.model).pop("forward", None)
 
 

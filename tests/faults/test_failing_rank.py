@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from conf.errors import InputError
-from pretrain.distributed import Processes
 from pretrain.health.outcome import read_outcome, write_outcome, writing_outcome
+from pretrain.processes import Processes
 from tests.conftest import ROOT
 from tests.runs import arguments, records
 

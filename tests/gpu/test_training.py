@@ -17,9 +17,10 @@ from model.init import initialize
 from model.loss import linear_cross_entropy
 from model.network import Decoder
 from pretrain.checks import FP8_CAPABILITY
-from pretrain.distributed import start
+from pretrain.health.bad_steps import BadSteps
 from pretrain.parallel.activation_checkpointing import MODES, apply_activation_checkpointing
 from pretrain.planning.memory import Sizes, Work, parameter_shapes, plan_memory
+from pretrain.processes import start
 from pretrain.setup import prepare
 from pretrain.trainer import Trainer
 from tests.model.shapes import tiny
@@ -103,7 +104,7 @@ def test_a_trace_and_a_memory_snapshot(command, corpus, tmp_path):
 )
 def test_a_step_does_not_wait_for_the_device(precision, compiled, corpus, tmp_path, monkeypatch):
     """I9. The first steps of each stage compile and tune, which may wait."""
-    step = Trainer._train_step
+    step = Trainer.train_step
 
     def guarded(trainer):
         stage = trainer.plan.at(trainer.step)
@@ -114,12 +115,12 @@ def test_a_step_does_not_wait_for_the_device(precision, compiled, corpus, tmp_pa
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(Trainer, "_train_step", guarded)
+    monkeypatch.setattr(Trainer, "train_step", guarded)
     changes = {"device": "cuda", "precision": precision, "parallel__compile": compiled}
     config = settings(corpus.folder, tmp_path / "run", **changes)
     processes = start("cuda")
     try:
-        trainer = Trainer(config, processes, prepare(config, processes))
+        trainer = Trainer(config, processes, prepare(config, processes), BadSteps(config.health, 1))
         trainer.train()
     finally:
         dist.destroy_process_group()

@@ -171,8 +171,7 @@ def test_a_loader_is_ahead_of_a_slower_trainer(manifest):
     for step in range(10):
         there = step > 0 and loader._ahead[step].done()
         assert there == (step > 0)
-        waited = loader.get(step).wait_seconds
-        assert loader.waited_seconds == waited >= 0
+        assert loader.get(step).wait_seconds >= 0
         loader_module.wait(
             loader._ahead.values(), limit(20)
         )  # the step trains for longer than this

@@ -7,8 +7,9 @@ import torch
 import torch.distributed as dist
 
 from pretrain import trainer as loop
-from pretrain.distributed import start
+from pretrain.health.bad_steps import BadSteps
 from pretrain.hooks.run_files import RunFiles
+from pretrain.processes import start
 from pretrain.setup import prepare
 from tests.runs import records, settings
 
@@ -20,7 +21,9 @@ def test_mfu_is_the_exact_formula(corpus, tmp_path, monkeypatch):
     config = settings(corpus.folder, tmp_path / "run", stop_after=12)
     processes = start("cpu")
     try:
-        trainer = loop.Trainer(config, processes, prepare(config, processes))
+        trainer = loop.Trainer(
+            config, processes, prepare(config, processes), BadSteps(config.health, 1)
+        )
         trainer.hooks = [RunFiles(tmp_path / "run")]
         trainer.train()
         steps = [trainer.loader._read(step).micro_batches for step in range(12)]
@@ -55,7 +58,9 @@ def test_steps_in_fp8_have_a_share_of_the_fp8_peak_too(corpus, tmp_path, monkeyp
     config = settings(corpus.folder, tmp_path / "run", **fp8)
     processes = start("cpu")
     try:
-        trainer = loop.Trainer(config, processes, prepare(config, processes))
+        trainer = loop.Trainer(
+            config, processes, prepare(config, processes), BadSteps(config.health, 1)
+        )
         trainer.hooks = [RunFiles(tmp_path / "run")]
         trainer.train()
     finally:

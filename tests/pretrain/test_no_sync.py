@@ -9,8 +9,9 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pretrain.distributed import start
+from pretrain.health.bad_steps import BadSteps
 from pretrain.hooks import Hook
+from pretrain.processes import start
 from pretrain.setup import prepare
 from pretrain.trainer import Trainer
 from tests.runs import settings
@@ -47,7 +48,7 @@ def no_reads(monkeypatch):
 
     guard("tolist")
     guard("numpy")
-    step = Trainer._train_step
+    step = Trainer.train_step
 
     def guarded_step(trainer):
         inside.append(True)
@@ -57,7 +58,7 @@ def no_reads(monkeypatch):
         finally:
             inside.clear()
 
-    monkeypatch.setattr(Trainer, "_train_step", guarded_step)
+    monkeypatch.setattr(Trainer, "train_step", guarded_step)
     return guarded_step
 
 
@@ -77,7 +78,7 @@ def run(corpus, tmp_path, **changes):
     config = settings(corpus.folder, tmp_path / "run", stop_after=12, **changes)
     processes = start("cpu")
     try:
-        trainer = Trainer(config, processes, prepare(config, processes))
+        trainer = Trainer(config, processes, prepare(config, processes), BadSteps(config.health, 1))
         late = Late(trainer)
         trainer.hooks = [late]
         trainer.train()

@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from pretrain.distributed import Processes
 from pretrain.hooks import energy
 from pretrain.hooks.energy import EVERY_STEPS, Energy, nvml, rapl
+from pretrain.processes import Processes
 from pretrain.train import train
 from tests.runs import records, settings
 

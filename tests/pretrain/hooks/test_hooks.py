@@ -17,14 +17,15 @@ import pytest
 import torch
 
 from pretrain.config import ProfileConfig
-from pretrain.distributed import Processes
 from pretrain.health.flight_recorder import turn_on_flight_recorder
 from pretrain.hooks.garbage import Garbage
 from pretrain.hooks.profile import Profile
 from pretrain.hooks.progress import duration
 from pretrain.hooks.recompiles import Recompiles
-from pretrain.hooks.run_files import Lines, RunFiles, keep_steps, replace_lines
+from pretrain.hooks.run_files import RunFiles
 from pretrain.loader import keys_seen
+from pretrain.processes import Processes
+from pretrain.records import RecordLog, drop_steps_after, replace_lines
 from tests.conftest import ROOT
 from tests.runs import arguments, records
 
@@ -37,14 +38,14 @@ def test_durations(seconds, text):
     assert duration(seconds) == text
 
 
-def test_keep_steps_cuts_off_later_steps_and_half_lines(tmp_path):
+def test_drop_steps_after_removes_later_steps_and_damaged_lines(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step}) for step in range(1, 6)]
     junk = b'\n[3]\nnull\n\0\0\xff\n{"step": 3, "lo'  # what a power cut may leave
     path.write_bytes("\n".join(lines).encode() + junk)
-    keep_steps(path, 3)
+    drop_steps_after(path, 3)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
-    keep_steps(tmp_path / "absent.jsonl", 3)
+    drop_steps_after(tmp_path / "absent.jsonl", 3)
 
 
 def test_steps_are_marked_as_skipped_when_there_is_room_again(tmp_path):
@@ -213,7 +214,7 @@ def test_the_flight_recorder_is_on_and_the_users_settings_stay(tmp_path, monkeyp
 
 
 def test_lines_without_room_wait_and_come_in_their_order(tmp_path, capsys):
-    lines = Lines(tmp_path / "metrics.jsonl")
+    lines = RecordLog(tmp_path / "metrics.jsonl")
     lines.append({"step": 1})
     lines.path.rename(tmp_path / "kept")
     lines.path.symlink_to("/dev/full")
@@ -228,7 +229,7 @@ def test_lines_without_room_wait_and_come_in_their_order(tmp_path, capsys):
 
 
 def test_lines_are_written_without_opening_the_file_again(tmp_path, monkeypatch):
-    lines = Lines(tmp_path / "metrics.jsonl")
+    lines = RecordLog(tmp_path / "metrics.jsonl")
     opened: list[Path] = []
     real = os.open
 
@@ -262,8 +263,8 @@ def test_half_a_line_is_taken_back(tmp_path):
     script = """
 import resource, signal
 from pathlib import Path
-from pretrain.hooks.run_files import Lines
-lines = Lines(Path("metrics.jsonl"))
+from pretrain.records import RecordLog
+lines = RecordLog(Path("metrics.jsonl"))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20))
 for step in (1, 2):

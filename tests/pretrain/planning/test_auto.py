@@ -14,7 +14,6 @@ from conf.errors import InputError
 from data_pipeline.sampling.recipe import RecipeConfig, StageConfig, StagePlan
 from model.config import ModelConfig
 from pretrain.config import ParallelConfig
-from pretrain.distributed import start
 from pretrain.planning.auto import available_memory, pick_layout, settle_parallel
 from pretrain.planning.layouts import (
     GIB,
@@ -27,6 +26,7 @@ from pretrain.planning.layouts import (
     options,
 )
 from pretrain.planning.memory import Sizes
+from pretrain.processes import start
 from tests.model.test_counts import load
 from tests.runs import arguments, ledger, records, settings
 

@@ -10,9 +10,9 @@ from conf.machine import Verdict
 from data_pipeline.sampling.recipe import RecipeConfig, StageConfig, StagePlan
 from pretrain.checks import Job, check_precision
 from pretrain.config import ParallelConfig
-from pretrain.distributed import Processes
 from pretrain.planning import compile_choice
 from pretrain.planning.compile_choice import choose_compile, decide, missing_compiler
+from pretrain.processes import Processes
 from tests.runs import settings
 
 PLAN = StagePlan(RecipeConfig("r", 2048, {"a": StageConfig(64, 20480)}), {"all": 10**9})

@@ -1,0 +1,81 @@
+"""The processes of a run: this process, the device it uses, and how the ranks join each other."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from conf.errors import EXIT_HANG, RunFault
+from pretrain.checks import device_of
+
+START_SECONDS = "HEADWATER_START_SECONDS"
+"""Environment variable: how long ranks wait for each other at the start. The default is 600."""
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process, as one rank of `world_size`."""
+
+    device: torch.device
+    rank: int
+    world_size: int
+
+    @property
+    def is_main(self) -> bool:
+        """Returns whether this is rank 0, the only rank that writes shared files."""
+        return self.rank == 0
+
+
+def start(device: str) -> Processes:
+    """Joins the process group that `torchrun` set up, or makes one of this process alone."""
+    offered = "cuda" if torch.cuda.is_available() else "cpu"
+    use_cuda = device_of(device, offered) == "cuda"
+    backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
+    if "RANK" in os.environ:
+        die_with_launcher()
+        join(backend, float(os.environ.get(START_SECONDS, "600")))
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    torch_device = torch.device("cpu")
+    if use_cuda:
+        torch_device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(torch_device)
+    return Processes(torch_device, dist.get_rank(), dist.get_world_size())
+
+
+def die_with_launcher() -> None:
+    """Has the kernel send SIGTERM to this process when `torchrun` dies.
+
+    Ranks run in sessions of their own, so a launcher that was killed could not end them.
+    """
+    parent = os.getppid()
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # the launcher died before the call
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def join(backend: str, timeout_seconds: float) -> None:
+    """Joins the process group. Raises RunFault if not all ranks join within the timeout."""
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+    except (RuntimeError, OSError) as error:
+        env = os.environ
+        address = f"{env.get('MASTER_ADDR')}:{env.get('MASTER_PORT')}"
+        fault = RunFault(
+            f"rank {env['RANK']} of {env.get('WORLD_SIZE')} could not rendezvous at {address} "
+            f"within {timeout_seconds:.0f} s ({str(error).splitlines()[0][:200]}). Check that "
+            "rank 0 runs there, that no other program uses the port and that all ranks were "
+            f"started, or set {START_SECONDS} higher.",
+            EXIT_HANG,
+        )
+        fault.every_rank = True
+        raise fault from None

@@ -1,0 +1,106 @@
+"""Files with one JSON record per line, such as `metrics.jsonl`: append, read and edit."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+
+class RecordLog:
+    """A file that records are appended to, one line each.
+
+    The file stays open between lines: on a cluster's file system, opening it costs more than
+    writing the line. If the disk is full, lines are kept in memory and retried with the next line,
+    so training continues.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.waiting: list[str] = []
+        self._file: int | None = None
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Writes a line at once, after all lines that are still waiting."""
+        self.waiting.append(json.dumps(record) + "\n")
+        size_before = None
+        try:
+            file = self._open()
+            size_before = os.fstat(file).st_size
+            content = "".join(self.waiting).encode()
+            if (written := os.write(file, content)) < len(content):
+                raise OSError(f"{written} of {len(content)} bytes were written")
+        except OSError as error:
+            if size_before is not None and self.path.is_file():
+                os.truncate(self.path, size_before)  # never leaves part of a line
+            self.close()
+            if len(self.waiting) == 1:
+                print(
+                    f"ALARM: {self.path} cannot be written ({error.strerror or error}). Training "
+                    "continues. The lines are kept in memory and retried at every step.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            return
+        self.waiting.clear()
+
+    def close(self) -> None:
+        """Closes the file until the next line, so that others on a network see all of it."""
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):
+                os.close(file)
+
+    def _open(self) -> int:
+        """Returns a descriptor of the file that is at the path now.
+
+        The file may have been replaced, or moved by a log rotation.
+        """
+        if self._file is not None:
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(self._file), os.stat(self.path)):
+                    return self._file
+            self.close()
+        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        return self._file
+
+
+def drop_steps_after(path: Path, last: int) -> None:
+    """Removes the records of steps after `last`, and a last line that a crash cut short."""
+    if path.exists():
+        replace_lines(path, (line for line, record in _read(path) if record["step"] <= last))
+
+
+def mark_discarded(path: Path, after: int, last: int) -> None:
+    """Marks steps `after + 1` to `last` as discarded by a rewind: no weight contains them."""
+    why = {"skipped": f"rewound at step {last}"}
+    records = [line | (why if after < line["step"] <= last else {}) for line in read_records(path)]
+    replace_lines(path, (json.dumps(record).encode() + b"\n" for record in records))
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the records of a file, without lines that a crash or a power cut damaged."""
+    return (record for _, record in _read(path))
+
+
+def replace_lines(path: Path, lines: Iterable[bytes]) -> None:
+    """Replaces the content of a file atomically."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        file.writelines(lines)
+    temporary.replace(path)
+
+
+def _read(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and "step" in record:
+                yield line.rstrip(b"\n") + b"\n", record

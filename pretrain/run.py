@@ -1,0 +1,39 @@
+"""What `setup` builds and `Trainer` runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data_pipeline.sampling.order import SampleOrder
+from data_pipeline.sampling.recipe import StagePlan
+from data_pipeline.store.manifest import Manifest
+from model.network import Decoder
+from pretrain.attention_choice import Timing
+from pretrain.loader import Loader
+from pretrain.parallel.mesh import Layout
+
+
+@dataclass
+class Run:
+    """The parts of a training run, with the state of its last checkpoint loaded.
+
+    checkpoints: the folder of checkpoints.
+    step: steps done.
+    documents: per source, documents that were trained on to their end.
+    attention: the attention backend per sequence length.
+    """
+
+    manifest: Manifest
+    plan: StagePlan
+    order: SampleOrder
+    layout: Layout
+    model: Decoder
+    optimizer: torch.optim.Optimizer
+    loader: Loader
+    checkpoints: Path
+    step: int
+    documents: dict[str, int]
+    attention: dict[int, Timing]
