@@ -169,7 +169,7 @@ def _given(new: list[str]) -> list[str]:
     node = OmegaConf.create({})
     for holder in new:
         OmegaConf.update(node, holder, {})
-    ConfigStore.instance().store(group=GIVEN, name="entries", node=node, package="_global_")
+    ConfigStore.instance().store(group=f"command/{GIVEN}", name="entries", node=node, package="_global_")
     return [f"+{GIVEN}=entries"]
 
 

@@ -15,7 +15,7 @@ import pytest
 from conf.entry import Command
 from conf.errors import InputError
 from data_pipeline.text.corpus import CorpusConfig, SourceConfig, TokenizerConfig
-from tests.test_conf import STAGES
+from tests.conf.test_entry import STAGES
 
 NOT_OUTPUTS = {("launch", "demo"), ("launch", "chain")}
 """Their `out` is a folder of runs, in which every step has an output of its own."""
