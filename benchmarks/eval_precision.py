@@ -28,7 +28,7 @@ from urllib.request import Request, urlopen
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.figures import write_results
 from benchmarks.machine import described, machine
-from conf.quiet import quiet_torchao
+from conf.terminal import silence_torchao
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = ["def main(", "import os\n", "class Reader:\n", '"""Returns the'] * 2
@@ -52,7 +52,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.isa:
         os.environ[SWITCH] = options.isa  # before torch is imported
-    quiet_torchao()
+    silence_torchao()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = options.data or tokenized(folder / "corpus")

@@ -2,7 +2,7 @@
 
 Hydra composes the primary config of the command onto its dataclass schema, so that an unknown
 key, a wrong type or a missing value is refused by name before any work starts. `--help` explains
-the command, `--cfg job` prints the composed config, `--multirun` sweeps.
+the command, `--cfg job` prints the composed config, and `--multirun` runs a sweep.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from itertools import takewhile
 from typing import Any, get_args, get_origin, get_type_hints
 
 from conf.errors import EXIT_BAD_INPUT, InputError, did_you_mean
-from conf.output import say
-from conf.overrides import CONF_DIR, kind_of, readable, store_schema
+from conf.overrides import CONF_DIR, compose_command, kind_of, readable, store_schema
+from conf.terminal import print_error
 
 
 @dataclass(frozen=True)
@@ -30,33 +30,34 @@ class Command:
 
     config: name of its primary config, `conf/command/<config>.yaml`.
     schema: `module:Dataclass` that the config is checked against.
-    run: `module:function` that takes the dataclass; imported only when the command is chosen,
-        so that `--help` and bad overrides answer at once.
+    run: `module:function` that takes the dataclass. It is imported only when the command is
+        chosen, so that `--help` and bad overrides are answered at once.
     summary: one line for `--help`.
-    also: a further `module:Dataclass` whose docstring `--help` shows, as of a file that is named.
+    extra_help_schema: another `module:Dataclass` whose docstring `--help` shows, such as that of a
+        file named by a key.
     complete: `module:function` that takes the arguments and the name of the config, and returns the
-        arguments with what follows from them.
+        arguments with those that follow from them.
     """
 
     config: str
     schema: str
     run: str
     summary: str
-    also: str | None = None
+    extra_help_schema: str | None = None
     complete: str | None = None
 
 
 def main(stage: str, commands: Mapping[str, Command], default: str | None = None) -> None:
-    """Runs the command named by the first argument, or `default` where none is named.
+    """Runs the command named by the first argument, or `default` if none is named.
 
-    Exits with 0 when it is done, with one sentence and the error's own code (2, bad input) on an
-    InputError; any other error propagates.
+    Exits with 0 after success, and with one sentence and the error's own code (2 for bad input)
+    after an InputError. Any other error propagates.
     """
     arguments = sys.argv[1:]
     if arguments and arguments[0] in commands:
         name = arguments.pop(0)
     elif arguments and re.fullmatch(r"[a-z_0-9]+", arguments[0]):
-        _refuse(f"'{arguments[0]}' is no command of {stage}{did_you_mean(arguments[0], commands)}.")
+        _refuse(f"unknown command '{arguments[0]}'{did_you_mean(arguments[0], commands)}.")
     elif default is not None:
         name = default
     else:
@@ -72,7 +73,7 @@ def main(stage: str, commands: Mapping[str, Command], default: str | None = None
             sys.argv += ["--cfg", "job"]
         _compose_and_run(stage, name, commands[name])
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of the pipe, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except InputError as error:
         _refuse(str(error), error.exit_code, error.every_rank)
@@ -88,28 +89,24 @@ def _compose_and_run(stage: str, name: str, command: Command) -> None:
 
     schema = _load(command.schema)
     store_schema(command.config, schema)
-    # Hydra would print its own report of a bad override and end with 1: the sentence is ours.
+    # Hydra would print its own report of a bad override and exit with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv[0] = f"python -m {stage} {name}"
-    plain: dict[str, Any] = {}
-    chosen: list[Any] = []
+    composed: list[Any] = []
 
     def compose(config: DictConfig) -> None:
-        for key, value in plain.items():
-            config[key] = value
         settings = to_settings(config)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             _load(command.run)(settings)
         else:
-            chosen.append(settings)
+            composed.append(settings)
 
-    said = io.StringIO()
+    hydra_stderr = io.StringIO()
     try:
         sys.argv[1:] = readable(sys.argv[1:], command.config, schema)
-        plain |= _take_plain_keys(schema)
         if command.complete is not None:
             sys.argv[1:] = _load(command.complete)(sys.argv[1:], command.config)
-        with redirect_stderr(said):  # Hydra's "Error executing job": we say it better
+        with redirect_stderr(hydra_stderr):  # hides its "Error executing job"
             hydra.main(
                 version_base="1.3",
                 config_path=str(CONF_DIR),
@@ -118,16 +115,40 @@ def _compose_and_run(stage: str, name: str, command: Command) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(sentence(error, schema)) from None
     except SystemExit as end:
-        if end.code == EXIT_BAD_INPUT:  # an option that is none; argparse has said so
-            raise InputError(said.getvalue().strip().rpartition(": error: ")[2] + ".") from None
+        if end.code == EXIT_BAD_INPUT:  # an unknown option; the message is argparse's
+            message = hydra_stderr.getvalue().strip().rpartition(": error: ")[2]
+            raise InputError(f"{message}.") from None
         raise
-    for settings in chosen:  # outside of Hydra, so that its errors are told from ours
+    for settings in composed:  # outside of Hydra, so that only its own errors are caught above
         _load(command.run)(settings)
 
 
+def compose_settings(command: Command, arguments: list[str]) -> Any:
+    """Returns the dataclass of a command line, checked as the command itself would check it.
+
+    Raises:
+        InputError: the arguments are wrong, or the dataclass refuses them.
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    schema = _load(command.schema)
+    store_schema(command.config, schema)
+    try:
+        overrides = readable(arguments, command.config, schema)
+        if command.complete is not None:
+            overrides = _load(command.complete)(overrides, command.config)
+        return to_settings(compose_command(command.config, overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(sentence(error, schema)) from None
+
+
 def to_settings(config: Any) -> Any:
-    """Returns the dataclass of a composed config. Raises InputError where a key has no value, and
-    what the dataclass itself refuses."""
+    """Returns the dataclass of a composed config.
+
+    Raises:
+        InputError: a key has no value, or the dataclass refuses the values.
+    """
     from omegaconf import OmegaConf
 
     missing = sorted(OmegaConf.missing_keys(config))
@@ -136,28 +157,8 @@ def to_settings(config: Any) -> Any:
     return OmegaConf.to_object(config)
 
 
-def _take_plain_keys(schema: type) -> dict[str, Any]:
-    """Takes `key=value` out of the arguments where key is a plain value of the schema but also the
-    name of a group of other commands: Hydra would look for the value among the group's choices
-    (`model=folder` in a command that takes the folder of a model)."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    hints = get_type_hints(schema)
-    shadowed = {
-        key
-        for key in hints
-        if not is_dataclass(hints[key])
-        and get_origin(hints[key]) is not dict  # takes a choice of the group as it is
-        and (CONF_DIR / key).is_dir()
-    }
-    taken = [a for a in sys.argv[1:] if a.partition("=")[0] in shadowed and "=" in a]
-    sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in taken]
-    return {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(taken)}
-
-
 def sentence(error: Exception, schema: type) -> str:
-    """One sentence from the chain of Hydra's and OmegaConf's errors. schema: the dataclass that
-    they were met with."""
+    """Returns one sentence on an error that Hydra or OmegaConf raised for a config of `schema`."""
     from hydra.errors import MissingConfigException
 
     root: BaseException = error
@@ -166,7 +167,7 @@ def sentence(error: Exception, schema: type) -> str:
     text = str(root).split("\n")[0].rstrip(".")
     if isinstance(root, MissingConfigException) and root.options:
         group, _, choice = (root.missing_cfg_file or "").partition("/")
-        return f"{group}={choice}: there is no such choice{did_you_mean(choice, root.options)}."
+        return f"{group}={choice}: unknown choice{did_you_mean(choice, root.options)}."
     key = getattr(root, "full_key", None) or ""
     missing = re.search(r"Missing mandatory value: (\S+)", text)
     if missing:
@@ -176,26 +177,26 @@ def sentence(error: Exception, schema: type) -> str:
         key = key or unknown.group(1)
         return f"{key} is not a key of this config{did_you_mean(key, _keys(schema))}."
     not_a_group = re.match(r"Could not override '(.+?)'\. No match in the defaults list", text)
-    if not_a_group:  # a group of conf/, but of other commands
+    if not_a_group:  # a group of conf/ that only other commands have
         key = not_a_group.group(1)
         return f"{key} is not a key of this config{did_you_mean(key, _keys(schema))}."
     if key and re.match(r"Cannot assign \w+ to Dict\[", text):
         kind = kind_of(schema, key)
-        of_keys = kind is not None and is_dataclass(get_args(kind)[1])
-        form = f"+{key}.NAME.KEY=..." if of_keys else f"{key}.NAME=..."
-        return f"{key} takes entries with names of your own: give each as {form}"
+        has_fields = kind is not None and is_dataclass(get_args(kind)[1])
+        form = f"+{key}.NAME.KEY=..." if has_fields else f"{key}.NAME=..."
+        return f"{key} takes entries with names that you choose. Give each as {form}"
     number = re.match(r"Value '([\d.e+-]+)' of type '\w+' could not be converted to Integer", text)
     if key and number:
         return f"{key}={number[1]}, expected a whole number{_whole(number[1])}."
     if key and "is not a ListConfig" in text:
-        return f"{key} takes a list: give it as {key}=[...]"
+        return f"{key} takes a list. Give it as {key}=[...]"
     if key:
         return f"{key}: {text[0].lower() + text[1:]}."
     return text + "."
 
 
 def _whole(text: str) -> str:
-    """How to write a number such as 1e6 of a YAML file, where it is a whole one."""
+    """Returns advice on how to write a number such as 1e6 of a YAML file, if it is a whole one."""
     try:
         number = float(text)
     except ValueError:
@@ -204,7 +205,7 @@ def _whole(text: str) -> str:
 
 
 def _keys(schema: type, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all keys of a dataclass."""
+    """Yields the dotted names of all keys of a dataclass."""
     hints = get_type_hints(schema)
     for field in fields(schema):
         name = prefix + field.name
@@ -217,6 +218,7 @@ def _keys(schema: type, prefix: str = "") -> Iterator[str]:
 
 
 def _load(target: str) -> Any:
+    """Returns the attribute that `module:attribute` names."""
     module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
@@ -232,27 +234,32 @@ def _usage(stage: str, commands: Mapping[str, Command]) -> str:
 
 
 def _help(stage: str, name: str, command: Command) -> str:
-    """What a command does, examples, what its keys mean, and the choices of its groups; Hydra
-    prints the config after it."""
+    """Returns the help of a command: summary, examples, its keys and the choices of its groups.
+
+    Hydra prints the config after it.
+    """
     schema = _load(command.schema)
     parts = [f"python -m {stage} {name}: {command.summary}"]
     lines = (CONF_DIR / "command" / f"{command.config}.yaml").read_text().split("\n")[1:]
     parts.append("\n".join(line[2:] for line in takewhile(lambda line: line[:1] == "#", lines)))
-    for shown in (schema, _load(command.also) if command.also else None):
-        if shown is not None and not (shown.__doc__ or "").startswith(f"{shown.__name__}("):
-            parts.append(cleandoc(shown.__doc__ or ""))
+    explained = [schema]
+    if command.extra_help_schema:
+        explained.append(_load(command.extra_help_schema))
+    for one in explained:
+        if not (one.__doc__ or "").startswith(f"{one.__name__}("):  # else dataclass made it
+            parts.append(cleandoc(one.__doc__ or ""))
     groups = [
         f"  {key}={'|'.join(sorted(path.stem for path in (CONF_DIR / key).glob('*.yaml')))}"
         for key in get_type_hints(schema)
         if (CONF_DIR / key).is_dir()
     ]
     if groups:
-        parts.append("\n".join(["Choices, files of conf/:", *groups]))
-    parts.append("The config, each key to be given as key=value, keys within as outer.inner=value:")
+        parts.append("\n".join(["Choices (files in conf/):", *groups]))
+    parts.append("The config, with keys given as key=value and nested keys as outer.inner=value:")
     return "\n\n".join(parts) + "\n"
 
 
 def _refuse(sentence: str, code: int = EXIT_BAD_INPUT, every_rank: bool = False) -> None:
-    if every_rank or os.environ.get("RANK", "0") == "0":  # mostly all ranks see it: one says so
-        say(f"error: {sentence}")
+    if every_rank or os.environ.get("RANK", "0") == "0":
+        print_error(f"error: {sentence}")
     sys.exit(code)

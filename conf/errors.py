@@ -1,4 +1,4 @@
-"""Bad input and the exit codes of every command."""
+"""Errors that end a command with one sentence, and the exit codes of every command."""
 
 from __future__ import annotations
 
@@ -7,38 +7,41 @@ from collections.abc import Iterable
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
-"""Something broke that is not the user's input; the traceback is printed."""
+"""Something other than the user's input failed; the traceback is printed."""
 EXIT_BAD_INPUT = 2
-"""A key, file or combination of settings is wrong; one sentence says which."""
+"""A key, a file or a combination of settings is wrong; one sentence names it."""
 EXIT_CHECKPOINT = 65
-"""No checkpoint can be read, or none can be written: a person has to look (EX_DATAERR)."""
+"""No checkpoint can be read, or none can be written: needs manual attention (EX_DATAERR)."""
 EXIT_STORAGE = 75
-"""Remote storage did not answer in time, retries included: the same command may work later
+"""Remote storage did not answer in time despite retries; the same command may work later
 (EX_TEMPFAIL of sysexits.h, so that a scheduler can requeue)."""
 EXIT_REQUEUE = 85
-"""Stopped when asked to, at a step border and with a checkpoint: the same command goes on."""
+"""The run was asked to stop and wrote a checkpoint; the same command resumes it."""
 EXIT_GAVE_UP = 86
-"""Trying again will not help: the same fault came back without progress."""
+"""The same fault came back without progress in between, so another retry will not help."""
 EXIT_HANG = 87
-"""A rank did not come: the same command goes on from the last checkpoint."""
+"""A rank hung or timed out; the same command resumes from the last checkpoint."""
 EXIT_CORRUPT = 88
-"""Numbers that must be equal are not: a machine computes or remembers wrongly."""
+"""Replicas or a replayed step disagree: likely silent data corruption."""
 
 
 class InputError(Exception):
-    """Bad input: the message is one sentence that names the key or file, what was found,
-    what was expected and what to do. Commands print it without a traceback and exit with
-    `exit_code`; whoever raises it has left nothing half-written behind.
+    """Bad input, reported as one sentence that names the key or file, the fault and the remedy.
 
-    every_rank: each process that meets it says so; otherwise all meet it and rank 0 speaks.
+    Commands print the message without a traceback and exit with `exit_code`. Where it is raised,
+    no partial output is left on disk.
+
+    Attributes:
+        every_rank: each rank that raises the error prints it; otherwise all ranks raise the same
+            error and only rank 0 prints it.
     """
 
     exit_code = EXIT_BAD_INPUT
     every_rank = False
 
 
-class RunFault(InputError):
-    """A run that cannot go on for a reason that is known: one sentence and an exit code, too."""
+class RunAborted(InputError):
+    """An expected end of a run: a one-line message and an exit code, without a traceback."""
 
     def __init__(self, sentence: str, exit_code: int) -> None:
         super().__init__(sentence)
@@ -55,7 +58,7 @@ def did_you_mean(found: str, known: Iterable[str]) -> str:
 
 
 def one_of(key: str, value: str, choices: Iterable[str]) -> None:
-    """Raises InputError unless value is one of choices."""
+    """Raises InputError unless `value` is one of `choices`."""
     choices = tuple(choices)
     if value not in choices:
-        raise InputError(f"{key}={value} is not a choice{did_you_mean(value, choices)}.")
+        raise InputError(f"{key}={value}: unknown choice{did_you_mean(value, choices)}.")

@@ -1,8 +1,9 @@
-"""The arguments of a command line, made what Hydra's grammar takes.
+"""Translation of command-line arguments into Hydra's grammar, guided by the schema.
 
-Hydra reads `run_dir=runs/lr=3e-4` as an error and `name=1e3` as a number. Here the schema decides:
-the value of a key of text is that text, a whole number may be written as 1e6, and what remains
-unreadable is refused in one sentence that names the key and shows the quoted form.
+Hydra reads `run_dir=runs/lr=3e-4` as an error and `name=1e3` as a number. Here the type of the key
+decides: the value of a string key is taken literally, and a whole number may be written as 1e6. A
+value that remains unreadable is refused in one sentence that names the key and shows the quoted
+form.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ ELEMENT = re.compile(
 )
 SCALES = {"k": 3, "m": 6, "g": 9, "b": 9, "t": 12}
 GIVEN = "given"
-"""Group of the entries that a command line adds."""
+"""Config group of the values that only a config, and not an override, can set."""
 
 
 @dataclass(frozen=True)
 class Word:
-    """One argument `key=value`. sign: `+` or `++` in front of the key, or nothing."""
+    """One argument `key=value`; `sign` is the `+` or `++` before the key, or empty."""
 
     sign: str
     key: str
@@ -40,14 +41,21 @@ class Word:
 
 
 def readable(arguments: list[str], config: str, schema: type) -> list[str]:
-    """Returns the arguments of a command as Hydra takes them. Raises InputError.
+    """Returns the arguments of a command in Hydra's grammar.
 
-    config: name of the command's primary config, whose schema is in Hydra's store.
+    Args:
+        arguments: the arguments after the name of the command.
+        config: name of the command's primary config, whose schema has been registered.
+        schema: the dataclass of the config.
+
+    Raises:
+        InputError: an argument cannot be read.
     """
     groups = groups_of(config)
     sweeps = any(option in arguments for option in SWEEP)
     found: list[str] = []
-    options: list[str] = []  # which argparse takes behind all overrides, or in front of them
+    options: list[str] = []  # argparse takes them only after all overrides, or before them
+    values: dict[str, Any] = {}
     entries: dict[str, dict[str, str]] = {}
     held: list[tuple[Word, str]] = []
     for argument in arguments:
@@ -69,10 +77,12 @@ def readable(arguments: list[str], config: str, schema: type) -> list[str]:
                 found += [str(_fitted(one, schema, sweeps)) for one in inner]
             else:
                 entries.setdefault(word.key, {}).update(given)
+        elif word.key not in groups and _shadows_group(word.key, kind):
+            values[word.key] = parsed(str(_fitted(word, schema, sweeps=False))).value()
         else:
             found.append(str(_fitted(word, schema, sweeps)))
     if not entries and not held:
-        return found + options
+        return [*_given(values), *found, *options]
     composed = compose_command(config, [one for one in found if one.partition("=")[0] in groups])
     for key, given in entries.items():
         before = _select(composed, key) or {}
@@ -85,10 +95,20 @@ def readable(arguments: list[str], config: str, schema: type) -> list[str]:
             known = _select(composed, holder.rpartition(".")[0]) or {}
             name = holder.rpartition(".")[2]
             raise InputError(
-                f"{word.key} is not a key of this config: there is no {holder}"
-                f"{did_you_mean(name, known)}. To add one, begin its keys with +: +{word.key}=..."
+                f"{word.key} is not a key of this config: {holder} does not exist"
+                f"{did_you_mean(name, known)}. To add it, begin its keys with +: +{word.key}=..."
             )
-    return [*_given(new), *found, *options]
+    return [*_given(values | {holder: {} for holder in new}), *found, *options]
+
+
+def _shadows_group(key: str, kind: Any) -> bool:
+    """Returns whether a plain key has the name of a group of other commands.
+
+    Hydra would look up the value among the choices of that group, as for `model=folder` in a
+    command whose `model` is a path.
+    """
+    is_plain = kind is not None and not is_dataclass(kind) and get_origin(kind) is not dict
+    return is_plain and (CONF_DIR / key).is_dir()
 
 
 def groups_of(config: str) -> dict[str, list[str]]:
@@ -108,8 +128,10 @@ def groups_of(config: str) -> dict[str, list[str]]:
 
 
 def _given_entries(word: Word, kind: Any) -> dict[str, str] | None:
-    """The entries where a word gives a dictionary as a whole, `{a:1,b:2}` or null, or as a shell
-    leaves its braces, `a:1`; None for other words."""
+    """Returns the entries of a whole dictionary, or None if the word does not give one.
+
+    The forms are `{a:1,b:2}`, null, and `a:1`, which is what a shell leaves of `{a:1}`.
+    """
     plain = get_origin(kind) is dict and not is_dataclass(get_args(kind)[1])
     if not plain and not (isinstance(kind, type) and is_dataclass(kind)):
         return None
@@ -125,7 +147,7 @@ def _given_entries(word: Word, kind: Any) -> dict[str, str] | None:
 
 
 def _written(value: Any) -> str:
-    """A value of Hydra's grammar, as it is written there."""
+    """Returns a value as it is written in Hydra's grammar."""
     if isinstance(value, str):
         return quoted(value)
     if isinstance(value, dict):
@@ -136,7 +158,7 @@ def _written(value: Any) -> str:
 
 
 def _check_parents(key: str, schema: type) -> None:
-    """Raises InputError for a key within a single value, such as the name of a file."""
+    """Raises InputError for a key inside a single value, such as the path of a file."""
     names = key.split(".")
     for length in range(1, len(names)):
         outer = ".".join(names[:length])
@@ -149,7 +171,7 @@ def _check_parents(key: str, schema: type) -> None:
 
 
 def _holder(schema: type, key: str) -> str | None:
-    """The entry of a dictionary of groups of keys that a key lies in: a stage, a source."""
+    """Returns the dictionary entry that holds a key, such as a stage or a source, or None."""
     names = key.split(".")
     for length in range(1, len(names)):
         kind = kind_of(schema, ".".join(names[:length]))
@@ -158,18 +180,23 @@ def _holder(schema: type, key: str) -> str | None:
     return None
 
 
-def _given(new: list[str]) -> list[str]:
-    """The argument that makes new entries of dictionaries of groups, which Hydra takes from a
-    config alone: they become the choice of a group of their own."""
+def _given(values: dict[str, Any]) -> list[str]:
+    """Returns the argument that sets dotted keys which Hydra accepts only from a config.
+
+    The values become the single choice of a config group.
+    """
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
-    if not new:
+    if not values:
         return []
     node = OmegaConf.create({})
-    for holder in new:
-        OmegaConf.update(node, holder, {})
-    ConfigStore.instance().store(group=f"command/{GIVEN}", name="entries", node=node, package="_global_")
+    for key, value in values.items():
+        OmegaConf.update(node, key, value)
+    # Hydra looks for the first group by its name, and loads the second one, which is relative to
+    # the folder of the primary config.
+    for group in (GIVEN, f"command/{GIVEN}"):
+        ConfigStore.instance().store(group=group, name="entries", node=node, package="_global_")
     return [f"+{GIVEN}=entries"]
 
 
@@ -200,8 +227,7 @@ def _select(config: Any, key: str) -> Any:
 
 
 def kind_of(schema: Any, key: str) -> Any:
-    """Returns the type of a dotted key, without None where that is allowed too; None for a key that
-    the schema does not have."""
+    """Returns the type of a dotted key without its `| None`, or None for an unknown key."""
     kind = schema
     for name in key.split("."):
         if get_origin(kind) is dict:
@@ -217,7 +243,7 @@ def kind_of(schema: Any, key: str) -> Any:
 
 
 def parsed(text: str) -> Any:
-    """Returns an override as Hydra reads it; None where its grammar does not take it."""
+    """Returns an override as Hydra parses it, or None if it does not follow Hydra's grammar."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -228,30 +254,30 @@ def parsed(text: str) -> Any:
 
 
 def quoted(text: str) -> str:
-    """Returns a text in the quotes of Hydra's grammar."""
+    """Returns a text quoted for Hydra's grammar."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
     return QuotedString(text, Quote.single).with_quotes()
 
 
 def _choice(found: list[str], word: Word, choices: list[str]) -> list[str]:
-    """The arguments with the choice of a group."""
+    """Returns the arguments with the choice of a group added."""
     override = parsed(str(word))
     value = None if override is None else override.value()
     if value is None and override is not None and "null" in choices:
         return [one for one in found if one.partition("=")[0] != word.key]
-    replaced = isinstance(value, dict) and f"~{word.key}" in found  # by keys of a file
+    replaced = isinstance(value, dict) and f"~{word.key}" in found  # by the keys of a file
     if not replaced and (not isinstance(value, str | list) or not value):
         known = ", ".join(choices)
-        raise InputError(f"{word.key}={word.value} is not a choice (known: {known}).")
+        raise InputError(f"{word.key}={word.value}: unknown choice (known: {known}).")
     return [*found, str(word)]
 
 
 def _fitted(word: Word, schema: type, sweeps: bool) -> Word:
-    """The word with a value that Hydra reads as its key's type wants it."""
+    """Returns the word with a value that Hydra parses as the type of its key."""
     kind = kind_of(schema, word.key)
     if not word.sign and get_origin(kind_of(schema, word.key.rpartition(".")[0])) is dict:
-        word = Word("++", word.key, word.value)  # an entry with a name of one's own
+        word = Word("++", word.key, word.value)  # an entry with a name that the user chose
     override = parsed(str(word))
     if override is not None and ((override.is_sweep_override() and sweeps) or "${" in word.value):
         return word
@@ -272,14 +298,14 @@ def _fitted(word: Word, schema: type, sweeps: bool) -> Word:
         raise InputError(f"{word.key}={value}, expected the form '{word.key}={form}'.")
     if override is None:
         raise InputError(
-            f"{word.key}={value}: this text has a meaning of its own in a command line of keys "
-            f'and values. Quote it: "{word.key}={quoted(value)}".'
+            f"{word.key}={value}: this text has a special meaning in Hydra's grammar. Quote it: "
+            f'"{word.key}={quoted(value)}".'
         )
     return word
 
 
 def _number(word: Word, kind: type) -> str:
-    """The value of a key of numbers; 1e6 is a whole one, and 1M and 1,000,000 are not read."""
+    """Returns the value of a numeric key; 1e6 is a whole number, 1M and 1,000,000 are refused."""
     text = word.value.strip()
     scaled = re.fullmatch(r"([\d_]*\.?\d+)\s*([kKmMgGbBtT])", text)
     grouped = re.fullmatch(r"[+-]?\d{1,3}(?:,\d{3})+", text)
@@ -308,7 +334,7 @@ def _is_list(text: str) -> bool:
 
 
 def _elements(text: str) -> Iterator[str]:
-    """The elements of a list of texts, each as it is written."""
+    """Yields the elements of a list of strings, each as it is written."""
     inner, at = text[1:-1].strip(), 0
     while at < len(inner):
         found = ELEMENT.match(inner, at)

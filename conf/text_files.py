@@ -1,35 +1,108 @@
-"""Text and JSON objects of files as people have them: compressed, with a byte order mark, one
-object per line or all of them in an array."""
+"""Readers of text and JSON files as users have them.
+
+They may be compressed, begin with a byte order mark, and hold one object per line or an array.
+"""
 
 from __future__ import annotations
 
+import bz2
+import codecs
 import io
 import json
+import lzma
 import re
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 from conf.errors import InputError
-from conf.raw_text import COMPRESSED, compression_of, decompressed, how_to_convert, other_kind
+
+BUFFER_BYTES = 1 << 20
+PIECE_BYTES = 1 << 16
+"""Compressed bytes that are decompressed at a time, which bounds the memory of the result."""
+
+
+class Compression(NamedTuple):
+    """A compression format.
+
+    name: its name in messages.
+    start: pattern of the bytes that each member begins with.
+    make: makes a decompressor of one member.
+    """
+
+    name: str
+    start: re.Pattern[bytes]
+    make: Callable[[], Any]
+
+
+def _zstd() -> Any:
+    import zstandard
+
+    return zstandard.ZstdDecompressor().decompressobj()
+
+
+GZIP = Compression("gzip", re.compile(rb"\x1f\x8b"), lambda: zlib.decompressobj(31))
+# The second pattern is a skippable frame, with which pzstd begins each of its parts.
+ZSTD = Compression("zstd", re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"), _zstd)
+BZIP2 = Compression("bzip2", re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"), bz2.BZ2Decompressor)
+XZ = Compression("xz", re.compile(rb"\xfd7zXZ\x00"), lzma.LZMADecompressor)
+COMPRESSIONS = {".gz": GZIP, ".zst": ZSTD, ".zstd": ZSTD, ".bz2": BZIP2, ".xz": XZ}
+COMPRESSED = tuple(COMPRESSIONS)
+"""Endings of the names of compressed files that `open_text` reads."""
 
 JSON_ENDINGS = tuple(kind + end for kind in (".jsonl", ".json") for end in ("", *COMPRESSED))
-"""Of files that hold JSON objects."""
+"""Endings of the names of files that hold JSON objects."""
 
-BLANK = re.compile(r"[\s\ufeff]*")  # a byte order mark stands inside where files were concatenated
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),  # before UTF-16, whose mark is a prefix of this one
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+NULS: dict[tuple[bool, ...], str] = {
+    (True, False, True, False): "UTF-16",
+    (False, True, False, True): "UTF-16",
+    (True, True, True, False): "UTF-32",
+    (False, True, True, True): "UTF-32",
+}
+"""Encoding of a text that begins with ASCII, by the NULs in its first 4 bytes (RFC 4627)."""
+ARRAY = re.compile(rb"\s*\[(\s*\{|[ \t\r]*\n)")
+INDENTED = re.compile(rb"\s*\{[ \t\r]*\n")
+BLANK = re.compile(r"[\s\ufeff]*")  # concatenated files have byte order marks inside
+
+
+def open_text(path: str | Path) -> io.BufferedReader:
+    """Returns the bytes of a file, decompressed if its name ends like that of a compressed file.
+
+    A compressed file may have several members, with NUL bytes after each. Reading a file that is
+    truncated, damaged or has anything else after a member raises ValueError with what to do.
+    """
+    file: io.BufferedReader = io.BufferedReader(io.FileIO(path), BUFFER_BYTES)
+    compression = COMPRESSIONS.get(Path(path).suffix)
+    if compression is None:
+        return file
+    return _decompressed(file, compression)
 
 
 def read_text(path: Path, key: str) -> str:
-    """Returns the text of a file, decompressed where its first bytes say that it is compressed
-    (gzip, bzip2, xz, zstd), without its byte order mark.
+    """Returns the text of a file without its byte order mark.
 
-    key: the setting that names the file.
+    The file is decompressed if its first bytes are those of gzip, bzip2, xz or zstd.
+
+    Args:
+        path: the file.
+        key: the setting that names the file, for error messages.
 
     Raises:
         InputError: the file is damaged or not UTF-8.
     """
     try:
-        content = _decompressed(path.read_bytes())
+        content = path.read_bytes()
+        compression = compression_of(content)
+        if compression is not None:
+            with _decompressed(io.BytesIO(content), compression) as stream:
+                content = stream.read()
     except (OSError, ValueError) as error:
         raise InputError(f"{key}={path} cannot be read: {error}.") from None
     kind = other_kind(content)
@@ -42,8 +115,10 @@ def read_text(path: Path, key: str) -> str:
 
 
 def json_objects(path: Path, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields each JSON object of a file with its place for error messages: objects one after the
-    other, as jsonl has one per line, or those of an array. Blank lines are skipped.
+    """Yields each JSON object of a file together with its place, for error messages.
+
+    The file holds one object after another, such as one per line in jsonl, or arrays of objects.
+    Blank lines are skipped.
 
     Raises:
         InputError: the file cannot be read, or holds anything else.
@@ -76,9 +151,118 @@ def json_objects(path: Path, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield where, item
 
 
-def _decompressed(content: bytes) -> bytes:
-    compression = compression_of(content)
-    if compression is None:
-        return content
-    with decompressed(io.BytesIO(content), compression) as stream:
-        return stream.read()
+def compression_of(head: bytes) -> Compression | None:
+    """Returns the compression of a file that begins with these bytes, or None."""
+    known = (GZIP, ZSTD, BZIP2, XZ)
+    return next((compression for compression in known if compression.start.match(head)), None)
+
+
+def without_mark(raw: bytes) -> bytes:
+    """Returns the bytes without leading UTF-8 byte order marks."""
+    while raw.startswith(codecs.BOM_UTF8):
+        raw = raw[len(codecs.BOM_UTF8) :]
+    return raw
+
+
+def other_kind(raw: bytes) -> str:
+    """Returns the kind of a file that begins with these bytes, or '' if it may be UTF-8 text."""
+    for mark, name in BYTE_ORDER_MARKS:
+        if raw.startswith(mark):
+            return f"{name} text"
+    if len(raw) >= 4 and (name := NULS.get(tuple(byte == 0 for byte in raw[:4]), "")):
+        return f"{name} text"
+    if raw.startswith((b"PAR1", b"PK\x03\x04")):
+        return "Parquet" if raw.startswith(b"PAR1") else "a zip archive"
+    compression = compression_of(raw)
+    return f"compressed with {compression.name}" if compression else ""
+
+
+def how_to_convert(kind: str) -> str:
+    """Returns advice on how to make readable text of a file of this `other_kind`."""
+    if kind.startswith("UTF"):
+        return f"convert it with iconv -f {kind.split()[0]} -t UTF-8"
+    if kind.startswith("compressed"):
+        ending = next(e for e, known in COMPRESSIONS.items() if kind.endswith(known.name))
+        return f"let its name end in {ending}, or decompress it"
+    return "give format: parquet" if kind == "Parquet" else "unpack it"
+
+
+def check_json_lines(head: bytes) -> None:
+    """Raises ValueError if the beginning of a file shows that it does not hold JSON lines."""
+    kind = other_kind(head)
+    if kind:
+        raise ValueError(f"it is {kind}, expected UTF-8: {how_to_convert(kind)}")
+    head = without_mark(head)
+    if ARRAY.match(head):
+        raise ValueError(
+            "it is one JSON array, expected an object on each line: convert it with jq -c '.[]'"
+        )
+    if INDENTED.match(head):
+        raise ValueError(
+            "its JSON is spread over several lines, expected an object on each line: convert it "
+            "with jq -c ."
+        )
+
+
+class _Joined(io.RawIOBase):
+    """The content of a compressed file, all members joined."""
+
+    def __init__(self, file: BinaryIO, compression: Compression) -> None:
+        self._file = file
+        self._pieces = _pieces(file, compression)
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._rest = memoryview(piece)
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _decompressed(file: BinaryIO, compression: Compression) -> io.BufferedReader:
+    return io.BufferedReader(_Joined(file, compression), BUFFER_BYTES)
+
+
+def _pieces(file: BinaryIO, compression: Compression) -> Iterator[bytes]:
+    """Yields the decompressed bytes of each piece of the file."""
+    name, member, members = compression.name, None, 0
+    while chunk := file.read(PIECE_BYTES):
+        while chunk:
+            if member is None:
+                chunk = chunk.lstrip(b"\0") if members else chunk  # padding, as tape drives add
+                if not chunk:
+                    break
+                chunk += file.read(16) if len(chunk) < 16 else b""
+                if not compression.start.match(chunk):
+                    raise ValueError(_not_a_member(name, members, file.tell() - len(chunk)))
+                member = compression.make()
+            try:
+                yield member.decompress(chunk)
+            except Exception as error:  # each library has its own exception
+                raise ValueError(f"its {name} data are damaged ({error}): make it again") from None
+            chunk = b""
+            if member.eof:
+                chunk, member, members = member.unused_data, None, members + 1
+    if member is not None or not members:
+        raise ValueError(f"its {name} data are truncated: make it again")
+
+
+def _not_a_member(name: str, members: int, byte: int) -> str:
+    if not members:
+        return f"it is not {name} data, as its name says: rename it, or make it again"
+    return (
+        f"what follows its {name} data at byte {byte} is not {name}: if the rest is of no use, "
+        f"keep the first {byte} bytes (head -c {byte})"
+    )

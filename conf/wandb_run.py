@@ -29,7 +29,7 @@ class LoggerConfig:
     def __post_init__(self) -> None:
         if self.wandb not in MODES:
             raise InputError(
-                f"logger.wandb={self.wandb} is not a choice{did_you_mean(self.wandb, MODES)}."
+                f"logger.wandb={self.wandb}: unknown choice{did_you_mean(self.wandb, MODES)}."
             )
 
 

@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 
 from conf.errors import InputError, did_you_mean
 from conf.folders import expand, files_under
-from conf.kinds import CORPUS
+from conf.output_kinds import CORPUS
 from conf.outputs import Output
 from data_pipeline.store.manifest import FILE, Manifest
 from data_pipeline.store.shard_scan import (
@@ -84,7 +84,7 @@ class ImportConfig:
 
     def __post_init__(self) -> None:
         if self.link not in LINKS:
-            raise InputError(f"link={self.link} is not a choice{did_you_mean(self.link, LINKS)}.")
+            raise InputError(f"link={self.link}: unknown choice{did_you_mean(self.link, LINKS)}.")
         if not 0 <= self.held_out_fraction < 1:
             raise InputError(
                 f"held_out_fraction={self.held_out_fraction:g}, expected 0 or more and less than 1."

@@ -20,7 +20,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from conf.errors import InputError
-from conf.kinds import PAIRS
+from conf.output_kinds import PAIRS
 from conf.outputs import Output
 from data_pipeline.store.manifest import Manifest, load_manifest
 from data_pipeline.text.selection import HELD_OUT, TRAIN

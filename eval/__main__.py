@@ -1,7 +1,7 @@
 """`python -m eval COMMAND key=value ...`."""
 
 from conf.entry import Command, main
-from conf.quiet import quiet_torchao
+from conf.terminal import silence_torchao
 
 COMMANDS = {
     "build_tasks": Command(
@@ -67,5 +67,5 @@ COMMANDS = {
 }
 
 if __name__ == "__main__":
-    quiet_torchao()  # transformers imports it where it finds it
+    silence_torchao()  # transformers imports it where it finds it
     main("eval", COMMANDS)

@@ -1,5 +1,5 @@
 """Instruct tuning of an exported model."""
 
-from conf.quiet import quiet_torchao
+from conf.terminal import silence_torchao
 
-quiet_torchao()  # before trl, which has peft import it
+silence_torchao()  # before trl, which has peft import it

@@ -12,7 +12,7 @@ from typing import Any
 
 from conf.errors import InputError
 from conf.files import clean, discard, restore
-from conf.kinds import MODEL, read_json
+from conf.output_kinds import MODEL, read_json
 from conf.outputs import Output
 from finetune.config import DpoConfig, SftConfig
 from finetune.resume import last_checkpoint

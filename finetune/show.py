@@ -17,7 +17,7 @@ from omegaconf import MISSING
 
 from conf.chat import ChatTemplate
 from conf.errors import InputError
-from conf.kinds import PAGE
+from conf.output_kinds import PAGE
 from conf.outputs import Output
 from finetune.rows import read_rows
 

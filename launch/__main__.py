@@ -31,7 +31,7 @@ COMMANDS = {
         config="slurm",
         schema="launch.slurm.settings:SlurmConfig",
         run="launch.slurm.submit:slurm",
-        also="launch.slurm.settings:SlurmSettings",
+        extra_help_schema="launch.slurm.settings:SlurmSettings",
         summary="trains as a SLURM job: slurm cluster=my.yaml nodes=4 -- model=... data.folder=...",
     ),
     "chain": Command(

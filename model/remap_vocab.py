@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from conf.errors import InputError, one_of
-from conf.kinds import MODEL
+from conf.output_kinds import MODEL
 from conf.outputs import Output
 from model.families.hf_forms import write_both_forms
 from model.vocabulary import BYTE_PIECE, ROLES, Vocabulary

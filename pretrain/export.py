@@ -15,7 +15,7 @@ from torch import Tensor
 
 from conf.chat import ChatTemplate
 from conf.errors import InputError, one_of
-from conf.kinds import MODEL
+from conf.output_kinds import MODEL
 from conf.outputs import Output
 from data_pipeline.sampling.recipe import StagePlan
 from data_pipeline.store.manifest import FILE, Manifest, load_manifest

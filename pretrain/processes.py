@@ -12,7 +12,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from conf.errors import EXIT_HANG, RunFault
+from conf.errors import EXIT_HANG, RunAborted
 from pretrain.checks import device_of
 
 START_SECONDS = "HEADWATER_START_SECONDS"
@@ -64,13 +64,13 @@ def die_with_launcher() -> None:
 
 
 def join(backend: str, timeout_seconds: float) -> None:
-    """Joins the process group. Raises RunFault if not all ranks join within the timeout."""
+    """Joins the process group. Raises RunAborted if not all ranks join within the timeout."""
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
     except (RuntimeError, OSError) as error:
         env = os.environ
         address = f"{env.get('MASTER_ADDR')}:{env.get('MASTER_PORT')}"
-        fault = RunFault(
+        fault = RunAborted(
             f"rank {env['RANK']} of {env.get('WORLD_SIZE')} could not rendezvous at {address} "
             f"within {timeout_seconds:.0f} s ({str(error).splitlines()[0][:200]}). Check that "
             "rank 0 runs there, that no other program uses the port and that all ranks were "

@@ -13,8 +13,8 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
-from conf.errors import EXIT_FAILED, EXIT_REQUEUE, InputError, RunFault
-from conf.output import may_get_lost, say
+from conf.errors import EXIT_FAILED, EXIT_REQUEUE, InputError, RunAborted
+from conf.terminal import print_error, tolerate_broken_output
 from data_pipeline.store.manifest import load_manifest
 from pretrain.attention_choice import Timing
 from pretrain.checkpoints.writer_process import Aside
@@ -56,7 +56,7 @@ def train(config: PretrainConfig) -> None:
     turn_on_flight_recorder(config.run_dir)
     aside = Aside()  # before there is anything that a fork would copy
     run_dir = Path(config.run_dir)
-    with may_get_lost(), leaving(aside):
+    with tolerate_broken_output(), leaving(aside):
         processes = start(config.device)
         check_stop_file(run_dir)
         with (
@@ -77,7 +77,7 @@ def leaving(aside: Aside) -> Iterator[None]:
     """
     try:
         yield
-    except RunFault:
+    except RunAborted:
         if dist.is_initialized():
             dist.barrier()
         raise
@@ -97,7 +97,7 @@ def end_at_once(error: Exception) -> NoReturn:
     code = EXIT_FAILED
     if isinstance(error, InputError):
         code = error.exit_code
-        say(f"error: {error}")
+        print_error(f"error: {error}")
     else:
         traceback.print_exception(error)
     for stream in (sys.stdout, sys.stderr):
@@ -109,7 +109,7 @@ def run_all(
     config: PretrainConfig, processes: Processes, aside: Aside, at_the_end: ExitStack
 ) -> str:
     """Prepares the run and trains; returns whether it is finished or was stopped by `stop_after`.
-    Raises RunFault where it was asked to stop.
+    Raises RunAborted where it was asked to stop.
 
     at_the_end: takes what remains to be done once the outcome is written, after an error too.
     """
@@ -132,7 +132,7 @@ def run_all(
         if config.report and trainer.step == run.plan.total_steps:
             write_page(Path(config.run_dir))
     if trainer.stopping and trainer.step < run.plan.total_steps:
-        raise RunFault(
+        raise RunAborted(
             f"stopped after step {trainer.step} ({trainer.stopping}), the same command goes on.",
             EXIT_REQUEUE,
         )

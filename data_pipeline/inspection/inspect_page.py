@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 
 from conf.errors import InputError
-from conf.kinds import PAGE
+from conf.output_kinds import PAGE
 from conf.outputs import Output
 from data_pipeline.inspection.plan import GOOD_EPOCHS, Plan, plan_of_run, plan_recipe, read_env
 from data_pipeline.store.manifest import Manifest, load_manifest

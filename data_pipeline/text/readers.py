@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 import orjson
 
 from conf.errors import InputError
-from conf.raw_text import COMPRESSED, check_json_lines, open_text, other_kind, without_mark
+from conf.text_files import COMPRESSED, check_json_lines, open_text, other_kind, without_mark
 from data_pipeline.store import storage
 from data_pipeline.text.corpus import SourceConfig
 from data_pipeline.text.hub import dataset_rows

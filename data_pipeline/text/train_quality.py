@@ -12,7 +12,7 @@ from omegaconf import MISSING
 from rich.console import Console
 
 from conf.errors import InputError
-from conf.kinds import QUALITY
+from conf.output_kinds import QUALITY
 from conf.outputs import Output
 
 

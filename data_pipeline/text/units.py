@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from conf.errors import InputError
 from conf.folders import expand, files_under
-from conf.raw_text import COMPRESSED
+from conf.text_files import COMPRESSED
 from data_pipeline.store import storage
 from data_pipeline.text.corpus import CorpusConfig, SourceConfig
 

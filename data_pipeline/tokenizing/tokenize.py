@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from conf.errors import InputError
 from conf.files import restore
-from conf.kinds import CORPUS
+from conf.output_kinds import CORPUS
 from conf.outputs import Output
 from data_pipeline.dedup import duplicates as copies
 from data_pipeline.store import storage

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from conf.errors import InputError
 from conf.machine import bf16_verdict, fitting_dtype, fp16_verdict, processor, slow_warning
-from conf.output import say
+from conf.terminal import print_error
 
 DTYPES = ("auto", "bfloat16", "float32", "float16")
 SAFETENSORS_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
@@ -43,7 +43,7 @@ def dtype_of(setting: str, folder: Path, device: str, key: str = "model") -> str
     if setting != "auto":
         warning = slow_warning(f"dtype={setting}", setting, found, "dtype=auto")
         if warning:
-            say(f"warning: {warning}")
+            print_error(f"warning: {warning}")
         return setting
     stored = stored_dtype(folder)
     if stored is None:
@@ -51,7 +51,7 @@ def dtype_of(setting: str, folder: Path, device: str, key: str = "model") -> str
     taken = fitting_dtype(stored, found)
     if taken != stored:
         verdict = bf16_verdict(found) if stored == "bfloat16" else fp16_verdict(found)
-        say(f"{key}={folder}: stored in {stored}, computed in {taken}: {verdict.reason}.")
+        print_error(f"{key}={folder}: stored in {stored}, computed in {taken}: {verdict.reason}.")
     return taken
 
 

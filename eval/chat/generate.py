@@ -13,7 +13,7 @@ from rich.text import Text
 
 from conf.chat import text_of
 from conf.errors import InputError
-from conf.kinds import SAMPLES
+from conf.output_kinds import SAMPLES
 from conf.outputs import Output
 from conf.text_files import JSON_ENDINGS, json_objects, read_text
 from eval.chat.models import Loaded, load

@@ -24,7 +24,7 @@ from urllib.request import urlopen
 
 from omegaconf import MISSING
 
-from conf.errors import InputError, RunFault, one_of
+from conf.errors import InputError, RunAborted, one_of
 from eval.chat.devices import DTYPES, device_of, dtype_of
 from eval.chat.find_model import find_model
 from eval.chat.requests import TOO_LONG
@@ -72,7 +72,7 @@ def serve(config: ServeConfig) -> None:
     Raises:
         InputError: there is no such model, it has no chat template for the page, a package is
             missing or a port is taken.
-        RunFault: the endpoint ended or did not come up.
+        RunAborted: the endpoint ended or did not come up.
     """
     check_packages(config)
     folder = find_model(config.model)
@@ -101,7 +101,7 @@ def serve(config: ServeConfig) -> None:
             code = process.wait()
         except KeyboardInterrupt:
             return
-    raise RunFault(f"the endpoint ended with code {code}; its own words are above.", 1)
+    raise RunAborted(f"the endpoint ended with code {code}; its own words are above.", 1)
 
 
 def check_packages(config: ServeConfig) -> None:
@@ -165,13 +165,13 @@ def endpoint(config: ServeConfig, folder: Path) -> Iterator[subprocess.Popen[byt
         deadline = time.monotonic() + config.start_seconds
         while not answers(f"http://localhost:{config.api_port}/health"):
             if process.poll() is not None:
-                raise RunFault(
+                raise RunAborted(
                     f"model={config.model}: the endpoint ended with code {process.returncode} "
                     "while it started; its own words are above.",
                     1,
                 )
             if time.monotonic() > deadline:
-                raise RunFault(
+                raise RunAborted(
                     f"the endpoint did not answer within start_seconds={config.start_seconds}.", 1
                 )
             time.sleep(0.2)

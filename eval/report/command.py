@@ -12,7 +12,7 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from conf.errors import InputError
-from conf.kinds import CARD, PAGE
+from conf.output_kinds import CARD, PAGE
 from conf.outputs import Output
 from pages.page import render
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from conf.errors import InputError, did_you_mean
-from conf.kinds import DIFFERENCES
+from conf.output_kinds import DIFFERENCES
 from conf.outputs import Output
 from eval.scores.harness import LOG_WIDTH
 from eval.scores.published import printed, suite_tables

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from conf.errors import InputError
-from conf.kinds import RESULTS
+from conf.output_kinds import RESULTS
 from conf.outputs import Output
 from conf.wandb_run import check_key, open_run
 from eval.chat.devices import device_of, dtype_of

@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from conf.errors import InputError
-from conf.kinds import PERPLEXITY
+from conf.output_kinds import PERPLEXITY
 from conf.outputs import Output
 from data_pipeline.sampling.batches import IGNORED, Batch, held_out_batches
 from data_pipeline.store.manifest import Manifest, load_manifest

@@ -27,7 +27,7 @@ import yaml
 from omegaconf import MISSING
 
 from conf.errors import InputError
-from conf.kinds import TASKS, read_json
+from conf.output_kinds import TASKS, read_json
 from conf.outputs import Output
 from data_pipeline.store.manifest import Manifest, load_manifest
 from data_pipeline.tokenizing.documents import read_documents

@@ -7,7 +7,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from conf.kinds import PAGE
+from conf.output_kinds import PAGE
 from conf.outputs import Output
 from launch import training
 from launch.plan.given import of_run

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from conf.errors import EXIT_GAVE_UP, InputError, RunFault
+from conf.errors import EXIT_GAVE_UP, InputError, RunAborted
 from pretrain.checkpoints.find import find
 from pretrain.checkpoints.read import load
 from pretrain.health.config import HealthConfig
@@ -139,7 +139,7 @@ class BadSteps(Hook):
         cause = f"steps {first_bad} to {trainer.step - 1} were bad ({self.seen[first_bad]['bad']})"
         recent = [s for s in self.rewinds if trainer.step - s <= self.config.spike_window]
         if len(recent) >= self.config.rewinds_at_most:
-            raise RunFault(
+            raise RunAborted(
                 f"{cause}, after {len(recent)} rewinds within {self.config.spike_window} steps: "
                 "lower the learning rate, look at the data of these steps (python -m "
                 "data_pipeline where), or set health.rewinds_at_most higher.",
@@ -152,7 +152,7 @@ class BadSteps(Hook):
             answer = [newest_before(trainer.checkpoints, first_bad)]
         dist.broadcast_object_list(answer, src=0)
         if answer[0] is None:
-            raise RunFault(
+            raise RunAborted(
                 f"{cause}, and {trainer.checkpoints} has no whole checkpoint of a step before "
                 f"{first_bad} to go back to: save more often, or keep more of them.",
                 EXIT_GAVE_UP,

@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from conf.errors import EXIT_CORRUPT, EXIT_FAILED, InputError, RunFault
+from conf.errors import EXIT_CORRUPT, EXIT_FAILED, InputError, RunAborted
 from pretrain.health import fingerprint
 from pretrain.hooks import Hook, TrainerView
 from pretrain.processes import Processes
@@ -46,7 +46,7 @@ class Receipts(Hook):
             self.chain = lines[-1]["chain"] if lines else ""
 
     def after_step(self, trainer: TrainerView) -> None:
-        """Compares the copies of the weights. Raises RunFault on all ranks where they differ."""
+        """Compares the copies of the weights. Raises RunAborted on all ranks where they differ."""
         step = trainer.step
         is_last = step == trainer.plan.total_steps
         if not self.every_steps or not (step % self.every_steps == 0 or is_last):
@@ -60,7 +60,7 @@ class Receipts(Hook):
                 else f"ranks {_names(wrong)} do not agree"
                 for wrong, right in unequal
             )
-            raise RunFault(
+            raise RunAborted(
                 f"copies of the weights differ after step {step} ({groups}): a bit was flipped, or "
                 f"computed wrongly, in the last {self.every_steps} steps; test that machine, leave "
                 "it out, and start again from a checkpoint before them.",
@@ -131,7 +131,7 @@ def receipts(config: ReceiptsConfig) -> None:
             values = ", ".join(
                 f"{key} {_shown(ours, key)} and {_shown(theirs, key)}" for key in differ
             )
-            raise RunFault(f"the runs part at step {ours['step']}: {values}.", EXIT_FAILED)
+            raise RunAborted(f"the runs part at step {ours['step']}: {values}.", EXIT_FAILED)
     both = min(len(one), len(other))
     if not both:
         raise InputError(f"{config.a} and {config.b} have no step in common: let both train first.")

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from conf.errors import EXIT_CORRUPT, RunFault
+from conf.errors import EXIT_CORRUPT, RunAborted
 from pretrain.health.fingerprint import bits
 from pretrain.hooks import Hook, PendingStep, TrainerView
 
@@ -38,7 +38,7 @@ class Replay(Hook):
                 tensor.copy_(value)
 
     def after_step(self, trainer: TrainerView) -> None:
-        """Compares. Raises RunFault on all ranks where one differs."""
+        """Compares. Raises RunAborted on all ranks where one differs."""
         if not self.first:
             return
         assert trainer.pending is not None
@@ -50,7 +50,7 @@ class Replay(Hook):
         wrong = [rank for rank, same in enumerate(answers) if not same]
         trainer.publish({"kind": "event", "event": "replay", "unequal_ranks": wrong})
         if wrong:
-            raise RunFault(
+            raise RunAborted(
                 f"step {trainer.step} gave other numbers when it was done again, on rank "
                 f"{', '.join(map(str, wrong))}: a machine computes wrongly, or a kernel is not "
                 "deterministic (take parallel.attention=sdpa and fp32 to tell them apart).",

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from conf.errors import EXIT_GAVE_UP, RunFault
+from conf.errors import EXIT_GAVE_UP, RunAborted
 from conf.files import write_text
 from pretrain.processes import Processes
 
@@ -17,7 +17,7 @@ FILE = "restarts.json"
 
 
 def count_start(run_dir: Path, step: int, at_most: int, processes: Processes) -> None:
-    """Counts a start from `step`; raises RunFault on all ranks where more than `at_most` starts
+    """Counts a start from `step`; raises RunAborted on all ranks where more than `at_most` starts
     after the first came no further (0: any number)."""
     path = run_dir / FILE
     answer: list[Any] = [0]
@@ -32,7 +32,7 @@ def count_start(run_dir: Path, step: int, at_most: int, processes: Processes) ->
         answer = [starts]
     dist.broadcast_object_list(answer, src=0)
     if at_most and answer[0] > at_most + 1:
-        raise RunFault(
+        raise RunAborted(
             f"{run_dir} was started {answer[0] - 1} times from step {step} and came to no later "
             f"checkpoint: find the cause in the logs of these starts, then remove {path}.",
             EXIT_GAVE_UP,

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from conf.quiet import quiet_torchao
+from conf.terminal import silence_torchao
 from model.network import Decoder
 
 SCALING = {"fp8": "tensorwise", "fp8_rowwise": "rowwise"}
@@ -31,7 +31,7 @@ def apply_fp8(model: Decoder, precision: str, device: torch.device) -> None:
         linear.__class__ = nn.Linear
     if precision not in SCALING:
         return
-    quiet_torchao()
+    silence_torchao()
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
     recipe = Float8LinearConfig.from_recipe_name(SCALING[precision])

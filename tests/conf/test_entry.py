@@ -38,6 +38,18 @@ def test_every_choice_of_a_group_composes(group, command):
         assert done.returncode == 0, (path, done.stderr)
 
 
+def test_a_stage_of_one_s_own_is_added_on_the_command_line(command):
+    done = command("pretrain", "+recipe.stages.more.tokens=1_000", "--cfg", "job")
+    assert done.returncode == 0, done.stderr
+    assert "\n    more:\n" in done.stdout
+
+
+def test_a_plain_key_may_have_the_name_of_a_group_of_other_commands(command):
+    done = command("eval", "chat", "model=runs/demo/export", "--cfg", "job")
+    assert done.returncode == 0, done.stderr
+    assert "model: runs/demo/export" in done.stdout
+
+
 def test_did_you_mean():
     assert did_you_mean("cosin", ["cosine", "linear"]) == " (did you mean 'cosine'?)"
     assert did_you_mean("x", ["b", "a"]) == " (known: a, b)"

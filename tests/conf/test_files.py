@@ -14,7 +14,7 @@ import pytest
 
 from conf import files
 from conf.errors import InputError
-from conf.kinds import RESULTS
+from conf.output_kinds import RESULTS
 from conf.outputs import Kind, Output
 
 ROOT = Path(__file__).parent.parent.parent

@@ -163,12 +163,12 @@ BAD = {
     ),
     "unknown corpus": (
         ["tokenize", "corpus=python_doc"],
-        "corpus=python_doc: there is no such choice (did you mean 'python_docs'?)",
+        "corpus=python_doc: unknown choice (did you mean 'python_docs'?)",
     ),
     "no corpus folder": (["pairs", "corpus=nowhere", "out=x"], "nowhere/manifest.json does not"),
     "no run": (["where", "run=nowhere", "step=1"], "nowhere/ledger.jsonl does not exist"),
     "no question": (["where", "run=nowhere"], "where needs one of step=... and doc=..., not both"),
-    "unknown command": (["tokenise"], "'tokenise' is no command of data_pipeline (did you mean"),
+    "unknown command": (["tokenise"], "unknown command 'tokenise' (did you mean"),
 }
 
 

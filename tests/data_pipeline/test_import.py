@@ -246,7 +246,7 @@ def test_what_cannot_be_trained_on_is_refused(fault, adopt, tmp_path):
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "link=soft is not a choice": {"path": "in", "link": "soft"},
+    "link=soft: unknown choice": {"path": "in", "link": "soft"},
     "held_out_fraction=1, expected": {"path": "in", "held_out_fraction": 1.0},
     "give path=": {},
     "both given": {"path": "in", "held_out": "a", "held_out_fraction": 0.1},

@@ -41,11 +41,14 @@ def test_what_does_not_exist_is_named(command, tmp_path, name):
             "prompt is not a key of this config (did you mean",
         ),
         (("lm_eval", "model=a"), "model is not a key of this config (did you mean 'models'?)"),
-        (("lm_eval", "models=a"), "entries with names of your own: give each as models.NAME=..."),
-        (("generate", "prompts=a"), "prompts takes a list: give it as prompts=[...]"),
+        (
+            ("lm_eval", "models=a"),
+            "entries with names that you choose. Give each as models.NAME=...",
+        ),
+        (("generate", "prompts=a"), "prompts takes a list. Give it as prompts=[...]"),
         (("perplexity", "seq_len=long"), "seq_len: value 'long'"),
         (("build_tasks", "corpus=x"), "out has no value"),
-        (("comparr",), "'comparr' is no command of eval"),
+        (("comparr",), "unknown command 'comparr'"),
     ],
 )
 def test_a_wrong_key_value_or_command_is_named(command, arguments, sentence):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from conf.errors import InputError, RunFault
+from conf.errors import InputError, RunAborted
 from pretrain.health.fingerprint import bits, local_sums
 from pretrain.health.receipts import ReceiptsConfig, read, receipts
 from tests.runs import arguments, records
@@ -118,7 +118,7 @@ def test_receipts_prove_that_a_resumed_run_is_the_uninterrupted_one(
     assert "equal to the bit: tokens, loss and gradient norm of 20 steps, weights at 10" in (
         capsys.readouterr().out
     )
-    with pytest.raises(RunFault, match=r"the runs part at step 1: digest .*, loss [\d.]+ and"):
+    with pytest.raises(RunAborted, match=r"the runs part at step 1: digest .*, loss [\d.]+ and"):
         receipts(ReceiptsConfig(str(tmp_path / "whole"), str(tmp_path / "other")))
     done = command("pretrain", "receipts", f"a={tmp_path / 'whole'}", f"b={tmp_path / 'nowhere'}")
     assert done.returncode == 2

@@ -180,7 +180,7 @@ def test_what_does_not_fit_is_refused():
         ({"matmul": [0.8, 0.5]}, r"cluster.matmul=\[0.8, 0.5\], expected \[usual, best\]"),
         ({"gpu_memory_gib": float("nan")}, "cluster.gpu_memory_gib=nan, expected more than 0"),
         ({"gpu_hour_price": -1.0}, "cluster.gpu_hour_price=-1.0, expected 0 or more"),
-        ({"device": "tpu"}, "cluster.device=tpu is not a choice"),
+        ({"device": "tpu"}, "cluster.device=tpu: unknown choice"),
     ):
         with pytest.raises(InputError, match=said):
             replace(one, **change)

@@ -42,9 +42,9 @@ def test_inspect_prints_the_exact_count(command):
             "model.hiden_size is not a key of this config (did you",
         ),
         (["inspect", "model.hidden_size=wide"], "model.hidden_size: value 'wide'"),
-        (["inspect", "model=danube_1b"], "model=danube_1b: there is no such choice"),
+        (["inspect", "model=danube_1b"], "model=danube_1b: unknown choice"),
         (["inspect", "seq_len=99999"], "seq_len=99999 is outside 1 to model.max_seq_len=16384"),
-        (["inspct"], "'inspct' is no command of model (did you mean 'inspect'?)"),
+        (["inspct"], "unknown command 'inspct' (did you mean 'inspect'?)"),
     ],
 )
 def test_bad_arguments_end_with_one_sentence_and_code_2(command, arguments, sentence):

@@ -203,7 +203,7 @@ def test_bad_input_leaves_nothing(base, tmp_path):
     ):
         with pytest.raises(InputError, match=sentence):
             remap(model, tokenizer, out)
-    with pytest.raises(InputError, match=r"init=mean is not a choice \(known: mean_of_"):
+    with pytest.raises(InputError, match=r"init=mean: unknown choice \(known: mean_of_"):
         RemapVocabConfig(init="mean")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "bare", "new", "text.json"]
     remap(base, new, out)

@@ -14,7 +14,7 @@ from tests.runs import arguments
 CASES: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"optim__lerning_rate": 1}, "optim.lerning_rate is not a key of this config"),
     "wrong type": ({"optim__learning_rate": "fast"}, "optim.learning_rate: value 'fast'"),
-    "unknown choice": ({"model": "danube_9b"}, "model=danube_9b: there is no such choice"),
+    "unknown choice": ({"model": "danube_9b"}, "model=danube_9b: unknown choice"),
     "batch does not fit the layout": (
         {"parallel__micro_batch_tokens": 1500},
         "parallel.micro_batch_tokens=1500 is not a multiple of recipe.stages.short.seq_len=64",
@@ -44,7 +44,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "unknown checkpointing": (
         {"parallel__activation_checkpointing": "ful"},
-        "parallel.activation_checkpointing=ful is not a choice (did you mean 'full'?)",
+        "parallel.activation_checkpointing=ful: unknown choice (did you mean 'full'?)",
     ),
     "memory snapshot of a CPU": (
         {"profile__memory": "true"},

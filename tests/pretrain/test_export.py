@@ -150,7 +150,7 @@ def test_the_exported_tokenizer_encodes_as_the_corpus_was(corpus, tmp_path):
     [
         (["step=7"], "step_7 does not exist, expected one of the steps: 20, 15"),
         (["run=nowhere"], "nowhere/config.yaml does not exist"),
-        (["dtype=float8"], "dtype=float8 is not a choice"),
+        (["dtype=float8"], "dtype=float8: unknown choice"),
     ],
 )
 def test_what_cannot_be_exported_is_refused(exported, command, tmp_path, changes, sentence):

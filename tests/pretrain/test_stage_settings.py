@@ -61,7 +61,7 @@ def test_two_processes_resume_within_each_stage(command, corpus, whole, tmp_path
         ),
         (
             {"recipe__stages__long__precision": "fp9"},
-            "recipe.stages.long.precision=fp9 is not a choice (did you mean 'fp8'?)",
+            "recipe.stages.long.precision=fp9: unknown choice (did you mean 'fp8'?)",
         ),
     ],
 )

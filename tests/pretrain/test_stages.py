@@ -141,7 +141,7 @@ def test_an_empty_recipe_is_refused():
         recipe(a=StageConfig(512, 1, batch_ramp=BatchRamp(0, 1, 1)))
     with pytest.raises(InputError, match=r"a.learning_rate.end=None with .*shape=linear"):
         recipe(a=StageConfig(512, 1, learning_rate=StageRate("linear")))
-    with pytest.raises(InputError, match=r"shape=linaer is not a choice \(did you mean 'linear'"):
+    with pytest.raises(InputError, match=r"shape=linaer: unknown choice \(did you mean 'linear'"):
         recipe(a=StageConfig(512, 1, learning_rate=StageRate("linaer", end=0.0)))
     with pytest.raises(InputError, match=r"a.learning_rate has no shape: give"):
         recipe(a=StageConfig(512, 1, learning_rate=StageRate(end=0.0)))

@@ -404,7 +404,7 @@ def test_command(command, folder, tmp_path):
     assert "The recipe demo takes 98,304 tokens of it in 2 stages." in found
     done = command(*arguments, "recipe=demos")
     assert done.returncode == 2
-    assert "recipe=demos: there is no such choice (did you mean 'demo'?)" in done.stderr
+    assert "recipe=demos: unknown choice (did you mean 'demo'?)" in done.stderr
 
 
 def test_numbers_in_words():

@@ -159,7 +159,7 @@ def test_the_page_needs_a_template_in_one_of_two_places(chat_model, model, tmp_p
         (lambda: ServeConfig("m", port=0), "port=0"),
         (
             lambda: ServeConfig("m", engine="vlm"),
-            r"engine=vlm is not a choice \(did you mean",
+            r"engine=vlm: unknown choice \(did you mean",
         ),
     ],
 )

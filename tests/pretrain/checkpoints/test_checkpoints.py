@@ -231,7 +231,7 @@ def test_any_step_is_exported(trained, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"do": "check"}, r"do=check is not a choice"),
+        ({"do": "check"}, r"do=check: unknown choice"),
         ({"do": "export"}, r"do=export needs out=FOLDER"),
         ({"folder": "nowhere"}, r"nowhere holds no checkpoint"),
         ({"folder": "s3://a/b", "do": "export", "out": "x"}, r"holds copies alone"),

@@ -49,7 +49,7 @@ def test_warm_up_stable_decay(shape, halfway):
 
 def test_bad_settings_are_refused():
     with pytest.raises(
-        InputError, match=r"optim.schedule=cosin is not a choice \(did you mean 'cos"
+        InputError, match=r"optim.schedule=cosin: unknown choice \(did you mean 'cos"
     ):
         OptimConfig(learning_rate=1.0, schedule="cosin")
     with pytest.raises(InputError, match=r"optim.decay_tokens=0 with optim.schedule=wsd"):
