@@ -1,6 +1,6 @@
-"""What you may choose: one YAML file a choice, in Hydra groups, and one primary config a command.
+"""Everything a user can choose: one YAML file per choice in Hydra groups, and one per command.
 
-The ground floor of the house: every folder may import it, it imports none of them.
-`entry` turns `python -m <folder> <command> key=value ...` into a checked dataclass;
-`errors` holds the one exception for bad input and the exit codes.
+Every folder may import `conf`; it imports none of them. `entry` turns the command line
+`python -m <folder> <command> key=value ...` into a checked dataclass. `errors` holds the exception
+for bad input and the exit codes. `outputs` decides where a command may write and `files` writes.
 """

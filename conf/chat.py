@@ -1,4 +1,4 @@
-"""What a choice of the group `conf/chat_template/` holds, and what a message may say."""
+"""Chat templates, the schema of `conf/chat_template/`, and the text of chat messages."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 TEXT_PARTS = ("text", "input_text", "output_text")
-"""Types of the parts of a message that are text: of chat completions, and of OpenAI's responses."""
+"""Types of text parts in a message, in OpenAI's chat completions and in its responses API."""
 
 
 @dataclass
 class ChatTemplate:
     """A chat format as two Jinja templates that render the same text.
 
-    template: for inference, exact to the character as published; goes into the exported folder.
+    template: for inference, exact to the character as published; stored in the exported folder.
     special_tokens: tokens that the template writes; those that a tokenizer lacks are added to it.
-    end_token: the one of them that ends an answer, null for the tokenizer's own eos_token.
-    training_template: the same with `{% generation %}` around what the assistant says, its end
-        token included, so that the loss can be taken there only.
+    end_token: the special token that ends an answer, null for the tokenizer's own eos_token.
+    training_template: the same with `{% generation %}` around each answer of the assistant and its
+        end token, so that the loss is taken on these tokens only.
     """
 
     name: str = MISSING
@@ -29,11 +29,12 @@ class ChatTemplate:
 
 
 def text_of(content: object) -> str:
-    """Returns the text of a message's content: a string, or a list of text parts in OpenAI's form,
-    which are joined as they are.
+    """Returns the text of a message's content.
+
+    The content is a string, or a list of text parts in OpenAI's form, which are concatenated.
 
     Raises:
-        ValueError: it is something else; the message says what was found and expected.
+        ValueError: the content is something else; the message says what was found and expected.
     """
     if content is None:
         raise ValueError("its content is null: expected text")

@@ -1,8 +1,9 @@
 """Writes files and folders that appear whole or not at all.
 
 An output is made in a staging folder next to it, `.headwater-<hash of its name>-<random>/`, made
-durable, and renamed into place in one step. The staging folder is locked while its process lives,
-so that two processes never share one and what a killed process left is told from work under way.
+durable, and renamed into place in one step. The staging folder is locked while its process runs,
+so that two processes never share one, and so that the remains of a killed process can be
+distinguished from work in progress.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a small file of Headwater's own, such as one of a run folder, in place of the old."""
+    """Writes or replaces a small file of Headwater's own, such as one of a run folder."""
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Makes the file appear, durable, once `write` has returned; after an error nothing is left."""
+    """Writes a file durably and renames it into place; an error leaves nothing behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
@@ -48,7 +49,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 @contextmanager
 def staging(out: Path) -> Iterator[Path]:
-    """Yields an empty folder next to `out` that is this process's own and is gone afterwards."""
+    """Yields an empty folder next to `out` for this process alone, and removes it afterwards."""
     out.parent.mkdir(parents=True, exist_ok=True)
     folder, lock = _locked_folder(out)
     try:
@@ -59,10 +60,10 @@ def staging(out: Path) -> Iterator[Path]:
 
 
 def put(made: Path, out: Path, *, replace: bool) -> None:
-    """Makes a file or folder durable and renames it to `out`, on the same file system. What lay
-    there is afterwards at `made` or `old_of(made)`, for the caller to remove.
+    """Makes a file or folder durable and renames it to `out`, on the same file system.
 
-    Where the system cannot exchange two folders the old one is renamed away first: `restore` puts
+    The previous content of `out` is afterwards at `made` or `old_of(made)`, and the caller removes
+    it. If the system cannot exchange two folders, the old one is renamed first, and `restore` puts
     it back if the process is killed in between.
 
     Raises:
@@ -75,7 +76,7 @@ def put(made: Path, out: Path, *, replace: bool) -> None:
             out.rename(old_of(made))
             made.rename(out)
         elif not (replace and out.is_dir()):
-            made.rename(out)  # over nothing or an empty folder: the system refuses all else
+            made.rename(out)  # the system refuses this unless `out` is missing or empty
     elif replace:
         made.replace(out)
     else:
@@ -84,7 +85,7 @@ def put(made: Path, out: Path, *, replace: bool) -> None:
 
 
 def old_of(made: Path) -> Path:
-    """Returns where `put` leaves what it replaced, if the system cannot exchange folders."""
+    """Returns the path at which `put` leaves the old folder if folders cannot be exchanged."""
     return made.with_name(made.name + ".old")
 
 
@@ -95,7 +96,7 @@ def restore(made: Path, out: Path) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Removes a folder of Headwater's own; a kill never leaves part of it under its name."""
+    """Removes a folder of Headwater's own; a kill never leaves a part of it under its name."""
     if folder.is_dir():
         with staging(folder) as place, suppress(FileNotFoundError):  # another process was first
             folder.rename(place / "discarded")
@@ -109,11 +110,11 @@ def clean(out: Path) -> None:
         try:
             lock = os.open(folder / LOCK, os.O_RDWR)
         except OSError as error:
-            # Whoever works there has a lock: this one was killed while it was made or removed.
+            # A folder in use has a lock, so its process was killed while making or removing it.
             if error.errno == errno.ENOENT:
                 shutil.rmtree(folder, ignore_errors=True)
             continue
-        with suppress(OSError):  # it is locked by a living process, or there are no locks
+        with suppress(OSError):  # a running process holds the lock, or there are no locks
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             restore(folder / NEW, out)
             shutil.rmtree(folder, ignore_errors=True)
@@ -121,7 +122,7 @@ def clean(out: Path) -> None:
 
 
 def is_staged(path: Path) -> bool:
-    """Whether a path lies in a staging folder."""
+    """Returns whether a path is inside a staging folder."""
     return any(part.startswith(STAGING) for part in path.parts)
 
 
@@ -140,7 +141,7 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Makes a file, or a folder with all that it holds, durable. Links are not followed."""
+    """Makes a file, or a folder with all of its content, durable. Links are not followed."""
     if not path.is_dir():
         _fsync(path)
         return
@@ -152,7 +153,7 @@ def sync(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable, where the file system can."""
+    """Makes the names in a folder durable, if the file system can."""
     with suppress(OSError):
         _fsync(folder)
 
@@ -170,8 +171,11 @@ def _prefix(out: Path) -> str:
 
 
 def _locked_folder(out: Path) -> tuple[Path, int]:
-    """Makes a folder and takes its lock. Another process that cleans up may remove it before it is
-    locked: then the next name is tried."""
+    """Makes a folder and takes its lock.
+
+    Another process that cleans up may remove the folder before it is locked; the next name is then
+    tried.
+    """
     while True:
         folder = out.with_name(_prefix(out) + secrets.token_hex(4))
         folder.mkdir()
@@ -193,7 +197,7 @@ def _locked_folder(out: Path) -> tuple[Path, int]:
 
 
 def _rename_to_nothing(made: Path, out: Path) -> None:
-    """Renames a file to a name that nothing has."""
+    """Renames a file to a name that must not exist yet."""
     try:
         os.link(made, out)
     except FileExistsError:

@@ -1,4 +1,4 @@
-"""The files of folders and globs, those behind links to folders among them."""
+"""Finds the files of folders and globs, including those behind symbolic links to folders."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from conf.errors import InputError
 
 
 def files_under(root: str) -> Iterator[str]:
-    """Yields the path of each file below a folder, in any order, and of links that lead nowhere.
+    """Yields the path of each file below a folder, in any order, and of each broken link.
 
-    Raises InputError for a folder that cannot be read.
+    Raises:
+        InputError: a folder cannot be read.
     """
     for folder, files in _walk(root, hidden=True):
         yield from (os.path.join(folder, file) for file in files)
 
 
 def expand(pattern: str) -> list[str]:
-    """Returns what a recursive glob matches, sorted: as `glob.glob`, which never comes to an end
-    where links to folders make loops.
+    """Returns the sorted matches of a recursive glob.
 
-    Raises InputError for a folder that cannot be read.
+    Unlike `glob.glob`, it terminates if links to folders form a loop.
+
+    Raises:
+        InputError: a folder cannot be read.
     """
     return sorted(_expand(pattern))
 
@@ -47,9 +50,12 @@ def _expand(pattern: str) -> set[str]:
 def _walk(root: str, hidden: bool) -> Iterator[tuple[str, list[str]]]:
     """Yields each folder with the names of its files.
 
-    A folder is read once, by its own name where it lies below `root`, otherwise by that of the
-    first link to it. A link to a folder that holds the link is not followed. hidden: whether
-    names that begin with a dot are among them.
+    A folder is read once, under its own name if it is below `root`, else under that of the first
+    link to it. A link to a folder that contains the link is not followed.
+
+    Args:
+        root: the outermost folder.
+        hidden: whether to include names that begin with a dot.
     """
     seen: set[tuple[int, int]] = set()
     starts = [root]
@@ -57,22 +63,22 @@ def _walk(root: str, hidden: bool) -> Iterator[tuple[str, list[str]]]:
         links: list[str] = []
         for start in starts:
             for folder, names, files in os.walk(start, onerror=_refuse):
-                about = os.stat(folder)
-                if (about.st_dev, about.st_ino) in seen:
+                status = os.stat(folder)
+                if (status.st_dev, status.st_ino) in seen:
                     names.clear()
                     continue
-                seen.add((about.st_dev, about.st_ino))
+                seen.add((status.st_dev, status.st_ino))
                 if not hidden:
                     names[:] = [name for name in names if not name.startswith(".")]
                     files = [name for name in files if not name.startswith(".")]
                 paths = (os.path.join(folder, name) for name in names)
                 links += [path for path in paths if os.path.islink(path)]
                 yield folder, files
-        # Links come last: what lies below `root` keeps the names that it has without them.
-        starts = sorted(link for link in links if not _holds_itself(link))
+        # Links are followed last, so that files below `root` keep their names without links.
+        starts = sorted(link for link in links if not _is_loop(link))
 
 
-def _holds_itself(link: str) -> bool:
+def _is_loop(link: str) -> bool:
     target, place = os.path.realpath(link), os.path.realpath(os.path.dirname(link))
     return os.path.commonpath([target, place]) == target
 

@@ -1,14 +1,14 @@
-"""What this machine multiplies in hardware: the rule of `precision=auto`, and how fast it is.
+"""The number formats that this machine multiplies in hardware, and its measured speed.
 
-bf16 is taken where the hardware multiplies it, else fp32:
+`precision=auto` takes bf16 if the hardware multiplies it, else fp32:
 
     CUDA       compute capability 8.0 or more (ROCm: where torch says so)
     x86 CPU    AVX-512 BF16 or AMX-BF16; AVX-512 alone and AVX2 have no bf16 products
     Arm CPU    BF16 (Armv8.6 and later)
 
-On a CPU the products are oneDNN's, so its own switch counts: ONEDNN_MAX_CPU_ISA=AVX2 keeps torch
-from the bf16 units that are there, and `auto` then takes fp32. torch is imported where it is used:
-most commands that import `conf` never need it.
+On a CPU the products are computed by oneDNN, so its own switch counts: ONEDNN_MAX_CPU_ISA=AVX2
+keeps torch from using bf16 units, and `auto` then takes fp32. torch is imported only where it is
+used, because most commands that import `conf` never need it.
 """
 
 from __future__ import annotations
@@ -28,32 +28,35 @@ if TYPE_CHECKING:
 FIRST_CAPABILITY = (8, 0)
 """Compute capability of the first NVIDIA GPUs that multiply bf16 (Ampere)."""
 BF16_FEATURES = ("amx_bf16", "avx512_bf16", "sve_bf16", "svebf16", "bf16")
-"""As torch and /proc/cpuinfo name them; the last three are Arm's."""
+"""CPU features with bf16 products, by the names of torch and /proc/cpuinfo; three are Arm's."""
 FP16_FEATURES = ("amx_fp16", "avx512_fp16")
 ISA_SWITCHES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
-"""oneDNN's limit on the instructions that it uses, by its new and its old name."""
+"""Environment variables that limit oneDNN's instructions: the new name and the old one."""
 ISA_WITHOUT_BF16 = (
     *("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"),
     *("AVX512_CORE", "AVX512_CORE_VNNI"),
 )
 ISA_WITHOUT_FP16 = (*ISA_WITHOUT_BF16, "AVX512_CORE_BF16")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
-"""torch's name of each precision."""
+"""Name of each precision in torch."""
 SIZES = (128, 256, 512, 1024)
-"""Sides of the matrices that are multiplied to measure a CPU, while none takes LONG."""
+"""Matrix sizes that are multiplied to measure a CPU, as long as each product is fast enough."""
 GPU_SIZE = 8192
-LONG, ENOUGH = 0.5, 0.2
-"""Seconds of a product that is not tried, and of all those of one size."""
-LEAST_REPEATS, REPEATS = 3, 20
+PRODUCT_SECONDS, SIZE_SECONDS = 0.5, 0.2
+"""A product that is expected to take longer than the first is skipped; the second is the time
+spent on the repetitions of one size."""
+MIN_REPEATS, MAX_REPEATS = 3, 20
 
 
 @dataclass(frozen=True)
 class Processor:
-    """The device that a model computes on, as far as the precision depends on it.
+    """The device that a model runs on, as far as the precision depends on it.
 
-    features: of a CPU, as torch and /proc/cpuinfo name them. isa_limit: oneDNN's switch and its
-    value where it is set. onednn: whether this torch has oneDNN. capability: of a CUDA device;
-    native_bf16: what torch says of a ROCm device, null elsewhere.
+    features: CPU features by the names of torch and /proc/cpuinfo.
+    isa_limit: name and value of oneDNN's switch, if it is set.
+    onednn: whether this torch has oneDNN.
+    capability: compute capability of a CUDA device.
+    native_bf16: whether a ROCm device multiplies bf16 according to torch; None elsewhere.
     """
 
     device: str
@@ -67,7 +70,7 @@ class Processor:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a processor multiplies a type in hardware, and why, as a clause."""
+    """Answer to whether a processor multiplies a type in hardware, with the reason as a clause."""
 
     native: bool
     reason: str
@@ -75,7 +78,7 @@ class Verdict:
 
 @dataclass(frozen=True, order=True)
 class Speed:
-    """How fast a product of two matrices of `size` x `size` is."""
+    """Measured speed of a product of two matrices of `size` x `size`."""
 
     flops_per_second: float
     size: int
@@ -143,13 +146,16 @@ def _cpu_verdict(
 
 
 def fitting_precision(found: Processor) -> str:
-    """Returns what `precision=auto` becomes on a processor: bf16 or fp32."""
+    """Returns the precision that `auto` selects on a processor: bf16 or fp32."""
     return "bf16" if bf16_verdict(found).native else "fp32"
 
 
 def fitting_dtype(stored: str, found: Processor) -> str:
-    """Returns the type in which weights of a stored type are computed: float32 in place of a
-    16-bit type that the processor does not multiply. It holds every value of both."""
+    """Returns the type to compute in for weights that are stored in a given type.
+
+    float32 replaces a 16-bit type that the processor does not multiply; it represents every value
+    of both 16-bit types.
+    """
     verdicts = {"bfloat16": bf16_verdict, "float16": fp16_verdict}
     if stored in verdicts and not verdicts[stored](found).native:
         return "float32"
@@ -163,11 +169,14 @@ def slow_warning(
     advice: str,
     measure: Callable[[str], Speed] | None = None,
 ) -> str:
-    """Returns a sentence with the measured factor where a setting, given by name, computes in a
-    16-bit type that the CPU has no units for; an empty one elsewhere.
+    """Returns a warning if the CPU has no units for a 16-bit type that was asked for, else ''.
 
-    setting: as it was given, `precision=bf16`. dtype: torch's name of the type. advice: the setting
-    to take instead.
+    Args:
+        setting: the setting as it was given, such as `precision=bf16`.
+        dtype: torch's name of the type.
+        found: the processor.
+        advice: the setting to recommend instead.
+        measure: measures a type's speed for the factor in the warning; `matrix_speed` by default.
     """
     verdicts = {"bfloat16": bf16_verdict, "float16": fp16_verdict}
     if found.device != "cpu" or dtype not in verdicts or verdicts[dtype](found).native:
@@ -185,8 +194,8 @@ def slow_warning(
 def matrix_speed(dtype: str, device: torch.device | str = "cpu") -> Speed:
     """Measures a matrix product with this process's threads, once per process.
 
-    A type without hardware may be a thousand times slower than another, so that a CPU is measured
-    with growing sizes, up to the last that does not take LONG.
+    A type without hardware may be a thousand times slower than another, so a CPU is measured with
+    growing sizes as long as a product takes less than PRODUCT_SECONDS.
     """
     import torch
 
@@ -212,29 +221,34 @@ def fastest(
     sizes: tuple[int, ...],
     clock: Callable[[], float],
 ) -> Speed:
-    """Returns the best speed of the sizes that are not expected to take LONG.
+    """Returns the best speed over the sizes whose product is expected to be fast enough.
 
-    product: makes the product of a size, which is then called; its first call prepares kernels. The
-    least of several times counts, and no small size alone: on a busy machine, threads that wait for
-    each other make a product of microseconds take a time slice of the scheduler.
+    The shortest of several times counts, over several sizes: on a busy machine, threads that wait
+    for each other make a product of microseconds take a time slice of the scheduler.
+
+    Args:
+        product: returns a function that computes the product of a size; the first call of that
+            function prepares kernels.
+        sizes: matrix sizes in ascending order.
+        clock: returns the time in seconds.
     """
     best = Speed(0.0, 0)
     for size in sizes:
         multiply = product(size)
         times: list[float] = []
-        while len(times) < LEAST_REPEATS or (len(times) < REPEATS and sum(times) < ENOUGH):
+        while len(times) < MIN_REPEATS or (len(times) < MAX_REPEATS and sum(times) < SIZE_SECONDS):
             started = clock()
             multiply()
             times.append(clock() - started)
         seconds = min(times)
         best = max(best, Speed(2 * size**3 / seconds, size))
-        if seconds * 8 >= LONG:  # twice the side is eight times the work
+        if seconds * 8 >= PRODUCT_SECONDS:  # twice the size is eight times the work
             break
     return best
 
 
 def cpu_features(capabilities: Mapping[str, Any], cpuinfo_text: str) -> frozenset[str]:
-    """Returns what torch and /proc/cpuinfo say that a CPU has: an older torch knows fewer."""
+    """Returns the CPU features that torch or /proc/cpuinfo reports; an older torch knows fewer."""
     found = {name for name, value in capabilities.items() if value is True}
     for line in cpuinfo_text.splitlines():
         key, _, values = line.partition(":")
@@ -244,7 +258,7 @@ def cpu_features(capabilities: Mapping[str, Any], cpuinfo_text: str) -> frozense
 
 
 def isa_limit(environment: Mapping[str, str]) -> tuple[str, str] | None:
-    """Returns oneDNN's switch that is set, and its value."""
+    """Returns the name and value of oneDNN's switch, or None if it is not set."""
     for switch in ISA_SWITCHES:
         if environment.get(switch):
             return switch, environment[switch]
@@ -252,7 +266,7 @@ def isa_limit(environment: Mapping[str, str]) -> tuple[str, str] | None:
 
 
 def cpuinfo() -> str:
-    """Returns the text of /proc/cpuinfo, empty where there is none."""
+    """Returns the text of /proc/cpuinfo, or '' if it does not exist."""
     try:
         return Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -260,7 +274,7 @@ def cpuinfo() -> str:
 
 
 def cpu_name() -> str:
-    """Returns the CPU's name as its vendor writes it, else its architecture."""
+    """Returns the name of the CPU as its vendor writes it, or else its architecture."""
     for line in cpuinfo().splitlines():
         key, _, value = line.partition(":")
         if key.strip() == "model name":

@@ -1,4 +1,4 @@
-"""The kinds of files and folders that commands make, told by what they hold."""
+"""The kinds of files and folders that commands make, recognized by their content."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 from conf.outputs import Kind
 
 MOST_BYTES = 1 << 26
-"""Files of Headwater's own that are read to tell them are smaller."""
+"""Upper limit on the size of JSON files that are read to recognize a kind."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns the object of a JSON file; an empty one where there is none."""
+    """Returns the object of a JSON file, or an empty one if the file holds none."""
     try:
         if path.stat().st_size > MOST_BYTES:
             return {}
@@ -35,7 +35,7 @@ def _head(path: Path) -> str:
 
 
 def _first_row(path: Path) -> set[str] | None:
-    """Returns the keys of the first row of a jsonl file; None where it has no row."""
+    """Returns the keys of the first row of a jsonl file, or None if it has no row."""
     try:
         with path.open("rb") as file:
             line = file.readline(MOST_BYTES)
@@ -49,7 +49,7 @@ def _names(*patterns: str) -> Callable[[Path], Callable[[str], bool]]:
 
 
 def is_own_card(path: Path) -> bool:
-    """Whether a README.md is a model card that Headwater wrote."""
+    """Returns whether a README.md is a model card that Headwater wrote."""
     head = _head(path)
     return "with Headwater" in head or "\n- headwater\n" in head
 

@@ -1,7 +1,8 @@
-"""What commands write: where they may write it, and how Headwater tells its own work from others'.
+"""The outputs of commands, and the rule that Headwater replaces only its own files.
 
-An output is refused before the work begins where its place holds anything that Headwater did not
-make, or, without `overwrite=true`, anything at all. How it gets there is told in `conf.files`.
+An output is refused before the work begins if its path holds anything that Headwater did not make
+or, without `overwrite=true`, anything at all. `conf.output_kinds` lists the kinds, and `conf.files`
+writes them.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ REFUSED = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG),
     *(errno.EBUSY, errno.EEXIST, errno.ENOTEMPTY, errno.EXDEV, errno.ELOOP),
 )
-"""What the system answers for a place that cannot be written to."""
+"""Error numbers of a path that cannot be written to."""
 
 
 @dataclass(frozen=True)
 class Kind:
     """A kind of file or folder that commands make.
 
-    noun: with its article, for messages.
-    is_made: whether a file or folder of this name is one that Headwater made.
-    owns: for folders: which files of it, by relative name, Headwater wrote; None for files.
+    noun: its name with the article, for messages.
+    is_made: returns whether Headwater made this file or folder.
+    owns: for folders, returns a predicate on relative names that is True for the files that
+        Headwater wrote; None for files.
     """
 
     noun: str
@@ -44,7 +46,8 @@ class Output:
     """A file or folder that a command makes.
 
     given: the path as the user gave it, under `key`.
-    inputs: files and folders that the command reads, which the output must not be or hold.
+    inputs: files and folders that the command reads. The output must neither be one of them nor
+        contain one.
     """
 
     given: str | Path
@@ -55,13 +58,13 @@ class Output:
 
     @property
     def path(self) -> Path:
-        """Where it lies; what a symbolic link points to is written, the link stays."""
+        """Returns the path to write, which is the target if a symbolic link is given."""
         return Path(os.path.realpath(self.given))
 
     def check(self, found: str | None = None) -> None:
-        """Raises InputError where the output cannot be written or may not be replaced.
+        """Raises InputError if the output cannot be written or may not be replaced.
 
-        found: what the place holds, where more is known of it than its kind.
+        found: what the path holds, if more is known of it than its kind.
         """
         self.check_foreign()
         if not self.overwrite and self._holds_something():
@@ -71,20 +74,20 @@ class Output:
             )
 
     def check_foreign(self) -> None:
-        """Raises InputError where the place holds what Headwater did not make, or no output can be.
+        """Raises InputError if the path holds foreign files or cannot be written.
 
         Removes what killed processes left there.
         """
-        with self._said():
+        with self._errors_as_sentences():
             self._check_place()
             files.clean(self.path)
             self._check_content()
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
-        """Yields an empty folder that becomes the output at the end; on an error nothing stays."""
+        """Yields an empty folder that becomes the output at the end; an error leaves nothing."""
         self.check()
-        with self._said(), files.staging(self.path) as staging:
+        with self._errors_as_sentences(), files.staging(self.path) as staging:
             new = staging / files.NEW
             new.mkdir()
             yield new
@@ -93,19 +96,21 @@ class Output:
     def write(self, content: str | bytes) -> None:
         """Writes a file, whole or not at all."""
         self.check()
-        with self._said(), files.staging(self.path) as staging:
+        with self._errors_as_sentences(), files.staging(self.path) as staging:
             new = staging / files.NEW
             new.write_bytes(content.encode() if isinstance(content, str) else content)
             self._put(new)
 
     def put(self, made: Path) -> None:
-        """Puts a folder that was made next to the output in its place. The caller removes what
-        `files.put` leaves of the old one."""
-        with self._said():
+        """Renames a finished folder next to the output into its place.
+
+        The caller removes what `files.put` leaves of the old one.
+        """
+        with self._errors_as_sentences():
             self._put(made)
 
     def _put(self, made: Path) -> None:
-        self._check_content()  # it may have come meanwhile
+        self._check_content()  # the path may have been written in the meantime
         files.put(made, self.path, replace=self.overwrite or not self._holds_something())
 
     @property
@@ -122,18 +127,18 @@ class Output:
         given = os.fspath(self.given)
         if os.path.basename(given.rstrip("/")) in ("", ".", ".."):
             raise self._error(
-                "the path has no name of its own", f"Give the name of a {self._word} to be made"
+                "the path does not end with a name", f"Give the name of a {self._word} to be made"
             )
         path = self.path
         if Path.cwd().is_relative_to(path):
             raise self._error(
-                "it is the current folder or holds it",
+                "it is the current folder or contains it",
                 f"Give the name of a {self._word} to be made",
             )
         for used in self.inputs:
             if used is not None and Path(os.path.realpath(used)).is_relative_to(path):
                 raise self._error(
-                    f"it is or holds {used}, which the command reads",
+                    f"it is or contains {used}, which the command reads",
                     f"Choose another {self._word}",
                 )
         parent = next(folder for folder in path.parents if os.path.lexists(folder))
@@ -151,19 +156,19 @@ class Output:
             return
         if owns is None and not path.is_file():
             raise self._error("it is not a plain file", "Give the name of a file")
-        stranger: str | None = None
+        foreign: str | None = None
         if not self.kind.is_made(path):
-            stranger = _first_name(path) if owns else ""
+            foreign = _first_name(path) if owns else ""
         elif owns is not None:
             is_ours = owns(path)
-            stranger = next((name for name in _names(path) if not is_ours(name)), None)
-        if stranger:
+            foreign = next((name for name in _names(path) if not is_ours(name)), None)
+        if foreign:
             raise self._error(
-                f"the folder holds {stranger}, which is not part of {self.kind.noun} that "
+                f"the folder holds {foreign}, which is not part of {self.kind.noun} that "
                 "Headwater made",
                 "Choose another folder",
             )
-        if stranger is not None:
+        if foreign is not None:
             raise self._error(
                 f"the file is not {self.kind.noun} that Headwater made", "Choose another file"
             )
@@ -172,8 +177,8 @@ class Output:
         return InputError(f"{self.key}={self.given}: {wrong}. {advice}.")
 
     @contextmanager
-    def _said(self) -> Iterator[None]:
-        """Turns what the system refuses at this place into one sentence."""
+    def _errors_as_sentences(self) -> Iterator[None]:
+        """Turns an OSError about this path into an InputError."""
         try:
             yield
         except OSError as error:
@@ -191,7 +196,7 @@ class Output:
 
 
 def _names(folder: Path) -> Iterator[str]:
-    """Yields relative names of all files of a folder, and of links, which are not followed."""
+    """Yields the relative names of all files of a folder, and of links, which are not followed."""
     for where, folders, names in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(where, name))]
         for name in [*names, *links]:

@@ -1,4 +1,4 @@
-"""Weights & Biases, the same for every stage that trains: its settings, and opening a run."""
+"""Settings of Weights & Biases and opening of its runs, shared by every stage that trains."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ MODES = ("auto", "online", "offline", "disabled")
 
 @dataclass
 class LoggerConfig:
-    """Where metrics go beside `metrics.jsonl`, which is always written.
+    """Destinations of metrics in addition to `metrics.jsonl`, which is always written.
 
-    wandb: auto (online where there is a key, else offline), online, offline or disabled.
-    progress: a line or bar for whoever watches.
+    wandb: auto (online if an API key is set, else offline), online, offline or disabled.
+    project, entity, group: of the run in Weights & Biases.
+    progress: whether to show progress on the terminal.
     """
 
     wandb: str = "auto"
@@ -40,9 +41,10 @@ def open_run(
     settings: dict[str, Any],
     run_id: str | None = None,
 ) -> Any:
-    """Opens a run whose files lie in `folder`; with `run_id` it continues the run of that id.
+    """Opens a run that stores its files in `folder`; with `run_id` it continues that run.
 
-    Raises InputError for wandb=online without a key.
+    Raises:
+        InputError: wandb=online is set without a key.
     """
     import wandb
 
@@ -64,9 +66,11 @@ def open_run(
 
 
 def check_key(config: LoggerConfig) -> None:
-    """Raises InputError for wandb=online without a key."""
+    """Raises InputError if wandb=online is set without a key."""
     if config.wandb == "online" and not _has_key():
-        raise InputError("logger.wandb=online: there is no key; set WANDB_API_KEY, or use offline.")
+        raise InputError(
+            "logger.wandb=online: no API key was found. Set WANDB_API_KEY, or use offline."
+        )
 
 
 def _has_key() -> bool:

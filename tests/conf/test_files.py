@@ -183,7 +183,7 @@ def test_errors_of_the_work_stay_errors(tmp_path: Path) -> None:
 def test_a_place_needs_a_name(out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sub").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"out=\S+: the path has no name of its own\. Give"):
+    with pytest.raises(InputError, match=r"out=\S+: the path does not end with a name\. Give"):
         Output(out, LETTER, overwrite=True).check()
 
 
@@ -197,10 +197,12 @@ def test_places_that_are_never_written(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "to_here").symlink_to(here)
     monkeypatch.chdir(here)
     for out in (run, run.parent, tmp_path / "link", "../../runs/mine/../mine"):
-        with pytest.raises(InputError, match=r": it is or holds .*mine, which the command reads"):
+        with pytest.raises(
+            InputError, match=r": it is or contains .*mine, which the command reads"
+        ):
             Output(out, LETTER, True, inputs=[None, run]).check()
     for out in (here, here.parent, "../here", tmp_path / "to_here"):
-        with pytest.raises(InputError, match=": it is the current folder or holds it"):
+        with pytest.raises(InputError, match=": it is the current folder or contains it"):
             Output(out, LETTER, True).check()
     Output(run / "export", LETTER, inputs=[run]).check()
 

@@ -61,7 +61,9 @@ def test_wandb_online_without_a_key(
 ) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    refused(settings(logger=LoggerConfig(wandb="online")), r"logger\.wandb=online: there is no key")
+    refused(
+        settings(logger=LoggerConfig(wandb="online")), r"logger\.wandb=online: no API key was found"
+    )
 
 
 def test_out_that_holds_something_else(settings) -> None:
@@ -75,7 +77,9 @@ def test_out_that_holds_something_else(settings) -> None:
 
 @pytest.mark.parametrize("out", [".", "..", "/"])
 def test_out_without_a_name(settings, out: str) -> None:
-    with pytest.raises(InputError, match=f"out={re.escape(out)}: the path has no name of its own"):
+    with pytest.raises(
+        InputError, match=f"out={re.escape(out)}: the path does not end with a name"
+    ):
         sft(settings(out=out, overwrite=True))
 
 
