@@ -18,6 +18,7 @@ from tests.model.shapes import tiny
 from tests.patience import limit
 
 
+@pytest.mark.slow
 def test_the_benchmark_for_gpus_runs_on_a_cpu(tmp_path):
     out = tmp_path / "figures.json"
     script = [sys.executable, str(ROOT / "benchmarks/gpu_training.py"), "--device", "cpu", "--tiny"]
@@ -35,6 +36,7 @@ def test_the_benchmark_for_gpus_runs_on_a_cpu(tmp_path):
     assert table.count("| ours: danube3_4b, 2048") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["transformers", "nanogpt", "litgpt"])
 def test_a_peer_does_the_work_that_we_do(side):
     if package := missing(side):

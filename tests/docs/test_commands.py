@@ -58,7 +58,10 @@ def heads() -> Iterator[tuple[str, str]]:
         yield f"conf/command/{path.name}", path.read_text()
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.slow] * (page != "README.md")) for page in PAGES],
+)
 def test_the_commands_of_a_page_work(page, page_folder):
     own, exempt = OWN.get(page, {}), EXEMPT.get(page, {})
     checker = Checker(page_folder, own, exempt)

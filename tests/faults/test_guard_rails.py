@@ -49,6 +49,7 @@ def test_a_second_job_is_refused_and_a_dead_ones_lock_is_not(tmp_path, monkeypat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_who_reads_what_a_run_says_makes_no_difference(corpus, tmp_path):
     """A log on a full disk, a pipe whose reader is gone."""
     reader, writer = os.pipe()

@@ -20,6 +20,7 @@ def lab(tmp_path_factory):
     lab.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", SELECTED)
 def test_a_fault_has_its_right_outcome(number, lab):
     row = next(row for row in ROWS if row.number == number)

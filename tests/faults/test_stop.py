@@ -112,6 +112,7 @@ def test_a_time_limit(command, corpus, tmp_path):
     assert saved(run_dir) == ["step_1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_to_the_launcher(sent, corpus, tmp_path):
     """A launcher that is killed takes the job's store with it, and the ranks find out."""

@@ -31,6 +31,7 @@ def test_a_restart_keeps_what_it_was(made_with):
         assert ("though this machine would take" in reason) == other
 
 
+@pytest.mark.slow
 def test_a_tuning_moves_to_another_machine(settings, tmp_path, monkeypatch, capsys):
     config = settings(precision="auto", checkpoint_every=2, max_steps=4)
     monkeypatch.setattr(precision_module, "processor", lambda device: AVX2)

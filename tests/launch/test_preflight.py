@@ -158,6 +158,7 @@ def test_no_launcher_starts_or_writes_what_pretrain_refuses(command, corpus, tmp
     assert sorted(tmp_path.iterdir()) == [cluster]
 
 
+@pytest.mark.slow
 def test_the_page_refuses_before_it_starts(corpus, tmp_path):
     form = Form(
         *("mine", "demo_12m", "demo", "adamw_demo", str(corpus.folder), 2, "laptop", tmp_path),

@@ -16,6 +16,7 @@ from tests.runs import records, settings
 PEAK = 3e12
 
 
+@pytest.mark.slow
 def test_mfu_is_the_exact_formula(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "peak_flops", lambda device, dtype: (PEAK, "of the test"))
     config = settings(corpus.folder, tmp_path / "run", stop_after=12)
@@ -51,6 +52,7 @@ def test_mfu_is_the_exact_formula(corpus, tmp_path, monkeypatch):
         assert record["tokens_per_second"] == pytest.approx(tokens / record["step_seconds"])
 
 
+@pytest.mark.slow
 def test_steps_in_fp8_have_a_share_of_the_fp8_peak_too(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "peak_flops", lambda device, dtype: (PEAK, "of the test"))
     monkeypatch.setattr(loop, "fp8_peak", lambda device: 2 * PEAK)

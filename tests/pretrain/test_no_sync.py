@@ -87,6 +87,7 @@ def run(corpus, tmp_path, **changes):
     return late.seen
 
 
+@pytest.mark.slow
 def test_a_step_reads_nothing_and_its_numbers_come_one_step_late(no_reads, corpus, tmp_path):
     seen = run(corpus, tmp_path, precision="bf16")
     # A record comes when the next step is launched, but at a change of stage (after step 10) and

@@ -91,6 +91,7 @@ def test_a_text_file_is_one_item(tmp_path):
     assert chain(files=[str(tmp_path / "exam.txt")]).run(ITEM).reason == "in_exam"
 
 
+@pytest.mark.slow
 def test_tasks_of_lm_eval_are_rendered_with_their_answers(tmp_path):
     (tmp_path / "rows.json").write_text(
         "".join(

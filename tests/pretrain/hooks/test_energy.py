@@ -118,6 +118,7 @@ def joules_of_two(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_processes_add_up(tmp_path):
     """What only some of them can read is not known."""
     mp.spawn(joules_of_two, (tmp_path,), nprocs=2)
@@ -132,6 +133,7 @@ def train_beside(rank: int, folder: Path, corpus: Path, run_dir: Path) -> None:
     train(settings(corpus, run_dir, stop_after=2))
 
 
+@pytest.mark.slow
 def test_a_run_counts(corpus, tmp_path, powercap):
     """The trainer has the hook."""
     run_dir = tmp_path / "run"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from pretrain.hooks.report import write_page
 from tests.runs import arguments, records
 
@@ -29,6 +31,7 @@ def test_a_finished_run_has_its_page(command, corpus, tmp_path):
     assert len(records(run_dir)) == 4
 
 
+@pytest.mark.slow
 def test_without_a_page_the_run_is_whole(tmp_path: Path, capfd):
     write_page(tmp_path)  # no run folder
     assert "warning: no report was written (run=" in capfd.readouterr().err

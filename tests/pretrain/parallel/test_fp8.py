@@ -42,6 +42,7 @@ def test_the_run_folder_names_the_linears_in_fp8(runs):
     assert "layers.1.mlp.down_proj" in env["fp8"]["fp8_linears"]
 
 
+@pytest.mark.slow
 def test_torchao_is_imported_only_for_fp8():
     code = (
         "import sys, torch, pretrain.train, pretrain.parallel\n"

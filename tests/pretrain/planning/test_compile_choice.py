@@ -34,6 +34,7 @@ def choice(corpus, tmp_path, monkeypatch):
     return choose
 
 
+@pytest.mark.slow
 def test_gpus_compile_and_short_runs_on_cpus_do_not(choice, monkeypatch):
     assert choice(device="cuda", precision="bf16")[0] is True
     assert choice(device="cuda", precision="fp32")[0] is True

@@ -126,7 +126,14 @@ def test_state_is_that_of_the_split_model(tie):
             assert 0 <= counted.optimizer - planned.optimizer <= 4 * 64, name
 
 
-@pytest.mark.parametrize("model", ["danube_1_8b", "danube3_4b", "mistral_7b"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        "danube_1_8b",
+        pytest.param("danube3_4b", marks=pytest.mark.slow),
+        pytest.param("mistral_7b", marks=pytest.mark.slow),
+    ],
+)
 def test_real_models_on_64_ranks(model):
     """Acceptance of the plan: the really split model, on a CPU, with nothing allocated."""
     config = load(model)
