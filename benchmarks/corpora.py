@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from data_pipeline.store.checksums import BLOCK_BYTES, CHECKSUM, read_with_checksums
 from data_pipeline.store.index_file import HEADER, MAGIC
 from data_pipeline.store.manifest import Manifest, load_manifest
-from data_pipeline.store.sums import BLOCK_BYTES, SUM, file_sums
 
 DOCUMENT_TOKENS = 1000
 VOCAB_SIZE = 32_000
@@ -44,7 +44,7 @@ def sparse_shard(prefix: Path, tokens: int, whole_index: bool = False) -> dict[s
             file.seek(HEADER.size + 12 * documents - 8)
             file.write(np.int64((documents - 1) * DOCUMENT_TOKENS * 2).tobytes())
     whole, rest = divmod(2 * tokens, BLOCK_BYTES)
-    sums = np.full(whole + bool(rest), xxhash.xxh3_64_intdigest(bytes(BLOCK_BYTES)), SUM)
+    sums = np.full(whole + bool(rest), xxhash.xxh3_64_intdigest(bytes(BLOCK_BYTES)), CHECKSUM)
     if rest:
         sums[-1] = xxhash.xxh3_64_intdigest(bytes(rest))
     sums.tofile(f"{prefix}.sums")
@@ -66,7 +66,7 @@ def random_shard(prefix: Path, tokens: int, seed: int) -> dict[str, Any]:
         borders = np.arange(len(lengths) + 1, dtype=np.int64)
         for array in (lengths, 2 * (ends - lengths), borders):
             file.write(array.tobytes())
-    sums = [sums.tobytes() for _, sums in file_sums(Path(f"{prefix}.bin"))]
+    sums = [sums.tobytes() for _, sums in read_with_checksums(Path(f"{prefix}.bin"))]
     Path(f"{prefix}.sums").write_bytes(b"".join(sums))
     return entry_of(prefix, len(lengths), len(ids))
 

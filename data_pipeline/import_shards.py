@@ -28,6 +28,7 @@ from conf.errors import InputError, did_you_mean
 from conf.folders import expand, files_under
 from conf.output_kinds import CORPUS
 from conf.outputs import Output
+from data_pipeline.store.checksums import CHECKSUM, sha256_of_file
 from data_pipeline.store.manifest import FILE, Manifest
 from data_pipeline.store.shard_scan import (
     BadIndex,
@@ -35,10 +36,8 @@ from data_pipeline.store.shard_scan import (
     index_flaws,
     read_index,
     scan_tokens,
-    sha256_of_file,
     write_index_without_empty,
 )
-from data_pipeline.store.sums import SUM
 from data_pipeline.tokenizing.corpus_tokenizer import write_adopted_tokenizer
 from data_pipeline.tokenizing.tokenizer import (
     as_encoded,
@@ -329,10 +328,11 @@ def adopt(pair: Pair, folder: Path, about: dict[str, Any], link: str) -> Adopted
     scan = scan_tokens(
         bin_path, index.dtype, about["vocab_size"], about["eos_id"], lengths, token_bytes=sizes
     )
-    if scan.beyond.count:
-        offset, found = scan.beyond.first[0]
+    outside = scan.outside_vocabulary
+    if outside.count:
+        offset, found = outside.first[0]
         raise InputError(
-            f"{bin_path} holds token id {found} at token {offset} ({scan.beyond.count} such "
+            f"{bin_path} holds token id {found} at token {offset} ({outside.count} such "
             f"tokens), beyond the vocabulary of {about['vocab_size']}: tokenizer= is not the one "
             "that it was made with."
         )
@@ -342,7 +342,7 @@ def adopt(pair: Pair, folder: Path, about: dict[str, Any], link: str) -> Adopted
         _link(idx_path, _with(target, ".idx"), link)
     else:
         write_index_without_empty(index, _with(target, ".idx"))
-    _with(target, ".sums").write_bytes(scan.sums.astype(SUM).tobytes())
+    _with(target, ".sums").write_bytes(scan.checksums.astype(CHECKSUM).tobytes())
     kept = np.flatnonzero(lengths)
     _write_table(target, pair.prefix, kept)
     entry = {

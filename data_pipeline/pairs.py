@@ -22,7 +22,8 @@ from omegaconf import MISSING
 from conf.errors import InputError
 from conf.output_kinds import PAIRS
 from conf.outputs import Output
-from data_pipeline.store.manifest import Manifest, load_manifest
+from data_pipeline.store.corpus import open_corpus
+from data_pipeline.store.manifest import Manifest
 from data_pipeline.text.selection import HELD_OUT, TRAIN
 from data_pipeline.tokenizing.documents import read_documents
 
@@ -56,7 +57,7 @@ def pairs(config: PairsConfig) -> None:
     """Writes the folder `out`, whole or not at all."""
     output = Output(config.out, PAIRS, config.overwrite, [config.corpus])
     output.check()
-    manifest = load_manifest(config.corpus)
+    manifest = open_corpus(config.corpus)
     if config.source not in manifest.source_tokens(TRAIN):
         raise InputError(
             f"source={config.source} is not in {config.corpus}, which has "

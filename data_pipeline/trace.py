@@ -16,12 +16,11 @@ import numpy as np
 from omegaconf import MISSING, OmegaConf
 
 from conf.errors import InputError
-from data_pipeline.sampling.batches import open_stream
 from data_pipeline.sampling.order import SampleOrder
 from data_pipeline.sampling.recipe import plan_of
-from data_pipeline.store.manifest import load_manifest
-from data_pipeline.store.remote import side_file
-from data_pipeline.store.shards import Index
+from data_pipeline.store.corpus import open_corpus, open_stream
+from data_pipeline.store.remote import cached_file
+from data_pipeline.store.shards import ShardIndex
 from data_pipeline.tokenizing.documents import document_names
 from data_pipeline.tokenizing.tokenizer import load_tokenizer
 
@@ -83,7 +82,7 @@ class RunData:
         self._check(run / "order.json")
         self.settings = OmegaConf.load(run / "config.yaml")
         self.env = json.loads((run / "env.json").read_text())
-        self.manifest = load_manifest(self.settings.data.folder)
+        self.manifest = open_corpus(self.settings.data.folder)
         trained_on = self.env["data_fingerprint"]
         if self.manifest.fingerprint != trained_on:
             raise InputError(
@@ -102,11 +101,11 @@ class RunData:
             raise InputError(f"{path} does not exist: expected run={self.run} to be a run folder.")
 
     def _names(self, shard: str) -> list[tuple[str, int]]:
-        side_file(self.manifest, f"{shard}.docs.parquet")
+        cached_file(self.manifest, f"{shard}.docs.parquet")
         return document_names(self.manifest, shard)
 
-    def _index(self, shard: str) -> Index:
-        return Index(side_file(self.manifest, f"{shard}.idx"), self.manifest.dtype)
+    def _index(self, shard: str) -> ShardIndex:
+        return ShardIndex(cached_file(self.manifest, f"{shard}.idx"), self.manifest.dtype)
 
     def ledger(self) -> Iterator[Row]:
         """Its lines."""

@@ -18,6 +18,7 @@ from conf.errors import InputError, one_of
 from conf.output_kinds import MODEL
 from conf.outputs import Output
 from data_pipeline.sampling.recipe import StagePlan
+from data_pipeline.store.corpus import open_corpus
 from data_pipeline.store.manifest import FILE, Manifest, load_manifest
 from data_pipeline.store.storage import StorageError
 from data_pipeline.tokenizing.corpus_tokenizer import exported_tokenizer
@@ -97,7 +98,7 @@ def corpus_of(run_dir: Path, folder: str, asked: bool) -> Manifest:
         manifest = load_manifest(kept)
     else:
         try:
-            manifest = load_manifest(folder)
+            manifest = open_corpus(folder)
         except StorageError:
             raise
         except InputError as error:

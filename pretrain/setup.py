@@ -16,7 +16,8 @@ from data_pipeline.sampling.batches import BatchReader
 from data_pipeline.sampling.dealing import blank_share
 from data_pipeline.sampling.order import SampleOrder
 from data_pipeline.sampling.recipe import StagePlan
-from data_pipeline.store.manifest import FILE, Manifest, load_manifest
+from data_pipeline.store.corpus import open_corpus
+from data_pipeline.store.manifest import FILE, Manifest
 from model.hf import HFWeights, read_config
 from model.init import initial_value
 from model.network import build_meta
@@ -48,7 +49,7 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
 
     Raises InputError before anything is written.
     """
-    manifest = load_manifest(config.data.folder)
+    manifest = open_corpus(config.data.folder)
     plan = StagePlan(config.recipe, manifest.source_tokens("train"))
     precision_reason = settle_precision(config, processes)
     # What is asked for is checked, then what is `auto` becomes something that fits.

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from conf.errors import EXIT_FAILED, EXIT_REQUEUE, InputError, RunAborted
 from conf.terminal import print_error, tolerate_broken_output
-from data_pipeline.store.manifest import load_manifest
+from data_pipeline.store.corpus import open_corpus
 from pretrain.attention_choice import Timing
 from pretrain.checkpoints.writer_process import Aside
 from pretrain.config import PretrainConfig
@@ -115,7 +115,7 @@ def run_all(
     """
     tasks = [Tasks(config.evaluation)] if config.evaluation.tasks else []
     for of_tasks in tasks:
-        of_tasks.check(load_manifest(config.data.folder), config.model.max_seq_len)
+        of_tasks.check(open_corpus(config.data.folder), config.model.max_seq_len)
     run = prepare(config, processes)
     if run.step == run.plan.total_steps:
         if processes.is_main:

@@ -116,5 +116,5 @@ def s3(s3_session: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     s3_session.status = "503 Slow Down"
     s3_session.release.clear()
     quick = storage.Retry(attempts=4, timeout_seconds=limit(5), first_seconds=0.001)
-    monkeypatch.setattr(storage, "usual_retry", lambda: quick)
+    monkeypatch.setattr(storage, "default_retry", lambda: quick)
     return s3_session

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.store.checksums import read_with_checksums
 from data_pipeline.store.manifest import Manifest, load_manifest
-from data_pipeline.store.sums import file_sums
 from tests.corpora import write_shard
 
 
@@ -36,7 +36,7 @@ def change_manifest(folder: Path, changes: dict[str, Any]) -> Manifest:
 
 def write_sums(prefix: Path) -> None:
     """The `.sums` of one shard."""
-    parts = [sums.tobytes() for _, sums in file_sums(Path(f"{prefix}.bin"))]
+    parts = [sums.tobytes() for _, sums in read_with_checksums(Path(f"{prefix}.bin"))]
     Path(f"{prefix}.sums").write_bytes(b"".join(parts))
 
 

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from data_pipeline.sampling.dealing import Deal
 from data_pipeline.sampling.order import Located, SampleOrder
+from data_pipeline.store.corpus import open_stream
 from data_pipeline.store.manifest import Manifest
-from data_pipeline.store.remote import RemoteShards, check_remote_files, remote_url, shared_cache
-from data_pipeline.store.streams import LocalShards, ShardReader, TokenStream, check_files
+from data_pipeline.store.remote import remote_url
+from data_pipeline.store.sizes import check_sizes
+from data_pipeline.store.streams import TokenStream
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -229,34 +231,6 @@ def pad(batch: Batch, rows: int) -> Batch:
         batch.documents,
         torch.cat((batch.sources, torch.zeros(rows - real, dtype=torch.int64))),
     )
-
-
-def check_sizes(manifest: Manifest, split: str, sources: Sequence[str]) -> None:
-    """Raises InputError where a file of the corpus is missing or not as long as the manifest
-    says."""
-    if remote_url(manifest):
-        check_remote_files(manifest, split, sources)
-    else:
-        check_files(manifest, split, sources)
-
-
-def open_stream(
-    manifest: Manifest,
-    split: str,
-    source: str,
-    cache_bytes: int | None = None,
-    check: bool = True,
-) -> TokenStream:
-    """All shards of a source, one after the other, their files' sizes checked."""
-    if check:
-        check_sizes(manifest, split, [source])
-    entries = manifest.shards(split, source)
-    shards: ShardReader
-    if remote_url(manifest):
-        shards = RemoteShards(manifest, entries, shared_cache(cache_bytes))
-    else:
-        shards = LocalShards(manifest.folder, entries, manifest.dtype)
-    return TokenStream(shards, entries, manifest.vocab_size, Borders.of(manifest).eos_id)
 
 
 def pack(

@@ -1,8 +1,10 @@
-"""The format of Megatron-core's `.idx`: 34 bytes of header (magic, version, type, counts), then
-int32 lengths and int64 byte offsets of all sequences, and int64 borders of documents in sequences.
+"""Writes the format of Megatron-core's `.idx` file.
 
-Written here because the import of Megatron-core takes longer than the tokenizing of a hundred
-megabytes; tests hold every byte against its own writer, and `verify` opens shards with its reader.
+A header of 34 bytes (magic, version, type code, counts) is followed by the int32 lengths and the
+int64 byte offsets of all sequences, and by the int64 document boundaries in sequences.
+
+The format is written here because importing Megatron-core takes longer than tokenizing a hundred
+megabytes. Tests compare every byte with its own writer, and `verify` opens shards with its reader.
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ from numpy.typing import ArrayLike, DTypeLike
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
 DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
-"""Types of token ids by their code."""
+"""Types of token ids by type code."""
 
 
 def index_bytes(sequences: int, documents: int) -> int:
-    """Size of an `.idx`."""
+    """Returns the size of an `.idx` file."""
     return HEADER.size + 12 * sequences + 8 * (documents + 1)
 
 
@@ -29,22 +31,27 @@ def write_index(
     dtype: DTypeLike,
     lengths: ArrayLike,
     pointers: ArrayLike | None = None,
-    borders: ArrayLike | None = None,
+    boundaries: ArrayLike | None = None,
 ) -> None:
-    """Writes an index of sequences of `lengths` tokens of `dtype`.
+    """Writes the index of a shard.
 
-    pointers: (sequences,) byte offsets, where they do not lie end to end; borders: (documents + 1,)
-        sequences that documents begin with, where a document is not a sequence.
+    Args:
+        path: The `.idx` file.
+        dtype: Type of the token ids.
+        lengths: (sequences,) tokens per sequence.
+        pointers: (sequences,) byte offsets; by default the sequences are contiguous.
+        boundaries: (documents + 1,) numbers of the sequences that start a document, and the number
+            of sequences; by default each sequence is a document.
     """
-    kind = np.dtype(dtype)
-    code = next(code for code, known in DTYPES.items() if known == kind)
+    token = np.dtype(dtype)
+    code = next(code for code, known in DTYPES.items() if known == token)
     lengths = np.asarray(lengths, "<i4")
     if pointers is None:
-        pointers = (np.cumsum(lengths, dtype=np.int64) - lengths) * kind.itemsize
-    if borders is None:
-        borders = np.arange(len(lengths) + 1)
-    borders = np.asarray(borders, "<i8")
+        pointers = (np.cumsum(lengths, dtype=np.int64) - lengths) * token.itemsize
+    if boundaries is None:
+        boundaries = np.arange(len(lengths) + 1)
+    boundaries = np.asarray(boundaries, "<i8")
     with path.open("wb") as file:
-        file.write(HEADER.pack(MAGIC, 1, code, len(lengths), len(borders)))
-        for numbers in (lengths, np.asarray(pointers, "<i8"), borders):
+        file.write(HEADER.pack(MAGIC, 1, code, len(lengths), len(boundaries)))
+        for numbers in (lengths, np.asarray(pointers, "<i8"), boundaries):
             file.write(numbers.tobytes())

@@ -1,4 +1,4 @@
-"""Shards opened by Megatron-core's own reader: what we write, it must read unchanged."""
+"""Opens shards with Megatron-core's own reader, which must read what we write."""
 
 from __future__ import annotations
 
@@ -13,11 +13,18 @@ from data_pipeline.store.shards import Shard
 
 
 def differences(folder: Path, files: Iterable[str], dtype: str) -> Iterator[tuple[str, str]]:
-    """Of shards (paths without ending) the file and what Megatron-core reads otherwise than we do:
-    the number of documents, and the tokens of the first, middle and last one."""
+    """Yields each shard that Megatron-core reads differently, with a description.
+
+    Compares the number of documents, and the tokens of the first, middle and last document.
+
+    Args:
+        folder: Folder of the corpus.
+        files: Paths of the shards in the folder, without suffix.
+        dtype: Type of the token ids.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)  # a page about packages that it would like to have
+        logging.disable(logging.WARNING)  # its import warns about optional packages
         try:
             from megatron.core.datasets.indexed_dataset import IndexedDataset
         finally:
@@ -25,17 +32,17 @@ def differences(folder: Path, files: Iterable[str], dtype: str) -> Iterator[tupl
     for file in files:
         try:
             theirs = IndexedDataset(str(folder / file))
-        except Exception as error:  # asserts, ValueErrors: whatever its reader says
+        except Exception as error:  # its reader raises AssertionError, ValueError and others
             yield file, f"Megatron-core cannot open it ({str(error) or type(error).__name__})"
             continue
         ours = Shard(folder / file, dtype)
-        borders = theirs.document_indices
-        if len(borders) - 1 != ours.documents:
-            found = len(borders) - 1
+        boundaries = theirs.document_indices
+        if len(boundaries) - 1 != ours.documents:
+            found = len(boundaries) - 1
             yield file, f"Megatron-core finds {found} documents, we find {ours.documents}"
             continue
         for number in sorted({0, ours.documents // 2, ours.documents - 1}):
-            start, end = borders[number : number + 2]
+            start, end = boundaries[number : number + 2]
             tokens = [theirs[sequence] for sequence in range(start, end)] or [[]]
             first, after = ours.index.document(number)
             if not np.array_equal(np.concatenate(tokens), ours.tokens[first:after]):

@@ -1,7 +1,7 @@
-"""The files of a shard read whole, and all that is wrong inside them.
+"""Reads the files of a shard completely and lists everything that is wrong in them.
 
-`verify` compares what is found to the manifest, `import` writes a manifest of it. Unlike
-`shards`, which refuses at the first flaw, this goes on and says where each one is.
+`verify` compares the result with the manifest, and `import` writes a manifest from it. `shards`
+refuses a file at its first flaw; this module continues and locates each one.
 """
 
 from __future__ import annotations
@@ -15,19 +15,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.store.checksums import BLOCK_BYTES, read_with_checksums
 from data_pipeline.store.index_file import DTYPES, HEADER, MAGIC, write_index
-from data_pipeline.store.sums import BLOCK_BYTES, file_sums
+from data_pipeline.store.shards import Ints
 
-Ints = NDArray[np.int64]
-FLOATS = (6, 7)
+FLOAT_CODES = (6, 7)
 """float64 and float32 in Megatron-core, the other way round in GPT-NeoX; never token ids."""
-SEQUENCES = 1 << 22
-"""Of an index looked at in one go."""
+CHUNK_SEQUENCES = 1 << 22
+"""Sequences of an index that are compared at a time."""
 
 
 @dataclass(frozen=True)
 class Flaw:
-    """What is wrong in a file; `place` says where in it, '' where it is the file as a whole."""
+    """Something wrong in a file.
+
+    Attributes:
+        place: Position in the file, such as `token 7`; empty if the whole file is concerned.
+        text: What is wrong.
+    """
 
     place: str
     text: str
@@ -37,7 +42,7 @@ class Flaw:
 
 
 class BadIndex(Exception):
-    """An index that cannot be read; its `flaw` says why."""
+    """An index that cannot be read, because of `flaw`."""
 
     def __init__(self, place: str, text: str) -> None:
         super().__init__(text)
@@ -45,83 +50,91 @@ class BadIndex(Exception):
 
 
 @dataclass(frozen=True)
-class Index:
-    """An `.idx`, mapped, not checked beyond its sizes.
+class IndexArrays:
+    """The arrays of an `.idx` file, mapped, with nothing but their sizes checked.
 
-    lengths: (sequences,) tokens; pointers: (sequences,) byte offsets into `.bin`; borders:
-    (documents + 1,) numbers of the sequences that documents begin with.
+    Attributes:
+        dtype: Type of the token ids.
+        lengths: (sequences,) tokens per sequence.
+        pointers: (sequences,) byte offsets in `.bin`.
+        boundaries: (documents + 1,) numbers of the sequences that start a document, and the number
+            of sequences.
     """
 
     dtype: np.dtype
     lengths: NDArray[np.int32]
     pointers: Ints
-    borders: Ints
+    boundaries: Ints
 
     @property
     def documents(self) -> int:
-        """Documents, empty ones included."""
-        return max(0, len(self.borders) - 1)
+        """Number of documents, including empty ones."""
+        return max(0, len(self.boundaries) - 1)
 
     @property
     def tokens(self) -> int:
-        """Tokens of all sequences."""
+        """Number of tokens of all sequences."""
         return int(self.lengths.sum(dtype=np.int64))
 
     def document_lengths(self) -> Ints:
-        """Tokens of each document, (documents,)."""
-        if len(self.borders) == len(self.lengths) + 1 and (np.diff(self.borders) == 1).all():
+        """Returns the number of tokens per document, (documents,)."""
+        if len(self.boundaries) == len(self.lengths) + 1 and (np.diff(self.boundaries) == 1).all():
             return self.lengths.astype(np.int64)
         ends = np.concatenate(([0], np.cumsum(self.lengths, dtype=np.int64)))
-        return np.diff(ends[np.clip(self.borders, 0, len(self.lengths))])
+        return np.diff(ends[np.clip(self.boundaries, 0, len(self.lengths))])
 
 
-def read_index(path: Path) -> Index:
-    """Maps an index; raises BadIndex where its header or its size is wrong."""
+def read_index(path: Path) -> IndexArrays:
+    """Maps an index. Raises BadIndex if its header or its size is wrong."""
     size = path.stat().st_size
     if size < HEADER.size:
-        raise BadIndex("", f"has {size} bytes, its header alone has {HEADER.size}")
+        raise BadIndex("", f"has {size} bytes, but its header alone has {HEADER.size}")
     raw = np.memmap(path, np.uint8, mode="r")
-    magic, version, code, sequences, borders = HEADER.unpack(raw[: HEADER.size].tobytes())
+    magic, version, code, sequences, boundaries = HEADER.unpack(raw[: HEADER.size].tobytes())
     if magic != MAGIC or version != 1:
         raise BadIndex("byte 0", "is not a Megatron index of version 1")
-    if code in FLOATS:
-        raise BadIndex("byte 17", f"holds floating-point numbers (type code {code}), no token ids")
+    if code in FLOAT_CODES:
+        raise BadIndex("byte 17", f"holds floating-point numbers (type code {code}), not token ids")
     if code not in DTYPES:
         raise BadIndex("byte 17", f"holds numbers of the unknown type code {code}")
     pointers_at = HEADER.size + 4 * sequences
-    borders_at = pointers_at + 8 * sequences
-    end = borders_at + 8 * borders
+    boundaries_at = pointers_at + 8 * sequences
+    end = boundaries_at + 8 * boundaries
     if size != end:
-        more = " (a modality for each sequence?)" if size == end + sequences else ""
+        hint = " (does it store a modality per sequence?)" if size == end + sequences else ""
         raise BadIndex(
             "",
-            f"has {size} bytes, its header says {end} for {sequences} sequences and {borders} "
-            f"borders of documents{more}",
+            f"has {size} bytes, but its header says {end} for {sequences} sequences and "
+            f"{boundaries} document boundaries{hint}",
         )
-    return Index(
+    return IndexArrays(
         np.dtype(DTYPES[code]),
         raw[HEADER.size : pointers_at].view(np.int32),
-        raw[pointers_at:borders_at].view(np.int64),
-        raw[borders_at:].view(np.int64),
+        raw[pointers_at:boundaries_at].view(np.int64),
+        raw[boundaries_at:].view(np.int64),
     )
 
 
-def write_index_without_empty(index: Index, path: Path) -> None:
-    """Writes an index of the same tokens without empty sequences and documents: others write them
-    for empty texts, and a reader of documents has no use for them."""
+def write_index_without_empty(index: IndexArrays, path: Path) -> None:
+    """Writes an index of the same tokens without empty sequences and documents.
+
+    Other programs write them for empty texts.
+    """
     kept = np.asarray(index.lengths) > 0
     before = np.concatenate(([0], np.cumsum(kept)))
-    borders = np.unique(before[index.borders])
-    write_index(path, index.dtype, index.lengths[kept], index.pointers[kept], borders)
+    boundaries = np.unique(before[index.boundaries])
+    write_index(path, index.dtype, index.lengths[kept], index.pointers[kept], boundaries)
 
 
-def index_flaws(index: Index) -> Iterator[Flaw]:
-    """Every sequence whose length or pointer, and every document whose border, is not what the
-    ones before it say. After a wrong pointer the next ones are measured from it."""
+def index_flaws(index: IndexArrays) -> Iterator[Flaw]:
+    """Yields each sequence and document boundary that contradicts the one before it.
+
+    After a wrong pointer, the following ones are compared with it, so that it is listed once.
+    """
     end = 0
-    for first in range(0, len(index.lengths), SEQUENCES):
-        lengths = index.lengths[first : first + SEQUENCES].astype(np.int64)
-        pointers = np.asarray(index.pointers[first : first + SEQUENCES])
+    for first in range(0, len(index.lengths), CHUNK_SEQUENCES):
+        lengths = index.lengths[first : first + CHUNK_SEQUENCES].astype(np.int64)
+        pointers = np.asarray(index.pointers[first : first + CHUNK_SEQUENCES])
         for number in np.flatnonzero(lengths < 0):
             yield Flaw(f"sequence {first + number}", f"its length is {lengths[number]}")
         ends = pointers + lengths * index.dtype.itemsize
@@ -129,39 +142,44 @@ def index_flaws(index: Index) -> Iterator[Flaw]:
         for number in np.flatnonzero(pointers != expected):
             yield Flaw(
                 f"sequence {first + number}",
-                f"begins at byte {pointers[number]} of .bin, the one before it ends at byte "
+                f"starts at byte {pointers[number]} of .bin, but the one before it ends at byte "
                 f"{expected[number]}",
             )
         end = int(ends[-1])
-    borders = np.asarray(index.borders)
-    if not len(borders):
-        yield Flaw("", "has no borders of documents")
+    boundaries = np.asarray(index.boundaries)
+    if not len(boundaries):
+        yield Flaw("", "has no document boundaries")
         return
-    if borders[0] != 0:
-        yield Flaw("document 0", f"begins at sequence {borders[0]}, expected 0")
-    for number in np.flatnonzero(np.diff(borders) < 0):
+    if boundaries[0] != 0:
+        yield Flaw("document 0", f"starts at sequence {boundaries[0]}, expected 0")
+    for number in np.flatnonzero(np.diff(boundaries) < 0):
         yield Flaw(
             f"document {number + 1}",
-            f"begins at sequence {borders[number + 1]}, before the document before it",
+            f"starts at sequence {boundaries[number + 1]}, before the document before it",
         )
-    if borders[-1] != len(index.lengths):
+    if boundaries[-1] != len(index.lengths):
         yield Flaw(
-            f"document {len(borders) - 1}",
-            f"the last document ends at sequence {borders[-1]} of {len(index.lengths)}",
+            f"document {len(boundaries) - 1}",
+            f"the last document ends at sequence {boundaries[-1]} of {len(index.lengths)}",
         )
 
 
 @dataclass
-class Places:
-    """The first places where something was found, and how many there are."""
+class Occurrences:
+    """Number of occurrences of a flaw, with the first `limit` of them.
+
+    Attributes:
+        limit: Occurrences that are kept.
+        count: Occurrences that were found.
+        first: (offset in tokens, id) of the kept ones.
+    """
 
     limit: int
     count: int = 0
     first: list[tuple[int, int]] = field(default_factory=list)
-    """(offset in tokens, id)"""
 
     def add(self, offsets: Ints, ids: NDArray[Any]) -> None:
-        """Adds places in the order in which they are found."""
+        """Adds occurrences in the order of their offsets."""
         self.count += len(offsets)
         room = self.limit - len(self.first)
         self.first += zip(offsets[:room].tolist(), ids[:room].tolist(), strict=True)
@@ -169,20 +187,25 @@ class Places:
 
 @dataclass
 class Scan:
-    """A `.bin` read to its end.
+    """Result of reading a whole `.bin` file.
 
-    tokens: whole ones; text_bytes: UTF-8 bytes that they stand for.
-    beyond: ids outside of the vocabulary; no_eos: last tokens of documents that are not EOS;
-    eos_inside: EOS at other places.
+    Attributes:
+        sha256: Of the file.
+        checksums: Checksum per block.
+        tokens: Number of complete tokens.
+        text_bytes: Number of UTF-8 bytes that the tokens stand for.
+        outside_vocabulary: Ids outside the vocabulary.
+        no_eos: Last tokens of documents that are not EOS.
+        eos_inside: EOS anywhere else.
     """
 
     sha256: str
-    sums: NDArray[np.uint64]
+    checksums: NDArray[np.uint64]
     tokens: int
     text_bytes: int
-    beyond: Places
-    no_eos: Places
-    eos_inside: Places
+    outside_vocabulary: Occurrences
+    no_eos: Occurrences
+    eos_inside: Occurrences
 
 
 def scan_tokens(
@@ -194,25 +217,31 @@ def scan_tokens(
     token_bytes: NDArray[np.uint16] | None = None,
     limit: int = 1,
 ) -> Scan:
-    """Reads a `.bin` once, in pieces of 16 MiB.
+    """Reads a `.bin` file once, in chunks of 16 MiB.
 
-    document_lengths: tokens of each document, from the index. token_bytes: bytes of each id, for
-    `Scan.text_bytes`. limit: how many places of each kind are kept.
+    Args:
+        path: The file.
+        dtype: Type of the token ids.
+        vocab_size: Number of valid ids.
+        eos_id: Id of EOS.
+        document_lengths: (documents,) tokens per document, from the index.
+        token_bytes: (vocab_size,) bytes per id, for `Scan.text_bytes`.
+        limit: Occurrences of each flaw that are kept.
     """
     digest = hashlib.sha256()
-    sums = []
-    beyond, no_eos, eos_inside = Places(limit), Places(limit), Places(limit)
+    checksums = []
+    outside, no_eos, eos_inside = Occurrences(limit), Occurrences(limit), Occurrences(limit)
     ends = np.cumsum(document_lengths)[document_lengths > 0] - 1
     start = text_bytes = 0
-    for data, block_sums in file_sums(path):
+    for data, block_checksums in read_with_checksums(path):
         digest.update(data)
-        sums.append(block_sums)
+        checksums.append(block_checksums)
         tokens = np.frombuffer(data, dtype, len(data) // dtype.itemsize)
         if not len(tokens):
-            break  # a part of a token
+            break  # only a part of a token is left
         if int(tokens.max()) >= vocab_size or int(tokens.min()) < 0:
             wrong = np.flatnonzero((tokens >= vocab_size) | (tokens < 0))
-            beyond.add(start + wrong, tokens[wrong])
+            outside.add(start + wrong, tokens[wrong])
         if token_bytes is not None:
             text_bytes += int(token_bytes.take(tokens, mode="clip").sum(dtype=np.int64))
         low, high = np.searchsorted(ends, (start, start + len(tokens)))
@@ -223,25 +252,19 @@ def scan_tokens(
         inside = np.setdiff1d(found, expected, assume_unique=True)
         eos_inside.add(start + inside, tokens[inside])
         start += len(tokens)
-    all_sums = np.concatenate(sums) if sums else np.empty(0, np.uint64)
-    return Scan(digest.hexdigest(), all_sums, start, text_bytes, beyond, no_eos, eos_inside)
+    whole = np.concatenate(checksums) if checksums else np.empty(0, np.uint64)
+    return Scan(digest.hexdigest(), whole, start, text_bytes, outside, no_eos, eos_inside)
 
 
-def blocks_that_differ(found: NDArray[np.uint64], expected: NDArray[np.uint64]) -> list[Flaw]:
-    """Runs of blocks whose checksum is another, as bytes of `.bin`."""
+def checksum_flaws(found: NDArray[np.uint64], expected: NDArray[np.uint64]) -> list[Flaw]:
+    """Returns runs of blocks whose checksums differ, as byte ranges of `.bin`."""
     shared = min(len(found), len(expected))
     wrong = np.flatnonzero(found[:shared] != expected[:shared])
     runs = np.split(wrong, np.flatnonzero(np.diff(wrong) > 1) + 1) if len(wrong) else []
     return [
         Flaw(
             f"bytes {run[0] * BLOCK_BYTES} to {(run[-1] + 1) * BLOCK_BYTES}",
-            "the content is not what the checksums of its blocks say",
+            "checksum mismatch",
         )
         for run in runs
     ]
-
-
-def sha256_of_file(path: Path) -> str:
-    """sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

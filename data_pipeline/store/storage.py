@@ -1,11 +1,10 @@
 """Files on this machine and in object stores behind one small interface.
 
-A remote URL is anything that `fsspec` opens (`s3://bucket/file`, `gs://`, `https://` ...). What a
-store answers late or not at all is asked for again with exponential backoff and full jitter
-(Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015); when the attempts are used
-up, one sentence says so. Credentials and endpoints come from the environment, as the store's own
-tools take them (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL_S3`, `FSSPEC_S3_...`); `HEADWATER_RETRIES`
-says how often a request is sent.
+A remote URL is anything that `fsspec` opens (`s3://bucket/file`, `gs://`, `https://` ...). Requests
+that fail or time out are retried with exponential backoff and full jitter (Brooker, "Exponential
+Backoff And Jitter", AWS Architecture Blog, 2015). Credentials and endpoints come from the
+environment, as for the store's own tools (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL_S3`,
+`FSSPEC_S3_...`). `HEADWATER_RETRIES` sets the number of attempts per request.
 """
 
 from __future__ import annotations
@@ -27,18 +26,18 @@ from conf.files import write_atomically
 from data_pipeline.store.threads import in_thread
 
 T = TypeVar("T")
-LOCAL = ("file://", "local://")
+LOCAL_SCHEMES = ("file://", "local://")
 READ_AHEAD_BYTES = 8 << 20
-PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+PERMANENT_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 STORE_LIBRARIES = (
     *("aiobotocore", "aiohttp", "asyncio", "azure", "botocore", "fsspec", "gcsfs", "google"),
     *("http", "huggingface_hub", "requests", "s3fs", "ssl", "urllib3"),
 )
-SETTINGS_ERRORS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
+CREDENTIAL_ERRORS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
 
 
 class StorageError(InputError):
-    """A store that did not answer, all retries included; commands end with `EXIT_STORAGE`."""
+    """A store that failed every retry. Commands exit with `EXIT_STORAGE`."""
 
     exit_code = EXIT_STORAGE
     every_rank = True
@@ -46,9 +45,13 @@ class StorageError(InputError):
 
 @dataclass(frozen=True)
 class Retry:
-    """attempts: how often a request is sent in all; timeout_seconds: of one request.
+    """Retry policy of a request.
 
-    The n-th pause is a random time up to min(longest_seconds, first_seconds * 2^n).
+    Attributes:
+        attempts: Number of attempts, including the first.
+        timeout_seconds: Time limit per attempt.
+        first_seconds: Longest pause after the first failure; it doubles with each failure.
+        longest_seconds: Upper bound of a pause.
     """
 
     attempts: int = 8
@@ -57,17 +60,17 @@ class Retry:
     longest_seconds: float = 30.0
 
     def pause(self, number: int) -> float:
-        """Seconds to wait after failure `number`, counted from 0."""
+        """Returns a random pause in seconds after failure `number`, counted from 0."""
         return random.uniform(0, min(self.longest_seconds, self.first_seconds * 2**number))
 
 
-def usual_retry() -> Retry:
-    """What requests use that say nothing else."""
+def default_retry() -> Retry:
+    """Returns the default retry policy."""
     return Retry(attempts=int(os.environ.get("HEADWATER_RETRIES", Retry.attempts)))
 
 
-class Listed(NamedTuple):
-    """A file: `version` changes when its content does (ETag, else time of change in ns)."""
+class FileInfo(NamedTuple):
+    """A file with a version that changes with its content: its ETag, or time of change in ns."""
 
     path: str
     size: int
@@ -75,37 +78,40 @@ class Listed(NamedTuple):
 
 
 def is_remote(url: str | Path) -> bool:
-    """Whether a path is a URL of a store and no file of this machine."""
+    """Returns True for the URL of an object store, False for a path on this machine."""
     text = str(url)
-    return "://" in text and not text.startswith(LOCAL)
+    return "://" in text and not text.startswith(LOCAL_SCHEMES)
 
 
 def local_path(url: str | Path) -> Path:
-    """The path of a local file that may be written as a file:// URL."""
+    """Returns the path of a local file, which may be given as a file:// URL."""
     text = str(url)
-    for prefix in LOCAL:
+    for prefix in LOCAL_SCHEMES:
         text = text.removeprefix(prefix)
     return Path(text)
 
 
 def join(folder: str | Path, name: str) -> str:
-    """The path of a file in a folder or below a URL."""
+    """Returns the path or URL of a file in a folder."""
     return f"{str(folder).rstrip('/')}/{name}"
 
 
-def list_files(url_or_glob: str | Path) -> list[Listed]:
-    """The files that a path, folder (all files below it) or glob names, sorted by path; empty
-    where nothing is there. Raises StorageError where a store does not answer."""
+def list_files(url_or_glob: str | Path) -> list[FileInfo]:
+    """Returns the files of a path, folder (recursively) or glob, sorted by path; may be empty.
+
+    Raises:
+        StorageError: The store does not answer.
+    """
     text = str(url_or_glob)
     if not is_remote(text):
         return _list_local(str(local_path(text)))
 
-    def find() -> list[Listed]:
+    def find() -> list[FileInfo]:
         fs, path = _open_store(text)
         fs.invalidate_cache()
         found = fs.glob(path, detail=True) if _is_glob(path) else fs.find(path, detail=True)
         return sorted(
-            Listed(fs.unstrip_protocol(name), int(about["size"] or 0), _version(about))
+            FileInfo(fs.unstrip_protocol(name), int(about["size"] or 0), _version(about))
             for name, about in found.items()
             if about["type"] == "file"
         )
@@ -116,23 +122,23 @@ def list_files(url_or_glob: str | Path) -> list[Listed]:
         return []
 
 
-def file_info(url: str | Path) -> Listed | None:
-    """Size and version of one file; None where it does not exist."""
+def file_info(url: str | Path) -> FileInfo | None:
+    """Returns the size and version of a file, or None if it does not exist."""
     text = str(url)
     if not is_remote(text):
         path = local_path(text)
         if not path.is_file():
             return None
         status = path.stat()
-        return Listed(str(path), status.st_size, str(status.st_mtime_ns))
+        return FileInfo(str(path), status.st_size, str(status.st_mtime_ns))
 
-    def ask() -> Listed:
+    def ask() -> FileInfo:
         fs, path = _open_store(text)
         fs.invalidate_cache()
         about = fs.info(path)
         if about["type"] != "file":
             raise FileNotFoundError(text)
-        return Listed(text, int(about["size"]), _version(about))
+        return FileInfo(text, int(about["size"]), _version(about))
 
     try:
         return retrying(ask, f"the size of {text}")
@@ -143,19 +149,22 @@ def file_info(url: str | Path) -> Listed | None:
 def read_ranges(
     url: str, ranges: Sequence[tuple[int, int]], retry: Retry | None = None
 ) -> list[bytes]:
-    """The bytes [start, end) of a remote file for each range; see `read_many`."""
+    """Returns the bytes [start, end) of a remote file for each range; see `read_many`."""
     return read_many([(url, start, end) for start, end in ranges], retry)
 
 
 def read_many(parts: Sequence[tuple[str, int, int]], retry: Retry | None = None) -> list[bytes]:
-    """The bytes [start, end) of remote files, (url, start, end), all asked for at the same time.
+    """Returns the bytes of parts (url, start, end) of remote files, requested concurrently.
 
-    A part that fails or comes back short is asked for again, the others are kept. All are of one
-    store. Raises StorageError in the end, FileNotFoundError where a file is not there.
+    All files are in one store. Only parts that fail or are incomplete are requested again.
+
+    Raises:
+        FileNotFoundError: A file does not exist.
+        StorageError: A part failed every retry.
     """
     found: list[bytes | None] = [None] * len(parts)
 
-    def missing() -> None:
+    def read_missing() -> None:
         wanted = [number for number, data in enumerate(found) if data is None]
         fs, _ = _open_store(parts[0][0])
         paths = [fs._strip_protocol(parts[number][0]) for number in wanted]
@@ -168,7 +177,7 @@ def read_many(parts: Sequence[tuple[str, int, int]], retry: Retry | None = None)
             if isinstance(data, Exception):
                 problem = data
             elif len(data) != expected:
-                problem = OSError(f"{len(data)} bytes came of {expected} asked for")
+                problem = OSError(f"received {len(data)} of {expected} bytes")
             else:
                 found[number] = bytes(data)
         if problem is not None:
@@ -177,14 +186,16 @@ def read_many(parts: Sequence[tuple[str, int, int]], retry: Retry | None = None)
     if parts:
         others = len({url for url, _, _ in parts}) - 1
         what = f"reading {parts[0][0]}" + (f" and {others} other files" if others else "")
-        retrying(missing, what, retry)
+        retrying(read_missing, what, retry)
     return [data for data in found if data is not None]
 
 
 def fetch(url: str, to: Path, retry: Retry | None = None) -> Path:
     """Copies a remote file to `to`, which appears whole or not at all.
 
-    Raises InputError where there is no such file, StorageError where the store does not answer.
+    Raises:
+        InputError: The remote file does not exist.
+        StorageError: The store does not answer.
     """
     about = file_info(url)
     if about is None:
@@ -201,11 +212,17 @@ def fetch(url: str, to: Path, retry: Retry | None = None) -> Path:
 
 
 def upload(path: Path, url: str, retry: Retry | None = None) -> None:
-    """Copies a local file to a URL, whole or not at all (a store's PUT is). The time for a request
-    grows with the file, at a megabyte a second. Raises StorageError, InputError."""
-    retry = retry or usual_retry()
+    """Copies a local file to a URL, whole or not at all, since a store's PUT is atomic.
+
+    The time limit grows with the file, by a second per megabyte.
+
+    Raises:
+        InputError: The store refuses the credentials.
+        StorageError: The store does not answer.
+    """
+    retry = retry or default_retry()
     seconds = retry.timeout_seconds + path.stat().st_size / 1e6
-    sent = replace(retry, timeout_seconds=seconds)
+    policy = replace(retry, timeout_seconds=seconds)
 
     def put() -> None:
         fs, name = _open_store(url)
@@ -213,11 +230,11 @@ def upload(path: Path, url: str, retry: Retry | None = None) -> None:
         fs.put_file(str(path), name)
         fs.invalidate_cache()
 
-    retrying(put, f"writing {url}", sent)
+    retrying(put, f"writing {url}", policy)
 
 
 def delete(url: str) -> None:
-    """Removes a remote file if it is there. Raises StorageError, InputError."""
+    """Deletes a remote file if it exists. Raises StorageError or InputError."""
 
     def remove() -> None:
         fs, name = _open_store(url)
@@ -225,12 +242,18 @@ def delete(url: str) -> None:
         fs.invalidate_cache()
 
     with contextlib.suppress(FileNotFoundError):
-        retrying(remove, f"removing {url}")
+        retrying(remove, f"deleting {url}")
 
 
 def open_binary(url: str | Path) -> BinaryIO:
-    """A file to read from, local or remote; a remote one can seek, reads ahead, and asks again
-    where the store fails in the middle. Raises FileNotFoundError, StorageError."""
+    """Opens a local or remote file for reading.
+
+    A remote file can seek, reads ahead, and retries when the store fails in the middle.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        StorageError: The store does not answer.
+    """
     if not is_remote(url):
         return local_path(url).open("rb")
     about = file_info(url)
@@ -240,7 +263,7 @@ def open_binary(url: str | Path) -> BinaryIO:
 
 
 class _RemoteFile(io.RawIOBase):
-    """A remote file of a known size, read by ranges; while one is used, the next is on its way."""
+    """A remote file of known size, read by ranges with one range of read-ahead."""
 
     def __init__(self, url: str, size: int) -> None:
         self.url, self.size = url, size
@@ -280,21 +303,26 @@ class _RemoteFile(io.RawIOBase):
 
 
 def retrying(call: Callable[[], T], what: str, retry: Retry | None = None) -> T:
-    """The result of `call`, asked for again while the store fails or is slow.
+    """Returns the result of `call`, retried while the store fails or is slow.
 
-    Errors that another attempt cannot cure end it at once: a missing file as it is, credentials
-    that are refused or absent as InputError. Raises StorageError after the last attempt, naming
-    `what`.
+    Args:
+        call: The request.
+        what: Description of the request, for messages.
+        retry: Retry policy; None for the default.
+
+    Raises:
+        InputError: Credentials are refused or absent. Not retried, nor is a missing file.
+        StorageError: The last attempt failed too.
     """
-    retry = retry or usual_retry()
+    retry = retry or default_retry()
     problem: Exception | None = None
     for number in range(retry.attempts):
         try:
             return in_thread(call).result(retry.timeout_seconds)
         except Exception as error:
-            if isinstance(error, PermissionError) or type(error).__name__ in SETTINGS_ERRORS:
+            if isinstance(error, PermissionError) or type(error).__name__ in CREDENTIAL_ERRORS:
                 raise InputError(
-                    f"{what} was refused ({_one_line(error)}): check the store's credentials in "
+                    f"{what} was refused ({_one_line(error)}). Check the store's credentials in "
                     "the environment."
                 ) from error
             if not is_transient(error):
@@ -306,32 +334,32 @@ def retrying(call: Callable[[], T], what: str, retry: Retry | None = None) -> T:
     reason = f"no answer within {retry.timeout_seconds:g} s" if slow else _one_line(problem)
     raise StorageError(
         f"{what} failed {retry.attempts} times ({reason}): the store or the network is down or "
-        "slow; run the same command again when it is back."
+        "slow. Run the same command again later."
     ) from problem
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed later."""
-    if isinstance(error, PERMANENT):
+    """Returns True if the same request may succeed later."""
+    if isinstance(error, PERMANENT_ERRORS):
         return False
     library = type(error).__module__.partition(".")[0]
     return isinstance(error, (OSError, EOFError, TimeoutError)) or library in STORE_LIBRARIES
 
 
 def _open_store(url: str) -> tuple[Any, str]:
-    """The file system of a URL and the path in it."""
+    """Returns the file system of a URL and the path in it."""
     fs = _store(url.partition("://")[0], os.getpid())
     return fs, fs._strip_protocol(url)
 
 
 @lru_cache
 def _store(protocol: str, _process: int) -> Any:
-    """One file system a protocol and process (its connections do not survive a fork)."""
+    """Returns one file system per protocol and process; connections do not survive a fork."""
     import fsspec
 
     if protocol not in ("s3", "s3a"):
         return fsspec.filesystem(protocol)
-    # botocore and s3fs would each retry inside of our retries.
+    # Otherwise botocore and s3fs would each retry within our retries.
     settings = {
         "retries": {"total_max_attempts": 1},
         "connect_timeout": 10,
@@ -342,7 +370,7 @@ def _store(protocol: str, _process: int) -> Any:
     return fs
 
 
-def _list_local(text: str) -> list[Listed]:
+def _list_local(text: str) -> list[FileInfo]:
     path = Path(text)
     if path.is_file():
         files = [path]
@@ -353,7 +381,9 @@ def _list_local(text: str) -> list[Listed]:
 
         files = [Path(name) for name in glob(text, recursive=True) if Path(name).is_file()]
     found = [(file, file.stat()) for file in files]
-    return sorted(Listed(str(file), about.st_size, str(about.st_mtime_ns)) for file, about in found)
+    return sorted(
+        FileInfo(str(file), about.st_size, str(about.st_mtime_ns)) for file, about in found
+    )
 
 
 def _is_glob(path: str) -> bool:

@@ -1,17 +1,15 @@
 """The shards of a source as one stream of tokens, opened when they are first read.
 
-A corpus may have tens of thousands of shards: memory and start-up depend on the manifest alone.
-At the start the sizes of all files are compared with it; what is in them is when it is read.
+A corpus may have tens of thousands of shards, so memory and start-up time depend on the manifest
+alone. Content is verified when it is read.
 """
 
 from __future__ import annotations
 
-import os
 import resource
 import threading
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,47 +17,37 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.store.index_file import index_bytes
-from data_pipeline.store.manifest import Manifest
-from data_pipeline.store.shards import (
-    AGAIN,
-    DamagedShard,
-    Index,
-    Shard,
-    sums_bytes,
-    wrong_size,
-)
+from data_pipeline.store.shards import DamagedShard, Ints, Shard
 
-Ints = NDArray[np.int64]
 Entries = Sequence[Mapping[str, Any]]
 CHECK_TOKENS = 1 << 20
-MOST_OPEN = min(2048, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 6)
-"""Shards that are open at a time in a process; a map holds a file descriptor, up to three each."""
+MAX_OPEN_SHARDS = min(2048, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 6)
+"""Open shards per process. A mapped file holds a descriptor, and a shard has up to three."""
 
 
 class ShardReader(Protocol):
-    """The shards of a source, by their number in the manifest."""
+    """Reader of the shards of a source, which are numbered as in the manifest."""
 
     def read(self, number: int, offset: int, out: NDArray[np.integer]) -> None:
-        """Fills `out` with tokens of a shard from offset on, checked."""
+        """Fills `out` with verified tokens of a shard from `offset` on."""
 
     def read_mask(self, number: int, offset: int, out: NDArray[np.uint8]) -> None:
-        """Fills `out` with 1 for tokens that are not trained on."""
+        """Fills `out` with 1 for each token that is not trained on, else 0."""
 
     def document_starts(self, number: int, start: int, end: int) -> Ints:
-        """Token offsets of the documents of a shard that begin in [start, end)."""
+        """Returns the token offsets of the documents of a shard that start in [start, end)."""
 
-    def prefetch(self, parts: Iterable[tuple[int, int, int]]) -> None:
-        """Brings (number, start, end) close, many at a time; they will be read soon."""
+    def prefetch(self, ranges: Iterable[tuple[int, int, int]]) -> None:
+        """Prefetches the token ranges (number, start, end), which will be read soon."""
 
     def name(self, number: int) -> str:
-        """The `.bin` file, for messages."""
+        """Returns the path or URL of the `.bin` file, for messages."""
 
 
 class OpenShards:
-    """The shards that were read last stay open, at most `limit` of them."""
+    """Least-recently-used cache of at most `limit` open shards."""
 
-    def __init__(self, limit: int = MOST_OPEN) -> None:
+    def __init__(self, limit: int = MAX_OPEN_SHARDS) -> None:
         self.limit = limit
         self._shards: OrderedDict[Any, Shard] = OrderedDict()
         self._lock = threading.Lock()
@@ -68,7 +56,7 @@ class OpenShards:
         return len(self._shards)
 
     def get(self, key: Any, make: Callable[[], Shard]) -> Shard:
-        """The open shard of that key, or a new one."""
+        """Returns the open shard of a key, or opens it with `make`."""
         with self._lock:
             shard = self._shards.get(key)
             if shard is not None:
@@ -78,26 +66,28 @@ class OpenShards:
         with self._lock:
             self._shards[key] = shard
             while len(self._shards) > self.limit:
-                self._shards.popitem(last=False)  # its map goes when no array shows it any more
+                self._shards.popitem(last=False)  # unmapped once no array refers to its map
         return shard
 
 
-OPEN = OpenShards()
-"""Of this process: all streams share the limit."""
-KEYS = count()
+OPEN_SHARDS = OpenShards()
+"""The open shards of this process. All streams share the limit."""
+_reader_ids = count()
 
 
 class LocalShards:
-    """Shards of a source on this machine."""
+    """Shards of a source on this machine, a `ShardReader`."""
 
-    def __init__(self, folder: Path, entries: Entries, dtype: str, shards: OpenShards = OPEN):
+    def __init__(
+        self, folder: Path, entries: Entries, dtype: str, shards: OpenShards = OPEN_SHARDS
+    ) -> None:
         self.folder, self.entries, self.dtype, self.shards = folder, entries, dtype, shards
         self._checked: dict[int, bytearray] = {}
-        self._key = next(KEYS)
+        self._id = next(_reader_ids)
 
     def open(self, number: int) -> Shard:
-        """The shard of that number."""
-        return self.shards.get((self._key, number), lambda: self._open(number))
+        """Returns a shard by number."""
+        return self.shards.get((self._id, number), lambda: self._open(number))
 
     def _open(self, number: int) -> Shard:
         entry = self.entries[number]
@@ -118,8 +108,8 @@ class LocalShards:
         """See ShardReader."""
         return self.open(number).document_starts(start, end)
 
-    def prefetch(self, parts: Iterable[tuple[int, int, int]]) -> None:
-        """Nothing: the page cache reads ahead."""
+    def prefetch(self, ranges: Iterable[tuple[int, int, int]]) -> None:
+        """Does nothing: the page cache reads ahead."""
 
     def name(self, number: int) -> str:
         """See ShardReader."""
@@ -127,10 +117,12 @@ class LocalShards:
 
 
 class TokenStream:
-    """The shards of a source, one after the other, as one stream of tokens.
+    """The concatenated shards of a source.
 
-    eos_id: of corpora in which it ends every document and is nowhere else; None where only the
-        indices know where documents begin.
+    Attributes:
+        eos_id: EOS of a corpus whose documents start after each EOS and nowhere else; None if only
+            the indices tell where documents start.
+        masked: True if some tokens are not trained on.
     """
 
     def __init__(
@@ -144,22 +136,22 @@ class TokenStream:
         self.masked = bool(self._masked.any())
 
     def __len__(self) -> int:
-        """Tokens of the stream."""
+        """Returns the number of tokens."""
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def locate(self, offset: int) -> tuple[int, int]:
-        """The number of the shard that holds the token at offset, and where in it."""
-        numbers, inside = self._locate(np.array([offset]))
-        return numbers[0], inside[0]
+        """Returns the number of the shard that holds a token, and the token's offset in it."""
+        numbers, offsets = self._locate(np.array([offset]))
+        return numbers[0], offsets[0]
 
     def start_of(self, number: int) -> int:
-        """Where in the stream a shard begins."""
+        """Returns the offset in the stream at which a shard starts."""
         return int(self._ends[number - 1]) if number else 0
 
     def parts(self, start: int, tokens: int) -> list[tuple[int, int, int]]:
-        """(shard, start, end) that hold the tokens from start on; mostly one."""
-        (number,), (inside,) = self._locate(np.array([start]))
-        return self._parts(number, inside, tokens)
+        """Returns the parts (shard, start, end) that hold the tokens from `start` on."""
+        (number,), (offset,) = self._locate(np.array([start]))
+        return self._parts(number, offset, tokens)
 
     def read(
         self,
@@ -169,19 +161,24 @@ class TokenStream:
         begins: NDArray[np.bool_] | None = None,
         mask: NDArray[np.uint8] | None = None,
     ) -> None:
-        """Fills tokens[row] with the stream from start on, for all pairs of starts and rows.
+        """Fills tokens[row] with the stream from start on, for each pair of `starts` and `rows`.
 
-        tokens: (batch, length). begins: (batch, length - 1), becomes True at [row, i] where a
-        document begins at i + 1; left alone where the EOS says so. mask: (batch, length), becomes 1
-        where a token is not trained on.
+        Args:
+            starts: (n,) offsets in the stream.
+            tokens: (batch, length), written.
+            rows: (n,) rows of `tokens`.
+            begins: (batch, length - 1), set to True at [row, i] if a document starts at i + 1. It
+                is left alone if `eos_id` tells the same.
+            mask: (batch, length), set to 1 for each token that is not trained on.
 
-        Raises DamagedShard naming shard and token where a shard is not what the manifest says.
+        Raises:
+            DamagedShard: A shard differs from the manifest. Names the shard and the tokens.
         """
-        numbers, insides = self._locate(starts)
+        numbers, offsets = self._locate(starts)
         length = tokens.shape[1]
-        for row, number, inside in zip(rows.tolist(), numbers, insides, strict=True):
+        for row, number, offset in zip(rows.tolist(), numbers, offsets, strict=True):
             filled = 0
-            for part, start, end in self._parts(number, inside, length):
+            for part, start, end in self._parts(number, offset, length):
                 upto = filled + end - start
                 self.shards.read(part, start, tokens[row, filled:upto])
                 if begins is not None and self.eos_id is None:
@@ -192,27 +189,30 @@ class TokenStream:
                 filled = upto
 
     def prefetch(self, starts: Ints, length: int) -> None:
-        """Brings what `read` of these starts would touch close, many parts at a time."""
-        places = zip(*self._locate(starts), strict=True)
-        self.shards.prefetch(p for number, at in places for p in self._parts(number, at, length))
+        """Prefetches what `read` of `length` tokens from each start would touch."""
+        located = zip(*self._locate(starts), strict=True)
+        self.shards.prefetch(p for number, at in located for p in self._parts(number, at, length))
 
-    def check_ids(self, most_tokens: int) -> None:
-        """Reads up to most_tokens tokens from the start; raises DamagedShard as `read` does, and
-        where an id is beyond the vocabulary."""
-        for start in range(0, min(most_tokens, len(self)), CHECK_TOKENS):
+    def check_ids(self, max_tokens: int) -> None:
+        """Reads the first `max_tokens` tokens and verifies that their ids are in the vocabulary.
+
+        Raises:
+            DamagedShard: An id is outside the vocabulary, or a shard is damaged.
+        """
+        for start in range(0, min(max_tokens, len(self)), CHECK_TOKENS):
             tokens = np.empty((1, min(CHECK_TOKENS, len(self) - start)), np.int64)
             self.read(np.array([start]), tokens, np.array([0]))
             self.check_vocabulary(start, tokens[0])
 
     def check_vocabulary(self, start: int, tokens: NDArray[np.integer]) -> None:
-        """Raises DamagedShard where one of the tokens, read from start on, is no id."""
+        """Raises DamagedShard if one of the tokens read from `start` on is not a valid id."""
         wrong = np.flatnonzero((tokens >= self.vocab_size) | (tokens < 0))
         if wrong.size:
             number, offset = self.locate(start + int(wrong[0]))
             raise DamagedShard(
                 f"{self.shards.name(number)} holds token id {int(tokens[wrong[0]])} at token "
-                f"{offset}, beyond the vocabulary of {self.vocab_size}: the file is damaged or of "
-                "another tokenizer."
+                f"{offset}, outside the vocabulary of {self.vocab_size}: the file is damaged or "
+                "was made with another tokenizer. Tokenize the corpus again."
             )
 
     def _locate(self, starts: Ints) -> tuple[list[int], list[int]]:
@@ -220,60 +220,13 @@ class TokenStream:
         before = np.where(numbers > 0, self._ends[numbers - 1], 0)
         return numbers.tolist(), (starts - before).tolist()
 
-    def _parts(self, number: int, inside: int, tokens: int) -> list[tuple[int, int, int]]:
+    def _parts(self, number: int, offset: int, tokens: int) -> list[tuple[int, int, int]]:
         parts = []
         while tokens:
             size = int(self._ends[number]) - self.start_of(number)
-            end = min(size, inside + tokens)
-            if end > inside:
-                parts.append((number, inside, end))
-            tokens -= end - inside
-            number, inside = number + 1, 0
+            end = min(size, offset + tokens)
+            if end > offset:
+                parts.append((number, offset, end))
+            tokens -= end - offset
+            number, offset = number + 1, 0
         return parts
-
-
-def check_files(manifest: Manifest, split: str, sources: Iterable[str]) -> None:
-    """Compares the sizes of all files of these sources with the manifest: one listing a folder.
-
-    Raises DamagedShard naming the file that is missing or of another size.
-    """
-    folders: dict[Path, dict[str, int]] = defaultdict(dict)
-    for source in sources:
-        for entry in manifest.shards(split, source):
-            prefix = manifest.folder / entry["file"]
-            for ending, size in expected_sizes(manifest, entry).items():
-                folders[prefix.parent][prefix.name + ending] = size
-    for folder, expected in folders.items():
-        sizes = {}
-        with os.scandir(folder) if folder.is_dir() else nullcontext(()) as files:
-            for file in files:
-                if file.name in expected:
-                    sizes[file.name] = file.stat().st_size
-        for name, size in expected.items():
-            if name not in sizes:
-                raise DamagedShard(f"{folder / name} is missing: {AGAIN}")
-            if name.endswith(".bin") and sizes[name] != size:  # another type is another size
-                Index((folder / name).with_suffix(".idx"), manifest.dtype)
-            compare_size(folder / name, sizes[name], size)
-
-
-def expected_sizes(manifest: Manifest, entry: Mapping[str, Any]) -> dict[str, int]:
-    """Bytes of a shard's files by ending. An index may hold more sequences than documents where
-    others made it: then its size is a lower bound, given as a negative number."""
-    tokens = int(entry["tokens"])
-    size = tokens * np.dtype(manifest.dtype).itemsize
-    sequences = entry.get("sequences", entry["documents"])
-    index = index_bytes(int(sequences), int(entry["documents"]))
-    known = "sequences" in entry or manifest.origin == "tokenize"
-    sizes = {".bin": size, ".idx": index if known else -index}
-    if entry.get("sums"):
-        sizes[".sums"] = sums_bytes(size)
-    if entry.get("masked"):
-        sizes[".mask"] = tokens
-    return sizes
-
-
-def compare_size(path: Path | str, found: int, expected: int) -> None:
-    """Raises DamagedShard where a file has not the size of `expected_sizes`."""
-    if found != expected and not (expected < 0 and found >= -expected):
-        raise DamagedShard(wrong_size(path, found, abs(expected)))

@@ -1,4 +1,4 @@
-"""Threads for what may take long or for ever: the process does not wait for them when it ends."""
+"""Daemon threads for calls that may block indefinitely; the process does not wait for them."""
 
 from __future__ import annotations
 
@@ -10,36 +10,38 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-Work = tuple[Callable[[], Any], "Future[Any]"]
-_idle: list[SimpleQueue[Work]] = []
-"""Where threads that have nothing to do wait for work."""
+Task = tuple[Callable[[], Any], "Future[Any]"]
+_idle: list[SimpleQueue[Task]] = []
+"""Task queues of the threads that have nothing to do."""
 os.register_at_fork(after_in_child=_idle.clear)
 
 
 def in_thread(call: Callable[[], T]) -> Future[T]:
-    """Starts `call` in a thread that the process need not wait for when it ends: one that has
-    nothing to do, where there is one. (Where memory is short, the start of a thread may fail
-    without a word, and its starter waits for ever.)"""
+    """Runs `call` in a daemon thread, an idle one if there is any, and returns its future.
+
+    Threads are reused because starting one can hang: with little memory, the new thread may fail
+    silently while its starter waits for it.
+    """
     future: Future[T] = Future()
     try:
-        place = _idle.pop()
+        queue = _idle.pop()
     except IndexError:
-        place = SimpleQueue()
-        threading.Thread(target=_work, args=(place,), daemon=True, name="storage").start()
-    place.put((call, future))
+        queue = SimpleQueue()
+        threading.Thread(target=_run_tasks, args=(queue,), daemon=True, name="storage").start()
+    queue.put((call, future))
     return future
 
 
-def _work(place: SimpleQueue[Work]) -> None:
+def _run_tasks(queue: SimpleQueue[Task]) -> None:
     while True:
-        call, future = place.get()
+        call, future = queue.get()
         try:
             result = call()
         except BaseException as error:
-            _idle.append(place)
+            _idle.append(queue)
             future.set_exception(error)
         else:
-            _idle.append(place)
+            _idle.append(queue)
             future.set_result(result)
             del result
-        del call, future  # what they hold must not wait for the next work
+        del call, future  # do not keep their objects alive until the next task

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.store.checksums import read_with_checksums, sha256_of_file
 from data_pipeline.store.index_file import write_index
-from data_pipeline.store.sums import file_sums
 from data_pipeline.text.selection import Text
 from data_pipeline.tokenizing.documents import write_names
 from data_pipeline.tokenizing.encoder import Encoder
@@ -74,7 +74,7 @@ class ShardWriter:
             "tokens": int(lengths.sum(dtype=np.int64)),
             "bytes": sum(map(utf8_bytes, documents)),
             "sha256": write_sums(prefix),
-            "idx_sha256": sha256_of(prefix.with_name(prefix.name + ".idx")),
+            "idx_sha256": sha256_of_file(prefix.with_name(prefix.name + ".idx")),
             "sums": True,
             "masked": masked,
         }
@@ -166,16 +166,10 @@ def write_sums(prefix: Path) -> str:
     """Writes `.sums` of a shard's `.bin`; returns its sha256."""
     digest = hashlib.sha256()
     with prefix.with_name(prefix.name + ".sums").open("wb") as out:
-        for data, sums in file_sums(prefix.with_name(prefix.name + ".bin")):
+        for data, sums in read_with_checksums(prefix.with_name(prefix.name + ".bin")):
             digest.update(data)
             out.write(sums.tobytes())
     return digest.hexdigest()
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _groups(documents: Sequence[Text]) -> Iterator[Sequence[Text]]:

@@ -10,7 +10,8 @@ from typing import Any
 
 from conf.chat import text_of
 from conf.errors import InputError
-from data_pipeline.store.manifest import Manifest, load_manifest
+from data_pipeline.store.corpus import open_corpus
+from data_pipeline.store.manifest import Manifest
 from eval.files import read_json_lines
 from eval.report.command import ReportConfig
 from eval.report.comparison import beside
@@ -44,7 +45,7 @@ def content(config: ReportConfig) -> dict[str, Any]:
         InputError: a file or folder that is named is missing or not of its kind.
     """
     run = read_run(Path(config.run))
-    manifest = load_manifest(config.corpus or run.env["data"])
+    manifest = open_corpus(config.corpus or run.env["data"])
     results = load_results(Path(config.results)) if config.results else None
     tuned = [read_tuned(name, Path(folder)) for name, folder in config.tuned.items()]
     styles = source_styles(manifest.source_tokens("train"))

@@ -24,7 +24,8 @@ from conf.errors import InputError
 from conf.output_kinds import PERPLEXITY
 from conf.outputs import Output
 from data_pipeline.sampling.batches import IGNORED, Batch, held_out_batches
-from data_pipeline.store.manifest import Manifest, load_manifest
+from data_pipeline.store.corpus import open_corpus
+from data_pipeline.store.manifest import Manifest
 from eval.chat.models import load
 from eval.inloop.evaluator import Score
 
@@ -65,7 +66,7 @@ def perplexity(config: PerplexityConfig) -> None:
     if config.out is not None:
         output = Output(config.out, PERPLEXITY, config.overwrite, [config.model, config.data])
         output.check()
-    manifest = load_manifest(config.data)
+    manifest = open_corpus(config.data)
     manifest.check_tokenizer()
     loaded = load(config.model, config.dtype, config.device)
     check_same_tokenizer(config, loaded.folder, manifest)

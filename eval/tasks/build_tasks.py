@@ -29,7 +29,8 @@ from omegaconf import MISSING
 from conf.errors import InputError
 from conf.output_kinds import TASKS, read_json
 from conf.outputs import Output
-from data_pipeline.store.manifest import Manifest, load_manifest
+from data_pipeline.store.corpus import open_corpus
+from data_pipeline.store.manifest import Manifest
 from data_pipeline.tokenizing.documents import read_documents
 from eval.files import json_lines
 
@@ -77,7 +78,7 @@ def build_tasks(config: BuildTasksConfig) -> None:
     """
     output = Output(config.out, TASKS, config.overwrite, [config.corpus])
     output.check_foreign()
-    manifest = load_manifest(config.corpus)
+    manifest = open_corpus(config.corpus)
     out = Path(config.out)
     settings = {k: v for k, v in asdict(config).items() if k not in ("corpus", "out", "overwrite")}
     inputs = json.dumps([manifest.fingerprint, str(out.resolve()), settings], sort_keys=True)

@@ -13,7 +13,7 @@ from omegaconf import MISSING
 from conf.errors import InputError, one_of
 from data_pipeline.sampling.dealing import Deal, blank_note
 from data_pipeline.sampling.recipe import RecipeConfig, Stage, StagePlan
-from data_pipeline.store.manifest import load_manifest
+from data_pipeline.store.corpus import open_corpus
 from launch.plan.cluster import ClusterConfig
 from launch.plan.speed import Step, StepTime, model_flops_utilization, step_time
 from model.config import ModelConfig
@@ -250,7 +250,7 @@ def look_ahead(config: PlanConfig) -> Outlook:
 def source_tokens(config: PlanConfig) -> dict[str, int]:
     """Tokens of each source: of the corpus, or endless."""
     if config.data is not None:
-        return load_manifest(config.data).source_tokens("train")
+        return open_corpus(config.data).source_tokens("train")
     return dict(train_tokens(config.recipe, None))
 
 

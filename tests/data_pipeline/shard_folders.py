@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from data_pipeline.store.checksums import block_checksums
 from data_pipeline.store.manifest import Manifest
-from data_pipeline.store.sums import block_sums
 from tests.corpora import make_corpus
 
 Documents = Sequence[Sequence[Sequence[int]]]
@@ -29,7 +29,7 @@ def full_corpus(folder: Path) -> Manifest:
             for entry in shards:
                 prefix = str(folder / entry["file"])
                 content = Path(f"{prefix}.bin").read_bytes()
-                Path(f"{prefix}.sums").write_bytes(block_sums(content).tobytes())
+                Path(f"{prefix}.sums").write_bytes(block_checksums(content).tobytes())
                 numbers = list(range(entry["documents"]))
                 files = [f"{source}/{number}.txt" for number in numbers]
                 table = pa.table({"file": files, "position": numbers})

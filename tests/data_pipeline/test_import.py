@@ -227,10 +227,10 @@ FAULTS = {
     cut_idx: "a.idx has ",
     no_bin: "a.idx is there, but a.bin is not",
     no_idx: "a.bin is there, but a.idx is not",
-    floats: "a.idx holds floating-point numbers (type code 6), no token ids",
+    floats: "a.idx holds floating-point numbers (type code 6), not token ids",
     mixed: "b.idx holds int32, but a.idx holds uint16",
     not_megatron: "a.idx is not a Megatron index of version 1",
-    pointers: "a.idx, sequence 3: begins at byte 6 of .bin",
+    pointers: "a.idx, sequence 3: starts at byte 6 of .bin",
 }
 
 

@@ -121,7 +121,7 @@ def test_a_token_beyond_the_vocabulary(command, damaged, tmp_path):
     for path in (damaged / "train").glob("code-*.bin"):
         np.full(path.stat().st_size // 2, 40_000, np.uint16).tofile(path)
     done = command(*arguments(damaged, tmp_path / "run"))
-    refused(done, "holds token id 40000 at token 0, beyond the vocabulary of 259", tmp_path / "run")
+    refused(done, "token id 40000 at token 0, outside the vocabulary of 259", tmp_path / "run")
 
 
 def test_another_model_or_order_on_resume(command, corpus, tmp_path):

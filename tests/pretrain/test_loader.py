@@ -158,7 +158,7 @@ def test_a_damaged_shard_ends_the_step_that_reads_it(corpus, tmp_path):
     content[1000] ^= 1
     path.write_bytes(content)
     loader = Loader(reader, plan, 0, 1, 512, None, CPU)
-    with pytest.raises(InputError, match=r"prose-00001\.bin is not what it was") as caught:
+    with pytest.raises(InputError, match=r"prose-00001\.bin: checksum mismatch") as caught:
         list(map(loader.get, range(25)))
     assert caught.value.every_rank
     loader.close()

@@ -14,11 +14,12 @@ import torch
 from conf.errors import EXIT_STORAGE, InputError
 from data_pipeline.sampling.batches import BatchReader, held_out_batches
 from data_pipeline.sampling.order import OrderStage, SampleOrder
-from data_pipeline.store import remote, storage
-from data_pipeline.store.manifest import load_manifest
-from data_pipeline.store.remote import BlockCache, local_copy, shared_cache, side_file
+from data_pipeline.store import block_cache, storage
+from data_pipeline.store.block_cache import BlockCache, shared_cache
+from data_pipeline.store.checksums import BLOCK_BYTES
+from data_pipeline.store.corpus import open_corpus
+from data_pipeline.store.remote import cache_corpus, cached_file
 from data_pipeline.store.storage import StorageError
-from data_pipeline.store.sums import BLOCK_BYTES
 from data_pipeline.trace import WhereConfig, where
 from tests.conftest import fresh_command
 from tests.runs import arguments, ledger
@@ -31,7 +32,7 @@ URL = "s3://bucket/corpus"
 def cache(tmp_path, monkeypatch):
     """A cache folder of its own, and no cache of another test in this process."""
     monkeypatch.setenv("HEADWATER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "_shared", None)
+    monkeypatch.setattr(block_cache, "_shared", None)
     return tmp_path / "cache"
 
 
@@ -70,7 +71,7 @@ def same(one, other):
 
 def test_remote_batches_are_the_local_ones(local, upload, s3):
     upload(local.folder)
-    manifest = load_manifest(URL)
+    manifest = open_corpus(URL)
     manifest.check_tokenizer()
     assert manifest.fingerprint == local.fingerprint
     order = plan(manifest)
@@ -93,7 +94,7 @@ def test_remote_batches_are_the_local_ones(local, upload, s3):
 
 def test_blocks_come_once_many_at_a_time_and_no_index_does(local, upload, s3):
     upload(local.folder)
-    manifest = load_manifest(URL)
+    manifest = open_corpus(URL)
     reader = BatchReader(manifest, plan(manifest))
     s3.gets = 0
     reader.read(0, np.arange(200))
@@ -106,8 +107,8 @@ def test_blocks_come_once_many_at_a_time_and_no_index_does(local, upload, s3):
 def test_the_cache_is_bounded(local, upload, s3, monkeypatch):
     """Of 8 blocks it keeps 3; what went is fetched again, and the batches stay right."""
     upload(local.folder)
-    manifest = load_manifest(URL)
-    monkeypatch.setattr(remote, "LEAST_CACHE_BYTES", BLOCK_BYTES)
+    manifest = open_corpus(URL)
+    monkeypatch.setattr(block_cache, "MIN_CACHE_BYTES", BLOCK_BYTES)
     order = plan(manifest)
     reader = BatchReader(manifest, order, cache_bytes=3 * BLOCK_BYTES)
     here = BatchReader(local, order)
@@ -117,7 +118,7 @@ def test_the_cache_is_bounded(local, upload, s3, monkeypatch):
     assert cache.limit_bytes == 3 * BLOCK_BYTES
     assert len(cache) == 3
     assert cache._file.seek(0, 2) <= 3 * BLOCK_BYTES
-    with pytest.raises(InputError, match=r"data\.cache_bytes=65535, expected at least 65536"):
+    with pytest.raises(InputError, match=r"data\.cache_bytes=65535: expected at least 65536"):
         BlockCache(BLOCK_BYTES - 1)
 
 
@@ -135,7 +136,7 @@ def test_the_block_that_was_not_used_for_longest_goes():
 
 def test_threads_that_want_the_same_blocks_ask_once(local, upload, s3):
     upload(local.folder)
-    manifest = load_manifest(URL)
+    manifest = open_corpus(URL)
     reader = BatchReader(manifest, plan(manifest))
     expected = BatchReader(local, plan(manifest)).read(0, np.arange(200))
     s3.gets, found, start = 0, [], threading.Barrier(6)
@@ -156,7 +157,7 @@ def test_threads_that_want_the_same_blocks_ask_once(local, upload, s3):
 
 def test_errors_and_slow_answers_are_survived(local, upload, s3):
     upload(local.folder)
-    manifest = load_manifest(URL)
+    manifest = open_corpus(URL)
     order = plan(manifest)
     s3.fail_next = 5
     reader = BatchReader(manifest, order)
@@ -166,7 +167,7 @@ def test_errors_and_slow_answers_are_survived(local, upload, s3):
 
 def test_a_store_that_stays_down_ends_with_one_sentence_and_the_reader_recovers(local, upload, s3):
     upload(local.folder)
-    manifest = load_manifest(URL)
+    manifest = open_corpus(URL)
     reader = BatchReader(manifest, plan(manifest))
     s3.fail_next = 10**6
     for _ in range(2):  # also what another thread waits for: nothing hangs
@@ -191,17 +192,18 @@ def flip(content):
 def test_a_flipped_bit_is_named_before_it_is_in_a_batch(local, upload, s3):
     edit(local.folder, "train/code-00001.bin", flip)
     upload(local.folder)
-    manifest = load_manifest(URL)
+    manifest = open_corpus(URL)
     reader = BatchReader(manifest, plan(manifest))
     with pytest.raises(
-        InputError, match=r"s3://bucket/corpus/train/code-00001\.bin is not .* tokens 0 to 32767 do"
+        InputError,
+        match=r"s3://bucket/corpus/train/code-00001\.bin: checksum mismatch in tokens 0 to 32767\.",
     ):
         reader.read(0, np.arange(200))
 
 
 def test_a_block_that_the_network_damaged_is_asked_for_again(local, upload, s3, monkeypatch):
     upload(local.folder)
-    manifest = load_manifest(URL)
+    manifest = open_corpus(URL)
     reader = BatchReader(manifest, plan(manifest))
     right, damaged = storage.read_many, list[str]()
 
@@ -241,7 +243,7 @@ def test_a_block_that_the_network_damaged_is_asked_for_again(local, upload, s3, 
 def test_files_of_a_wrong_size_are_refused_at_the_start(name, change, sentence, local, upload):
     edit(local.folder, name, change)
     upload(local.folder)
-    manifest = load_manifest(URL)
+    manifest = open_corpus(URL)
     with pytest.raises(InputError, match=sentence):
         BatchReader(manifest, plan(manifest))
 
@@ -249,18 +251,18 @@ def test_files_of_a_wrong_size_are_refused_at_the_start(name, change, sentence, 
 def test_a_missing_shard_is_refused_at_the_start(local, upload):
     (local.folder / "train/prose-00001.bin").unlink()
     upload(local.folder)
-    manifest = load_manifest(URL)
+    manifest = open_corpus(URL)
     with pytest.raises(InputError, match=r"s3://bucket/corpus/train/prose-00001\.bin is missing"):
         BatchReader(manifest, plan(manifest))
 
 
 def test_a_shard_that_goes_while_it_is_read_is_named(local, upload):
     upload(local.folder)
-    manifest = load_manifest(URL)
+    manifest = open_corpus(URL)
     reader = BatchReader(manifest, plan(manifest))
     fs, path = storage._open_store(URL)
     fs.rm(f"{path}/train/prose-00000.bin")
-    with pytest.raises(InputError, match=r"train/.* or a file beside it is missing: restore it"):
+    with pytest.raises(InputError, match=r"train/.* or a file of the same shard is missing. Res"):
         reader.read(0, np.arange(200))
 
 
@@ -268,10 +270,10 @@ def test_an_id_beyond_the_vocabulary_is_refused(corpus, upload, tmp_path):
     documents = [[5] * 99 + [2] for _ in range(40)]
     documents[12][34] = 60_000
     upload(corpus_of(tmp_path / "c", corpus, [documents]).folder)
-    manifest = load_manifest(URL)
+    manifest = open_corpus(URL)
     order = SampleOrder(manifest.source_tokens("train"), [OrderStage(50, 79, {"a": 1})], 0)
     with pytest.raises(
-        InputError, match=r"a-00000\.bin holds token id 60000 at token 1234, beyond"
+        InputError, match=r"a-00000\.bin holds token id 60000 at token 1234, outside"
     ):
         BatchReader(manifest, order).read(0, range(79))
 
@@ -281,9 +283,9 @@ def test_masks_are_read_too(corpus, upload, tmp_path):
     corpus_of(folder, corpus, [[[5] * 49 + [2] for _ in range(40)]])
     write_mask(folder / "train/a-00000", np.arange(2000) % 3 == 0)
     upload(folder)
-    there, here = load_manifest(URL), change_manifest(folder, {})
+    there, here = open_corpus(URL), change_manifest(folder, {})
     upload(folder)
-    there = load_manifest(URL)
+    there = open_corpus(URL)
     order = SampleOrder({"a": 2000}, [OrderStage(32, 60, {"a": 1})], 0)
     batch = BatchReader(here, order).read(0, range(60))
     same(BatchReader(there, order).read(0, range(60)), batch)
@@ -293,35 +295,35 @@ def test_masks_are_read_too(corpus, upload, tmp_path):
 def test_documents_without_eos_are_refused(local, upload):
     change_manifest(local.folder, {"ends_in_eos": False})
     upload(local.folder)
-    manifest = load_manifest(URL)
-    with pytest.raises(InputError, match=r"s3://bucket/corpus is remote, but .* copy it to this"):
+    manifest = open_corpus(URL)
+    with pytest.raises(InputError, match=r"s3://bucket/corpus is remote, but .* Copy it to this"):
         BatchReader(manifest, plan(manifest))
 
 
 def test_no_corpus_and_no_manifest_are_refused(s3, upload, local):
     with pytest.raises(
-        InputError, match=r"s3://bucket/nothing/manifest\.json does not exist: upload"
+        InputError, match=r"s3://bucket/nothing/manifest\.json does not exist. Upload"
     ):
-        load_manifest("s3://bucket/nothing")
+        open_corpus("s3://bucket/nothing")
     (local.folder / "manifest.json").write_text("{}")
     upload(local.folder)
     with pytest.raises(InputError, match=r"corpus/manifest\.json is not a manifest of this proje"):
-        load_manifest(URL)
+        open_corpus(URL)
 
 
 def test_a_corpus_that_was_made_again_gets_a_copy_of_its_own(local, upload, s3):
     upload(local.folder)
-    first = local_copy(URL)
+    first = cache_corpus(URL)
     s3.gets = 0
-    assert local_copy(URL + "/") == first
+    assert cache_corpus(URL + "/") == first
     assert s3.gets == 1  # the manifest alone
     change_manifest(local.folder, {"name": "again"})
     upload(local.folder)
-    second = local_copy(URL)
+    second = cache_corpus(URL)
     assert second != first
-    assert load_manifest(URL).name == "again"
-    assert side_file(load_manifest(URL), "train/code-00000.idx").stat().st_size > 0
-    assert not side_file(load_manifest(URL), "train/absent.idx").exists()
+    assert open_corpus(URL).name == "again"
+    assert cached_file(open_corpus(URL), "train/code-00000.idx").stat().st_size > 0
+    assert not cached_file(open_corpus(URL), "train/absent.idx").exists()
 
 
 def test_a_full_disk_is_said(monkeypatch):
@@ -331,7 +333,7 @@ def test_a_full_disk_is_said(monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(remote.os, "pwrite", full)
+    monkeypatch.setattr(block_cache.os, "pwrite", full)
     with pytest.raises(InputError, match=r"cannot hold data\.cache_bytes=\d+ \(No space left"):
         cache.put(("file", 0), b"x")
 

@@ -13,13 +13,14 @@ import torch
 import xxhash
 
 from conf.errors import InputError
-from data_pipeline.sampling.batches import IGNORED, BatchReader, held_out_batches, open_stream
+from data_pipeline.sampling.batches import IGNORED, BatchReader, held_out_batches
 from data_pipeline.sampling.order import OrderStage, SampleOrder
 from data_pipeline.store import shards
+from data_pipeline.store.checksums import BLOCK_BYTES
+from data_pipeline.store.corpus import open_stream
 from data_pipeline.store.index_file import HEADER, MAGIC
 from data_pipeline.store.shards import Shard
 from data_pipeline.store.streams import LocalShards, OpenShards, TokenStream
-from data_pipeline.store.sums import BLOCK_BYTES
 from tests.sealed import change_manifest, corpus_of, sealed, write_mask
 
 
@@ -140,7 +141,7 @@ def test_a_flipped_bit_is_named_with_shard_and_tokens_before_it_is_in_a_batch(co
     batches_of(manifest)
     for at, block in ((size - 3, (32768, size // 2 - 1)), (7, (0, 32767))):
         change(path, lambda content, at=at: flip(content, at))
-        sentence = rf"code-00001\.bin is not what it was .* tokens {block[0]} to {block[1]} do not"
+        sentence = rf"code-00001\.bin: checksum mismatch in tokens {block[0]} to {block[1]}\."
         with pytest.raises(InputError, match=sentence) as caught:
             batches_of(manifest)
         assert caught.value.every_rank
@@ -180,10 +181,10 @@ def cut(content):
 
 
 BEFORE_THE_FIRST_READ = {
-    "truncated bin": (".bin", cut, r"code-00001\.bin has \d+ bytes, expected \d+: it is cut"),
+    "truncated bin": (".bin", cut, r"code-00001\.bin has \d+ bytes, expected \d+: it is trunc"),
     "longer bin": (".bin", lambda b: b + b"xx", r"code-00001\.bin has \d+ bytes, expected \d+"),
     "empty bin": (".bin", lambda b: b"", r"code-00001\.bin has 0 bytes"),
-    "truncated idx": (".idx", cut, r"code-00001\.idx has \d+ bytes, expected \d+: it is cut"),
+    "truncated idx": (".idx", cut, r"code-00001\.idx has \d+ bytes, expected \d+: it is trunc"),
     "empty idx": (".idx", lambda b: b"", r"code-00001\.idx has 0 bytes"),
     "truncated sums": (".sums", cut, r"code-00001\.sums has 15 bytes, expected 16"),
 }
@@ -192,20 +193,20 @@ AT_THE_FIRST_TOUCH = {
     "other type": (
         ".idx",
         lambda b: b[:17] + b"\x04" + b[18:],
-        r"code-00001\.idx holds int32, the manifest says uint16",
+        r"code-00001\.idx holds int32, but the manifest says uint16",
     ),
     "no type": (".idx", lambda b: b[:17] + b"\x06" + b[18:], "holds numbers of type code 6"),
     "index cut by its header": (
         ".idx",
         lambda b: b[:18] + struct.pack("<Q", 3) + b[26:],
-        r"code-00001\.idx has \d+ bytes, its header says \d+",
+        r"code-00001\.idx has \d+ bytes, but its header says \d+",
     ),
     "index of another shard": (
         ".idx",
         lambda b: flip(b, 34 + 12 * struct.unpack_from("<Q", b, 18)[0] - 7),
-        r"code-00001\.idx is the index of \d+ documents and \d+ tokens, the manifest says",
+        r"code-00001\.idx is the index of \d+ documents and \d+ tokens, but the manifest says",
     ),
-    "flipped sums": (".sums", lambda b: flip(b, 3), r"code-00001\.bin is not what it was"),
+    "flipped sums": (".sums", lambda b: flip(b, 3), r"code-00001\.bin: checksum mismatch"),
 }
 
 
@@ -244,7 +245,7 @@ def test_a_missing_file_is_refused(ending, corpus, tmp_path):
 
 def test_a_manifest_of_another_type_is_refused(corpus, tmp_path):
     manifest = sealed(corpus, tmp_path / "c", dtype="int32")
-    with pytest.raises(InputError, match=r"code-00000\.idx holds uint16, the manifest says int32"):
+    with pytest.raises(InputError, match=r"holds uint16, but the manifest says int32"):
         open_stream(manifest, "train", "code")
 
 
@@ -260,7 +261,7 @@ def test_an_id_beyond_the_vocabulary_is_refused_with_shard_and_offset(dtype, cor
     held = order.locate(0, np.arange(79)).start == 1200
     reader.read(0, np.flatnonzero(~held)[:60])
     with pytest.raises(
-        InputError, match=rf"a-00001\.bin holds token id {wrong} at token 734, beyond the vocab"
+        InputError, match=rf"a-00001\.bin holds token id {wrong} at token 734, outside the vocab"
     ):
         reader.read(0, np.flatnonzero(held))
 

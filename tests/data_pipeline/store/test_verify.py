@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from conf.errors import InputError
+from data_pipeline.store.checksums import BLOCK_BYTES
 from data_pipeline.store.index_file import HEADER
 from data_pipeline.store.manifest import load_manifest
 from data_pipeline.store.megatron_reader import differences
 from data_pipeline.store.shards import Shard
-from data_pipeline.store.sums import BLOCK_BYTES
 from data_pipeline.store.verify import VerifyConfig, check_folder, sample
 from tests.data_pipeline.shard_folders import full_corpus
 
@@ -70,10 +70,7 @@ def test_flipped_bit_is_placed_by_its_block(folder):
     path.write_bytes(raw)
     first, second = problems(folder)
     assert first.startswith(f"{SHARD}.bin: has the sha256 ")
-    assert second == (
-        f"{SHARD}.bin, bytes {BLOCK_BYTES} to {2 * BLOCK_BYTES}: the content is not what the "
-        "checksums of its blocks say"
-    )
+    assert second == (f"{SHARD}.bin, bytes {BLOCK_BYTES} to {2 * BLOCK_BYTES}: checksum mismatch")
 
 
 def test_damaged_checksums_are_told_from_a_damaged_shard(folder):
@@ -87,7 +84,7 @@ def test_every_wrong_id_is_listed_up_to_a_limit(folder):
         patch(folder / f"{SHARD}.bin", 2 * token, np.uint16(60000 + token).tobytes())
     found = [line for line in problems(folder) if "holds the id" in line]
     assert found == [
-        f"{SHARD}.bin, token {token}: holds the id {60000 + token}, beyond the vocabulary of 259"
+        f"{SHARD}.bin, token {token}: holds the id {60000 + token}, outside the vocabulary of 259"
         for token in (7, 900, 901, 2000)
     ]
     short = problems(folder, max_listed=3)
@@ -146,7 +143,7 @@ INDEX = {
     "magic": (0, b"X", "idx, byte 0: is not a Megatron index of version 1"),
     "floats": (17, b"\x06", "byte 17: holds floating-point numbers (type code 6)"),
     "type": (17, b"\x04", "byte 17: holds int32, the manifest says uint16"),
-    "counts": (18, b"\x01\x00", "its header says"),
+    "counts": (18, b"\x01\x00", "but its header says"),
     "length": (HEADER.size + 4 * 3, b"\xff\xff\xff\xff", "sequence 3: its length is -1"),
 }
 
@@ -167,9 +164,9 @@ def test_pointer_and_border_are_named_by_number(folder):
     borders = pointers + 8 * documents
     patch(folder / f"{SHARD}.idx", borders + 8 * 7, (3).to_bytes(8, "little"))
     text = "\n".join(problems(folder))
-    assert "sequence 5: begins at byte 8 of .bin, the one before it ends at byte " in text
-    assert "sequence 6: begins at byte " in text
-    assert "document 7: begins at sequence 3, before the document before it" in text
+    assert "sequence 5: starts at byte 8 of .bin, but the one before it ends at byte " in text
+    assert "sequence 6: starts at byte " in text
+    assert "document 7: starts at sequence 3, before the document before it" in text
 
 
 def test_table_mask_tokenizer_and_unknown_files(folder):
@@ -187,8 +184,8 @@ def test_table_mask_tokenizer_and_unknown_files(folder):
     for line in (
         f"{SHARD}.docs.parquet, row 1: has 1 rows, the manifest says {documents} documents",
         "train/code-00000.mask, token 12: is neither 0 nor 1",
-        "train/stray.bin: the manifest does not know this file",
-        "old.idx: the manifest does not know this file",
+        "train/stray.bin: is not in the manifest",
+        "old.idx: is not in the manifest",
         "token_bytes.npy: has 5 entries, the vocabulary 259",
     ):
         assert line in text
@@ -225,7 +222,7 @@ def test_command(folder, command):
     done = command("data_pipeline", "verify", f"data={folder}")
     assert done.returncode == 0, done.stderr
     assert "read 8 of 8 shards" in done.stdout
-    assert "all is as the manifest says, and Megatron-core reads the same" in done.stdout
+    assert "everything matches the manifest, and Megatron-core reads the same" in done.stdout
     patch(folder / f"{SHARD}.bin", 0, b"\xff\xff")
     done = command("data_pipeline", "verify", f"data={folder}", "workers=1")
     assert done.returncode == 2

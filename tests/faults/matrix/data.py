@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from conf.errors import EXIT_BAD_INPUT
-from data_pipeline.store.sums import file_sums
+from data_pipeline.store.checksums import read_with_checksums
 from tests.faults.matrix import Outcome, row
 from tests.faults.matrix.kills import AGAIN
 from tests.faults.matrix.lab import Lab, check, drawn
@@ -59,7 +59,7 @@ def token_beyond(lab: Lab, trial: int) -> Outcome:
     tokens = np.fromfile(path, np.uint16)
     tokens[random.randrange(len(tokens))] = 60_000
     tokens.tofile(path)
-    sums = b"".join(sums.tobytes() for _, sums in file_sums(path))
+    sums = b"".join(sums.tobytes() for _, sums in read_with_checksums(path))
     path.with_suffix(".sums").write_bytes(sums)  # it was tokenized with another tokenizer
     return Outcome(check(lab.run(folder).start(), {EXIT_BAD_INPUT}, "60000"))
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from data_pipeline.store.sums import file_sums
+from data_pipeline.store.checksums import read_with_checksums
 from pretrain.checkpoints import files, read
 from tests.conftest import ROOT
 from tests.corpora import make_corpus
@@ -201,7 +201,9 @@ def with_sums(folder: Path) -> Path:
     for entries in (of for split in manifest["splits"].values() for of in split.values()):
         for entry in entries:
             shard = folder / entry["file"]
-            sums = b"".join(s.tobytes() for _, s in file_sums(shard.with_name(shard.name + ".bin")))
+            sums = b"".join(
+                s.tobytes() for _, s in read_with_checksums(shard.with_name(shard.name + ".bin"))
+            )
             shard.with_name(shard.name + ".sums").write_bytes(sums)
             entry["sums"] = True
     path.write_text(json.dumps(manifest))
