@@ -32,8 +32,11 @@ class VocabularyShard(Protocol):
         """Sum over all shards, elementwise."""
 
 
-Losses = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor]]
-"""`losses_and_gradient`, or what a compiler made of it."""
+Penalty = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""A term that is added to the loss of each target: from the logsumexp of its logits (tokens,), the
+term and its derivative (tokens,), both float32."""
+Losses = Callable[[Tensor, Tensor, bool, Penalty | None], tuple[Tensor, Tensor | None, Tensor]]
+"""`losses_and_gradient`, or its compiled version."""
 
 
 class Head(nn.Linear):
@@ -49,16 +52,24 @@ class Head(nn.Linear):
         super().__init__(hidden_size, vocab_size, bias=False)
 
     def forward(  # type: ignore[override]
-        self, hidden: Tensor, labels: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """hidden (batch, seq, hidden) -> logits (batch, seq, vocab); with labels (batch, seq) the
-        sum of their losses, and the losses (batch, seq) without gradient."""
+        self, hidden: Tensor, labels: Tensor | None = None, penalty: Penalty | None = None
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Returns the logits (batch, seq, vocab) of `hidden` (batch, seq, hidden).
+
+        With labels (batch, seq) it returns the sum of their losses, and the losses (batch, seq)
+        without gradient. With a penalty the sum includes it, and its terms (batch, seq) follow.
+        """
         if labels is None:
             return super().forward(hidden)
-        loss, losses = linear_cross_entropy(
-            hidden.flatten(0, 1), self.weight, labels.flatten(), self.shard, self.compiled
+        loss, *terms = linear_cross_entropy(
+            hidden.flatten(0, 1),
+            self.weight,
+            labels.flatten(),
+            self.shard,
+            self.compiled,
+            penalty=penalty,
         )
-        return loss, losses.view(labels.shape)
+        return loss, *(term.view(labels.shape) for term in terms)
 
 
 def linear_cross_entropy(
@@ -68,17 +79,24 @@ def linear_cross_entropy(
     shard: VocabularyShard | None = None,
     compiled: Losses | None = None,
     chunk_tokens: int = CHUNK_TOKENS,
-) -> tuple[Tensor, Tensor]:
+    penalty: Penalty | None = None,
+) -> tuple[Tensor, ...]:
     """Sum of -log softmax(hidden @ weight.T)[labels] over labels that are not IGNORED.
 
     hidden (tokens, hidden), weight (vocab, hidden), labels (tokens,) of ids in the whole
     vocabulary; returns a float32 scalar, and its parts (tokens,), 0 where IGNORED, which have no
     gradient. With a `shard`, `weight` holds its rows only, the loss is whole on
     every shard, and the gradient of `hidden` is this shard's part of a sum over shards.
+
+    With a `penalty` the sum includes it, and its terms (tokens,) are returned too, 0 where IGNORED
+    and without gradient.
     """
     # Within `apply` gradients are always off, and `needs_input_grad` does not know of no_grad.
     grad = torch.is_grad_enabled()
-    return _LinearCrossEntropy.apply(hidden, weight, labels, shard, compiled, chunk_tokens, grad)
+    outputs = _LinearCrossEntropy.apply(
+        hidden, weight, labels, shard, compiled, chunk_tokens, penalty, grad
+    )
+    return outputs if penalty is not None else outputs[:2]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -91,60 +109,91 @@ class _LinearCrossEntropy(torch.autograd.Function):
         shard: VocabularyShard | None,
         compiled: Losses | None,
         chunk_tokens: int,
+        penalty: Penalty | None,
         grad: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         wants_hidden, wants_weight = (grad and needed for needed in ctx.needs_input_grad[:2])
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         wants_grad = wants_hidden or wants_weight
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        terms = None if penalty is None else torch.empty_like(losses)
         for start in range(0, hidden.shape[0], chunk_tokens):
             rows = slice(start, start + chunk_tokens)
             if compiled and not shard:
                 logits = hidden[rows] @ weight.t()
-                losses[rows], grad_logits = compiled(logits, labels[rows], wants_grad)
-            else:
-                losses[rows], grad_logits = _in_place(
-                    hidden[rows], weight, labels[rows], shard, wants_grad
+                losses[rows], term, grad_logits = compiled(
+                    logits, labels[rows], wants_grad, penalty
                 )
+            else:
+                losses[rows], term, grad_logits = _in_place(
+                    hidden[rows], weight, labels[rows], shard, wants_grad, penalty
+                )
+            if terms is not None and term is not None:
+                terms[rows] = term
             if grad_hidden is not None:
                 torch.mm(grad_logits, weight, out=grad_hidden[rows])
             if grad_weight is not None:
                 grad_weight += grad_logits.t() @ hidden[rows]
         ctx.grads = grad_hidden, grad_weight
-        ctx.mark_non_differentiable(losses)
-        return losses.sum(), losses
+        if terms is None:
+            ctx.mark_non_differentiable(losses)
+            return losses.sum(), losses, None
+        ctx.mark_non_differentiable(losses, terms)
+        return losses.sum() + terms.sum(), losses, terms
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.grads
         del ctx.grads
         for grad in (grad_hidden, grad_weight):
             if grad is not None:
                 grad.mul_(grad_loss)
-        return grad_hidden, grad_weight, None, None, None, None, None
+        return grad_hidden, grad_weight, *(6 * [None])
 
 
-def losses_and_gradient(logits: Tensor, labels: Tensor, wants_grad: bool) -> tuple[Tensor, Tensor]:
-    """Losses (tokens,), and the gradient of logits (tokens, vocab) in their dtype: for a compiler,
-    which reads the logits three times and writes the gradient once."""
+def losses_and_gradient(
+    logits: Tensor, labels: Tensor, wants_grad: bool, penalty: Penalty | None = None
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Returns losses and penalty terms (tokens,), and the gradient of logits (tokens, vocab).
+
+    This form is for a compiler, which reads the logits three times and writes the gradient once.
+    The gradient has the dtype of the logits.
+    """
     whole = logits.float()
     counted = (labels != IGNORED)[:, None]
     local = torch.where(counted, labels[:, None], 0)
     total = whole.logsumexp(-1, keepdim=True)
     loss = torch.where(counted, total - whole.gather(1, local), 0.0)[:, 0]
+    term, factor = _penalized(total, counted, penalty)
     if not wants_grad:
-        return loss, logits
+        return loss, term, logits
     target = torch.arange(logits.shape[1], device=logits.device) == local
-    grad = torch.where(counted, (whole - total).exp() - target.float(), 0.0)
-    return loss, grad.to(logits.dtype)
+    grad = torch.where(counted, (whole - total).exp() * factor - target.float(), 0.0)
+    return loss, term, grad.to(logits.dtype)
+
+
+def _penalized(
+    logsumexp: Tensor, counted: Tensor, penalty: Penalty | None
+) -> tuple[Tensor | None, Tensor | float]:
+    """Returns the penalty's terms (tokens,), and the factor (tokens, 1) of the softmax in the
+    gradient of the logits. logsumexp, counted: (tokens, 1)."""
+    if penalty is None:
+        return None, 1.0
+    term, derivative = penalty(logsumexp)
+    return torch.where(counted, term, 0.0)[:, 0], 1.0 + derivative
 
 
 def _in_place(
-    hidden: Tensor, weight: Tensor, labels: Tensor, shard: VocabularyShard | None, wants_grad: bool
-) -> tuple[Tensor, Tensor]:
-    """The same without a compiler, in one piece of float32 memory, of a whole vocabulary or of a
-    shard's."""
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    shard: VocabularyShard | None,
+    wants_grad: bool,
+    penalty: Penalty | None,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Does the same without a compiler, in one piece of float32 memory, for a whole vocabulary or
+    a shard of it."""
     logits = (hidden @ weight.t()).float()
     counted = labels != IGNORED
     local = labels - (shard.start if shard else 0)
@@ -160,8 +209,9 @@ def _in_place(
     if shard:
         total, target = shard.reduce_sum(torch.cat((total, target), dim=-1)).split(1, dim=-1)
     loss = torch.where(counted[:, None], total.log() - target, 0.0)[:, 0]
+    term, factor = _penalized(total.log() + largest, counted[:, None], penalty)
     if not wants_grad:
-        return loss, logits
-    grad = exponentials.mul_(counted[:, None] / total)
+        return loss, term, logits
+    grad = exponentials.mul_(counted[:, None] * factor / total)
     grad.scatter_add_(1, local, -here[:, None].to(grad.dtype))
-    return loss, grad.to(hidden.dtype)
+    return loss, term, grad.to(hidden.dtype)

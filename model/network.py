@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.layers import Block
-from model.loss import Head
+from model.loss import Head, Penalty
 from model.rope import rope_table
 from model.sequences import Sequences, WholeSequences
 
@@ -45,11 +45,14 @@ class Decoder(nn.Module):
         cu_seqlens: Tensor | None = None,
         per_sample: bool = False,
         of_ids: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        penalty: Penalty | None = None,
+    ) -> Tensor | tuple[Tensor, ...]:
         """tokens (batch, seq) -> logits (batch, seq, vocab), or with labels (batch, seq) the
         float32 sum of their cross-entropy; per_sample: and the sum of each sample (batch,); of_ids
         (vocab,): and the sum over the labels whose ids it marks. Neither has a gradient.
 
+        penalty: a term that is added to the loss of each label (`model.loss.Penalty`). With
+            per_sample, the float32 sum of the terms follows, without gradient.
         cu_seqlens: (documents + 1,) int32 starts of documents over the flattened tokens, padded
             with batch * seq; None where every sequence is one document.
         """
@@ -62,13 +65,14 @@ class Decoder(nn.Module):
         cos, sin = rope_table(part.positions, config.head_dim, config.rope_theta, x.dtype)
         for layer in self.layers:
             x = layer(x, cos, sin, part.visible)
-        out = self.lm_head(self.norm(x), part.labels)
+        out = self.lm_head(self.norm(x), part.labels, penalty)
         if part.labels is None:
             return self.sequences.whole(out)
-        loss, losses = out
+        loss, losses, *terms = out
         loss = self.sequences.whole(loss)
         if per_sample:
-            return loss, self.sequences.whole(losses.sum(1))
+            sums = [losses.sum(1), *(term.sum() for term in terms)]
+            return loss, *map(self.sequences.whole, sums)
         if of_ids is not None:
             chosen = losses * of_ids[part.labels.clamp(min=0)]
             return loss, self.sequences.whole(chosen.sum())

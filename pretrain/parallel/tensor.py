@@ -22,7 +22,7 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.nn import Parameter
 
-from model.loss import Head, linear_cross_entropy
+from model.loss import Head, Penalty, linear_cross_entropy
 from model.network import Decoder
 
 SEQUENCE = Shard(1)
@@ -87,8 +87,8 @@ class VocabularyParallelHead(Head):
         return x
 
     def forward(  # type: ignore[override]
-        self, hidden: Tensor, labels: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        self, hidden: Tensor, labels: Tensor | None = None, penalty: Penalty | None = None
+    ) -> Tensor | tuple[Tensor, ...]:
         """hidden: (batch, seq, hidden), split along seq; labels whole. As `Head`."""
         rows = cast(DTensor, hidden).redistribute(placements=[Replicate()])
         local = rows.to_local(grad_placements=[Partial()])
@@ -96,5 +96,7 @@ class VocabularyParallelHead(Head):
         if labels is None:
             logits = DTensor.from_local(local @ weight.t(), self.mesh, [Shard(2)])
             return logits.full_tensor()
-        loss, losses = linear_cross_entropy(local.flatten(0, 1), weight, labels.flatten(), self)
-        return loss, losses.view(labels.shape)
+        loss, *terms = linear_cross_entropy(
+            local.flatten(0, 1), weight, labels.flatten(), self, penalty=penalty
+        )
+        return loss, *(term.view(labels.shape) for term in terms)

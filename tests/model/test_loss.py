@@ -42,6 +42,28 @@ def test_what_a_compiler_gets_is_the_same(chunk_tokens, dtype):
     torch.testing.assert_close(*grads)
 
 
+def squared(logsumexp):
+    """0.01 * logsumexp^2, and its derivative."""
+    return 0.01 * logsumexp.square(), 0.02 * logsumexp
+
+
+@pytest.mark.parametrize("compiled", [None, losses_and_gradient])
+@pytest.mark.parametrize("chunk_tokens", [7, 1000])
+def test_a_penalty_on_the_logsumexp_equals_autograd(chunk_tokens, compiled):
+    x, weight, labels = inputs(torch.float32)
+    loss, losses, terms = linear_cross_entropy(
+        x, weight, labels, None, compiled, chunk_tokens, squared
+    )
+    logits, counted = x @ weight.t(), labels != IGNORED
+    entropy = F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED)
+    penalty = 0.01 * logits.logsumexp(-1).square() * counted
+    torch.testing.assert_close(losses, entropy)
+    torch.testing.assert_close(terms, penalty)
+    ours = torch.autograd.grad(loss * 3, (x, weight))
+    theirs = torch.autograd.grad((entropy + penalty).sum() * 3, (x, weight))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_without_targets_the_loss_and_its_gradients_are_zero():
     x, weight, labels = inputs(torch.float32)
     loss, _ = linear_cross_entropy(x, weight, torch.full_like(labels, IGNORED))
