@@ -67,7 +67,7 @@ def make_loader(folder: Path, steps: int) -> Loader:
     plan = StagePlan(RecipeConfig("wait", BATCH_TOKENS, {"all": stage}), sizes)
     order = SampleOrder(sizes, [stage.order_stage() for stage in plan.stages], 0, 4)
     reader = BatchReader(manifest, order)
-    return Loader(reader, plan, 0, 1, 16 * SEQ, None, torch.device("cpu"))
+    return Loader(reader, plan, 0, 1, 16 * SEQ, [None], torch.device("cpu"))
 
 
 def consume(loader: Loader, steps: int, step_seconds: float) -> list[float]:

@@ -161,13 +161,15 @@ def transformers(work: Work) -> Step:
     import torch
     from transformers import MistralConfig, MistralForCausalLM
 
-    from model.hf import hf_config, hf_name
+    from model.families import family_named
+    from model.families.folder import hf_config
 
     fields = hf_config(work.model, {}, "float32")
     with torch.device("meta"):
         model = MistralForCausalLM(MistralConfig(**fields | {"attn_implementation": "sdpa"}))
     rope = model.model.rotary_emb
     model.model.rotary_emb = type(rope)(model.config)  # its buffers have values, not only shapes
+    hf_name = family_named(work.model.architecture).hf_name
     values = {hf_name(name): value for name, value in initial_values(work).items()}
     model.load_state_dict(values, assign=True)
     if work.activation_checkpointing != "none":

@@ -50,19 +50,20 @@ def times(length: int, window: int, repeats: int, precision: str) -> dict[str, l
     import torch
 
     from conf.machine import DTYPES
-    from model.attention.backends import attend, visible_keys
+    from model.attention.backends import attend
+    from model.attention.mask import attention_mask
 
     shapes = [(1, length, heads, HEAD_DIM) for heads in (HEADS, KV_HEADS, KV_HEADS)]
     dtype = getattr(torch, DTYPES[precision])
     q, k, v = (torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes)
-    seen = {
-        name: visible_keys(name, 1, length, window, None, q.device) for name in ("blocks", "sdpa")
+    masks = {
+        name: attention_mask(name, 1, length, window, None, q.device) for name in ("blocks", "sdpa")
     }
-    seconds: dict[str, list[float]] = {name: [] for name in seen}
+    seconds: dict[str, list[float]] = {name: [] for name in masks}
     for turn in range(repeats + 1):
-        for name, visible in seen.items():
+        for name, mask in masks.items():
             started = time.perf_counter()
-            out = attend(q, k, v, visible)
+            out = attend(q, k, v, mask)
             torch.autograd.grad(out, (q, k, v), torch.ones_like(out))
             if turn:  # the first one fills caches
                 seconds[name].append(time.perf_counter() - started)

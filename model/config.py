@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from omegaconf import MISSING
 
-from conf.errors import InputError
+from conf.errors import InputError, one_of
+from model.families import family_named
+from model.layer_pattern import check_window_pattern, layer_windows
 
-HF_ARCHITECTURES = ("mistral", "llama")
 INIT_SCHEMES = ("normal", "scaled_residual")
+
+
+class LayerConfig(NamedTuple):
+    """What may differ from layer to layer.
+
+    Attributes:
+        window: Keys that a query sees, itself included; None for full attention.
+        rope_theta: Base of the rotary positions.
+    """
+
+    window: int | None
+    rope_theta: float
 
 
 @dataclass
 class ModelConfig:
-    """A pre-norm decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU.
+    """A pre-norm decoder with RMSNorm, RoPE, grouped-query attention and SwiGLU.
 
-    sliding_window: a token sees this many keys, itself included; None for full attention.
+    architecture: the Hugging Face family of the export, one of `model.families`. Each family
+        carries some of the features below and refuses the others.
+    sliding_window: a token sees this many keys, itself included; null for full attention.
+    window_pattern: which layers have the sliding window (L) and which have full attention (G), as
+        in LLLG, repeated over the layers; null for the same in all layers.
+    qk_norm: normalizes queries and keys per head, before the rotation.
     init: `normal` draws every matrix from N(0, initializer_range); `scaled_residual` divides the
         two matrices that write into the residual stream by sqrt(2 * num_layers) (GPT-2, 2.3).
-    architecture: the Hugging Face class of the export, `mistral` or `llama`. Only `mistral`
-        carries a sliding window.
     """
 
     name: str = MISSING
@@ -34,6 +51,8 @@ class ModelConfig:
     head_dim: int | None = None
     max_seq_len: int = MISSING
     sliding_window: int | None = None
+    window_pattern: str | None = None
+    qk_norm: bool = False
     rope_theta: float = 10_000.0
     rms_norm_eps: float = 1e-5
     tie_embeddings: bool = False
@@ -41,31 +60,23 @@ class ModelConfig:
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
-        if self.architecture not in HF_ARCHITECTURES:
-            raise InputError(
-                f"model.architecture is '{self.architecture}', expected one of "
-                f"{', '.join(HF_ARCHITECTURES)}."
-            )
-        if self.init not in INIT_SCHEMES:
-            raise InputError(
-                f"model.init is '{self.init}', expected one of {', '.join(INIT_SCHEMES)}."
-            )
+        one_of("model.init", self.init, INIT_SCHEMES)
         if self.head_dim is None:
             if self.hidden_size % self.num_heads:
                 raise InputError(
                     f"model.hidden_size={self.hidden_size} is not a multiple of "
-                    f"model.num_heads={self.num_heads}: set model.head_dim or change one of them."
+                    f"model.num_heads={self.num_heads}. Set model.head_dim or change one of them."
                 )
             self.head_dim = self.hidden_size // self.num_heads
         if self.num_heads % self.num_kv_heads:
             raise InputError(
                 f"model.num_heads={self.num_heads} is not a multiple of "
-                f"model.num_kv_heads={self.num_kv_heads}: every key-value head serves the same "
+                f"model.num_kv_heads={self.num_kv_heads}. Every key-value head serves the same "
                 "number of query heads."
             )
         if self.head_dim % 2:
             raise InputError(
-                f"model.head_dim={self.head_dim} is odd, RoPE rotates pairs: make it even."
+                f"model.head_dim={self.head_dim} is odd, but RoPE rotates pairs. Make it even."
             )
         if not self.rope_theta > 0:
             raise InputError(f"model.rope_theta={self.rope_theta}, expected more than 0.")
@@ -74,10 +85,8 @@ class ModelConfig:
                 f"model.sliding_window={self.sliding_window}, expected at least 1, or null for "
                 "full attention."
             )
-        if self.sliding_window is not None and self.architecture == "llama":
-            raise InputError(
-                "model.sliding_window is set but model.architecture=llama has none: use mistral."
-            )
+        check_window_pattern(self.window_pattern, self.num_layers, self.sliding_window)
+        family_named(self.architecture).check(vars(self))
 
     @property
     def query_size(self) -> int:
@@ -90,3 +99,23 @@ class ModelConfig:
         """Width of all key (or value) heads together, num_kv_heads * head_dim."""
         assert self.head_dim is not None
         return self.num_kv_heads * self.head_dim
+
+    @property
+    def layers(self) -> list[LayerConfig]:
+        """The settings of each layer, from the first to the last."""
+        windows = layer_windows(self.window_pattern, self.num_layers, self.sliding_window)
+        return [LayerConfig(window, self.rope_theta) for window in windows]
+
+    @property
+    def widest_window(self) -> int | None:
+        """The window of the layer that sees the most keys; None if any has full attention."""
+        windows = [layer.window for layer in self.layers]
+        return None if None in windows else self.sliding_window
+
+    def describe_windows(self) -> str:
+        """Returns the windows of the layers in words, such as `4096 in 6 of 8 layers`."""
+        windowed = sum(layer.window is not None for layer in self.layers)
+        if not windowed:
+            return "none"
+        partly = f" in {windowed} of {self.num_layers} layers" if self.window_pattern else ""
+        return f"{self.sliding_window}{partly}"

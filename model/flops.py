@@ -1,12 +1,12 @@
-"""Counting: parameters, FLOPs per token, bytes. Convention I10 of the project.
+"""Parameters and FLOPs per token, by formula, without building the network.
 
 FLOPs per token of a training step, forward 2 and backward 4 per multiply-add
 (PaLM, arXiv 2204.02311, appendix B, made exact for causal windows):
 
-    6 * N_mm + 12 * L * H * d_head * K
+    6 * N_mm + 12 * H * d_head * sum of K over the layers
 
-N_mm are the parameters of matrix products with the head, without the input embedding and the
-norms; K is the mean number of keys that a query sees. Recomputation is not counted.
+N_mm counts the parameters of matrix products with the head, without the input embedding and the
+norms. K is the mean number of keys that a query sees in a layer. Recomputation is not counted.
 """
 
 from __future__ import annotations
@@ -17,31 +17,50 @@ FLOP_CONVENTION = "6*N_mm + 12*L*H*d_head*K, causal and window exact, no recompu
 
 
 def matmul_parameters(config: ModelConfig) -> int:
-    """Parameters in matrix products: attention, MLP and head."""
+    """Returns the parameters in matrix products: attention, MLP and head."""
     attention = 2 * config.hidden_size * (config.query_size + config.kv_size)
     mlp = 3 * config.hidden_size * config.intermediate_size
     return config.num_layers * (attention + mlp) + config.vocab_size * config.hidden_size
 
 
+def norm_parameters(config: ModelConfig) -> int:
+    """Returns the parameters of one block's norms."""
+    assert config.head_dim is not None
+    return 2 * config.hidden_size + (2 * config.head_dim if config.qk_norm else 0)
+
+
 def parameters(config: ModelConfig) -> int:
-    """All trainable parameters; a tied head is counted once."""
-    norms = (2 * config.num_layers + 1) * config.hidden_size
+    """Returns all trainable parameters; a tied head is counted once."""
+    norms = config.num_layers * norm_parameters(config) + config.hidden_size
     embedding = 0 if config.tie_embeddings else config.vocab_size * config.hidden_size
     return matmul_parameters(config) + norms + embedding
 
 
 def mean_keys(seq_len: int, window: int | None) -> float:
-    """Mean number of keys that a query of a causal sequence attends to, itself included."""
+    """Returns the mean number of keys that a query of a causal sequence sees, itself included."""
     if window is None or seq_len <= window:
         return (seq_len + 1) / 2
     return (window * (window + 1) / 2 + (seq_len - window) * window) / seq_len
 
 
 def flops_per_token(config: ModelConfig, seq_len: int, keys: float | None = None) -> float:
-    """Training FLOPs per token at a sequence length.
+    """Returns the training FLOPs per token at a sequence length.
 
-    keys: mean keys per query where documents end inside a sequence; by default that of one
-        document as long as the sequence.
+    Args:
+        config: The model.
+        seq_len: Tokens per sequence.
+        keys: Mean keys per query in every layer; None for those of one document per sequence.
     """
-    keys = mean_keys(seq_len, config.sliding_window) if keys is None else keys
-    return 6 * matmul_parameters(config) + 12 * config.num_layers * config.query_size * keys
+    seen = [mean_keys(seq_len, layer.window) if keys is None else keys for layer in config.layers]
+    return training_flops(config, 1, sum(seen))
+
+
+def training_flops(config: ModelConfig, tokens: int, keys: float) -> float:
+    """Returns the training FLOPs of a batch.
+
+    Args:
+        config: The model.
+        tokens: Tokens of the batch.
+        keys: Keys that all queries see in all layers together.
+    """
+    return 6 * matmul_parameters(config) * tokens + 12 * config.query_size * keys

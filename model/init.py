@@ -10,7 +10,7 @@ import hashlib
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.config import ModelConfig
 
@@ -28,10 +28,3 @@ def initial_value(name: str, shape: torch.Size, config: ModelConfig, seed: int) 
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     return torch.empty(shape).normal_(0.0, std, generator=generator)
-
-
-@torch.no_grad()
-def initialize(module: nn.Module, config: ModelConfig, seed: int) -> None:
-    """Fills an unsplit decoder in place."""
-    for name, parameter in module.named_parameters():
-        parameter.copy_(initial_value(name, parameter.shape, config, seed))

@@ -34,8 +34,8 @@ def inspect(config: InspectConfig) -> None:
     total = parameters(model)
     flops = flops_per_token(model, seq_len)
     attention = flops - 6 * matmul_parameters(model)
-    kv_bytes = 2 * 2 * model.num_layers * model.kv_size
-    cached = min(seq_len, model.sliding_window or seq_len)
+    layer_kv_bytes = 2 * 2 * model.kv_size
+    cached = sum(min(seq_len, layer.window or seq_len) for layer in model.layers)
     rows = [
         ("parameters", f"{total:,}"),
         ("- input embedding", f"{model.vocab_size * model.hidden_size:,}"),
@@ -45,13 +45,16 @@ def inspect(config: InspectConfig) -> None:
             "heads / KV heads x head dim",
             f"{model.num_heads} / {model.num_kv_heads} x {model.head_dim}",
         ),
-        ("sliding window", f"{model.sliding_window or 'none'}"),
+        ("sliding window", model.describe_windows()),
         (f"training FLOPs per token at {seq_len}", f"{flops / 1e9:.3f} G"),
         ("- attention's share", f"{attention / flops:.1%}"),
         ("weights, bf16", f"{2 * total / GIB:.2f} GiB"),
         ("training state, fp32 weight + gradient + AdamW", f"{16 * total / GIB:.2f} GiB"),
-        ("KV cache per token, bf16", f"{kv_bytes:,} bytes"),
-        (f"KV cache of a sequence of {seq_len}", f"{kv_bytes * cached / 2**20:.1f} MiB"),
+        ("KV cache per token, bf16", f"{model.num_layers * layer_kv_bytes:,} bytes"),
+        (
+            f"KV cache of a sequence of {seq_len}",
+            f"{layer_kv_bytes * cached / 2**20:.1f} MiB",
+        ),
     ]
     table = Table(title=model.name, title_justify="left", show_header=False)
     table.add_column(style="dim")

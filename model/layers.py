@@ -1,20 +1,22 @@
-"""The parts of a decoder block. Names and layouts are those of Llama's Hugging Face checkpoints."""
+"""The parts of a decoder block, with the parameter names of Llama's Hugging Face checkpoints."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention.backends import Visible, attend
+from model.attention.backends import attend
+from model.attention.mask import AttentionMask
 from model.config import ModelConfig
 from model.rope import apply_rope
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions; no biases.
+    """Grouped-query attention with rotary positions and no biases.
 
-    The number of heads is read from the projections' output, so that a tensor-parallel shard of
-    them is attention over its own heads.
+    With `qk_norm` queries and keys are normalized per head before they are rotated (as in Qwen3,
+    arXiv 2505.09388). The number of heads is read from the projections' outputs, so that a
+    tensor-parallel shard of the projections is attention over that rank's heads.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -25,14 +27,21 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.kv_size, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, config.kv_size, bias=False)
         self.o_proj = nn.Linear(config.query_size, config.hidden_size, bias=False)
+        self.q_norm: nn.RMSNorm | None = None
+        self.k_norm: nn.RMSNorm | None = None
+        if config.qk_norm:
+            self.q_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
+            self.k_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, visible: Visible) -> Tensor:
-        """x (batch, seq, hidden) -> (batch, seq, hidden); cos, sin (seq, head_dim)."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: AttentionMask) -> Tensor:
+        """Maps x (batch, seq, hidden) to the same shape; cos and sin are (seq, head_dim)."""
         batch, seq, _ = x.shape
         q = self.q_proj(x).view(batch, seq, -1, self.head_dim)
         k = self.k_proj(x).view(batch, seq, -1, self.head_dim)
         v = self.v_proj(x).view(batch, seq, -1, self.head_dim)
-        out = attend(apply_rope(q, cos, sin), apply_rope(k, cos, sin), v, visible)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        out = attend(apply_rope(q, cos, sin), apply_rope(k, cos, sin), v, mask)
         return self.o_proj(out.flatten(2))
 
 
@@ -46,12 +55,12 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (batch, seq, hidden) -> (batch, seq, hidden)."""
+        """Maps x (batch, seq, hidden) to the same shape."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)): pre-norm, two norms a block."""
+    """A pre-norm block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -60,7 +69,7 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, visible: Visible) -> Tensor:
-        """x (batch, seq, hidden) -> (batch, seq, hidden)."""
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, visible)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: AttentionMask) -> Tensor:
+        """Maps x (batch, seq, hidden) to the same shape; cos and sin are (seq, head_dim)."""
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask)
         return x + self.mlp(self.post_attention_layernorm(x))

@@ -9,24 +9,27 @@ from model.config import ModelConfig
 from model.layers import Block
 from model.loss import Head, Penalty
 from model.rope import rope_table
-from model.sequences import Sequences, WholeSequences
+from model.sequence_sharding import SequenceSharding, WholeSequences
 
 
 class Decoder(nn.Module):
-    """A Danube/Mistral/Llama decoder. It holds parameters only, no buffers, so that it can be
-    built on the meta device, split by someone else and filled by name (`model.init`).
+    """A Llama-like decoder with the optional features of `ModelConfig`.
 
-    config: may be replaced between calls by one that leaves the parameters as they are, as for a
-        stage of the training with its own RoPE base.
-    attention: a backend of `model.attention.backends`.
-    sequences: replaced where they are spread over processes.
+    It has parameters but no buffers, so that it can be built on the meta device, sharded from
+    outside, and initialized parameter by parameter (`model.init`).
+
+    Attributes:
+        config: May be replaced between calls by a config with the same parameters, such as that of
+            a training stage with its own RoPE base.
+        attention: A backend of `model.attention.backends`.
+        sequence_sharding: Replaced where context parallelism splits the sequences.
     """
 
     def __init__(self, config: ModelConfig, attention: str = "sdpa") -> None:
         super().__init__()
         self.config = config
         self.attention = attention
-        self.sequences: Sequences = WholeSequences()
+        self.sequence_sharding: SequenceSharding = WholeSequences()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -34,7 +37,7 @@ class Decoder(nn.Module):
         self.tie()
 
     def tie(self) -> None:
-        """Makes the head share the embedding's weight where the config says so."""
+        """Shares the embedding's weight with the head where the config says so."""
         if self.config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
@@ -47,39 +50,49 @@ class Decoder(nn.Module):
         of_ids: Tensor | None = None,
         penalty: Penalty | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
-        """tokens (batch, seq) -> logits (batch, seq, vocab), or with labels (batch, seq) the
-        float32 sum of their cross-entropy; per_sample: and the sum of each sample (batch,); of_ids
-        (vocab,): and the sum over the labels whose ids it marks. Neither has a gradient.
+        """Returns the logits of tokens, or with labels the sum of their cross-entropy.
 
-        penalty: a term that is added to the loss of each label (`model.loss.Penalty`). With
-            per_sample, the float32 sum of the terms follows, without gradient.
-        cu_seqlens: (documents + 1,) int32 starts of documents over the flattened tokens, padded
-            with batch * seq; None where every sequence is one document.
+        Args:
+            tokens: (batch, seq).
+            labels: (batch, seq), or None for logits (batch, seq, vocab).
+            cu_seqlens: (documents + 1,) int32 starts of documents over the flattened tokens, padded
+                with batch * seq; None where every sequence is one document.
+            per_sample: Also returns the sum of each sample's losses, (batch,), without gradient.
+            of_ids: (vocab,) bool; also returns the sum over the labels whose ids it marks, without
+                gradient.
+            penalty: A term that is added to the loss of each label (`model.loss.Penalty`). With
+                per_sample, the float32 sum of the terms follows, without gradient.
+
+        Returns:
+            Logits, or the loss as a float32 scalar, with further tensors where they are asked for.
         """
-        config = self.config
-        assert config.head_dim is not None
-        part = self.sequences.part(
-            self.attention, config.sliding_window, tokens, labels, cu_seqlens
-        )
-        x = self.embed_tokens(part.tokens)
-        cos, sin = rope_table(part.positions, config.head_dim, config.rope_theta, x.dtype)
-        for layer in self.layers:
-            x = layer(x, cos, sin, part.visible)
-        out = self.lm_head(self.norm(x), part.labels, penalty)
-        if part.labels is None:
-            return self.sequences.whole(out)
+        layers = self.config.layers
+        windows = {layer.window for layer in layers}
+        batch = self.sequence_sharding.local(self.attention, windows, tokens, labels, cu_seqlens)
+        x = self.embed_tokens(batch.tokens)
+        head_dim = self.config.head_dim
+        assert head_dim is not None
+        ropes = {
+            theta: rope_table(batch.positions, head_dim, theta, x.dtype)
+            for theta in {layer.rope_theta for layer in layers}
+        }
+        for block, layer in zip(self.layers, layers, strict=True):
+            x = block(x, *ropes[layer.rope_theta], batch.masks[layer.window])
+        out = self.lm_head(self.norm(x), batch.labels, penalty)
+        if batch.labels is None:
+            return self.sequence_sharding.combine(out)
         loss, losses, *terms = out
-        loss = self.sequences.whole(loss)
+        loss = self.sequence_sharding.combine(loss)
         if per_sample:
             sums = [losses.sum(1), *(term.sum() for term in terms)]
-            return loss, *map(self.sequences.whole, sums)
+            return loss, *map(self.sequence_sharding.combine, sums)
         if of_ids is not None:
-            chosen = losses * of_ids[part.labels.clamp(min=0)]
-            return loss, self.sequences.whole(chosen.sum())
+            chosen = losses * of_ids[batch.labels.clamp(min=0)]
+            return loss, self.sequence_sharding.combine(chosen.sum())
         return loss
 
 
 def build_meta(config: ModelConfig, attention: str = "sdpa") -> Decoder:
-    """The decoder without storage: shapes only."""
+    """Returns the decoder on the meta device, with shapes but no storage."""
     with torch.device("meta"):
         return Decoder(config, attention)

@@ -23,7 +23,8 @@ from torch import Tensor
 from data_pipeline.sampling.batches import BatchReader
 from data_pipeline.sampling.dealing import deal_step
 from data_pipeline.sampling.recipe import StagePlan
-from model.attention.backends import attend, check_backend, usable_backends, visible_keys
+from model.attention.backends import attend, check_backend, usable_backends
+from model.attention.mask import attention_masks
 from model.config import ModelConfig
 from pretrain.config import PretrainConfig
 from pretrain.hardware import compute_dtype
@@ -131,7 +132,8 @@ def forward_backward(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Callable[[], None]:
-    """One layer's attention and its gradients on a backend, over the heads of one of `tp` ranks.
+    """One layer's attention and its gradients on a backend, over the heads of one of `tp` ranks;
+    where the windows of the layers differ, that of all layers.
 
     shape: (batch, seq). cu_seqlens: (documents + 1,) int32 starts of documents, on the device; None
     where every sequence is one.
@@ -141,10 +143,13 @@ def forward_backward(
     shapes = [(*shape, number, model.head_dim) for number in heads]
     inputs = [torch.randn(size, device=device, dtype=dtype) for size in shapes]
     q, k, v = (tensor.requires_grad_() for tensor in inputs)
-    visible = visible_keys(name, *shape, model.sliding_window, cu_seqlens, device)
+    windows = [layer.window for layer in model.layers]
+    masks = attention_masks(name, *shape, set(windows), cu_seqlens, device)
+    timed = windows if len(masks) > 1 else windows[:1]
 
     def work() -> None:
-        out = attend(q, k, v, visible)
-        torch.autograd.grad(out, (q, k, v), torch.ones_like(out))
+        for window in timed:
+            out = attend(q, k, v, masks[window])
+            torch.autograd.grad(out, (q, k, v), torch.ones_like(out))
 
     return work

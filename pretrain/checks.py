@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -322,10 +322,12 @@ def check_held_out(manifest: Manifest, plan: StagePlan) -> None:
 
 def check_same_model(found: dict[str, object], model: ModelConfig, where: str) -> None:
     """Raises InputError where the shape in `where` is not the config's."""
+    # A checkpoint from before a key existed has the model that the key's default describes.
+    known = {field.name: field.default for field in fields(model)} | found
     for key, expected in asdict(model).items():
-        if key not in ("name", "init", "initializer_range") and found.get(key) != expected:
+        if key not in ("name", "init", "initializer_range") and known[key] != expected:
             raise InputError(
-                f"model.{key}={expected}, but {where} was made with {found.get(key)}: use the "
+                f"model.{key}={expected}, but {where} was made with {known[key]}: use the "
                 "same model, or another run_dir."
             )
 

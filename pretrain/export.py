@@ -23,8 +23,9 @@ from data_pipeline.store.manifest import FILE, Manifest, load_manifest
 from data_pipeline.store.storage import StorageError
 from data_pipeline.tokenizing.corpus_tokenizer import exported_tokenizer
 from model.config import ModelConfig
+from model.families import family_named
+from model.families.folder import hf_config, save_weights
 from model.flops import parameters
-from model.hf import hf_config, save_weights
 from model.network import build_meta
 from pretrain.checkpoints import find, read
 from pretrain.config import PretrainConfig
@@ -76,7 +77,7 @@ def export(config: ExportConfig) -> None:
         f"{name}_token_id": manifest.tokenizer[f"{name}_id"] for name in ("bos", "eos", "pad")
     }
     with output.folder() as folder:
-        save_weights(folder, weights, DTYPES[config.dtype])
+        save_weights(folder, weights, DTYPES[config.dtype], family_named(model.architecture))
         _write(folder / "config.json", hf_config(model, special, config.dtype))
         _write(folder / "generation_config.json", {"_from_model_config": False, **special})
         write_tokenizer(folder, manifest, model.max_seq_len, config.chat_template.template)
@@ -165,7 +166,7 @@ def model_card(
         "parameters": f"{parameters(model):,}",
         "architecture": f"{model.architecture}, {model.num_layers} layers of {model.hidden_size}, "
         f"{model.num_heads} heads and {model.num_kv_heads} key-value heads of {model.head_dim}",
-        "sliding window": f"{model.sliding_window or 'none'}",
+        "sliding window": model.describe_windows(),
         "positions": f"{model.max_seq_len:,}, RoPE base {model.rope_theta:,g}",
         "trained on": f"{tokens:,} tokens in {step} steps of recipe {run.recipe.name}",
         "data": f"{manifest.name}, fingerprint {manifest.fingerprint[:16]}",

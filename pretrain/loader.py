@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
@@ -28,9 +30,9 @@ CLOSE_SECONDS = 5
 
 @dataclass
 class StepData:
-    """counts: (2 + 2 * sources,) int64 of this rank: keys seen by all queries, digest of the
-    samples, then of each source the targets and the documents that ended in them. Blank samples
-    count nowhere.
+    """counts: (2 + 2 * sources,) int64 of this rank: keys seen by all queries in all layers, digest
+    of the samples, then of each source the targets and the documents that ended in them. Blank
+    samples count nowhere.
 
     The digest is a sum modulo 2^64 over samples, so that its sum over ranks is the same for every
     way to deal the samples out.
@@ -45,6 +47,7 @@ class Loader:
     """Reads the micro-batches of data-parallel rank `dp_rank` of `dp_size`.
 
     prefetch_steps: steps that are read, by as many threads, while others train; 0 for none.
+    windows: of the layers, from which the keys that are seen are counted.
     micro_batch_tokens: of a micro-batch at most.
     """
 
@@ -55,7 +58,7 @@ class Loader:
         dp_rank: int,
         dp_size: int,
         micro_batch_tokens: int,
-        window: int | None,
+        windows: Sequence[int | None],
         device: torch.device,
         prefetch_steps: int = 2,
     ) -> None:
@@ -64,7 +67,7 @@ class Loader:
         self.dp_rank = dp_rank
         self.dp_size = dp_size
         self.micro_batch_tokens = micro_batch_tokens
-        self.window = window
+        self.windows = Counter(windows)
         self.device = device
         self.prefetch_steps = prefetch_steps
         self._ahead: dict[int, Future[StepData]] = {}
@@ -107,7 +110,11 @@ class Loader:
         for batch in real:
             targets.index_add_(0, batch.sources, (batch.labels != IGNORED).sum(1))
             documents += torch.from_numpy(batch.documents)
-        keys = sum(keys_seen(batch.cu_seqlens, self.window) for batch in real)
+        keys = sum(
+            layers * keys_seen(batch.cu_seqlens, window)
+            for batch in real
+            for window, layers in self.windows.items()
+        )
         digest = sum(map(digest_of_samples, real)) & MASK64
         signed = digest - (1 << 64) if digest >> 63 else digest
         batches = fill_up(real, deal, stage.seq_len, sources)

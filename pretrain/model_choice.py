@@ -43,7 +43,7 @@ def take_model(arguments: list[str], config_name: str) -> list[str]:
 
 def of_folder(folder: Path) -> dict[str, Any]:
     """Returns the shape of a Hugging Face folder's model, under the name of the folder."""
-    from model.hf import read_config
+    from model.families.folder import read_config
 
     return asdict(read_config(folder)) | {"name": folder.resolve().name}
 

@@ -18,7 +18,7 @@ from conf.machine import bf16_verdict, processor
 from data_pipeline.sampling.recipe import RecipeConfig, StagePlan
 from data_pipeline.store.manifest import FILE, Manifest, load_manifest
 from data_pipeline.store.storage import is_remote
-from model.hf import read_config
+from model.families.folder import read_config
 from pretrain.checkpoints import files
 from pretrain.checks import (
     Job,

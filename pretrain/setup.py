@@ -18,7 +18,8 @@ from data_pipeline.sampling.order import SampleOrder
 from data_pipeline.sampling.recipe import StagePlan
 from data_pipeline.store.corpus import open_corpus
 from data_pipeline.store.manifest import FILE, Manifest
-from model.hf import HFWeights, read_config
+from model.families import family_named
+from model.families.folder import HFWeights, read_config
 from model.init import initial_value
 from model.network import build_meta
 from pretrain.attention_choice import choose_attention
@@ -104,7 +105,7 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
         layout.dp.get_local_rank(),
         dp_size,
         config.parallel.micro_batch_tokens,
-        config.model.sliding_window,
+        [layer.window for layer in config.model.layers],
         processes.device,
         config.data.prefetch_steps,
     )
@@ -136,7 +137,7 @@ class InitialWeights:
         if config.init_from:
             folder = Path(config.init_from)
             self.changes = check_initial(read_config(folder), config.model, str(folder))
-            self.weights = HFWeights(folder)
+            self.weights = HFWeights(folder, family_named(config.model.architecture))
 
     def value(self, name: str, shape: torch.Size) -> torch.Tensor:
         """The whole value of a parameter."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from model.flops import FLOP_CONVENTION, matmul_parameters, parameters
+from model.flops import FLOP_CONVENTION, parameters, training_flops
 from pretrain.config import PretrainConfig
 from pretrain.hardware import (
     compute_dtype,
@@ -167,10 +167,7 @@ class Trainer:
         for source, documents in zip(names, ended, strict=True):
             self.documents[source] += documents
         model = self.config.model
-        flops = (
-            6 * matmul_parameters(model) * pending.record["batch_tokens"]
-            + 12 * model.num_layers * model.query_size * keys
-        )
+        flops = training_flops(model, pending.record["batch_tokens"], keys)
         record, loss, norm = pending.record, sum(losses) / sum(targets), float(pending.grad_norm)
         verdict = float(pending.verdict)
         record |= self.bad_steps.describe(record["stage"], record["step"], verdict, loss, norm)

@@ -13,7 +13,7 @@ from eval.report.command import card_of
 from eval.report.page_tuning import record_of
 from eval.scores.results import SHARES, rows
 from model.config import ModelConfig
-from model.hf import read_config
+from model.families.folder import read_config
 
 Page = dict[str, Any]
 SHAPE = (

@@ -81,7 +81,7 @@ def summary(run: RunFolder, manifest: Manifest) -> str:
     model, last = run.model, run.train[-1]
     begun = run.config.get("init_from")
     begun = f"from {Path(begun).name}" if begun else "from scratch"
-    window = f", sliding window {model.sliding_window}" if model.sliding_window else ""
+    window = f", sliding window {model.describe_windows()}" if model.sliding_window else ""
     return (
         f"A decoder of {short_number(parameters(model))} parameters ({model.architecture}, "
         f"{model.num_layers} layers of {model.hidden_size}{window}), trained {begun} on "

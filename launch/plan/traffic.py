@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from data_pipeline.sampling.dealing import Deal
 from model.config import ModelConfig
-from model.flops import parameters
+from model.flops import norm_parameters, parameters
 from pretrain.config import ParallelConfig
 
 BF16, FP32 = 2, 4
@@ -83,7 +83,7 @@ def traffic(
         # embedding; backward the other way round. Norms see parts of the sequence.
         activations = tokens * model.hidden_size * width
         times = micro_batches * (4 * model.num_layers + 2)
-        norms = (2 * model.num_layers + 1) * model.hidden_size
+        norms = model.num_layers * norm_parameters(model) + model.hidden_size
         found += [
             Traffic("tp", "all_gather", times * activations, times),
             Traffic("tp", "reduce_scatter", times * activations, times),
@@ -102,7 +102,7 @@ def traffic(
 
 def _held(model: ModelConfig, tp: int) -> tuple[float, float]:
     """Parameters of all blocks, and of the rest, of one tensor-parallel rank: norms are whole."""
-    norms = 2 * model.num_layers * model.hidden_size
+    norms = model.num_layers * norm_parameters(model)
     tables = (1 if model.tie_embeddings else 2) * model.vocab_size * model.hidden_size
     matrices = parameters(model) - norms - tables - model.hidden_size
     return matrices / tp + norms, tables / tp + model.hidden_size
@@ -118,7 +118,7 @@ def _of_sequences(
 ) -> list[Traffic]:
     """Keys and values between context-parallel ranks, and their gradients back."""
     a_position = sequences * 2 * model.kv_size / parallel.tp * width
-    window = model.sliding_window
+    window = model.widest_window
     if window is None or window >= seq_len:
         whole = layers * seq_len * a_position
         return [

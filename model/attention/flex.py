@@ -1,6 +1,6 @@
-"""Attention by torch's FlexAttention: blocks of keys that no query of a block sees are skipped.
+"""The backend `flex`: torch's FlexAttention, which skips blocks of keys that are masked out whole.
 
-Its backward pass exists on CUDA only, and its kernel pads a head's size to a power of two.
+Its backward pass exists on CUDA only, and its kernel pads head_dim to a power of two.
 """
 
 from __future__ import annotations
@@ -12,13 +12,17 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 _compiled = torch.compile(flex_attention, dynamic=False)
 
 
-def block_mask(
+def make_block_mask(
     document: Tensor, window: int | None, start: int, end: int, first_key: int
 ) -> BlockMask:
-    """Which keys at positions [first_key, end) the queries at [start, end) see.
+    """Returns the mask of queries at positions [start, end) over keys at [first_key, end).
 
-    document: (batch, seq) number of each token's document; window: keys a query sees, itself
-    included; None for all earlier ones.
+    Args:
+        document: Number of each token's document, (batch, seq).
+        window: Keys that a query sees, itself included; None for all earlier ones.
+        start: Position of the first query.
+        end: Position after the last query and the last key.
+        first_key: Position of the first key.
     """
     reach = document.shape[1] if window is None else window
 
@@ -32,8 +36,8 @@ def block_mask(
 
 
 def attend_flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
-    """q (batch, queries, heads, head_dim), k, v (batch, keys, kv_heads, head_dim) -> as q."""
-    # Uncompiled it holds all scores; on a CPU that is for tests.
+    """Returns attention of q (batch, queries, heads, head_dim) over k, v, shaped like q."""
+    # The uncompiled function holds all scores; it serves tests on a CPU.
     attention = _compiled if q.is_cuda else flex_attention
     out = attention(
         q.transpose(1, 2),

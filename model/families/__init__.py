@@ -1,1 +1,25 @@
-"""Conversion to and from the model families of Hugging Face."""
+"""Hugging Face families: which models can be exported to and imported from stock `transformers`.
+
+A family is one file with one adapter, and one entry here. An adapter says which features of the
+network its Hugging Face class has, and converts the configuration and the names of the weights.
+`folder.py` reads and writes folders through it.
+"""
+
+from __future__ import annotations
+
+from conf.errors import one_of
+from model.families.family import Family
+from model.families.llama import Llama
+from model.families.mistral import Mistral
+
+FAMILIES: dict[str, Family] = {
+    "mistral": Mistral(),
+    "llama": Llama(),
+}
+"""Adapters by `model.architecture`, which is also the `model_type` of a config.json."""
+
+
+def family_named(name: str) -> Family:
+    """Returns the adapter of `model.architecture=name`; raises InputError where there is none."""
+    one_of("model.architecture", name, FAMILIES)
+    return FAMILIES[name]

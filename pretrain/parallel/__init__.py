@@ -38,7 +38,7 @@ def parallelize(model: Decoder, layout: Layout, config: ParallelConfig, precisio
     if config.async_tp:
         apply_async_tensor_parallel(layout.tp)
     if layout.cp.size() > 1:
-        model.sequences = ContextParallel(layout.cp)
+        model.sequence_sharding = ContextParallel(layout.cp)
     apply_fp8(model, precision, torch.device(layout.mesh.device_type))
     apply_activation_checkpointing(model, config.activation_checkpointing)
     if config.compile is True:  # `auto` has become true or false where a run trains

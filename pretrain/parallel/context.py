@@ -1,18 +1,28 @@
-"""Context parallelism: the sequences of a batch spread over processes, applied from outside.
+"""Context parallelism: the sequences of a batch are split over ranks.
 
-Each process has some positions of every sequence and fetches, once a layer, the keys and values
-that its queries see; the gradients go back the same way.
+Each rank computes some positions of every sequence. Once per layer it receives the keys and values
+that its queries see, and backward sends their gradients back the same way. One split of positions
+serves all layers:
 
-- With a sliding window W a process has neighbouring positions and needs W - 1 more, the last ones
-  of its left neighbours: a halo, whose size does not depend on the sequence's length.
-- With full attention it needs all keys and values, few under grouped-query attention. The first
-  positions see less than the last: of 2 * cp pieces, process i has piece i and the i-th from the
-  end, so that all have the same work (Llama 3, arXiv 2407.21783, section 3.3.2).
+- Where every layer has a sliding window, each rank has neighboring positions. It needs W - 1 keys
+  before its own, the last ones of its left neighbors, where W is the widest window. This halo does
+  not grow with the sequence. With 2 ranks, 8 tokens and W = 3:
+
+      rank 0: 0 1 2 3                 receives nothing
+      rank 1: 4 5 6 7                 receives keys 2 3
+
+- Where a layer has full attention, every rank gathers all keys and values, which are few under
+  grouped-query attention. Early positions see fewer keys than late ones, so each rank has one piece
+  from the start and one from the end, and all have the same work (Llama 3, arXiv 2407.21783,
+  section 3.3.2):
+
+      rank 0: 0 1         6 7         gathers keys 0 to 7
+      rank 1:     2 3 4 5             gathers keys 0 to 7
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -26,105 +36,112 @@ from torch.distributed._functional_collectives import (
 )
 from torch.distributed.device_mesh import DeviceMesh
 
-from model.attention.backends import visible_keys
-from model.sequences import Part
-
-Spans = list[tuple[int, int, int]]
-"""First position, end, first key that is needed."""
+from model.attention.mask import QueryRange, attention_mask, effective_window
+from model.sequence_sharding import LocalBatch
 
 
 class ContextParallel:
-    """What a process of the one-dimensional `mesh` has of the sequences, as `model.sequences`
-    wants it. Sequence lengths are multiples of 2 * mesh.size()."""
+    """The sequence sharding of a decoder over a one-dimensional mesh.
+
+    Sequence lengths are multiples of 2 * mesh.size().
+    """
 
     def __init__(self, mesh: DeviceMesh) -> None:
         self.size = mesh.size()
         self.rank = mesh.get_local_rank()
         self.group = mesh.get_group()
-        self._plans: dict[tuple[int, int | None, torch.device], _Plan] = {}
+        self._splits: dict[tuple[int, int | None, torch.device], _Split] = {}
 
-    def part(
+    def local(
         self,
         backend: str,
-        window: int | None,
+        windows: Collection[int | None],
         tokens: Tensor,
         labels: Tensor | None,
         cu_seqlens: Tensor | None,
-    ) -> Part:
-        """The positions of this process of tokens and labels (batch, seq)."""
+    ) -> LocalBatch:
+        """Returns this rank's positions of tokens and labels (batch, seq)."""
         batch, seq = tokens.shape
-        window = None if window is None or window >= seq else window
-        plan = self._plan(seq, window, tokens.device)
-        visible = visible_keys(
-            backend, batch, seq, window, cu_seqlens, tokens.device, spans=plan.spans
-        )
-        visible.fetch = plan.fetch
-        here = tokens.index_select(1, plan.positions)
-        labels = None if labels is None else labels.index_select(1, plan.positions)
-        return Part(here, labels, plan.positions, visible)
+        effective = [effective_window(window, seq) for window in windows]
+        widest = None if None in effective else max(w for w in effective if w is not None)
+        split = self._split(seq, widest, tokens.device)
+        masks = {}
+        for window in windows:
+            ranges = _with_window(split.ranges, effective_window(window, seq))
+            masks[window] = attention_mask(
+                backend, batch, seq, window, cu_seqlens, tokens.device, ranges, split.first_key
+            )
+            masks[window].fetch = split.fetch
+        local_tokens = tokens.index_select(1, split.positions)
+        labels = None if labels is None else labels.index_select(1, split.positions)
+        return LocalBatch(local_tokens, labels, split.positions, masks)
 
-    def whole(self, output: Tensor) -> Tensor:
-        """The sums of all parts' losses, or the logits of all positions in their order."""
+    def combine(self, output: Tensor) -> Tensor:
+        """Returns the sum of all ranks' losses, or the logits of all positions in order."""
         if output.ndim < 3:
-            return _Total.apply(output, self.group)
+            return _AllReduce.apply(output, self.group)
         seq = output.shape[1] * self.size
         gathered = all_gather_tensor(output.contiguous(), 1, self.group)
-        plan = next(p for (length, *_), p in self._plans.items() if length == seq)
-        return gathered.index_select(1, plan.order)
+        split = next(s for (length, *_), s in self._splits.items() if length == seq)
+        return gathered.index_select(1, split.order)
 
-    def _plan(self, seq: int, window: int | None, device: torch.device) -> _Plan:
+    def _split(self, seq: int, window: int | None, device: torch.device) -> _Split:
         key = (seq, window, device)
-        if key not in self._plans:
-            self._plans[key] = _Plan(self, seq, window, device)
-        return self._plans[key]
+        if key not in self._splits:
+            self._splits[key] = _Split(self, seq, window, device)
+        return self._splits[key]
 
 
-class _Plan:
-    """Who has and who needs which positions of sequences of a length, as index tensors that are on
-    the device once and for all.
+class _Split:
+    """The split of sequences of one length, with its index tensors on the device.
 
-    spans: of this process; positions: (seq / cp,) of this process; order: (seq,) where each
-    position is once the parts of all processes lie one after the other.
+    Attributes:
+        ranges: The queries of this rank.
+        first_key: Position of the first key that `fetch` returns.
+        positions: (seq / cp,) positions of this rank.
+        order: (seq,) where each position is in the concatenation of all ranks' positions.
+        fetch: Maps this rank's keys and values to all that its queries need.
     """
 
     def __init__(
-        self, group: ContextParallel, seq: int, window: int | None, device: torch.device
+        self, parallel: ContextParallel, seq: int, window: int | None, device: torch.device
     ) -> None:
-        self.group = group.group
-        spans = [_spans(rank, group.size, seq, window) for rank in range(group.size)]
-        self.spans = spans[group.rank]
-        positions = [[p for start, end, _ in s for p in range(start, end)] for s in spans]
-        self.positions = torch.tensor(positions[group.rank], device=device)
+        self.group = parallel.group
+        of_ranks = [_ranges(rank, parallel.size, seq, window) for rank in range(parallel.size)]
+        self.ranges = of_ranks[parallel.rank]
+        self.first_key = min(part.first_key for part in self.ranges)
+        positions = [
+            [position for part in ranges for position in range(part.start, part.end)]
+            for ranges in of_ranks
+        ]
+        self.positions = torch.tensor(positions[parallel.rank], device=device)
         self.order = torch.tensor(positions, device=device).flatten().argsort()
         self.fetch: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
         if window is None:
-            self.fetch = self._all
+            self.fetch = self._gather_all
             return
-        # Of every pair of processes, the positions that the first has and the second needs.
-        length = seq // group.size
-        (mine, _, _) = self.spans[0]
+        # For each pair of ranks, the positions that the first holds and the second needs.
+        (own,) = self.ranges
         sends, receives = [], []
-        for other in range(group.size):
-            theirs, _, first = spans[other][0]
-            sends.append(list(range(max(first, mine), min(theirs, mine + length))))
-            first_of_mine = self.spans[0][2]
-            receives.append(max(0, min(mine, theirs + length) - max(first_of_mine, theirs)))
+        for (other,) in of_ranks:
+            sends.append(list(range(max(other.first_key, own.start), min(other.start, own.end))))
+            first, last = max(own.first_key, other.start), min(own.start, other.end)
+            receives.append(max(0, last - first))
         self.sent = [len(positions) for positions in sends]
         self.received = receives
-        local = [position - mine for positions in sends for position in positions]
+        local = [position - own.start for positions in sends for position in positions]
         self.send = torch.tensor(local, dtype=torch.int64, device=device)
-        self.fetch = self._halo
+        self.fetch = self._exchange_halo
 
-    def _all(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """k, v (batch, seq / cp, kv_heads, head_dim) -> (batch, seq, kv_heads, head_dim)."""
+    def _gather_all(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps k, v (batch, seq / cp, kv_heads, head_dim) to (batch, seq, kv_heads, head_dim)."""
         both = torch.cat((k, v), dim=-1)
         gathered = wait_tensor(all_gather_tensor_autograd(both, 1, self.group))
         k, v = gathered.index_select(1, self.order).chunk(2, dim=-1)
         return k, v
 
-    def _halo(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """k, v (batch, seq / cp, kv_heads, head_dim) -> the same with up to W - 1 positions of
-        left neighbours before them."""
+    def _exchange_halo(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Prepends up to W - 1 positions of left neighbors to k, v (batch, seq / cp, ...)."""
         both = torch.cat((k, v), dim=-1)
         sent = both.transpose(0, 1).index_select(0, self.send)
         received = wait_tensor(
@@ -134,17 +151,25 @@ class _Plan:
         return k, v
 
 
-def _spans(rank: int, size: int, seq: int, window: int | None) -> Spans:
+def _ranges(rank: int, size: int, seq: int, window: int | None) -> list[QueryRange]:
+    """Returns the queries of a rank, and the first keys they need with the widest window."""
     if window is None:
         piece = seq // (2 * size)
         starts = (rank * piece, (2 * size - 1 - rank) * piece)
-        return [(start, start + piece, 0) for start in starts]
+        return [QueryRange(start, start + piece, 0) for start in starts]
     start = rank * (seq // size)
-    return [(start, start + seq // size, max(0, start - window + 1))]
+    return _with_window([QueryRange(start, start + seq // size, 0)], window)
 
 
-class _Total(torch.autograd.Function):
-    """The sum over processes; each takes the gradient of its own part."""
+def _with_window(ranges: list[QueryRange], window: int | None) -> list[QueryRange]:
+    """Returns the same queries with the first keys that a window needs."""
+    if window is None:
+        return ranges
+    return [part._replace(first_key=max(0, part.start - window + 1)) for part in ranges]
+
+
+class _AllReduce(torch.autograd.Function):
+    """Sums a value over ranks; each rank keeps the gradient of its own part."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, group: dist.ProcessGroup) -> Tensor:

@@ -26,6 +26,8 @@ from model.loss import Head, Penalty, linear_cross_entropy
 from model.network import Decoder
 
 SEQUENCE = Shard(1)
+HEADS = 2
+"""Dimension of the heads in queries and keys (batch, seq, heads, head_dim)."""
 
 
 def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
@@ -62,6 +64,10 @@ def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
                 "mlp.down_proj": RowwiseParallel(output_layouts=SEQUENCE),
             },
         )
+        if model.config.qk_norm:
+            # Each rank normalizes its heads, and the gradient of the weight is summed over ranks.
+            norm = SequenceParallel(sequence_dim=HEADS)
+            parallelize_module(block, mesh, {"self_attn.q_norm": norm, "self_attn.k_norm": norm})
     model.lm_head = VocabularyParallelHead(model.lm_head, mesh)
     model.tie()
 

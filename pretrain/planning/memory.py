@@ -182,8 +182,9 @@ def activation_bytes(config: ModelConfig, sizes: Sizes, work: Work) -> int:
     last += work.seq_len // sizes.cp * 2 * size * config.query_size // config.num_heads  # RoPE
     if work.checkpointing == "none":
         return config.num_layers * block + last
-    if work.dense_mask:  # shared by all layers
-        last += work.micro_batch_tokens // sizes.cp * work.seq_len
+    if work.dense_mask:  # shared by all layers of one window
+        masks = len({layer.window for layer in config.layers})
+        last += masks * work.micro_batch_tokens // sizes.cp * work.seq_len
     kept = residual
     if work.checkpointing == "selective":
         kept += tokens * _selected_bytes(config, sizes.tp, size)
@@ -197,6 +198,15 @@ def _norm_bytes(config: ModelConfig, tp: int, size: int, fused: bool) -> int:
     return FP32 + (size * hidden if fused else 2 * FP32 * hidden)
 
 
+def _qk_norm_bytes(config: ModelConfig, tp: int, size: int, fused: bool) -> int:
+    """Per token: the same for each head of queries and keys, where they are normalised."""
+    if not config.qk_norm:
+        return 0
+    width = (config.query_size + config.kv_size) // tp
+    heads = (config.num_heads + config.num_kv_heads) // tp
+    return FP32 * heads + (size * width if fused else 2 * FP32 * width)
+
+
 def _block_bytes(config: ModelConfig, tp: int, size: int, fused_norm: bool) -> int:
     """Per token, without keys and values: two norms; their outputs, which the matrices take whole
     under tensor parallelism; rotated queries, attention's output and its log-sum-exp; gate, its
@@ -204,6 +214,7 @@ def _block_bytes(config: ModelConfig, tp: int, size: int, fused_norm: bool) -> i
     matrices = (2 * config.query_size + 4 * config.intermediate_size) // tp
     return (
         2 * _norm_bytes(config, tp, size, fused_norm)
+        + _qk_norm_bytes(config, tp, size, fused_norm)
         + size * (2 * config.hidden_size + matrices)
         + FP32 * config.num_heads // tp
     )
@@ -214,8 +225,8 @@ def _attention_bytes(config: ModelConfig, sizes: Sizes, work: Work, size: int) -
     sequences = work.micro_batch_tokens // work.seq_len
     own = work.seq_len // sizes.cp
     keys = work.seq_len
-    if sizes.cp > 1 and config.sliding_window is not None:
-        keys = min(work.seq_len, own + config.sliding_window - 1)
+    if sizes.cp > 1 and config.widest_window is not None:
+        keys = min(work.seq_len, own + config.widest_window - 1)
     mask = sequences * own * keys * size if work.dense_mask else 0
     return sequences * keys * size * 2 * config.kv_size // sizes.tp + mask
 

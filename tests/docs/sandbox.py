@@ -10,7 +10,7 @@ from pathlib import Path
 from conf.entry import CONF_DIR
 from data_pipeline.store.manifest import Manifest, tokenizer_fingerprint
 from model.config import ModelConfig
-from model.hf import hf_config
+from model.families.folder import hf_config
 from tests.corpora import byte_tokenizer
 from tests.model.shapes import tiny
 

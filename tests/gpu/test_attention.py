@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from model.attention.backends import attend, usable_backends, visible_keys
+from model.attention.backends import attend, usable_backends
+from model.attention.mask import attention_mask
 
 pytestmark = [
     pytest.mark.gpu,
@@ -31,9 +32,9 @@ def test_backends_agree(backend, head_dim, window, documents):
     def run(tensors, name, place):
         leaves = [tensor.detach().to(place).requires_grad_() for tensor in tensors]
         starts = None if cu_seqlens is None else cu_seqlens.to(place)
-        visible = visible_keys(name, BATCH, SEQ, window, starts, place)
+        mask = attention_mask(name, BATCH, SEQ, window, starts, place)
         q, k, v = leaves
-        out = attend(q, k, v, visible)
+        out = attend(q, k, v, mask)
         out.backward(grad.to(out))
         return [out, *(leaf.grad for leaf in leaves)]
 

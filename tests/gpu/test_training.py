@@ -13,7 +13,6 @@ import torch.nn.functional as F
 import yaml
 
 from model.attention.backends import usable_backends
-from model.init import initialize
 from model.loss import linear_cross_entropy
 from model.network import Decoder
 from pretrain.checks import FP8_CAPABILITY
@@ -23,7 +22,7 @@ from pretrain.planning.memory import Sizes, Work, parameter_shapes, plan_memory
 from pretrain.processes import start
 from pretrain.setup import prepare
 from pretrain.trainer import Trainer
-from tests.model.shapes import tiny
+from tests.model.shapes import initialize, tiny
 from tests.runs import arguments, records, settings
 
 pytestmark = [

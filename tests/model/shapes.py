@@ -2,7 +2,11 @@
 
 from typing import Any
 
+import torch
+from torch import nn
+
 from model.config import ModelConfig
+from model.init import initial_value
 
 
 def tiny(**changes: Any) -> ModelConfig:
@@ -19,3 +23,10 @@ def tiny(**changes: Any) -> ModelConfig:
         "initializer_range": 0.1,
     }
     return ModelConfig(**(shape | changes))
+
+
+@torch.no_grad()
+def initialize(module: nn.Module, config: ModelConfig, seed: int) -> None:
+    """Fills an unsplit decoder in place."""
+    for name, parameter in module.named_parameters():
+        parameter.copy_(initial_value(name, parameter.shape, config, seed))

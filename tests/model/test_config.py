@@ -13,9 +13,9 @@ from tests.model.shapes import tiny
         ({"num_kv_heads": 3}, "model.num_heads=4 is not a multiple of model.num_kv_heads=3"),
         ({"head_dim": 15}, "model.head_dim=15 is odd"),
         ({"sliding_window": 0}, "model.sliding_window=0"),
-        ({"architecture": "gpt2"}, "model.architecture is 'gpt2'"),
-        ({"architecture": "llama"}, "model.sliding_window is set but model.architecture=llama"),
-        ({"init": "zeros"}, "model.init is 'zeros'"),
+        ({"architecture": "gpt2"}, "model.architecture=gpt2"),
+        ({"architecture": "llama"}, "model.sliding_window=17, but model.architecture=llama"),
+        ({"init": "zeros"}, "model.init=zeros"),
     ],
 )
 def test_impossible_shapes_are_refused(changes, sentence):

@@ -5,9 +5,9 @@ import math
 import torch
 
 from model.config import ModelConfig
-from model.init import initial_value, initialize
+from model.init import initial_value
 from model.network import Decoder
-from tests.model.shapes import tiny
+from tests.model.shapes import initialize, tiny
 
 
 def values(config: ModelConfig, seed: int) -> dict[str, torch.Tensor]:

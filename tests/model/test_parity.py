@@ -8,10 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from model.config import ModelConfig
-from model.hf import HFWeights, hf_config, hf_name, read_config, save_weights
-from model.init import initialize
+from model.families import family_named
+from model.families.folder import HFWeights, hf_config, read_config, save_weights
 from model.network import Decoder
-from tests.model.shapes import tiny
+from tests.model.shapes import initialize, tiny
 
 SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
@@ -34,7 +34,8 @@ def export(config: ModelConfig, folder, seed: int = 0) -> Decoder:
     model = Decoder(config)
     initialize(model, config, seed)
     (folder / "config.json").write_text(json.dumps(hf_config(config, SPECIAL, "float32")))
-    save_weights(folder, iter(model.named_parameters()), torch.float32)
+    family = family_named(config.architecture)
+    save_weights(folder, iter(model.named_parameters()), torch.float32, family)
     return model
 
 
@@ -59,6 +60,7 @@ def test_logits_and_gradients_agree_with_transformers(case, tmp_path):
     loss.backward()
     expected_loss.backward()
     gradients = {name: p.grad for name, p in theirs.named_parameters()}
+    hf_name = family_named(config.architecture).hf_name
     for name, parameter in ours.named_parameters():
         torch.testing.assert_close(
             parameter.grad, gradients[hf_name(name)], rtol=2e-3, atol=2e-3, msg=name
@@ -83,12 +85,11 @@ def test_packed_documents_equal_documents_alone():
 
 @pytest.mark.parametrize("window", [1, 8, 63])
 def test_a_window_of_w_sees_w_keys(window):
-    from model.attention.backends import visible_keys
+    from model.attention.mask import attention_mask
 
-    visible = visible_keys("sdpa", 1, 64, window, None, torch.device("cpu"))
-    (span,) = visible.spans
-    assert span.mask is not None
-    seen = span.mask[0, 0].sum(-1)
+    (block,) = attention_mask("sdpa", 1, 64, window, None, torch.device("cpu")).blocks
+    assert block.dense_mask is not None
+    seen = block.dense_mask[0, 0].sum(-1)
     assert seen.tolist() == [min(i + 1, window) for i in range(64)]
 
 
@@ -98,7 +99,7 @@ def test_import_reads_what_export_wrote(tmp_path):
     again = read_config(tmp_path)
     config.name = again.name
     assert again == config
-    weights = HFWeights(tmp_path)
+    weights = HFWeights(tmp_path, family_named("mistral"))
     for name, parameter in model.named_parameters():
         assert torch.equal(weights.read(name), parameter)
 
@@ -121,7 +122,7 @@ def test_import_of_what_transformers_saved(tmp_path):
     )
     hf.save_pretrained(tmp_path)
     config = read_config(tmp_path)
-    weights = HFWeights(tmp_path)
+    weights = HFWeights(tmp_path, family_named("mistral"))
     model = Decoder(config)
     model.load_state_dict({name: weights.read(name) for name, _ in model.named_parameters()})
     tokens = torch.arange(40)[None]

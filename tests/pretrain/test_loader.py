@@ -74,7 +74,7 @@ def test_the_stream_is_the_same_for_any_layout_and_restart_and_repeats_nothing(m
     ):
         micro = max(stage.seq_len for stage in plan.stages) << micro_power
         loaders = [
-            Loader(reader, plan, rank, ranks, micro, None, CPU, prefetch) for rank in range(ranks)
+            Loader(reader, plan, rank, ranks, micro, [None], CPU, prefetch) for rank in range(ranks)
         ]
         for step in range(first, end):
             stage = plan.at(step)
@@ -106,7 +106,7 @@ def test_the_stream_is_the_same_for_any_layout_and_restart_and_repeats_nothing(m
 
 def test_documents_are_counted_where_they_end(manifest):
     plan, reader = make_plan(manifest, {"a": StageConfig(64, 81920)})
-    loader = Loader(reader, plan, 0, 1, 512, None, CPU)
+    loader = Loader(reader, plan, 0, 1, 512, [None], CPU)
     counted = torch.stack([loader.get(step).counts for step in range(20)]).sum(dim=0)
     at = reader.order.locate(0, np.arange(1280))
     ends = [0, 0]
@@ -129,7 +129,7 @@ def test_so_many_steps_are_read_ahead_and_no_more(manifest, monkeypatch):
             read.append(step)
             return super()._read(step)
 
-    loader = Counting(reader, plan, 0, 1, 512, None, CPU, prefetch_steps=3)
+    loader = Counting(reader, plan, 0, 1, 512, [None], CPU, prefetch_steps=3)
     for _ in range(4):
         gate.release()
     loader.get(0)
@@ -157,7 +157,7 @@ def test_a_damaged_shard_ends_the_step_that_reads_it(corpus, tmp_path):
     content = bytearray(path.read_bytes())
     content[1000] ^= 1
     path.write_bytes(content)
-    loader = Loader(reader, plan, 0, 1, 512, None, CPU)
+    loader = Loader(reader, plan, 0, 1, 512, [None], CPU)
     with pytest.raises(InputError, match=r"prose-00001\.bin: checksum mismatch") as caught:
         list(map(loader.get, range(25)))
     assert caught.value.every_rank
@@ -167,7 +167,7 @@ def test_a_damaged_shard_ends_the_step_that_reads_it(corpus, tmp_path):
 def test_a_loader_is_ahead_of_a_slower_trainer(manifest):
     """What a step needs is there when the step before it has trained for long enough."""
     plan, reader = make_plan(manifest, {"a": StageConfig(64, 40960)})
-    loader = Loader(reader, plan, 0, 1, 512, None, CPU)
+    loader = Loader(reader, plan, 0, 1, 512, [None], CPU)
     for step in range(10):
         there = step > 0 and loader._ahead[step].done()
         assert there == (step > 0)

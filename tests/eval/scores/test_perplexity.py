@@ -14,7 +14,8 @@ from conf.errors import InputError
 from data_pipeline.sampling.batches import IGNORED, held_out_batches
 from eval.inloop.evaluator import evaluate
 from eval.scores.perplexity import PerplexityConfig, padded, perplexity, segments
-from model.hf import HFWeights, read_config
+from model.families import family_named
+from model.families.folder import HFWeights, read_config
 from model.network import Decoder
 from tests.corpora import byte_tokenizer
 
@@ -23,8 +24,9 @@ SEQ_LEN, TOKENS = 96, 2000
 
 @pytest.fixture(scope="module")
 def decoder(model) -> Decoder:
-    made = Decoder(read_config(model))
-    weights = HFWeights(model)
+    config = read_config(model)
+    made = Decoder(config)
+    weights = HFWeights(model, family_named(config.architecture))
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             parameter.copy_(weights.read(name))

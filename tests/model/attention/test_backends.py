@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.attention.backends import attend, visible_keys
+from model.attention.backends import attend
+from model.attention.mask import QueryRange, attention_mask
 from pretrain.parallel.compile import compiled_graphs
 
 CPU = torch.device("cpu")
@@ -25,14 +26,14 @@ def test_a_backend_sees_what_sdpa_sees(backend, head_dim):
     q, k, v = tensors(head_dim)
     for window in (None, 64, 1):
         for starts in (None, STARTS):
-            expected = attend(q, k, v, visible_keys("sdpa", 2, 256, window, starts, CPU))
-            found = attend(q, k, v, visible_keys(backend, 2, 256, window, starts, CPU))
+            expected = attend(q, k, v, attention_mask("sdpa", 2, 256, window, starts, CPU))
+            found = attend(q, k, v, attention_mask(backend, 2, 256, window, starts, CPU))
             torch.testing.assert_close(found, expected)
     # A part of the positions, as under context parallelism.
-    pieces = [(64, 128, 0), (192, 256, 0)]
+    pieces = [QueryRange(64, 128, 0), QueryRange(192, 256, 0)]
     part = q[:, :128]
-    expected = attend(part, k, v, visible_keys("sdpa", 2, 256, None, STARTS, CPU, pieces))
-    found = attend(part, k, v, visible_keys(backend, 2, 256, None, STARTS, CPU, pieces))
+    expected = attend(part, k, v, attention_mask("sdpa", 2, 256, None, STARTS, CPU, pieces))
+    found = attend(part, k, v, attention_mask(backend, 2, 256, None, STARTS, CPU, pieces))
     torch.testing.assert_close(found, expected)
 
 
@@ -43,12 +44,12 @@ def test_blocks_give_the_attention_and_gradients_of_sdpa(seq, window):
     starts = torch.tensor([0, 100, seq, seq + 7, 2 * seq, 2 * seq], dtype=torch.int32)
     q, k, v = (x[:, :seq].double().requires_grad_() for x in tensors(64))
     for begin, end in ((0, seq), (100, 180), (seq - 20, seq)):
-        span = (begin, end, max(0, begin - window + 1))
-        parts = q[:, begin:end], k[:, span[2] : end], v[:, span[2] : end]
+        part = QueryRange(begin, end, max(0, begin - window + 1))
+        parts = q[:, begin:end], k[:, part.first_key : end], v[:, part.first_key : end]
         found = []
         for backend in ("sdpa", "blocks"):
-            visible = visible_keys(backend, 2, seq, window, starts, CPU, [span])
-            out = attend(*parts, visible)
+            mask = attention_mask(backend, 2, seq, window, starts, CPU, [part])
+            out = attend(*parts, mask)
             found.append((out, *torch.autograd.grad(out.sin().sum(), (q, k, v))))
         for of_sdpa, of_blocks in zip(*found, strict=True):
             torch.testing.assert_close(of_blocks, of_sdpa, rtol=1e-9, atol=1e-9)
@@ -64,6 +65,6 @@ def test_other_documents_compile_nothing_new(backend):
     for first in (100, 101, 7):
         starts = STARTS.clone()
         starts[1] = first
-        compiled(q, k, v, visible_keys(backend, 2, 256, 64, starts, CPU))
+        compiled(q, k, v, attention_mask(backend, 2, 256, 64, starts, CPU))
     assert compiled_graphs() == before + 1
     torch._dynamo.reset()

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from conf.chat import ChatTemplate
 from conf.errors import InputError
-from model.hf import HFWeights, save_weights
+from model.families import FAMILIES
+from model.families.folder import HFWeights, save_weights
 from pretrain.checkpoints import files, read
 from pretrain.checkpoints.command import CheckpointsConfig, checkpoints
 from pretrain.checkpoints.interval import Clock, best_interval
@@ -137,12 +138,12 @@ def test_weights_are_written_a_file_at_a_time(tmp_path):
             yield f"layers.{number}.weight", value
             del value
 
-    save_weights(tmp_path, tensors(), torch.float32, file_bytes=12_000)
+    save_weights(tmp_path, tensors(), torch.float32, FAMILIES["llama"], file_bytes=12_000)
     assert most <= 5  # three of a file, one beyond it, one under way
     assert len(list(tmp_path.glob("*.safetensors"))) == 7
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == 80_000
-    weights = HFWeights(tmp_path)
+    weights = HFWeights(tmp_path, FAMILIES["llama"])
     for number in range(20):
         assert torch.equal(weights.read(f"layers.{number}.weight"), torch.full((1000,), number))
 

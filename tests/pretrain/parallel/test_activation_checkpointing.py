@@ -8,10 +8,9 @@ import torch.utils._pytree as pytree
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.init import initialize
 from model.network import Decoder
 from pretrain.parallel.activation_checkpointing import MODES, apply_activation_checkpointing
-from tests.model.shapes import tiny
+from tests.model.shapes import initialize, tiny
 
 MODEL = tiny(hidden_size=64, intermediate_size=96, num_heads=4, head_dim=16, vocab_size=256)
 STARTS = torch.tensor([0, 30, 64, 100, 256, 256], dtype=torch.int32)

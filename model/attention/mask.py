@@ -1,0 +1,194 @@
+"""Attention masks: which keys each query sees, in the form that a backend takes.
+
+A query sees the keys of its own document up to itself. With a window of W tokens it sees at most
+the last W of them, itself included. Example with W = 2 and two documents, a b c | d e, packed into
+one sequence:
+
+        a b c d e
+    a   x
+    b   x x
+    c     x x
+    d         x         d does not see c, which belongs to another document
+    e         x x
+
+`cu_seqlens` holds the starts of all documents over the flattened (batch * seq) tokens, here
+[0, 3, 5].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from model.attention.windowed import masked_out_keys
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+WITHOUT_DENSE_MASK = ("flex", "varlen", "flash")
+"""Backends that describe the mask in a compact form at any length."""
+
+
+class QueryRange(NamedTuple):
+    """Neighboring query positions [start, end) of a sequence, and the first key they need."""
+
+    start: int
+    end: int
+    first_key: int
+
+
+@dataclass
+class QueryBlock:
+    """The mask of neighboring queries over the keys from the first one they see to their last.
+
+    Attributes:
+        queries: Indices of the queries in this process's tensor of queries.
+        keys: Indices of the keys in this process's tensor of keys.
+        window: Keys that a query sees, itself included; None for all earlier ones.
+        dense_mask: (batch or 1, 1, queries, keys) bool for `sdpa`, True where a key is seen; None
+            where plain causal attention is exact.
+        masked_out: For `blocks`, per group of blocks (batch, blocks, queries, keys) bool, True
+            where a key is not seen; None for other backends.
+        cu_seqlens_q: (documents + 1,) int32 starts of documents among the flattened queries, for
+            `varlen` and `flash`; None for other backends.
+        cu_seqlens_k: The same among the flattened keys.
+        block_mask: FlexAttention's mask, for `flex`; None for other backends.
+    """
+
+    queries: slice
+    keys: slice
+    window: int | None
+    dense_mask: Tensor | None = None
+    masked_out: list[Tensor] | None = None
+    cu_seqlens_q: Tensor | None = None
+    cu_seqlens_k: Tensor | None = None
+    block_mask: BlockMask | None = None
+
+
+@dataclass
+class AttentionMask:
+    """Which keys each query of a batch sees, built once and shared by all layers of one window.
+
+    Attributes:
+        backend: The backend that the mask is made for.
+        blocks: The queries of this process, in order.
+        fetch: Maps the (keys, values) of this process to those of all positions that its queries
+            need, where sequences are split over processes; None where they are whole.
+    """
+
+    backend: str
+    blocks: list[QueryBlock]
+    fetch: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+
+
+def attention_masks(
+    backend: str,
+    batch: int,
+    seq_len: int,
+    windows: Collection[int | None],
+    cu_seqlens: Tensor | None,
+    device: torch.device,
+) -> dict[int | None, AttentionMask]:
+    """Returns the mask of each window for whole sequences; see `attention_mask`."""
+    made = {
+        window: attention_mask(backend, batch, seq_len, window, cu_seqlens, device)
+        for window in {effective_window(window, seq_len) for window in windows}
+    }
+    return {window: made[effective_window(window, seq_len)] for window in windows}
+
+
+def effective_window(window: int | None, seq_len: int) -> int | None:
+    """Returns the window, or None where it covers the whole sequence."""
+    return None if window is None or window >= seq_len else window
+
+
+def attention_mask(
+    backend: str,
+    batch: int,
+    seq_len: int,
+    window: int | None,
+    cu_seqlens: Tensor | None,
+    device: torch.device,
+    ranges: Sequence[QueryRange] | None = None,
+    first_key: int | None = None,
+) -> AttentionMask:
+    """Returns the mask of a batch of packed sequences in the form that `backend` takes.
+
+    Args:
+        backend: A name of `model.attention.backends.BACKENDS`.
+        batch: Number of sequences.
+        seq_len: Tokens per sequence.
+        window: Keys that a query sees, itself included; None for all earlier ones.
+        cu_seqlens: (documents + 1,) int32 starts of documents over the flattened tokens, padded at
+            the end with batch * seq_len; None where every sequence is one document.
+        device: Device of the mask.
+        ranges: The queries that this process holds, where sequences are split over processes.
+        first_key: Position of the first key that this process holds or fetches; None for the
+            first that `ranges` need.
+    """
+    window = effective_window(window, seq_len)
+    ranges = ranges or [QueryRange(0, seq_len, 0)]
+    if first_key is None:
+        first_key = min(part.first_key for part in ranges)
+    is_plain_causal = (
+        len(ranges) == 1 and cu_seqlens is None and window is None and ranges[0].first_key == 0
+    )
+    if cu_seqlens is None:
+        cu_seqlens = torch.arange(
+            0, (batch + 1) * seq_len, seq_len, dtype=torch.int32, device=device
+        )
+    blocks = []
+    held = 0
+    for part in ranges:
+        length = part.end - part.start
+        keys = slice(part.first_key - first_key, part.end - first_key)
+        block = QueryBlock(slice(held, held + length), keys, window)
+        held += length
+        if backend == "flex":
+            from model.attention.flex import make_block_mask
+
+            documents = _document_numbers(cu_seqlens, batch, seq_len)
+            block.block_mask = make_block_mask(documents, window, *part)
+        elif backend == "blocks" and window is not None:
+            documents = _document_numbers(cu_seqlens, batch, seq_len)
+            block.masked_out = masked_out_keys(documents, window, *part)
+        elif backend in WITHOUT_DENSE_MASK:
+            block.cu_seqlens_q = _local_starts(cu_seqlens, seq_len, part.start, part.end)
+            block.cu_seqlens_k = _local_starts(cu_seqlens, seq_len, part.first_key, part.end)
+        elif not is_plain_causal:
+            block.dense_mask = _dense_mask(batch, seq_len, window, cu_seqlens, part)
+        blocks.append(block)
+    return AttentionMask(backend, blocks)
+
+
+def _local_starts(cu_seqlens: Tensor, seq_len: int, start: int, end: int) -> Tensor:
+    """Returns where documents start among the flattened tokens at positions [start, end)."""
+    if (start, end) == (0, seq_len):
+        return cu_seqlens
+    before = (cu_seqlens % seq_len).clamp(start, end) - start
+    return (cu_seqlens // seq_len * (end - start) + before).to(torch.int32)
+
+
+def _dense_mask(
+    batch: int, seq_len: int, window: int | None, cu_seqlens: Tensor, part: QueryRange
+) -> Tensor:
+    """Returns which keys are seen, (batch, 1, queries, keys) bool."""
+    start, end, first_key = part
+    position = torch.arange(seq_len, device=cu_seqlens.device)
+    distance = position[start:end, None] - position[None, first_key:end]
+    seen = distance >= 0
+    if window is not None:
+        seen = seen & (distance < window)
+    document = _document_numbers(cu_seqlens, batch, seq_len)
+    same = document[:, start:end, None] == document[:, None, first_key:end]
+    return (seen & same)[:, None]
+
+
+def _document_numbers(cu_seqlens: Tensor, batch: int, seq_len: int) -> Tensor:
+    """Returns the number of each token's document, (batch, seq)."""
+    token = torch.arange(batch * seq_len, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
+    return torch.searchsorted(cu_seqlens, token, right=True).view(batch, seq_len)

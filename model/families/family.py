@@ -1,0 +1,82 @@
+"""The base class of the adapters between `ModelConfig` and a Hugging Face family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from conf.errors import InputError
+
+Fields = dict[str, Any]
+"""The fields of a `ModelConfig`, or those of a config.json, by name."""
+
+OPTIONAL_FEATURES: Fields = {"sliding_window": None, "window_pattern": None, "qk_norm": False}
+"""Fields of `ModelConfig` that not every family has, with the value for an absent feature."""
+
+COMMON_FIELDS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "max_seq_len": "max_position_embeddings",
+    "initializer_range": "initializer_range",
+    "rms_norm_eps": "rms_norm_eps",
+    "rope_theta": "rope_theta",
+    "tie_embeddings": "tie_word_embeddings",
+}
+"""Names in a config.json by names in `ModelConfig`, for what all families have."""
+
+
+class Family:
+    """Adapter between the network and one Hugging Face class of models.
+
+    Attributes:
+        hf_class: Name of the class in `transformers`.
+        features: Names of OPTIONAL_FEATURES that the class has.
+        fixed: Values of features that the class always has.
+        hf_defaults: What the class assumes for fields that a config.json lacks.
+    """
+
+    hf_class: ClassVar[str]
+    features: ClassVar[frozenset[str]] = frozenset()
+    fixed: ClassVar[Mapping[str, Any]] = {}
+    hf_defaults: ClassVar[Mapping[str, Any]] = {}
+
+    def check(self, model: Mapping[str, Any]) -> None:
+        """Raises InputError where the class lacks a feature of a model, or requires one.
+
+        Args:
+            model: The fields of a `ModelConfig`.
+        """
+        name = model["architecture"]
+        for feature, absent in OPTIONAL_FEATURES.items():
+            value = model[feature]
+            if feature in self.fixed and value != self.fixed[feature]:
+                raise InputError(
+                    f"model.{feature}={value}, but model.architecture={name} always has "
+                    f"{self.fixed[feature]}. Set model.{feature}={self.fixed[feature]} or choose "
+                    "another architecture."
+                )
+            if value != absent and feature not in self.features | self.fixed.keys():
+                raise InputError(
+                    f"model.{feature}={value}, but model.architecture={name} does not have it. "
+                    "Leave it out or choose another architecture."
+                )
+
+    def to_hf(self, model: Mapping[str, Any]) -> Fields:
+        """Returns the fields of a config.json that COMMON_FIELDS do not cover."""
+        return {}
+
+    def from_hf(self, config: Mapping[str, Any]) -> Fields:
+        """Returns the optional features of a model from its config.json, defaults included.
+
+        Raises InputError where the network cannot be what the config says.
+        """
+        return {}
+
+    def hf_name(self, name: str) -> str:
+        """Returns the name of a decoder's parameter in the family's checkpoints."""
+        return name if name.startswith("lm_head.") else f"model.{name}"

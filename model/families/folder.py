@@ -1,0 +1,181 @@
+"""Hugging Face folders that stock `transformers` loads: their config and their weights.
+
+Weights are read and written as safetensors only, so that loading never unpickles anything (I11).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from conf.errors import InputError
+from model.config import ModelConfig
+from model.families import FAMILIES
+from model.families.family import COMMON_FIELDS, Family, Fields
+
+FILE_BYTES = 2 * 10**9
+"""Size of one weight file, which is also the memory that writing it takes."""
+INDEX = "model.safetensors.index.json"
+REQUIRED = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "max_position_embeddings", "rms_norm_eps"),
+)
+COMMON_DEFAULTS: Fields = {
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "tie_word_embeddings": False,
+}
+"""What `transformers` assumes for fields that a config.json lacks."""
+
+
+def hf_config(
+    config: ModelConfig, special_ids: Mapping[str, int | None], dtype: str
+) -> dict[str, Any]:
+    """Returns the `config.json` of a model.
+
+    Args:
+        config: The model.
+        special_ids: `bos_token_id`, `eos_token_id` and `pad_token_id`.
+        dtype: Type of the weights, such as `bfloat16`.
+    """
+    family = FAMILIES[config.architecture]
+    return {
+        "architectures": [family.hf_class],
+        "model_type": config.architecture,
+        **{theirs: getattr(config, ours) for ours, theirs in COMMON_FIELDS.items()},
+        "hidden_act": "silu",
+        "attention_dropout": 0.0,
+        "use_cache": True,
+        "torch_dtype": dtype,
+        **special_ids,
+        **family.to_hf(vars(config)),
+    }
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """Returns the model that a Hugging Face folder holds.
+
+    Raises InputError where its family is unknown, or where it has a feature that the network does
+    not have, such as biases or scaled RoPE.
+    """
+    path = folder / "config.json"
+    stored = _read_fields(path)
+    architecture = stored.get("model_type")
+    if architecture not in FAMILIES:
+        raise InputError(
+            f"{path}: model_type is '{architecture}', expected one of {', '.join(FAMILIES)}."
+        )
+    family = FAMILIES[architecture]
+    fields = {**COMMON_DEFAULTS, **family.hf_defaults, **stored}
+    fields["rope_theta"] = _rope_theta(fields, path)
+    for feature, plain in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
+        found = fields.get(feature) or plain
+        if found != plain:
+            raise InputError(f"{path}: {feature} {found} is not supported by this decoder.")
+    for name in REQUIRED:
+        if name not in fields:
+            raise InputError(f"{path} does not state {name}: expected the config of a whole model.")
+    fields["num_key_value_heads"] = fields["num_key_value_heads"] or fields["num_attention_heads"]
+    return ModelConfig(
+        name=folder.name,
+        architecture=architecture,
+        **{ours: fields[theirs] for ours, theirs in COMMON_FIELDS.items()},
+        **family.from_hf(fields),
+    )
+
+
+def _read_fields(path: Path) -> Fields:
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: expected a Hugging Face model folder.")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}). Copy the folder again.") from None
+
+
+def _rope_theta(fields: Fields, path: Path) -> float:
+    """Returns the RoPE base, which transformers 4 and 5 store under different names."""
+    rope = fields.get("rope_parameters") or {}
+    scaling = fields.get("rope_scaling") or {}
+    kind = scaling.get("rope_type", scaling.get("type", rope.get("rope_type", "default")))
+    if kind != "default":
+        raise InputError(f"{path}: RoPE of type {kind} is not supported by this decoder.")
+    return float(fields.get("rope_theta") or rope.get("rope_theta") or 10_000.0)
+
+
+class HFWeights:
+    """The tensors of a Hugging Face folder under the decoder's names, read one at a time."""
+
+    def __init__(self, folder: Path, family: Family) -> None:
+        self.folder = folder
+        self._family = family
+        index = folder / INDEX
+        if index.is_file():
+            self._files = dict(json.loads(index.read_text())["weight_map"])
+        elif (folder / "model.safetensors").is_file():
+            with safe_open(folder / "model.safetensors", "pt") as file:
+                self._files = dict.fromkeys(file.keys(), "model.safetensors")
+        else:
+            raise InputError(
+                f"{folder} has no model.safetensors (nor its index): expected safetensors weights."
+            )
+
+    def read(self, name: str) -> Tensor:
+        """Returns the whole tensor of the decoder's parameter `name`, in the file's dtype."""
+        stored = self._family.hf_name(name)
+        if stored not in self._files:
+            raise InputError(f"{self.folder} has no tensor {stored}: is it another architecture?")
+        with safe_open(self.folder / self._files[stored], "pt") as file:
+            return file.get_tensor(stored)
+
+
+def save_weights(
+    folder: Path,
+    tensors: Iterator[tuple[str, Tensor]],
+    dtype: torch.dtype,
+    family: Family,
+    file_bytes: int = FILE_BYTES,
+) -> None:
+    """Writes a decoder's parameters as safetensors.
+
+    Several files and an index are written where one file of `file_bytes` is not enough. No more
+    than one file's tensors are in memory at a time.
+    """
+    parts: list[list[str]] = []
+    held: dict[str, Tensor] = {}
+    total = size = 0
+
+    def write() -> None:
+        parts.append(list(held))
+        save_file(held, folder / f"part-{len(parts)}.safetensors", metadata={"format": "pt"})
+        held.clear()
+
+    for name, tensor in tensors:
+        value = tensor.detach().to(dtype).contiguous()
+        del tensor
+        if held and size + value.nbytes > file_bytes:
+            write()
+            size = 0
+        held[family.hf_name(name)] = value
+        size, total = size + value.nbytes, total + value.nbytes
+    write()
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(parts, 1):
+        file = f"model-{number:05}-of-{len(parts):05}.safetensors"
+        if len(parts) == 1:
+            file = "model.safetensors"
+        (folder / f"part-{number}.safetensors").rename(folder / file)
+        (folder / file).chmod(0o644)  # safetensors makes files that only their owner can read
+        weight_map |= dict.fromkeys(names, file)
+    if len(parts) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")

@@ -1,0 +1,18 @@
+"""Llama: full attention in all layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from model.families.family import Family, Fields
+
+
+class Llama(Family):
+    """Adapter of `LlamaForCausalLM`."""
+
+    hf_class = "LlamaForCausalLM"
+
+    def to_hf(self, model: Mapping[str, Any]) -> Fields:
+        """Returns the switches for biases, which the network does not have."""
+        return {"attention_bias": False, "mlp_bias": False}

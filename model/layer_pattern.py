@@ -1,0 +1,49 @@
+"""Patterns that say which layers have a sliding window.
+
+`L` stands for a layer with the window (local), `G` for one with full attention (global). A pattern
+is repeated until it covers all layers: `LLLG` over 6 layers is L L L G L L.
+"""
+
+from __future__ import annotations
+
+from itertools import cycle, islice
+
+from conf.errors import InputError
+
+
+def check_window_pattern(pattern: str | None, num_layers: int, sliding_window: int | None) -> None:
+    """Raises InputError where a pattern is not one, or does not go with the window."""
+    if pattern is None:
+        return
+    key = f"model.window_pattern={pattern}"
+    if not pattern or set(pattern) - set("LG"):
+        raise InputError(
+            f"{key}: expected a word of L (sliding window) and G (full attention), such as LLLG."
+        )
+    if len(pattern) > num_layers:
+        raise InputError(
+            f"{key} has {len(pattern)} letters, but model.num_layers={num_layers}. Shorten it."
+        )
+    if sliding_window is None:
+        raise InputError(f"{key}, but model.sliding_window is null. Set its window.")
+    if "L" not in pattern:
+        raise InputError(f"{key} has no L. Set model.sliding_window=null instead.")
+
+
+def layer_windows(
+    pattern: str | None, num_layers: int, sliding_window: int | None
+) -> list[int | None]:
+    """Returns the window of each layer, None for full attention."""
+    letters = islice(cycle(pattern or "L"), num_layers)
+    return [sliding_window if letter == "L" else None for letter in letters]
+
+
+def shortest_pattern(windows: list[int | None]) -> str | None:
+    """Returns the shortest pattern that gives these layers, None where all layers are equal."""
+    if len(set(windows)) <= 1:
+        return None
+    word = "".join("G" if window is None else "L" for window in windows)
+    for length in range(1, len(word) + 1):
+        if word == (word[:length] * len(word))[: len(word)]:
+            return word[:length]
+    return word

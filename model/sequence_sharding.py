@@ -1,0 +1,83 @@
+"""The hook for context parallelism: how the sequences of a batch are split over processes.
+
+`Decoder.sequence_sharding` may be replaced by any object with the methods of `SequenceSharding`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from model.attention.mask import AttentionMask, attention_masks
+
+
+@dataclass
+class LocalBatch:
+    """The positions of a batch that this process computes.
+
+    Attributes:
+        tokens: (batch, local seq).
+        labels: (batch, local seq), or None.
+        positions: (local seq,) position of each token in its sequence.
+        masks: Per window, which keys the tokens see.
+    """
+
+    tokens: Tensor
+    labels: Tensor | None
+    positions: Tensor
+    masks: dict[int | None, AttentionMask]
+
+
+class SequenceSharding(Protocol):
+    """Splits the sequences of a batch over processes and combines the results."""
+
+    def local(
+        self,
+        backend: str,
+        windows: Collection[int | None],
+        tokens: Tensor,
+        labels: Tensor | None,
+        cu_seqlens: Tensor | None,
+    ) -> LocalBatch:
+        """Returns this process's part of tokens and labels (batch, seq).
+
+        Args:
+            backend: The attention backend.
+            windows: The windows of all layers, None for full attention.
+            tokens: Token ids of whole sequences.
+            labels: Their labels, or None.
+            cu_seqlens: Starts of documents, as `Decoder.forward` takes them.
+        """
+
+    def combine(self, output: Tensor) -> Tensor:
+        """Returns the output of all processes.
+
+        Losses, () or (batch,), are summed, and each process keeps the gradient of its own part.
+        Logits (batch, local seq, vocab) are gathered to (batch, seq, vocab).
+        """
+
+
+class WholeSequences:
+    """The sharding of a single process, which holds all positions of its sequences."""
+
+    def local(
+        self,
+        backend: str,
+        windows: Collection[int | None],
+        tokens: Tensor,
+        labels: Tensor | None,
+        cu_seqlens: Tensor | None,
+    ) -> LocalBatch:
+        """Returns the whole batch."""
+        batch, seq = tokens.shape
+        positions = torch.arange(seq, device=tokens.device)
+        masks = attention_masks(backend, batch, seq, windows, cu_seqlens, tokens.device)
+        return LocalBatch(tokens, labels, positions, masks)
+
+    def combine(self, output: Tensor) -> Tensor:
+        """Returns the output unchanged."""
+        return output
