@@ -23,7 +23,7 @@ class SftConfig:
 
     data: what to learn from, or a list of it: a jsonl or parquet file, a folder of them, a folder
         that `datasets` saved, or hf:owner/name, a data set on the Hugging Face Hub.
-    format: `auto` tells it by the columns; else a name of docs/finetune.md. split: of a data set
+    format: `auto` tells it by the columns; else a name of docs/tuning_data.md. split: of a data set
         that has several, null for its training split. language: of oasst2's messages.
     batch_size: sequences in an optimizer step, over all processes; micro_batch_size: those that
         one process forwards at once, null for all of its share.

@@ -66,14 +66,16 @@ WORDS = {
     r"\b(?:hold|holds|held|holding)(?: \w+)? up\b": "block; delay",
     r"\bthere ?to\b|\bhere ?to\b": "to it",
     r"\breckon\b": "expect",
-    r"\b(?:tokens|bytes|bits|MB|GB|megabytes|samples|steps|times|questions|lines?|rows?|records?"
-    r"|files?|sums?|tensors?|numbers?|process(?:es)?|tasks?|jobs?|entr(?:y|ies)|choices?"
-    r"|scales?|FLOP/s|products?|sentences?|commands?|sequences|documents|collectives?) an? "
-    r"(?:second|minute|day|step|rank|layer|process|GPU|source|row|line|file|parameter|node"
-    r"|document|stage|split|shard|run|task|token|group|unit|block|matrix|choice|model|command"
-    r"|question|metric|machine|channel|page|table)\b": "'per' for 'a': one row per source",
+    r"(?<!which\s)\b(?:tokens|bytes|bits|MB|GB|megabytes|samples|steps|\d times|once|twice|lines?"
+    r"|rows?|records?|questions|files?|sums?|tensors?|numbers?|process(?:es)?|tasks?|jobs?"
+    r"|entr(?:y|ies)|choices?|scales?|FLOP/s|products?|sentences?|commands?|sequences|documents"
+    r"|collectives?) an? (?:second|minute|day|step|rank|layer|process|GPU|source|row|line|file"
+    r"|parameter|node|document|stage|split|shard|run|task|token|group|unit|block|matrix|choice"
+    r"|model|command|question|metric|machine|channel|page|table)\b": (
+        "'per' for 'a': one row per source"
+    ),
 }
-"""Patterns that no text has, with what to write instead. A space matches any white space."""
+"""Patterns that no text has, with what to write instead. A space matches a line break too."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,10 @@ class Finding:
         return f"{self.path}:{self.line}: '{self.word}' in '{self.context}': write {self.instead}"
 
 
+SPACE = r"(?:[^\S\n]+|[^\S\n]*\n[^\S\n]*)"
+"""White space inside a paragraph."""
 PATTERNS = [
-    (re.compile(pattern.replace(" ", r"\s+"), re.IGNORECASE), instead)
+    (re.compile(pattern.replace(" ", SPACE), re.IGNORECASE), instead)
     for pattern, instead in WORDS.items()
 ]
 

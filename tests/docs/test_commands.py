@@ -25,16 +25,22 @@ RATED: Paths = {"good.jsonl": "file", "bad.jsonl": "file"}
 OURS: Paths = {"my.yaml": "cluster"}
 ANSWERS: Paths = {"answers.jsonl": "conversations", "preferences.jsonl": "preferences"}
 OWN: dict[str, Paths] = {
-    "README.md": SHARDS | RATED | RUNS | WEB | OURS,
-    "docs/check_data.md": SHARDS | {"/data/web": None, "/data/books": None},
+    "README.md": WEB,
+    "docs/chat.md": {"questions.txt": "file"},
+    "docs/chat_templates.md": PAIRS,
+    "docs/check_data.md": {"/data/web": None},
     "docs/checkpoints.md": {"s3://bucket/run": None},
     "docs/cleaning.md": TEXT | RATED,
-    "docs/data.md": TEXT | {"/shared/text": None},
-    "docs/evaluation.md": {"questions.txt": "file", "runs/low": "run", "runs/high": "run"},
+    "docs/commands.md": SHARDS | RATED | RUNS | OURS,
     "docs/finetune.md": PAIRS | {"oasst2.jsonl.gz": "file"},
     "docs/health.md": RUNS,
+    "docs/import_shards.md": SHARDS | {"/data/web": None, "/data/books": None},
+    "docs/large_corpora.md": TEXT | {"/shared/text": None},
     "docs/plan.md": WEB,
+    "docs/remote_data.md": {"s3://bucket/corpus": None},
+    "docs/report.md": {"runs/low": "run", "runs/high": "run"},
     "docs/slurm.md": WEB | OURS | ANSWERS | {"/data/web": None, "runs/mine": "run"},
+    "docs/tuning_data.md": PAIRS,
     "launch/slurm/README.md": WEB | {"text": "folder"},
     "conf/command/chain.yaml": OURS | ANSWERS | {"/data/web": None},
     "conf/command/plan.yaml": OURS | WEB,
@@ -42,8 +48,10 @@ OWN: dict[str, Paths] = {
     "conf/command/stop.yaml": {"runs/mine": "run"},
 }
 """What the reader of a page brings, with the kind of stand-in; null for what lies elsewhere."""
+FORM = "python -m <folder> <command> key=value ..."
 EXEMPT: dict[str, dict[str, str]] = {
-    "README.md": {"python -m <folder> <command> key=value ...": "the form of all commands"},
+    "README.md": {FORM: "the form of all commands"},
+    "docs/commands.md": {FORM: "the form of all commands"},
     "docs/cleaning.md": {"pip install spacy": "a package that we do not pin: word_tokenizer=spacy"},
     "docs/slurm.md": {"scontrol update JobId=... StartTime=now": "SLURM's own, for a job's number"},
 }

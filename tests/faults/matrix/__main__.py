@@ -1,5 +1,7 @@
-"""`python -m tests.faults.matrix [--rows 1,4-6] [--share 0.2]`: injects all faults and writes the
-table."""
+"""Injects all faults and writes docs/faults.md.
+
+`python -m tests.faults.matrix [--rows 1,4-6] [--share 0.2]`
+"""
 
 from __future__ import annotations
 
@@ -17,15 +19,17 @@ from tests.faults.matrix import ROWS, Outcome, Row, data, hangs, kills, numbers,
 from tests.faults.matrix.lab import Lab
 
 FAMILIES = (kills, storage, data, numbers, hangs, starts)
-"""Each adds its rows when it is imported."""
+"""Modules that register their rows when they are imported."""
 DOCS = Path("docs/faults.md")
 
 
 def main() -> None:
-    """Runs the rows that are asked for; the exit code says whether all outcomes were right."""
+    """Runs the requested rows; exits with 1 if an outcome was not right."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", default="", help="numbers and ranges; all where not given")
-    parser.add_argument("--share", type=float, default=1.0, help="of each row's trials, at least 1")
+    parser.add_argument("--rows", default="", help="numbers and ranges; default: all rows")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="fraction of each row's trials, at least one trial"
+    )
     parser.add_argument("--out", type=Path, default=DOCS)
     options = parser.parse_args()
     wanted = numbers_of(options.rows) or {row.number for row in ROWS}
@@ -48,7 +52,7 @@ def main() -> None:
 
 
 def numbers_of(text: str) -> set[int]:
-    """`1,4-6` -> {1, 4, 5, 6}."""
+    """Parses row numbers: `1,4-6` is {1, 4, 5, 6}."""
     found: set[int] = set()
     for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")
@@ -57,7 +61,7 @@ def numbers_of(text: str) -> set[int]:
 
 
 def run_row(lab: Lab, row: Row, trials: int) -> list[Outcome]:
-    """Its trials, one after the other."""
+    """Runs the trials of a row one after the other."""
     outcomes = []
     for trial in range(trials):
         began = time.monotonic()
@@ -75,7 +79,7 @@ def run_row(lab: Lab, row: Row, trials: int) -> list[Outcome]:
 
 
 def line_of(row: Row, outcomes: list[Outcome]) -> str:
-    """The row's line of the table."""
+    """Formats the line of the table for a row."""
     ran = [o for o in outcomes if not o.skipped]
     if not ran:
         return (
@@ -98,13 +102,13 @@ def line_of(row: Row, outcomes: list[Outcome]) -> str:
 
 
 def line_key(line: str) -> tuple[int, str]:
-    """Number and fault of a line of the table."""
+    """Returns number and fault of a line of the table."""
     cells = line.split("|")
     return int(cells[1]), cells[2].strip()
 
 
 def kept(page: Path, again: set[int]) -> list[str]:
-    """Lines of the table as it is, but for the rows that were tried again."""
+    """Returns the lines of the existing table, except for the rows that were run again."""
     if not page.exists():
         return []
     lines = [line for line in page.read_text().splitlines() if re.match(r"\| \d", line)]
@@ -112,27 +116,31 @@ def kept(page: Path, again: set[int]) -> list[str]:
 
 
 def report(lines: list[str]) -> str:
-    """docs/faults.md."""
+    """Returns the text of docs/faults.md."""
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     trials, right, wrong, hangs_seen = (sum(int(c[at]) for c in cells) for at in (3, 4, 5, 6))
     rows = {c[0] for c in cells if int(c[3])}
     head = [
-        "# Faults",
+        "# Which faults does a run survive?",
         "",
-        "`make faults` injects each of these into real processes (gloo, a small model, 12 steps, a "
-        "checkpoint every third) and writes this page; `python -m tests.faults.matrix --rows "
-        "4,9-12` does some of its rows again. Where a run can go on, the same command is given "
-        "again, and its weights on disk, tokens and losses are held against an uninterrupted "
-        "run's, bit for bit.",
+        "```",
+        "make faults                                      # about 20 minutes",
+        "python -m tests.faults.matrix --rows 4,9-12      # repeats some rows",
+        "```",
         "",
-        f"{len(rows)} rows, {trials} trials: {right} right outcomes, {wrong} wrong resumes, "
-        f"{hangs_seen} hangs.",
+        "`make faults` injects each of these faults into real processes (gloo, a small model, 12 "
+        "steps, a checkpoint every third step) and writes this page. If a run can continue, the "
+        "same command is run again, and its weights on disk, tokens and losses are compared with "
+        "those of an uninterrupted run, bit for bit.",
         "",
-        "Seconds to recover: median from the second start to its first step, without the imports "
-        "(the ranks are forked from a process that has made them). Steps lost: the most that were "
-        "done twice.",
+        f"{len(rows)} kinds of fault, {trials} trials: {right} right outcomes, {wrong} wrong "
+        f"resumes, {hangs_seen} hangs.",
         "",
-        "| | fault | must come of it | trials | right | wrong resumes | hangs | s to recover "
+        "Seconds to recover are the median time from the second start to its first step, without "
+        "imports (the ranks are forked from a process that has made them). Steps lost are the "
+        "largest number of steps that had to be repeated.",
+        "",
+        "| | fault | expected outcome | trials | right | wrong resumes | hangs | s to recover "
         "| steps lost |",
         "|---|---|---|---|---|---|---|---|---|",
     ]

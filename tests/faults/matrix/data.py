@@ -15,10 +15,12 @@ from tests.faults.matrix import Outcome, row
 from tests.faults.matrix.kills import AGAIN
 from tests.faults.matrix.lab import Lab, check, drawn
 
-REFUSED = "2 before the first step, with the file"
+REFUSED = "exit code 2 before the first step, naming the file"
 
 
-@row(13, "a bit of a shard flips", "2 at the first touch, with shard and block", trials=4)
+@row(
+    13, "a bit of a shard flips", "exit code 2 at the first read, naming shard and block", trials=4
+)
 def flipped_token(lab: Lab, trial: int) -> Outcome:
     folder, random = lab.damaged_corpus(), drawn(13, trial)
     shards = sorted((folder / "train").glob("*.bin"))
@@ -52,7 +54,7 @@ def wrong_shard(lab: Lab, trial: int) -> Outcome:
     return Outcome(wrong or ("it had begun" if run.last_step() else ""))
 
 
-@row(15, "a token id beyond the vocabulary", REFUSED, trials=3)
+@row(15, "a token id outside the vocabulary", REFUSED, trials=3)
 def token_beyond(lab: Lab, trial: int) -> Outcome:
     folder, random = lab.damaged_corpus(), drawn(15, trial)
     path = random.choice(sorted((folder / "train").glob("*.bin")))
@@ -64,7 +66,12 @@ def token_beyond(lab: Lab, trial: int) -> Outcome:
     return Outcome(check(lab.run(folder).start(), {EXIT_BAD_INPUT}, "60000"))
 
 
-@row(16, "a shard disappears or shrinks while it is read", "its name, or no harm; " + AGAIN, 4)
+@row(
+    16,
+    "a shard disappears or shrinks while it is read",
+    "an error that names it, or no effect; " + AGAIN,
+    4,
+)
 def shard_goes(lab: Lab, trial: int) -> Outcome:
     folder = lab.damaged_corpus()
     run = lab.run(folder)
@@ -77,7 +84,12 @@ def shard_goes(lab: Lab, trial: int) -> Outcome:
     return run.goes_on(wrong)
 
 
-@row(17, "tokenizer missing or changed, vocabulary of another model", REFUSED, trials=3)
+@row(
+    17,
+    "the tokenizer is missing or changed, or the vocabulary is another model's",
+    REFUSED,
+    trials=3,
+)
 def wrong_tokenizer(lab: Lab, trial: int) -> Outcome:
     folder = lab.damaged_corpus()
     path = folder / "tokenizer.json"

@@ -24,7 +24,12 @@ GRACE = 12
 """Seconds that the watchdog has beyond step_seconds: to ask all ranks, and to end them."""
 
 
-@row(21, "a rank is stopped, or sleeps", "87 in bounded time, the rank named; " + AGAIN, trials=6)
+@row(
+    21,
+    "a rank is stopped, or sleeps",
+    "exit code 87 in bounded time, naming the rank; " + AGAIN,
+    trials=6,
+)
 def rank_hangs(lab: Lab, trial: int) -> Outcome:
     run, random = lab.run(), drawn(21, trial)
     fault, rank = ("SIGSTOP", "sleep")[trial % 2], random.randrange(2)
@@ -36,7 +41,7 @@ def rank_hangs(lab: Lab, trial: int) -> Outcome:
     return run.goes_on(wrong)
 
 
-@row(23, "a rank is slow", "named; nothing is ended", trials=2)
+@row(23, "a rank is slow", "it is named; the run is not ended", trials=2)
 def straggler(lab: Lab, trial: int) -> Outcome:
     run = lab.run()
     ended = run.start(("slow_optimizer", trial, 1), health__straggler_every_steps=4)
@@ -47,12 +52,12 @@ def straggler(lab: Lab, trial: int) -> Outcome:
     return Outcome(wrong or run.differs(lab.whole()))
 
 
-@row(26, "the network is cut", "87 or 1 in bounded time; " + AGAIN, trials=2)
+@row(26, "the network is cut", "exit code 87 or 1 in bounded time; " + AGAIN, trials=2)
 def network_cut(lab: Lab, trial: int) -> Outcome:
     return _over_a_network(lab, f"sleep 0.{3 * trial}; ip -n h1 link set v1 down", ends=True)
 
 
-@row(26, "the network is slow (50 ms) or loses 5%", "slow and right", trials=2)
+@row(26, "the network is slow (50 ms) or loses 5%", "slower, with the right result", trials=2)
 def network_slow(lab: Lab, trial: int) -> Outcome:
     bad = ("delay 50ms", "loss 5%")[trial]
     return _over_a_network(
@@ -112,7 +117,10 @@ wait $r0; a=$?; wait $r1; echo codes=$a,$?"""
 
 
 @row(
-    27, "port in use, master away, a rank missing", "an error in time with host and port", trials=3
+    27,
+    "the port is in use, the master or a rank is missing",
+    "an error within the timeout, naming host and port",
+    trials=3,
 )
 def no_rendezvous(lab: Lab, trial: int) -> Outcome:
     run: Run = lab.run()

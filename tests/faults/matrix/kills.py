@@ -30,7 +30,7 @@ def killed_at_a_step(lab: Lab, trial: int) -> Outcome:
     return run.goes_on(check(ended, KILLED))
 
 
-@row(2, "a rank is killed in its backward pass, or while the others reduce", AGAIN, trials=8)
+@row(2, "a rank is killed in its backward pass, or while the others all-reduce", AGAIN, trials=8)
 def killed_inside(lab: Lab, trial: int) -> Outcome:
     run, random = lab.run(), drawn(2, trial)
     fault = ("kill_in_backward", "kill_before_reduce")[trial % 2]
@@ -38,7 +38,7 @@ def killed_inside(lab: Lab, trial: int) -> Outcome:
     return run.goes_on(check(ended, KILLED))
 
 
-@row(3, "the launcher and all ranks are killed", "no process is left; " + AGAIN, trials=3)
+@row(3, "the launcher and all ranks are killed", "no process remains; " + AGAIN, trials=3)
 def killed_with_the_launcher(lab: Lab, trial: int) -> Outcome:
     run, step = lab.run(), drawn(3, trial).randint(2, STEPS - 2)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -81,7 +81,7 @@ def _processes_of(run_dir: Path) -> list[int]:
     return found
 
 
-@row(4, "killed in each phase of a save, or at a random moment of one", AGAIN, trials=26)
+@row(4, "killed in each phase of a save, or at a random moment during one", AGAIN, trials=26)
 def killed_in_a_save(lab: Lab, trial: int) -> Outcome:
     run, random = lab.run(), drawn(4, trial)
     if trial < 2 * len(PHASES):
@@ -97,7 +97,12 @@ def killed_in_a_save(lab: Lab, trial: int) -> Outcome:
     return run.goes_on(wrong or (f"{damaged} are listed and damaged" if damaged else ""))
 
 
-@row(5, "killed between the renaming and `latest`", "the newest whole one is found", trials=4)
+@row(
+    5,
+    "killed after the folder was renamed and before `latest` is updated",
+    "the newest complete checkpoint is found",
+    trials=4,
+)
 def killed_before_latest(lab: Lab, trial: int) -> Outcome:
     run, step = lab.run(), EVERY * (2 + trial % 3)
     ended = run.start(environment={FAULT: f"kill:renamed:{step}"})
@@ -111,14 +116,16 @@ def killed_before_latest(lab: Lab, trial: int) -> Outcome:
     return outcome
 
 
-@row(34, "a rank has no memory", "it ends with its cause; " + AGAIN, trials=3)
+@row(34, "a rank runs out of memory", "it ends and prints the cause; " + AGAIN, trials=3)
 def out_of_memory(lab: Lab, trial: int) -> Outcome:
     run, random = lab.run(), drawn(34, trial)
     ended = run.start(("no_memory", 0, random.randint(1, STEPS)))
     return run.goes_on(check(ended, {EXIT_FAILED}, "memory"))
 
 
-@row(37, "the same step fails each time", "86 after as many starts as allowed", trials=2)
+@row(
+    37, "the same step fails each time", "exit code 86 after the allowed number of starts", trials=2
+)
 def crash_loop(lab: Lab, trial: int) -> Outcome:
     run, codes = lab.run(), []
     for _ in range(4):

@@ -9,15 +9,15 @@ from tests.faults.matrix import Outcome, row
 from tests.faults.matrix.lab import STEPS, Lab, Run, check, drawn
 from tests.runs import records
 
-LEFT_OUT = "the step is left out on all ranks, the rest is trained"
+LEFT_OUT = "the step is skipped on all ranks, the others are trained"
 
 
-@row(18, "loss not a number on one rank", LEFT_OUT, trials=6)
+@row(18, "the loss is not a number on one rank", LEFT_OUT, trials=6)
 def nan_loss(lab: Lab, trial: int) -> Outcome:
     return _skipped(lab, "nan_loss", drawn(18, trial).randint(1, STEPS - 1), trial % 2)
 
 
-@row(20, "gradient infinite on one rank", LEFT_OUT, trials=6)
+@row(20, "the gradient is infinite on one rank", LEFT_OUT, trials=6)
 def inf_gradient(lab: Lab, trial: int) -> Outcome:
     return _skipped(lab, "inf_gradient", drawn(20, trial).randint(1, STEPS - 1), trial % 2)
 
@@ -43,7 +43,12 @@ def _left_out(run: Run) -> list[int]:
     return [record["step"] for record in records(run.dir) if record.get("skipped")]
 
 
-@row(19, "the loss jumps", "left out, or the weights go back and the data is left out", 4)
+@row(
+    19,
+    "the loss jumps",
+    "the step is skipped, or the weights are rewound and the data is skipped",
+    4,
+)
 def spike(lab: Lab, trial: int) -> Outcome:
     run = lab.run()
     long: dict[str, Any] = {
@@ -62,7 +67,12 @@ def spike(lab: Lab, trial: int) -> Outcome:
     return Outcome(wrong)
 
 
-@row(35, "a bit of one copy of the weights flips", "88 at the next comparison, with the rank", 4)
+@row(
+    35,
+    "a bit of one replica of the weights flips",
+    "exit code 88 at the next comparison, naming the rank",
+    4,
+)
 def flipped_weight(lab: Lab, trial: int) -> Outcome:
     run, random = lab.run(), drawn(35, trial)
     changes: dict[str, Any] = {"parallel__dp_replicate": 2, "health__compare_every_steps": 3}
@@ -78,7 +88,7 @@ def flipped_weight(lab: Lab, trial: int) -> Outcome:
     return outcome
 
 
-@row(36, "an update goes wrong by a bit", "88 where the step is done twice", trials=2)
+@row(36, "an update is wrong by one bit", "exit code 88 when the step is replayed", trials=2)
 def wrong_update(lab: Lab, trial: int) -> Outcome:
     ended = lab.run().start(("drift_once", 0, 5 + trial), health__replay_steps=f"[{5 + trial}]")
     return Outcome(check(ended, {EXIT_CORRUPT}))

@@ -21,7 +21,9 @@ from tests.runs import ledger, records
 BAD_INPUT = list(CASES.items())
 
 
-@row(28, "resumed on another number of processes, or with other micro-batches", "same tokens", 6)
+@row(
+    28, "resumed on another number of processes, or with other micro-batches", "the same tokens", 6
+)
 def other_world(lab: Lab, trial: int) -> Outcome:
     run = lab.run()
     first, then = ((1, 2), (2, 1), (4, 2), (2, 4), (2, 2), (1, 1))[trial]
@@ -37,7 +39,12 @@ def other_world(lab: Lab, trial: int) -> Outcome:
     return Outcome(f"losses differ by {apart:.1g}" if apart > 2e-6 else "")
 
 
-@row(29, "resumed with other settings", "2 with what was and is, unless it is allowed", trials=5)
+@row(
+    29,
+    "resumed with other settings",
+    "exit code 2 with the old and new value, unless it is allowed",
+    trials=5,
+)
 def other_settings(lab: Lab, trial: int) -> Outcome:
     run = lab.stopped()
     cases: list[tuple[str, Any, str]] = [
@@ -55,7 +62,7 @@ def other_settings(lab: Lab, trial: int) -> Outcome:
     return run.goes_on(wrong)
 
 
-@row(30, "wrong settings", "2, one sentence, nothing written", trials=len(BAD_INPUT))
+@row(30, "wrong settings", "exit code 2, one sentence, nothing is written", trials=len(BAD_INPUT))
 def bad_settings(lab: Lab, trial: int) -> Outcome:
     _, (changes, said) = BAD_INPUT[trial]
     run = lab.run()
@@ -71,7 +78,12 @@ def clock(lab: Lab, trial: int) -> Outcome:
     return run.goes_on(wrong)
 
 
-@row(32, "a second job in the same folder", "2 with host and pid; the first goes on", trials=2)
+@row(
+    32,
+    "a second job in the same folder",
+    "exit code 2 with host and pid; the first job continues",
+    trials=2,
+)
 def second_job(lab: Lab, trial: int) -> Outcome:
     run = lab.stopped()
     lock = RunLock(run.dir)
@@ -103,7 +115,7 @@ def wandb_away(lab: Lab, trial: int) -> Outcome:
     return Outcome(run.differs(lab.whole()))
 
 
-@row(38, "another version of a package at the resume", "a warning with both", trials=2)
+@row(38, "another version of a package when resuming", "a warning with both versions", trials=2)
 def other_version(lab: Lab, trial: int) -> Outcome:
     run = lab.stopped()
     env = json.loads((run.dir / "env.json").read_text())
@@ -114,7 +126,7 @@ def other_version(lab: Lab, trial: int) -> Outcome:
     return run.goes_on(check(ended, {0}, f"warning: packages.{package} was 0.0.1"))
 
 
-@row(40, "no home to write to, no /dev/shm", "it works, or says why", trials=2)
+@row(40, "the home folder or /dev/shm is not writable", "it works, or prints why not", trials=2)
 def poor_machine(lab: Lab, trial: int) -> Outcome:
     run = lab.run()
     script = ("HOME=/proc %s", "umount -l /dev/shm; mount -t tmpfs -o ro none /dev/shm; %s")[trial]

@@ -15,10 +15,10 @@ from tests.faults.matrix.kills import AGAIN, KILLED
 from tests.faults.matrix.lab import EVERY, STEPS, Lab, Run, check, drawn
 from tests.runs import records
 
-OLDER = "it is set aside, an older one is taken; " + AGAIN
+OLDER = "it is renamed, and an older one is used; " + AGAIN
 
 
-@row(6, "the disk is full during a save", "an alarm; the training goes on; the next save works", 3)
+@row(6, "the disk is full during a save", "an alarm; training continues; the next save succeeds", 3)
 def full_disk(lab: Lab, trial: int) -> Outcome:
     run = lab.run()
     run.checkpoints.mkdir(parents=True)
@@ -43,7 +43,12 @@ def full_disk(lab: Lab, trial: int) -> Outcome:
     return Outcome(wrong)
 
 
-@row(7, "there is no room for metrics and ledger", "an alarm; no line is lost", trials=2)
+@row(
+    7,
+    "the disk is full when metrics and ledger are written",
+    "an alarm; no record is lost",
+    trials=2,
+)
 def full_disk_of_lines(lab: Lab, trial: int) -> Outcome:
     run = lab.run()
     ended = run.start(("no_room_for_lines", 0, 4 + trial))
@@ -51,7 +56,12 @@ def full_disk_of_lines(lab: Lab, trial: int) -> Outcome:
     return Outcome(wrong or run.differs(lab.whole()))
 
 
-@row(8, "the folder cannot be written", "65 before the first step, with the path", trials=2)
+@row(
+    8,
+    "the run folder is not writable",
+    "exit code 65 before the first step, naming the path",
+    trials=2,
+)
 def read_only(lab: Lab, trial: int) -> Outcome:
     run = lab.run()
     run.checkpoints.mkdir(parents=True)
@@ -96,7 +106,12 @@ def _set_aside(run: Run) -> Outcome:
     return outcome
 
 
-@row(11, "a checkpoint holds a pickle that runs a program", "it is not run; 65", trials=2)
+@row(
+    11,
+    "a checkpoint contains a pickle that would run a program",
+    "it is not unpickled; exit code 65",
+    trials=2,
+)
 def poisoned(lab: Lab, trial: int) -> Outcome:
     run, proof = lab.stopped(), lab.folder / f"was_run_{trial}"
 
@@ -117,7 +132,7 @@ def poisoned(lab: Lab, trial: int) -> Outcome:
     return Outcome(wrong or ("the program was run" if proof.exists() else ""))
 
 
-@row(12, "all checkpoints are damaged", "65; nothing starts over", trials=2)
+@row(12, "all checkpoints are damaged", "exit code 65; training does not start over", trials=2)
 def all_damaged(lab: Lab, trial: int) -> Outcome:
     run = lab.stopped()
     before = (run.dir / "metrics.jsonl").read_bytes()
@@ -130,7 +145,7 @@ def all_damaged(lab: Lab, trial: int) -> Outcome:
     return Outcome(wrong)
 
 
-@row(22, "the writer of checkpoints hangs or dies", "an alarm; the training goes on", trials=6)
+@row(22, "the writer of checkpoints hangs or dies", "an alarm; training continues", trials=6)
 def writer_hangs(lab: Lab, trial: int) -> Outcome:
     run, step = lab.run(), EVERY * (1 + trial % 3)
     fault = ("hang:staged", "die:written", "hang:manifest", "die:manifest")[trial % 4]
@@ -143,7 +158,9 @@ def writer_hangs(lab: Lab, trial: int) -> Outcome:
     return Outcome(wrong or run.differs(lab.whole()))
 
 
-@row(25, "killed in the save that a stop asked for", "that save is invisible; " + AGAIN, trials=4)
+@row(
+    25, "killed during the save of a requested stop", "that save is not listed; " + AGAIN, trials=4
+)
 def killed_while_stopping(lab: Lab, trial: int) -> Outcome:
     run, step = lab.run(), 5 + trial  # asked before this step, saved after the next
     fault = {FAULT: f"kill:{('staged', 'written', 'agreed', 'manifest')[trial]}:{step + 1}"}
@@ -153,7 +170,7 @@ def killed_while_stopping(lab: Lab, trial: int) -> Outcome:
     return run.goes_on(wrong)
 
 
-@row(24, "SIGTERM, SIGUSR1, SIGINT, a stop file", "one save, 85; " + AGAIN, trials=8)
+@row(24, "SIGTERM, SIGUSR1, SIGINT, a stop file", "one save, exit code 85; " + AGAIN, trials=8)
 def asked_to_stop(lab: Lab, trial: int) -> Outcome:
     run, random = lab.run(), drawn(24, trial)
     step, rank = random.randint(1, STEPS - 3), random.randrange(2)
@@ -169,14 +186,16 @@ def asked_to_stop(lab: Lab, trial: int) -> Outcome:
     return outcome
 
 
-@row(24, "a second signal", "an end at once, 128 + N; " + AGAIN, trials=2)
+@row(24, "a second signal", "it ends at once with 128 + N; " + AGAIN, trials=2)
 def second_signal(lab: Lab, trial: int) -> Outcome:
     run = lab.run()
     ended = run.start(("SIGTERM_twice", trial, 5))
     return run.goes_on(check(ended, {128 + signal.SIGTERM, -signal.SIGTERM}))
 
 
-@row(39, "another rank does not see the newest checkpoint yet", "rank 0 decides; " + AGAIN, 2)
+@row(
+    39, "another rank does not see the newest checkpoint yet", "rank 0 decides for all; " + AGAIN, 2
+)
 def not_seen_yet(lab: Lab, trial: int) -> Outcome:
     run = lab.stopped()
     run.start(("blind", 1, 7), stop_after=9)
