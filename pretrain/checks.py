@@ -78,6 +78,7 @@ def check_run(
     check_batches(plan, config.parallel, config.model.max_seq_len)
     check_attention(config.parallel.attention, config.precision, job)
     check_async_tensor_parallel(config.parallel, job)
+    check_objective(config.objective)
     check_precision(config, plan, sizes[0] * sizes[1], job)
     check_profile(config.profile, job)
     if manifest is not None:
@@ -180,6 +181,13 @@ def check_async_tensor_parallel(config: ParallelConfig, job: Job) -> None:
 
         if not hasattr(torch._inductor.config, "_micro_pipeline_tp"):
             raise InputError(f"{key} is not offered by torch {torch.__version__}: drop it.")
+
+
+def check_objective(objective: dict[str, Any]) -> None:
+    """Raises InputError where the objective or one of its options is not known."""
+    from pretrain.objectives import build_objective
+
+    build_objective(objective)
 
 
 def check_precision(config: PretrainConfig, plan: StagePlan, dp_size: int, job: Job) -> None:

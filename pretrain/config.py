@@ -255,6 +255,7 @@ class PretrainConfig:
         products of the blocks in fp8 (fp8: one scale a matrix, fp8_rowwise: one a row); auto is
         bf16 where every process's hardware multiplies it, else fp32, and what the run was made
         with where it is resumed.
+    objective: name of the loss to minimize, and its options; validation is cross-entropy always.
     allow_change: keys or groups of the config that may differ from the last start's, such as optim.
     gc_every_steps: Python's garbage is collected on all ranks after these; 0 leaves it to Python.
     report: a finished run ends in report.html of its folder (python -m eval report).
@@ -276,6 +277,7 @@ class PretrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     recipe: RecipeConfig = MISSING
     optim: OptimConfig = MISSING
+    objective: dict[str, Any] = field(default_factory=lambda: {"name": "cross_entropy"})
     parallel: ParallelConfig = MISSING
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -22,6 +22,7 @@ from pretrain.hardware import (
 from pretrain.health.bad_steps import BadSteps
 from pretrain.hooks import Hook, PendingStep
 from pretrain.loader import MASK64, StepData
+from pretrain.objectives import build_objective
 from pretrain.optim import scale_and_clip
 from pretrain.optim.schedule import learning_rate
 from pretrain.parallel.mesh import all_reduce_sum
@@ -49,6 +50,7 @@ class Trainer:
         self.dp_rank = self.layout.dp.get_local_rank()
         self.sources = torch.arange(len(self.order.sources), device=processes.device)
         self.dp_size = self.layout.dp.size()
+        self.objective = build_objective(config.objective)
         self.bad_steps = bad_steps
         self.hooks: list[Hook] = []
         self.stopping: str | None = None
@@ -108,24 +110,23 @@ class Trainer:
         self.data_wait_seconds = data.wait_seconds
         device, dp = self.processes.device, self.layout.dp
         counts = all_reduce_sum(data.counts.to(device, non_blocking=True), dp)
-        losses = torch.zeros(len(self.sources), device=device)
+        sums = torch.zeros(len(self.sources) + len(self.objective.metrics), device=device)
         # FSDP averages over its ranks; the fixed divisor keeps the sums small meanwhile.
         batch_tokens = self.plan.batch_tokens(self.step)
         weight = self.layout.data.size() / batch_tokens
         for index, batch in enumerate(data.micro_batches):
             last = index + 1 == len(data.micro_batches)
             self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
-            loss, by_sample = self.model(
-                batch.tokens, batch.labels, batch.cu_seqlens, per_sample=True
-            )
+            loss, by_sample, metrics = self.objective(self.model, batch)
             (loss * weight).backward()
-            losses += by_sample @ (batch.sources[:, None] == self.sources).to(losses.dtype)
-        all_reduce_sum(losses, dp)
-        targets = counts[2 : 2 + len(losses)].sum()
+            losses = by_sample @ (batch.sources[:, None] == self.sources).to(sums.dtype)
+            sums += torch.cat((losses, *(metric[None] for metric in metrics)))
+        all_reduce_sum(sums, dp)
+        targets = counts[2 : 2 + len(self.sources)].sum()
         scale = batch_tokens / targets.float()
         optim = self.config.optim
         grad_norm = scale_and_clip(self.model.parameters(), scale, optim.clip_norm)
-        loss = losses.sum() / targets
+        loss = sums[: len(self.sources)].sum() / targets
         verdict = self.bad_steps.judge(stage.name, self.step + 1, loss, grad_norm)
         self.optimizer.found_inf = self.bad_steps.skips(verdict)  # type: ignore[attr-defined]
         rate = learning_rate(optim, self.plan, self.plan.tokens_at(self.step + 1))
@@ -133,7 +134,7 @@ class Trainer:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return PendingStep(self._record(data, rate), losses, grad_norm, verdict, counts)
+        return PendingStep(self._record(data, rate), sums, grad_norm, verdict, counts)
 
     def _record(self, data: StepData, rate: float) -> dict[str, Any]:
         """What the host knows of the step that just ran."""
@@ -162,7 +163,8 @@ class Trainer:
 
     def _publish_step(self, pending: PendingStep) -> None:
         keys, digest, *counts = pending.counts.tolist()
-        names, losses = self.order.sources, pending.losses.tolist()
+        names, sums = self.order.sources, pending.sums.tolist()
+        losses, metrics = sums[: len(names)], sums[len(names) :]
         targets, ended = counts[: len(names)], counts[len(names) :]
         for source, documents in zip(names, ended, strict=True):
             self.documents[source] += documents
@@ -177,6 +179,10 @@ class Trainer:
                 name: loss / count
                 for name, loss, count in zip(names, losses, targets, strict=True)
                 if count
+            },
+            **{
+                name: metric / sum(targets)
+                for name, metric in zip(self.objective.metrics, metrics, strict=True)
             },
             "grad_norm": norm,
             "memory_peak_bytes": memory_peak_bytes(self.processes.device),

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from conf.errors import InputError
 from pretrain.config import PretrainConfig
 
-GUARDED = ("optim", "precision", "init_from")
+GUARDED = ("optim", "objective", "precision", "init_from")
 """What decides how the weights are updated; model, data and the order of what was trained on are
 held against the checkpoint."""
 FREE = ("run_dir", "name", "stop_after", "allow_change")

@@ -60,7 +60,7 @@ class Replay(Hook):
     def _numbers(self, trainer: TrainerView, pending: PendingStep) -> list[Tensor]:
         """What the step left on this rank, in sums that any bit changes."""
         sums = torch.stack([bits(tensor).cpu() for tensor in state_of(trainer)])
-        return [sums, bits(pending.losses).cpu(), bits(pending.grad_norm).cpu()]
+        return [sums, bits(pending.sums).cpu(), bits(pending.grad_norm).cpu()]
 
 
 def state_of(trainer: TrainerView) -> list[Tensor]:

@@ -23,12 +23,12 @@ class PendingStep:
     """A step whose numbers are still on the device.
 
     record: what the host knows of the step.
-    losses: (sources,) summed loss per source.
+    sums: (sources + metrics,) summed loss per source, then the sums of the objective's metrics.
     counts: see `pretrain.loader.StepData`, summed over the data-parallel ranks.
     """
 
     record: dict[str, Any]
-    losses: Tensor
+    sums: Tensor
     grad_norm: Tensor
     verdict: Tensor
     counts: Tensor

@@ -1,0 +1,72 @@
+"""Objectives: the loss that training minimizes, with one file and one registry line per objective.
+
+An objective runs the model on a batch and returns sums over the batch's targets. The trainer adds
+the sums of all batches and ranks and divides by the number of targets once, so that every layout
+takes the same step. The plain language-model loss is
+
+    class CrossEntropy:
+        metrics = ()
+
+        def __call__(self, model, batch):
+            loss, by_sample = model(
+                batch.tokens, batch.labels, batch.cu_seqlens, per_sample=True
+            )
+            return Loss(loss, by_sample)
+
+An objective with options is a dataclass: `objective=z_loss objective.coefficient=1e-3` builds
+`ZLoss(coefficient=1e-3)`. Its metrics are recorded per target next to `loss`, which remains the
+cross-entropy; validation measures the cross-entropy alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from conf.errors import one_of
+from conf.options import read_options
+from data_pipeline.sampling.batches import Batch
+from model.network import Decoder
+
+OBJECTIVES = {
+    "cross_entropy": "pretrain.objectives.cross_entropy:CrossEntropy",
+}
+"""Name of each objective -> `module:class`."""
+
+
+class Loss(NamedTuple):
+    """What an objective returns for a batch.
+
+    total: () float32, the sum over targets whose gradient is taken.
+    by_sample: (batch,) float32, the cross-entropy of each sample, without gradient.
+    metrics: () float32 each, sums in the order of the objective's `metrics`, without gradient.
+    """
+
+    total: Tensor
+    by_sample: Tensor
+    metrics: tuple[Tensor, ...] = ()
+
+
+class Objective(Protocol):
+    """A loss to minimize. metrics: names under which more sums are recorded, per target."""
+
+    metrics: tuple[str, ...]
+
+    def __call__(self, model: Decoder, batch: Batch) -> Loss:
+        """Returns the sums of a batch."""
+        ...
+
+
+def build_objective(config: Mapping[str, Any]) -> Objective:
+    """Returns the objective that the config group `objective` describes. Raises InputError."""
+    options = dict(config)
+    name = str(options.pop("name", None))
+    one_of("objective.name", name, OBJECTIVES)
+    module, _, class_name = OBJECTIVES[name].partition(":")
+    objective: Objective = read_options(
+        "objective", getattr(import_module(module), class_name), options
+    )
+    return objective

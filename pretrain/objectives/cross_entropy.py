@@ -1,0 +1,22 @@
+"""The cross-entropy of the next token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from data_pipeline.sampling.batches import Batch
+from model.network import Decoder
+from pretrain.objectives import Loss
+
+
+@dataclass
+class CrossEntropy:
+    """The language-model loss. It has no options."""
+
+    metrics: ClassVar[tuple[str, ...]] = ()
+
+    def __call__(self, model: Decoder, batch: Batch) -> Loss:
+        """Returns the sums of a batch."""
+        loss, by_sample = model(batch.tokens, batch.labels, batch.cu_seqlens, per_sample=True)
+        return Loss(loss, by_sample)
