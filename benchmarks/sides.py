@@ -53,7 +53,8 @@ def ours(work: Work) -> Step:
     from model.network import build_meta
     from pretrain.config import OptimConfig, ParallelConfig
     from pretrain.hooks.allocator import keep_freed_memory
-    from pretrain.optim import build_optimizer, scale_and_clip
+    from pretrain.optim import build_optimizer
+    from pretrain.optim.clip import scale_and_clip
     from pretrain.parallel import fill, parallelize
     from pretrain.parallel.mesh import make_layout
     from pretrain.processes import start

@@ -21,6 +21,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from conf.errors import EXIT_BAD_INPUT, InputError, did_you_mean
 from conf.overrides import CONF_DIR, compose_command, kind_of, readable, store_schema
+from conf.renamed import rename_in_yaml
 from conf.terminal import print_error
 
 
@@ -106,6 +107,7 @@ def _compose_and_run(stage: str, name: str, command: Command) -> None:
         sys.argv[1:] = readable(sys.argv[1:], command.config, schema)
         if command.complete is not None:
             sys.argv[1:] = _load(command.complete)(sys.argv[1:], command.config)
+        rename_in_yaml()
         with redirect_stderr(hydra_stderr):  # hides its "Error executing job"
             hydra.main(
                 version_base="1.3",

@@ -16,6 +16,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from conf.errors import InputError, did_you_mean
+from conf.renamed import current_key, rename_in_yaml
 
 CONF_DIR = Path(__file__).parent
 
@@ -60,10 +61,14 @@ def readable(arguments: list[str], config: str, schema: type) -> list[str]:
     held: list[tuple[Word, str]] = []
     for argument in arguments:
         matched = re.fullmatch(r"(\+{0,2})([A-Za-z_][\w.@/:-]*)=(.*)", argument, re.S)
-        if not matched:
-            (found if argument[:1] == "~" else options).append(argument)
+        if argument[:1] == "~":
+            found.append(f"~{current_key(argument[1:])}")
             continue
-        word = Word(*matched.groups())
+        if not matched:
+            options.append(argument)
+            continue
+        sign, key, value = matched.groups()
+        word = Word(sign, current_key(key), value)
         kind = kind_of(schema, word.key)
         _check_parents(word.key, schema)
         if holder := _holder(schema, word.key):
@@ -216,6 +221,7 @@ def compose_command(config: str, overrides: list[str]) -> Any:
     """
     from hydra import compose, initialize_config_dir
 
+    rename_in_yaml()
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         return compose(f"command/{config}", overrides)
 

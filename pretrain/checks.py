@@ -29,6 +29,7 @@ from pretrain.config import (
     PretrainConfig,
     ProfileConfig,
 )
+from pretrain.optim import check_optimizer
 from pretrain.stage_network import network_after, network_of_checkpoint
 
 FP8_MULTIPLE = 16
@@ -80,11 +81,20 @@ def check_run(
     check_async_tensor_parallel(config.parallel, job)
     check_objective(config.objective)
     check_precision(config, plan, sizes[0] * sizes[1], job)
+    check_parameters(config)
     check_profile(config.profile, job)
     if manifest is not None:
         check_held_out(manifest, plan)
         check_packing(manifest, plan)
     return sizes
+
+
+def check_parameters(config: PretrainConfig) -> None:
+    """Raises InputError where the optimizer does not fit the parameters of the model."""
+    from model.network import build_meta  # torch, when it is needed
+
+    parameters = build_meta(config.model).named_parameters()
+    check_optimizer(config.optim, {name: parameter.ndim for name, parameter in parameters})
 
 
 def sample_order(config: PretrainConfig, plan: StagePlan, manifest: Manifest) -> SampleOrder:

@@ -40,15 +40,34 @@ class DataConfig:
 
 
 @dataclass
-class OptimConfig:
-    """The optimizer, with a learning rate by tokens: linear warm-up, then a shape.
+class ParameterGroupConfig:
+    """Parameters with a learning rate or a weight decay of their own.
 
-    name: adamw (arXiv 1711.05101), or muon for the matrices of the blocks and AdamW for the rest.
-    muon_momentum, muon_steps: of Muon's momentum and Newton-Schulz iteration.
-    decay_embeddings, decay_norms: whether weight decay touches them too.
-    clip_norm: the gradient's norm is scaled down to it; 0 for no clipping.
-    schedule: cosine, linear, constant or wsd, which stays at the top until the last decay_tokens
-        and then falls in decay_shape: linear, cosine or sqrt (1 - sqrt of the progress).
+    match: glob of parameter names, such as `embed_tokens.*` or `layers.0.*`; a parameter belongs to
+        the first group that matches it.
+    lr_scale: multiplies the learning rate. weight_decay: null for what it is without the group.
+    """
+
+    match: str = MISSING
+    lr_scale: float = 1.0
+    weight_decay: float | None = None
+
+
+@dataclass
+class OptimConfig:
+    """The optimizer, with a learning rate that depends on the tokens trained on.
+
+    name: adamw, muon or another of `pretrain.optim.OPTIMIZERS`; muon updates the matrices of the
+        blocks and AdamW the rest.
+    options: options of that optimizer, such as momentum and ns_steps (iterations of Newton-Schulz)
+        of muon.
+    groups: parameters by name that get an lr_scale or a weight_decay of their own, as in
+        groups={embeddings: {match: "embed_tokens.*", lr_scale: 0.1, weight_decay: 0.0}}.
+    decay_embeddings, decay_norms: whether weight decay applies to them too.
+    max_grad_norm: gradients of a larger norm are scaled down to it; 0 for no clipping.
+    schedule: cosine, linear, constant or wsd, after a linear warm-up. wsd stays at the top until
+        the last decay_tokens and then falls as decay_shape says: linear, cosine or sqrt (1 - sqrt
+        of the progress).
     """
 
     name: str = "adamw"
@@ -64,12 +83,11 @@ class OptimConfig:
     weight_decay: float = 0.1
     decay_embeddings: bool = False
     decay_norms: bool = False
-    clip_norm: float = 1.0
-    muon_momentum: float = 0.95
-    muon_steps: int = 5
+    max_grad_norm: float = 1.0
+    options: dict[str, Any] = field(default_factory=dict)
+    groups: dict[str, ParameterGroupConfig] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        one_of("optim.name", self.name, ("adamw", "muon"))
         one_of("optim.schedule", self.schedule, ("cosine", "linear", "constant", "wsd"))
         one_of("optim.decay_shape", self.decay_shape, ("linear", "cosine", "sqrt"))
         if (self.decay_tokens > 0) != (self.schedule == "wsd"):

@@ -17,6 +17,7 @@ from conf.chat import ChatTemplate
 from conf.errors import InputError, one_of
 from conf.output_kinds import MODEL
 from conf.outputs import Output
+from conf.renamed import load_run_config
 from data_pipeline.sampling.recipe import StagePlan
 from data_pipeline.store.corpus import open_corpus
 from data_pipeline.store.manifest import FILE, Manifest, load_manifest
@@ -123,7 +124,7 @@ def read_run_config(run_dir: Path) -> PretrainConfig:
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise InputError(f"{path} does not exist: expected run={run_dir} to be a run folder.")
-    merged = OmegaConf.merge(OmegaConf.structured(PretrainConfig), OmegaConf.load(path))
+    merged = OmegaConf.merge(OmegaConf.structured(PretrainConfig), load_run_config(path))
     config = OmegaConf.to_object(merged)
     assert isinstance(config, PretrainConfig)
     return config

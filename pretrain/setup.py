@@ -30,7 +30,7 @@ from pretrain.hardware import environment
 from pretrain.health.changes import changed_software, check_changes
 from pretrain.loader import Loader
 from pretrain.model_choice import check_initial
-from pretrain.optim import build_optimizer
+from pretrain.optim import build_optimizer, with_all_options
 from pretrain.parallel import fill, parallelize
 from pretrain.parallel.fp8 import fp8_linears
 from pretrain.parallel.mesh import make_layout
@@ -55,6 +55,7 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
     precision_reason = settle_precision(config, processes)
     # What is asked for is checked, then what is `auto` becomes something that fits.
     check_run(config, plan, manifest, Job(processes.world_size, processes.device.type))
+    config.optim = with_all_options(config.optim)
     why = settle_parallel(config, plan, processes)
     sizes = check_layout(config.parallel, config.model, processes.world_size)
     order = sample_order(config, plan, manifest)

@@ -23,7 +23,7 @@ from pretrain.health.bad_steps import BadSteps
 from pretrain.hooks import Hook, PendingStep
 from pretrain.loader import MASK64, StepData
 from pretrain.objectives import build_objective
-from pretrain.optim import scale_and_clip
+from pretrain.optim.clip import scale_and_clip
 from pretrain.optim.schedule import learning_rate
 from pretrain.parallel.mesh import all_reduce_sum
 from pretrain.processes import Processes
@@ -125,13 +125,13 @@ class Trainer:
         targets = counts[2 : 2 + len(self.sources)].sum()
         scale = batch_tokens / targets.float()
         optim = self.config.optim
-        grad_norm = scale_and_clip(self.model.parameters(), scale, optim.clip_norm)
+        grad_norm = scale_and_clip(self.model.parameters(), scale, optim.max_grad_norm)
         loss = sums[: len(self.sources)].sum() / targets
         verdict = self.bad_steps.judge(stage.name, self.step + 1, loss, grad_norm)
         self.optimizer.found_inf = self.bad_steps.skips(verdict)  # type: ignore[attr-defined]
         rate = learning_rate(optim, self.plan, self.plan.tokens_at(self.step + 1))
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["lr_scale"]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return PendingStep(self._record(data, rate), sums, grad_norm, verdict, counts)

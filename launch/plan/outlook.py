@@ -21,8 +21,8 @@ from model.flops import flops_per_token, parameters
 from pretrain.checkpoints.interval import best_interval
 from pretrain.checks import check_batches
 from pretrain.config import PRECISION_CHOICES, OptimConfig, ParallelConfig
-from pretrain.planning.layouts import GIB, Machine, Need, Option, optimizer_name, options
-from pretrain.planning.memory import optimizer_values, parameter_shapes
+from pretrain.planning.layouts import GIB, Machine, Need, Option, options
+from pretrain.planning.memory import optimizer_bytes, parameter_shapes
 from pretrain.preflight import train_tokens
 
 DAY = 86_400
@@ -208,17 +208,24 @@ def look_ahead(config: PlanConfig) -> Outlook:
     need = Need(
         config.model,
         config.precision,
-        optimizer_name(config.optim),
+        config.optim.name,
         config.parallel,
         tuple(stage.seq_len for stage in plan.stages),
         plan,
     )
     found = options(need, machine)
     calibration = Calibration.read(Path(config.calibration)) if config.calibration else None
+    shapes = parameter_shapes(config.model)
+    state_bytes = optimizer_bytes(shapes, config.optim.name) / sum(
+        shape.numel() for shape in shapes.values()
+    )
     fitting = []
     for option in found:
         if option.problem is None:
-            stages = [stage_outlook(config, plan, s, option, calibration) for s in plan.stages]
+            stages = [
+                stage_outlook(config, plan, stage, option, calibration, state_bytes)
+                for stage in plan.stages
+            ]
             fitting.append(LayoutOutlook(option, stages))
     refused = [option for option in found if option.problem is not None]
     if not fitting:
@@ -260,13 +267,24 @@ def stage_outlook(
     stage: Stage,
     option: Option,
     calibration: Calibration | None,
+    state_bytes: float,
 ) -> StageOutlook:
-    """One stage in one layout, at the batch that most of it has."""
+    """Returns one stage in one layout, at the batch that most of it has.
+
+    state_bytes: of the optimizer per parameter.
+    """
     precision = stage.config.precision or config.precision
     level = max(
         (level for level in plan.levels if level.stage == stage.index), key=lambda x: x.steps
     )
-    step = Step(config.model, stage.seq_len, level.tokens_per_step, precision, option.parallel)
+    step = Step(
+        config.model,
+        stage.seq_len,
+        level.tokens_per_step,
+        precision,
+        option.parallel,
+        state_bytes,
+    )
     times = (step_time(step, config.cluster, True), step_time(step, config.cluster, False))
     if calibration is not None:
         times = calibration.apply(step, config.cluster)
@@ -288,11 +306,11 @@ def stage_outlook(
 def reliability(config: PlanConfig, days: float) -> Reliability:
     """Saves and failures of a run of so many days."""
     cluster = config.cluster
-    name = optimizer_name(config.optim)
     shapes = parameter_shapes(config.model)
-    size = sum(4 * s.numel() * (1 + optimizer_values(n, name)) for n, s in shapes.items())
+    weights = sum(shape.numel() for shape in shapes.values())
+    size = 4 * weights + optimizer_bytes(shapes, config.optim.name)
     if config.model.tie_embeddings:
-        size = size * parameters(config.model) // sum(s.numel() for s in shapes.values())
+        size = size * parameters(config.model) // weights
     seconds = size / (cluster.nodes * cluster.storage_gb_s * 1e9)
     mttf = cluster.node_mttf_days * DAY / cluster.nodes
     interval = best_interval(seconds, mttf)
@@ -376,7 +394,9 @@ class Calibration:
         tokens = run["batch_tokens"]
         alone = ParallelConfig(dp_shard=1, micro_batch_tokens=tokens)
         planned = step_time(
-            Step(shape, run["seq_len"], tokens, step.precision, alone), cluster, False
+            Step(shape, run["seq_len"], tokens, step.precision, alone, step.state_bytes),
+            cluster,
+            False,
         )
         factor = tokens / run["tokens_per_second"] / planned.total
         usual = step_time(step, cluster, False)

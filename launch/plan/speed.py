@@ -21,8 +21,9 @@ BANDWIDTH = 0.8
 HIDDEN_PASSES, INNER_PASSES = 26, 13
 """How often a compiled block reads or writes a value of the residual's and of the MLP's width, in
 forward and backward together (counted in a profile of such a block, rounded)."""
-OPTIMIZER_BYTES = 28
-"""A float32 parameter's weight, gradient and two moments read, all but the gradient written."""
+UPDATE_BYTES = 12
+"""A float32 parameter's weight and gradient read and its weight written; the optimizer's state is
+read and written in addition."""
 HOP_SECONDS = 2.5e-6
 """What a ring collective costs for each rank in it, whatever it carries, and nothing hides: the
 slope of MPT-1.3B, 3B and 7B from 128 to 512 H100 (llm-foundry's benchmarks) is 2.2 to 3.1 us."""
@@ -64,13 +65,14 @@ class StepTime:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step is made of, in one layout."""
+    """A step in one layout. state_bytes: of the optimizer per parameter; AdamW's two moments."""
 
     model: ModelConfig
     seq_len: int
     batch_tokens: int
     precision: str
     parallel: ParallelConfig
+    state_bytes: float = 8.0
 
     @property
     def deal(self) -> Deal:
@@ -93,13 +95,14 @@ def step_time(step: Step, cluster: ClusterConfig, best: bool) -> StepTime:
     usual = peak * cluster.matmul[best]
     passes = 1 + RECOMPUTE_ELEMENTWISE[parallel.activation_checkpointing]
     moved = tokens * elementwise_bytes(model, step.precision) * passes
-    held = parameters(model) / (parallel.dp_shard * parallel.cp * parallel.tp)
+    shards = parallel.dp_shard * parallel.cp * parallel.tp
+    update = parameters(model) / shards * (UPDATE_BYTES + 2 * step.state_bytes)
     memory = cluster.memory_gb_s * 1e9 * BANDWIDTH
     time = StepTime(
         matmul=tokens * (blocks / gain + head) / usual,
         attention=tokens * attention / (peak * cluster.attention[best]),
         elementwise=moved / memory,
-        optimizer=held * OPTIMIZER_BYTES / memory,
+        optimizer=update / memory,
         exposed=0.0,
     )
     return replace(time, exposed=exposed_seconds(step, cluster, time))

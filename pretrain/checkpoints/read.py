@@ -102,9 +102,15 @@ class SafePlanner(DefaultLoadPlanner):
 
 
 def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Fills a split model and its optimizer, whatever layout the checkpoint was written in."""
+    """Loads a checkpoint of any layout into a sharded model and its optimizer.
+
+    Learning rates, weight decay and the other settings of parameter groups stay those of
+    `optimizer`, which has them from the config; only its state is read.
+    """
     state = state_of(model, optimizer)
+    groups = state["optimizer"].pop("param_groups")
     _fill(state, SafeReader(path))
+    state["optimizer"]["param_groups"] = groups
     set_state_dict(
         model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
     )

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from conf.errors import InputError
+from conf.renamed import load_run_config
 from pretrain.config import PretrainConfig
 
 GUARDED = ("optim", "objective", "precision", "init_from")
@@ -27,8 +28,8 @@ def check_changes(config: PretrainConfig) -> dict[str, tuple[Any, Any]]:
     path = Path(config.run_dir) / "config.yaml"
     if not path.exists():
         return {}
-    before = flat(OmegaConf.to_container(OmegaConf.load(path)))
-    now = flat(OmegaConf.to_container(OmegaConf.structured(config)))
+    before = settings(load_run_config(path))
+    now = settings(OmegaConf.structured(config))
     found = {
         key: (before[key], now[key])
         for key in before
@@ -42,6 +43,13 @@ def check_changes(config: PretrainConfig) -> dict[str, tuple[Any, Any]]:
             f"that they are meant to change with 'allow_change=[{','.join(refused)}]'."
         )
     return found
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """Returns the values of a config by dotted key; parameter groups are one value."""
+    content: Any = OmegaConf.to_container(config)
+    groups = content.get("optim", {}).pop("groups", {})
+    return flat(content) | {"optim.groups": groups}
 
 
 def changed_software(run_dir: Path, now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

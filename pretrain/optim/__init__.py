@@ -1,73 +1,171 @@
-"""The optimizer on sharded parameters, and one pass that scales and clips the gradients."""
+"""The optimizers that `optim.name` chooses from, and the groups of parameters that they update.
+
+To add one, write a module that defines `OPTIMIZER` and give it a line in `OPTIMIZERS`; the trainer,
+the plan of memory and the checkpoints follow from that. `normuon.py` is a short example.
+
+`optim.groups` gives chosen parameters a learning rate and a weight decay of their own. With
+
+    groups: {embeddings: {match: "embed_tokens.*", lr_scale: 0.1, weight_decay: 0.0}}
+
+the embedding learns at a tenth of the rate that `schedule` returns, and is not decayed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.nn.utils import get_total_norm
-
+from conf.errors import InputError, did_you_mean, one_of
 from pretrain.config import OptimConfig
-from pretrain.optim.muon import Muon
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+OPTIMIZERS = {
+    "adamw": "pretrain.optim.adamw",
+    "muon": "pretrain.optim.muon",
+}
+"""The module of each optimizer; imported when it is chosen, because it needs torch."""
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """An optimizer that `optim.name` can choose.
+
+    options: dataclass of its own options, the keys of `optim.options`.
+    build: (parameter groups, config, options) -> the optimizer.
+    state_bytes: (name, shape, held) -> bytes of state that a rank keeps for a parameter of this
+        shape, of which it holds `held` numbers.
+    """
+
+    options: type
+    build: Callable[[list[ParameterGroup], OptimConfig, Any], torch.optim.Optimizer]
+    state_bytes: Callable[[str, tuple[int, ...], int], int]
+
+
+@dataclass
+class ParameterGroup:
+    """Parameters by name that share a learning rate and a weight decay."""
+
+    lr_scale: float
+    weight_decay: float
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+
+    def as_dict(self, **settings: Any) -> dict[str, Any]:
+        """Returns the group as `torch.optim` takes it. The trainer sets `lr` before each step."""
+        return {
+            "params": list(self.parameters.values()),
+            "lr_scale": self.lr_scale,
+            "weight_decay": self.weight_decay,
+            **settings,
+        }
+
+
+def optimizer_of(name: str) -> Optimizer:
+    """Returns the entry of an optimizer. Raises InputError where there is none of that name."""
+    one_of("optim.name", name, OPTIMIZERS)
+    found: Optimizer = importlib.import_module(OPTIMIZERS[name]).OPTIMIZER
+    return found
+
+
+def options_of(config: OptimConfig) -> Any:
+    """Returns the dataclass of the optimizer's own options. Raises InputError for a bad one."""
+    schema = optimizer_of(config.name).options
+    defaults: dict[str, Any] = {option.name: option.default for option in fields(schema)}
+    given: dict[str, Any] = {}
+    for key, value in config.options.items():
+        if key not in defaults:
+            known = did_you_mean(key, defaults) or " (it has none)"
+            raise InputError(
+                f"optim.options.{key}={value}: {config.name} does not have this option{known}."
+            )
+        kind: type = type(defaults[key])
+        try:
+            given[key] = kind(value)
+        except (TypeError, ValueError):
+            given[key] = None
+        if given[key] != value:
+            raise InputError(
+                f"optim.options.{key}={value}: expected a value of type {kind.__name__}."
+            )
+    return schema(**given)
+
+
+def with_all_options(config: OptimConfig) -> OptimConfig:
+    """Returns the config with the default of each option that is not given, so that a run folder
+    records them."""
+    return replace(config, options=asdict(options_of(config)))
+
+
+def check_optimizer(config: OptimConfig, dimensions: Mapping[str, int]) -> None:
+    """Raises InputError where the optimizer, its options or its groups are not possible.
+
+    dimensions: number of dimensions of each parameter by name.
+    """
+    options_of(config)
+    for key, group in config.groups.items():
+        for name in ("lr_scale", "weight_decay"):
+            if (getattr(group, name) or 0.0) < 0:
+                raise InputError(
+                    f"optim.groups.{key}.{name}={getattr(group, name)}: expected 0 or more."
+                )
+        if not any(_first_match(name, config) == key for name in dimensions):
+            taken = any(fnmatchcase(name, group.match) for name in dimensions)
+            problem = (
+                "earlier groups match all of its parameters"
+                if taken
+                else f"no parameter has such a name (there is {next(iter(dimensions))})"
+            )
+            raise InputError(
+                f"optim.groups.{key}.match={group.match}: {problem}. Change or drop the group."
+            )
+
+
+def settings_of(name: str, dimensions: int, config: OptimConfig) -> tuple[float, float]:
+    """Returns the `lr_scale` and the weight decay of a parameter.
+
+    Matrices are decayed; norms and the embedding are not, unless the config asks for it. The head
+    is a matrix, and a tied one is an embedding. A group that matches the name overrides that.
+    """
+    if dimensions == 1:
+        decayed = config.decay_norms
+    elif name.startswith("embed_tokens."):
+        decayed = config.decay_embeddings
+    else:
+        decayed = True
+    weight_decay = config.weight_decay if decayed else 0.0
+    group = config.groups.get(_first_match(name, config) or "")
+    if group is None:
+        return 1.0, weight_decay
+    return group.lr_scale, weight_decay if group.weight_decay is None else group.weight_decay
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[ParameterGroup]:
+    """Returns the parameters of a model, grouped by learning rate and weight decay."""
+    groups: dict[tuple[float, float], ParameterGroup] = {}
+    for name, parameter in model.named_parameters():
+        settings = settings_of(name, parameter.ndim, config)
+        group = groups.setdefault(settings, ParameterGroup(*settings))
+        group.parameters[name] = parameter
+    return list(groups.values())
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW, or Muon for the matrices of the blocks with AdamW for the rest.
-
-    Groups are of parameters that are decayed and that are not: matrices are decayed; norms and the
-    embedding are not, unless the config asks for it. The head is a matrix, and a tied one is an
-    embedding.
-    """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 1:
-            decayed = config.decay_norms
-        elif name.startswith("embed_tokens."):
-            decayed = config.decay_embeddings
-        else:
-            decayed = True
-        muon = config.name == "muon" and name.startswith("layers.") and parameter.ndim == 2
-        groups.setdefault((muon, decayed), []).append(parameter)
-    listed: list[dict[str, Any]] = [
-        {
-            "params": parameters,
-            "weight_decay": config.weight_decay if decayed else 0.0,
-            **({"muon": muon} if config.name == "muon" else {}),
-        }
-        for (muon, decayed), parameters in groups.items()
-    ]
-    betas = (config.beta1, config.beta2)
-    if config.name == "adamw":
-        return torch.optim.AdamW(
-            listed, lr=config.learning_rate, betas=betas, eps=config.eps, fused=True
-        )
-    return Muon(
-        listed,
-        lr=config.learning_rate,
-        betas=betas,
-        eps=config.eps,
-        momentum=config.muon_momentum,
-        steps=config.muon_steps,
-        fused=True,
+    """Returns the optimizer of a model, whose parameters may be sharded."""
+    return optimizer_of(config.name).build(
+        parameter_groups(model, config), config, options_of(config)
     )
 
 
-@torch.no_grad()
-def scale_and_clip(parameters: Iterable[nn.Parameter], scale: Tensor, clip_norm: float) -> Tensor:
-    """Multiplies all gradients by `scale`, then down to `clip_norm`; returns their norm before
-    the clipping, over all ranks, as a 0-d tensor. No host sync: one pass over the gradients.
-    """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = get_total_norm(gradients)
-    if isinstance(norm, DTensor):
-        norm = norm.full_tensor()
-    norm = norm * scale
-    factor = scale
-    if clip_norm > 0:
-        factor = scale * torch.clamp(clip_norm / (norm + 1e-6), max=1.0)
-    local = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
-    torch._foreach_mul_(local, factor)
-    return norm
+def is_block_matrix(name: str, dimensions: int) -> bool:
+    """Returns whether a parameter is a matrix of a block, which Muon and its relatives update."""
+    return name.startswith("layers.") and dimensions == 2
+
+
+def _first_match(name: str, config: OptimConfig) -> str | None:
+    """Returns the key of the group that a parameter belongs to."""
+    return next((k for k, group in config.groups.items() if fnmatchcase(name, group.match)), None)

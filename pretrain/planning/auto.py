@@ -19,7 +19,7 @@ from data_pipeline.sampling.recipe import StagePlan
 from pretrain.checks import check_layout
 from pretrain.config import AUTO, MESH, ParallelConfig, PretrainConfig
 from pretrain.planning.compile_choice import choose_compile
-from pretrain.planning.layouts import GIB, Machine, Need, choose, fit, optimizer_name, options
+from pretrain.planning.layouts import GIB, Machine, Need, choose, fit, options
 from pretrain.planning.memory import Sizes
 from pretrain.processes import Processes
 
@@ -112,7 +112,7 @@ def need_of(config: PretrainConfig, plan: StagePlan) -> Need:
     return Need(
         config.model,
         config.precision,
-        optimizer_name(config.optim),
+        config.optim.name,
         config.parallel,
         tuple(stage.seq_len for stage in plan.stages),
         plan,

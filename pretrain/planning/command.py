@@ -15,7 +15,7 @@ from data_pipeline.sampling.recipe import RecipeConfig, StageConfig, StagePlan
 from model.config import ModelConfig
 from pretrain.config import PRECISION_CHOICES, OptimConfig, ParallelConfig
 from pretrain.planning.fake_ranks import fake_ranks, state_bytes
-from pretrain.planning.layouts import GIB, USABLE, Machine, Need, Option, optimizer_name, options
+from pretrain.planning.layouts import GIB, USABLE, Machine, Need, Option, options
 from pretrain.planning.memory import KIND
 
 LOG_WIDTH = 168
@@ -74,7 +74,7 @@ def memory(config: MemoryConfig) -> None:
     need = Need(
         config.model,
         config.precision,
-        optimizer_name(config.optim),
+        config.optim.name,
         config.parallel,
         (seq_len,),
         plan,

@@ -19,7 +19,7 @@ from data_pipeline.sampling.dealing import blank_share, deals, micro_batch_sizes
 from data_pipeline.sampling.recipe import StagePlan
 from model.config import ModelConfig
 from pretrain.checks import FP8_MULTIPLE, check_fp8_sides, check_layout
-from pretrain.config import AUTO, OptimConfig, ParallelConfig
+from pretrain.config import AUTO, ParallelConfig
 from pretrain.parallel.activation_checkpointing import MODES
 from pretrain.planning.memory import Memory, Sizes, Work, parameter_shapes, plan_memory
 
@@ -128,11 +128,6 @@ def choose(need: Need, machine: Machine) -> Option:
         f"parallel=auto finds no layout that fits: the smallest, {closest.name}, "
         f"{closest.problem}; take more processes, shorter sequences or a smaller model."
     )
-
-
-def optimizer_name(config: OptimConfig) -> str:
-    """As `pretrain.planning.memory` calls it."""
-    return getattr(config, "name", "adamw")
 
 
 def layouts(machine: Machine) -> Iterator[tuple[str, Sizes]]:

@@ -23,6 +23,7 @@ from model.init import RESIDUAL_WRITERS
 from model.loss import CHUNK_TOKENS
 from model.network import build_meta
 from pretrain.hardware import compute_dtype
+from pretrain.optim import optimizer_of
 
 FP32 = 4
 GATHERED_BLOCKS = 2
@@ -136,6 +137,7 @@ def plan_memory(
     whole = sum(shape.numel() for shape in local.values())
     block = sum(shape.numel() for name, shape in local.items() if name.startswith("layers.0."))
     root = whole - block * config.num_layers
+    state_bytes = optimizer_of(optimizer).state_bytes
     gathered_blocks = min(config.num_layers, GATHERED_BLOCKS) if work.reshard else config.num_layers
     tokens = work.micro_batch_tokens // sizes.cp
     loss_kept, loss_chunk = loss_bytes(config, tokens, sizes.tp, size)
@@ -144,7 +146,7 @@ def plan_memory(
     return Memory(
         weights=FP32 * sharded,
         gradients=FP32 * sharded,
-        optimizer=FP32 * sum(n * optimizer_values(name, optimizer) for name, n in held.items()),
+        optimizer=sum(state_bytes(name, local[name], count) for name, count in held.items()),
         gathered=size * (root + gathered_blocks * block),
         unreduced=FP32 * (whole - sharded) if work.accumulates else size * (root + block),
         activations=activation_bytes(config, sizes, work),
@@ -164,11 +166,10 @@ def _split_by_tp(name: str, shape: torch.Size, tp: int) -> torch.Size:
     return torch.Size((rows // tp, columns))
 
 
-def optimizer_values(name: str, optimizer: str) -> int:
-    """float32 numbers that the optimizer keeps for one of a parameter: AdamW two moments
-    (arXiv 1711.05101), Muon one momentum for the matrices of blocks and AdamW's for the rest."""
-    is_muon = optimizer == "muon" and name.startswith("layers.") and "norm" not in name
-    return 1 if is_muon else 2
+def optimizer_bytes(shapes: Mapping[str, torch.Size], optimizer: str) -> int:
+    """Returns the bytes of state that an optimizer keeps for whole parameters."""
+    state_bytes = optimizer_of(optimizer).state_bytes
+    return sum(state_bytes(name, shape, shape.numel()) for name, shape in shapes.items())
 
 
 def activation_bytes(config: ModelConfig, sizes: Sizes, work: Work) -> int:

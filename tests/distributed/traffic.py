@@ -20,7 +20,8 @@ from model.init import initial_value
 from model.network import build_meta
 from pretrain.checks import check_layout
 from pretrain.config import OptimConfig, ParallelConfig
-from pretrain.optim import build_optimizer, scale_and_clip
+from pretrain.optim import build_optimizer
+from pretrain.optim.clip import scale_and_clip
 from pretrain.parallel import fill, parallelize
 from pretrain.parallel.mesh import Layout, make_layout
 from pretrain.processes import start

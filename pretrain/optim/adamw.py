@@ -1,0 +1,39 @@
+"""AdamW (arXiv 1711.05101), torch's fused implementation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pretrain.config import OptimConfig
+from pretrain.optim import Optimizer, ParameterGroup
+
+STATE_BYTES = 8
+"""Two float32 moments per parameter."""
+
+
+@dataclass(frozen=True)
+class AdamWOptions:
+    """AdamW has no options besides the keys of `optim`."""
+
+
+def build(
+    groups: list[ParameterGroup], config: OptimConfig, options: AdamWOptions
+) -> torch.optim.Optimizer:
+    """Returns AdamW for all parameters."""
+    return torch.optim.AdamW(
+        [group.as_dict() for group in groups],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        fused=True,
+    )
+
+
+def state_bytes(name: str, shape: tuple[int, ...], held: int) -> int:
+    """Returns the bytes of both moments of the numbers that a rank holds."""
+    return STATE_BYTES * held
+
+
+OPTIMIZER = Optimizer(AdamWOptions, build, state_bytes)
