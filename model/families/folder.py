@@ -85,11 +85,15 @@ def read_config(folder: Path) -> ModelConfig:
         if name not in fields:
             raise InputError(f"{path} does not state {name}: expected the config of a whole model.")
     fields["num_key_value_heads"] = fields["num_key_value_heads"] or fields["num_attention_heads"]
+    try:
+        features = family.from_hf(fields)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     return ModelConfig(
         name=folder.name,
         architecture=architecture,
         **{ours: fields[theirs] for ours, theirs in COMMON_FIELDS.items()},
-        **family.from_hf(fields),
+        **features,
     )
 
 
