@@ -9,7 +9,7 @@ from omegaconf import MISSING
 
 from conf.errors import InputError, one_of
 from model.families import family_named
-from model.layer_pattern import check_window_pattern, layer_windows
+from model.layer_pattern import check_window_pattern, layer_windows, shortest_pattern
 
 INIT_SCHEMES = ("normal", "scaled_residual")
 
@@ -86,6 +86,8 @@ class ModelConfig:
                 "full attention."
             )
         check_window_pattern(self.window_pattern, self.num_layers, self.sliding_window)
+        # The same layers have the same pattern, so that two configs can be compared.
+        self.window_pattern = shortest_pattern([layer.window for layer in self.layers])
         family_named(self.architecture).check(vars(self))
 
     @property
