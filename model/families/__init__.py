@@ -11,10 +11,12 @@ from conf.errors import one_of
 from model.families.family import Family
 from model.families.llama import Llama
 from model.families.mistral import Mistral
+from model.families.qwen3 import Qwen3
 
 FAMILIES: dict[str, Family] = {
     "mistral": Mistral(),
     "llama": Llama(),
+    "qwen3": Qwen3(),
 }
 """Adapters by `model.architecture`, which is also the `model_type` of a config.json."""
 
