@@ -146,7 +146,7 @@ def plan_memory(
     return Memory(
         weights=FP32 * sharded,
         gradients=FP32 * sharded,
-        optimizer=sum(state_bytes(name, local[name], count) for name, count in held.items()),
+        optimizer=sum(state_bytes(name, shapes[name], count) for name, count in held.items()),
         gathered=size * (root + gathered_blocks * block),
         unreduced=FP32 * (whole - sharded) if work.accumulates else size * (root + block),
         activations=activation_bytes(config, sizes, work),
