@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 OPTIMIZERS = {
     "adamw": "pretrain.optim.adamw",
     "muon": "pretrain.optim.muon",
+    "normuon": "pretrain.optim.normuon",
 }
 """The module of each optimizer; imported when it is chosen, because it needs torch."""
 

@@ -1,0 +1,74 @@
+"""NorMuon (arXiv 2510.05491): Muon whose orthogonal update is normalized row by row.
+
+Newton-Schulz makes the singular values alike, not the rows: some neurons get much larger updates
+than others. A running mean of each row's squares, as in Adam, evens them out.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain.config import OptimConfig
+from pretrain.optim import Optimizer, ParameterGroup, is_block_matrix, muon
+from pretrain.optim.muon import UPDATE_RMS, Muon, MuonOptions, orthogonal, split_matrices
+
+EPS = 1e-8
+
+
+@dataclass(frozen=True)
+class NorMuonOptions(MuonOptions):
+    """Options of NorMuon. row_beta: decay of the running mean of a row's squares."""
+
+    row_beta: float = 0.95
+
+
+class NorMuon(Muon):
+    """Updates matrices by NorMuon and everything else by AdamW."""
+
+    def __init__(self, *args: Any, row_beta: float, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.row_beta = row_beta
+
+    def init_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Returns the state of Muon and the mean squares (rows,), whole on every rank."""
+        rows = torch.zeros(parameter.shape[0], dtype=parameter.dtype, device=parameter.device)
+        return super().init_state(parameter) | {"row_squares": rows}
+
+    def direction(
+        self, update: Tensor, state: dict[str, Tensor], keep: Tensor | float
+    ) -> tuple[Tensor, Tensor | float]:
+        """Returns the normalized direction and the factor that gives it UPDATE_RMS."""
+        matrix = orthogonal(update, self.steps)
+        squares = state["row_squares"].lerp_(matrix.square().mean(1), (1 - self.row_beta) * keep)
+        matrix = matrix / (squares.sqrt() + EPS)[:, None]
+        return matrix, UPDATE_RMS * math.sqrt(matrix.numel()) / matrix.norm().clamp(min=EPS)
+
+
+def build(
+    groups: list[ParameterGroup], config: OptimConfig, options: NorMuonOptions
+) -> torch.optim.Optimizer:
+    """Returns NorMuon for the matrices of the blocks and AdamW for the rest."""
+    return NorMuon(
+        split_matrices(groups),
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        momentum=options.momentum,
+        steps=options.ns_steps,
+        row_beta=options.row_beta,
+        fused=True,
+    )
+
+
+def state_bytes(name: str, shape: tuple[int, ...], held: int) -> int:
+    """Returns the bytes of Muon's state and of one float32 number per row, held by all ranks."""
+    rows = shape[0] if is_block_matrix(name, len(shape)) else 0
+    return muon.state_bytes(name, shape, held) + 4 * rows
+
+
+OPTIMIZER = Optimizer(NorMuonOptions, build, state_bytes)
