@@ -33,6 +33,7 @@ from model.network import Decoder
 
 OBJECTIVES = {
     "cross_entropy": "pretrain.objectives.cross_entropy:CrossEntropy",
+    "z_loss": "pretrain.objectives.z_loss:ZLoss",
 }
 """Name of each objective -> `module:class`."""
 
