@@ -1,10 +1,10 @@
-# Three commands: `make demo` (the whole path on this machine), `make check` (what takes no
-# processes of training, and one small parity run) and `make test` (everything).
-# All set themselves up: a virtual environment in .venv, installed under constraints.txt.
+# Three commands: `make demo` (the whole pipeline on this machine), `make check` (tests that start no
+# training processes, and one small parity run) and `make test` (everything).
+# Each first installs a virtual environment in .venv with the versions of constraints.txt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# One stamp a set of pins: the second call of either command starts at once.
+# One stamp per set of pinned versions, so that later calls start at once.
 INSTALLED := $(VENV)/installed-$(shell cat setup.py constraints.txt | cksum | cut -d' ' -f1)
 
 .PHONY: demo check test faults bench-cpu bench-gpu peers lint install clean
@@ -30,7 +30,7 @@ bench-cpu: install
 bench-gpu: install
 	$(BIN)/python benchmarks/gpu_training.py
 
-# Peers that conflict with our pins, for `benchmarks/cpu_training.py`.
+# Peers that conflict with the pinned packages, for `benchmarks/cpu_training.py`.
 peers:
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet -r benchmarks/peers.txt

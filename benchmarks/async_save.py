@@ -1,9 +1,9 @@
-"""What an asynchronous save costs the step in which it happens, on this machine's CPU.
+"""Measures how much an asynchronous save slows down the step in which it starts, on a CPU.
 
-A model trains on random tokens; after every second step a save begins. Each step with a save is
-compared with the mean of its neighbours, which have none: the next step begins when the save is
-durable, and what that waits beyond the step is reported too. Stated: the ratio (median), by how
-much the neighbours differ from each other, what the copy holds up, seconds to durable, and memory.
+A model trains on random tokens, and a save starts after every second step. Each step with a save
+is compared with the mean of its neighbours without one. The next step starts when the save is
+durable; the time spent waiting for that is reported too. Reported are the median ratio, how much
+the neighbours differ from each other, how long the copy blocks, seconds to durable, and memory.
 
     python benchmarks/async_save.py [--model small_350m] [--tokens 1024] [--pairs 10]
 """
@@ -38,7 +38,7 @@ from pretrain.processes import start
 
 
 def main() -> None:
-    """Trains, saves, writes the figures."""
+    """Trains, saves, and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="small_350m")
     parser.add_argument("--tokens", type=int, default=1024)
@@ -54,12 +54,12 @@ def main() -> None:
         figures = measure(config, saver, options.tokens, options.pairs)
     aside.close()
     dist.destroy_process_group()
-    about = {"model": options.model, "tokens_a_step": options.tokens}
+    about = {"model": options.model, "tokens_per_step": options.tokens}
     write_results(options.out, {"machine": machine(), **about, **figures})
 
 
 def measure(config: ModelConfig, saver: Saver, tokens: int, pairs: int) -> dict[str, Any]:
-    """Seconds of steps without and with a save."""
+    """Returns the seconds of steps without and with a save."""
     model = Decoder(config)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
@@ -125,7 +125,7 @@ def measure(config: ModelConfig, saver: Saver, tokens: int, pairs: int) -> dict[
 
 
 def peak_bytes() -> int:
-    """The most that this process had in memory so far."""
+    """Returns the peak memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -1,8 +1,8 @@
-"""Bytes a second of writing and loading a checkpoint, beside `dd` on the same disk, in turns.
+"""Measures the bandwidth of writing and loading a checkpoint, in turns with `dd` on the same disk.
 
-Writing: from the call to durable, hashes and syncs included, without training beside it; dd with
-conv=fsync. Loading: verified against the manifest and loaded, from the page cache; dd reads the
-largest file of it to /dev/null.
+Writing is timed from the call until the checkpoint is durable, including hashes and syncs and
+without training at the same time; dd uses conv=fsync. Loading is verified against the manifest and
+read from the page cache; dd reads the largest file of the checkpoint to /dev/null.
 
     python benchmarks/checkpoint_bandwidth.py [--model small_150m] [--repeats 5]
 """
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def timed(command: list[str]) -> float:
-    """Seconds of a command."""
+    """Returns the seconds that a command takes."""
     began = time.perf_counter()
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     return time.perf_counter() - began

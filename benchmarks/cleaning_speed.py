@@ -1,7 +1,7 @@
-"""Megabytes a second that each cleaning step takes on one core, documents in turn.
+"""Measures the speed of each cleaning step on one core, in MB per second.
 
-The text is this Python's own sources and docs, so figures for web pages are others; what matters
-is the steps' share of each other.
+The text is this Python's own sources and docs, so web pages give other figures; the ratios between
+the steps are what matters.
 
     python benchmarks/cleaning_speed.py [--megabytes 8]
 """
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def real_texts(megabytes: float) -> list[str]:
-    """Files drawn at random, whole."""
+    """Returns whole files, chosen at random."""
     roots = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")]
     paths = [p for root in roots for end in (".py", ".md", ".rst") for p in root.rglob(f"*{end}")]
     random.Random(0).shuffle(paths)
@@ -65,7 +65,7 @@ def real_texts(megabytes: float) -> list[str]:
 
 
 def chains(texts: list[str], folder: Path) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Each step and a function that runs it over all documents, once warm."""
+    """Yields each step with a function that runs it over all documents, after one warm-up."""
     from data_pipeline.cleaning.chain import Chain
     from data_pipeline.cleaning.config import CleaningConfig, DecontaminateOptions, QualityOptions
     from data_pipeline.cleaning.quality_model import QualityModel
@@ -89,7 +89,7 @@ def chains(texts: list[str], folder: Path) -> Iterator[tuple[str, Callable[[], o
 
 
 def signatures(texts: list[str]) -> None:
-    """What MinHash costs in the first pass."""
+    """Times the first pass of MinHash."""
     from data_pipeline.cleaning.config import DedupOptions
     from data_pipeline.dedup import minhash
 

@@ -1,5 +1,8 @@
-"""Shards for benchmarks of reading: of any size, with the index and the checksums that the size
-asks for, their tokens sparse or random; and Megatron-core's `GPTDataset` on one of them."""
+"""Makes shards of any size for benchmarks of reading, and opens `GPTDataset` on one.
+
+`GPTDataset` is Megatron-core's. The shards have an index and checksums; their tokens are sparse
+zeros or random.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,11 @@ EOS = 2
 
 
 def sparse_shard(prefix: Path, tokens: int, whole_index: bool = False) -> dict[str, Any]:
-    """A shard of zeros that takes no room on disk; returns its entry. Of the index only the ends
-    are written unless `whole_index`, as nothing else is read where the EOS tells documents."""
+    """Makes a shard of zeros that takes no space on disk, and returns its manifest entry.
+
+    Only the ends of the index are written unless `whole_index`, because nothing else is read when
+    documents end in EOS.
+    """
     documents = -(-tokens // DOCUMENT_TOKENS)
     prefix.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{prefix}.bin", "wb") as file:
@@ -52,7 +58,7 @@ def sparse_shard(prefix: Path, tokens: int, whole_index: bool = False) -> dict[s
 
 
 def random_shard(prefix: Path, tokens: int, seed: int) -> dict[str, Any]:
-    """A shard of random ids in documents of a thousand tokens on average; returns its entry."""
+    """Makes a shard of random ids with 1,000 tokens per document on average; returns its entry."""
     random = np.random.default_rng(seed)
     prefix.parent.mkdir(parents=True, exist_ok=True)
     lengths = 20 + random.exponential(DOCUMENT_TOKENS - 20, tokens // DOCUMENT_TOKENS)
@@ -72,8 +78,8 @@ def random_shard(prefix: Path, tokens: int, seed: int) -> dict[str, Any]:
 
 
 def entry_of(prefix: Path, documents: int, tokens: int) -> dict[str, Any]:
-    """What a manifest says of a shard."""
-    digest = hashlib.sha256(prefix.name.encode()).hexdigest()  # of the name: nobody asks for more
+    """Returns the manifest entry of a shard."""
+    digest = hashlib.sha256(prefix.name.encode()).hexdigest()  # of the name, which is enough here
     return {
         "file": f"{prefix.parent.name}/{prefix.name}",
         "documents": documents,
@@ -87,7 +93,7 @@ def entry_of(prefix: Path, documents: int, tokens: int) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path, sources: dict[str, list[dict[str, Any]]]) -> Manifest:
-    """A corpus of these shards."""
+    """Writes the manifest of a corpus with these shards."""
     manifest = Manifest(
         folder=folder,
         name="benchmark",
@@ -106,7 +112,7 @@ def write_manifest(folder: Path, sources: dict[str, list[dict[str, Any]]]) -> Ma
 
 
 class _Tokenizer:
-    """What GPTDataset asks of a tokenizer."""
+    """The part of a tokenizer that GPTDataset needs."""
 
     eod, pad, vocab_size = EOS, 0, VOCAB_SIZE
     unique_identifiers = {"name": "benchmark"}  # noqa: RUF012
@@ -124,8 +130,11 @@ def import_megatron() -> None:
 
 
 def gpt_dataset(prefix: Path, seq_len: int, samples: int | None, cache: Path) -> Any:
-    """Megatron-core's dataset of one shard, its indices built in `cache`. Samples are shuffled, the
-    mask is not made (it would be seq_len squared) and positions are not reset: its fastest way."""
+    """Returns Megatron-core's dataset of one shard, with its index files built in `cache`.
+
+    Samples are shuffled, no mask is made (its size would be seq_len squared) and positions are not
+    reset: its fastest configuration.
+    """
     import_megatron()
     from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
     from megatron.core.datasets.indexed_dataset import IndexedDataset
@@ -150,7 +159,7 @@ def gpt_dataset(prefix: Path, seq_len: int, samples: int | None, cache: Path) ->
 
 
 def memory() -> dict[str, float]:
-    """Megabytes of this process: resident, its anonymous part, and the most that it had."""
+    """Returns megabytes of this process: resident, anonymous, and the peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     fields = dict(line.split(":", 1) for line in lines)
     names = {"resident": "VmRSS", "anonymous": "RssAnon", "peak": "VmHWM"}

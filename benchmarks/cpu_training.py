@@ -1,10 +1,10 @@
-"""Training throughput of a 19M-parameter model on a CPU: ours beside its peers, paired.
+"""Compares training throughput on a CPU with other trainers, for a model of 19M parameters.
 
-Each side is a process of its own; they take turns of a few steps, A B C A B C, while the others
-wait. Reported are medians of the seconds of a step, and the loss of the last step: the same work
-must have been done. A peer that cannot be imported is left out and named; those that conflict with
-our pins run in an environment of their own (`make peers`). All sides compute in the machine's best
-precision, or in the one that is asked for.
+Each side is a separate process. The sides take turns of a few steps, A B C A B C, while the others
+wait. Reported are the median seconds per step, and the loss of the last step, which shows that all
+did the same work. A peer that cannot be imported is skipped and named; peers that conflict with the
+pinned packages run in a separate environment (`make peers`). All sides compute in the machine's
+best precision, or in the requested one.
 
     python benchmarks/cpu_training.py [--sides "ours;transformers"] [--rounds 10] [--precision fp32]
 """
@@ -48,7 +48,7 @@ NAMES = (
 
 
 def main() -> None:
-    """Starts the sides, gives them turns, writes the figures."""
+    """Starts the sides, gives them turns, and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sides", default=";".join(NAMES), help="which, in the order of turns")
     parser.add_argument("--rounds", type=int, default=10)
@@ -82,12 +82,12 @@ def main() -> None:
 
 
 def kind(name: str) -> str:
-    """The side's name without how it runs."""
+    """Returns a side's name without its suffix for compilation or processes."""
     return name.split(",")[0]
 
 
 def compare(names: list[str], options: argparse.Namespace) -> dict[str, Any]:
-    """Turns of all sides; medians of the seconds of a step after the first ones, which compile."""
+    """Returns median seconds per step of all sides, without the first steps, which compile."""
     import torch
 
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -126,7 +126,7 @@ def compare(names: list[str], options: argparse.Namespace) -> dict[str, Any]:
 
 
 def take(name: str, process: Any, steps: int) -> dict[str, list[float]]:
-    """Has a side take steps; their seconds and losses."""
+    """Lets a side take steps; returns their seconds and losses."""
     with contextlib.suppress(BrokenPipeError):  # it has ended: there is no answer either
         process.stdin.write(f"{steps}\n")
         process.stdin.flush()
@@ -138,7 +138,7 @@ def take(name: str, process: Any, steps: int) -> dict[str, list[float]]:
 
 @contextlib.contextmanager
 def side_process(name: str, precision: str) -> Any:
-    """A side that waits for its turn, and is ended at the end."""
+    """Starts a side that waits for its turns, and ends it afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(
             [str(interpreter(kind(name))), __file__, "--side", name, "--precision", precision],
@@ -157,7 +157,7 @@ def side_process(name: str, precision: str) -> Any:
 
 
 def serve(name: str, precision: str) -> None:
-    """Reads numbers of steps, takes them, answers with a line of JSON."""
+    """Reads numbers of steps, takes the steps, and answers each with a line of JSON."""
     answers, sys.stdout = sys.stdout, sys.stderr
     other = second_process(name, precision) if name == TWO and "RANK" not in os.environ else None
     rank, processes = int(os.environ.get("RANK", "0")), 2 if name == TWO else 1
@@ -195,7 +195,7 @@ def serve(name: str, precision: str) -> None:
 
 
 def second_process(name: str, precision: str) -> Any:
-    """Rank 1 of two; this process becomes rank 0."""
+    """Starts rank 1 of two; this process becomes rank 0."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -212,7 +212,7 @@ def second_process(name: str, precision: str) -> Any:
 
 
 def profile(name: str, steps: int, precision: str) -> None:
-    """Operators of a side by the time they take."""
+    """Prints the operators of a side by the time they take."""
     import torch
 
     compiled = name.endswith("compiled")
@@ -227,8 +227,11 @@ def profile(name: str, steps: int, precision: str) -> None:
 
 
 def batches() -> Any:
-    """Tokens and labels (batch, seq) without end: by Zipf's law, each id often followed by the
-    same one, so that there is something to learn."""
+    """Yields tokens and labels, each (batch, seq), without end.
+
+    Ids follow Zipf's law, and each id is often followed by the same one, so that there is
+    something to learn.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -245,7 +248,7 @@ def batches() -> Any:
 
 
 def small_model() -> ModelConfig:
-    """The shape that all sides have."""
+    """Returns the configuration of the model that all sides train."""
     from model.config import ModelConfig
 
     return ModelConfig(
@@ -262,14 +265,14 @@ def small_model() -> ModelConfig:
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The figures as Markdown."""
+    """Formats the figures as Markdown."""
     from model.flops import FLOP_CONVENTION
 
     rates, flops = figures["tokens_per_second"], figures["flops_per_token"]
     lines = [
         f"19M parameters, batch {BATCH} x {SEQ}, window {WINDOW}, {figures['precision']}; "
-        f"{figures['steps']} steps a side in turns, medians of a step. "
-        f"{described(figures['machine'])}. FLOPs of a token: {FLOP_CONVENTION}; "
+        f"{figures['steps']} steps per side in turns, medians. "
+        f"{described(figures['machine'])}. FLOPs per token: {FLOP_CONVENTION}; "
         f"peak {figures['peak_flops'] / 1e9:,.0f} GFLOP/s ({figures['peak_source']}).",
         "",
         "| side | tokens/s | GFLOP/s | of peak | ours is | ours, compiled, is | first step, s | "

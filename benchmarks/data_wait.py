@@ -1,7 +1,7 @@
-"""How long a consumer of so many tokens a second waits for the real loader, on this machine.
+"""Measures how long a consumer of a million tokens per second waits for the real loader.
 
-The consumer takes a step of packed samples, then does what a GPU would: nothing on the host, for as
-long as the step takes at its speed. Waits are those of steps after the first.
+The consumer takes a step of packed samples, and then keeps the host idle for as long as a GPU would
+take for the step. Waits are those of steps after the first.
 
     python benchmarks/data_wait.py [--rate 1e6] [--seconds 15]
 """
@@ -32,9 +32,9 @@ SEQ, BATCH_TOKENS = 2048, 131_072
 
 
 def main() -> None:
-    """Makes the shard, consumes it, writes the figures."""
+    """Makes the shard, consumes it, and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rate", type=float, default=1e6, help="tokens a second")
+    parser.add_argument("--rate", type=float, default=1e6, help="tokens per second")
     parser.add_argument("--seconds", type=float, default=15)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/data_wait.json"))
     options = parser.parse_args()
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def make_loader(folder: Path, steps: int) -> Loader:
-    """That of one rank with the whole batch to itself."""
+    """Returns the loader of a single rank that reads the whole batch."""
     tokens = (steps + 8) * BATCH_TOKENS
     corpora.write_manifest(
         folder, {"web": [corpora.random_shard(folder / "train/web-0", tokens, 0)]}
@@ -71,7 +71,7 @@ def make_loader(folder: Path, steps: int) -> Loader:
 
 
 def consume(loader: Loader, steps: int, step_seconds: float) -> list[float]:
-    """Seconds of waiting, of each step."""
+    """Returns the seconds of waiting per step."""
     waits = []
     for step in range(steps):
         began = time.perf_counter()

@@ -1,9 +1,9 @@
-"""How many near copies and leaked test items are found, against an exact count of shared n-grams.
+"""Measures which near duplicates and leaked test items are found, compared with an exact count.
 
-Real documents (the sources of this Python and of its packages, which hold copies of their own),
-copies of some of them with a share of the words replaced, and documents with questions of an
-evaluation set in them. What truly is a copy or a leak is decided by plain sets of all n-grams, not
-by the code that is measured.
+The documents are real ones (the sources of this Python and of its packages, which have duplicates
+themselves), copies of some of them with a fraction of the words replaced, and documents into which
+questions of an evaluation set were inserted. Plain sets of all n-grams decide what truly is a
+duplicate or a leak, not the code that is measured.
 
     python benchmarks/dedup_quality.py [--documents 3000]
 """
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def real_texts(count: int) -> list[str]:
-    """The first 1000 words of source files in plain ASCII, drawn at random."""
+    """Returns the first 1000 words of source files in plain ASCII, chosen at random."""
     roots = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")]
     paths = sorted({p for root in roots for p in root.rglob("*.py")})
     random.Random(0).shuffle(paths)
@@ -63,7 +63,7 @@ def real_texts(count: int) -> list[str]:
 
 
 def grams(text: str, n: int, numbers_alike: bool = False) -> set[tuple[str, ...]]:
-    """All runs of n words, lower case, without punctuation."""
+    """Returns all runs of n words, in lower case and without punctuation."""
     words = WORD.findall(text.lower())
     if numbers_alike:
         words = ["0" if word.isdigit() else word for word in words]
@@ -71,8 +71,10 @@ def grams(text: str, n: int, numbers_alike: bool = False) -> set[tuple[str, ...]
 
 
 def near_duplicates(texts: list[str], planted: int) -> dict[str, object]:
-    """Recall by share of replaced words and by true similarity; precision: of what is dropped, how
-    alike the nearest other document is."""
+    """Returns recall by fraction of replaced words and by true similarity, and precision.
+
+    Precision is given by the similarity of each dropped document to its nearest other document.
+    """
     draw = random.Random(1)
     vocabulary = sorted({word for text in texts[:200] for word in text.split()})
     documents = list(texts)
@@ -109,7 +111,7 @@ def near_duplicates(texts: list[str], planted: int) -> dict[str, object]:
 
 
 def dropped(texts: list[str]) -> set[int]:
-    """Numbers of the documents that our search for near copies drops."""
+    """Returns the numbers of the documents that deduplication drops."""
     from data_pipeline.cleaning.config import DedupOptions
     from data_pipeline.dedup import minhash
 
@@ -124,8 +126,10 @@ def dropped(texts: list[str]) -> set[int]:
 
 
 def similarities(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Exact Jaccard similarity of each document's 5-grams to those of the nearest other document,
-    and of the nearest earlier one."""
+    """Returns the exact Jaccard similarity of each document's 5-grams to its nearest documents.
+
+    The first is over all other documents, the second over the earlier ones.
+    """
     from scipy.sparse import csr_matrix
 
     numbers: dict[tuple[str, ...], int] = {}
@@ -149,7 +153,7 @@ def similarities(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def edited(text: str, share: float, vocabulary: list[str], draw: random.Random) -> str:
-    """The text with a share of its words replaced by others of the corpus."""
+    """Replaces a fraction of the words of a text by others of the corpus."""
     words = text.split()
     for place in draw.sample(range(len(words)), round(share * len(words))):
         words[place] = draw.choice(vocabulary)
@@ -157,8 +161,10 @@ def edited(text: str, share: float, vocabulary: list[str], draw: random.Random) 
 
 
 def leaks(texts: list[str], planted: int) -> dict[str, object]:
-    """An evaluation set of passages of 40 words; the other documents as they are, and with an item
-    put into them in each form."""
+    """Makes an evaluation set of passages of 40 words, and documents with and without its items.
+
+    The other documents are returned unchanged, and with an item inserted in each form.
+    """
     draw = random.Random(2)
     passages, documents = texts[:planted], texts[planted:]
     items = [" ".join(text.split()[60:100]) for text in passages]
@@ -186,7 +192,7 @@ def leaks(texts: list[str], planted: int) -> dict[str, object]:
 
 
 def finder(items: list[str]) -> Any:
-    """Whether our step drops a text."""
+    """Returns True if the cleaning step drops a text."""
     from data_pipeline.cleaning.chain import Chain
     from data_pipeline.cleaning.config import CleaningConfig, DecontaminateOptions
 
@@ -201,7 +207,7 @@ def finder(items: list[str]) -> Any:
 
 
 def leaked(item: str, form: str) -> str:
-    """An item as a page on the web might hold it."""
+    """Formats an item as a page on the web might show it."""
     words = item.split()
     return {
         "verbatim": item,

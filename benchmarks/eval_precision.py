@@ -1,11 +1,11 @@
-"""What an export in bf16 costs an evaluation: the commands of `eval` on it, in turns with the same
-commands on the same weights stored in float32.
+"""Compares the commands of `eval` on an export in bf16 and on the same weights in float32.
 
     python benchmarks/eval_precision.py [--isa AVX2] [--rounds 3] [--model demo_12m]
 
-On a CPU without bf16 units both compute in float32, so that the ratio should be 1; `--isa AVX2`
-makes such a CPU of one that has them (oneDNN's switch, ONEDNN_MAX_CPU_ISA). `--named` adds the
-export with dtype=bfloat16, which is what `auto` avoids there: on one short prompt, as it is slow.
+On a CPU without bf16 units both are computed in float32, so the ratio should be 1. `--isa AVX2`
+makes a CPU that has the units compute like one without (oneDNN's switch, ONEDNN_MAX_CPU_ISA).
+`--named` adds the export with dtype=bfloat16, which `auto` avoids there: on one short prompt,
+because it is slow.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def run(*arguments: str) -> None:
-    """Runs a command of the project; its own words are shown where it fails."""
+    """Runs a command of the project, and prints its output if it fails."""
     done = subprocess.run(
         [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True
     )
@@ -113,15 +113,17 @@ def both(folder: Path, model: str, data: Path) -> dict[str, Path]:
 
 
 def computed_in(models: dict[str, Path]) -> dict[str, str]:
-    """Returns what each side is computed in here."""
+    """Returns the type in which each side is computed."""
     from eval.chat.models import load
 
     return {side: load(str(folder), device="cpu").dtype for side, folder in models.items()}
 
 
 def in_turns(call: Callable[[str], float], rounds: int) -> dict[str, list[float]]:
-    """Returns the seconds of both sides in turns, each first in every other round, after a turn
-    that does not count."""
+    """Returns the seconds of both sides in turns, after a warm-up that is not counted.
+
+    Each side is first in every other round.
+    """
     found: dict[str, list[float]] = {"bf16": [], "fp32": []}
     for number in range(rounds + 1):
         for side in sorted(found, reverse=bool(number % 2)):
@@ -133,13 +135,13 @@ def in_turns(call: Callable[[str], float], rounds: int) -> dict[str, list[float]
 
 
 def compared(seconds: dict[str, list[float]]) -> dict[str, Any]:
-    """Returns the seconds, and the median of the ratios of neighbours."""
+    """Returns the median seconds, and the median ratio of neighbouring turns."""
     pairs = zip(seconds["bf16"], seconds["fp32"], strict=True)
     return seconds | {"ratio": statistics.median(ours / theirs for ours, theirs in pairs)}
 
 
 def lm_eval(model: Path, tasks: Path, folder: Path, limit: int) -> float:
-    """Returns the seconds of loading and scoring a model, as the command itself takes them."""
+    """Returns the seconds of loading and scoring a model, as the command does it."""
     from eval.scores.harness import lm_eval
     from eval.tasks.suites import LmEvalConfig
 
@@ -179,7 +181,7 @@ def generate(model: Path, prompts: int = len(PROMPTS), dtype: str = "auto") -> f
 
 
 def serve(model: Path, port: int) -> float:
-    """Returns the seconds of answers by a server, which is started and stopped around them."""
+    """Returns the seconds of answers by a server that is started and stopped around them."""
     command = [sys.executable, "-m", "eval", "serve", f"model={model}", "page=false", "device=cpu"]
     process = subprocess.Popen(
         [*command, f"api_port={port}"], cwd=ROOT, stdout=subprocess.PIPE, text=True
@@ -200,7 +202,7 @@ def serve(model: Path, port: int) -> float:
 
 
 def ask(model: Path, port: int, prompt: str) -> None:
-    """Waits for an answer of 64 tokens."""
+    """Requests an answer of 64 tokens and waits for it."""
     body = {
         "model": str(model),
         "messages": [{"role": "user", "content": prompt}],

@@ -1,4 +1,4 @@
-"""A benchmark's figures on disk: JSON with everything, and a Markdown table to read."""
+"""Writes the figures of a benchmark: JSON with everything, and a Markdown table."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from benchmarks.machine import described
 
 
 def write_results(path: Path, figures: Mapping[str, Any], table: str | None = None) -> None:
-    """Writes `figures` to `path` and a table beside it, `.md` for `.json`, and prints that.
+    """Writes `figures` to `path` and a table to the same name with `.md`, and prints the table.
 
-    table: Markdown; where there is none, a row for each figure, without the lists of single runs,
-        below the first sentences of the script's docstring.
+    Args:
+        path: The JSON file.
+        figures: Values by name; nested mappings are allowed.
+        table: Markdown; by default one row per figure, without the lists of single runs, below the
+            first paragraph of the script's docstring.
     """
     if table is None:
         about = str(sys.modules["__main__"].__doc__).split("\n\n")[0].replace("\n", " ")
@@ -31,7 +34,7 @@ def write_results(path: Path, figures: Mapping[str, Any], table: str | None = No
 
 
 def rows(figures: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
-    """Names and values, those of inner ones behind their outer name."""
+    """Yields names and values; nested values follow the name of their outer one."""
     for key, value in figures.items():
         name = f"{before}{key}".replace("_", " ")
         if isinstance(value, Mapping):

@@ -1,14 +1,14 @@
-"""Training throughput on one GPU: ours and peers, a case a process, within a limit of time.
+"""Compares training throughput on one GPU with other trainers, within a time limit.
 
-Each case trains a few steps on random tokens, batch after batch, with AdamW and clipping in every
-step; the speed is the median of turns of several steps between two waits for the device. The batch
-is halved where it does not fit. FLOPs: 6 a matmul parameter and token plus 12 a layer, query width
-and key seen (causal and window exact; model/flops.py); MFU against the dense bf16 peak of the data
-sheet, for fp8 too. The JSON is written after each case, so that a run that is cut off keeps what
-it has; its `runs` are what `python -m launch plan calibration=...` reads.
+Each case is a separate process that trains a few steps on random tokens, with AdamW and clipping in
+every step; the speed is the median over turns of several steps between two synchronizations. The
+batch is halved until it fits. FLOPs are 6 per matmul parameter and token plus 12 per layer, query
+width and visible key (causal and window exact; model/flops.py). MFU is a fraction of the dense bf16
+peak of the data sheet, for fp8 too. The JSON is written after each case, so that an interrupted run
+keeps its results; its `runs` are what `python -m launch plan calibration=...` reads.
 
     python benchmarks/gpu_training.py [--limit 520] [--cases danube_1_8b]
-    python benchmarks/gpu_training.py --device cpu --tiny     # proves the script without a GPU
+    python benchmarks/gpu_training.py --device cpu --tiny     # tests the script without a GPU
 """
 
 from __future__ import annotations
@@ -37,7 +37,11 @@ CASE_SECONDS = 150
 
 @dataclass(frozen=True)
 class Case:
-    """batch: sequences of a step, halved until it fits."""
+    """One measurement.
+
+    Attributes:
+        batch: Sequences per step, halved until they fit.
+    """
 
     side: str
     model: str
@@ -48,7 +52,7 @@ class Case:
 
     @property
     def title(self) -> str:
-        """What the table calls it."""
+        """Name of the case in the table."""
         compiled = "compiled" if self.compiled else "eager"
         return f"{self.side}: {self.model}, {self.seq_len}, {self.precision}, {compiled}"
 
@@ -71,11 +75,11 @@ CASES = (
     Case("ours", "danube_1_8b", 2048, 8, compiled=False),
     Case("transformers", "danube_1_8b", 2048, 4, compiled=False),
 )
-"""In the order of what matters: the limit of time cuts off the end."""
+"""The cases, the most important ones first: the time limit cuts off the end."""
 
 
 def main() -> None:
-    """Runs the cases, writes figures and table."""
+    """Runs the cases, and writes figures and table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--limit", type=float, default=520, help="seconds in all")
     parser.add_argument("--cases", default="", help="only those whose title holds this")
@@ -109,7 +113,7 @@ def main() -> None:
 
 
 def run_case(number: int, options: argparse.Namespace, left: float) -> dict[str, Any]:
-    """The case in a process of its own; its figures, or why there are none."""
+    """Runs a case in a separate process; returns its figures, or the reason if it failed."""
     case = CASES[number]
     about = {"title": case.title, **asdict(case)}
     package = missing(case.side)
@@ -134,7 +138,7 @@ def run_case(number: int, options: argparse.Namespace, left: float) -> dict[str,
 
 
 def train(case: Case, options: argparse.Namespace) -> dict[str, Any]:
-    """Speed of a case, of the first batch that fits."""
+    """Measures a case with the largest batch that fits."""
     import torch
 
     model = model_config(case.model, options.tiny)
@@ -154,7 +158,7 @@ def train(case: Case, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(side: str, work: Work, options: argparse.Namespace) -> dict[str, Any]:
-    """Figures of turns of steps."""
+    """Returns the figures of turns of steps."""
     import torch
 
     from model.flops import flops_per_token
@@ -213,7 +217,7 @@ def measure(side: str, work: Work, options: argparse.Namespace) -> dict[str, Any
 
 
 def profile(step: Any, tokens: Any, labels: Any) -> str:
-    """Where the time of two steps goes."""
+    """Prints how the time of two steps is spent."""
     import torch
 
     kinds = [torch.profiler.ProfilerActivity.CPU]
@@ -227,7 +231,7 @@ def profile(step: Any, tokens: Any, labels: Any) -> str:
 
 
 def model_config(name: str, tiny: bool) -> ModelConfig:
-    """That of conf/model; `tiny`: its kind, small."""
+    """Returns a model of conf/model, or a small one of the same kind if `tiny`."""
     from omegaconf import OmegaConf
 
     from model.config import ModelConfig
@@ -246,7 +250,7 @@ def model_config(name: str, tiny: bool) -> ModelConfig:
 
 
 def row(found: dict[str, Any]) -> str:
-    """A line of the table."""
+    """Formats a line of the table."""
     if "failed" in found:
         return f"| {found['title']} | {found['failed']} | | | | | |"
     return (
@@ -257,7 +261,7 @@ def row(found: dict[str, Any]) -> str:
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The figures as Markdown."""
+    """Formats the figures as Markdown."""
     peaks = {case["peak"].split(": ")[-1] for case in figures["cases"] if "peak" in case}
     lines = [
         f"Training on one device, AdamW in every step. {described(figures['machine'])}. "

@@ -1,4 +1,4 @@
-"""What a benchmark ran on."""
+"""Describes the machine on which a benchmark ran."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKAGES = ("torch", "triton", "torchao", "flash-attn", "transformers", "litgpt"
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """Processor or GPU with its driver and power limit, threads, versions."""
+    """Returns the processor, or the GPU with its driver and power limit, threads and versions."""
     import torch
 
     found: dict[str, Any] = {}
@@ -45,5 +45,5 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 
 
 def described(found: dict[str, Any]) -> str:
-    """The same in a line."""
+    """Formats the description in one line."""
     return ", ".join(f"{key} {value}" for key, value in found.items())

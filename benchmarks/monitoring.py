@@ -1,9 +1,9 @@
-"""What metrics, ledger, receipts, health checks and wandb together cost a step on a CPU, paired.
+"""Measures the cost per step of metrics, ledger, receipts, health checks and wandb on a CPU.
 
-One run of the real trainer (the 19M-parameter model, batches of 8 x 512); turns of a few steps with
-all hooks and with none but those that the training needs, A B A B. Reported are the medians of a
-step, the median ratio of neighbouring turns, and, free of the machine's noise, the seconds that are
-spent inside of the hooks.
+One run of the real trainer (the 19M-parameter model, batches of 8 x 512) takes turns of a few steps
+with all hooks and with only those that training needs, A B A B. Reported are the median seconds per
+step, the median ratio of neighbouring turns, and the seconds spent inside the hooks, which do not
+depend on the noise of the machine.
 
     python benchmarks/monitoring.py [--turns 30] [--steps 3]
 """
@@ -39,7 +39,7 @@ METHODS = ("before_step", "after_step", "on_record")
 
 
 class Turns(Hook):
-    """Last of the hooks: changes between all and the needed ones, and times the steps."""
+    """The last hook: switches between all hooks and the needed ones, and times the steps."""
 
     def __init__(self, hooks: list[Hook], steps: int) -> None:
         self.everything = [*hooks, self]
@@ -50,7 +50,7 @@ class Turns(Hook):
         self.done, self.full, self.last = 0, True, time.perf_counter()
 
     def after_step(self, trainer: Trainer) -> None:
-        """Notes the step; the first of each turn is left out."""
+        """Records the time of the step, except for the first of each turn."""
         now = time.perf_counter()
         if self.done % self.steps == 0:
             self.seconds[self.full].append([])
@@ -64,7 +64,7 @@ class Turns(Hook):
 
 
 def timed(hook: Hook, spent: list[float]) -> Hook:
-    """The hook, which adds the seconds of its methods to `spent`."""
+    """Returns the hook with methods that add their seconds to `spent`."""
     for name in METHODS:
         method = getattr(hook, name)
 
@@ -78,7 +78,7 @@ def timed(hook: Hook, spent: list[float]) -> Hook:
 
 
 def main() -> None:
-    """Trains, writes the figures."""
+    """Trains and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--turns", type=int, default=30, help="pairs of turns")
     parser.add_argument("--steps", type=int, default=3, help="of a turn, the first left out")
@@ -117,7 +117,7 @@ def main() -> None:
 
 
 def settings(folder: Path, steps: int) -> PretrainConfig:
-    """The 19M-parameter model on text, all checks as often as they come by default."""
+    """Returns the config of the 19M-parameter model on text, with all checks at their defaults."""
     from conf.wandb_run import LoggerConfig
     from data_pipeline.sampling.recipe import RecipeConfig, StageConfig
 

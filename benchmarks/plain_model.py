@@ -1,4 +1,4 @@
-"""A plain decoder in the manner of nanoGPT: one file, torch's attention, whole logits."""
+"""A plain decoder in the style of nanoGPT: one file, torch's attention, materialized logits."""
 
 from __future__ import annotations
 
@@ -26,8 +26,14 @@ class PlainBlock(nn.Module):
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
-        """x (batch, seq, hidden), cos and sin (seq, head_dim), mask (seq, seq) or None for plain
-        causal attention -> (batch, seq, hidden)."""
+        """Returns (batch, seq, hidden).
+
+        Args:
+            x: (batch, seq, hidden).
+            cos: (seq, head_dim).
+            sin: (seq, head_dim).
+            mask: (seq, seq), or None for plain causal attention.
+        """
         q, k, v = (
             part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for part in self.qkv(self.norm_1(x)).split(self.sizes, -1)
@@ -43,7 +49,7 @@ class PlainBlock(nn.Module):
 
 
 class Plain(nn.Module):
-    """tokens (batch, seq) -> logits (batch, seq, vocab). dtype: of the activations."""
+    """Maps tokens (batch, seq) to logits (batch, seq, vocab); `dtype` is that of activations."""
 
     def __init__(self, config: ModelConfig, seq_len: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -64,7 +70,7 @@ class Plain(nn.Module):
         )
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits of all tokens."""
+        """Returns the logits of all tokens."""
         x = self.embed(tokens)
         for block in self.blocks:
             x = block(x, self.cos, self.sin, self.mask)
@@ -72,7 +78,7 @@ class Plain(nn.Module):
 
 
 def plain_weights(values: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Weights by our names, as `Plain` names them."""
+    """Renames Headwater's weights to the names that `Plain` uses."""
     renamed = {
         "embed.weight": values["embed_tokens.weight"],
         "norm.weight": values["norm.weight"],

@@ -1,9 +1,9 @@
-"""Random reads of packed 2048-token samples: ours beside Megatron-core's GPTDataset, paired.
+"""Compares random reads of packed 2048-token samples with Megatron-core's GPTDataset.
 
-The same shard, warm in the page cache, one process, one thread; both read so many samples in
-turns, and the ratio of each pair counts. Ours returns whole batches (tokens, labels, borders of
-documents) and has compared the checksum of each block at its first touch, which is timed apart.
-Megatron's returns the tensors of single samples, not yet collated.
+Both read the same shard, warm in the page cache, in one process and one thread. They read the same
+number of samples in turns, and the ratio of each pair is reported. Headwater returns whole batches
+(tokens, labels, document boundaries) and compares the checksum of each block when it first reads
+it, which is timed separately. Megatron returns the tensors of single samples, not yet collated.
 
     python benchmarks/random_reads.py [--quick]
 """
@@ -28,7 +28,7 @@ SEQ_LEN = 2048
 
 
 def main() -> None:
-    """Makes the shard, times both, writes the figures."""
+    """Makes the shard, times both, and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=float, default=4e8)
     parser.add_argument("--samples", type=int, default=20_000, help="read in a turn")
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Samples per second of both, and the ratio of each pair."""
+    """Returns samples per second of both, and the ratio of each pair."""
     entry = corpora.random_shard(folder / "train/web-00000", int(options.tokens), 0)
     corpora.write_manifest(folder, {"web": [entry]})
     prefix = folder / "train/web-00000"
@@ -80,7 +80,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def make_ours(folder: Path, count: int, options: argparse.Namespace) -> Callable[[], None]:
-    """Reads `count` samples step by step, in micro-batches, as the trainer's loader does."""
+    """Reads `count` samples step by step, in micro-batches, like the trainer's loader."""
     import numpy as np
 
     from data_pipeline.sampling.batches import BatchReader
@@ -100,7 +100,7 @@ def make_ours(folder: Path, count: int, options: argparse.Namespace) -> Callable
 
 
 def seconds(call: Callable[[], None]) -> float:
-    """That a call takes."""
+    """Returns the seconds that a call takes."""
     started = time.perf_counter()
     call()
     return time.perf_counter() - started

@@ -1,6 +1,8 @@
-"""Ways to train one decoder, ours and our peers', that benchmarks put side by side: the same shape,
-batches, AdamW and clipping, in float32 or in bf16 with float32 master weights. The ones on a CPU
-begin with the same weights, so that their losses show that the same work was done.
+"""Training steps of one decoder by Headwater and by its peers, for comparisons.
+
+All have the same shape, batches, AdamW and clipping, in float32 or in bf16 with float32 master
+weights. On a CPU they start with the same weights, so that equal losses show that they did the same
+work.
 """
 
 from __future__ import annotations
@@ -22,16 +24,20 @@ if TYPE_CHECKING:
 RATE, BETAS, EPS, DECAY, CLIP = 1e-3, (0.9, 0.95), 1e-8, 0.1, 1.0
 
 Step = Callable[["Tensor", "Tensor"], "Tensor"]
-"""tokens and labels (batch, seq) -> mean loss, 0-d and on the device, after the optimizer's
-step."""
+"""Maps tokens and labels, each (batch, seq), to the mean loss.
+
+The loss is 0-d and on the device, after the optimizer's step.
+"""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What all sides do. batch: sequences of a step, of this process.
+    """The work that all sides do.
 
-    precision: `bf16` or `fp32`, and for ours `fp8` and `fp8_rowwise`. processes: that share the
-    batch.
+    Attributes:
+        batch: Sequences per step and process.
+        precision: `bf16` or `fp32`, and for Headwater also `fp8` and `fp8_rowwise`.
+        processes: Number of processes that share the batch.
     """
 
     model: ModelConfig
@@ -46,7 +52,7 @@ class Work:
 
 
 def ours(work: Work) -> Step:
-    """A training step as `pretrain.trainer` takes it, by FSDP2 over `processes`."""
+    """Returns a training step like `pretrain.trainer` takes it, with FSDP2 over `processes`."""
     import torch
     import torch.distributed as dist
 
@@ -96,7 +102,7 @@ def ours(work: Work) -> Step:
 
 
 def attention_for(work: Work, device: torch.device) -> str:
-    """The backend that the trainer would take."""
+    """Returns the attention backend that the trainer would select."""
     from functools import partial
 
     from model.attention.backends import usable_backends
@@ -125,8 +131,11 @@ def attention_for(work: Work, device: torch.device) -> str:
 
 
 def document_starts(work: Work, device: torch.device) -> Tensor | None:
-    """One document a sequence. On a CPU padded as the loader does; None on a GPU, where plain
-    causal kernels then serve, as they do the peers."""
+    """Returns the boundaries for one document per sequence.
+
+    On a CPU they are padded like the loader does; on a GPU they are None, so that plain causal
+    kernels are used, like by the peers.
+    """
     import torch
 
     if device.type != "cpu":
@@ -137,7 +146,7 @@ def document_starts(work: Work, device: torch.device) -> Tensor | None:
 
 
 def initial_value(name: str, shape: torch.Size, work: Work) -> Tensor:
-    """A parameter's first value: on a CPU the trainer's, on a GPU any of that size."""
+    """Returns a parameter's initial value: on a CPU the trainer's, on a GPU any of that size."""
     import torch
 
     from model import init
@@ -150,7 +159,7 @@ def initial_value(name: str, shape: torch.Size, work: Work) -> Tensor:
 
 
 def initial_values(work: Work) -> dict[str, Tensor]:
-    """Weights by our names."""
+    """Returns the weights by Headwater's names."""
     from model.network import build_meta
 
     shapes = {name: value.shape for name, value in build_meta(work.model).named_parameters()}
@@ -158,7 +167,7 @@ def initial_values(work: Work) -> dict[str, Tensor]:
 
 
 def transformers(work: Work) -> Step:
-    """Mistral of `transformers` with its own loss."""
+    """Returns a step of Mistral of `transformers` with its own loss."""
     import torch
     from transformers import MistralConfig, MistralForCausalLM
 
@@ -185,7 +194,7 @@ def transformers(work: Work) -> Step:
 
 
 def litgpt(work: Work) -> Step:
-    """The model of `litgpt`."""
+    """Returns a step of the model of `litgpt`."""
     import torch
     from litgpt import GPT, Config
 
@@ -235,7 +244,7 @@ def litgpt(work: Work) -> Step:
 
 
 def nanogpt(work: Work) -> Step:
-    """A plain model in one class and a plain loop, as nanoGPT's."""
+    """Returns a step of a plain model in one class and a plain loop, in the style of nanoGPT."""
     from benchmarks.plain_model import Plain, plain_weights
     from pretrain.hardware import compute_dtype
 
@@ -245,7 +254,7 @@ def nanogpt(work: Work) -> Step:
 
 
 def logits_loss(called: Any, tokens: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of whole logits in float32."""
+    """Computes the mean cross-entropy of materialized logits in float32."""
     import torch.nn.functional as F
 
     return F.cross_entropy(called(tokens).float().flatten(0, 1), labels.flatten())
@@ -254,7 +263,7 @@ def logits_loss(called: Any, tokens: Tensor, labels: Tensor) -> Tensor:
 def plain_loop(
     model: nn.Module, loss_of: Callable[[Any, Tensor, Tensor], Tensor], work: Work
 ) -> Step:
-    """Autocast where the work is in bf16, clipping, fused AdamW; all compiled where asked."""
+    """Adds autocast for bf16, clipping and fused AdamW; compiles all of it if requested."""
     import torch
 
     model.to(work.device)
@@ -287,18 +296,20 @@ SIDES: dict[str, Callable[[Work], Step]] = {
 
 
 PEERS = Path(__file__).parents[1] / ".venv-peers/bin/python"
-"""The Python of `make peers`, for peers that the pins refuse."""
+"""Python of `make peers`, for peers that conflict with the pinned packages."""
 
 
 def missing(side: str) -> str | None:
-    """Returns the package that a side needs and that is not installed here."""
+    """Returns the package that a side needs and that is not installed, or None."""
     needs = {"transformers": "transformers", "litgpt": "litgpt"}.get(side)
     return needs if needs and importlib.util.find_spec(needs) is None else None
 
 
 def interpreter(side: str) -> str | None:
-    """Returns the Python that has the package of a side, which is this one or that of the peers'
-    environment; None where neither has it."""
+    """Returns the Python that has the package of a side, or None.
+
+    That is this one or the one of the peers' environment.
+    """
     package = missing(side)
     if package is None:
         return sys.executable

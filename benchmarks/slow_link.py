@@ -1,9 +1,10 @@
-"""What a slow network costs a data-parallel step, beside the plan's prediction: two processes in
-two networks of their own, joined by a cable, without a limit and at 1 Gbit/s (`tc`); with
-collectives that block, as torch's FSDP2 has them on CPUs, and with ours, beside the computation.
+"""Measures what a slow network costs a data-parallel step, compared with the plan's prediction.
 
-The limit adds the time of the plan's bytes at that rate where nothing hides them, and what the
-plan calls exposed where computation does. Needs the right to make networks (`unshare -rn`).
+Two processes run in two network namespaces joined by a virtual cable, without a limit and at
+1 Gbit/s (`tc`): with blocking collectives, as torch's FSDP2 has them on CPUs, and with collectives
+that overlap with computation. Without overlap, the limit should add the time of the plan's bytes at
+that rate; with overlap, the time that the plan calls exposed. Needs permission to create network
+namespaces (`unshare -rn`).
 
     python benchmarks/slow_link.py [--mbit 1000] [--steps 8]
 """
@@ -48,7 +49,7 @@ def main() -> None:
 
 
 def of_kind(kind: str, options: argparse.Namespace) -> dict[str, float]:
-    """Median seconds of a step, without the limit and with it."""
+    """Returns the median seconds per step without and with the limit."""
     with tempfile.NamedTemporaryFile() as out:
         start = f"{sys.executable} {__file__} --mbit {options.mbit} --steps {options.steps}"
         start += f" --kind {kind}"
@@ -66,7 +67,7 @@ wait"""
 
 
 def train(options: argparse.Namespace) -> None:
-    """Steps without a limit, then with it; rank 0 writes the figures."""
+    """Takes steps without the limit, then with it; rank 0 writes the figures."""
     import torch.distributed as dist
 
     import pretrain.parallel
@@ -96,7 +97,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def by_the_plan(figures: dict, mbit: int) -> dict[str, float]:
-    """Bytes of a rank, what the limit adds where nothing hides them, and where a step does."""
+    """Returns the bytes per rank, and the time that the limit adds without and with overlap."""
     from launch.plan.cluster import ClusterConfig
     from launch.plan.speed import Step, StepTime, exposed_seconds
     from launch.plan.traffic import traffic
@@ -112,7 +113,7 @@ def by_the_plan(figures: dict, mbit: int) -> dict[str, float]:
     )
     computed = StepTime(figures["overlapped"]["no limit"], 0.0, 0.0, 0.0, 0.0)
     return {
-        "bytes_a_rank_sends_by_the_plan": sent,
+        "planned_bytes_sent_per_rank": sent,
         "seconds_by_the_plan": {
             "blocking": sent * 8 / (mbit * 1e6),
             "overlapped": exposed_seconds(

@@ -1,10 +1,10 @@
-"""The start of a run on a trillion tokens, and of Megatron-core's GPTDataset on what it can do.
+"""Measures the start of a run on a trillion tokens, and of Megatron-core's GPTDataset.
 
-Ours: a manifest of 1T tokens in shards of 64M, their files sparse: seconds and memory from the
-manifest to the first batch of a whole Danube step (576 samples of 2048), beyond what the
-interpreter had after its imports. Megatron's: seconds, memory and index files of one shard of
-1e7, 1e8 ... tokens, documents of 1000. Each measurement is a process of its own. What grows with
-the corpus is what comes before the reading; the holes of sparse files are slow to read for both.
+For Headwater: seconds and memory from the manifest of 1T tokens in shards of 64M (sparse files) to
+the first batch of a whole Danube step (576 samples of 2048), beyond what the interpreter uses after
+its imports. For Megatron: seconds, memory and index files for one shard of 1e7, 1e8 ... tokens with
+documents of 1000. Each measurement is a separate process. What grows with the corpus is the work
+before reading; the holes of sparse files are slow to read for both.
 
     python benchmarks/start_1t.py [--quick]
 """
@@ -32,7 +32,7 @@ STEP_SAMPLES = 576
 
 
 def main() -> None:
-    """Makes the files, measures both, writes the figures."""
+    """Makes the files, measures both, and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=float, default=1e12)
     parser.add_argument("--megatron-tokens", type=float, nargs="*", default=[1e7, 1e8, 1e9, 1e10])
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Figures of both, medians of repeats."""
+    """Returns the figures of both, medians over repeats."""
     figures: dict[str, Any] = {"machine": machine()}
     shards = max(1, round(options.tokens / SHARD_TOKENS))
     names = [f"web-{number:05}" for number in range(shards)]
@@ -66,7 +66,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         work = folder / f"megatron-{tokens}"
         corpora.sparse_shard(work / "shard", tokens, whole_index=True)
         result = measure("megatron", work, options.repeats)
-        result["index_bytes_a_token"] = result["index_bytes"] / tokens
+        result["index_bytes_per_token"] = result["index_bytes"] / tokens
         figures["megatron"].append({"tokens": tokens, **result})
     if len(figures["megatron"]) > 1:
         figures["megatron_at_our_size_if_it_grows_on"] = {
@@ -77,14 +77,14 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def extrapolate(sizes: list[dict[str, float]], key: str, tokens: float) -> float:
-    """The straight line through the two largest sizes, at another one."""
+    """Extrapolates the straight line through the two largest sizes to another size."""
     one, other = sizes
     slope = (other[key] - one[key]) / (other["tokens"] - one["tokens"])
     return other[key] + slope * (tokens - other["tokens"])
 
 
 def measure(side: str, folder: Path, repeats: int) -> dict[str, Any]:
-    """Medians over fresh processes."""
+    """Returns medians over new processes."""
     command = [sys.executable, __file__, "--side", side, "--folder", str(folder)]
     runs = []
     for _ in range(repeats):
@@ -94,7 +94,7 @@ def measure(side: str, folder: Path, repeats: int) -> dict[str, Any]:
 
 
 def ours(folder: Path) -> dict[str, float]:
-    """From the manifest to the first batch of a step."""
+    """Measures from the manifest to the first batch of a step."""
     import numpy as np
 
     from data_pipeline.sampling.batches import BatchReader
@@ -116,7 +116,7 @@ def ours(folder: Path) -> dict[str, float]:
 
 
 def megatron(folder: Path) -> dict[str, float]:
-    """Indices of one epoch and the first batch; the cache is empty, as at the start of a run."""
+    """Measures the index of one epoch and the first batch, with an empty cache."""
     corpora.import_megatron()
     with tempfile.TemporaryDirectory(dir=folder) as cache:
         before, started = corpora.memory(), time.perf_counter()
@@ -130,7 +130,7 @@ def megatron(folder: Path) -> dict[str, float]:
 
 
 def used(before: dict[str, float], started: float) -> dict[str, float]:
-    """Seconds, and megabytes beyond `before`."""
+    """Returns seconds, and megabytes beyond `before`."""
     seconds, after = time.perf_counter() - started, corpora.memory()
     grown = {f"{key}_megabytes": after[key] - before[key] for key in after}
     return {"seconds": seconds, **grown}

@@ -1,9 +1,9 @@
-"""Seconds from the command to the end of the first step, by part: a fresh start of `python -m
-pretrain` on a small corpus, and the same command again after a stop, which loads a checkpoint.
+"""Measures the time from the command to the end of the first step, by part.
 
-The parts are the moments at which the run says something or a module is there: imports until the
-trainer can begin, the run's preparation (config, data, layout, weights or checkpoint), the first
-step.
+It is measured for a fresh start of `python -m pretrain` on a small corpus, and for the same command
+after a stop, which loads a checkpoint. The parts end when the run prints a line or when a module is
+imported: imports until the trainer can start, the preparation of the run (config, data, layout,
+weights or checkpoint), and the first step.
 
     python benchmarks/start_up.py [--repeats 5]
 """
@@ -59,7 +59,7 @@ main("pretrain", COMMANDS, default="train")
 
 
 def main() -> None:
-    """Starts, stops, starts again; medians of the parts."""
+    """Starts, stops and restarts; prints medians of the parts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--model", default="small_15m")
@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def start(corpus: Path, run_dir: Path, model: str, stop: int) -> dict[str, float]:
-    """Seconds of each part of a start that ends after step `stop`."""
+    """Returns the seconds of each part of a start that ends after step `stop`."""
     settings = arguments(corpus, run_dir, stop_after=stop, validation__every_steps=0)[1:]
     kept = [s for s in settings if not s.startswith(("model", "precision"))]
     command = [sys.executable, "-c", MARKED, f"model={model}", *kept, "precision=auto"]

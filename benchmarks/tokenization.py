@@ -1,10 +1,10 @@
-"""JSON lines on disk to finished shards: ours beside Megatron-style preprocessing, paired.
+"""Compares tokenization from JSON lines to finished shards with Megatron-style preprocessing.
 
-Megatron-style: a pool of processes, each document parsed and encoded alone by `tokenizers`, ids
-sent back as a list, one writer that adds them to an `IndexedDatasetBuilder` (as Megatron-LM's
-tools/preprocess_data.py, which is not in its wheel). Both get the same file, tokenizer and
-processes, in turns, and are timed as whole processes from start to end; the .bin and .idx must be
-the same bytes.
+Megatron-style means a pool of processes in which each document is parsed and encoded alone by
+`tokenizers`, ids are sent back as a list, and one writer adds them to an `IndexedDatasetBuilder`
+(like Megatron-LM's tools/preprocess_data.py, which is not in its wheel). Both get the same file,
+tokenizer and number of processes, in turns, and are timed as whole processes from start to end; the
+.bin and .idx have to be identical.
 
     python benchmarks/tokenization.py [--megabytes 500] [--repeats 3]
 """
@@ -35,7 +35,7 @@ _tokenizer = None
 
 
 def main() -> None:
-    """Makes the text, times both, writes the figures."""
+    """Makes the text, times both, and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--megabytes", type=float, default=500)
     parser.add_argument("--repeats", type=int, default=3)
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace) -> dict[str, object]:
-    """Runs all in turns; medians of the seconds of a whole process."""
+    """Runs all in turns; returns the median seconds of whole processes."""
     about = make_text(options.folder, options.megabytes)
     this = [sys.executable, __file__, "--side", "megatron", "--folder", str(options.folder)]
     commands = {
@@ -88,8 +88,10 @@ def compare(options: argparse.Namespace) -> dict[str, object]:
 
 
 def make_text(folder: Path, megabytes: float) -> dict[str, object]:
-    """This Python's own sources and docs, each file a document of one JSON line, and a tokenizer
-    trained on them. Files are repeated under new line numbers where they are not enough."""
+    """Writes this Python's own sources and docs as JSON lines, and trains a tokenizer on them.
+
+    Every file is one document. Files are repeated under new names if they are not enough.
+    """
     from data_pipeline.text.corpus import TokenizerConfig
     from data_pipeline.tokenizing.tokenizer import train_tokenizer
 
@@ -123,7 +125,7 @@ def make_text(folder: Path, megabytes: float) -> dict[str, object]:
 
 
 def ours(options: argparse.Namespace, copies: bool) -> list[str]:
-    """Our command for the file, eight parts."""
+    """Returns the command of Headwater for the file, with eight parts."""
     path = options.folder / "text.jsonl"
     return [
         *(sys.executable, "-m", "data_pipeline", "tokenize", "corpus=jsonl", "tokenizer=load"),
@@ -137,8 +139,10 @@ def ours(options: argparse.Namespace, copies: bool) -> list[str]:
 
 
 def megatron(options: argparse.Namespace) -> None:
-    """A pool over the documents of each of our parts, in our order of documents, so that the bytes
-    can be compared."""
+    """Runs a pool over the documents of each part, in the order in which Headwater writes them.
+
+    The bytes of both can therefore be compared.
+    """
     import torch
     from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
@@ -166,7 +170,7 @@ def megatron(options: argparse.Namespace) -> None:
 
 
 def initialise(path: str) -> None:
-    """The tokenizer of a process."""
+    """Loads the tokenizer of a process."""
     from data_pipeline.tokenizing.tokenizer import load_tokenizer
 
     global _tokenizer
@@ -175,7 +179,7 @@ def initialise(path: str) -> None:
 
 
 def encode(line: bytes) -> list[int]:
-    """One document."""
+    """Encodes one document."""
     assert _tokenizer is not None
     tokenizer, eos = _tokenizer
     ids: list[int] = tokenizer.encode(json.loads(line)["text"], add_special_tokens=False).ids
@@ -183,7 +187,7 @@ def encode(line: bytes) -> list[int]:
 
 
 def lines_between(path: Path, start: int, end: int) -> list[bytes]:
-    """The lines that begin in [start, end)."""
+    """Yields the lines that begin in [start, end)."""
     lines = []
     position = 0
     with path.open("rb") as file:
@@ -195,7 +199,7 @@ def lines_between(path: Path, start: int, end: int) -> list[bytes]:
 
 
 def content(folder: Path) -> tuple[str, int]:
-    """A digest of all .bin and .idx, and the tokens in them."""
+    """Returns a digest of all .bin and .idx files, and the number of their tokens."""
     digest = hashlib.sha256()
     tokens = 0
     for path in sorted(folder.glob("*.bin")) + sorted(folder.glob("*.idx")):

@@ -1,5 +1,7 @@
-"""Cost of attention on a CPU against the length of the sequence, at a fixed window: forward and
-backward of one layer over one sequence, blocks beside torch's kernel under a mask.
+"""Measures attention on a CPU as a function of the sequence length, with a fixed window.
+
+It times forward and backward of one layer over one sequence, for blocks and for torch's kernel with
+a mask.
 
     python benchmarks/windowed_attention.py [--window 256] [--repeats 5]
 """
@@ -23,7 +25,7 @@ HEADS, KV_HEADS, HEAD_DIM = 6, 2, 64
 
 
 def main() -> None:
-    """Times both in turns, writes figures, table and plot."""
+    """Times both in turns, and writes figures, table and plot."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
@@ -46,7 +48,7 @@ def main() -> None:
 
 
 def times(length: int, window: int, repeats: int, precision: str) -> dict[str, list[float]]:
-    """Seconds of one sequence, forward and backward, of each backend in turns."""
+    """Returns the seconds of forward and backward of one sequence per backend, in turns."""
     import torch
 
     from conf.machine import DTYPES
@@ -71,7 +73,7 @@ def times(length: int, window: int, repeats: int, precision: str) -> dict[str, l
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The figures as Markdown."""
+    """Formats the figures as Markdown."""
     about = described(figures["machine"])
     lines = [
         f"Attention of one sequence, forward and backward, {figures['precision']}, "
@@ -91,7 +93,7 @@ def table(figures: dict[str, Any]) -> str:
 
 
 def plot(figures: dict[str, Any], path: Path) -> None:
-    """Both lines, on logarithmic axes."""
+    """Plots both lines on logarithmic axes."""
     import matplotlib
 
     matplotlib.use("agg")
