@@ -121,7 +121,7 @@ def dropped(texts: list[str]) -> set[int]:
         minhash.write_signatures(texts, 0, folder, options)
         for bucket in range(options.buckets):
             minhash.match_bucket(bucket, options.buckets, folder, options)
-        found = minhash.resolve(folder, options)
+        found = minhash.resolve(folder)
     return {int(number) for _, number in found}
 
 

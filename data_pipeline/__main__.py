@@ -1,4 +1,4 @@
-"""`python -m data_pipeline <command> key=value ...`; without a command it lists them."""
+"""`python -m data_pipeline <command> key=value ...`; without a command, lists the commands."""
 
 from conf.entry import Command, main
 
@@ -7,43 +7,43 @@ COMMANDS = {
         config="tokenize",
         schema="data_pipeline.text.corpus:TokenizeConfig",
         run="data_pipeline.tokenizing.tokenize:tokenize",
-        summary="a corpus to a tokenizer and tokenized shards with a manifest",
+        summary="tokenizes a corpus into shards with a manifest, and trains the tokenizer",
     ),
     "quality": Command(
         config="quality",
         schema="data_pipeline.text.train_quality:QualityConfig",
         run="data_pipeline.text.train_quality:quality",
-        summary="a classifier of good text from examples, for the cleaning step `quality`",
+        summary="trains a text classifier from examples, for the cleaning step `quality`",
     ),
     "pairs": Command(
         config="pairs",
         schema="data_pipeline.pairs:PairsConfig",
         run="data_pipeline.pairs:pairs",
-        summary="functions and docstrings of a corpus as pairs for instruct tuning",
+        summary="extracts functions and docstrings of a corpus as pairs for instruct tuning",
     ),
     "where": Command(
         config="where",
         schema="data_pipeline.trace:WhereConfig",
         run="data_pipeline.trace:where",
-        summary="what a step of a run was trained on, or the steps that saw a document",
+        summary="shows what a step of a run was trained on, or which steps saw a document",
     ),
     "inspect": Command(
         config="inspect_data",
-        schema="data_pipeline.inspection.inspect_page:InspectConfig",
+        schema="data_pipeline.inspection.config:InspectConfig",
         run="data_pipeline.inspection.inspect_page:inspect",
-        summary="an HTML page about a corpus, what its cleaning dropped and what a recipe takes",
+        summary="writes an HTML page about a corpus, its cleaning and the plan of a recipe",
     ),
     "verify": Command(
         config="verify",
         schema="data_pipeline.store.verify:VerifyConfig",
         run="data_pipeline.store.verify:verify",
-        summary="re-checks a folder of shards, all of it or a sample",
+        summary="verifies a folder of shards, or a sample of it",
     ),
     "import": Command(
         config="import",
-        schema="data_pipeline.import_shards:ImportConfig",
-        run="data_pipeline.import_shards:import_shards",
-        summary="adopts shards that Megatron-LM, NeMo or GPT-NeoX made, without copying them",
+        schema="data_pipeline.import_shards.config:ImportConfig",
+        run="data_pipeline.import_shards.command:import_shards",
+        summary="imports shards of Megatron-LM, NeMo or GPT-NeoX without copying them",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""JSON and arrays that appear whole or not at all."""
+"""Atomic writing of JSON files and arrays."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from conf.files import write_atomically
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON."""
+    """Writes a JSON file atomically."""
     data = json.dumps(content, ensure_ascii=True).encode()
     write_atomically(path, lambda file: file.write(data))
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
-    """Writes a .npy file."""
+    """Writes a .npy file atomically."""
     write_atomically(path, lambda file: np.save(file, array, allow_pickle=False))

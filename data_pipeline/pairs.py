@@ -1,9 +1,9 @@
-"""`python -m data_pipeline pairs`: functions and their docstrings, for instruct tuning.
+"""`python -m data_pipeline pairs`: extracts functions and docstrings for instruct tuning.
 
-Real pairs out of a tokenized corpus: the function without its docstring is the prompt, the
-docstring is the answer. Training pairs come from the training split, the others from held-out
-files. For preference tuning, other functions of the training split are answered twice: by their own
-docstring, which is the better answer, and by another function's.
+The pairs come from a tokenized corpus: the function without its docstring is the prompt, and the
+docstring is the answer. Training pairs come from the training split, held-out pairs from held-out
+files. For preference tuning, further functions of the training split have two answers: their own
+docstring, which is preferred, and that of another function.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ QUESTION = "Write the docstring of this function.\n\n"
 
 @dataclass
 class PairsConfig:
-    """corpus: a tokenized folder; source: the one with Python code.
+    """Configuration of `pairs`.
 
-    out: folder for train.jsonl and held_out.jsonl, and preferences.jsonl for preference tuning.
-    limit, held_out_limit, preferences: rows of each.
-    max_code_chars, max_docstring_chars: longer functions and docstrings are left out.
-    max_per_file: pairs of one file, so that no large module sets the tone.
-    overwrite: replaces `out`, if it is a folder of pairs that Headwater made.
+    corpus: folder of a tokenized corpus. source: name of its source with Python code.
+    out: folder for train.jsonl, held_out.jsonl and preferences.jsonl. overwrite: replaces `out` if
+        it is a folder of pairs that Headwater made.
+    limit, held_out_limit, preferences: maximum rows of each file.
+    max_code_chars, max_docstring_chars: longer functions and docstrings are skipped.
+    max_per_file: maximum pairs per file, so that no large module dominates.
     """
 
     corpus: str = MISSING
@@ -54,24 +55,24 @@ class PairsConfig:
 
 
 def pairs(config: PairsConfig) -> None:
-    """Writes the folder `out`, whole or not at all."""
+    """Writes the folder `out` atomically."""
     output = Output(config.out, PAIRS, config.overwrite, [config.corpus])
     output.check()
     manifest = open_corpus(config.corpus)
     if config.source not in manifest.source_tokens(TRAIN):
         raise InputError(
-            f"source={config.source} is not in {config.corpus}, which has "
+            f"source={config.source} is not a source of {config.corpus}. Choose one of "
             f"{', '.join(manifest.source_tokens(TRAIN))}."
         )
     seen: set[str] = set()  # a held-out docstring must not be one that was trained on
     train = draw(manifest, TRAIN, config, config.limit + 2 * config.preferences, seen)
-    beyond = max(0, len(train) - 2 * config.preferences)
+    count = max(0, len(train) - 2 * config.preferences)
     rows = {
-        TRAIN: train[:beyond],
+        TRAIN: train[:count],
         HELD_OUT: draw(manifest, HELD_OUT, config, config.held_out_limit, seen),
     }
     if config.preferences:
-        rows["preferences"] = compare(train[beyond:])
+        rows["preferences"] = preference_rows(train[count:])
     with output.folder() as folder:
         for split, lines in rows.items():
             text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -83,8 +84,10 @@ def pairs(config: PairsConfig) -> None:
 def draw(
     manifest: Manifest, split: str, config: PairsConfig, limit: int, seen: set[str]
 ) -> list[dict[str, Any]]:
-    """Up to `limit` rows in the order of the split's documents, none with a docstring in `seen`,
-    to which theirs are added."""
+    """Returns up to `limit` pairs of a split, without docstrings in `seen`, and adds theirs to it.
+
+    Raises InputError if the split has no function with a docstring.
+    """
     rows: list[dict[str, Any]] = []
     for document in read_documents(manifest, split, config.source):
         taken = 0
@@ -97,16 +100,18 @@ def draw(
             break
     if limit and not rows:
         raise InputError(
-            f"{config.corpus}: no function with a docstring in the {split} split of source "
-            f"'{config.source}': expected Python code."
+            f"source={config.source}: no function with a docstring in the {split} split of "
+            f"{config.corpus}. Choose a source with Python code."
         )
     return rows
 
 
-def compare(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every other row with the next one's answer as the worse of two: mostly of the same file, so
-    that the subject alone does not tell them apart. No answer is used twice, or a model could
-    learn to like it or not, whatever was asked."""
+def preference_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns every other row with the answer of the next row as the rejected one.
+
+    The two mostly come from the same file, so that the subject alone does not distinguish them. No
+    answer is used twice, so that a model cannot learn to prefer it independently of the prompt.
+    """
     return [
         {
             "prompt": row["prompt"],
@@ -119,12 +124,15 @@ def compare(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def functions(text: str, config: PairsConfig) -> Iterator[tuple[str, str]]:
-    """(code without the docstring, first paragraph of the docstring) of each function of a module
-    that fits. Functions of tests are left out: their docstrings rarely say what the code does."""
+    """Yields (code without docstring, first paragraph of the docstring) of functions in a module.
+
+    Functions that exceed the limits are skipped, and so are tests, whose docstrings rarely describe
+    the code.
+    """
     module = _parse(text)
     if module is None:
         return
-    lines = re.split(r"\r\n|\r|\n", text)  # as Python counts them; splitlines knows more breaks
+    lines = re.split(r"\r\n|\r|\n", text)  # as Python counts lines, unlike splitlines
     for node in ast.walk(module):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or len(node.body) < 2:
             continue
@@ -138,7 +146,7 @@ def functions(text: str, config: PairsConfig) -> Iterator[tuple[str, str]]:
             lines[node.lineno - 1 : quoted.lineno - 1] + lines[quoted.end_lineno : node.end_lineno]
         )
         code = textwrap.dedent("\n".join(body)).strip("\n")
-        # What shares a line with its docstring does not parse without it.
+        # A function on the same line as its docstring does not parse without it.
         if 60 <= len(code) <= config.max_code_chars and _parse(code) is not None:
             yield code, first
 
@@ -146,14 +154,14 @@ def functions(text: str, config: PairsConfig) -> Iterator[tuple[str, str]]:
 def _parse(code: str) -> ast.Module | None:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in other people's code
+            warnings.simplefilter("ignore")  # such as invalid escapes
             return ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
 
 def row(code: str, docstring: str, file: str) -> dict[str, Any]:
-    """A pair as chat messages."""
+    """Returns a pair as chat messages."""
     return {
         "prompt": [{"role": "user", "content": QUESTION + code}],
         "completion": [{"role": "assistant", "content": docstring}],

@@ -1,6 +1,6 @@
-"""`python -m data_pipeline where`: what a step was trained on, and which steps saw a document (I4).
+"""`python -m data_pipeline where`: traces steps to documents, and documents to steps (I4).
 
-Nothing of this is logged while a run trains: the order of samples is a function that can be undone.
+A run logs nothing for this, because the order of samples is an invertible function.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ Row = dict[str, Any]
 
 @dataclass
 class WhereConfig:
-    """run: a run folder. Then one of step, counted from 1 as in its metrics, and doc.
+    """Configuration of `where`.
 
-    rank: only the samples of that data-parallel rank of the step, of as many ranks as ran it.
-    doc: `<file>`, `<file>#<position>` (as in the output for a step; the end of a path is enough),
-        or `<shard>:<number>`.
-    chars: of each document's text to print, 0 for all.
+    run: run folder.
+    step: step to trace, counted from 1 as in the metrics. rank: shows only the samples of that
+        data-parallel rank.
+    doc: document to trace instead: `<file>`, `<file>#<position>` (as printed for a step, and the
+        end of a path is enough), or `<shard>:<number>`.
+    chars: characters of each document's text to print, or 0 for all.
     """
 
     run: str = MISSING
@@ -45,15 +47,15 @@ class WhereConfig:
 
     def __post_init__(self) -> None:
         if (self.step is None) == (self.doc is None):
-            raise InputError("where needs one of step=... and doc=..., not both.")
+            raise InputError("give either step=... or doc=....")
         if self.rank is not None and self.step is None:
-            raise InputError(f"rank={self.rank} belongs to a step: give step=... too.")
+            raise InputError(f"rank={self.rank} selects samples of a step. Give step=... too.")
         if self.chars < 0:
             raise InputError(f"chars={self.chars}, expected 0 or more.")
 
 
 def where(config: WhereConfig) -> None:
-    """Prints a line a document, with tabs between its columns, for a reader or for `cut`."""
+    """Prints one line per document or sample, with tab-separated columns."""
     run = RunData(Path(config.run))
     if config.step is not None:
         line = run.ledger_line(config.step)
@@ -71,15 +73,16 @@ def where(config: WhereConfig) -> None:
 
 
 class RunData:
-    """The order and the data of a run folder. Raises InputError where they are not there, or the
-    data is no longer what the run was trained on."""
+    """The order and the data of a run.
+
+    Raises InputError if they are missing, or if the data has changed since the run.
+    """
 
     def __init__(self, run: Path) -> None:
         self.run = run
         self.path = run / "ledger.jsonl"
-        for needed in (self.path, *(run / name for name in ("config.yaml", "env.json"))):
-            self._check(needed)
-        self._check(run / "order.json")
+        for name in ("ledger.jsonl", "config.yaml", "env.json", "order.json"):
+            self._check(run / name)
         self.settings = OmegaConf.load(run / "config.yaml")
         self.env = json.loads((run / "env.json").read_text())
         self.manifest = open_corpus(self.settings.data.folder)
@@ -87,8 +90,8 @@ class RunData:
         if self.manifest.fingerprint != trained_on:
             raise InputError(
                 f"{run} was trained on data with the fingerprint {trained_on[:12]}, but "
-                f"{self.settings.data.folder} now has {self.manifest.fingerprint[:12]}: restore "
-                "that data."
+                f"{self.settings.data.folder} now has {self.manifest.fingerprint[:12]}. Restore "
+                "the original data."
             )
         self.order = SampleOrder.from_json((run / "order.json").read_text())
         self.stages = list(self.settings.recipe.stages)
@@ -98,7 +101,7 @@ class RunData:
 
     def _check(self, path: Path) -> None:
         if not path.is_file():
-            raise InputError(f"{path} does not exist: expected run={self.run} to be a run folder.")
+            raise InputError(f"run={self.run} is not a run folder: {path} does not exist.")
 
     def _names(self, shard: str) -> list[tuple[str, int]]:
         cached_file(self.manifest, f"{shard}.docs.parquet")
@@ -108,21 +111,21 @@ class RunData:
         return ShardIndex(cached_file(self.manifest, f"{shard}.idx"), self.manifest.dtype)
 
     def ledger(self) -> Iterator[Row]:
-        """Its lines."""
+        """Yields the lines of the run's ledger."""
         with self.path.open() as lines:
             yield from map(json.loads, lines)
 
     def ledger_line(self, step: int) -> Row:
-        """The line of a step; raises InputError where there is none."""
+        """Returns the ledger line of a step; raises InputError if there is none."""
         last = 0
         for line in self.ledger():
             last = line["step"]
             if last == step:
                 return line
-        raise InputError(f"{self.path} has no step {step}, its last is {last}.")
+        raise InputError(f"step={step} is not in {self.path}, whose last step is {last}.")
 
     def ranks(self, step: int) -> int:
-        """Data-parallel ranks that ran a step: of the last start before it."""
+        """Returns the number of data-parallel ranks that ran a step."""
         ranks = 0
         metrics = self.run / "metrics.jsonl"
         if metrics.is_file():
@@ -131,23 +134,24 @@ class RunData:
                     ranks = int(line["dp_size"])
         if not ranks:
             raise InputError(
-                f"{metrics} does not say how many data-parallel ranks ran step {step}: leave "
-                "rank=... out."
+                f"{metrics} does not record how many data-parallel ranks ran step {step}. Remove "
+                "rank=...."
             )
         return ranks
 
     def documents_of_step(
         self, step: int, rank: int | None = None, chars: int = 0
     ) -> Iterator[Row]:
-        """A row for each document of each sample of a step, in order, with the text that was in
-        the sample."""
+        """Yields one row per document of each sample of a step, with the text in the sample."""
         line = self.ledger_line(step)
         stage = self.stages.index(line["stage"])
         samples = line["first_sample"] + np.arange(line["samples"])
         if rank is not None:
             ranks = self.ranks(step)
             if not 0 <= rank < ranks:
-                raise InputError(f"rank={rank}: {ranks} data-parallel ranks ran step {step}.")
+                raise InputError(
+                    f"rank={rank}: step {step} was run by {ranks} data-parallel ranks."
+                )
             samples = np.split(samples, ranks)[rank]
         located = self.order.locate(stage, samples)
         tokenizer = load_tokenizer(self.manifest.tokenizer_path)
@@ -185,8 +189,10 @@ class RunData:
     def _documents(
         self, shard: str, start: int, end: int
     ) -> Iterator[tuple[int, str, int | str, int, int]]:
-        """Number, file, position and token range of the documents in tokens [start, end) of a
-        shard; padding is none."""
+        """Yields (number, file, position, first token, end) of documents in a shard's token range.
+
+        Padding is skipped.
+        """
         index, names = self.index(shard), self.names(shard)
         for document in range(index.document_of(start), index.document_of(end - 1) + 1):
             file, position = names[document] if names else ("", "")
@@ -196,8 +202,11 @@ class RunData:
             yield document, file, position, max(start, first), min(end, last)
 
     def steps_of_document(self, doc: str) -> Iterator[Row]:
-        """A row for each sample of the plan that holds tokens of a document, in order; `state`
-        says whether the run has come to it. Raises InputError where there is no such document."""
+        """Yields one row per sample of the plan that contains tokens of a document, in order.
+
+        `state` tells whether the run has reached the sample. Raises InputError for an unknown
+        document.
+        """
         plan = plan_of(self.settings.recipe, self.order.source_tokens)
         states = {line["step"]: line.get("skipped") for line in self.ledger()}
         found = False
@@ -234,26 +243,28 @@ class RunData:
             self._refuse(doc)
 
     def _find(self, doc: str, split: str = "train") -> Iterator[tuple[str, int, str, int]]:
-        """(source, number of the shard, shard, document) of what `doc` names."""
-        wanted, _, place = doc.rpartition("#")
-        wanted, place = (wanted, place) if place.isdigit() and wanted else (doc, "")
-        named, _, number = doc.rpartition(":")
+        """Yields (source, number of the shard, shard, document) for each match of `doc`."""
+        name, _, place = doc.rpartition("#")
+        name, place = (name, place) if place.isdigit() and name else (doc, "")
+        shard_name, _, number = doc.rpartition(":")
         for source in self.manifest.splits.get(split, {}):
             for shard_number, entry in enumerate(self.manifest.shards(split, source)):
                 shard = entry["file"]
-                if shard == named and number.isdigit() and int(number) < entry["documents"]:
+                if shard == shard_name and number.isdigit() and int(number) < entry["documents"]:
                     yield source, shard_number, shard, int(number)
                     continue
                 for document, (file, position) in enumerate(self.names(shard)):
-                    is_file = file == wanted or (file and file.endswith("/" + wanted))
+                    is_file = file == name or (file and file.endswith("/" + name))
                     if is_file and place in ("", str(position)):
                         yield source, shard_number, shard, document
 
     def _refuse(self, doc: str) -> None:
         folder = self.settings.data.folder
         if next(self._find(doc, "held_out"), None) is not None:
-            raise InputError(f"doc={doc} is in the held-out split of {folder}: never trained on.")
+            raise InputError(
+                f"doc={doc} is in the held-out split of {folder}, which is never trained on."
+            )
         raise InputError(
-            f"doc={doc} is no document of {folder}: expected <file>, <file>#<position> or "
-            "<shard>:<number>, as where run=... step=... prints them."
+            f"doc={doc} is not a document of {folder}, expected <file>, <file>#<position> or "
+            "<shard>:<number> as `where run=... step=...` prints them."
         )

@@ -1,1 +1,1 @@
-"""What is done to documents between reading and tokenizing."""
+"""Cleaning of documents: filters and changes of their text, before deduplication."""

@@ -1,8 +1,8 @@
-"""The steps of a source, one after the other, on one document at a time.
+"""The chain of cleaning steps of a source, applied to one document at a time.
 
-A step is a function from a text to a `Verdict`. It may keep the text, change it or drop it, and it
-knows nothing of other documents: so the chain runs in any process in any order, and the steps that
-change text can be run again later and give the same.
+A step is a function from a text to a `Verdict`: it keeps the text, changes it or drops it. A step
+sees a single document, so the chain can run in any process and any order, and the steps that change
+text can be run again in the second pass with the same result.
 """
 
 from __future__ import annotations
@@ -18,12 +18,17 @@ from typing import NamedTuple
 from data_pipeline.cleaning.config import CleaningConfig
 
 FORMAT = 1
-"""Counts changes of the steps that change what they do."""
+"""Version of the steps, raised whenever a change of the code changes their results."""
 
 
 class Verdict(NamedTuple):
-    """text: as the step leaves it; reason: the rule that drops it, or ''; note: what a reader wants
-    to know of that, such as the task that it gives away."""
+    """The result of a step.
+
+    Attributes:
+        text: the text after the step.
+        reason: the rule that drops the text, or ''.
+        note: a detail of the reason for the report, such as the n-gram that was found.
+    """
 
     text: str
     reason: str = ""
@@ -41,15 +46,23 @@ MAKERS = {
     "decontaminate": "data_pipeline.cleaning.decontaminate:make",
     "pii": "data_pipeline.cleaning.pii:make",
 }
-"""`module:function` of each step, imported when it is used: a function of the CleaningConfig that
-raises InputError for options that cannot be."""
+"""`module:function` that makes each step from a CleaningConfig, imported on first use.
+
+Each raises InputError for invalid options."""
 CHANGES_TEXT = ("c4", "pii")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a document. dropped_by: a step, or ''; changed: the steps that changed the
-    text; sizes: bytes of UTF-8 that went into each step that it reached."""
+    """The result of the chain for a document.
+
+    Attributes:
+        text: the text after the last step that it reached.
+        dropped_by: the step that dropped it, or ''.
+        reason, note: those of the step's verdict.
+        changed: the steps that changed the text.
+        sizes: UTF-8 bytes of the text before each step that it reached.
+    """
 
     text: str
     dropped_by: str = ""
@@ -60,7 +73,7 @@ class Outcome:
 
 
 class Chain:
-    """The steps with these names; their models are loaded here."""
+    """A sequence of cleaning steps, with their models loaded."""
 
     def __init__(self, config: CleaningConfig, steps: list[str]) -> None:
         self.config = config
@@ -68,7 +81,7 @@ class Chain:
         self._steps: list[tuple[str, Step]] = [(name, _make(name, config)) for name in steps]
 
     def run(self, text: str) -> Outcome:
-        """All steps until one drops the text."""
+        """Runs the steps until one drops the text."""
         changed: list[str] = []
         sizes: list[int] = []
         size = utf8_size(text)
@@ -86,36 +99,36 @@ class Chain:
         return Outcome(text, changed=tuple(changed), sizes=tuple(sizes))
 
     def transform(self, text: str) -> str:
-        """The text of a document that is known to be kept, as `run` left it."""
+        """Returns the text of a kept document as `run` returned it, without running the filters."""
         for name, step in self._steps:
             if name in CHANGES_TEXT:
                 text = step(text).text
         return text
 
     def fingerprint(self) -> str:
-        """sha256 of all that decides what the chain does: options, libraries, models, files."""
+        """Returns the sha256 of what the results depend on: options, libraries, models, files."""
         from importlib.metadata import version
 
         options = asdict(self.config)
-        what = {"format": FORMAT, "steps": self.names, "datatrove": version("datatrove")}
-        what |= {name: options[name] for name in self.names if name in options}
-        what["word_tokenizer"] = self.config.word_tokenizer
+        content = {"format": FORMAT, "steps": self.names, "datatrove": version("datatrove")}
+        content |= {name: options[name] for name in self.names if name in options}
+        content["word_tokenizer"] = self.config.word_tokenizer
         files = [*self.config.decontaminate.files] if "decontaminate" in self.names else []
         files += [
             model
             for name in ("language", "quality")
             if name in self.names and (model := getattr(self.config, name).model)
         ]
-        what["files"] = [(file, _hash(Path(file))) for file in files]
+        content["files"] = [(file, _hash(Path(file))) for file in files]
         for name, step in self._steps:
-            own = getattr(step, "fingerprint", None)
-            if own is not None:
-                what[f"{name}_content"] = own
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+            step_fingerprint = getattr(step, "fingerprint", None)
+            if step_fingerprint is not None:
+                content[f"{name}_content"] = step_fingerprint
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def utf8_size(text: str) -> int:
-    """Bytes of a text in UTF-8."""
+    """Returns the number of UTF-8 bytes of a text."""
     return len(text) if text.isascii() else len(text.encode())
 
 

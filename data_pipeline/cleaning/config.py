@@ -1,4 +1,4 @@
-"""The cleaning of a corpus as `conf/corpus/*.yaml` states it: steps in their order, and options."""
+"""Configuration of the cleaning of a corpus: its steps in order, and their options."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ STEPS = (
 
 @dataclass
 class LanguageOptions:
-    """model: a fastText file such as lid.176.bin; languages: labels to keep; threshold: least
-    probability of the best of them."""
+    """Options of the step `language`.
+
+    model: a fastText file such as lid.176.bin. languages: labels to keep. threshold: minimum
+    probability of the most probable of them.
+    """
 
     model: str | None = None
     languages: list[str] = field(default_factory=lambda: ["en"])
@@ -27,7 +30,7 @@ class LanguageOptions:
 
 @dataclass
 class PiiOptions:
-    """What e-mail addresses and public IPv4 addresses become; empty leaves them."""
+    """Replacements of e-mail addresses and public IPv4 addresses; an empty one keeps them."""
 
     email: str = "email@example.com"
     ip: str = "192.0.2.1"
@@ -35,9 +38,13 @@ class PiiOptions:
 
 @dataclass
 class QualityOptions:
-    """model: a file that `python -m data_pipeline quality` wrote, or the folder of a Hugging Face
-    text classifier. threshold: least probability of good text. label: of good text in a Hugging
-    Face classifier; null for its last one."""
+    """Options of the step `quality`.
+
+    model: a file that `python -m data_pipeline quality` wrote, or the folder of a Hugging Face text
+        classifier.
+    threshold: minimum probability of good text. label: label of good text in a Hugging Face
+        classifier, or null for its last label.
+    """
 
     model: str | None = None
     threshold: float = 0.5
@@ -46,12 +53,14 @@ class QualityOptions:
 
 @dataclass
 class DecontaminateOptions:
-    """Evaluation sets that must not be in the corpus.
+    """Options of the step `decontaminate`: the evaluation sets that must not be in the corpus.
 
-    files: text files (an item a file) or JSON lines; fields: columns of JSON lines that make an
-    item, joined. tasks: names of lm-eval tasks, found in task_folders too. n_gram: words of a
-    match. min_words: shorter items are not looked for. min_matches: n-grams of one item that a
-    document must hold to be dropped; of a shorter item all of them.
+    files: text files (one item per file) or JSON lines. fields: columns of JSON lines whose joined
+        text is an item.
+    tasks: names of lm-eval tasks. task_folders: folders with further tasks.
+    n_gram: words per match. min_words: items with fewer words are ignored.
+    min_matches: number of n-grams of one item that a document must contain to be dropped, or all of
+        a shorter item.
     """
 
     files: list[str] = field(default_factory=list)
@@ -65,11 +74,15 @@ class DecontaminateOptions:
 
 @dataclass
 class DedupOptions:
-    """exact: copies to the byte; minhash: near copies, by Jaccard similarity of n-grams of words.
+    """Options of deduplication.
 
-    Documents of similarity s become candidates with probability 1 - (1 - s^h)^b, with b `buckets`
-    of h `hashes_per_bucket`: the default finds 92% at 0.8 and 56% at 0.75, as FineWeb's.
+    exact: drops byte-identical documents. minhash: drops near duplicates, by the Jaccard similarity
+        of their word n-grams.
     across_sources: whether documents of different sources are compared.
+    n_grams: words per n-gram.
+    buckets, hashes_per_bucket: with b buckets of h hashes, documents of similarity s match with
+        probability 1 - (1 - s^h)^b. The defaults, which are FineWeb's, find 92% at 0.8 and 56% at
+        0.75.
     """
 
     exact: bool = True
@@ -82,12 +95,14 @@ class DedupOptions:
 
 @dataclass
 class CleaningConfig:
-    """steps: names in the order in which they are applied; a source may have its own.
+    """Configuration of cleaning.
 
-    gopher_quality, gopher_repetition, c4, fineweb: arguments of datatrove's filters, those that
-    are not named stay as they are there. word_tokenizer: what they split words with: `words`
-    (Unicode letters and digits, quick) or `spacy` (English, as FineWeb, much slower).
-    dedup comes after all steps.
+    steps: names of the steps in order. A source can have its own.
+    word_tokenizer: how datatrove's filters split words, `words` (Unicode letters and digits, fast)
+        or `spacy` (English, as for FineWeb, much slower).
+    gopher_quality, gopher_repetition, c4, fineweb: arguments of datatrove's filters, which default
+        to datatrove's values.
+    dedup: deduplication, which comes after all steps.
     """
 
     steps: list[str] = field(default_factory=list)
@@ -118,14 +133,14 @@ class CleaningConfig:
         for path in self.decontaminate.task_folders:
             if not Path(path).is_dir():
                 raise InputError(
-                    f"corpus.cleaning.decontaminate.task_folders: {path} is no folder."
+                    f"corpus.cleaning.decontaminate.task_folders: {path} is not a folder."
                 )
 
 
 def check_steps(key: str, steps: Sequence[str]) -> None:
-    """Raises InputError for a name that is no step, or one that comes twice."""
+    """Raises InputError for an unknown or repeated step."""
     for number, step in enumerate(steps):
         if step not in STEPS:
-            raise InputError(f"{key}: '{step}' is no cleaning step{did_you_mean(step, STEPS)}.")
+            raise InputError(f"{key}: unknown step '{step}'{did_you_mean(step, STEPS)}.")
         if step in steps[:number]:
             raise InputError(f"{key} names '{step}' twice.")

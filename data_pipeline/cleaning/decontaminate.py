@@ -1,8 +1,8 @@
-"""Drops documents that give away an evaluation set, by n-grams of words in common.
+"""Drops documents that contain items of an evaluation set, found by common word n-grams.
 
-Words are lower-cased letters and digits, so that case and punctuation do not hide a copy. The
-13-gram is GPT-3's (Brown et al., 2020, appendix C); items shorter than that are looked for whole,
-and those of fewer than `min_words` words are not looked for, but counted.
+Words are lower-cased letters and digits, so matches do not depend on case and punctuation. The
+13-gram is GPT-3's (Brown et al., 2020, appendix C). A shorter item must match as a whole, and an
+item of fewer than `min_words` words is only counted.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from data_pipeline.cleaning.config import CleaningConfig, DecontaminateOptions
 from data_pipeline.cleaning.ngrams import UInts, n_grams, runs, word_hashes, words
 
 FILTER_BITS = (16, 26)
-"""Least and most bits of a hash that the quick look before the search takes."""
+"""Minimum and maximum hash bits of the table that is looked up before the search."""
 
 
 def make(config: CleaningConfig) -> Step:
-    """Raises InputError where no set is named, or one cannot be read."""
+    """Makes the step; raises InputError if no set is given or one cannot be read."""
     options = config.decontaminate
     index = Index(options.n_gram, options.min_words, options.min_matches)
     for name, items in evaluation_sets(options):
         index.add(name, items)
     if not index.sets:
         raise InputError(
-            "corpus.cleaning.decontaminate names no evaluation set, expected files or tasks: name "
-            "one, or leave the step 'decontaminate' out."
+            "corpus.cleaning.decontaminate names no evaluation set. Set its files or tasks, or "
+            "remove the step 'decontaminate'."
         )
     index.build()
 
@@ -54,19 +54,19 @@ def make(config: CleaningConfig) -> Step:
 
 
 class Index:
-    """n-grams of evaluation items, and the search for them in a document."""
+    """An index of the n-grams of evaluation items, which finds them in documents."""
 
     def __init__(self, n_gram: int, min_words: int, min_matches: int) -> None:
         self.n_gram = n_gram
         self.min_words = min_words
         self.min_matches = min_matches
         self.sets: dict[str, dict[str, int]] = {}
-        self._items: list[tuple[str, int]] = []  # set, n-grams
+        self._items: list[tuple[str, int]] = []  # (set, number of n-grams)
         self._grams: dict[int, list[tuple[UInts, int]]] = defaultdict(list)
         self._tables: dict[int, tuple[UInts, NDArray[np.int64], NDArray[np.bool_]]] = {}
 
     def add(self, name: str, items: Iterable[str]) -> None:
-        """The items of one set; those of fewer than min_words words are counted as too short."""
+        """Adds the items of a set, and counts those of fewer than min_words words as too short."""
         counts = self.sets.setdefault(name, {"items": 0, "too_short": 0})
         for text in items:
             hashes = word_hashes(words(text))
@@ -80,7 +80,7 @@ class Index:
             self._items.append((name, len(grams)))
 
     def build(self) -> None:
-        """Sorts what was added; `find` works from then on."""
+        """Builds the tables that `find` needs, after all sets were added."""
         for n, parts in sorted(self._grams.items()):
             grams = np.concatenate([part for part, _ in parts])
             owners = np.concatenate([np.full(len(part), item) for part, item in parts])
@@ -92,13 +92,13 @@ class Index:
         self._grams.clear()
 
     def find(self, text: str) -> tuple[str, str] | None:
-        """The set that a text gives away, and the first n-gram of it; None for a clean text."""
+        """Returns the set that a text contains and its first matching n-gram, or None."""
         found = words(text)
         for n, rolled in runs(word_hashes(found), list(self._tables)):
             grams, owners, seen = self._tables[n]
             bits = len(seen).bit_length() - 1
             maybe = seen[rolled >> np.uint64(64 - bits)].nonzero()[0]
-            if not len(maybe):  # spares most documents the search
+            if not len(maybe):  # true for most documents
                 continue
             low = np.searchsorted(grams, rolled[maybe], "left")
             high = np.searchsorted(grams, rolled[maybe], "right")
@@ -115,7 +115,7 @@ class Index:
         return None
 
     def fingerprint(self) -> str:
-        """sha256 of everything that is looked for."""
+        """Returns the sha256 of all indexed items."""
         digest = hashlib.sha256(json.dumps(self.sets, sort_keys=True).encode())
         for _, (grams, owners, _) in sorted(self._tables.items()):
             digest.update(grams.tobytes() + owners.astype("<i8").tobytes())
@@ -123,7 +123,7 @@ class Index:
 
 
 def evaluation_sets(options: DecontaminateOptions) -> Iterator[tuple[str, Iterable[str]]]:
-    """Name and items of every set."""
+    """Yields the name and the items of each set."""
     paths = [Path(file) for file in options.files]
     stems = Counter(path.name.split(".")[0] for path in paths)
     for path in paths:
@@ -143,7 +143,7 @@ def _items_of_file(path: Path, fields: Sequence[str]) -> Iterator[str]:
         parts = [str(row[field]) for field in fields if row.get(field) is not None]
         if not parts:
             raise InputError(
-                f"{key}.fields={list(fields)}: {place} has none of them (columns: "
+                f"{key}.fields={list(fields)}: {place} has none of these columns (it has "
                 f"{', '.join(row)})."
             )
         yield " ".join(parts)
@@ -158,34 +158,36 @@ def _items_of_tasks(
         import lm_eval.models  # noqa: F401  (first, or its registry hides the built-in models)
         from lm_eval.tasks import TaskManager
     except ImportError:
-        raise InputError(f'{key} needs lm-eval: pip install -e ".[eval]".') from None
+        raise InputError(
+            f'{key} needs lm-eval. Install it with pip install -e ".[eval]".'
+        ) from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    # Listing the tasks that come with lm-eval takes ten seconds.
+    # Listing the tasks of lm-eval itself takes ten seconds.
     manager = TaskManager(include_path=list(folders), include_defaults=False) if folders else None
     if manager is None or any(name not in manager.all_tasks for name in names):
         manager = TaskManager(include_path=list(folders) or None)
     for name in names:
         if name not in manager.all_tasks:
             raise InputError(
-                f"{key}: lm-eval knows no task '{name}'{did_you_mean(name, manager.all_tasks)}: "
-                "name its folder in task_folders."
+                f"{key}: lm-eval has no task '{name}'{did_you_mean(name, manager.all_tasks)}. "
+                "Add its folder to task_folders."
             )
         try:
             for label, task in manager.load(name)["tasks"].items():  # a group has several
                 yield label, [_rendered(task, row) for row in task.eval_docs]
         except (OSError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-            raise InputError(f"{key}: the documents of '{name}' cannot be had: {reason}.") from None
+            raise InputError(f"{key}: cannot load the data of '{name}': {reason}.") from None
 
 
 def _rendered(task: Any, row: Any) -> str:
-    """The question as the model is asked, and the right answer."""
+    """Returns the prompt of an item and its correct answer."""
     question, answer = task.doc_to_text(row), task.doc_to_target(row)
     choices = task.doc_to_choice(row) if task.config.doc_to_choice is not None else None
     if isinstance(answer, int) and choices:
         answer = choices[answer]
-    if isinstance(question, int) and choices:  # a task that varies the question
+    if isinstance(question, int) and choices:  # a task with several variants of the question
         question = choices[question]
     answers = answer if isinstance(answer, list) else [answer]
     return " ".join(str(part) for part in (question, *answers[:1]))

@@ -1,4 +1,4 @@
-"""Rules of Gopher, C4 and FineWeb, from datatrove.
+"""The filters of Gopher, C4 and FineWeb, from datatrove.
 
 Gopher: Rae et al., 2021, section A1.1; C4: Raffel et al., 2020, section 2.2; FineWeb: Penedo et
 al., 2024, section 3.5.
@@ -15,32 +15,32 @@ from data_pipeline.cleaning.chain import Step, Verdict
 from data_pipeline.cleaning.config import CleaningConfig
 from data_pipeline.cleaning.words import quiet, word_tokenizer
 
-OURS = ("self", "language", "exclusion_writer")
+SET_HERE = ("self", "language", "exclusion_writer")
 
 
 def make_gopher_quality(config: CleaningConfig) -> Step:
-    """Lengths of documents and words, symbols, bullet points, stop words."""
+    """Filters by lengths of documents and words, symbols, bullet points and stop words."""
     from datatrove.pipeline.filters import GopherQualityFilter
 
     return _step(GopherQualityFilter, "gopher_quality", config)
 
 
 def make_gopher_repetition(config: CleaningConfig) -> Step:
-    """Lines, paragraphs and n-grams that come again."""
+    """Filters by repeated lines, paragraphs and n-grams."""
     from datatrove.pipeline.filters import GopherRepetitionFilter
 
     return _step(GopherRepetitionFilter, "gopher_repetition", config)
 
 
 def make_c4(config: CleaningConfig) -> Step:
-    """Drops lines that are no sentences, and documents of which too few lines are left."""
+    """Removes lines that are not sentences, and documents with too few remaining lines."""
     from datatrove.pipeline.filters import C4QualityFilter
 
     return _step(C4QualityFilter, "c4", config)
 
 
 def make_fineweb(config: CleaningConfig) -> Step:
-    """Line ends, short lines and repeated characters."""
+    """Filters by line ends, short lines and repeated characters."""
     from datatrove.pipeline.filters import FineWebQualityFilter
 
     return _step(FineWebQualityFilter, "fineweb", config)
@@ -66,13 +66,14 @@ def _step(kind: Any, name: str, config: CleaningConfig) -> Step:
 
 
 def _checked(kind: Any, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    known = [key for key in inspect.signature(kind.__init__).parameters if key not in OURS]
+    known = [key for key in inspect.signature(kind.__init__).parameters if key not in SET_HERE]
     for key in options:
         if key not in known:
             raise InputError(
-                f"corpus.cleaning.{name}.{key} is no option of it{did_you_mean(key, known)}."
+                f"corpus.cleaning.{name}.{key} is not an option of this filter"
+                f"{did_you_mean(key, known)}."
             )
-    # Pairs such as top_n_grams come as lists out of YAML.
+    # YAML has lists in place of tuples, such as top_n_grams.
     return {key: _plain(value) for key, value in options.items()}
 
 

@@ -1,4 +1,4 @@
-"""Words and runs of words as 64-bit hashes: what near copies and leaked test items are found by."""
+"""64-bit hashes of words and word n-grams, for near duplicates and decontamination."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ ACCENTS = re.compile("[\u0300-\u036f]+")
 
 
 def words(text: str) -> list[str]:
-    """Lower-cased runs of letters and digits without accents; in scripts that put no space between
-    words every character is one."""
+    """Returns the lower-cased runs of letters and digits of a text, without accents.
+
+    In scripts without spaces between words, each character is a word.
+    """
     text = text.lower()
     if text.isascii():
         return ASCII_WORD.findall(text)
@@ -31,7 +33,7 @@ def words(text: str) -> list[str]:
 
 
 class _Hashes(dict[str, int]):
-    """Hash of each word, kept for the next time: few words are most of any text."""
+    """A cache of word hashes, since few words make up most of any text."""
 
     def __missing__(self, word: str) -> int:
         if len(self) >= CACHED_WORDS:
@@ -44,18 +46,20 @@ _hashes = _Hashes()
 
 
 def word_hashes(found: Sequence[str]) -> UInts:
-    """xxh3 of each word, the same in every process: (words,)."""
+    """Returns the xxh3 hash of each word, shape (words,), which is the same in every process."""
     return np.fromiter(map(_hashes.__getitem__, found), np.uint64, len(found))
 
 
 def n_grams(hashes: UInts, n: int) -> UInts:
-    """A hash of each run of n words, (words - n + 1,), empty for fewer: a polynomial in theirs."""
+    """Returns the polynomial hash of each run of n words, shape (words - n + 1,) or (0,)."""
     return next(runs(hashes, [n]), (n, np.empty(0, np.uint64)))[1]
 
 
 def runs(hashes: UInts, lengths: Sequence[int]) -> Iterator[tuple[int, UInts]]:
-    """Each of the lengths, ascending, with its `n_grams`, as long as there are any: a run of n
-    words is one of n - 1 and a word, so all cost as much as the longest."""
+    """Yields each of the lengths, ascending, with its `n_grams` if the text is long enough.
+
+    The hash of n words extends that of n - 1 words, so all lengths cost as much as the longest.
+    """
     total = np.zeros(len(hashes), np.uint64)
     for n in range(1, min(max(lengths, default=0), len(hashes)) + 1):
         total = total[: len(hashes) - n + 1] * MULTIPLIER
@@ -65,7 +69,7 @@ def runs(hashes: UInts, lengths: Sequence[int]) -> Iterator[tuple[int, UInts]]:
 
 
 def mix(values: UInts) -> UInts:
-    """Spreads the bits of 64-bit hashes, one to one (the finish of splitmix64)."""
+    """Mixes the bits of 64-bit hashes bijectively (the finalizer of splitmix64)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

@@ -1,6 +1,7 @@
 """Masks e-mail addresses and public IPv4 addresses, with datatrove's patterns.
 
-Placeholders are fixed, unlike datatrove's, which go round: the same text always becomes the same.
+Placeholders are fixed, unlike datatrove's, which rotate, so that the result depends on the text
+alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ LIKE_IP = re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]")
 
 
 def make(config: CleaningConfig) -> Step:
-    """Keeps every document; addresses in it become `email` and `ip` of the options."""
+    """Makes the step, which replaces addresses by `email` and `ip` of the options."""
     quiet()
     from datatrove.pipeline.formatters.pii import PIIFormatter, public_ip_validator
 
@@ -26,7 +27,7 @@ def make(config: CleaningConfig) -> Step:
     is_public = partial(public_ip_validator, public_only=True)
 
     def step(text: str) -> Verdict:
-        # Two quick looks spare most documents the slow patterns.
+        # Two fast checks avoid the slow patterns for most documents.
         if options.email and "@" in text:
             text = email.sub(lambda match: options.email, text)
         if options.ip and LIKE_IP.search(text):

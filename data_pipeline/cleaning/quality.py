@@ -1,7 +1,7 @@
-"""Drops documents that a classifier takes for poor text.
+"""Drops documents that a classifier rates as poor text.
 
-The classifier is a small gradient-boosted one, trained from examples by
-`python -m data_pipeline quality`, or a Hugging Face text classifier in a folder.
+The classifier is a small gradient-boosted model that `python -m data_pipeline quality` trained from
+examples, or a Hugging Face text classifier in a folder.
 """
 
 from __future__ import annotations
@@ -17,21 +17,23 @@ KEY = "corpus.cleaning.quality"
 
 
 def make(config: CleaningConfig) -> Step:
-    """Raises InputError where no model is named, or it is none."""
+    """Makes the step; raises InputError without a valid model."""
     options = config.quality
     if options.model is None:
         raise InputError(
             f"{KEY}.model=null, expected a file that `python -m data_pipeline quality` wrote or "
-            "the folder of a text classifier: name one, or leave the step 'quality' out."
+            "the folder of a text classifier. Set it, or remove the step 'quality'."
         )
     path = Path(options.model)
     score = _classifier(path, options) if path.is_dir() else _boosted(path)
 
     def step(text: str) -> Verdict:
-        share = score(text)
-        if share >= options.threshold:
+        probability = score(text)
+        if probability >= options.threshold:
             return Verdict(text)
-        return Verdict(text, "low_quality", f"score {share:.3f}, wanted {options.threshold:g}")
+        return Verdict(
+            text, "low_quality", f"score {probability:.3f}, wanted {options.threshold:g}"
+        )
 
     return step
 
@@ -43,7 +45,7 @@ def _boosted(path: Path) -> Any:
 
 
 def _classifier(path: Path, options: QualityOptions) -> Any:
-    """Probability of the label of good text, by transformers from safetensors alone."""
+    """Returns the scoring function of a Hugging Face classifier, read from safetensors."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -52,12 +54,14 @@ def _classifier(path: Path, options: QualityOptions) -> Any:
         model = AutoModelForSequenceClassification.from_pretrained(path, use_safetensors=True)
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise InputError(f"{KEY}.model={path} is no text classifier: {reason}.") from None
+        raise InputError(f"{KEY}.model={path} is not a text classifier: {reason}.") from None
     model.eval()
     labels = [model.config.id2label[number] for number in range(model.config.num_labels)]
     label = options.label or labels[-1]
     if label not in labels:
-        raise InputError(f"{KEY}.label={label} is no label of it{did_you_mean(label, labels)}.")
+        raise InputError(
+            f"{KEY}.label={label} is not a label of the model{did_you_mean(label, labels)}."
+        )
     good = labels.index(label)
     longest = int(getattr(model.config, "max_position_embeddings", 512))
     longest = min(longest, tokenizer.model_max_length)

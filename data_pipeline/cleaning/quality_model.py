@@ -1,9 +1,8 @@
 """A small gradient-boosted classifier of good and poor text (LightGBM; Ke et al., 2017).
 
-Features: shares of kinds of characters, lengths of words and lines, repetition, and how often
-words and pairs of words fall into each of a number of buckets by their hash. All come from the
-first characters of a document, and none from a list of words, so any language and any notion of
-good can be learnt from examples.
+Features: fractions of kinds of characters, lengths of words and lines, repetition, and counts of
+words and word pairs in hash buckets. They come from the first characters of a document, and none
+uses a list of words, so any language and any notion of quality can be learned from examples.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ LINE_ENDS = (".", "!", "?", '"', "”")
 
 
 class QualityModel:
-    """booster: LightGBM's; about: how it was trained, kept in the file."""
+    """A LightGBM booster, and `about`, which describes its training and is stored in the file."""
 
     def __init__(self, booster: Any, about: dict[str, Any]) -> None:
         self.booster = booster
@@ -44,7 +43,7 @@ class QualityModel:
     def train(
         cls, texts: Sequence[str], good: Sequence[bool], seed: int, trees: int
     ) -> QualityModel:
-        """The same examples and seed give the same model, on any number of cores."""
+        """Trains a model that depends on the examples and the seed, not on the machine."""
         import lightgbm
 
         settings = {
@@ -65,20 +64,20 @@ class QualityModel:
         return cls(booster, about)
 
     def score(self, text: str) -> float:
-        """Probability that a text is good."""
+        """Returns the probability that a text is good."""
         return float(self.scores([text])[0])
 
     def scores(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """The same of several texts."""
+        """Returns the probability of each text that it is good."""
         return np.asarray(self.booster.predict(features(texts), num_threads=1))
 
     def to_text(self) -> str:
-        """Returns the content of its file: a line of JSON, then LightGBM's text."""
+        """Returns the content of the model file: a line of JSON, then LightGBM's text."""
         return json.dumps(self.about) + "\n" + str(self.booster.model_to_string())
 
     @classmethod
     def load(cls, path: Path) -> QualityModel:
-        """Raises InputError for a file that holds something else."""
+        """Loads a model file; raises InputError for any other file."""
         import lightgbm
 
         try:
@@ -90,13 +89,13 @@ class QualityModel:
             return cls(lightgbm.Booster(model_str=text), about)
         except (ValueError, KeyError, TypeError, OSError, lightgbm.basic.LightGBMError) as error:
             raise InputError(
-                f"{path} is no quality model ({str(error).splitlines()[0] if str(error) else ''}): "
-                "train one with python -m data_pipeline quality."
+                f"{path} is not a quality model ({(str(error).splitlines() or [''])[0]}). "
+                "Train one with python -m data_pipeline quality."
             ) from None
 
 
 def features(texts: Sequence[str]) -> NDArray[np.float32]:
-    """(texts, features)."""
+    """Returns the features of texts, shape (texts, features)."""
     return np.stack([_features(text[:MOST_CHARS]) for text in texts])
 
 
@@ -126,8 +125,8 @@ def _features(text: str) -> NDArray[np.float32]:
 
 
 def _characters(text: str) -> tuple[Sequence[int], Sequence[int]]:
-    """How many characters are of each of KINDS, and are each of SIGNS."""
-    if text.isascii():  # most documents, and ten times as fast
+    """Returns the number of characters of each of KINDS, and of each of SIGNS."""
+    if text.isascii():  # most documents, and ten times faster
         counts = np.bincount(np.frombuffer(text.encode(), np.uint8), minlength=128)
         return (ASCII_KINDS @ counts).tolist(), counts[ASCII_SIGNS].tolist()
     found = Counter(text)

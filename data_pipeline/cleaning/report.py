@@ -1,4 +1,4 @@
-"""What every step dropped, with examples: pure data, merged over the units of a corpus."""
+"""The cleaning report: counts and examples of what each step dropped, merged over all units."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ from typing import Any
 from data_pipeline.cleaning.chain import Outcome
 
 EXAMPLES = 3
-"""Documents that are shown of each reason, the first ones in reading order."""
+"""Documents shown per reason, the first ones in reading order."""
 EXAMPLE_CHARS = 1000
 
 
 class CleaningReport:
-    """`sources`: of each source its documents and bytes and, in their order, the steps: documents
-    and bytes that came in, were dropped and were changed; by reason; examples."""
+    """Counts by source and step.
+
+    `sources` maps a source to its documents, bytes and steps. A step counts the documents and bytes
+    that reached it, were dropped (also by reason) and were changed, and holds examples.
+    """
 
     def __init__(self) -> None:
         self.sources: dict[str, dict[str, Any]] = {}
 
     def expect(self, source: str, steps: list[str]) -> None:
-        """Fixes the order of a source's steps; those that nothing reaches are shown with zeros."""
+        """Sets the order of a source's steps, and counts 0 for steps that no document reaches."""
         for step in steps:
             self._step(source, step)
 
     def add(self, source: str, file: str, position: int, outcome: Outcome) -> None:
-        """Counts a document that went through the steps that `expect` named."""
+        """Counts a document that ran through the steps that `expect` was called with."""
         about = self._source(source)
         about["documents"] += 1
         about["bytes"] += outcome.sizes[0]
@@ -38,7 +41,7 @@ class CleaningReport:
             self.drop(source, file, position, outcome)
 
     def drop(self, source: str, file: str, position: int, outcome: Outcome) -> None:
-        """Counts what the last step dropped."""
+        """Counts a document that its last step dropped."""
         step = self._step(source, outcome.dropped_by)
         size = outcome.sizes[-1]
         step["dropped_documents"] += 1
@@ -58,7 +61,7 @@ class CleaningReport:
             )
 
     def reach(self, source: str, step: str, documents: int, size: int) -> None:
-        """Counts documents and bytes that came into a step outside of the chain."""
+        """Counts documents and bytes that reached a step outside of the chain."""
         about = self._step(source, step)
         about["in_documents"] += documents
         about["in_bytes"] += size
@@ -83,7 +86,7 @@ class CleaningReport:
                     count[1] += size
 
     def to_json(self) -> dict[str, Any]:
-        """As `cleaning.json` holds it: the steps of a source as a list."""
+        """Returns the content of `cleaning.json`, in which the steps of a source are a list."""
         return {
             "sources": {
                 source: {
@@ -96,7 +99,7 @@ class CleaningReport:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> CleaningReport:
-        """The report that `to_json` wrote."""
+        """Returns the report from the result of `to_json`."""
         report = cls()
         for source, about in content["sources"].items():
             steps = {step["name"]: dict(step) for step in about["steps"]}

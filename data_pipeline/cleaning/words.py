@@ -1,4 +1,4 @@
-"""How datatrove's filters split text into words and sentences."""
+"""Word tokenizers for datatrove's filters."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|\n+")
 
 @lru_cache
 def word_tokenizer(name: str) -> Any:
-    """`words`: letters and digits with inner apostrophes and hyphens, or a run of other signs;
-    sentences end at . ! ? before white space, and at line breaks. It knows no language and needs
-    no model. `spacy`: datatrove's own for English."""
+    """Returns a datatrove word tokenizer by name.
+
+    `words` is independent of the language and needs no model. A word consists of letters and digits
+    with inner apostrophes and hyphens, or of other signs, and sentences end at . ! ? before white
+    space and at line breaks. `spacy` is datatrove's tokenizer for English.
+    """
     quiet()
     from datatrove.utils.word_tokenizers import WordTokenizer, load_word_tokenizer
 
@@ -25,7 +28,8 @@ def word_tokenizer(name: str) -> Any:
             return load_word_tokenizer("eng")
         except ImportError:
             raise InputError(
-                "corpus.cleaning.word_tokenizer=spacy needs spaCy: pip install spacy, or use words."
+                "corpus.cleaning.word_tokenizer=spacy needs spaCy. Run pip install spacy, or use "
+                "word_tokenizer=words."
             ) from None
 
     class Words(WordTokenizer):
@@ -43,7 +47,7 @@ def word_tokenizer(name: str) -> Any:
 
 
 def quiet() -> None:
-    """Keeps datatrove's log, made for its own executors, off the terminal."""
+    """Disables datatrove's log, which is meant for its own executors."""
     from loguru import logger
 
     logger.disable("datatrove")

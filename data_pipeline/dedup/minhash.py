@@ -1,12 +1,13 @@
-"""Near copies by MinHash and locality-sensitive hashing (Broder, 1997), in three stages.
+"""Near duplicates by MinHash and locality-sensitive hashing (Broder, 1997), in three stages.
 
-Signatures of the documents of one unit; matches in one range of one bucket, over all units;
-clusters of all. Of each cluster the first document stays, by unit and number.
+1. `write_signatures`: signatures of the documents of one unit.
+2. `match_bucket`: matches in one range of one bucket, over all units.
+3. `resolve`: clusters of all matches. The first document of a cluster, by unit and number, is kept.
 
-The method is datatrove's (n-grams of simplified words, buckets of minima), the code is not: its
-second stage holds the signatures of every unit open at once, which ends at the limit of open files
-after some hundred gigabytes of text, and keeps all minima of a bucket where we keep 64 bits of them
-(168 bytes a document instead of 952).
+The method is that of datatrove (n-grams of normalized words, buckets of minima), but the code is
+not. datatrove's second stage opens the signatures of all units at once, which reaches the limit of
+open files after some hundred gigabytes of text. It also stores all minima of a bucket, where this
+module stores a 64-bit hash of them (168 bytes per document instead of 952).
 """
 
 from __future__ import annotations
@@ -25,17 +26,18 @@ from data_pipeline.files import write_array
 
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 N_GRAMS_AT_ONCE = 1024
-"""n-grams that are permuted together: they fit into the cache of a core."""
+"""n-grams that are permuted together, so that they fit into the cache of a core."""
 SEED = 1
 
 Edges = NDArray[np.uint64]
 
 
 def write_signatures(texts: Iterable[str], unit: int, folder: Path, options: DedupOptions) -> None:
-    """Stage 1 for the documents of a unit, which are counted as they come.
+    """Writes the signatures of a unit's documents (stage 1).
 
-    Writes the keys, (buckets, documents), each bucket sorted, and the documents' numbers beside
-    them. Texts of fewer than `n_grams` words have no signature and are no near copies.
+    Two arrays of shape (buckets, documents) are written: the keys, sorted within each bucket, and
+    the number of each key's document, counted from 0 in the order of `texts`. A text of fewer than
+    `n_grams` words has no signature, so it is never a near duplicate.
     """
     keys: list[UInts] = []
     numbers: list[int] = []
@@ -51,19 +53,22 @@ def write_signatures(texts: Iterable[str], unit: int, folder: Path, options: Ded
 
 
 def signature(grams: UInts, buckets: int, hashes: int) -> UInts:
-    """(buckets,): of each bucket 64 bits made of its `hashes` minima over all n-grams."""
+    """Returns one 64-bit key per bucket, made of its `hashes` minima over all n-grams."""
     factors, weights = _factors(buckets, hashes)
     least = np.full(buckets * hashes, np.iinfo(np.uint64).max, np.uint64)
-    for at in range(0, len(grams), N_GRAMS_AT_ONCE):
-        # A product with an odd number is a permutation of 64-bit hashes.
-        permuted = factors * grams[at : at + N_GRAMS_AT_ONCE]
+    for start in range(0, len(grams), N_GRAMS_AT_ONCE):
+        # Multiplication by an odd number permutes 64-bit hashes.
+        permuted = factors * grams[start : start + N_GRAMS_AT_ONCE]
         np.minimum(least, permuted.min(axis=1), out=least)
     return mix((least.reshape(buckets, hashes) * weights).sum(axis=1, dtype=np.uint64))
 
 
 def match_bucket(task: int, tasks: int, folder: Path, options: DedupOptions) -> None:
-    """Stage 2, one of `tasks` parts, a multiple of the number of buckets: writes (pairs, 2) of
-    documents with the same key, the first one and each other."""
+    """Writes the pairs of documents that share a key, for one task (stage 2).
+
+    The array has shape (pairs, 2): the first document with the key, and each of the others.
+    `tasks` is a multiple of the number of buckets.
+    """
     parts = tasks // options.buckets
     bucket, part = divmod(task, parts)
     low, high = 2**64 * part // parts, 2**64 * (part + 1) // parts - 1
@@ -84,45 +89,47 @@ def match_bucket(task: int, tasks: int, folder: Path, options: DedupOptions) -> 
     write_array(folder / "matches" / f"{task:06}.npy", np.stack([first, document], 1)[~new])
 
 
-def resolve(folder: Path, options: DedupOptions) -> NDArray[np.int64]:
-    """Stage 3: (unit, document) of all that go, (n, 2), sorted."""
+def resolve(folder: Path) -> NDArray[np.int64]:
+    """Returns the documents to drop, as sorted (unit, document) rows of shape (n, 2) (stage 3)."""
     forest = np.empty((0, 2), np.uint64)
-    # One file after the other: what is held is an edge a document that has a copy.
+    # One file at a time, so that memory holds only one edge per document that has a duplicate.
     for path in sorted((folder / "matches").glob("*.npy")):
         forest = clusters(np.concatenate([forest, np.load(path)]))
-    gone = forest[:, 1]
-    low = gone & np.uint64(0xFFFFFFFF)
-    return np.stack([gone >> np.uint64(32), low], 1).astype(np.int64)
+    dropped = forest[:, 1]
+    low = dropped & np.uint64(0xFFFFFFFF)
+    return np.stack([dropped >> np.uint64(32), low], 1).astype(np.int64)
 
 
 def clusters(edges: Edges) -> Edges:
-    """Connected components: of each an edge from its least node to each other, (n, 2), sorted by
-    the other."""
-    nodes, places = np.unique(edges, return_inverse=True)
+    """Returns the connected components as edges from their smallest node to each other node.
+
+    The result has shape (n, 2) and is sorted by its second column.
+    """
+    nodes, positions = np.unique(edges, return_inverse=True)
     label = np.arange(len(nodes))
-    a, b = places.reshape(-1, 2).T
+    a, b = positions.reshape(-1, 2).T
     while True:
-        one, other = label[a], label[b]
-        apart = one != other
-        if not apart.any():
+        root_a, root_b = label[a], label[b]
+        separate = root_a != root_b
+        if not separate.any():
             break
-        a, b, one, other = a[apart], b[apart], one[apart], other[apart]
-        # Each root that has a smaller neighbour goes below the smallest; then all point to roots.
-        np.minimum.at(label, np.maximum(one, other), np.minimum(one, other))
+        a, b, root_a, root_b = a[separate], b[separate], root_a[separate], root_b[separate]
+        # Attaches each root to its smallest smaller neighbour, then points all nodes at roots.
+        np.minimum.at(label, np.maximum(root_a, root_b), np.minimum(root_a, root_b))
         while True:
-            above = label[label]
-            if np.array_equal(above, label):
+            parent = label[label]
+            if np.array_equal(parent, label):
                 break
-            label = above
+            label = parent
     others = np.flatnonzero(label != np.arange(len(nodes)))
     return np.stack([nodes[label[others]], nodes[others]], 1)
 
 
 @lru_cache
 def _factors(buckets: int, hashes: int) -> tuple[UInts, UInts]:
-    draw = np.random.Generator(np.random.PCG64(SEED))
+    generator = np.random.Generator(np.random.PCG64(SEED))
     count = buckets * hashes
-    odd = draw.integers(0, 2**63, count + hashes, np.uint64) * np.uint64(2) + np.uint64(1)
+    odd = generator.integers(0, 2**63, count + hashes, np.uint64) * np.uint64(2) + np.uint64(1)
     return odd[:count, None], odd[count:]
 
 

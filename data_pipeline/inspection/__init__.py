@@ -1,1 +1,1 @@
-"""What the page of `inspect` says: corpus, plan, cleaning, samples."""
+"""The HTML page of `inspect`: corpus, plan, cleaning report and samples of text."""

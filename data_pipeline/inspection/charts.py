@@ -1,4 +1,4 @@
-"""The page's drawings."""
+"""The charts of the page."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from pages.drawing import Drawing
 
 REST = "rest"
-"""Style of all sources that have no colour of their own."""
+"""Style that all sources without a color of their own share."""
 MOST_BARS = 24
 
 
 def styles_of(ranked: list[str]) -> dict[str, str]:
-    """A colour for each of the largest sources, one for all others."""
+    """Returns a style per source: a color for each of the largest, and REST for all others."""
     return {s: f"s{n + 1}" if n < SOURCE_COLOURS else REST for n, s in enumerate(ranked)}
 
 
@@ -30,7 +30,7 @@ def token_charts(
     held_out: dict[str, Totals],
     styles: dict[str, str],
 ) -> list[Drawing]:
-    """Tokens of each source and split, and bytes per token."""
+    """Draws the tokens of each source and split, and the bytes per token."""
     shown, others = ranked[:MOST_BARS], ranked[MOST_BARS:]
 
     def tokens(sources: list[str], split: dict[str, Totals]) -> int:
@@ -64,13 +64,13 @@ def token_charts(
     return [
         drawing(
             "Tokens",
-            "training, and held out in the lighter shade",
+            "training split, with the held-out split in a lighter shade",
             Bars("Tokens of each source", bars).svg,
             [],
         ),
         drawing(
             "Bytes per token",
-            "more means that the tokenizer fits the text better",
+            "higher means that the tokenizer fits the text better",
             Bars("Bytes per token of each source", density).svg,
             [],
         ),
@@ -78,10 +78,10 @@ def token_charts(
 
 
 def length_chart(source: str, lengths: Lengths, style: str) -> Drawing:
-    """The histogram of a source, with its quantiles marked."""
+    """Draws the histogram of document lengths of a source, with quantiles marked."""
     edges, shares = lengths.histogram()
     marks = [
-        (float(value), f"{q:.0%}".replace("50%", "half"))
+        (float(value), f"{q:.0%}".replace("50%", "median"))
         for q, value in zip(QUANTILES, lengths.quantiles(), strict=False)
     ]
     chart = Histogram(f"Lengths of documents of {source}", edges, shares, style, "tokens", marks)
@@ -89,7 +89,7 @@ def length_chart(source: str, lengths: Lengths, style: str) -> Drawing:
 
 
 def mixture_chart(plan: Plan, ranked: list[str], styles: dict[str, str]) -> Drawing:
-    """Shares of the sources over the tokens of the run."""
+    """Draws the shares of the sources over the tokens of the run."""
     spans, marks = [], []
     start = 0
     for stage in plan.stages:
@@ -107,30 +107,30 @@ def mixture_chart(plan: Plan, ranked: list[str], styles: dict[str, str]) -> Draw
         legend.append((f"{len(rest)} more sources", REST, False))
     chart = Bands("Mixture over the run", spans, bands, marks=marks)
 
-    def low(width: int, height: int) -> str:
+    def low_chart(width: int, height: int) -> str:
         return chart.svg(width, min(height, 240))
 
-    return drawing("Mixture", "share of the tokens, stage by stage", low, legend, is_wide=True)
+    return drawing("Mixture", "share of the tokens by stage", low_chart, legend, is_wide=True)
 
 
 def funnel_chart(funnel: Funnel) -> Drawing:
-    """What is left after each step, and what it dropped."""
-    left = funnel.documents
-    bars = [Bar("read", f"{left:,}", (Part(left, "s0"),))]
+    """Draws the documents that each cleaning step kept and dropped."""
+    kept = funnel.documents
+    bars = [Bar("read", f"{kept:,}", (Part(kept, "s0"),))]
     for step in funnel.steps:
-        left = step.in_documents - step.dropped_documents
+        kept = step.in_documents - step.dropped_documents
         bars.append(
             Bar(
                 f"after {step.name.replace('_', ' ')}",
-                f"{left:,}"
+                f"{kept:,}"
                 + (f"  (−{step.dropped_documents:,})" if step.dropped_documents else ""),
-                (Part(left, "s0"), Part(step.dropped_documents, "drop")),
+                (Part(kept, "s0"), Part(step.dropped_documents, "drop")),
             )
         )
     chart = Bars(f"Documents of {funnel.source} after each step", bars)
     return drawing(
         "Documents",
-        "left after each step; dropped in orange",
+        "kept by each step, with dropped ones in orange",
         chart.svg,
         [],
         is_wide=True,
@@ -138,7 +138,7 @@ def funnel_chart(funnel: Funnel) -> Drawing:
 
 
 def funnel_overview(funnels: list[Funnel]) -> Drawing:
-    """Bytes of each source that cleaning kept."""
+    """Draws the bytes of each source that cleaning kept and dropped."""
     shown = sorted(funnels, key=lambda funnel: -funnel.bytes)[:MOST_BARS]
     bars = [
         Bar(
@@ -153,7 +153,7 @@ def funnel_overview(funnels: list[Funnel]) -> Drawing:
     ]
     return drawing(
         "Text kept of each source",
-        "bytes; dropped in orange",
+        "bytes, with dropped ones in orange",
         Bars("Text kept of each source", bars).svg,
         [],
         is_wide=True,

@@ -1,4 +1,4 @@
-"""What cleaning dropped, from `cleaning.json` and `rejected/*.jsonl` of a corpus."""
+"""Reads what cleaning dropped from `cleaning.json` and `rejected/*.jsonl` of a corpus."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHOWN_CHARS = 1000
 
 @dataclass(frozen=True)
 class Reason:
-    """name: of the rule inside of a step; examples: file, position, text, note."""
+    """What one rule of a step dropped, with examples of file, position, text and note."""
 
     name: str
     documents: int
@@ -29,7 +29,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Step:
-    """A step of a source's chain: what came in, what it dropped and what it changed."""
+    """A cleaning step of a source: what reached it, what it dropped and what it changed."""
 
     name: str
     in_documents: int
@@ -42,7 +42,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Funnel:
-    """The steps of a source in their order."""
+    """The cleaning steps of a source in order."""
 
     source: str
     documents: int
@@ -51,18 +51,18 @@ class Funnel:
 
     @property
     def kept_documents(self) -> int:
-        """What came out of the last step."""
+        """Number of documents that passed all steps."""
         return self.documents - sum(step.dropped_documents for step in self.steps)
 
     @property
     def kept_bytes(self) -> int:
-        """The same in bytes of the text as it came in."""
+        """Bytes of the text that passed all steps, before changes by the steps."""
         return self.bytes - sum(step.dropped_bytes for step in self.steps)
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """Malformed lines of a source: the first ones, and how many there are."""
+    """The first malformed rows of a source, and their total number."""
 
     source: str
     count: int
@@ -70,7 +70,7 @@ class Rejected:
 
 
 def read_funnels(folder: Path) -> list[Funnel]:
-    """What `cleaning.json` says of each source; empty where there is none."""
+    """Returns the funnel of each source from `cleaning.json`, or none without that file."""
     path = folder / "cleaning.json"
     if not path.is_file():
         return []
@@ -80,15 +80,15 @@ def read_funnels(folder: Path) -> list[Funnel]:
         return [
             Funnel(
                 name,
-                about["documents"],
-                about["bytes"],
-                [_step(step, limit) for step in about["steps"]],
+                source["documents"],
+                source["bytes"],
+                [_step(step, limit) for step in source["steps"]],
             )
-            for name, about in sources.items()
+            for name, source in sources.items()
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path} is not a report of cleaning ({type(error).__name__}: {error}): tokenize the "
+            f"{path} is not a cleaning report ({type(error).__name__}: {error}). Tokenize the "
             "corpus again, or remove the file."
         ) from None
 
@@ -111,7 +111,7 @@ def _step(step: dict[str, Any], limit: int) -> Step:
 
 
 def read_rejected(folder: Path) -> list[Rejected]:
-    """The lines that could not be read, by source."""
+    """Returns the malformed rows of each source."""
     found = []
     for path in sorted((folder / "rejected").glob("*.jsonl")):
         rows: list[dict[str, Any]] = []

@@ -1,10 +1,10 @@
-"""What the page shows: numbers in words, tables and drawings."""
+"""The content of the page: texts, tables and charts for the template."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data_pipeline.inspection import charts
 from data_pipeline.inspection.cleaning import Funnel, Rejected, read_funnels, read_rejected
@@ -17,22 +17,20 @@ from data_pipeline.inspection.corpus import (
 )
 from data_pipeline.inspection.plan import GOOD_EPOCHS, Plan
 from data_pipeline.inspection.samples import sample_documents, sample_sequences
+from data_pipeline.inspection.subject import Subject
 from data_pipeline.store.manifest import Manifest
 from data_pipeline.tokenizing.tokenizer import load_tokenizer
 from pages.svg import short_number
 
-if TYPE_CHECKING:
-    from data_pipeline.inspection.inspect_page import Subject
-
 Row = dict[str, Any]
 OPEN_FUNNELS = 3
-"""Sources whose cleaning is unfolded at first."""
+"""Number of sources whose cleaning section is open initially."""
 SHOWN_SOURCES = 12
-"""Sources with a histogram and samples of their own; the tables have all."""
+"""Number of sources with a histogram and samples; the tables contain all sources."""
 
 
-def content(subject: Subject, documents: int, sequences: int) -> dict[str, Any]:
-    """All that the template shows."""
+def page_content(subject: Subject, documents: int, sequences: int) -> dict[str, Any]:
+    """Returns everything that the template shows."""
     manifest, plan = subject.manifest, subject.plan
     manifest.check_tokenizer()
     tokenizer = load_tokenizer(manifest.tokenizer_path)
@@ -42,7 +40,7 @@ def content(subject: Subject, documents: int, sequences: int) -> dict[str, Any]:
     lengths = {source: sample_lengths(manifest, source) for source in train}
     shown = ranked[:SHOWN_SOURCES]
     funnels = read_funnels(manifest.folder)
-    found = [
+    sampled = [
         document
         for source in shown
         for document in sample_documents(manifest, tokenizer, source, documents, subject.seed)
@@ -63,10 +61,14 @@ def content(subject: Subject, documents: int, sequences: int) -> dict[str, Any]:
         "funnels": [funnel_facts(f, number) for number, f in enumerate(funnels)],
         "funnel_chart": charts.funnel_overview(funnels) if len(funnels) > 1 else None,
         "rejected": [
-            {"source": found.source, "rows": found.rows, "said": rejected_said(found)}
-            for found in read_rejected(manifest.folder)
+            {
+                "source": rejected.source,
+                "rows": rejected.rows,
+                "summary": rejected_summary(rejected),
+            }
+            for rejected in read_rejected(manifest.folder)
         ],
-        "documents": found,
+        "documents": sampled,
         "sequences": sample_sequences(manifest, tokenizer, plan, sequences) if plan else [],
         "styles": styles,
         "facts": facts(manifest),
@@ -76,7 +78,7 @@ def content(subject: Subject, documents: int, sequences: int) -> dict[str, Any]:
 def summary(
     manifest: Manifest, train: dict[str, Totals], held_out: dict[str, Totals], plan: Plan | None
 ) -> str:
-    """The corpus in a sentence or two."""
+    """Returns the corpus in a sentence or two."""
     tokens, documents = _sum(train, "tokens"), _sum(train, "documents")
     text = (
         f"{tokens:,} training tokens in {documents:,} documents of {counted(len(train), 'source')}"
@@ -85,7 +87,7 @@ def summary(
     if plan:
         taken = sum(stage.tokens for stage in plan.stages)
         text += (
-            f" The recipe {plan.name} takes {taken:,} tokens of it in "
+            f" The recipe {plan.name} takes {taken:,} tokens in "
             f"{counted(len(plan.stages), 'stage')}."
         )
     return text
@@ -94,7 +96,7 @@ def summary(
 def checks(
     subject: Subject, train: dict[str, Totals], held_out: dict[str, Totals]
 ) -> list[dict[str, str]]:
-    """What a person should know before a run: level (warn, bad) and text."""
+    """Returns warnings to show before a run, each with its level (warn, bad) and text."""
     found = []
     if subject.changed:
         found.append({"level": "bad", "text": subject.changed})
@@ -105,20 +107,20 @@ def checks(
         found += epoch_checks(plan)
     missing = [source for source in train if not held_out.get(source, Totals()).tokens]
     if missing:
-        every = "any source" if len(missing) == len(train) else listed(missing)
-        text = f"Nothing is held out of {every}: there is no validation on it."
+        sources = "any source" if len(missing) == len(train) else listed(missing)
+        text = f"Nothing is held out of {sources}, so validation is not possible there."
         found.append({"level": "warn", "text": text})
     return found
 
 
 def epoch_checks(plan: Plan) -> list[dict[str, str]]:
-    """Sources that are read too often, and what that means."""
-    said = {
+    """Returns warnings about sources that are repeated too often."""
+    meanings = {
         "bad": f"more than max_epochs={plan.max_epochs:g}, so a run will be refused",
-        "warn": f"up to {GOOD_EPOCHS:g} epochs cost little, more of them teach less and less",
+        "warn": f"up to {GOOD_EPOCHS:g} epochs cost little, and further epochs help less and less",
     }
     found = []
-    for level, meaning in said.items():
+    for level, meaning in meanings.items():
         sources = [
             f"{source} {epochs:.2f} times"
             for source, epochs in sorted(plan.epochs().items(), key=lambda item: -item[1])
@@ -137,7 +139,7 @@ def cards(
     held_out: dict[str, Totals],
     plan: Plan | None,
 ) -> list[dict[str, str]]:
-    """The key figures."""
+    """Returns the key figures."""
     tokens, size = _sum(train, "tokens"), _sum(train, "bytes")
     largest = max(train, key=lambda source: train[source].tokens, default="")
     found = [
@@ -158,13 +160,13 @@ def cards(
     if plan:
         epochs = plan.epochs()
         most = max(epochs, key=lambda source: epochs[source], default="")
-        note = f"of {most}, the most of any source" if most else ""
+        note = f"of {most}, the highest of all sources" if most else ""
         found.append(card("epochs", f"{epochs.get(most, 0.0):.2f}", note))
     return found
 
 
 def card(label: str, value: str, note: str) -> dict[str, str]:
-    """One of the figures on top."""
+    """Returns one key figure."""
     return {"label": label, "value": value, "note": note}
 
 
@@ -174,7 +176,7 @@ def source_table(
     held_out: dict[str, Totals],
     styles: dict[str, str],
 ) -> list[Row]:
-    """A row a source, the largest first."""
+    """Returns one row per source, the largest first."""
     total = _sum(train, "tokens")
     return [
         {
@@ -195,7 +197,7 @@ def source_table(
 def length_table(
     ranked: list[str], lengths: dict[str, Lengths], styles: dict[str, str]
 ) -> list[Row]:
-    """Quantiles of the lengths of documents, a row a source."""
+    """Returns the quantiles of document lengths, one row per source."""
     return [
         {
             "source": source,
@@ -210,20 +212,20 @@ def length_table(
 
 
 def length_note(manifest: Manifest, lengths: dict[str, Lengths]) -> str:
-    """How the lengths were found."""
+    """Describes how the lengths were measured."""
     read = sum(found.shards for found in lengths.values())
-    of = sum(found.of_shards for found in lengths.values())
-    text = "Tokens of a document, its EOS included, as the indices of the shards state them."
+    total = sum(found.of_shards for found in lengths.values())
+    text = "Tokens per document, including its EOS, from the indices of the shards."
     if manifest.packed:
         sizes = " and ".join(f"{size:,}" for size in manifest.packed)
-        text += f" Documents were fitted into sequences of {sizes}: longer ones are in pieces."
-    if read < of:
-        text += f" Taken from {read:,} of {of:,} shards, chosen by a hash of their names."
+        text += f" Documents are packed into sequences of {sizes}; longer ones are in pieces."
+    if read < total:
+        text += f" Measured on {read:,} of {total:,} shards, chosen by a hash of their names."
     return text
 
 
 def plan_facts(plan: Plan, ranked: list[str], styles: dict[str, str]) -> Row:
-    """Stages, their mixture, and what is taken of each source."""
+    """Returns the stages, their mixtures, and the tokens taken of each source."""
     taken, epochs = plan.taken(), plan.epochs()
     end = 0
     stages = []
@@ -250,7 +252,7 @@ def plan_facts(plan: Plan, ranked: list[str], styles: dict[str, str]) -> Row:
             {
                 "source": source,
                 "style": styles[source],
-                "there": f"{plan.source_tokens[source]:,}",
+                "available": f"{plan.source_tokens[source]:,}",
                 "taken": f"{taken[source]:,.0f}",
                 "epochs": f"{epochs.get(source, 0.0):.2f}",
                 "level": plan.level(epochs.get(source, 0.0)),
@@ -262,19 +264,19 @@ def plan_facts(plan: Plan, ranked: list[str], styles: dict[str, str]) -> Row:
 
 
 def funnel_facts(funnel: Funnel, number: int) -> Row:
-    """The cleaning of a source."""
+    """Returns the cleaning section of a source."""
     return {
         "source": funnel.source,
         "is_open": number < OPEN_FUNNELS,
-        "said": f"{funnel.kept_documents:,} of {funnel.documents:,} documents kept "
+        "summary": f"{funnel.kept_documents:,} of {funnel.documents:,} documents kept "
         f"({percent(funnel.kept_documents, funnel.documents)}), "
         f"{text_size(funnel.kept_bytes)} of {text_size(funnel.bytes)}",
         "chart": charts.funnel_chart(funnel),
         "steps": [
             {
                 "name": step.name.replace("_", " "),
-                "came": f"{step.in_documents:,}",
-                "came_bytes": text_size(step.in_bytes),
+                "in_documents": f"{step.in_documents:,}",
+                "in_bytes": text_size(step.in_bytes),
                 "dropped": f"{step.dropped_documents:,}",
                 "dropped_bytes": text_size(step.dropped_bytes),
                 "share": percent(step.dropped_documents, step.in_documents),
@@ -287,7 +289,7 @@ def funnel_facts(funnel: Funnel, number: int) -> Row:
                 "name": ": ".join(
                     dict.fromkeys(name.replace("_", " ") for name in (step.name, reason.name))
                 ),
-                "said": f"{counted(reason.documents, 'document')}, {text_size(reason.bytes)}",
+                "summary": f"{counted(reason.documents, 'document')}, {text_size(reason.bytes)}",
                 "examples": reason.examples,
             }
             for step in funnel.steps
@@ -296,20 +298,21 @@ def funnel_facts(funnel: Funnel, number: int) -> Row:
     }
 
 
-def rejected_said(found: Rejected) -> str:
-    """How many lines there are, and how many of them are shown."""
-    text = counted(found.count, "line")
-    return text + (f", the first {len(found.rows)} here" if found.count > len(found.rows) else "")
+def rejected_summary(rejected: Rejected) -> str:
+    """Returns the number of malformed lines, and how many are shown."""
+    text = counted(rejected.count, "line")
+    shown = len(rejected.rows)
+    return text + (f", the first {shown} shown" if rejected.count > shown else "")
 
 
 def facts(manifest: Manifest) -> list[tuple[str, str]]:
-    """Where the corpus is from, exactly."""
+    """Returns the exact identity of the corpus: fingerprints, tokenizer, encoder and format."""
     ids = manifest.tokenizer
     special = ", ".join(f"{name} {ids[f'{name}_id']}" for name in ("pad", "bos", "eos"))
     encoder = ", ".join(
         f"{key.replace('_', ' ')} {value}" for key, value in manifest.encoder.items()
     )
-    borders = "every document ends in EOS" if manifest.ends_in_eos else "told by the index alone"
+    boundaries = "every document ends in EOS" if manifest.ends_in_eos else "from the index alone"
     packed = ", ".join(f"{size:,}" for size in manifest.packed)
     splits = {name: sum(map(len, sources.values())) for name, sources in manifest.splits.items()}
     return [
@@ -320,8 +323,8 @@ def facts(manifest: Manifest) -> list[tuple[str, str]]:
         ("tokenizer", f"{manifest.vocab_size:,} ids ({special}), sha256 {ids['sha256']}"),
         ("encoder", encoder or "unknown"),
         ("ids on disk", manifest.dtype),
-        ("ends of documents", borders),
-        ("fitted into", f"sequences of {packed} tokens" if packed else "nothing: end to end"),
+        ("document boundaries", boundaries),
+        ("packed into", f"sequences of {packed} tokens" if packed else "no (concatenated)"),
         ("shards", ", ".join(f"{count:,} {name}" for name, count in splits.items())),
     ]
 
@@ -331,25 +334,25 @@ def _sum(found: dict[str, Totals], key: str) -> int:
 
 
 def counted(number: int, noun: str) -> str:
-    """1 source, 2 sources."""
+    """Returns a number with its noun, such as `1 source` or `2 sources`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def listed(names: Iterable[str], most: int = 8) -> str:
-    """Names with commas; of many only the first ones and how many more."""
+    """Returns names separated by commas, shortened to the first `most`."""
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 def percent(part: int, whole: int) -> str:
-    """A share, with enough digits that what is not nothing does not look like it."""
+    """Formats a fraction so that a nonzero value never rounds to 0%."""
     share = 100 * part / whole if whole else 0.0
     return f"{share:.1f}%" if share >= 1 or not part else f"{share:.2g}%"
 
 
 def text_size(size: float) -> str:
-    """1.5 GB, 300 kB."""
+    """Formats a number of bytes, such as `1.50 GB` or `300 kB`."""
     units: list[tuple[float, str, Callable[[float], str]]] = [
         (1e12, "TB", lambda v: f"{v:.2f}"),
         (1e9, "GB", lambda v: f"{v:.2f}"),

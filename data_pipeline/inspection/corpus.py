@@ -1,4 +1,4 @@
-"""What a corpus holds: totals from the manifest, lengths of documents from some of its indices."""
+"""Totals of a corpus from its manifest, and document lengths from some of its indices."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from data_pipeline.tokenizing.documents import document_names
 
 Ints = NDArray[np.int64]
 SHARDS = 1024
-"""Indices that are read of a whole corpus, dealt evenly over its sources."""
+"""Number of indices that are read of a corpus, spread evenly over its sources."""
 LEAST_SHARDS = 4
 DOCUMENTS = 200_000
-"""Lengths that are taken of one index."""
+"""Most lengths that are taken from one index."""
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
 STEPS = 2
-"""Bins of a histogram in each doubling."""
+"""Bins of a histogram per doubling of the length."""
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over the shards of a source in a split; bytes are those of the text."""
+    """Sums over the shards of a source in a split; `bytes` are those of the text."""
 
     shards: int = 0
     documents: int = 0
@@ -35,26 +35,26 @@ class Totals:
 
     @property
     def bytes_per_token(self) -> float:
-        """0 where there are no tokens."""
+        """Bytes of text per token, or 0 without tokens."""
         return self.bytes / self.tokens if self.tokens else 0.0
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Lengths of documents in tokens, ascending, from `shards` of `of_shards` indices."""
+    """Document lengths in tokens, ascending, from `shards` of `of_shards` indices."""
 
     tokens: Ints
     shards: int
     of_shards: int
 
     def quantiles(self) -> list[int]:
-        """At QUANTILES; empty where there is no document."""
+        """Returns the lengths at QUANTILES, or none without documents."""
         if not len(self.tokens):
             return []
         return [int(q) for q in np.quantile(self.tokens, QUANTILES, method="nearest")]
 
     def histogram(self) -> tuple[list[float], list[float]]:
-        """Edges, STEPS a doubling, and percent of the documents between them."""
+        """Returns bin edges, STEPS per doubling, and the percentage of documents in each bin."""
         if not len(self.tokens):
             return [], []
         low = np.floor(np.log2(max(1, self.tokens[0])))
@@ -65,7 +65,7 @@ class Lengths:
 
 
 def totals(manifest: Manifest, split: str) -> dict[str, Totals]:
-    """Sums of every source in a split."""
+    """Returns the totals of each source in a split."""
     return {
         source: Totals(
             len(shards), *(sum(e[key] for e in shards) for key in ("documents", "tokens", "bytes"))
@@ -75,7 +75,7 @@ def totals(manifest: Manifest, split: str) -> dict[str, Totals]:
 
 
 def spread(entries: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """Up to `count` shards, chosen by a hash of their names, in their order."""
+    """Returns up to `count` shards, chosen by a hash of their names, in their original order."""
     if len(entries) <= count:
         return entries
 
@@ -87,8 +87,10 @@ def spread(entries: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
 
 
 def sample_lengths(manifest: Manifest, source: str) -> Lengths:
-    """Lengths of training documents of a source; where they were fitted into sequences, of the
-    pieces that they came to. Indices that cannot be read are left to `verify`."""
+    """Returns lengths of training documents of a source, or of their pieces if they are packed.
+
+    Indices that cannot be read are skipped; `verify` reports them.
+    """
     entries = manifest.shards("train", source)
     sources = len(manifest.splits.get("train", {}))
     found = []
@@ -98,7 +100,7 @@ def sample_lengths(manifest: Manifest, source: str) -> Lengths:
             lengths = read_index(manifest.folder / f"{entry['file']}.idx").document_lengths()
         except (BadIndex, OSError):
             continue
-        if manifest.packed:  # padding has its place in the index, but no file
+        if manifest.packed:  # padding is a document without a file name
             names = document_names(manifest, entry["file"])
             lengths = lengths[[name != "" for name, _ in names]] if names else lengths
         read += 1

@@ -1,4 +1,4 @@
-"""What a recipe takes of a corpus: tokens and epochs of each source, stage by stage."""
+"""The plan of a recipe on a corpus: tokens and epochs of each source in each stage."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from data_pipeline.sampling.order import OrderStage, SampleOrder
 from data_pipeline.sampling.recipe import plan_of
 
 GOOD_EPOCHS = 4.0
-"""Repeating text up to so often costs little (Muennighoff et al., 2023, arXiv 2305.16264)."""
+"""Epochs up to which repeated text costs little (Muennighoff et al., 2023, arXiv 2305.16264)."""
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """shares: of each source, summing to 1; tokens: as many as whole steps take."""
+    """A stage: tokens in whole steps, and the share of each source, which sum to 1."""
 
     name: str
     seq_len: int
@@ -30,7 +30,7 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages of a recipe on a corpus; order: None where `refused` says why there is none."""
+    """The stages of a recipe on a corpus; without an order, `refused` holds the reason."""
 
     name: str
     stages: list[PlannedStage]
@@ -40,14 +40,14 @@ class Plan:
     max_epochs: float
 
     def taken(self) -> dict[str, float]:
-        """Tokens that the plan takes of each source."""
+        """Returns the tokens that the plan takes of each source."""
         return {
             source: sum(stage.tokens * stage.shares.get(source, 0.0) for stage in self.stages)
             for source in self.source_tokens
         }
 
     def epochs(self) -> dict[str, float]:
-        """How often the plan reads each source."""
+        """Returns the number of epochs of each source."""
         if self.order is not None:
             return self.order.epochs()
         return {
@@ -57,7 +57,7 @@ class Plan:
         }
 
     def level(self, epochs: float) -> str:
-        """'' for a good number of epochs, `warn` above GOOD_EPOCHS, `bad` above max_epochs."""
+        """Returns `warn` above GOOD_EPOCHS epochs, `bad` above max_epochs, and '' otherwise."""
         if epochs > self.max_epochs:
             return "bad"
         return "warn" if epochs > GOOD_EPOCHS else ""
@@ -66,8 +66,11 @@ class Plan:
 def plan_recipe(
     recipe: Mapping[str, Any], source_tokens: Mapping[str, int], seed: int, max_epochs: float
 ) -> Plan:
-    """The plan of a recipe as `pretrain` would make it, but for limits: those are for the page to
-    show. Raises InputError where the recipe does not fit together or names another source."""
+    """Returns the plan of a recipe that `pretrain` would make.
+
+    A plan that exceeds max_epochs is not refused, because the page shows that. Raises InputError
+    for a recipe that is inconsistent or names an unknown source.
+    """
     plan = plan_of(recipe, source_tokens)
     stages = [_planned(stage.name, stage.order_stage()) for stage in plan.stages]
     order, refused = None, ""
@@ -86,7 +89,7 @@ def _planned(name: str, stage: OrderStage) -> PlannedStage:
 
 
 def plan_of_run(run: Path, config: Mapping[str, Any]) -> Plan:
-    """The plan that a run has written down in `order.json`."""
+    """Returns the plan of a run from its `order.json`."""
     order = SampleOrder.from_json((run / "order.json").read_text())
     recipe = config["recipe"]
     names = list(recipe["stages"])
@@ -106,6 +109,6 @@ def plan_of_run(run: Path, config: Mapping[str, Any]) -> Plan:
 
 
 def read_env(run: Path) -> dict[str, Any]:
-    """`env.json` of a run; empty where it has none."""
+    """Returns the content of a run's `env.json`, or {} without that file."""
     path = run / "env.json"
     return json.loads(path.read_text()) if path.is_file() else {}

@@ -1,4 +1,4 @@
-"""Text out of the shards: single documents, and sequences as the model sees them."""
+"""Samples of text from the shards: single documents, and sequences as the model sees them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from data_pipeline.store.shard_scan import BadIndex, read_index
 from data_pipeline.tokenizing.documents import document_names
 
 MOST_TOKENS = 4000
-"""Of a document that are decoded."""
+"""Most tokens of a document that are decoded."""
 HEAD, TAIL = 1200, 300
-"""Characters that are shown of a longer text."""
+"""Characters shown of a longer text, from its beginning and its end."""
 IGNORED = -100
 
 
 @dataclass(frozen=True)
 class Excerpt:
-    """A part of a text: `cut` characters are left out between `head` and `tail`."""
+    """The beginning and end of a text, without the `cut` characters between them."""
 
     head: str
     cut: int
@@ -34,7 +34,7 @@ class Excerpt:
 
 @dataclass(frozen=True)
 class SampledDocument:
-    """file and position: where the text is from, '' where nobody knows."""
+    """A document, with the raw file and position that it comes from, or '' if unknown."""
 
     source: str
     shard: str
@@ -47,7 +47,7 @@ class SampledDocument:
 
 @dataclass(frozen=True)
 class Piece:
-    """What a sequence holds of one document; width: percent of the sequence."""
+    """The part of a sequence that belongs to one document; `width` is in percent."""
 
     tokens: int
     width: float
@@ -57,7 +57,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class SampledSequence:
-    """A sample of a stage; masked: tokens without a label."""
+    """A sample of a stage; `no_label` is its number of tokens without a label."""
 
     stage: str
     number: int
@@ -68,7 +68,7 @@ class SampledSequence:
 
 
 def excerpt(text: str, more: int = 0) -> Excerpt:
-    """The beginning and the end of a text; more: characters that follow and are not there."""
+    """Returns the beginning and end of a text that is followed by `more` further characters."""
     if len(text) <= HEAD + TAIL and not more:
         return Excerpt(text, 0, "")
     if more:
@@ -79,7 +79,7 @@ def excerpt(text: str, more: int = 0) -> Excerpt:
 def sample_documents(
     manifest: Manifest, tokenizer: Tokenizer, source: str, count: int, seed: int
 ) -> list[SampledDocument]:
-    """Documents of a source's training split, each of another shard where there are so many."""
+    """Returns training documents of a source, from different shards as far as possible."""
     choose = random.Random(f"{seed}:inspect:{source}")
     entries = spread(manifest.shards("train", source), count)
     found = []
@@ -91,7 +91,7 @@ def sample_documents(
             lengths = index.document_lengths()
             names = document_names(manifest, entry["file"])
             real = np.flatnonzero(lengths)
-            if manifest.packed and names:  # what has no file is padding
+            if manifest.packed and names:  # padding has no file name
                 real = real[[names[number][0] != "" for number in real]]
             if not len(real):
                 continue
@@ -100,15 +100,15 @@ def sample_documents(
             tokens = np.memmap(prefix.with_name(prefix.name + ".bin"), index.dtype, mode="r")
         except (BadIndex, OSError, ValueError, IndexError) as error:
             raise InputError(
-                f"{prefix} cannot be read ({error}): see python -m data_pipeline verify "
+                f"{prefix} cannot be read ({error}). Run python -m data_pipeline verify "
                 f"data={manifest.folder}."
             ) from None
         length = int(lengths[document])
         ids = tokens[start : start + min(length, MOST_TOKENS)].tolist()
         text = tokenizer.decode(ids, skip_special_tokens=False)
-        left = round((length - len(ids)) * len(text) / max(1, len(ids)))
+        rest = round((length - len(ids)) * len(text) / max(1, len(ids)))
         file, position = names[document] if names else ("", 0)
-        shown = excerpt(text, left)
+        shown = excerpt(text, rest)
         found.append(
             SampledDocument(source, entry["file"], document, file, position, length, shown)
         )
@@ -118,7 +118,7 @@ def sample_documents(
 def sample_sequences(
     manifest: Manifest, tokenizer: Tokenizer, plan: Plan, count: int
 ) -> list[SampledSequence]:
-    """`count` samples of each stage, evenly spread over it, read as a training step reads them."""
+    """Returns `count` samples per stage, evenly spread, read as a training step reads them."""
     from data_pipeline.sampling.batches import BatchReader
 
     if plan.order is None or not count:
@@ -127,15 +127,15 @@ def sample_sequences(
     pad_id = int(manifest.tokenizer["pad_id"]) if manifest.packed else -1
     found = []
     for number, stage in enumerate(plan.stages):
-        wanted = min(count, stage.samples)
-        numbers = np.arange(wanted, dtype=np.int64) * (stage.samples // max(1, wanted))
+        shown = min(count, stage.samples)
+        numbers = np.arange(shown, dtype=np.int64) * (stage.samples // max(1, shown))
         located = plan.order.locate(number, numbers)
         for row, sample in enumerate(numbers.tolist()):
             batch = reader.read(number, [sample])
             tokens = batch.tokens[0].tolist()
-            borders = [*sorted({int(b) for b in batch.cu_seqlens if b < len(tokens)}), len(tokens)]
+            starts = sorted({int(start) for start in batch.cu_seqlens if start < len(tokens)})
             pieces = []
-            for start, end in pairwise(borders):
+            for start, end in pairwise([*starts, len(tokens)]):
                 ids = tokens[start:end]
                 is_padding = set(ids) == {pad_id}
                 text = "" if is_padding else tokenizer.decode(ids, skip_special_tokens=False)

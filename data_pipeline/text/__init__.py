@@ -1,1 +1,1 @@
-"""Raw text: the corpus, its readers, what of it is kept."""
+"""Raw text: the corpus config, readers of its file formats, and the selection of documents."""

@@ -1,4 +1,4 @@
-"""A corpus as `conf/corpus/*.yaml` states it: named sources, and what is held out."""
+"""Configuration of `tokenize`: the corpus with its named sources, and the tokenizer."""
 
 from __future__ import annotations
 
@@ -16,38 +16,39 @@ FORMATS = ("text", "jsonl", "parquet", "huggingface")
 ENCODERS = ("gigatoken", "tokenizers")
 
 
-# `${python:stdlib}` in a YAML: a folder of the Python that runs, the same words on every machine.
+# Resolves `${python:stdlib}` in a YAML to a folder of the running Python.
 def _python_folder(name: str) -> str:
     return sysconfig.get_paths()[{"site_packages": "purelib"}.get(name, name)]
 
 
-# `${conf:corpus/...}`: a file that lies beside the YAMLs.
-def _beside_the_configs(name: str) -> str:
+# Resolves `${conf:corpus/...}` to a file of the conf folder.
+def _conf_file(name: str) -> str:
     return str(CONF_DIR / name)
 
 
 OmegaConf.register_new_resolver("python", _python_folder, replace=True)
-OmegaConf.register_new_resolver("conf", _beside_the_configs, replace=True)
+OmegaConf.register_new_resolver("conf", _conf_file, replace=True)
 
 
 @dataclass
 class SourceConfig:
-    """One named source.
+    """Configuration of one named source of a corpus.
 
-    format: `text` (a file is a document), `jsonl` (also .gz, .zst, .bz2 and .xz), `parquet`, or
-        `huggingface` (`paths` are then a dataset's name or folder; rows are streamed).
-    paths: files, folders (read recursively) or globs, local or of any fsspec URL (s3://...).
-    suffixes: of files inside folders. exclude: globs on the path inside its folder.
-    text_field: column of the text in rows. no_loss_field: column with [start, end) ranges of
-        characters that the model reads but is not trained to predict; null for none.
-    max_bytes: of text to take, 0 for all: of whole files, decided by a hash of their names, and of
-        a Hugging Face dataset its first rows.
-    min_file_bytes, max_file_bytes, max_line_length, min_letters: documents outside are left out
-        and counted; max_* of 0 is no limit, min_letters is a share of the characters.
-    max_malformed: rows of a file that may be no JSON, lack the text or not be UTF-8; they are kept
-        aside with file and line. One more ends the command.
-    steps: the cleaning steps of this source, null for those of the corpus.
-    subset, split: of a Hugging Face dataset.
+    format: `text` (one document per file), `jsonl` (also .gz, .zst, .bz2 and .xz), `parquet`, or
+        `huggingface` (`paths` is then a dataset's name or folder, whose rows are streamed).
+    paths: files, folders (read recursively) or globs, local or any fsspec URL (s3://...).
+    suffixes: endings of the files to read inside folders. exclude: globs on the path inside the
+        folder.
+    text_field: column with the text in rows. no_loss_field: column with [start, end) ranges of
+        characters that the model reads but is not trained to predict, or null.
+    max_bytes: bytes of text to take, or 0 for all. Whole files are taken in the order of a hash of
+        their names; of a Hugging Face dataset the first rows are taken.
+    min_file_bytes, max_file_bytes, max_line_length, min_letters: documents outside these limits are
+        dropped and counted. A max_* of 0 means no limit. min_letters is a fraction of characters.
+    max_malformed: number of rows per unit of work that may be invalid JSON, lack the text or not be
+        UTF-8. They are written to `rejected/` with file and line. One more ends the command.
+    steps: cleaning steps of this source, or null for those of the corpus.
+    subset, split: configuration name and split of a Hugging Face dataset.
     """
 
     format: str = "text"
@@ -69,11 +70,15 @@ class SourceConfig:
 
 @dataclass
 class CorpusConfig:
-    """held_out_fraction: share of the files (of the rows, where a source has rows) that is never
-    trained on. seed: of that split and of the shuffle of documents. shard_bytes: text of a shard.
-    fit: lengths in tokens, such as [2048, 4096]: no document that fits into the smallest of them
-    that holds it is cut at a border of that length; padding fills the rest. Empty: documents are
-    put end to end. cleaning: what is done to the documents of all sources.
+    """Configuration of a corpus.
+
+    held_out_fraction: fraction of the files (or rows, for sources with rows) that is never trained
+        on. seed: seed of that split and of the shuffling of documents.
+    shard_bytes: bytes of text per shard.
+    fit: sequence lengths in tokens to pack documents into, such as [2048, 4096]. No document is cut
+        at a boundary of the smallest length that holds it, and padding fills the rest. Empty
+        concatenates documents.
+    cleaning: cleaning of the documents of all sources.
     """
 
     name: str = MISSING
@@ -86,7 +91,7 @@ class CorpusConfig:
 
     def __post_init__(self) -> None:
         if not self.sources:
-            raise InputError("corpus.sources is empty: a corpus needs at least one named source.")
+            raise InputError("corpus.sources is empty. Define at least one named source.")
         if not 0 <= self.held_out_fraction < 1:
             raise InputError(
                 f"corpus.held_out_fraction={self.held_out_fraction}, expected 0 or more and less "
@@ -105,26 +110,29 @@ class CorpusConfig:
                     f"{did_you_mean(source.format, FORMATS)}."
                 )
             if not source.paths:
-                raise InputError(f"corpus.sources.{name}.paths is empty: name a file or folder.")
+                raise InputError(f"corpus.sources.{name}.paths is empty. Give files or folders.")
             if source.no_loss_field and source.format == "text":
                 raise InputError(
                     f"corpus.sources.{name}.no_loss_field={source.no_loss_field} names a column, "
-                    "but files of format text have none: use rows, or leave it out."
+                    "but format=text has no columns. Use another format or remove the key."
                 )
             if source.steps is not None:
                 check_steps(f"corpus.sources.{name}.steps", source.steps)
 
     def steps_of(self, source: str) -> list[str]:
-        """The cleaning steps of a source, in their order."""
+        """Returns the cleaning steps of a source in their order."""
         own = self.sources[source].steps
         return list(self.cleaning.steps if own is None else own)
 
 
 @dataclass
 class TokenizerConfig:
-    """path: a tokenizer.json to use, without what it adds to each text; null trains a byte-level
-    BPE of `vocab_size` ids on `train_bytes` of the training split's text. The special tokens must
-    be in a loaded one.
+    """Configuration of the tokenizer.
+
+    path: a tokenizer.json to use, without the tokens that it adds to each text. It must contain the
+        three special tokens. null trains a byte-level BPE instead.
+    vocab_size, train_bytes: number of ids of a trained tokenizer, and bytes of text from the
+        training split that it is trained on.
     """
 
     path: str | None = None
@@ -137,13 +145,14 @@ class TokenizerConfig:
 
 @dataclass
 class TokenizeConfig:
-    """out: the folder to make. workers: processes, 0 for as many as there are cores.
-    overwrite: replaces `out`, if it is a corpus that Headwater made.
+    """Configuration of `tokenize`.
 
-    encoder: `gigatoken`, checked against `tokenizers` on documents of every unit of work, or
-    `tokenizers`; null for the first where it is installed.
-    rank, world: this job's share of the work, for several jobs on one `out`; null for what SLURM
-    says of its array or step, and for all the work elsewhere.
+    out: output folder. workers: number of processes, or 0 for one per core.
+    overwrite: replaces `out` if it is a corpus that Headwater made.
+    encoder: `tokenizers`, or `gigatoken`, which is compared with it on some documents of every unit
+        of work; null for gigatoken if it is installed.
+    rank, world: rank of this job and number of jobs that share the work on one `out`. null reads
+        them from the SLURM array or step, and means a single job elsewhere.
     """
 
     corpus: CorpusConfig = MISSING

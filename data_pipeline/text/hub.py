@@ -1,4 +1,4 @@
-"""The rows of a dataset of `datasets`, and why they cannot be read where they cannot."""
+"""Streams the rows of a Hugging Face dataset, and explains why they cannot be read."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ from typing import Any
 def dataset_rows(path: str, subset: str | None, split: str) -> Iterator[dict[str, Any]]:
     """Yields the rows of a dataset on the Hub, or of a folder, as they are streamed.
 
-    Raises ValueError with one sentence for a dataset that cannot be read to its end; where the
-    columns of two files differ, it names the files, the column and its types.
+    Raises ValueError with one sentence if the dataset cannot be read to its end. If the columns of
+    two files differ, the sentence names the files, the column and its types.
     """
     import datasets
 
     try:
         yield from datasets.load_dataset(path, subset, split=split, streaming=True)
-    except Exception as error:  # of the network, of the Hub, of pyarrow, of a file
+    except Exception as error:  # from the network, the Hub, pyarrow or the file system
         different = _different_files(path, subset, split) if os.path.isdir(path) else ""
         raise ValueError(different or _words(error)) from None
 
 
 def _different_files(path: str, subset: str | None, split: str) -> str:
-    """Returns which file of a folder cannot be read by itself, or how one differs from the first;
-    '' where each holds the same columns."""
+    """Describes the first file that cannot be read alone, or whose columns differ from the first.
+
+    Returns '' if all files have the same columns.
+    """
     import datasets
 
     try:
         builder = datasets.load_dataset_builder(path, subset)
-    except Exception:  # the folder holds no dataset: the first error says so
+    except Exception:  # not a dataset, which the original error says
         return ""
-    kind = type(builder.config).__module__.rpartition(".")[2]  # such as json or parquet
+    kind = type(builder.config).__module__.rpartition(".")[2]  # for example json or parquet
     files = [str(file) for file in (builder.config.data_files or {}).get(split, [])]
     expected: dict[str, str] = {}
     for number, file in enumerate(files):
@@ -46,9 +48,9 @@ def _different_files(path: str, subset: str | None, split: str) -> str:
             if kinds[0] != kinds[1]:
                 names = [os.path.relpath(name, path) for name in (files[0], file)]
                 return (
-                    f"column '{column}' is {kinds[0]} in {names[0]}, but {kinds[1]} in {names[1]}:"
-                    " make it the same in all files, or leave it out (formats jsonl and parquet "
-                    "read only the columns that they need)"
+                    f"column '{column}' is {kinds[0]} in {names[0]}, but {kinds[1]} in {names[1]}."
+                    " Make it the same in all files, or remove it (format=jsonl and "
+                    "format=parquet read only the columns that they need)"
                 )
     return ""
 
@@ -63,7 +65,7 @@ def _columns(kind: str, file: str) -> dict[str, str]:
 
 
 def _kind(feature: Any) -> str:
-    """Returns a type as a reader of the file would name it."""
+    """Returns the name of a column's type in plain words."""
     kind = getattr(feature, "dtype", None)
     if isinstance(kind, str) and kind not in ("dict", "list"):
         return kind

@@ -1,8 +1,8 @@
-"""From a unit of work to its rows, format by format.
+"""Readers of the corpus formats: the rows of a unit of work.
 
-A row that cannot be used, because it is no JSON, lacks the text or is not UTF-8, is not an error:
-it comes out with the flaw in its place, and the caller counts it and keeps it aside. A file that
-cannot be read to its end is one.
+A row that cannot be used, because it is invalid JSON, lacks the text or is not UTF-8, is not an
+error. It is yielded with its `flaw`, and the caller counts and reports it. A file that cannot be
+read to its end is an error.
 """
 
 from __future__ import annotations
@@ -25,15 +25,20 @@ from data_pipeline.text.hub import dataset_rows
 from data_pipeline.text.units import SourceFile, Unit
 
 HEAD_BYTES = 1 << 12
-"""Of a file's beginning tell whether it holds JSON lines."""
+"""Bytes at the beginning of a file that are checked for JSON lines."""
 
 
 class Row(NamedTuple):
-    """What stands in a place of a file.
+    """One row of a file, which is a document unless it has a flaw.
 
-    position: byte offset of the line in plain JSON lines, else the number of the row, from 0.
-    line: number of the line or row in its unit, from 0. flaw: why there is no text, else ''; `raw`
-    is then what was found. no_loss: ranges of characters that are not trained on.
+    Attributes:
+        file: name of the file.
+        position: byte offset of the line in plain JSON lines, else the number of the row, from 0.
+        line: number of the line or row in its unit, from 0.
+        text: the text of the document.
+        flaw: the reason why there is no text, or ''.
+        raw: the beginning of the row's content if it has a flaw.
+        no_loss: [start, end) ranges of characters that are not trained on.
     """
 
     file: str
@@ -46,11 +51,11 @@ class Row(NamedTuple):
 
 
 def read_unit(unit: Unit, source: SourceConfig) -> Iterator[Row]:
-    """The rows of a unit in their order; raises InputError for a file that cannot be read."""
+    """Yields the rows of a unit in order; raises InputError for a file that cannot be read."""
     for file in unit.files:
         try:
             yield from READERS[source.format](file, unit, source)
-        except (OSError, ValueError, EOFError) as error:  # of files, pyarrow and datasets
+        except (OSError, ValueError, EOFError) as error:  # from files, pyarrow and datasets
             if isinstance(error, OSError) and error.errno:
                 reason = error.strerror
             else:
@@ -97,7 +102,7 @@ def _read_jsonl(file: SourceFile, unit: Unit, source: SourceConfig) -> Iterator[
 
 
 def _lines_between(lines: BinaryIO, start: int, end: int) -> Iterator[tuple[int, bytes]]:
-    """Yields the lines that begin in [start, end), with the offsets of their beginnings."""
+    """Yields the lines that begin in [start, end), each with its byte offset."""
     position = start
     if start:
         lines.seek(start - 1)
@@ -110,7 +115,7 @@ def _lines_between(lines: BinaryIO, start: int, end: int) -> Iterator[tuple[int,
 
 
 def _parse_slowly(line: bytes) -> tuple[Any, str]:
-    """A line that the fast parser refused: Python's takes NaN, and says what is wrong."""
+    """Parses a line that orjson refused, since the standard parser accepts NaN."""
     try:
         return json.loads(line.decode("utf-8")), ""
     except UnicodeDecodeError as error:
@@ -129,7 +134,9 @@ def _read_parquet(file: SourceFile, unit: Unit, source: SourceConfig) -> Iterato
             if column not in names:
                 raise ValueError(_no_column(column, names))
             if names.count(column) > 1:
-                raise ValueError(f"it has {names.count(column)} columns '{column}': rename one")
+                raise ValueError(
+                    f"it has {names.count(column)} columns named '{column}', rename one"
+                )
         _check_text_type(source.text_field, table.schema_arrow.field(source.text_field).type)
         position = 0
         for batch in table.iter_batches(batch_size=1024, columns=columns):
@@ -141,8 +148,10 @@ def _read_parquet(file: SourceFile, unit: Unit, source: SourceConfig) -> Iterato
 
 
 def _check_text_type(column: str, found: Any) -> None:
-    """Raises ValueError for a column that cannot hold text. Not every writer marks bytes as UTF-8;
-    a column of nulls alone has a type of its own."""
+    """Raises ValueError for a column that cannot hold text.
+
+    Bytes are accepted, because not every writer marks them as UTF-8, and so are columns of nulls.
+    """
     import pyarrow.types as kinds
 
     kind = getattr(found, "storage_type", found)
@@ -158,8 +167,10 @@ def _check_text_type(column: str, found: Any) -> None:
 
 
 def _rows_of(batch: Any, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """Rows of a record batch. A string that is not UTF-8 becomes its bytes: one of them must not
-    take the rest of the file with it."""
+    """Yields the rows of a record batch, with bytes in place of strings that are not UTF-8.
+
+    Otherwise a single invalid string would make the rest of the file unreadable.
+    """
     import pyarrow as pa
 
     values = []
@@ -198,20 +209,20 @@ READERS: dict[str, Reader] = {
 
 @contextmanager
 def _local(path: str) -> Iterator[str]:
-    """A path to read from: the file itself, or a copy of a remote one that goes afterwards."""
+    """Yields a local path: the file itself, or a temporary download of a remote one."""
     if not storage.is_remote(path):
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="headwater-") as folder:
         copy = Path(folder) / "file"
         storage.fetch(path, copy)
-        # Formats are told by the ending.
+        # Compression is recognized by the file extension.
         named = copy.with_name("file" + "".join(Path(path).suffixes[-2:]))
         yield str(copy.rename(named))
 
 
 def _fields(row: Any, source: SourceConfig) -> tuple[str, str, tuple[tuple[int, int], ...]]:
-    """(text, flaw, ranges without loss) of a row; null is an empty text."""
+    """Returns (text, flaw, ranges without loss) of a row; a null text is empty."""
     if not isinstance(row, dict):
         return "", f"{_json_kind(row)}, expected an object with '{source.text_field}'", ()
     if source.text_field not in row:
@@ -231,7 +242,7 @@ def _fields(row: Any, source: SourceConfig) -> tuple[str, str, tuple[tuple[int, 
         try:
             text.encode()
         except UnicodeEncodeError:
-            return "", "an escape such as \\ud800 alone is no Unicode", ()
+            return "", "a lone surrogate such as \\ud800 is not valid Unicode", ()
     if source.no_loss_field is None:
         return text, "", ()
     return _with_no_loss(text, row.get(source.no_loss_field), source.no_loss_field)
@@ -251,7 +262,7 @@ def _with_no_loss(
 
 
 def _json_kind(value: Any) -> str:
-    """Returns what JSON calls a value."""
+    """Returns the JSON type of a value in words."""
     if isinstance(value, (list, dict)):
         return f"an array of {len(value)}" if isinstance(value, list) else "an object"
     if value is None or isinstance(value, bool):
@@ -265,5 +276,5 @@ def _no_column(column: str, names: list[str]) -> str:
 
 
 def _shown(raw: bytes) -> str:
-    """The beginning of what was found, for the file of malformed rows."""
+    """Returns the beginning of a malformed row as text."""
     return raw[:2000].decode("utf-8", "replace").rstrip("\n")

@@ -1,8 +1,8 @@
-"""Which documents a corpus keeps, and which of them are held out.
+"""Selects the documents of a corpus, and splits them into training and held-out ones.
 
-A document is kept by the rules of its source, then by the cleaning steps, then by the search for
-copies, which sees the whole corpus and so needs a pass of its own (`scan`). The split comes last,
-by a hash of the document's name, so that no copy of a held-out document is trained on.
+A document must pass the rules of its source, then the cleaning steps, then deduplication, which
+compares the whole corpus and therefore needs its own pass over the text (`dedup`). The split comes
+last, by a hash of the document's name, so that no duplicate of a held-out document is trained on.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from data_pipeline.text.units import Unit, name_hash
 
 TRAIN, HELD_OUT = "train", "held_out"
 RULES = "rules"
-"""The first step of every report: what the source's own keys leave out."""
+"""Name of the first step of every report: the rules that the keys of a source set."""
 
 NoLoss = Sequence[tuple[int, int]]
-"""Ranges [start, end) of a text's characters."""
+"""Ranges [start, end) of the characters of a text that have no loss."""
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A document that is kept; no_loss: what of it is not trained on."""
+    """A selected document; `no_loss` are the ranges that are not trained on."""
 
     file: str
     position: int
@@ -38,10 +38,12 @@ class Text:
 
 
 class Selection:
-    """What became of the rows of one unit, by reason.
+    """The outcome of selecting the documents of one unit.
 
-    counts: documents and bytes kept, and rows left out by rule; `report`: the same of the cleaning
-    steps, with examples; malformed: rows kept aside.
+    Attributes:
+        counts: kept documents and bytes, and the number of dropped rows by rule.
+        report: what each cleaning step dropped, with examples.
+        malformed: the rows that could not be read.
     """
 
     def __init__(self, unit: Unit, corpus: CorpusConfig) -> None:
@@ -55,14 +57,14 @@ class Selection:
         self.report.expect(unit.source, [RULES, *corpus.steps_of(unit.source)])
 
     def documents(self) -> Iterator[tuple[int, Row]]:
-        """Reads the unit: the number of each row that is kept, and the row with its clean text.
+        """Yields the number of each kept row, and the row with its cleaned text.
 
-        Raises InputError where more rows are malformed than `max_malformed`.
+        Raises InputError if more than `max_malformed` rows are malformed.
         """
         for number, row in enumerate(read_unit(self.unit, self.source)):
             self.lines = row.line + 1
             if row.flaw:
-                self._keep_aside(row)
+                self._reject(row)
                 continue
             outcome = self._examine(row.text)
             self.report.add(self.unit.source, row.file, row.position, outcome)
@@ -82,16 +84,17 @@ class Selection:
         outcome = self._chain.run(text)
         return replace(outcome, sizes=(size, *outcome.sizes))
 
-    def _keep_aside(self, row: Row) -> None:
+    def _reject(self, row: Row) -> None:
         self.counts["malformed"] += 1
         self.malformed.append(
             {"file": row.file, "line": row.line, "reason": row.flaw, "text": row.raw}
         )
         if len(self.malformed) > self.source.max_malformed:
             raise InputError(
-                f"corpus.sources.{self.unit.source}.paths: {self.unit.files[0].path} and what is "
-                f"read with it have more than max_malformed={self.source.max_malformed} malformed "
-                f"rows, the first in {self.malformed[0]['file']}, row {_line(self.malformed[0])}: "
+                f"corpus.sources.{self.unit.source}.paths: {self.unit.files[0].path} and the other "
+                f"files of its unit have more than max_malformed={self.source.max_malformed} "
+                "malformed rows, the first in "
+                f"{self.malformed[0]['file']}, row {_line(self.malformed[0])}: "
                 f"{self.malformed[0]['reason']}."
             )
 
@@ -104,9 +107,16 @@ def known_documents(
     steps: list[str],
     seen: Selection,
 ) -> Iterator[Row]:
-    """The second pass: the rows with the numbers in `kept`, with the text that the first pass gave
-    them, less those in `dropped`. steps: the searches for copies, of which `dropped` names one for
-    each number."""
+    """Yields the documents of a unit in the second pass, without the duplicates.
+
+    Args:
+        unit: the unit to read.
+        corpus: the corpus of the unit.
+        kept: the numbers of the rows that the first pass kept.
+        dropped: the numbers of the rows to drop, each with the deduplication step that found it.
+        steps: the deduplication steps in their order.
+        seen: the selection whose counts and report are updated.
+    """
     source = corpus.sources[unit.source]
     chain = chain_of(corpus, unit.source)
     seen.report.expect(unit.source, steps)
@@ -114,7 +124,7 @@ def known_documents(
         if number not in kept:
             continue
         if row.flaw:
-            raise InputError(f"{row.file} was changed while it was read: tokenize again.")
+            raise InputError(f"{row.file} was changed while it was being read. Tokenize again.")
         text = row.text if chain is None else chain.transform(row.text)
         size = utf8_size(text)
         by = dropped.get(number, "")
@@ -132,7 +142,7 @@ def known_documents(
 def split_documents(
     rows: Iterator[Row], unit: Unit, corpus: CorpusConfig, counts: Counter[str]
 ) -> Iterator[tuple[str, Text]]:
-    """The rows that are kept, counted, as documents of a split."""
+    """Yields kept rows as documents with their split, and counts them."""
     by_row = corpus.sources[unit.source].format != "text"
     for row in rows:
         counts["documents"] += 1
@@ -142,7 +152,7 @@ def split_documents(
 
 
 def reason_to_drop(text: str, source: SourceConfig) -> str:
-    """Name of the rule that leaves a text out, or ''."""
+    """Returns the name of the source's rule that drops a text, or ''."""
     if not text or text.isspace():
         return "empty"
     if source.max_line_length and max(map(len, text.splitlines())) > source.max_line_length:
@@ -153,20 +163,20 @@ def reason_to_drop(text: str, source: SourceConfig) -> str:
 
 
 def split_of(name: str, corpus: CorpusConfig) -> str:
-    """The split of a document: by a hash of its name, so it never moves when others come or go."""
+    """Returns the split of a document, which depends on its name and the seed alone."""
     digest = name_hash(f"{corpus.seed}:split:{name}")
     share = int.from_bytes(digest[:8], "little") / 2**64
     return HELD_OUT if share < corpus.held_out_fraction else TRAIN
 
 
 def chain_of(corpus: CorpusConfig, source: str) -> Chain | None:
-    """The cleaning steps of a source, with their models loaded once a process; None for none."""
+    """Returns the cleaning steps of a source, loaded once per process, or None without steps."""
     steps = corpus.steps_of(source)
     return _chain(_Key(corpus, tuple(steps))) if steps else None
 
 
 class _Key:
-    """What decides a chain, as the key of a cache: configs are equal, not hashable."""
+    """Cache key of a chain, because configs can be compared but not hashed."""
 
     def __init__(self, corpus: CorpusConfig, steps: tuple[str, ...]) -> None:
         self.cleaning, self.steps = corpus.cleaning, steps

@@ -1,4 +1,4 @@
-"""`python -m data_pipeline quality`: learns good from bad text by examples."""
+"""`python -m data_pipeline quality`: trains a classifier of text quality from examples."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ from conf.outputs import Output
 
 @dataclass
 class QualityConfig:
-    """good, bad: files or folders of examples; .jsonl (.gz, .zst) and .parquet hold rows with
-    `text_field`, any other file is one example. held_out: share of the examples that the figures
-    are taken from. trees: of the model. threshold: that the accuracy is told at.
-    overwrite: replaces `out`, if it is such a model."""
+    """Configuration of `quality`.
+
+    good, bad: files or folders of examples. .jsonl (.gz, .zst) and .parquet files contain rows with
+        a `text_field`, and any other file is one example.
+    out: file of the model. overwrite: replaces `out` if it is such a model.
+    held_out: fraction of the examples that AUC and accuracy are measured on.
+    trees: number of trees. threshold: score at which the accuracy is measured.
+    """
 
     good: list[str] = MISSING
     bad: list[str] = MISSING
@@ -35,7 +39,7 @@ class QualityConfig:
 
 
 def quality(config: QualityConfig) -> None:
-    """Trains, prints AUC and accuracy on held-out examples, and writes the model."""
+    """Trains and writes the model, and prints AUC and accuracy on held-out examples."""
     output = Output(config.out, QUALITY, config.overwrite, [*config.good, *config.bad])
     output.check()
 
@@ -47,8 +51,8 @@ def quality(config: QualityConfig) -> None:
     kept = {label: sum(good is label for _, good in examples) for label in (True, False)}
     if min(kept.values()) < 10:
         raise InputError(
-            f"good={list(config.good)} bad={list(config.bad)} hold {kept[True]} and {kept[False]} "
-            "examples, expected at least 10 of each."
+            f"good={list(config.good)} bad={list(config.bad)} contain {kept[True]} and "
+            f"{kept[False]} examples, expected at least 10 of each."
         )
     train, test = examples[held_out:], examples[:held_out]
     model = QualityModel.train(
@@ -63,7 +67,7 @@ def quality(config: QualityConfig) -> None:
     recall = float(np.mean(scores[truth] >= config.threshold)) if truth.any() else float("nan")
     dropped = float(np.mean(scores[~truth] < config.threshold)) if (~truth).any() else float("nan")
     Console().print(
-        f"{config.out}: trained on {len(train)} examples; of {len(test)} held-out ones AUC "
+        f"{config.out}: trained on {len(train)} examples. On {len(test)} held-out examples: AUC "
         f"{area:.3f}, accuracy {accuracy:.3f} at threshold {config.threshold:g} (keeps "
         f"{recall:.1%} of the good, drops {dropped:.1%} of the bad)",
         highlight=False,
@@ -72,7 +76,7 @@ def quality(config: QualityConfig) -> None:
 
 
 def auc(scores: NDArray[np.float64], good: NDArray[np.bool_]) -> float:
-    """Probability that a good example scores above a bad one (Mann-Whitney), ties count half."""
+    """Returns the probability that a good example outscores a bad one, with ties counting half."""
     if good.all() or not good.any():
         return float("nan")
     bad = np.sort(scores[~good])

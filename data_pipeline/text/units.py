@@ -1,8 +1,7 @@
-"""The cut of a corpus into units of work: what one process reads at a time.
+"""Divides a corpus into units of work, each of which one process reads at a time.
 
-A unit is some text files, one file of rows, or a part of a large file of plain JSON lines. The cut
-depends on the corpus alone, never on the number of processes, so that the output is the same for
-any.
+A unit is a group of text files, one file of rows, or a byte range of a large file of plain JSON
+lines. Units depend on the corpus alone and not on the number of processes, and so does the output.
 """
 
 from __future__ import annotations
@@ -23,9 +22,14 @@ from data_pipeline.text.corpus import CorpusConfig, SourceConfig
 
 @dataclass(frozen=True)
 class SourceFile:
-    """path: where it is, a URL if it is remote; name: its path inside the source's folder, the
-    file's identity. version: time of a local file, of a remote one what its store says changes
-    with it; of a local folder of a Hugging Face dataset the newest time of its files.
+    """A file of a source.
+
+    Attributes:
+        path: local path or URL.
+        name: path inside the source's folder, which identifies the file.
+        bytes: size of the file.
+        version: modification time of a local file, the store's version or ETag of a remote one, or
+            the newest modification time in a local folder of a Hugging Face dataset.
     """
 
     path: str
@@ -36,9 +40,14 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Unit:
-    """Files of a source that are read together; number counts within the source, id over all.
+    """Files of a source that are read together.
 
-    start, end: of a file of plain JSON lines, the bytes in which the unit's lines begin.
+    Attributes:
+        id: number of the unit in the corpus.
+        source: name of the source.
+        number: number of the unit in its source.
+        files: the files to read.
+        start, end: byte range in which the unit's lines begin, for plain JSON lines.
     """
 
     id: int
@@ -50,12 +59,12 @@ class Unit:
 
     @property
     def bytes(self) -> int:
-        """Size of what is read."""
+        """Bytes that are read."""
         return min(sum(file.bytes for file in self.files), self.end - self.start)
 
 
 def plan_units(corpus: CorpusConfig) -> list[Unit]:
-    """All units of a corpus; raises InputError for a path that is missing or holds nothing."""
+    """Returns all units of a corpus; raises InputError for a path without files."""
     units: list[Unit] = []
     for name, source in corpus.sources.items():
         files = list_files(name, source, corpus.seed)
@@ -82,18 +91,21 @@ def _parts(
         return
     for file in files:
         plain = source.format == "jsonl" and not file.path.endswith(COMPRESSED)
-        # A part of a remote file would be fetched with all the others.
+        # Remote files are downloaded whole, so they are not divided.
         count = 1
         if plain and not storage.is_remote(file.path):
             count = max(1, round(file.bytes / most_bytes))
-        borders = [file.bytes * part // count for part in range(count)] + [whole]
+        bounds = [file.bytes * part // count for part in range(count)] + [whole]
         for part in range(count):
-            yield (file,), borders[part], borders[part + 1]
+            yield (file,), bounds[part], bounds[part + 1]
 
 
 def list_files(name: str, source: SourceConfig, seed: int) -> list[SourceFile]:
-    """The files of a source in the order of a keyed hash of their names: documents that lie
-    together on disk, as whole sites or packages do, are spread over the stream."""
+    """Returns the files of a source in the order of a keyed hash of their names.
+
+    The hash spreads documents that are stored together, such as those of one site or package.
+    Raises InputError for a path without files.
+    """
     key = f"corpus.sources.{name}.paths"
     found: list[SourceFile] = []
     for pattern in source.paths:
@@ -106,9 +118,8 @@ def list_files(name: str, source: SourceConfig, seed: int) -> list[SourceFile]:
             raise InputError(f"{key}: {pattern} does not exist, expected a file, folder or glob.")
         if not inside:
             raise InputError(
-                f"{key}: {pattern} holds no file"
-                f"{' ending in ' + ' '.join(source.suffixes) if source.suffixes else ''} that is "
-                "not empty or excluded."
+                f"{key}: {pattern} contains only empty or excluded files, or none"
+                f"{' ending in ' + ' '.join(source.suffixes) if source.suffixes else ''}."
             )
         found += inside
     found = list({file.path: file for file in found}.values())  # patterns may overlap
@@ -125,34 +136,34 @@ def list_files(name: str, source: SourceConfig, seed: int) -> list[SourceFile]:
 
 
 def name_hash(name: str) -> bytes:
-    """sha256 of a name; file names need not be UTF-8."""
+    """Returns the sha256 of a name, which need not be UTF-8."""
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
 
 
 def _local_files(pattern: str, source: SourceConfig) -> tuple[bool, list[SourceFile]]:
-    """Whether anything is there, and the files that the source's rules let in."""
+    """Returns whether the pattern matches anything, and the files that the source selects."""
     matches = expand(pattern)
     root = _fixed_part(pattern)
     found: list[SourceFile] = []
-    dead: list[str] = []
+    broken: list[str] = []
     for match in matches:
-        # Files under a folder are named by their path in it; a file itself by its path below the
-        # fixed part of the pattern, so that a/x.txt and b/x.txt of one glob have different names.
+        # A file under a folder is named by its path in the folder, and a matched file by its path
+        # below the fixed part of the pattern, so that a/x.txt and b/x.txt have different names.
         folder = os.path.isdir(match)
         start = len(os.path.join(match, "")) if folder else len(root)
         for path in files_under(match) if folder else [match]:
             name = path[start:]
-            if os.path.isfile(path):  # and not a pipe
+            if os.path.isfile(path):  # not a pipe
                 about = os.stat(path)
-                if _let_in(name, about.st_size, folder, source):
+                if _is_selected(name, about.st_size, folder, source):
                     found.append(SourceFile(path, name, about.st_size, str(about.st_mtime_ns)))
             elif os.path.islink(path) and not _excluded(name, source):
-                dead.append(path)
-    if dead:
-        more = f" and {len(dead) - 1} more" if dead[1:] else ""
+                broken.append(path)
+    if broken:
+        more = f" and {len(broken) - 1} more" if broken[1:] else ""
         print(
-            f"warning: left out {min(dead)}{more}: the link leads nowhere. Restore what it leads "
-            "to, or remove the link.",
+            f"warning: skipped {min(broken)}{more}: broken link. Restore its target or remove the "
+            "link.",
             flush=True,
         )
     return bool(matches), found
@@ -165,19 +176,19 @@ def _remote_files(pattern: str, source: SourceConfig) -> tuple[bool, list[Source
     files = [
         SourceFile(path, path[len(root) :], size, str(version))
         for path, size, version in sorted(listed)
-        if _let_in(path[len(root) :], size, folder, source)
+        if _is_selected(path[len(root) :], size, folder, source)
     ]
     return bool(listed), files
 
 
 def _fixed_part(pattern: str) -> str:
-    """The folder before the first wildcard, with its slash."""
+    """Returns the folder before the first wildcard, with a trailing slash."""
     parts = pattern.split("/")
     fixed = next((n for n, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
     return "/".join([*parts[:fixed], ""])
 
 
-def _let_in(name: str, size: int, in_folder: bool, source: SourceConfig) -> bool:
+def _is_selected(name: str, size: int, in_folder: bool, source: SourceConfig) -> bool:
     if in_folder and not name.endswith(tuple(source.suffixes) or ""):
         return False
     if _excluded(name, source):
@@ -191,7 +202,7 @@ def _excluded(name: str, source: SourceConfig) -> bool:
 
 
 def _dataset(path: str) -> SourceFile:
-    files = files_under(path) if os.path.isdir(path) else ()  # a name on the Hub
+    files = files_under(path) if os.path.isdir(path) else ()  # otherwise a name on the Hub
     about = [os.stat(file) for file in files if os.path.isfile(file)]
     newest = max((file.st_mtime_ns for file in about), default=0)
     return SourceFile(path, path, sum(file.st_size for file in about), str(newest))

@@ -1,1 +1,1 @@
-"""From text to tokenized shards."""
+"""Tokenization: documents to token ids, packed sequences and Megatron-core shards."""

@@ -1,4 +1,4 @@
-"""The tokenizer of a tokenized corpus: as it lies next to the shards, and as models export it."""
+"""The tokenizer of a tokenized corpus: the file next to the shards, and the exported one."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from data_pipeline.store.shards import Shard
 from data_pipeline.tokenizing.tokenizer import ROLES, as_encoded, load_tokenizer
 
 BEGINNING_TOKENS = 1 << 16
-"""Of each shard tell whether documents begin with the tokens that the tokenizer adds."""
+"""Tokens of each shard that are read to see whether documents begin with the added tokens."""
 
 
 def write_adopted_tokenizer(path: Path, special: Sequence[str], manifest: Manifest) -> list[str]:
-    """Writes a tokenizer next to the shards, and its fingerprint into the manifest. It adds the
-    tokens to a text that it did if all documents begin with them, else none; these are returned.
+    """Writes the tokenizer of adopted shards, and returns the special tokens it no longer adds.
+
+    The written tokenizer adds the same tokens to a text as the one at `path` if all documents of
+    the shards begin with them. Otherwise it adds none. Its fingerprint is set in the manifest.
     """
     tokenizer = load_tokenizer(path)
     added = tokenizer.encode("").ids
-    before = tokenizer.encode("a").ids[: len(added)] == added
-    keep = before and _all_begin_with(manifest, added)
+    is_prefix = tokenizer.encode("a").ids[: len(added)] == added
+    keep = is_prefix and _all_begin_with(manifest, added)
     content, not_added = as_encoded(path, special, keep_added=keep)
     manifest.tokenizer_path.write_text(content)
     manifest.tokenizer["sha256"] = tokenizer_fingerprint(manifest.tokenizer_path)
@@ -28,18 +30,20 @@ def write_adopted_tokenizer(path: Path, special: Sequence[str], manifest: Manife
 
 
 def exported_tokenizer(manifest: Manifest) -> tuple[str, dict[str, str]]:
-    """Returns the content of a tokenizer.json that encodes texts as those of the corpus are, and
-    the spelling of its pad, bos and eos token."""
+    """Returns the tokenizer.json to export with a model, and its pad, bos and eos tokens.
+
+    It encodes a text exactly as the documents of the corpus were encoded.
+    """
     tokenizer = load_tokenizer(manifest.tokenizer_path)
     named = {role: tokenizer.id_to_token(manifest.tokenizer[f"{role}_id"]) or "" for role in ROLES}
-    # Corpora of earlier versions keep the tokenizer as it was given.
+    # Corpora of earlier versions store the tokenizer unchanged.
     imported = manifest.origin == "import"
     content, _ = as_encoded(manifest.tokenizer_path, named.values(), keep_added=imported)
     return content, named
 
 
 def _all_begin_with(manifest: Manifest, ids: list[int]) -> bool:
-    """Whether the first documents of each shard begin with the ids."""
+    """Returns whether the first documents of each shard begin with `ids`."""
     for sources in manifest.splits.values():
         for entry in (entry for shards in sources.values() for entry in shards):
             shard = Shard(manifest.folder / entry["file"], manifest.dtype)

@@ -1,4 +1,4 @@
-"""The documents of a tokenized corpus, read back from its shards: exactly what is trained on."""
+"""Documents of a tokenized corpus, decoded from its shards: exactly the text that is trained on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from data_pipeline.tokenizing.tokenizer import load_tokenizer
 
 @dataclass(frozen=True)
 class Document:
-    """file and position name where it is from."""
+    """A decoded document, with the raw file and the position in it that it comes from."""
 
     source: str
     file: str
@@ -26,12 +26,14 @@ class Document:
 
 
 def read_documents(manifest: Manifest, split: str, source: str) -> Iterator[Document]:
-    """Documents of a source in the order of its stream, decoded, without their EOS; of one that was
-    cut to fit into sequences, each piece. Raises InputError where the shards are not on this
-    machine."""
+    """Yields the decoded documents of a source without EOS, in the order of its stream.
+
+    A document that was cut by packing is yielded piece by piece. Raises InputError if the shards
+    are not on this machine.
+    """
     url = remote_url(manifest)
     if url:
-        raise InputError(f"{url} is remote, expected a local corpus: copy the folder here.")
+        raise InputError(f"{url} is remote, expected a local folder. Copy it to this machine.")
     tokenizer = load_tokenizer(manifest.tokenizer_path)
     eos = manifest.tokenizer["eos_id"]
     for entry in manifest.shards(split, source):
@@ -48,7 +50,7 @@ def read_documents(manifest: Manifest, split: str, source: str) -> Iterator[Docu
 
 
 def document_names(manifest: Manifest, file: str) -> list[tuple[str, int]]:
-    """File and position of every document of a shard; empty where others made the shards."""
+    """Returns (file, position) of each document of a shard, or an empty list if unknown."""
     table = manifest.folder / f"{file}.docs.parquet"
     if not table.is_file():
         return []
@@ -60,11 +62,11 @@ def document_names(manifest: Manifest, file: str) -> list[tuple[str, int]]:
 
 
 def write_names(prefix: Path, files: Sequence[str], positions: Sequence[int]) -> None:
-    """Writes the table that `document_names` reads; prefix: the shard's path without ending."""
+    """Writes the table that `document_names` reads; `prefix` is the shard's path, no extension."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # File names need not be UTF-8, which parquet's strings are.
+    # Parquet strings are UTF-8, but file names need not be.
     names = [file.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for file in files]
     table = pa.table({"file": pa.array(names, pa.string()), "position": positions})
     pq.write_table(table, prefix.with_name(prefix.name + ".docs.parquet"), compression="zstd")

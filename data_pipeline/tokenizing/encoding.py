@@ -1,4 +1,4 @@
-"""The second pass: the documents of a unit that are kept, encoded and written as shards."""
+"""The second pass over the text: encodes the kept documents of a unit and writes its shards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.dedup import duplicates as copies
+from data_pipeline.dedup import digests
+from data_pipeline.dedup.matching import duplicates_in
 from data_pipeline.text.corpus import CorpusConfig
 from data_pipeline.text.selection import (
     HELD_OUT,
@@ -25,20 +26,20 @@ from data_pipeline.tokenizing.shard_writer import ShardWriter, Text, shuffled
 
 @dataclass(frozen=True)
 class Target:
-    """What shards are written as; folder: where train/ and held_out/ go, tokenizer.json in it;
-    avoid: characters that the fast encoder does not have right."""
+    """The folder of the shards, with its tokenizer.json, and how tokens are written into them."""
 
     folder: Path
     encoder: str
-    avoid: str
     dtype: str
     eos_id: int
     pad_id: int
 
 
 def encode_unit(unit: Unit, corpus: CorpusConfig, work: Path, target: Target) -> dict[str, Any]:
-    """Writes the shards of a unit; returns their entries by split, what was counted, and which
-    encoder it was. A unit whose ids differ from the reference's is written again with that."""
+    """Writes the shards of a unit, and returns their manifest entries, counts and the encoder.
+
+    A unit for which the fast encoder gives different ids is written again with the reference.
+    """
     try:
         return _encode(unit, corpus, work, target, target.encoder)
     except EncoderDiffers:
@@ -48,7 +49,7 @@ def encode_unit(unit: Unit, corpus: CorpusConfig, work: Path, target: Target) ->
 def _encode(
     unit: Unit, corpus: CorpusConfig, work: Path, target: Target, name: str
 ) -> dict[str, Any]:
-    encoder = Encoder(target.folder / "tokenizer.json", name, target.avoid)
+    encoder = Encoder(target.folder / "tokenizer.json", name)
     writer = ShardWriter(encoder, target.dtype, target.eos_id, target.pad_id, corpus.fit)
     entries: dict[str, list[dict[str, Any]]] = {TRAIN: [], HELD_OUT: []}
     seen, documents = chosen_documents(unit, corpus, work)
@@ -72,16 +73,19 @@ def _encode(
 def chosen_documents(
     unit: Unit, corpus: CorpusConfig, work: Path
 ) -> tuple[Selection, Iterator[tuple[str, Text]]]:
-    """The documents of a unit that are kept, with their split, and the selection that counts while
-    they are read. Copies are known only after the first pass."""
-    if not copies.needed(corpus):
+    """Returns the counts of a unit, and an iterator of its kept documents with their split.
+
+    The counts are updated while the documents are read. With deduplication, the first pass must be
+    complete.
+    """
+    if not digests.is_enabled(corpus):
         seen = Selection(unit, corpus)
         counts: Counter[str] = seen.counts
         kept = (row for _, row in seen.documents())
         return seen, split_documents(kept, unit, corpus, counts)
-    numbers, seen = copies.load_scan(unit, corpus, work)
-    dropped = copies.dropped_of(unit, work)
-    steps = copies.steps(corpus)
+    numbers, seen = digests.load_scan(unit, corpus, work)
+    dropped = duplicates_in(unit, work)
+    steps = digests.step_names(corpus)
     rows = known_documents(unit, corpus, set(numbers.tolist()), dropped, steps, seen)
     return seen, split_documents(rows, unit, corpus, seen.counts)
 
@@ -89,7 +93,7 @@ def chosen_documents(
 def _shards_of_text(
     documents: Iterator[tuple[str, Text]], shard_bytes: int
 ) -> Iterator[tuple[str, list[Text]]]:
-    """The documents, cut by split into lists of at least `shard_bytes` and a last one."""
+    """Yields lists of documents of one split, each of at least `shard_bytes` except the last."""
     texts: dict[str, list[Text]] = {TRAIN: [], HELD_OUT: []}
     sizes = {TRAIN: 0, HELD_OUT: 0}
     for split, document in documents:
@@ -102,7 +106,7 @@ def _shards_of_text(
 
 
 def rejected_lines(results: list[dict[str, Any]], units: list[Unit]) -> dict[str, list[str]]:
-    """The malformed rows of each source as JSON lines, numbered from 1 in their files."""
+    """Returns the malformed rows of each source as JSON lines, numbered from 1 in their files."""
     before: Counter[str] = Counter()
     lines: dict[str, list[str]] = {}
     order = sorted(range(len(units)), key=lambda n: (units[n].source, units[n].number))
@@ -117,6 +121,6 @@ def rejected_lines(results: list[dict[str, Any]], units: list[Unit]) -> dict[str
     return lines
 
 
-def place_of(malformed: dict[str, Any]) -> str:
-    """Returns where a malformed row stands and what is wrong with it; lines count from 1."""
+def describe_malformed(malformed: dict[str, Any]) -> str:
+    """Describes a malformed row in words: its file, its line counted from 1, and the reason."""
     return f"{malformed['file']}, line {malformed['line']}: {malformed['reason']}"

@@ -1,4 +1,4 @@
-"""The end of tokenizing: what all units wrote becomes a manifest, a report and a summary."""
+"""The last step of tokenization: writes the manifest, the cleaning report and a summary."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from rich.table import Table
 
 from conf.errors import InputError
 from data_pipeline.cleaning.report import CleaningReport
-from data_pipeline.dedup import duplicates as copies
+from data_pipeline.dedup.digests import load_scan
 from data_pipeline.files import write_json
 from data_pipeline.store.manifest import Manifest
 from data_pipeline.text.corpus import CorpusConfig
 from data_pipeline.text.selection import HELD_OUT, TRAIN
 from data_pipeline.text.units import Unit
 from data_pipeline.tokenizing.encoder import describe_encoder
-from data_pipeline.tokenizing.encoding import place_of, rejected_lines
+from data_pipeline.tokenizing.encoding import describe_malformed, rejected_lines
 
 KEPT = ("files", "documents", "bytes")
 
@@ -33,9 +33,10 @@ def make_manifest(
     results: list[dict[str, Any]],
     console: Console,
 ) -> Manifest:
-    """Writes the report of the cleaning and the rejected rows into `folder`; returns the manifest.
+    """Writes the cleaning report and the rejected rows into `folder`, and returns the manifest.
 
-    Raises InputError for a source with nothing to train on; says which has nothing held out.
+    Raises InputError for a source without training documents, and warns of a source without
+    held-out documents.
     """
     splits: dict[str, dict[str, list[dict[str, Any]]]] = {TRAIN: {}, HELD_OUT: {}}
     counts = {name: Counter(dict.fromkeys(KEPT, 0)) for name in corpus.sources}
@@ -71,10 +72,10 @@ def make_manifest(
 
 
 def check_sources(corpus: CorpusConfig, units: list[Unit], work: Path) -> None:
-    """After the first pass: raises InputError for a source of which nothing is left."""
+    """Raises InputError for a source of which the first pass kept no document."""
     scans: list[dict[str, Any]] = []
     for unit in units:
-        numbers, seen = copies.load_scan(unit, corpus, work)
+        numbers, seen = load_scan(unit, corpus, work)
         seen.counts["documents"] = len(numbers)
         scans.append({key: getattr(seen, key) for key in ("counts", "malformed", "lines")})
     rejected = rejected_lines(scans, units)
@@ -83,17 +84,18 @@ def check_sources(corpus: CorpusConfig, units: list[Unit], work: Path) -> None:
         for unit, scan in zip(units, scans, strict=True):
             if unit.source == name:
                 counts.update(scan["counts"])
-        _check_left(name, counts, rejected.get(name, []))
+        _check_not_empty(name, counts, rejected.get(name, []))
 
 
-def _check_left(name: str, counts: Counter[str], rejected: list[str]) -> None:
-    """Raises InputError for a source without a document; rejected: its malformed rows."""
+def _check_not_empty(name: str, counts: Counter[str], rejected: list[str]) -> None:
+    """Raises InputError for a source without documents, naming its first malformed row."""
     if counts["documents"]:
         return
-    left_out = ", ".join(f"{n} {reason}" for reason, n in counts.items() if n and reason != "files")
-    why = f"; the first in {place_of(json.loads(rejected[0]))}" if rejected else ""
+    dropped = ", ".join(f"{n} {reason}" for reason, n in counts.items() if n and reason != "files")
+    first = f"; the first in {describe_malformed(json.loads(rejected[0]))}" if rejected else ""
     raise InputError(
-        f"corpus.sources.{name} has no document left after its rules: {left_out or 'no rows'}{why}."
+        f"corpus.sources.{name} has no document left after its rules: "
+        f"{dropped or 'no rows'}{first}."
     )
 
 
@@ -104,17 +106,16 @@ def _check_source(
     splits: dict[str, dict[str, Any]],
     console: Console,
 ) -> None:
-    _check_left(name, counts, rejected)
+    _check_not_empty(name, counts, rejected)
     if name not in splits[TRAIN]:
         raise InputError(
-            f"corpus.sources.{name} has {counts['documents']} documents and all of them fell to "
-            "the held-out split: give it more files, or change corpus.seed or lower "
-            "corpus.held_out_fraction."
+            f"corpus.sources.{name}: all of its {counts['documents']} documents are in the "
+            "held-out split. Add files, change corpus.seed, or lower corpus.held_out_fraction."
         )
     if name not in splits[HELD_OUT]:
         console.print(
-            f"source '{name}' has no held-out document and will not be validated on: give it more "
-            "files or raise corpus.held_out_fraction.",
+            f"warning: source '{name}' has no held-out document, so it cannot be validated on. "
+            "Add files or raise corpus.held_out_fraction.",
             style="yellow",
             soft_wrap=True,
         )
@@ -123,14 +124,16 @@ def _check_source(
 def _about_encoder(
     prepared: dict[str, Any], results: list[dict[str, Any]], console: Console
 ) -> dict[str, Any]:
-    """Which encoder made the shards. What differs between machines but not in the ids, such as
-    the version, is kept out of the data's fingerprint."""
+    """Returns the manifest's description of the encoder, and warns of units encoded twice.
+
+    The description is not part of the data's fingerprint, because the ids do not depend on it.
+    """
     name = prepared["encoder"]
     again = sum(result["encoder"] != name for result in results)
     if again:
         console.print(
-            f"{name} gave other ids than tokenizers in {again} of {len(results)} units, which "
-            "were encoded again with tokenizers.",
+            f"warning: {name} gave different ids than tokenizers in {again} of {len(results)} "
+            "units, which were encoded again with tokenizers.",
             style="yellow",
             soft_wrap=True,
         )
@@ -139,7 +142,7 @@ def _about_encoder(
 
 
 def print_summary(manifest: Manifest, console: Console) -> None:
-    """A row a source and split."""
+    """Prints a table with one row per source and split, and what was dropped of each source."""
     table = Table(title=f"corpus {manifest.name}", title_justify="left")
     for column in ("source", "split", "documents", "tokens", "MB", "bytes/token"):
         table.add_column(column, justify="left" if column in ("source", "split") else "right")
@@ -156,7 +159,7 @@ def print_summary(manifest: Manifest, console: Console) -> None:
             )
     console.print(table)
     for source, count in manifest.sources.items():
-        left_out = {key: number for key, number in count.items() if key not in KEPT and number}
-        if left_out:
-            said = ", ".join(f"{number} {reason}" for reason, number in left_out.items())
-            console.print(f"left out of {source}: {said}", highlight=False, soft_wrap=True)
+        dropped = {key: number for key, number in count.items() if key not in KEPT and number}
+        if dropped:
+            text = ", ".join(f"{number} {reason}" for reason, number in dropped.items())
+            console.print(f"dropped from {source}: {text}", highlight=False, soft_wrap=True)

@@ -1,10 +1,16 @@
-"""Documents into sequences without cuts that can be avoided: best fit, longest first.
+"""Best-fit-decreasing packing of documents into sequences, with no avoidable truncation.
 
-Lengths L_1 < L_2 < ... divide one another, and a block of the longest holds whole blocks of the
-others. A document is placed inside one block of the smallest length that holds it, so that a stage
-of that length, or of a longer one, never cuts it; a longer document is cut into pieces of the
-longest length, and its rest is placed as a document is. Of the gaps that hold a document the
-tightest is taken (Ding et al., 2024, "Fewer Truncations Improve Language Modeling").
+The block lengths L_1 < L_2 < ... divide one another, so a block of the longest length consists of
+whole blocks of each shorter length. A document is placed inside one block of the smallest length
+that holds it, and a stage of that sequence length or a longer one never truncates it. A document
+longer than the longest block is cut into pieces of that length, and the remainder is placed like a
+document. Among the free spaces that hold a document, the tightest is taken (Ding et al., 2024,
+"Fewer Truncations Improve Language Modeling").
+
+With blocks of 4 and 8 tokens, documents A, B, C and D of 3, 10, 7 and 2 tokens are packed like this
+("." is padding):
+
+    BBBBBBBB CCCCCCC. BBDDAAA.
 """
 
 from __future__ import annotations
@@ -17,7 +23,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, order=True)
 class Piece:
-    """`length` tokens of a document from `start` on, placed at `offset`."""
+    """A piece of a document: its tokens [start, start + length), placed at `offset`."""
 
     offset: int
     document: int
@@ -25,13 +31,16 @@ class Piece:
     length: int
 
 
-def fit(lengths: Sequence[int], blocks: Sequence[int]) -> tuple[list[Piece], int]:
-    """Places documents of these lengths; returns the pieces by offset and the tokens of all blocks.
+def pack(lengths: Sequence[int], block_lengths: Sequence[int]) -> tuple[list[Piece], int]:
+    """Returns the pieces of all documents, sorted by offset, and the total tokens of all blocks.
 
-    blocks: the lengths of the sequences in tokens, each dividing the next. What no piece covers is
-    padding; it is always at the end of a block of some length.
+    Tokens that no piece covers are padding, which is always at the end of a block of some length.
+
+    Args:
+        lengths: the lengths of the documents in tokens.
+        block_lengths: the sequence lengths in tokens, each dividing the next.
     """
-    sizes = sorted(blocks)
+    sizes = sorted(block_lengths)
     longest = sizes[-1]
     pieces, total = [], 0
     by_size: dict[int, list[tuple[int, int]]] = defaultdict(list)
@@ -40,58 +49,58 @@ def fit(lengths: Sequence[int], blocks: Sequence[int]) -> tuple[list[Piece], int
         for number in range(whole):
             pieces.append(Piece(total, document, number * longest, longest))
             total += longest
-        rest = length - whole * longest
-        if rest:
-            by_size[sizes[bisect_left(sizes, rest)]].append((rest, document))
-    gaps = _Gaps()
+        remainder = length - whole * longest
+        if remainder:
+            by_size[sizes[bisect_left(sizes, remainder)]].append((remainder, document))
+    free = _FreeSpace()
     for size in reversed(sizes):
-        gaps.cut(size)
-        for rest, document in sorted(by_size[size], key=lambda item: (-item[0], item[1])):
-            if not gaps.holds(rest):
+        free.split(size)
+        for remainder, document in sorted(by_size[size], key=lambda item: (-item[0], item[1])):
+            if not free.holds(remainder):
                 for start in range(total, total + longest, size):
-                    gaps.add(start, size)
+                    free.add(start, size)
                 total += longest
-            offset = gaps.take(rest)
-            pieces.append(Piece(offset, document, lengths[document] - rest, rest))
+            offset = free.take(remainder)
+            pieces.append(Piece(offset, document, lengths[document] - remainder, remainder))
     return sorted(pieces), total
 
 
-class _Gaps:
-    """Free places, found by the room they have."""
+class _FreeSpace:
+    """The free spaces in all blocks, indexed by their length."""
 
     def __init__(self) -> None:
         self._starts: dict[int, list[int]] = {}
-        self._rooms: list[int] = []  # sorted, of the places that there are
+        self._lengths: list[int] = []  # the keys of _starts, sorted
 
-    def add(self, start: int, room: int) -> None:
-        if room not in self._starts:
-            self._starts[room] = []
-            insort(self._rooms, room)
-        self._starts[room].append(start)
+    def add(self, start: int, length: int) -> None:
+        if length not in self._starts:
+            self._starts[length] = []
+            insort(self._lengths, length)
+        self._starts[length].append(start)
 
     def holds(self, length: int) -> bool:
-        return bool(self._rooms) and self._rooms[-1] >= length
+        return bool(self._lengths) and self._lengths[-1] >= length
 
     def take(self, length: int) -> int:
-        """The start of the tightest gap; what is left of it stays a gap."""
-        place = bisect_left(self._rooms, length)
-        room = self._rooms[place]
-        starts = self._starts[room]
+        """Takes `length` tokens of the tightest space that holds them, and returns their start."""
+        index = bisect_left(self._lengths, length)
+        found = self._lengths[index]
+        starts = self._starts[found]
         start = starts.pop()
         if not starts:
-            del self._starts[room]
-            self._rooms.pop(place)
-        if room > length:
-            self.add(start + length, room - length)
+            del self._starts[found]
+            self._lengths.pop(index)
+        if found > length:
+            self.add(start + length, found - length)
         return start
 
-    def cut(self, size: int) -> None:
-        """Cuts every gap at the multiples of size."""
-        starts, self._starts, self._rooms = self._starts, {}, []
-        for room, all_starts in sorted(starts.items()):
-            for start in all_starts:
-                end = start + room
+    def split(self, size: int) -> None:
+        """Splits every space at the multiples of `size`."""
+        old, self._starts, self._lengths = self._starts, {}, []
+        for length, starts in sorted(old.items()):
+            for start in starts:
+                end = start + length
                 while start < end:
-                    border = min(end, (start // size + 1) * size)
-                    self.add(start, border - start)
-                    start = border
+                    bound = min(end, (start // size + 1) * size)
+                    self.add(start, bound - start)
+                    start = bound

@@ -1,4 +1,4 @@
-"""Between the passes: which near copies go, the tokenizer, and how to encode."""
+"""The step between the passes: resolves near duplicates, makes the tokenizer, picks the encoder."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from conf.errors import InputError
-from data_pipeline.dedup import duplicates as copies
+from data_pipeline.dedup.matching import resolve_near
 from data_pipeline.store.manifest import tokenizer_fingerprint
 from data_pipeline.text.corpus import CorpusConfig, TokenizeConfig, TokenizerConfig
 from data_pipeline.text.selection import TRAIN
 from data_pipeline.text.units import Unit
-from data_pipeline.tokenizing.encoder import choose_encoder, differing_characters
-from data_pipeline.tokenizing.encoding import chosen_documents, place_of, rejected_lines
+from data_pipeline.tokenizing.encoder import choose_encoder
+from data_pipeline.tokenizing.encoding import chosen_documents, describe_malformed, rejected_lines
 from data_pipeline.tokenizing.tokenizer import (
     as_encoded,
     load_tokenizer,
@@ -28,13 +28,13 @@ from data_pipeline.tokenizing.tokenizer import (
 )
 
 SAMPLED_UNITS = 256
-"""A tokenizer is trained on text of so many units at most."""
+"""Most units of text that a tokenizer is trained on."""
 
 
 def prepare(config: TokenizeConfig, units: list[Unit], work: Path) -> dict[str, Any]:
-    """Writes tokenizer.json and token_bytes.npy; returns what the encoding processes need."""
+    """Writes tokenizer.json and token_bytes.npy, and returns the settings of the encoding pass."""
     if config.corpus.cleaning.dedup.minhash:
-        copies.resolve_near(units, config.corpus, work)
+        resolve_near(units, config.corpus, work)
     folder = work / "corpus"
     folder.mkdir(exist_ok=True)
     path = folder / "tokenizer.json"
@@ -55,16 +55,17 @@ def prepare(config: TokenizeConfig, units: list[Unit], work: Path) -> dict[str, 
         "encoder": encoder,
         "encoder_note": note,
         "not_added": added,
-        "avoid": differing_characters(path) if encoder == "gigatoken" else "",
     }
 
 
 def make_tokenizer(
     config: TokenizerConfig, corpus: CorpusConfig, units: list[Unit], work: Path, out: Path
 ) -> list[str]:
-    """Writes tokenizer.json: the one at `config.path` as documents are encoded with it, or one
-    trained on the training split, every source in the share that it has of the text. Returns the
-    tokens that the one at `config.path` would add to each text."""
+    """Writes tokenizer.json, from `config.path` or trained on the training split.
+
+    A trained tokenizer sees every source in proportion to its text. A loaded one is written so that
+    it adds no tokens. Returns the tokens that the one at `config.path` would add to each text.
+    """
     if config.path:
         special = (config.pad_token, config.bos_token, config.eos_token)
         content, added = as_encoded(Path(config.path), special)
@@ -74,15 +75,14 @@ def make_tokenizer(
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     try:
         tokenizer = train_tokenizer(_sample(config.train_bytes, corpus, units, work), config)
-        out.write_text(tokenizer.to_str(pretty=True))  # its own `save` raises no OSError
+        out.write_text(tokenizer.to_str(pretty=True))  # unlike Tokenizer.save, raises OSError
     finally:
         os.environ["TOKENIZERS_PARALLELISM"] = before
     return []
 
 
 def _sample(most_bytes: int, corpus: CorpusConfig, units: list[Unit], work: Path) -> Iterator[str]:
-    """Training documents of units spread evenly over the corpus, so many of each that all together
-    are about `most_bytes`."""
+    """Yields about `most_bytes` of training documents, from units spread evenly over the corpus."""
     count = min(len(units), SAMPLED_UNITS)
     chosen = [units[number * len(units) // count] for number in range(count)]
     found, malformed = False, ""
@@ -98,9 +98,9 @@ def _sample(most_bytes: int, corpus: CorpusConfig, units: list[Unit], work: Path
                 yield document.text
         if seen.malformed and not malformed:
             rows = rejected_lines([{"malformed": seen.malformed, "lines": 0}], [unit])
-            malformed = f" Malformed: {place_of(json.loads(rows[unit.source][0]))}."
+            malformed = f" Malformed: {describe_malformed(json.loads(rows[unit.source][0]))}."
     if not found:
         raise InputError(
-            f"corpus '{corpus.name}' has no training document to train a tokenizer on: its rules "
-            f"and cleaning steps, or corpus.held_out_fraction, leave nothing.{malformed}"
+            f"corpus.name={corpus.name}: no document is left to train a tokenizer on. Loosen the "
+            f"rules and cleaning steps, or lower corpus.held_out_fraction.{malformed}"
         )

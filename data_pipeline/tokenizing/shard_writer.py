@@ -1,8 +1,9 @@
-"""Writes shards in Megatron-core's format: `.bin`, `.idx`, and beside them our own tables.
+"""Writes shards in Megatron-core's format (`.bin`, `.idx`), with additional tables of our own.
 
-Documents of a shard are shuffled by a key, encoded in large groups, and either put end to end or
-fitted into sequences. `.docs.parquet` names the file and position of each, `.sums` holds the
-checksums of blocks, `.mask` marks tokens that are not trained on, where there are any.
+The documents of a shard are shuffled by a key, encoded in large groups, and either concatenated or
+packed into sequences. Three files are stored next to the shard: `.docs.parquet` with the raw file
+and position of each document, `.sums` with checksums of blocks of tokens, and `.mask`, which marks
+the tokens that are not trained on, if there are any.
 """
 
 from __future__ import annotations
@@ -16,33 +17,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.cleaning.chain import utf8_size
 from data_pipeline.store.checksums import read_with_checksums, sha256_of_file
 from data_pipeline.store.index_file import write_index
 from data_pipeline.text.selection import Text
 from data_pipeline.tokenizing.documents import write_names
 from data_pipeline.tokenizing.encoder import Encoder
-from data_pipeline.tokenizing.packing import fit
+from data_pipeline.tokenizing.packing import pack
 
 ENCODE_BYTES = 4_000_000
-"""Text that is encoded in one call."""
+"""Bytes of text that are encoded in one call."""
 
 
 class ShardWriter:
-    """Writes shards of one tokenizer. lengths: what documents are fitted into, or empty."""
+    """Writer of shards; `block_lengths` are the lengths that documents are packed into, if any."""
 
     def __init__(
-        self, encoder: Encoder, dtype: str, eos_id: int, pad_id: int, lengths: Sequence[int]
+        self, encoder: Encoder, dtype: str, eos_id: int, pad_id: int, block_lengths: Sequence[int]
     ) -> None:
         self.encoder = encoder
         self.dtype = np.dtype(dtype)
         self.eos_id = eos_id
         self.pad_id = pad_id
-        self.lengths = list(lengths)
+        self.block_lengths = list(block_lengths)
 
     def write(self, prefix: Path, documents: Sequence[Text]) -> dict[str, Any]:
-        """Writes one shard; returns its entry of the manifest. prefix: `<folder>/<split>/<name>`.
+        """Writes one shard at `<folder>/<split>/<name>`, and returns its manifest entry.
 
-        Raises EncoderDiffers, and OSError where the disk is full.
+        Raises EncoderDiffers, and OSError if the disk is full.
         """
         prefix.parent.mkdir(parents=True, exist_ok=True)
         masked = any(document.no_loss for document in documents)
@@ -50,14 +52,14 @@ class ShardWriter:
         positions = [document.position for document in documents]
         masks: list[NDArray[np.uint8]] = []
         parts: Iterable[tuple[NDArray[Any], NDArray[np.int64]]]
-        if self.lengths:
+        if self.block_lengths:
             encoded = list(self._encoded(documents))
-            tokens, lengths, order = self._fitted(
+            tokens, lengths, order = self._packed(
                 np.concatenate([ids for ids, _ in encoded]),
                 np.concatenate([lengths for _, lengths in encoded]),
             )
             if masked:
-                masks = [self._fitted_mask(self._mask(documents), order, len(tokens))]
+                masks = [self._packed_mask(self._mask(documents), order, len(tokens))]
             files = [files[n] if n >= 0 else "" for n, *_ in order]
             positions = [positions[n] if n >= 0 else -1 for n, *_ in order]
             parts = [(tokens, lengths)]
@@ -72,7 +74,7 @@ class ShardWriter:
             "file": f"{prefix.parent.name}/{prefix.name}",
             "documents": len(files),
             "tokens": int(lengths.sum(dtype=np.int64)),
-            "bytes": sum(map(utf8_bytes, documents)),
+            "bytes": sum(utf8_size(document.text) for document in documents),
             "sha256": write_sums(prefix),
             "idx_sha256": sha256_of_file(prefix.with_name(prefix.name + ".idx")),
             "sums": True,
@@ -82,7 +84,7 @@ class ShardWriter:
     def _write_tokens(
         self, prefix: Path, parts: Iterable[tuple[NDArray[Any], NDArray[np.int64]]]
     ) -> NDArray[np.int64]:
-        """Writes `.bin` and `.idx`; returns the sequences' lengths."""
+        """Writes `.bin` and `.idx`, and returns the lengths of all sequences."""
         lengths = []
         with prefix.with_name(prefix.name + ".bin").open("wb") as file:
             for tokens, counts in parts:
@@ -95,7 +97,7 @@ class ShardWriter:
     def _encoded(
         self, documents: Sequence[Text]
     ) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
-        """Token ids with an EOS after each document, group by group, and their lengths."""
+        """Yields token ids with an EOS after each document, and their lengths, group by group."""
         for group in _groups(documents):
             encoded = self.encoder.encode([document.text for document in group])
             lengths = encoded.lengths + 1
@@ -115,32 +117,35 @@ class ShardWriter:
             else:
                 count = int(self.encoder.encode([document.text]).lengths[0])
                 flags = np.zeros(count, np.uint8)
-            parts += [flags, np.zeros(1, np.uint8)]  # the end of a document is learnt
+            parts += [flags, np.zeros(1, np.uint8)]  # EOS is trained on
         return np.concatenate(parts)
 
-    def _fitted(
+    def _packed(
         self, tokens: NDArray[Any], lengths: NDArray[np.int64]
     ) -> tuple[NDArray[Any], NDArray[np.int64], list[tuple[int, int, int, int]]]:
-        """Tokens in their places and the lengths of all sequences, padding among them; and per
-        sequence (document or -1, offset in the source tokens, offset, length)."""
+        """Returns the packed tokens, the lengths of all sequences, and the sequences themselves.
+
+        Padding counts as sequences. A sequence is (document or -1 for padding, offset in `tokens`,
+        offset in the packed tokens, length).
+        """
         starts = (np.cumsum(lengths) - lengths).tolist()
-        pieces, total = fit(lengths.tolist(), self.lengths)
+        pieces, total = pack(lengths.tolist(), self.block_lengths)
         placed = np.full(total, self.pad_id, self.dtype)
         order = []
-        at = 0
+        end = 0
         for piece in pieces:
-            if piece.offset > at:
-                order.append((-1, 0, at, piece.offset - at))
+            if piece.offset > end:
+                order.append((-1, 0, end, piece.offset - end))
             source = starts[piece.document] + piece.start
-            at = piece.offset + piece.length
-            placed[piece.offset : at] = tokens[source : source + piece.length]
+            end = piece.offset + piece.length
+            placed[piece.offset : end] = tokens[source : source + piece.length]
             order.append((piece.document, source, piece.offset, piece.length))
-        if at < total:
-            order.append((-1, 0, at, total - at))
+        if end < total:
+            order.append((-1, 0, end, total - end))
         return placed, np.array([length for *_, length in order], np.int64), order
 
     @staticmethod
-    def _fitted_mask(
+    def _packed_mask(
         mask: NDArray[np.uint8], order: Sequence[tuple[int, int, int, int]], total: int
     ) -> NDArray[np.uint8]:
         placed = np.ones(total, np.uint8)
@@ -151,19 +156,13 @@ class ShardWriter:
 
 
 def shuffled(documents: list[Text], key: str) -> list[Text]:
-    """The documents in an order of their own: neighbours on disk are spread over the shard."""
+    """Shuffles documents in place by a key, so that neighbors on disk spread; returns them."""
     random.Random(key).shuffle(documents)
     return documents
 
 
-def utf8_bytes(document: Text) -> int:
-    """Size of the text of a document."""
-    text = document.text
-    return len(text) if text.isascii() else len(text.encode())
-
-
 def write_sums(prefix: Path) -> str:
-    """Writes `.sums` of a shard's `.bin`; returns its sha256."""
+    """Writes the `.sums` of a shard, and returns the sha256 of its `.bin`."""
     digest = hashlib.sha256()
     with prefix.with_name(prefix.name + ".sums").open("wb") as out:
         for data, sums in read_with_checksums(prefix.with_name(prefix.name + ".bin")):

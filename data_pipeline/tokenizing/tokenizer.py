@@ -1,4 +1,4 @@
-"""Training and loading a tokenizer, and how many bytes of text each id stands for."""
+"""Trains and loads tokenizers, and counts the bytes of text that each id stands for."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from conf.errors import InputError
 from data_pipeline.text.corpus import TokenizerConfig
 
 LONGEST_WORD = 2000
-"""Bytes after which a word is cut in the text that a tokenizer is trained on: the time for a word
-grows with the square of its length. Words of natural languages are shorter."""
+"""Bytes after which words are cut in the text that a tokenizer is trained on.
+
+Training time grows with the square of a word's length. Words of natural languages are shorter."""
 
 ROLES = ("pad", "bos", "eos")
 ADDING = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")
-"""Post-processors that put special tokens around a text."""
+"""Post-processors that add special tokens around a text."""
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
-    """A byte-level BPE with GPT-2's splitting into words: it encodes any text without loss.
+    """Trains a byte-level BPE with GPT-2's word splitting, which encodes any text without loss.
 
-    The special tokens have ids 0 (pad), 1 (bos) and 2 (eos), as Danube's.
+    The special tokens have ids 0 (pad), 1 (bos) and 2 (eos), as in the Danube models.
     """
     check_vocab_size(config)
     words = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -48,11 +49,11 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
 
 
 def check_vocab_size(config: TokenizerConfig) -> None:
-    """Raises InputError where a tokenizer to train has no room for all bytes."""
+    """Raises InputError if the vocabulary cannot hold all bytes and the special tokens."""
     smallest = len(_special_tokens(config)) + 256
     if config.vocab_size < smallest:
         raise InputError(
-            f"tokenizer.vocab_size={config.vocab_size}, expected at least {smallest}: all bytes "
+            f"tokenizer.vocab_size={config.vocab_size}, expected at least {smallest} for all bytes "
             "and the special tokens."
         )
 
@@ -69,7 +70,7 @@ def check_tokenizer(config: TokenizerConfig) -> None:
     path = Path(config.path)
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
-        raise InputError(f"tokenizer.path={path} {found}: expected a tokenizer.json.")
+        raise InputError(f"tokenizer.path={path} {found}, expected a tokenizer.json.")
     given = load_tokenizer(path)
     ids = special_ids(given, config)
     pieces = dict(zip(ROLES, _special_tokens(config), strict=True))
@@ -78,23 +79,22 @@ def check_tokenizer(config: TokenizerConfig) -> None:
     listed = {token["content"] for token in _added_tokens(path) if token["special"]}
     for role in ROLES:
         piece, number = pieces[role], ids[f"{role}_id"]
-        # A byte-level piece is spelled otherwise than the text that it stands for.
+        # The spelling of a byte-level piece differs from the text that it stands for.
         texts = (piece, given.decode([number], skip_special_tokens=False))
         if piece not in listed and any(number in tokenizer.encode(text).ids for text in texts):
             raise InputError(
-                f"tokenizer.{role}_token={piece} of {path} is what ordinary text is encoded to: "
-                "name a token that stands for nothing else."
+                f"tokenizer.{role}_token={piece} of {path} also encodes ordinary text. "
+                "Choose a token that does not."
             )
 
 
 def as_encoded(
     path: Path, special: Iterable[str], keep_added: bool = False
 ) -> tuple[str, list[str]]:
-    """Returns the content of a tokenizer.json that encodes texts as documents are encoded, and in
-    words what it had added to each text.
+    """Returns a tokenizer.json that encodes as documents are encoded, and the tokens it now omits.
 
-    The tokens `special` are special ones in it. It neither cuts nor pads texts, and adds no tokens
-    to them unless `keep_added`. A file of which all this is true comes back as it is.
+    In it, the tokens `special` are special, texts are neither truncated nor padded, and no tokens
+    are added to them unless `keep_added`. A file that is already like that is returned unchanged.
     """
     text = path.read_text()
     content = json.loads(text)
@@ -111,7 +111,7 @@ def as_encoded(
 def _with_special(
     added: list[dict[str, Any]], special: Iterable[str], tokenizer: Tokenizer
 ) -> list[dict[str, Any]]:
-    """Returns the added tokens with those of `special` as special ones."""
+    """Returns the added tokens, in which those of `special` are marked as special."""
     settings = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     found = {token["content"]: token for token in added}
     for piece in special:
@@ -121,7 +121,7 @@ def _with_special(
 
 
 def _without_tokens(processor: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Returns a post-processor without the parts that add tokens; None where nothing is left."""
+    """Returns a post-processor without the parts that add tokens, or None if nothing remains."""
     if processor is None or processor["type"] in ADDING:
         return None
     if processor["type"] != "Sequence":
@@ -135,10 +135,13 @@ def _added_tokens(path: Path) -> list[dict[str, Any]]:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Reads a tokenizer.json. Text that spells a special token is encoded as plain text, so that
-    no document can forge the end of another."""
+    """Loads a tokenizer.json so that text that spells a special token is encoded as plain text.
+
+    Otherwise a document could contain a forged end of document. Raises InputError for a file that
+    is missing or not a tokenizer.
+    """
     if not path.is_file():
-        raise InputError(f"{path} does not exist: expected a tokenizer.json.")
+        raise InputError(f"{path} does not exist, expected a tokenizer.json.")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:
@@ -154,34 +157,36 @@ def _for_documents(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def vocab_size_of(tokenizer: Tokenizer) -> int:
-    """Numbers that ids go up to: more than there are pieces where a vocabulary has gaps."""
+    """Returns the largest id plus one, which exceeds the number of pieces if ids have gaps."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def special_ids(tokenizer: Tokenizer, config: TokenizerConfig) -> dict[str, int]:
-    """Ids of pad, bos and eos; raises InputError where the tokenizer lacks one."""
+    """Returns the ids of pad, bos and eos; raises InputError if the tokenizer lacks one."""
     ids = {}
     for name in ROLES:
         piece = getattr(config, f"{name}_token")
         number = tokenizer.token_to_id(piece)
         if number is None:
             raise InputError(
-                f"tokenizer.{name}_token={piece} is not in the vocabulary of {config.path}: name "
-                "the token that it has."
+                f"tokenizer.{name}_token={piece} is not in the vocabulary of {config.path}. "
+                "Choose a token of that vocabulary."
             )
         ids[f"{name}_id"] = number
     return ids
 
 
 def token_bytes(tokenizer: Tokenizer) -> NDArray[np.uint16]:
-    """UTF-8 bytes that each id stands for, (vocab_size,), 0 for special tokens.
+    """Returns the number of UTF-8 bytes of each id, shape (vocab_size,), 0 for special tokens.
 
-    A byte-level piece has a character a byte; a byte-fallback piece `<0xE2>` is one byte, and in
-    the others `▁` stands for a space. Added tokens are spelled as the text that they stand for.
+    A byte-level piece has one character per byte. A byte-fallback piece such as `<0xE2>` is one
+    byte, and in the other pieces of such a vocabulary `▁` is a space. Added tokens are spelled as
+    plain text.
     """
-    about = json.loads(tokenizer.to_str())
-    added = {entry["id"]: entry for entry in about["added_tokens"]}
-    byte_level = "ByteLevel" in _types(about.get("decoder")) | _types(about.get("pre_tokenizer"))
+    content = json.loads(tokenizer.to_str())
+    added = {entry["id"]: entry for entry in content["added_tokens"]}
+    types = _types(content.get("decoder")) | _types(content.get("pre_tokenizer"))
+    byte_level = "ByteLevel" in types
     sizes = np.zeros(vocab_size_of(tokenizer), np.uint16)
     for piece, number in tokenizer.get_vocab().items():
         if number in added:
@@ -196,7 +201,7 @@ def token_bytes(tokenizer: Tokenizer) -> NDArray[np.uint16]:
 
 
 def _types(node: Any) -> set[str]:
-    """All `type` entries inside a part of a tokenizer.json."""
+    """Returns all `type` entries inside a part of a tokenizer.json."""
     if isinstance(node, dict):
         found = {node["type"]} if isinstance(node.get("type"), str) else set()
         return found.union(*map(_types, node.values()))

@@ -1,8 +1,9 @@
-"""Work that survives its process: numbered tasks in phases, and a folder that remembers them.
+"""Resumable work: numbered tasks in phases, whose results are kept in a work folder.
 
-A task is done when its marker is there, `<phase>/<number>.json`, written last and whole. Whoever
-runs the command again does what is left, so a kill costs the tasks that were under way. Several
-jobs share a folder by taking every `world`-th task; a second job for the same share is refused.
+A task is done when its marker `<phase>/<number>.json` exists, which is written last and atomically.
+Running the command again does the remaining tasks, so a kill only loses the tasks in progress.
+Several jobs share a work folder: job `rank` of `world` takes every `world`-th task, and a second
+job with the same rank is refused.
 """
 
 from __future__ import annotations
@@ -27,27 +28,38 @@ from conf.files import clean, discard
 from data_pipeline.files import write_json
 
 SCANNED = ("plan.json", "scan", "match", "copies", "minhash")
-"""What the first pass and the search for copies write, and whose work it is."""
+"""Files and folders of the scan and match phases, and the plan that identifies their inputs."""
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PRELOAD = ("data_pipeline.tokenizing.encoding", "gigatoken")
-"""Imports made once for all processes."""
+"""Modules that the fork server imports once for all worker processes."""
+SLURM_VARIABLES = (
+    "SLURM_ARRAY_TASK_COUNT",
+    "SLURM_ARRAY_TASK_ID",
+    "SLURM_ARRAY_TASK_MIN",
+    "SLURM_PROCID",
+    "SLURM_STEP_NUM_TASKS",
+)
 
 
 @dataclass(frozen=True)
-class Share:
-    """This job's part of the work: the tasks whose number leaves `rank` over `world`."""
+class JobShard:
+    """The tasks of one of several jobs: those whose number is `rank` modulo `world`."""
 
     rank: int = 0
     world: int = 1
 
     @classmethod
-    def of_job(cls, rank: int | None, world: int | None) -> Share:
-        """What is asked for, else what SLURM says: of an array each job, of a step each task."""
+    def resolve(cls, rank: int | None, world: int | None) -> JobShard:
+        """Returns the shard given by the arguments, else by SLURM's environment.
+
+        Under SLURM, each job of an array and each task of a step has its own shard. Raises
+        InputError if only one argument is given, or `rank` is out of range.
+        """
         if (rank is None) != (world is None):
             raise InputError(f"rank={rank} world={world}, expected both or none of them.")
         if rank is None or world is None:
-            env = {k: int(v) for k, v in os.environ.items() if k in SLURM and v.isdigit()}
+            env = {k: int(v) for k, v in os.environ.items() if k in SLURM_VARIABLES and v.isdigit()}
             jobs = env.get("SLURM_ARRAY_TASK_COUNT", 1)
             job = env.get("SLURM_ARRAY_TASK_ID", 0) - env.get("SLURM_ARRAY_TASK_MIN", 0)
             tasks = env.get("SLURM_STEP_NUM_TASKS", 1)
@@ -57,43 +69,34 @@ class Share:
             raise InputError(f"rank={rank} world={world}, expected 0 <= rank < world.")
         return cls(rank, world)
 
-    def of(self, tasks: Sequence[int]) -> list[int]:
-        """The tasks of this job."""
+    def select(self, tasks: Sequence[int]) -> list[int]:
+        """Returns the tasks of this job."""
         return [task for task in tasks if task % self.world == self.rank]
 
 
-SLURM = (
-    "SLURM_ARRAY_TASK_COUNT",
-    "SLURM_ARRAY_TASK_ID",
-    "SLURM_ARRAY_TASK_MIN",
-    "SLURM_PROCID",
-    "SLURM_STEP_NUM_TASKS",
-)
-
-
 class WorkFolder:
-    """The folder of the work under way for `out`: `<out>.partial`."""
+    """The work folder of an output: `<out>.partial`."""
 
-    def __init__(self, out: Path, share: Share) -> None:
+    def __init__(self, out: Path, job_shard: JobShard) -> None:
         self.out = out
         self.path = out.with_name(out.name + ".partial")
         self.corpus = self.path / "corpus"
-        self.share = share
+        self.job_shard = job_shard
 
     def check(self) -> None:
-        """Raises InputError where the folder holds what no call for `out` left there."""
+        """Raises InputError if the folder holds files that no earlier call for `out` wrote."""
         clean(self.path)
         names = [path.name for path in self.path.iterdir()] if self.path.is_dir() else []
         own = ("lock", "plan.json", ".plan.json")
-        strangers = [name for name in names if not name.startswith(own)]
-        if (strangers and self.inputs() is None) or self.path.is_file():
+        foreign = [name for name in names if not name.startswith(own)]
+        if (foreign and self.inputs() is None) or self.path.is_file():
             raise InputError(
-                f"out={self.out}: {self.path} is in the way, where unfinished work is kept, and is "
-                "not from an earlier call. Remove it, or choose another folder."
+                f"out={self.out}: unfinished work would be kept in {self.path}, which exists and "
+                "is not from an earlier call. Remove it, or choose another folder."
             )
 
     def inputs(self) -> str | None:
-        """What the work under way is made of; None where there is none."""
+        """Returns the fingerprint of the inputs of the unfinished work, or None without any."""
         return self._plan().get("inputs")
 
     def _plan(self) -> dict[str, str]:
@@ -102,15 +105,16 @@ class WorkFolder:
 
     @contextmanager
     def locked(self, inputs: str, scanned: str) -> Iterator[bool]:
-        """Holds this job's share; yields whether earlier work is continued. Of work on other inputs
-        what depends on `scanned` alone is kept where that is the same, all else is removed.
+        """Holds the lock of this job's shard, and yields whether earlier work is resumed.
 
-        Raises InputError where another process holds the share."""
+        Work on other inputs is removed, except for the scan and match phases if the fingerprint of
+        their inputs, `scanned`, is unchanged. Raises InputError if another process holds the lock.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
-        names = ["lock"] if self.share.world == 1 else ["lock", f"lock-{self.share.rank}"]
+        names = ["lock"] if self.job_shard.world == 1 else ["lock", f"lock-{self.job_shard.rank}"]
         files = [(self.path / name).open("a") for name in names]
         try:
-            alone = self.share.world == 1
+            alone = self.job_shard.world == 1
             self._lock(files[0], fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
             if not alone:
                 self._lock(files[1], fcntl.LOCK_EX)
@@ -127,42 +131,42 @@ class WorkFolder:
             for file in files:
                 file.close()
 
-    def _lock(self, file: Any, how: int) -> None:
+    def _lock(self, file: Any, mode: int) -> None:
         try:
-            fcntl.flock(file, how | fcntl.LOCK_NB)
+            fcntl.flock(file, mode | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
-                f"{self.path} is being written by another process: wait for it, or name another "
-                "out=; several jobs share the work with rank= and world=."
+                f"{self.path} is being written by another process. Wait for it, choose another "
+                "out=, or share the work between jobs with rank= and world=."
             ) from None
-        except OSError as error:  # a file system without locks
+        except OSError as error:  # a file system without lock support
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 raise
 
     def marker(self, phase: str, task: int) -> Path:
-        """Where the result of a task lies when it is done."""
+        """Returns the path of a task's result, which exists once the task is done."""
         return self.path / phase / f"{task:06}.json"
 
-    def left(self, phase: str, tasks: int) -> list[int]:
-        """The tasks of a phase that are not done."""
+    def remaining(self, phase: str, tasks: int) -> list[int]:
+        """Returns the tasks of a phase that are not done."""
         folder = self.path / phase
         done = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
         return [task for task in range(tasks) if f"{task:06}.json" not in done]
 
     def result(self, phase: str, task: int) -> Any:
-        """What a task that is done returned."""
+        """Returns the result of a finished task."""
         return json.loads(self.marker(phase, task).read_text())
 
-    def begun(self) -> bool:
-        """Whether any task is done, so that there is something to go on with."""
+    def has_results(self) -> bool:
+        """Returns whether any task is done, so that there is work to resume."""
         return any(self.path.glob("*/*.json"))
 
-    def mark_whole(self) -> None:
-        """Remembers the folder that is to become `out`, for `renamed`."""
+    def mark_complete(self) -> None:
+        """Records the inode of the finished corpus folder, for `is_renamed`."""
         write_json(self.path / "whole.json", self.corpus.stat().st_ino)
 
-    def renamed(self) -> bool:
-        """Whether all was done, and the corpus is where it belongs already."""
+    def is_renamed(self) -> bool:
+        """Returns whether the finished corpus has already been renamed to `out`."""
         if (self.path / "encode").is_dir() and not self.corpus.is_dir():
             return True
         mark = self.path / "whole.json"
@@ -170,9 +174,9 @@ class WorkFolder:
         return is_marked and json.loads(mark.read_text()) == self.out.stat().st_ino
 
     def clear(self, kept: Sequence[str] = ()) -> None:
-        """Removes the work but for what is `kept` and the locks."""
-        # A folder without corpus/ counts as whole while encode/ is there, and plan.json tells whose
-        # it is: they go last.
+        """Removes the work except for the locks and the entries named in `kept`."""
+        # corpus/ and plan.json go last: a folder with encode/ but without corpus/ counts as
+        # finished, and plan.json identifies the inputs.
         last = ("corpus", "plan.json")
         for path in sorted(self.path.iterdir(), key=lambda path: (path.name in last, path.name)):
             if path.name in kept:
@@ -183,12 +187,12 @@ class WorkFolder:
                 path.unlink()
 
     def remove(self) -> None:
-        """Removes the folder."""
+        """Removes the whole work folder."""
         discard(self.path)
 
 
 class Workers:
-    """Runs tasks in processes; with one worker, or a single task, in this process."""
+    """A pool of worker processes; one worker, or a single task, runs in this process."""
 
     def __init__(self, count: int) -> None:
         self.count = count or len(os.sched_getaffinity(0))
@@ -198,7 +202,7 @@ class Workers:
         if self.count > 1:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(list(PRELOAD))
-            # The imports begin now, while this process does what comes before the first task.
+            # Starts the imports now, in parallel with what this process does before the first task.
             forkserver.ensure_running()
             self._pool = ProcessPoolExecutor(self.count, mp_context=context)
         return self
@@ -210,10 +214,10 @@ class Workers:
     def run(
         self, folder: WorkFolder, phase: str, tasks: Sequence[tuple[int, Callable[..., Any], Any]]
     ) -> Iterator[tuple[int, Any]]:
-        """Runs (number, function, arguments) of a phase; yields numbers and results as they end.
-        The first that fails ends all.
+        """Runs (number, function, arguments) tasks of a phase, and yields results as they finish.
 
-        Raises InputError where a process was killed or the disk is full.
+        The first failing task ends the phase. Raises InputError if a worker process was killed or
+        the disk is full.
         """
         try:
             if self._pool is None or len(tasks) == 1:
@@ -228,15 +232,15 @@ class Workers:
                 yield jobs[job], job.result()
         except BrokenProcessPool:
             raise InputError(
-                "a worker process was killed, most likely for want of memory: lower workers= or "
-                "corpus.shard_bytes and run the same command again."
+                "A worker process was killed, most likely because memory ran out. Lower workers= "
+                "or corpus.shard_bytes, and run the same command again."
             ) from None
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
             raise InputError(
-                f"{folder.path} cannot grow ({error.strerror}): make room and run the same "
-                "command again, which goes on where this one stopped."
+                f"{folder.path} cannot be written ({error.strerror}). Free some space and run the "
+                "same command again, which resumes from the finished tasks."
             ) from None
 
 

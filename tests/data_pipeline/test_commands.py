@@ -150,7 +150,7 @@ BAD = {
     ),
     "path not given": (
         ["tokenize", "corpus=jsonl"],
-        "corpus.sources.web.paths is empty: name a file or folder",
+        "corpus.sources.web.paths is empty. Give files or folders",
     ),
     "unknown key": (
         ["tokenize", "corpus.held_out_fracton=0.1"],
@@ -167,7 +167,7 @@ BAD = {
     ),
     "no corpus folder": (["pairs", "corpus=nowhere", "out=x"], "nowhere/manifest.json does not"),
     "no run": (["where", "run=nowhere", "step=1"], "nowhere/ledger.jsonl does not exist"),
-    "no question": (["where", "run=nowhere"], "where needs one of step=... and doc=..., not both"),
+    "no question": (["where", "run=nowhere"], "give either step=... or doc=..."),
     "unknown command": (["tokenise"], "unknown command 'tokenise' (did you mean"),
 }
 

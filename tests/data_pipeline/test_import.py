@@ -14,7 +14,8 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from conf.errors import InputError
-from data_pipeline.import_shards import ImportConfig, import_shards
+from data_pipeline.import_shards.command import import_shards
+from data_pipeline.import_shards.config import ImportConfig
 from data_pipeline.sampling.batches import BatchReader
 from data_pipeline.sampling.order import OrderStage, SampleOrder
 from data_pipeline.store.manifest import load_manifest
@@ -123,7 +124,7 @@ def test_tokens_are_not_copied_unless_asked(link, adopt, tmp_path):
 def test_eos_is_found_by_reading(adopt, tmp_path, capsys):
     megatron_pair(tmp_path / "in" / "a", documents(eos=False))
     assert not adopt(path=str(tmp_path / "in")).ends_in_eos
-    assert "documents are told by the index" in " ".join(capsys.readouterr().out.split())
+    assert "boundaries are taken from the index" in " ".join(capsys.readouterr().out.split())
     inside = documents()
     inside[40][0][3] = EOS
     megatron_pair(tmp_path / "in" / "a", inside)
@@ -155,7 +156,7 @@ def test_sources_and_whole_shards_held_out(adopt, tmp_path, capsys):
         for split, sources in manifest.splits.items()
     }
     assert counts == {"train": {"web": 3, "books": 1}, "held_out": {"web": 2, "books": 1}}
-    assert "will not be validated" not in capsys.readouterr().out
+    assert "cannot be validated on" not in capsys.readouterr().out
     again = adopt(sources=where, held_out_fraction=0.3, overwrite=True)
     assert again.splits == manifest.splits
     named = adopt(path=str(tmp_path / "web"), held_out="part_[34]", overwrite=True)
@@ -168,7 +169,7 @@ def test_processes_make_the_same(adopt, tmp_path, monkeypatch):
     for number in range(3):
         megatron_pair(tmp_path / "in" / f"part_{number}", documents(TEXTS[number::3]))
     alone = adopt(path=str(tmp_path / "in"))
-    monkeypatch.setattr("data_pipeline.import_shards.PARALLEL_BYTES", 0)
+    monkeypatch.setattr("data_pipeline.import_shards.command.PARALLEL_BYTES", 0)
     together = adopt(path=str(tmp_path / "in"), workers=2, overwrite=True)
     assert together.splits == alone.splits
 
@@ -222,13 +223,13 @@ def pointers(folder):
 
 
 FAULTS = {
-    beyond: "a.bin holds token id 4000 at token 10 (1 such tokens), beyond the vocabulary of 259",
+    beyond: "a.bin has token id 4000 at token 10 (1 such tokens), beyond the vocabulary of 259",
     cut_bin: "a.bin has ",
     cut_idx: "a.idx has ",
-    no_bin: "a.idx is there, but a.bin is not",
-    no_idx: "a.bin is there, but a.idx is not",
+    no_bin: "a.idx has no a.bin",
+    no_idx: "a.bin has no a.idx",
     floats: "a.idx holds floating-point numbers (type code 6), not token ids",
-    mixed: "b.idx holds int32, but a.idx holds uint16",
+    mixed: "b.idx has dtype int32, but a.idx has uint16",
     not_megatron: "a.idx is not a Megatron index of version 1",
     pointers: "a.idx, sequence 3: starts at byte 6 of .bin",
 }
@@ -255,7 +256,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "takes all 1 shards": {"path": "in", "held_out": "*"},
     "matches no shard of source 'text', such as a": {"path": "in", "held_out": "b*"},
     "eos_token=<end> is not in the vocabulary": {"path": "in", "eos_token": "<end>"},
-    "lies in out=": {"path": "out/train", "overwrite": True},
+    "out=out contains ": {"path": "out/train", "overwrite": True},
 }
 
 

@@ -123,7 +123,9 @@ def test_preferences_are_other_functions_with_another_s_docstring(tokenized, tmp
 
 def test_a_source_that_is_not_there_or_not_python_is_refused(tokenized, tmp_path):
     corpus, out = str(tokenized.folder), str(tmp_path / "out")
-    with pytest.raises(InputError, match=r"source=coed is not in .*, which has code, prose"):
+    with pytest.raises(
+        InputError, match=r"source=coed is not a source of .*\. Choose one of code, prose"
+    ):
         pairs(PairsConfig(corpus, "coed", out))
     with pytest.raises(InputError, match=r"no function with a docstring in the train split"):
         pairs(PairsConfig(corpus, "prose", out))

@@ -105,10 +105,10 @@ def test_ranks_have_the_shares_that_they_trained_on(run):
         parts = [documents_of(run, step, rank) for rank in range(ranks)]
         assert [row for part in parts for row in part] == whole
         assert len({len({row["sample"] for row in part}) for part in parts}) == 1
-        with pytest.raises(InputError, match=f"{ranks} data-parallel ranks ran step {step}"):
+        with pytest.raises(InputError, match=f"step {step} was run by {ranks} data-parallel ranks"):
             documents_of(run, step, ranks)
     (run / "metrics.jsonl").unlink()
-    with pytest.raises(InputError, match="does not say how many data-parallel ranks"):
+    with pytest.raises(InputError, match="does not record how many data-parallel ranks"):
         documents_of(run, 1, 0)
 
 
@@ -145,7 +145,7 @@ def test_a_document_is_found_by_its_file_and_position(run):
         rows = list(RunData(run).steps_of_document(doc))
         assert row["sample"] in {r["sample"] for r in rows if r["step"] == 1}
         assert {r["file"] for r in rows} == {row["file"]}
-    with pytest.raises(InputError, match=r"#9999999 is no document of .+: expected <file>"):
+    with pytest.raises(InputError, match=r"#9999999 is not a document of .+, expected <file>"):
         list(RunData(run).steps_of_document(f"{row['file']}#9999999"))
 
 
@@ -153,7 +153,9 @@ def test_a_held_out_document_is_said_to_be(run, tokenized):
     (source, entries), *_ = tokenized.splits["held_out"].items()
     name = next(read_documents(tokenized, "held_out", source)).file
     assert entries
-    with pytest.raises(InputError, match=r"is in the held-out split of .*: never trained on"):
+    with pytest.raises(
+        InputError, match=r"is in the held-out split of .*, which is never trained on"
+    ):
         list(RunData(run).steps_of_document(name))
 
 
@@ -173,9 +175,9 @@ def test_the_command_prints_them(run, capsys):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({}, "needs one of step=... and doc=..., not both"),
-        ({"step": 1, "doc": "x"}, "needs one of step=... and doc=..., not both"),
-        ({"doc": "x", "rank": 0}, "rank=0 belongs to a step"),
+        ({}, r"give either step=\.\.\. or doc="),
+        ({"step": 1, "doc": "x"}, r"give either step=\.\.\. or doc="),
+        ({"doc": "x", "rank": 0}, "rank=0 selects samples of a step"),
         ({"step": 1, "chars": -1}, "chars=-1, expected 0 or more"),
     ],
 )
@@ -202,10 +204,10 @@ def test_data_made_again_is_refused(run):
 
 
 def test_what_is_not_there_is_refused(run, tmp_path):
-    with pytest.raises(InputError, match=r"has no step 9, its last is 3"):
+    with pytest.raises(InputError, match=r"step=9 is not in .*, whose last step is 3"):
         documents_of(run, 9)
     (run / "order.json").unlink()
     with pytest.raises(InputError, match=r"order\.json does not exist"):
         documents_of(run, 1)
-    with pytest.raises(InputError, match=r"ledger\.jsonl does not exist: expected run="):
+    with pytest.raises(InputError, match=r"is not a run folder: .*ledger\.jsonl does not exist"):
         documents_of(tmp_path, 1)

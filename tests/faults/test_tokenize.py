@@ -24,7 +24,7 @@ from data_pipeline.cleaning.config import CleaningConfig, DedupOptions
 from data_pipeline.store.manifest import load_manifest
 from data_pipeline.text.corpus import CorpusConfig, SourceConfig, TokenizeConfig, TokenizerConfig
 from data_pipeline.tokenizing.tokenize import tokenize
-from data_pipeline.tokenizing.work import Share
+from data_pipeline.tokenizing.work import JobShard
 from tests.patience import limit
 
 pytestmark = pytest.mark.slow
@@ -156,24 +156,24 @@ def test_jobs_that_share_the_work_write_the_same_bytes(texts, whole, tmp_path, c
     assert files_of(out) == whole
     assert calls <= 12  # four phases
     said = " ".join(capsys.readouterr().out.split())
-    assert "rank 2 of 3: scan: this job's share is done" in said
-    assert "run the same command again" in said
+    assert "rank 2 of 3: scan: this job is done, but" in said
+    assert "Run the same command again" in said
 
 
 @pytest.mark.parametrize(
     ("environment", "share"),
     [
-        ({}, Share(0, 1)),
+        ({}, JobShard(0, 1)),
         (
             {
                 "SLURM_ARRAY_TASK_ID": "7",
                 "SLURM_ARRAY_TASK_MIN": "5",
                 "SLURM_ARRAY_TASK_COUNT": "4",
             },
-            Share(2, 4),
+            JobShard(2, 4),
         ),
-        ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "3"}, Share(3, 8)),
-        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, Share(0, 1)),  # a batch script without srun
+        ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "3"}, JobShard(3, 8)),
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, JobShard(0, 1)),  # a batch script without srun
     ],
 )
 def test_the_share_is_what_slurm_says(environment, share, monkeypatch):
@@ -181,11 +181,11 @@ def test_the_share_is_what_slurm_says(environment, share, monkeypatch):
         monkeypatch.delenv(name)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert Share.of_job(None, None) == share
-    assert Share.of_job(1, 2) == Share(1, 2)
+    assert JobShard.resolve(None, None) == share
+    assert JobShard.resolve(1, 2) == JobShard(1, 2)
     for rank, world in ((2, 2), (None, 2), (-1, 2)):
         with pytest.raises(InputError, match=r"rank=.* world=.*expected"):
-            Share.of_job(rank, world)
+            JobShard.resolve(rank, world)
 
 
 def test_a_second_writer_is_refused(texts, whole, tmp_path):
@@ -197,7 +197,7 @@ def test_a_second_writer_is_refused(texts, whole, tmp_path):
         run = Run(config_for(out, texts), tmp_path)
         code, said = run.end()
         assert code == 1  # an InputError, outside of the command line that prints it
-        assert "out.partial is being written by another process: wait for it" in said
+        assert "out.partial is being written by another process. Wait for it" in said
         assert [path.name for path in partial.iterdir()] == ["lock"]
     tokenize(config_for(out, texts))
     assert files_of(out) == whole
@@ -228,9 +228,9 @@ def test_a_disk_that_fills_up_ends_it_in_a_sentence(texts, whole, tmp_path):
     code, said = Run(config, tmp_path, preexec_fn=small_files).end()
     assert code == 1
     last = said.strip().splitlines()[-1]
-    assert "out.partial cannot grow" in last
+    assert "out.partial cannot be written" in last
     assert os.strerror(errno.EFBIG) in last
-    assert "make room and run the same command again" in last
+    assert "Free some space and run the same command again" in last
     assert not (tmp_path / "out").exists()
     tokenize(config)
     assert files_of(tmp_path / "out") == whole
@@ -246,7 +246,7 @@ def test_a_full_file_system(texts, whole, tmp_path):
     if mounted.returncode:
         pytest.skip("no right to mount a file system here")
     try:
-        with pytest.raises(InputError, match=r"cannot grow \(No space left on device\)"):
+        with pytest.raises(InputError, match=r"cannot be written \(No space left on device\)"):
             tokenize(config_for(folder / "out", texts, workers=1))
         subprocess.run(["mount", "-o", "remount,size=40m", str(folder)], check=True)
         tokenize(config_for(folder / "out", texts, workers=1))
@@ -309,6 +309,6 @@ def test_killed_after_it_replaced_another_corpus(texts, whole, tmp_path, monkeyp
 def test_a_folder_in_the_way_of_the_work_is_left_alone(texts, tmp_path):
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"out\.partial is in the way, where unfinished work"):
+    with pytest.raises(InputError, match=r"work would be kept in .*out\.partial, which exists"):
         tokenize(config_for(tmp_path / "out", texts, workers=1))
     assert files_of(tmp_path) == {"out.partial/thesis.txt": b"mine"}

@@ -124,7 +124,7 @@ def test_texts_without_words_do_not_break_a_step():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"steps": ["gopher"]}, "steps: 'gopher' is no cleaning step"),
+        ({"steps": ["gopher"]}, "steps: unknown step 'gopher'"),
         ({"steps": ["pii", "pii"]}, "names 'pii' twice"),
         ({"word_tokenizer": "nltk"}, "word_tokenizer=nltk, expected words or spacy"),
     ],

@@ -118,7 +118,7 @@ def test_tasks_of_lm_eval_are_rendered_with_their_answers(tmp_path):
     leak = f"{noise(9, 7)}? Answer: yes {noise(9, 8)}"
     assert steps.run(f"{noise(90, 1)} {leak}").reason == "in_river_quiz"
     assert not steps.run(f"{noise(90, 1)} {noise(9, 7)}? Answer: no").dropped_by
-    with pytest.raises(InputError, match="lm-eval knows no task 'river_quizz'"):
+    with pytest.raises(InputError, match="lm-eval has no task 'river_quizz'"):
         chain(**{**options, "tasks": ["river_quizz"]})
 
 
@@ -133,8 +133,8 @@ def test_the_fingerprint_follows_the_items(quiz):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, "names no evaluation set, expected files or tasks"),
-        ({"fields": ["query"]}, "quiz.v1.jsonl, line 1 has none of them"),
+        ({}, "names no evaluation set. Set its files or tasks"),
+        ({"fields": ["query"]}, "quiz.v1.jsonl, line 1 has none of these columns"),
     ],
 )
 def test_sets_that_cannot_be_read_are_refused(quiz, options, says):

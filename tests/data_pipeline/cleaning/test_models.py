@@ -63,10 +63,10 @@ def test_language_models_are_checked(language_model, tmp_path):
         language()
     with pytest.raises(InputError, match=r"language\.model=nowhere does not exist"):
         language(model="nowhere")
-    with pytest.raises(InputError, match="the model does not know 'it', it knows de, en, fr"):
+    with pytest.raises(InputError, match="'it' is not a label of the model, which has de, en, fr"):
         language(model=str(language_model), languages=["it"])
     (tmp_path / "text.bin").write_text("no model")
-    with pytest.raises(InputError, match=r"text\.bin is no fastText model"):
+    with pytest.raises(InputError, match=r"text\.bin is not a fastText model"):
         language(model=str(tmp_path / "text.bin"))
 
 
@@ -109,7 +109,7 @@ def train(command, folder, out):
 
 def test_good_is_learnt_from_bad_by_examples(trained, command):
     folder, said = trained
-    assert "trained on 128 examples; of 32 held-out ones AUC" in said
+    assert "trained on 128 examples. On 32 held-out examples: AUC" in said
     model = QualityModel.load(folder / "quality.lgb")
     assert model.about["auc"] > 0.95
     options = QualityOptions(model=str(folder / "quality.lgb"))
@@ -131,7 +131,7 @@ def test_what_cannot_be_learnt_from_is_refused(trained, command, tmp_path):
     folder, _ = trained
     (tmp_path / "few.jsonl").write_text('{"text": "one"}\n')
     for bad_path, says in (
-        (tmp_path / "few.jsonl", "hold 80 and 1 examples, expected at least 10 of each"),
+        (tmp_path / "few.jsonl", "contain 80 and 1 examples, expected at least 10 of each"),
         (tmp_path / "none.jsonl", f"bad: {tmp_path / 'none.jsonl'} does not exist"),
     ):
         done = command(
@@ -143,7 +143,7 @@ def test_what_cannot_be_learnt_from_is_refused(trained, command, tmp_path):
         assert not (tmp_path / "out").exists()
     (tmp_path / "text").write_text("{}\nno model")
     for path in (tmp_path / "text", folder / "good.jsonl"):
-        with pytest.raises(InputError, match="is no quality model"):
+        with pytest.raises(InputError, match="is not a quality model"):
             QualityModel.load(path)
     options = CleaningConfig(steps=["quality"])
     with pytest.raises(InputError, match=r"quality\.model=null, expected a file"):
@@ -198,11 +198,13 @@ def test_a_classifier_of_hugging_face_scores_too(classifier):
     assert not steps(label="fine").run("good").dropped_by
     assert steps().run("").dropped_by
     assert steps(label="poor").run(long).reason == "low_quality"
-    with pytest.raises(InputError, match=r"label=fin is no label of it .*did you mean 'fine'"):
+    with pytest.raises(
+        InputError, match=r"label=fin is not a label of the model .*did you mean 'fine'"
+    ):
         steps(label="fin")
 
 
 def test_a_folder_that_is_no_classifier_is_refused(tmp_path):
     quality = QualityOptions(model=str(tmp_path))
-    with pytest.raises(InputError, match="is no text classifier"):
+    with pytest.raises(InputError, match="is not a text classifier"):
         Chain(CleaningConfig(steps=["quality"], quality=quality), ["quality"])

@@ -1,4 +1,4 @@
-"""Copies, exact and near, over units and sources, from rows to a manifest."""
+"""Duplicates, exact and near, over units and sources, from rows to a manifest."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write(path, texts):
 
 @pytest.fixture
 def corpus(configure, tmp_path):
-    """Two sources in many units: originals, exact copies and near copies within and across."""
+    """Two sources in many units: originals, exact and near duplicates within and across."""
     originals = [text_of(seed) for seed in range(60)]
     exact = originals[:10]
     near = [edited(text, 0.01, seed) for seed, text in enumerate(originals[10:30])]
@@ -136,7 +136,7 @@ def test_stages_of_minhash_can_be_run_again(tmp_path):
         minhash.write_signatures([text_of(3), text_of(9)], 1, tmp_path, options)
         for bucket in range(options.buckets):
             minhash.match_bucket(bucket, options.buckets, tmp_path, options)
-        found = minhash.resolve(tmp_path, options)
+        found = minhash.resolve(tmp_path)
         assert found.tolist() == [[0, 5], [1, 0]]
 
 

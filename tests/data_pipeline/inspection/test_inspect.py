@@ -14,8 +14,10 @@ import pytest
 
 from conf.errors import InputError
 from data_pipeline.inspection import corpus as corpus_facts
+from data_pipeline.inspection.config import InspectConfig
 from data_pipeline.inspection.content import percent, text_size
-from data_pipeline.inspection.inspect_page import InspectConfig, inspect, subject
+from data_pipeline.inspection.inspect_page import inspect
+from data_pipeline.inspection.subject import load_subject
 from data_pipeline.sampling.order import SampleOrder
 from data_pipeline.store.manifest import load_manifest
 from tests.corpora import byte_tokenizer
@@ -82,7 +84,7 @@ def page(tmp_path):
 
 
 def plan_of(folder, **settings) -> Any:
-    return subject(InspectConfig(out="x", data=str(folder), recipe=RECIPE, **settings)).plan
+    return load_subject(InspectConfig(out="x", data=str(folder), recipe=RECIPE, **settings)).plan
 
 
 def step(name, came, dropped, reasons, examples=()):
@@ -196,7 +198,7 @@ def test_plan_in_whole_steps(page, folder):
     assert sum(plan.taken().values()) == pytest.approx(20480 + 10240)
     found = page(data=str(folder), recipe=RECIPE)
     assert "prose 25.0%, code 75.0%" in found.text
-    assert "The recipe two takes 30,720 tokens of it in 2 stages." in found.text
+    assert "The recipe two takes 30,720 tokens in 2 stages." in found.text
     assert f"{plan.epochs()['code']:.2f}" in found.text
     assert "bad" not in found.classes
 
@@ -298,8 +300,8 @@ def test_cleaning_is_told_and_escaped(page, cleaned, tmp_path):
         "</pre><script>alert(1)</script>",
         "web/a.jsonl, 77 · 13-gram 'a b <c>'",
         "minhash: near duplicate 97 documents, 97 kB",
-        "No step was set for this source.",
-        "42 lines, the first 20 here",
+        "This source has no cleaning steps.",
+        "42 lines, the first 20 shown",
         "no <text>",
         "not json at all",
     ):
@@ -324,7 +326,7 @@ def test_many_sources(page, folder, tmp_path):
     found = page(data=str(folder), recipe=recipe)
     assert "36 more sources" in found.text
     assert "53 more sources" in found.text
-    assert "The 12 largest sources are drawn" in found.text
+    assert "The charts show the 12 largest sources" in found.text
     assert "Nothing is held out of any source" in found.text
     for name in names:
         assert name in found.text
@@ -369,8 +371,8 @@ def test_changed_data_of_a_run_is_said(page, folder, run):
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "give data=<folder of shards> or run=<run folder>": {},
-    "has a recipe of its own": {"run": "r", "recipe": RECIPE},
+    "give either data=<folder of shards> or run=<run folder>": {},
+    "run=r already has a recipe": {"run": "r", "recipe": RECIPE},
     "documents=-1, expected 0 or more": {"data": "d", "documents": -1},
     "run=nowhere has no config.yaml": {"run": "nowhere"},
     "nowhere/manifest.json does not exist": {"data": "nowhere"},
@@ -389,7 +391,7 @@ def test_what_is_missing_is_named(message, page, tmp_path, monkeypatch):
 
 def test_damaged_report_is_named(page, folder):
     (folder / "cleaning.json").write_text('{"sources": {"code": {"documents": 3}}}')
-    with pytest.raises(InputError, match=r"cleaning.json is not a report of cleaning \(KeyError"):
+    with pytest.raises(InputError, match=r"cleaning.json is not a cleaning report \(KeyError"):
         page(data=str(folder))
 
 
@@ -401,7 +403,7 @@ def test_command(command, folder, tmp_path):
     done = command(*arguments, *changes)
     assert done.returncode == 0, done.stderr
     found = Page(out.read_text()).text
-    assert "The recipe demo takes 98,304 tokens of it in 2 stages." in found
+    assert "The recipe demo takes 98,304 tokens in 2 stages." in found
     done = command(*arguments, "recipe=demos")
     assert done.returncode == 2
     assert "recipe=demos: unknown choice (did you mean 'demo'?)" in done.stderr

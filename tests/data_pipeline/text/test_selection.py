@@ -7,24 +7,24 @@ from collections import Counter
 import pytest
 
 from conf.errors import InputError
-from data_pipeline.dedup import duplicates as copies
+from data_pipeline.dedup import digests, matching
 from data_pipeline.text.corpus import CorpusConfig, SourceConfig
 from data_pipeline.text.selection import HELD_OUT, reason_to_drop, split_of
 from data_pipeline.text.units import plan_units
 from data_pipeline.tokenizing.encoding import chosen_documents
-from data_pipeline.tokenizing.work import Share, Workers, WorkFolder
+from data_pipeline.tokenizing.work import JobShard, Workers, WorkFolder
 
 
 def select(corpus, tmp_path_factory):
     """(source, file, split) of every document kept, and the counts."""
     units = plan_units(corpus)
-    folder = WorkFolder(tmp_path_factory.mktemp("work") / "out", Share())
-    scans = [(unit.id, copies.scan_unit, (unit, corpus, folder.path)) for unit in units]
+    folder = WorkFolder(tmp_path_factory.mktemp("work") / "out", JobShard())
+    scans = [(unit.id, digests.scan_unit, (unit, corpus, folder.path)) for unit in units]
     for _ in Workers(1).run(folder, "scan", scans):
         pass
-    tasks = copies.exact_tasks(units, folder.path)
+    tasks = matching.count_exact_tasks(units, folder.path)
     for task in range(tasks):
-        copies.match_exact(task, tasks, units, folder.path)
+        matching.match_exact(task, tasks, units, folder.path)
     kept = []
     counts: dict[str, Counter[str]] = {name: Counter() for name in corpus.sources}
     for unit in units:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from data_pipeline.store.manifest import load_manifest
 from data_pipeline.store.shards import Shard
 from data_pipeline.text.corpus import SourceConfig
-from data_pipeline.tokenizing.packing import fit
+from data_pipeline.tokenizing.packing import pack
 from data_pipeline.tokenizing.tokenize import tokenize
 
 BLOCKS = st.sampled_from([(8,), (4, 16), (8, 16, 64), (2, 4, 8)])
@@ -21,7 +21,7 @@ BLOCKS = st.sampled_from([(8,), (4, 16), (8, 16, 64), (2, 4, 8)])
 @given(st.lists(st.integers(1, 150), max_size=60), BLOCKS)
 @settings(max_examples=300, deadline=None)
 def test_every_token_has_one_place_and_no_border_cuts_what_fits(lengths, blocks):
-    pieces, total = fit(lengths, blocks)
+    pieces, total = pack(lengths, blocks)
     longest = max(blocks)
     assert total % longest == 0
     taken = np.zeros(total, int)
@@ -43,7 +43,7 @@ def test_every_token_has_one_place_and_no_border_cuts_what_fits(lengths, blocks)
 @given(st.lists(st.integers(1, 150), min_size=1, max_size=60), BLOCKS)
 @settings(max_examples=100, deadline=None)
 def test_padding_is_at_the_end_of_blocks_alone(lengths, blocks):
-    pieces, total = fit(lengths, blocks)
+    pieces, total = pack(lengths, blocks)
     free = np.ones(total + 1, bool)
     for piece in pieces:
         free[piece.offset : piece.offset + piece.length] = False
@@ -54,7 +54,7 @@ def test_padding_is_at_the_end_of_blocks_alone(lengths, blocks):
 def test_short_documents_leave_little_padding():
     rng = np.random.default_rng(0)
     lengths = np.minimum(4000, rng.lognormal(5.5, 1, 5000).astype(int) + 1)
-    _, total = fit(lengths.tolist(), [2048])
+    _, total = pack(lengths.tolist(), [2048])
     assert total - lengths.sum() < 2 * 2048
 
 

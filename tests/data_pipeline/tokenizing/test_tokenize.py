@@ -207,10 +207,10 @@ def test_a_source_must_have_something_to_train_on(tokenized, texts, configure, t
     with pytest.raises(InputError, match=r"sources\.prose has no document left .*few_letters"):
         tokenize(config)
     config = configure(texts, tmp_path / "out", held_out_fraction=0.999999)
-    with pytest.raises(InputError, match=r"no training document to train a tokenizer on"):
+    with pytest.raises(InputError, match=r"no document is left to train a tokenizer on"):
         tokenize(config)
     config.tokenizer.path = str(tokenized.tokenizer_path)
-    with pytest.raises(InputError, match=r"all of them fell to the held-out split.* is kept in"):
+    with pytest.raises(InputError, match=r"documents are in the held-out split.* is kept in"):
         tokenize(config)
     assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
 
@@ -224,7 +224,7 @@ def test_why_no_document_is_left_is_told(configure, texts, tmp_path, dedup):
     expected = (
         r"sources\.web has no document left after its rules: 2 malformed; the first in "
         if dedup
-        else r"has no training document to train a tokenizer on: .* Malformed: "
+        else r"no document is left to train a tokenizer on\. .* Malformed: "
     )
     says = rf"{expected}rows\.jsonl, line 2: 'text' is an array of 1, expected text\."
     with pytest.raises(InputError, match=says):
@@ -281,7 +281,7 @@ def test_a_tokenizer_that_lacks_a_token_is_refused_before_text_is_read(
     config = configure(texts, tmp_path / "out")
     config.tokenizer.path = str(tokenized.tokenizer_path)
     config.tokenizer.pad_token = "<none>"
-    with pytest.raises(InputError, match=r"pad_token=<none> is not in the vocabulary of .*json: n"):
+    with pytest.raises(InputError, match=r"pad_token=<none> is not in the vocabulary of .*json\."):
         tokenize(config)
     config = configure(texts, tmp_path / "out")
     config.tokenizer.vocab_size = 200
@@ -295,14 +295,14 @@ def test_the_scan_does_not_depend_on_the_tokenizer(
 ):
     config = configure(texts, tmp_path / "out", held_out_fraction=0.999999)
     config.tokenizer.vocab_size = 300
-    with pytest.raises(InputError, match=r"no training document .* is kept in"):
+    with pytest.raises(InputError, match=r"no document is left to train .* is kept in"):
         tokenize(config)
 
     def refuse(*_):
         raise AssertionError("scanned again")
 
-    monkeypatch.setattr("data_pipeline.dedup.duplicates.scan_unit", refuse)
-    monkeypatch.setattr("data_pipeline.dedup.duplicates.match_exact", refuse)
+    monkeypatch.setattr("data_pipeline.dedup.digests.scan_unit", refuse)
+    monkeypatch.setattr("data_pipeline.dedup.matching.match_exact", refuse)
     tokenize(configure(texts, tmp_path / "out"))
     assert "training a tokenizer of 400 ids on up to 100 MB of text" in capsys.readouterr().out
     assert files_of(tmp_path / "out") == files_of(tokenized.folder)
@@ -319,7 +319,7 @@ def test_what_a_loaded_tokenizer_adds_is_told(tokenized, texts, configure, tmp_p
     config.tokenizer.path = str(tmp_path / "given.json")
     tokenize(config)
     said = " ".join(capsys.readouterr().out.split())
-    assert "given.json adds <s> to each text; documents are encoded without" in said
+    assert "given.json adds <s> to each text. Documents are encoded without" in said
     manifest = load_manifest(tmp_path / "out")
     manifest.check_tokenizer()
     tokenizer = Tokenizer.from_file(str(manifest.tokenizer_path))

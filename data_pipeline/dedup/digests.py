@@ -1,0 +1,107 @@
+"""The first pass over the text: a sorted table of digests for each unit.
+
+Next to the table, each unit records where each of 256 digest ranges begins. `matching` compares one
+range over all units per task, so the work spreads over processes and machines, and none of them
+holds the digests of the whole corpus.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.cleaning.report import CleaningReport
+from data_pipeline.files import write_array
+from data_pipeline.text.corpus import CorpusConfig
+from data_pipeline.text.selection import Selection
+from data_pipeline.text.units import Unit
+
+RANGES = 256
+DIGEST = np.dtype([("high", "<u8"), ("low", "<u8"), ("number", "<u4")])
+EXACT, NEAR = "exact_duplicates", "near_duplicates"
+
+
+def is_enabled(corpus: CorpusConfig) -> bool:
+    """Returns whether the corpus is deduplicated at all."""
+    return bool(step_names(corpus))
+
+
+def step_names(corpus: CorpusConfig) -> list[str]:
+    """Returns the deduplication steps of a corpus, as the cleaning report names them."""
+    dedup = corpus.cleaning.dedup
+    return [EXACT] * dedup.exact + [NEAR] * dedup.minhash
+
+
+def scan_unit(unit: Unit, corpus: CorpusConfig, work: Path) -> dict[str, Any]:
+    """Reads a unit, writes its table of digests and returns the counts for `load_scan`."""
+    selection = Selection(unit, corpus)
+    dedup = corpus.cleaning.dedup
+    person = b"" if dedup.across_sources else hashlib.sha256(unit.source.encode()).digest()[:16]
+    digests: list[bytes] = []
+    numbers: list[int] = []
+
+    def texts() -> Iterator[str]:
+        for number, row in selection.documents():
+            raw = row.text.encode()
+            digests.append(hashlib.blake2b(raw, digest_size=16, person=person).digest())
+            numbers.append(number)
+            yield row.text
+
+    if dedup.minhash:
+        from data_pipeline.dedup import minhash
+
+        folder = signature_folder(work, corpus, unit.source)
+        minhash.write_signatures(texts(), unit.id, folder, dedup)
+    else:
+        for _ in texts():
+            pass
+    table = np.empty(len(numbers), DIGEST)
+    halves = np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
+    table["high"], table["low"], table["number"] = halves[:, 0], halves[:, 1], numbers
+    table.sort(order=["high", "low", "number"])
+    bounds = np.arange(RANGES, dtype=np.uint64) << np.uint64(56)
+    starts = np.searchsorted(np.ascontiguousarray(table["high"]), bounds)
+    write_array(table_path(work, unit.id), table)
+    return {
+        "documents": len(numbers),
+        "lines": selection.lines,
+        "starts": [*starts.tolist(), len(numbers)],
+        "counts": dict(selection.counts),
+        "report": selection.report.to_json(),
+        "malformed": selection.malformed,
+    }
+
+
+def load_scan(unit: Unit, corpus: CorpusConfig, work: Path) -> tuple[NDArray[np.int64], Selection]:
+    """Returns the sorted numbers of the documents that `scan_unit` kept, and its counts."""
+    result = scan_result(work, unit.id)
+    selection = Selection(unit, corpus)
+    selection.counts.update(result["counts"])
+    selection.report = CleaningReport.from_json(result["report"])
+    selection.malformed = result["malformed"]
+    selection.lines = result["lines"]
+    numbers = np.sort(np.load(table_path(work, unit.id))["number"]).astype(np.int64)
+    return numbers, selection
+
+
+def scan_result(work: Path, unit: int) -> dict[str, Any]:
+    """Returns what `scan_unit` returned for a unit, as the work folder stores it."""
+    result: dict[str, Any] = json.loads((work / "scan" / f"{unit:06}.json").read_text())
+    return result
+
+
+def table_path(work: Path, unit: int) -> Path:
+    """Returns the path of a unit's table of digests."""
+    return work / "scan" / f"{unit:06}.npy"
+
+
+def signature_folder(work: Path, corpus: CorpusConfig, source: str) -> Path:
+    """Returns the folder of all signatures that a source's documents are compared with."""
+    name = "all" if corpus.cleaning.dedup.across_sources else source
+    return work / "minhash" / name

@@ -1,0 +1,1 @@
+"""Import of Megatron shards: lists the pairs of files, adopts each, and writes a manifest."""

@@ -1,0 +1,59 @@
+"""Configuration of `python -m data_pipeline import`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from conf.errors import InputError, did_you_mean
+
+LINKS = ("symlink", "hard", "copy")
+
+
+@dataclass
+class ImportConfig:
+    """Configuration of `import`.
+
+    path: folder, prefix or glob of `.bin`/`.idx` pairs, all for one `source`.
+    sources: `sources.<name>=<folder, prefix or glob>` for several sources, instead of path.
+    out: output folder. overwrite: replaces `out` if it is a corpus that Headwater made.
+    name: name of the corpus, or null for that of the folder.
+    tokenizer: the tokenizer.json that the ids belong to.
+    eos_token: token at the end of each document, if the shards have one.
+    bos_token, pad_token: null for eos_token.
+    held_out_fraction: fraction of the shards of each source that is never trained on, chosen by
+        `seed`; at least one shard if above 0. held_out: glob on shard names or paths instead.
+    link: symlink, hard or copy. workers: number of processes, or 0 for one per core.
+    """
+
+    tokenizer: str = MISSING
+    out: str = MISSING
+    eos_token: str = MISSING
+    path: str | None = None
+    source: str = "text"
+    sources: dict[str, str] = field(default_factory=dict)
+    name: str | None = None
+    bos_token: str | None = None
+    pad_token: str | None = None
+    held_out_fraction: float = 0.0
+    held_out: str | None = None
+    seed: int = 0
+    link: str = "symlink"
+    workers: int = 0
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.link not in LINKS:
+            raise InputError(f"link={self.link}: unknown choice{did_you_mean(self.link, LINKS)}.")
+        if not 0 <= self.held_out_fraction < 1:
+            raise InputError(
+                f"held_out_fraction={self.held_out_fraction:g}, expected 0 or more and less than 1."
+            )
+        if self.held_out_fraction and self.held_out:
+            raise InputError("held_out_fraction and held_out are both given. Remove one of them.")
+        if bool(self.path) == bool(self.sources):
+            raise InputError(
+                "give path=<folder, prefix or glob> for one source, or sources.<name>=... for each "
+                "of several."
+            )

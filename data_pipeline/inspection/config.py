@@ -1,0 +1,45 @@
+"""Configuration of `python -m data_pipeline inspect`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from conf.errors import InputError
+from data_pipeline.inspection.plan import GOOD_EPOCHS
+
+
+@dataclass
+class InspectConfig:
+    """Configuration of `inspect`.
+
+    out: HTML file to write. overwrite: replaces `out` if it is a page that Headwater made.
+    data: folder of shards. run: run folder, whose data and recipe are shown instead.
+    recipe: recipe as for `pretrain`. Without one, the page has no plan.
+    max_epochs: limit of epochs per source, as data.max_epochs of `pretrain`.
+    seed: seed of the order of samples and of the choice of documents; null for the run's, or 0.
+    documents: number of documents to show per source. sequences: number to show per stage.
+    """
+
+    out: str = MISSING
+    data: str | None = None
+    run: str | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
+    max_epochs: float = GOOD_EPOCHS
+    seed: int | None = None
+    documents: int = 2
+    sequences: int = 2
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if bool(self.data) == bool(self.run):
+            raise InputError("give either data=<folder of shards> or run=<run folder>.")
+        if self.run and self.recipe:
+            raise InputError(
+                f"run={self.run} already has a recipe. To use recipe=, give data= instead of run=."
+            )
+        for key in ("documents", "sequences"):
+            if getattr(self, key) < 0:
+                raise InputError(f"{key}={getattr(self, key)}, expected 0 or more.")
