@@ -284,7 +284,7 @@ def test_a_link_that_leads_nowhere_is_told(tree, capsys):
     assert f"skipped {tree / 'nowhere.txt'}: broken link" in capsys.readouterr().out
     (tree / "part2").symlink_to("not mounted")
     names(SourceConfig(paths=[str(tree)], suffixes=[".txt"]))
-    assert f"left out {tree / 'nowhere.txt'} and 1 more" in capsys.readouterr().out
+    assert f"skipped {tree / 'nowhere.txt'} and 1 more" in capsys.readouterr().out
     names(SourceConfig(paths=[str(tree)], exclude=["nowhere.txt", "part2"]))
     assert not capsys.readouterr().out
 
@@ -366,7 +366,7 @@ def test_what_cannot_be_used_comes_out_with_its_flaw(tmp_path):
     assert found[3] == (4, "", "")
     for place, says in (
         (1, "not UTF-8 at byte 10"),
-        (2, "no Unicode"),
+        (2, "not valid Unicode"),
         (4, "not JSON"),
         (5, "no column 'text' (columns: body)"),
         (6, "'text' is a number, expected text"),
@@ -427,8 +427,8 @@ def cut(path, count):
         ("a.jsonl.gz", "jsonl", lambda p: (write_gz(p), cut(p, 4)), "cannot be read as jsonl"),
         ("a.jsonl.zst", "jsonl", lambda p: (write_zst(p), cut(p, 4)), "cannot be read as jsonl"),
         ("a.jsonl.zst", "jsonl", lambda p: p.write_text("plain"), "cannot be read as jsonl"),
-        ("a.jsonl.bz2", "jsonl", lambda p: p.write_bytes(bz2.compress(LINES[0])[:-9]), "cut off"),
-        ("a.jsonl.xz", "jsonl", lambda p: p.write_bytes(lzma.compress(LINES[0])[:-9]), "cut off"),
+        ("a.jsonl.bz2", "jsonl", lambda p: p.write_bytes(bz2.compress(LINES[0])[:-9]), "truncated"),
+        ("a.jsonl.xz", "jsonl", lambda p: p.write_bytes(lzma.compress(LINES[0])[:-9]), "truncated"),
         ("a.jsonl.gz", "jsonl", lambda p: p.write_bytes(b"\0" * 99), "it is not gzip data"),
         (
             "a.jsonl.gz",

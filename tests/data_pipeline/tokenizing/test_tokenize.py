@@ -364,7 +364,7 @@ def test_another_tokenizer_in_the_folder_is_refused(made):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (None, "does not exist: make it with python -m data_pipeline tokenize"),
+        (None, "does not exist. Make it with python -m data_pipeline tokenize"),
         ("{", "is not a manifest"),
         ("[]", "is not a manifest"),
         ('{"format": 99}', "has format 99, expected 2"),
