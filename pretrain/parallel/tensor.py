@@ -66,7 +66,7 @@ def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
         )
         if model.config.qk_norm:
             # Each rank normalizes its heads, and the gradient of the weight is summed over ranks.
-            norm = SequenceParallel(sequence_dim=HEADS)
+            norm = SequenceParallel(sequence_dim=HEADS, use_local_output=True)
             parallelize_module(block, mesh, {"self_attn.q_norm": norm, "self_attn.k_norm": norm})
     model.lm_head = VocabularyParallelHead(model.lm_head, mesh)
     model.tie()

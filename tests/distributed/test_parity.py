@@ -51,11 +51,20 @@ LAYOUTS = {
     "cp2_full": {"cp": 2},
     "cp4_full": {"cp": 4},
     "cp2_tp2_full": {"cp": 2, "tp": 2},
+    "fsdp2_qwen3": {"dp_shard": 2},
+    "tp2_qwen3": {"tp": 2},
+    "cp2_qwen3": {"cp": 2},
+    "cp2_tp2_qwen3": {"cp": 2, "tp": 2},
 }
 KINDS: dict[str, dict[str, Any]] = {
     "": {},
     "full": {"model__sliding_window": None},
     "muon": {"optim__name": "muon"},
+    "qwen3": {
+        "model__architecture": "qwen3",
+        "model__qk_norm": "true",
+        "model__window_pattern": "LG",
+    },
 }
 
 
@@ -119,7 +128,7 @@ def distance(run_dir, other):
     )
 
 
-@pytest.mark.parametrize("kind", ["full", "muon"])
+@pytest.mark.parametrize("kind", ["full", "muon", "qwen3"])
 def test_the_window_and_the_optimizer_matter(kind, single_of):
     losses = [[r["loss"] for r in records(single_of(k))] for k in ("", kind)]
     assert max(abs(a / b - 1) for a, b in zip(*losses, strict=True)) > 1e-3

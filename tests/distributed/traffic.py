@@ -36,17 +36,20 @@ MODEL = tiny(
     vocab_size=256,
     sliding_window=17,
 )
+QWEN3: dict[str, Any] = {"architecture": "qwen3", "qk_norm": True}
 LAYOUTS: dict[str, dict[str, Any]] = {
     "shard 4": {"dp_shard": 4},
     "shard 4, kept after forward": {"dp_shard": 4, "reshard_after_forward": False},
     "replicate 4": {"dp_replicate": 4, "dp_shard": 1},
     "replicate 2 x shard 2": {"dp_replicate": 2, "dp_shard": 2},
     "tp 4": {"dp_shard": 1, "tp": 4},
+    "tp 4, qk norm": {"dp_shard": 1, "tp": 4, **QWEN3},
     "shard 2 x tp 2": {"dp_shard": 2, "tp": 2},
     "cp 4": {"dp_shard": 1, "cp": 4},
     "cp 4, whole attention": {"dp_shard": 1, "cp": 4, "sliding_window": None},
     "shard 2 x cp 2": {"dp_shard": 2, "cp": 2},
     "cp 2 x tp 2": {"dp_shard": 1, "cp": 2, "tp": 2},
+    "cp 4, mixed windows": {"dp_shard": 1, "cp": 4, **QWEN3, "window_pattern": "LG"},
 }
 SEQ, BATCH, MICRO_BATCHES = 64, 4, 2
 """BATCH: sequences of a micro-batch of each data-parallel rank."""
@@ -95,8 +98,8 @@ class Counted(TorchDispatchMode):
 def case(name: str) -> tuple[ModelConfig, ParallelConfig]:
     """The model and layout of a name in LAYOUTS."""
     sizes = dict(LAYOUTS[name])
-    window = sizes.pop("sliding_window", MODEL.sliding_window)
-    model = replace(MODEL, sliding_window=window)
+    shape = {key: sizes.pop(key) for key in list(sizes) if hasattr(MODEL, key)}
+    model = replace(MODEL, **shape)
     return model, ParallelConfig(micro_batch_tokens=BATCH * SEQ, **sizes)
 
 
@@ -104,7 +107,7 @@ def counted(layout: Layout, shape: ModelConfig, config: ParallelConfig) -> dict[
     """Of one optimizer step."""
     model = build_meta(shape)
     parallelize(model, layout, config, "bf16")
-    fill(model, torch.device("cpu"), lambda name, size: initial_value(name, size, MODEL, 0))
+    fill(model, torch.device("cpu"), lambda name, size: initial_value(name, size, shape, 0))
     optimizer = build_optimizer(model, OptimConfig(learning_rate=1e-3))
     tokens = torch.randint(0, 256, (BATCH, SEQ), generator=torch.Generator().manual_seed(0))
     for _ in range(2):  # the first one also makes what later ones find

@@ -76,11 +76,24 @@ def kept_bytes(config, precision, mode):
     return storages.alive(model)
 
 
-@pytest.mark.parametrize("window", [None, 64])
+QWEN3: dict[str, Any] = {"architecture": "qwen3", "qk_norm": True}
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        {"sliding_window": None},
+        {"sliding_window": 64},
+        QWEN3,
+        {**QWEN3, "sliding_window": 64, "window_pattern": "LG"},
+    ],
+    ids=["causal", "window", "qk_norm", "window_pattern"],
+)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_activations_are_what_autograd_keeps(precision, mode, window):
-    config = ModelConfig(**MODEL, sliding_window=window)
+def test_activations_are_what_autograd_keeps(precision, mode, features):
+    config = ModelConfig(**MODEL | features)
+    window = config.sliding_window
     work = Work(
         precision,
         BATCH * SEQ,
@@ -91,7 +104,7 @@ def test_activations_are_what_autograd_keeps(precision, mode, window):
     )
     planned = activation_bytes(config, Sizes(), work)
     if mode != "none":  # what a block computes again is not there yet
-        more = ModelConfig(**MODEL | {"num_layers": 5}, sliding_window=window)
+        more = ModelConfig(**MODEL | features | {"num_layers": 5})
         again = Work(precision, BATCH * SEQ, SEQ, dense_mask=window is not None, device="cpu")
         planned -= activation_bytes(more, Sizes(), again) - activation_bytes(config, Sizes(), again)
     size = 4 if precision == "fp32" else 2
@@ -110,10 +123,10 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("tie", [False, True])
-def test_state_is_that_of_the_split_model(tie):
+@pytest.mark.parametrize("features", [{}, {"tie_embeddings": True}, QWEN3], ids=str)
+def test_state_is_that_of_the_split_model(features):
     """Of odd sizes too: 344 rows do not split evenly over 8 ranks of 2 or 16."""
-    config = ModelConfig(**MODEL, tie_embeddings=tie)
+    config = ModelConfig(**MODEL | features)
     with fake_ranks(8):
         for name, layout in LAYOUTS.items():
             parallel = ParallelConfig(**layout)
