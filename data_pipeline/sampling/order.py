@@ -1,16 +1,29 @@
 """The order of samples: sample i of a stage is a pure function of (sources, stages, seed, i).
 
-An atom is a run of as many tokens as the plan's longest sequence. The atoms of a source are served
-in the order of a keyed permutation, another one each epoch, so that nothing comes twice before all
-has come once (I3), however often sequence length and mixture change. The mixture says which source
-serves the t-th atom; a window of atoms is cut into pieces of the stage's length, and the pieces are
-permuted too. Nothing is stored: memory and start-up do not depend on the number of tokens, and no
-rank, layout, batch size or restart has a say (I1). Every step of it can be undone, so that the
-samples that held a token are known without a search.
+It is the composition of three steps, each of which can be evaluated for one index and inverted.
+Example: the sources `web` (17 tokens) and `code` (9 tokens), atoms of 4 tokens, and one stage with
+sequences of 2 tokens and weights 2:1. w4 is the part of `web` that starts at its token 4.
 
-A stage that is ended before its time, for another mixture or length, keeps the windows that it was
-begun with (`planned`). What is left of its last window is served first by the next stage: nothing
-is lost and nothing comes twice.
+    atoms, 4 tokens      w0 w4 w8 w12           c0 c4      the last token is only ever a label
+    1. mixture, 2:1      web  code  web  web   code  web   the source of atom t
+    2. permuted atoms    w0   c4    w4   w12   c0    w8    each once per epoch of its source
+    3. cut in samples    w0 w2  c4 c6  w4 w6  w12 w14  c0 c2  w8 w10       2 tokens each
+       and shuffled      w12 c4 w4 w2 c0 w0 w14 w10 c2 w6 w8 c6            samples 0 to 11
+
+1. `Mixture` decides which source serves atom t.
+2. A keyed permutation, another one per epoch, decides which atom of the source that is. No token
+   repeats before all tokens of the source have been served (I3), even if sequence length and
+   mixture change from stage to stage, because all stages share the atoms. An atom is as long as the
+   longest sequence of the plan, or `recipe.atom_tokens`.
+3. A window of 256 atoms (fewer here) is cut into samples, and these are permuted.
+
+Nothing is stored, so memory and start-up time do not depend on the number of tokens, and the result
+does not depend on rank, layout, batch size or restarts (I1). Since each step can be inverted,
+`SampleOrder.find` returns the samples that hold a token without a search.
+
+A stage that is ended early, to change the mixture or the length, keeps the windows that it was
+started with (`Stage.planned_samples`). The next stage first serves the remainder of the last
+window, so that nothing is lost and nothing is repeated.
 """
 
 from __future__ import annotations
@@ -19,7 +32,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -29,6 +42,7 @@ from numpy.typing import NDArray
 from conf.errors import InputError
 from data_pipeline.sampling.feistel import UInts, derive_key, mix, permute, unpermute
 from data_pipeline.sampling.mixture import Mixture
+from data_pipeline.sampling.stage import Stage, check_atom
 
 Ints = NDArray[np.int64]
 WINDOW_ATOMS = 256
@@ -36,38 +50,34 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class OrderStage:
-    """seq_len in tokens; samples of that length; weights of the sources by name, not normalised.
+class SampleLocations:
+    """Where samples are stored.
 
-    planned: samples that the stage had when it was begun, where it was ended early; else None.
+    Attributes:
+        source: (n,) index in `SampleOrder.sources`.
+        epoch: (n,) epoch of the source, counted from 0.
+        start: (n,) token offset in the source's stream.
     """
-
-    seq_len: int
-    samples: int
-    weights: dict[str, float]
-    planned: int | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields that say something."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
-
-
-@dataclass(frozen=True)
-class Located:
-    """Where samples lie, arrays (n,): `source` indexes `SampleOrder.sources`, `start` is the token
-    offset in the source's stream, `epoch` counts from 0."""
 
     source: Ints
     epoch: Ints
     start: Ints
 
-    def __getitem__(self, part: Any) -> Located:
-        return Located(self.source[part], self.epoch[part], self.start[part])
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, part: Any) -> SampleLocations:
+        return SampleLocations(self.source[part], self.epoch[part], self.start[part])
+
+    @classmethod
+    def empty(cls, shape: tuple[int, ...] = (0,)) -> SampleLocations:
+        """Returns locations of zeros in a shape, by default none."""
+        return cls(*np.zeros((3, *shape), np.int64))
 
 
 @dataclass(frozen=True)
-class Served:
-    """Samples that held tokens of a source, arrays (n,), in the order in which they are served."""
+class TokenUses:
+    """Samples that hold tokens of a source, (n,) each, in the order of training."""
 
     stage: Ints
     sample: Ints
@@ -76,21 +86,24 @@ class Served:
 
 
 class SampleOrder:
-    """The order of a plan.
+    """The order of the samples of all stages.
 
-    source_tokens: tokens of each source's stream.
-    max_epochs: how often a source may be read, for all or by name; None for no limit.
-    atom: tokens of an atom, a multiple of every stage's seq_len; by default the longest. Give it
-        where a later, longer stage may be added: the past then stays as it is.
+    Args:
+        source_tokens: Tokens per source.
+        stages: Stages in order.
+        seed: Seed of all permutations.
+        max_epochs: How often a source may be read, for all sources or by name; None for no limit.
+        atom: Tokens of an atom, a multiple of every stage's seq_len; by default the longest. State
+            it if a later, longer stage may be added, so that the earlier samples stay the same.
 
-    Raises InputError where a stage does not fit the atom, or the plan needs more of a source than
-    there is.
+    Raises:
+        InputError: A stage does not fit the atom, or needs more of a source than there is.
     """
 
     def __init__(
         self,
         source_tokens: Mapping[str, int],
-        stages: Sequence[OrderStage],
+        stages: Sequence[Stage],
         seed: int,
         max_epochs: float | Mapping[str, float] | None = None,
         atom: int | None = None,
@@ -100,17 +113,7 @@ class SampleOrder:
         self.stages = tuple(stages)
         self.seed = seed
         self.atom = atom or max(stage.seq_len for stage in stages)
-        for number, stage in enumerate(stages):
-            if self.atom % stage.seq_len:
-                raise InputError(
-                    f"stage {number} has sequences of {stage.seq_len} tokens, which do not divide "
-                    f"the atom of {self.atom} (the longest sequence of the plan)."
-                )
-            if stage.planned is not None and stage.planned < stage.samples:
-                raise InputError(
-                    f"stage {number} was planned with {stage.planned} samples, fewer than the "
-                    f"{stage.samples} that it has: only a stage that is ended early has a plan."
-                )
+        check_atom(stages, self.atom)
         # The last token of a sample is only a label, so an atom needs one token after it.
         tokens = np.array(list(source_tokens.values()), np.int64)
         self._atoms = np.maximum(0, (tokens - 1) // self.atom)
@@ -122,23 +125,31 @@ class SampleOrder:
         )
         used = np.zeros(len(self.sources), np.int64)
         self._first_atom: list[Ints] = []
-        self._carried: list[Located] = []
+        """Per stage: atoms that earlier stages have used, (sources,)."""
+        self._remainders: list[SampleLocations] = []
+        """Per stage: samples that the stage before left, which are served first."""
         self._stage_atoms: list[int] = []
-        carried = Located(*np.zeros((3, 0), np.int64))
+        """Per stage: atoms of all its windows."""
+        remainder = SampleLocations.empty()
         for number, stage in enumerate(self.stages):
             self._first_atom.append(used)
-            self._carried.append(carried)
-            count = len(carried.source)
-            planned = max(stage.samples, stage.planned or 0)
-            self._stage_atoms.append(math.ceil(max(0, planned - count) * stage.seq_len / self.atom))
-            used = used + self._mixtures[number].counts(np.array(self._atoms_used(number)))
+            self._remainders.append(remainder)
+            planned = max(stage.samples, stage.planned_samples or 0)
+            own = max(0, planned - len(remainder))
+            self._stage_atoms.append(math.ceil(own * stage.seq_len / self.atom))
+            used = used + self._mixtures[number].counts(np.array(self._reserved_atoms(number)))
             self._check_epochs(used, max_epochs)
-            carried = self._left_over(number)
+            remainder = self._remainder_after(number)
 
-    def locate(self, stage: int, samples: Ints) -> Located:
-        """Where the samples with these numbers, counted from the stage's start, lie.
+    def locate(self, stage: int, samples: Ints) -> SampleLocations:
+        """Returns where samples are stored.
 
-        Raises IndexError for a number outside of the stage.
+        Args:
+            stage: Index of the stage.
+            samples: (n,) sample numbers, counted from the start of the stage.
+
+        Raises:
+            IndexError: A number is outside the stage.
         """
         samples = np.asarray(samples, np.int64)
         count = self.stages[stage].samples
@@ -147,23 +158,23 @@ class SampleOrder:
                 f"stage {stage} has samples 0 to {count - 1}, asked for {samples.min()} to "
                 f"{samples.max()}"
             )
-        carried = self._carried[stage]
-        number = len(carried.source)
+        remainder = self._remainders[stage]
+        number = len(remainder)
         if not number:
             return self._locate_own(stage, samples)
         own = self._locate_own(stage, np.maximum(0, samples - number))
-        first = samples < number
-        taken = carried[np.where(first, samples, 0)]
-        return Located(
-            np.where(first, taken.source, own.source),
-            np.where(first, taken.epoch, own.epoch),
-            np.where(first, taken.start, own.start),
+        is_remainder = samples < number
+        taken = remainder[np.where(is_remainder, samples, 0)]
+        return SampleLocations(
+            np.where(is_remainder, taken.source, own.source),
+            np.where(is_remainder, taken.epoch, own.epoch),
+            np.where(is_remainder, taken.start, own.start),
         )
 
-    def _locate_own(self, stage: int, samples: Ints) -> Located:
-        """`locate` without what the stage before left, and without its end."""
+    def _locate_own(self, stage: int, samples: Ints) -> SampleLocations:
+        """Locates samples of the stage's own windows; their numbers may exceed the stage's end."""
         if not self._stage_atoms[stage]:
-            return Located(*np.zeros((3, *samples.shape), np.int64))
+            return SampleLocations.empty(samples.shape)
         seq_len, atoms = self.stages[stage].seq_len, self._stage_atoms[stage]
         pieces = self.atom // seq_len
         window, inside = np.divmod(samples, WINDOW_ATOMS * pieces)
@@ -174,55 +185,62 @@ class SampleOrder:
         number = number + self._first_atom[stage][source]
         epoch, number = np.divmod(number, self._atoms[source])
         atom = permute(number, self._atoms[source], self._epoch_key(source, epoch))
-        return Located(source, epoch, atom * self.atom + piece * seq_len)
+        return SampleLocations(source, epoch, atom * self.atom + piece * seq_len)
 
-    def find(self, source: str, start: int, end: int) -> Served:
-        """The samples of all stages and epochs that hold one of the tokens [start, end) of a
-        source's stream. The time it takes grows with the tokens asked for and the epochs only."""
+    def find(self, source: str, start: int, end: int) -> TokenUses:
+        """Returns the samples of all stages and epochs that hold tokens [start, end) of a source.
+
+        The time grows with the number of tokens and epochs only.
+        """
         number = self.sources.index(source)
         found = [
             part
             for stage in range(len(self.stages))
             for part in (
-                self._find_carried(stage, number, start, end),
+                self._find_in_remainder(stage, number, start, end),
                 self._find_own(stage, number, start, end),
             )
         ]
         columns = np.concatenate(found, axis=1)
         columns = columns[:, np.lexsort((columns[1], columns[0]))]
-        return Served(*columns)
+        return TokenUses(*columns)
 
-    def _find_carried(self, stage: int, source: int, start: int, end: int) -> Ints:
-        carried, seq_len = self._carried[stage], self.stages[stage].seq_len
-        hit = (carried.source == source) & (carried.start < end) & (carried.start + seq_len > start)
+    def _find_in_remainder(self, stage: int, source: int, start: int, end: int) -> Ints:
+        """Returns (4, n): stage, sample, epoch and start."""
+        remainder, seq_len = self._remainders[stage], self.stages[stage].seq_len
+        hit = (
+            (remainder.source == source)
+            & (remainder.start < end)
+            & (remainder.start + seq_len > start)
+        )
         samples = np.flatnonzero(hit)
         samples = samples[samples < self.stages[stage].samples]
         stages = np.full_like(samples, stage)
-        return np.stack((stages, samples, carried.epoch[samples], carried.start[samples]))
+        return np.stack((stages, samples, remainder.epoch[samples], remainder.start[samples]))
 
     def _find_own(self, stage: int, source: int, start: int, end: int) -> Ints:
-        """(4, n): stage, sample, epoch and start, by undoing `_locate_own` step by step."""
+        """Returns (4, n): stage, sample, epoch and start, by inverting `_locate_own`."""
         seq_len, atoms = self.stages[stage].seq_len, int(self._atoms[source])
         first = int(self._first_atom[stage][source])
-        served = int(self._mixtures[stage].counts(np.array(self._atoms_used(stage)))[source])
-        # Samples begin at multiples of their length: no atom need be looked at as a whole.
+        used = int(self._mixtures[stage].counts(np.array(self._reserved_atoms(stage)))[source])
+        # Samples start at multiples of their length, so only those that overlap are considered.
         starts = np.arange(start // seq_len, -(-end // seq_len)) * seq_len
         starts = starts[starts < atoms * self.atom]
-        if not (served and starts.size):
+        if not (used and starts.size):
             return np.zeros((4, 0), np.int64)
-        epochs = np.arange(first // atoms, (first + served - 1) // atoms + 1)
+        epochs = np.arange(first // atoms, (first + used - 1) // atoms + 1)
         epoch, starts = (grid.ravel() for grid in np.meshgrid(epochs, starts, indexing="ij"))
         atom, inside = np.divmod(starts, self.atom)
         key = self._epoch_key(np.full_like(epoch, source), epoch)
         number = epoch * atoms + unpermute(atom, atoms, key) - first
-        here = (number >= 0) & (number < served)
+        here = (number >= 0) & (number < used)
         number, inside, epoch, starts = number[here], inside[here], epoch[here], starts[here]
         window, in_window = np.divmod(self._mixtures[stage].position(source, number), WINDOW_ATOMS)
         pieces = self.atom // seq_len
         size = np.minimum(WINDOW_ATOMS, self._stage_atoms[stage] - window * WINDOW_ATOMS) * pieces
         shuffled = in_window * pieces + inside // seq_len
         sample = unpermute(shuffled, size, self._window_key(stage, window))
-        sample += window * WINDOW_ATOMS * pieces + len(self._carried[stage].source)
+        sample += window * WINDOW_ATOMS * pieces + len(self._remainders[stage])
         here = sample < self.stages[stage].samples
         rows = np.stack((np.full_like(sample, stage), sample, epoch, starts))
         return rows[:, here]
@@ -234,73 +252,82 @@ class SampleOrder:
         return mix(self._source_keys[source] + epoch.astype(np.uint64))
 
     def _own_samples(self, stage: int) -> int:
-        """Samples of a stage without those that the stage before left."""
-        return max(0, self.stages[stage].samples - len(self._carried[stage].source))
+        """Returns the samples of a stage without the remainder of the stage before."""
+        return max(0, self.stages[stage].samples - len(self._remainders[stage]))
 
-    def _atoms_used(self, stage: int) -> int:
-        """Atoms that are spoken for: all of the stage, or of the windows begun before its end."""
-        if self.stages[stage].planned is None:
+    def _reserved_atoms(self, stage: int) -> int:
+        """Returns the atoms of a stage that no later stage may use.
+
+        These are all of them, or those of the windows that were started before an early end.
+        """
+        if self.stages[stage].planned_samples is None:
             return self._stage_atoms[stage]
         per_window = WINDOW_ATOMS * (self.atom // self.stages[stage].seq_len)
         windows = math.ceil(self._own_samples(stage) / per_window)
         return min(self._stage_atoms[stage], windows * WINDOW_ATOMS)
 
-    def _left_over(self, number: int) -> Located:
-        """What a stage that was ended early leaves to the next one, in pieces of the next one's
-        length. Raises InputError where that is longer."""
+    def _remainder_after(self, number: int) -> SampleLocations:
+        """Returns what a stage that is ended early leaves to the next, in samples of its length.
+
+        Raises:
+            InputError: The sequences of the next stage are longer.
+        """
         stage = self.stages[number]
-        empty = Located(*np.zeros((3, 0), np.int64))
-        if stage.planned is None or number + 1 == len(self.stages):
-            return empty
+        if stage.planned_samples is None or number + 1 == len(self.stages):
+            return SampleLocations.empty()
         pieces = self.atom // stage.seq_len
-        samples = np.arange(self._own_samples(number), self._atoms_used(number) * pieces)
-        own, carried = self._locate_own(number, samples), self._carried[number][stage.samples :]
+        samples = np.arange(self._own_samples(number), self._reserved_atoms(number) * pieces)
+        own, earlier = self._locate_own(number, samples), self._remainders[number][stage.samples :]
         following = self.stages[number + 1].seq_len
-        if not len(samples) + len(carried.source):
-            return empty
+        if not len(samples) + len(earlier):
+            return SampleLocations.empty()
         if stage.seq_len % following:
             per_window = WINDOW_ATOMS * pieces
             raise InputError(
-                f"stage {number} is ended early in the middle of a window, and the sequences of "
-                f"the next one are longer ({following} tokens after {stage.seq_len}): end it at a "
-                f"multiple of {per_window} samples, or begin with a stage of {stage.seq_len}."
+                f"stage {number} is ended early in the middle of a window, and the next one has "
+                f"longer sequences ({following} tokens after {stage.seq_len}). End it at a "
+                f"multiple of {per_window} samples, or start with a stage of {stage.seq_len}."
             )
         parts = stage.seq_len // following
         source, epoch, start = (
-            np.repeat(np.concatenate((getattr(carried, name), getattr(own, name))), parts)
+            np.repeat(np.concatenate((getattr(earlier, name), getattr(own, name))), parts)
             for name in ("source", "epoch", "start")
         )
-        return Located(
+        return SampleLocations(
             source, epoch, start + np.tile(np.arange(parts), len(start) // parts) * following
         )
 
     def consumed(self, stage: int, samples: int) -> dict[str, int]:
-        """Tokens of each source served by all earlier stages and the first `samples` samples of
-        this one. Whole windows are counted in closed form, the window under way piece by piece."""
-        total = self._before_stage[stage] + self._served(stage, samples)
+        """Returns the tokens per source in all earlier stages and `samples` samples of this one.
+
+        Complete windows are counted in closed form, the last window sample by sample.
+        """
+        total = self._tokens_before_stage[stage] + self._tokens_in_stage(stage, samples)
         return dict(zip(self.sources, total.tolist(), strict=True))
 
     @cached_property
-    def _before_stage(self) -> list[Ints]:
+    def _tokens_before_stage(self) -> list[Ints]:
         before = [np.zeros(len(self.sources), np.int64)]
         for number, stage in enumerate(self.stages):
-            before.append(before[-1] + self._served(number, stage.samples))
+            before.append(before[-1] + self._tokens_in_stage(number, stage.samples))
         return before
 
-    def _served(self, stage: int, samples: int) -> Ints:
+    def _tokens_in_stage(self, stage: int, samples: int) -> Ints:
         seq_len = self.stages[stage].seq_len
-        carried = self._carried[stage].source
-        own = max(0, samples - len(carried))
+        remainder = self._remainders[stage].source
+        own = max(0, samples - len(remainder))
         per_window = WINDOW_ATOMS * (self.atom // seq_len)
         windows, rest = divmod(own, per_window)
-        whole = self._mixtures[stage].counts(np.array(windows * WINDOW_ATOMS)) * self.atom
-        under_way = self._locate_own(stage, windows * per_window + np.arange(rest)).source
-        pieces = np.concatenate((carried[:samples], under_way))
-        return whole + np.bincount(pieces, minlength=len(self.sources)) * seq_len
+        complete = self._mixtures[stage].counts(np.array(windows * WINDOW_ATOMS)) * self.atom
+        last = self._locate_own(stage, windows * per_window + np.arange(rest)).source
+        pieces = np.concatenate((remainder[:samples], last))
+        return complete + np.bincount(pieces, minlength=len(self.sources)) * seq_len
 
-    def same_past(self, other: SampleOrder, stage: int, samples: int) -> bool:
-        """Whether both serve the same in all stages before this one, and in its first `samples`
-        samples; decided by their plans, without locating a sample."""
+    def has_same_history(self, other: SampleOrder, stage: int, samples: int) -> bool:
+        """Returns True if both orders are equal up to the first `samples` samples of a stage.
+
+        Only the plans are compared; no sample is located.
+        """
         ours = [stage.samples for stage in self.stages[:stage]]
         theirs = [past.samples for past in other.stages[:stage]]
         return (
@@ -308,28 +335,31 @@ class SampleOrder:
             == (other.seed, other.atom, other.source_tokens, theirs)
             and min(self.stages[stage].samples, other.stages[stage].samples) >= samples
             and all(
-                self._past_of(number, count) == other._past_of(number, count)
+                self._determines(number, count) == other._determines(number, count)
                 for number, count in enumerate([*ours, samples])
                 if count
             )
         )
 
-    def _past_of(self, number: int, samples: int) -> tuple[Any, ...]:
-        """What decides the first `samples` samples of a stage beside its number: of its length only
-        the size of the last window begun does."""
-        stage, carried = self.stages[number], len(self._carried[number].source)
-        begun = math.ceil(max(0, samples - carried) / (WINDOW_ATOMS * self.atom // stage.seq_len))
-        atoms = min(self._stage_atoms[number], begun * WINDOW_ATOMS)
+    def _determines(self, number: int, samples: int) -> tuple[Any, ...]:
+        """Returns what determines the first `samples` samples of a stage.
+
+        The length of the stage matters only as the size of the last window that was started.
+        """
+        stage, remainder = self.stages[number], len(self._remainders[number])
+        per_window = WINDOW_ATOMS * self.atom // stage.seq_len
+        started = math.ceil(max(0, samples - remainder) / per_window)
+        atoms = min(self._stage_atoms[number], started * WINDOW_ATOMS)
         first = self._first_atom[number].tolist()
-        return stage.seq_len, self._mixtures[number].units, first, carried, atoms
+        return stage.seq_len, self._mixtures[number].units, first, remainder, atoms
 
     def epochs(self) -> dict[str, float]:
-        """How often the whole plan reads each source."""
-        last = self._first_atom[-1] + self._mixtures[-1].counts(np.array(self._atoms_used(-1)))
+        """Returns how often the whole plan reads each source."""
+        last = self._first_atom[-1] + self._mixtures[-1].counts(np.array(self._reserved_atoms(-1)))
         return self.epochs_of(dict(zip(self.sources, (last * self.atom).tolist(), strict=True)))
 
     def epochs_of(self, tokens: Mapping[str, int]) -> dict[str, float]:
-        """How many epochs of its source each number of tokens is."""
+        """Converts tokens per source into epochs of that source."""
         sizes = zip(self.sources, self._atoms.tolist(), strict=True)
         return {name: tokens[name] / (n * self.atom) if n else 0.0 for name, n in sizes}
 
@@ -341,18 +371,18 @@ class SampleOrder:
             if not atoms:
                 raise InputError(
                     f"source '{source}' has {tokens} tokens, fewer than one atom of {self.atom} "
-                    "and the label after it: give it more text or no weight."
+                    "and the label after it. Add text, or remove its weight."
                 )
             most = limit.get(source) if isinstance(limit, Mapping) else limit
             if most is not None and atoms_used > most * atoms:
                 raise InputError(
                     f"the recipe reads source '{source}' {atoms_used / atoms:.2f} times "
-                    f"({tokens:,} tokens there), more than data.max_epochs={most:g}: give it more "
-                    "text, less weight, fewer tokens, or raise data.max_epochs."
+                    f"({tokens:,} tokens), more than data.max_epochs={most:g}. Add text, reduce "
+                    "its weight or the tokens of the recipe, or raise data.max_epochs."
                 )
 
     def to_json(self) -> str:
-        """Everything that decides the order."""
+        """Returns everything that determines the order, the content of `order.json`."""
         return json.dumps(
             {
                 "format": FORMAT,
@@ -367,18 +397,18 @@ class SampleOrder:
 
     @classmethod
     def from_json(cls, text: str) -> SampleOrder:
-        """The order that `to_json` described."""
+        """Returns the order that `to_json` described."""
         fields = json.loads(text)
         if (fields["format"], fields["window_atoms"]) != (FORMAT, WINDOW_ATOMS):
             raise InputError(
                 f"the order of samples was written in format {fields['format']} with windows of "
-                f"{fields['window_atoms']} atoms, expected {FORMAT} and {WINDOW_ATOMS}: use the "
-                "version that made it."
+                f"{fields['window_atoms']} atoms, expected {FORMAT} and {WINDOW_ATOMS}. Use the "
+                "version that wrote it."
             )
-        stages = [OrderStage(**stage) for stage in fields["stages"]]
+        stages = [Stage.from_json(stage) for stage in fields["stages"]]
         return cls(fields["source_tokens"], stages, fields["seed"], atom=fields["atom"])
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of what decides the order."""
+        """The sha256 of everything that determines the order."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()

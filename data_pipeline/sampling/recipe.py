@@ -1,5 +1,9 @@
-"""A recipe, and the plan that follows from it in closed form: which stage a step belongs to, and
-which samples of the stage it takes."""
+"""A recipe, and the plan that follows from it in closed form.
+
+The plan tells which stage a step belongs to and which samples of the stage it takes. Everything
+that can be said about the lengths and batches of a stage without a model is checked here
+(`_check_stage`); what depends on model, layout and hardware, in `pretrain.checks.check_stages`.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +16,21 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from conf.errors import InputError, did_you_mean, one_of
-from data_pipeline.sampling.order import OrderStage
+from conf.errors import InputError, did_you_mean
+from data_pipeline.sampling.stage import Stage
+
+TRAINING_KEYS = ("rope_theta", "learning_rate", "precision")
+"""Keys of a stage that `pretrain` adds (`pretrain.recipe`), and that decide nothing here."""
 
 
 @dataclass
 class BatchRamp:
-    """Smaller batches at a stage's beginning: of `start` tokens, then `increment` more each time up
-    to the stage's own, every size for an equal share of the stage's first `tokens`; 0 for none."""
+    """Smaller batches at the beginning of a stage.
+
+    start: Tokens of the first batch; 0 for no ramp.
+    increment: Tokens by which the batch grows, up to that of the stage.
+    tokens: Tokens of the ramp. Every batch size gets an equal share of them.
+    """
 
     start: int = 0
     increment: int = 0
@@ -27,49 +38,36 @@ class BatchRamp:
 
 
 @dataclass
-class StageRate:
-    """The learning rate of a stage, in place of what `optim` would give it: from `start` to `end`
-    over the stage's tokens.
-
-    shape: constant, linear, cosine or sqrt (1 - sqrt of the progress); null for the run's rate.
-    start: null for the rate at which the stage before ended. end: null where it is constant.
-    """
-
-    shape: str | None = None
-    start: float | None = None
-    end: float | None = None
-
-
-@dataclass
 class StageConfig:
-    """One stage of a recipe: sequence length, token budget, and the sources' shares.
+    """Configuration of one stage of a recipe, as far as it concerns the data.
 
-    mixture: weight of each source, normalised to 1; empty for the sources' own sizes.
-    rope_theta: base of the rotary positions while this stage runs; null for the model's.
-    planned_tokens: tokens that the stage had when it was begun, where it is ended early so that
-        what comes next can change; null elsewhere.
-    global_batch_tokens, precision: of this stage; null for the recipe's and the run's.
+    seq_len: Sequence length in tokens.
+    tokens: Tokens to train on, rounded up to whole steps.
+    mixture: Weight per source, normalized to 1; empty weights each source by its size.
+    planned_tokens: Tokens that the stage was started with, if it is ended early so that later
+        stages can change; else null.
+    global_batch_tokens: Tokens per optimizer step; null for the recipe's.
+    batch_ramp: Smaller batches at the beginning of the stage.
     """
 
     seq_len: int = MISSING
     tokens: int = MISSING
     mixture: dict[str, float] = field(default_factory=dict)
-    rope_theta: float | None = None
     planned_tokens: int | None = None
     global_batch_tokens: int | None = None
     batch_ramp: BatchRamp = field(default_factory=BatchRamp)
-    learning_rate: StageRate = field(default_factory=StageRate)
-    precision: str | None = None
 
 
 @dataclass
 class RecipeConfig:
-    """Stages by name, run in the order in which they are written.
+    """Configuration of a recipe.
 
-    global_batch_tokens: tokens of one optimizer step, the same at every sequence length; a stage
-        may set its own.
-    atom_tokens: what the order of samples deals in, a multiple of every seq_len; null for the
-        longest. Give it where longer stages may be added while the run is under way.
+    name: Name of the recipe.
+    global_batch_tokens: Tokens per optimizer step at every sequence length, unless a stage sets
+        its own.
+    stages: Stages by name, which run in this order.
+    atom_tokens: Unit of the order of samples in tokens, a multiple of every seq_len; null for the
+        longest. Set it if longer stages may be added while the run is under way.
     """
 
     name: str = MISSING
@@ -79,92 +77,99 @@ class RecipeConfig:
 
     def __post_init__(self) -> None:
         if not self.stages:
-            raise InputError("recipe.stages is empty: a recipe needs at least one stage.")
+            raise InputError("recipe.stages is empty. Add at least one stage.")
         for name, stage in self.stages.items():
-            key = f"recipe.stages.{name}"
-            _check_positive(stage, key, ("seq_len", "tokens"))
-            if stage.rope_theta is not None and not stage.rope_theta > 0:
-                raise InputError(
-                    f"{key}.rope_theta={stage.rope_theta}, expected more than 0, or null for the "
-                    "model's."
-                )
-            if stage.planned_tokens is not None and stage.planned_tokens < stage.tokens:
-                raise InputError(
-                    f"{key}.planned_tokens={stage.planned_tokens}, expected at "
-                    f"least tokens={stage.tokens}: it is for a stage that is ended early."
-                )
-            if stage.batch_ramp != BatchRamp():
-                _check_positive(
-                    stage.batch_ramp, f"{key}.batch_ramp", ("start", "increment", "tokens")
-                )
-            _check_rate(stage.learning_rate, f"{key}.learning_rate")
+            _check_stage(self, f"recipe.stages.{name}", stage)
+
+
+def _check_stage(recipe: RecipeConfig, key: str, stage: StageConfig) -> None:
+    """Raises InputError if the lengths and batches of a stage do not fit each other."""
+    _check_positive(stage, key, ("seq_len", "tokens"))
+    if stage.planned_tokens is not None and stage.planned_tokens < stage.tokens:
+        raise InputError(
+            f"{key}.planned_tokens={stage.planned_tokens}: less than tokens={stage.tokens}. Set it "
+            "only for a stage that is ended early."
+        )
+    owner = "recipe" if stage.global_batch_tokens is None else key
+    batch = _batch_tokens(recipe, stage)
+    if batch < stage.seq_len or batch % stage.seq_len:
+        raise InputError(
+            f"{owner}.global_batch_tokens={batch} is not a multiple of "
+            f"{key}.seq_len={stage.seq_len}."
+        )
+    ramp = stage.batch_ramp
+    if ramp == BatchRamp():
+        return
+    _check_positive(ramp, f"{key}.batch_ramp", ("start", "increment", "tokens"))
+    sizes = _ramp_sizes(recipe, stage)
+    if not sizes or sizes[-1] + ramp.increment != batch:
+        raise InputError(
+            f"{key}.batch_ramp grows from {ramp.start} by {ramp.increment}, which does not reach "
+            f"{owner}.global_batch_tokens={batch}. Change one of them."
+        )
+    for size in sizes:
+        if size % stage.seq_len:
+            raise InputError(
+                f"{key}.batch_ramp has a batch of {size} tokens, which is not a multiple of "
+                f"{key}.seq_len={stage.seq_len}."
+            )
 
 
 def _check_positive(config: object, key: str, names: tuple[str, ...]) -> None:
     for name in names:
         if getattr(config, name) < 1:
-            raise InputError(f"{key}.{name}={getattr(config, name)}, expected at least 1.")
+            raise InputError(f"{key}.{name}={getattr(config, name)}: expected at least 1.")
 
 
-def _check_rate(rate: StageRate, key: str) -> None:
-    if rate.shape is None:
-        if rate != StageRate():
-            raise InputError(
-                f"{key} has no shape: give {key}.shape, or neither start nor end of it."
-            )
-        return
-    one_of(f"{key}.shape", rate.shape, ("constant", "linear", "cosine", "sqrt"))
-    if (rate.end is None) != (rate.shape == "constant"):
-        raise InputError(
-            f"{key}.end={rate.end} with {key}.shape={rate.shape}: a constant rate has no end, "
-            "every other shape needs one."
-        )
-    for name in ("start", "end"):
-        if (value := getattr(rate, name)) is not None and value < 0:
-            raise InputError(f"{key}.{name}={value}, expected 0 or more.")
+def _batch_tokens(recipe: RecipeConfig, stage: StageConfig) -> int:
+    return stage.global_batch_tokens or recipe.global_batch_tokens
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A stage in steps: `first_step` up to, not including, `first_step + steps`.
+def _ramp_sizes(recipe: RecipeConfig, stage: StageConfig) -> list[int]:
+    """Returns the tokens of each batch size of the ramp, without that of the stage."""
+    ramp = stage.batch_ramp
+    return list(range(ramp.start, _batch_tokens(recipe, stage), ramp.increment))
 
-    samples: of the whole stage; planned_samples: when it was begun, where it is ended early.
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduledStage(Stage):
+    """A stage with its place in the plan: steps `first_step` up to, not including, `end_step`.
+
+    Attributes:
+        index: Number of the stage, counted from 0.
+        name: Name in the recipe.
+        config: Its configuration.
+        first_step: First step, counted from 0.
+        steps: Number of steps.
+        first_token: Tokens of all earlier stages.
     """
 
     index: int
     name: str
-    seq_len: int
+    config: StageConfig
     first_step: int
     steps: int
-    samples: int
     first_token: int
-    weights: dict[str, float]
-    config: StageConfig
-    planned_samples: int | None = None
 
     @property
     def end_step(self) -> int:
         """The first step after the stage."""
         return self.first_step + self.steps
 
-    @property
-    def tokens(self) -> int:
-        """Tokens of the stage, rounded up to whole steps."""
-        return self.samples * self.seq_len
-
-    @property
-    def rope_theta(self) -> float | None:
-        """Base of the rotary positions; None for the model's."""
-        return self.config.rope_theta
-
-    def order_stage(self) -> OrderStage:
-        """The stage as the order of samples sees it."""
-        return OrderStage(self.seq_len, self.samples, self.weights, self.planned_samples)
-
 
 @dataclass(frozen=True)
 class Level:
-    """Steps of a stage that take equally many samples, from `first_step` and `first_sample` on."""
+    """Consecutive steps of a stage with the same batch size.
+
+    Attributes:
+        stage: Index of the stage.
+        first_step: First step, counted from 0.
+        steps: Number of steps.
+        first_sample: First sample, counted from the start of the stage.
+        samples_per_step: Samples of a step.
+        first_token: Tokens of all earlier levels.
+        tokens_per_step: Tokens of a step.
+    """
 
     stage: int
     first_step: int
@@ -176,43 +181,40 @@ class Level:
 
 
 class StagePlan:
-    """The stages of a recipe on a corpus.
+    """The stages of a recipe on a corpus, in steps and samples.
 
-    source_tokens: training tokens of each source; raises InputError for a mixture that names
-    another, or a batch that is not a whole number of sequences.
+    Args:
+        recipe: The recipe.
+        source_tokens: Training tokens per source.
+
+    Raises:
+        InputError: A mixture names another source, or gives no source a weight.
     """
 
     def __init__(self, recipe: RecipeConfig, source_tokens: Mapping[str, int]) -> None:
         self.name = recipe.name
-        self.stages: list[Stage] = []
+        self.stages: list[ScheduledStage] = []
         self.levels: list[Level] = []
         step = token = 0
         for index, (name, config) in enumerate(recipe.stages.items()):
-            key = f"recipe.stages.{name}"
-            weights = _weights(config, key, source_tokens)
-            batches = _batches(recipe, config, key)
-            planned = config.planned_tokens
-            dealt = _deal(batches, config.tokens)
-            samples = sum(steps * batch for steps, batch in dealt) // config.seq_len
-            begun = planned and sum(s * b for s, b in _deal(batches, planned)) // config.seq_len
-            steps = sum(steps for steps, _ in dealt)
-            self.stages.append(
-                Stage(
-                    index,
-                    name,
-                    config.seq_len,
-                    step,
-                    steps,
-                    samples,
-                    token,
-                    weights,
-                    config,
-                    begun,
-                )
+            seq_len, planned = config.seq_len, config.planned_tokens
+            levels = _spend(recipe, config, config.tokens)
+            stage = ScheduledStage(
+                seq_len=seq_len,
+                samples=_samples(levels, seq_len),
+                weights=_weights(config, f"recipe.stages.{name}", source_tokens),
+                planned_samples=planned and _samples(_spend(recipe, config, planned), seq_len),
+                index=index,
+                name=name,
+                config=config,
+                first_step=step,
+                steps=sum(steps for steps, _ in levels),
+                first_token=token,
             )
+            self.stages.append(stage)
             sample = 0
-            for steps, batch in dealt:
-                each = batch // config.seq_len
+            for steps, batch in levels:
+                each = batch // seq_len
                 self.levels.append(Level(index, step, steps, sample, each, token, batch))
                 step, sample, token = step + steps, sample + steps * each, token + steps * batch
         self.total_steps = step
@@ -220,37 +222,37 @@ class StagePlan:
         """Tokens of the whole plan, rounded up to whole steps in each stage."""
         self._first_steps = [level.first_step for level in self.levels]
 
-    def at(self, step: int) -> Stage:
-        """The stage that step (counted from 0) belongs to."""
+    def at(self, step: int) -> ScheduledStage:
+        """Returns the stage that a step, counted from 0, belongs to."""
         return self.stages[self.level(step).stage]
 
     def level(self, step: int) -> Level:
-        """The level that step belongs to."""
+        """Returns the level that a step belongs to."""
         return self.levels[bisect_right(self._first_steps, step) - 1]
 
     def samples_at(self, step: int) -> range:
-        """Numbers, in its stage, of the samples that a step takes."""
+        """Returns the samples that a step takes, counted from the start of its stage."""
         level = self.level(step)
         first = level.first_sample + (step - level.first_step) * level.samples_per_step
         return range(first, first + level.samples_per_step)
 
     def batch_tokens(self, step: int) -> int:
-        """Tokens of a step."""
+        """Returns the tokens of a step."""
         return self.level(step).tokens_per_step
 
     @property
     def batches(self) -> list[int]:
-        """The different sizes of a step in tokens, from small to large."""
+        """The distinct batch sizes in tokens, in ascending order."""
         return sorted({level.tokens_per_step for level in self.levels})
 
     def position(self, step: int) -> tuple[int, int]:
-        """Number of the stage and samples of it that are done after `step` steps."""
+        """Returns the stage index and its number of completed samples after `step` steps."""
         if not step:
             return 0, 0
         return self.at(step - 1).index, self.samples_at(step - 1).stop
 
     def step_of(self, stage: int, sample: int) -> int:
-        """The step that takes a sample of a stage."""
+        """Returns the step that takes a sample of a stage."""
         level = next(
             level
             for level in reversed(self.levels)
@@ -259,27 +261,39 @@ class StagePlan:
         return level.first_step + (sample - level.first_sample) // level.samples_per_step
 
     def tokens_at(self, step: int) -> int:
-        """Tokens consumed before step."""
+        """Returns the tokens consumed before a step."""
         level = self.level(step)
         return level.first_token + (step - level.first_step) * level.tokens_per_step
 
 
-def plan_of(recipe: Mapping[str, Any], source_tokens: Mapping[str, int]) -> StagePlan:
-    """The plan of a recipe as a config states it; raises InputError where it does not fit."""
+def plan_from_mapping(recipe: Mapping[str, Any], source_tokens: Mapping[str, int]) -> StagePlan:
+    """Returns the plan of a recipe given as plain data, such as the content of a config.yaml.
+
+    Raises:
+        InputError: The recipe has unknown or missing keys, or does not fit together.
+    """
+    given: dict[Any, Any] = {"name": "recipe"} | {key: recipe[key] for key in recipe}
+    if isinstance(stages := given.get("stages"), Mapping):
+        given["stages"] = {name: _without_training_keys(stages[name]) for name in stages}
     try:
-        named: dict[Any, Any] = {"name": "recipe"} | dict(recipe)
-        stated = OmegaConf.merge(OmegaConf.structured(RecipeConfig), named)
-        config: Any = OmegaConf.to_object(stated)
+        merged = OmegaConf.merge(OmegaConf.structured(RecipeConfig), given)
+        config: Any = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise InputError(
-            f"recipe does not fit: {str(error).splitlines()[0]}: expected global_batch_tokens, and "
-            "stages with seq_len and tokens, as in conf/recipe."
+            f"recipe is not valid ({str(error).splitlines()[0]}). Expected global_batch_tokens, "
+            "and stages with seq_len and tokens, as in conf/recipe."
         ) from None
     return StagePlan(config, source_tokens)
 
 
+def _without_training_keys(stage: Any) -> Any:
+    if not isinstance(stage, Mapping):
+        return stage  # OmegaConf refuses it with a message
+    return {key: stage[key] for key in stage if key not in TRAINING_KEYS}
+
+
 def _weights(config: StageConfig, key: str, source_tokens: Mapping[str, int]) -> dict[str, float]:
-    """Weights of the sources in a stage."""
+    """Returns the weight per source, by default its size."""
     for source, weight in config.mixture.items():
         if source not in source_tokens:
             raise InputError(
@@ -287,46 +301,27 @@ def _weights(config: StageConfig, key: str, source_tokens: Mapping[str, int]) ->
                 f"have{did_you_mean(source, source_tokens)}."
             )
         if weight < 0:
-            raise InputError(f"{key}.mixture.{source}={weight}, expected 0 or more.")
+            raise InputError(f"{key}.mixture.{source}={weight}: expected 0 or more.")
     weights = dict(config.mixture) or {s: float(t) for s, t in source_tokens.items()}
     if sum(weights.values()) <= 0:
-        raise InputError(f"{key}.mixture has no weight above 0: no source is left.")
+        raise InputError(f"{key}.mixture has no weight above 0. Give a source a weight.")
     return weights
 
 
-def _batches(recipe: RecipeConfig, config: StageConfig, key: str) -> list[tuple[int, int]]:
-    """(batch, tokens to spend with it) of a stage's ramp, then its own batch without an end."""
-    owner = "recipe" if config.global_batch_tokens is None else key
-    full = config.global_batch_tokens or recipe.global_batch_tokens
-    if full < config.seq_len or full % config.seq_len:
-        raise InputError(
-            f"{owner}.global_batch_tokens={full} is not a multiple of "
-            f"{key}.seq_len={config.seq_len}."
-        )
-    ramp = config.batch_ramp
-    if not ramp.start:
-        return [(full, 0)]
-    sizes = list(range(ramp.start, full, ramp.increment))
-    if not sizes or sizes[-1] + ramp.increment != full:
-        raise InputError(
-            f"{key}.batch_ramp goes from {ramp.start} by {ramp.increment}, which does not come to "
-            f"{owner}.global_batch_tokens={full}: change one of them."
-        )
-    for size in sizes:
-        if size % config.seq_len:
-            raise InputError(
-                f"{key}.batch_ramp has a batch of {size} tokens, which is not a multiple of "
-                f"{key}.seq_len={config.seq_len}."
-            )
-    return [(size, ramp.tokens // len(sizes)) for size in sizes] + [(full, 0)]
+def _spend(recipe: RecipeConfig, config: StageConfig, tokens: int) -> list[tuple[int, int]]:
+    """Returns (steps, batch tokens) per level, spending `tokens` on whole steps level by level."""
+    levels = []
+    if config.batch_ramp.start:
+        sizes = _ramp_sizes(recipe, config)
+        share = config.batch_ramp.tokens // len(sizes)
+        for batch in sizes:
+            steps = math.ceil(min(share, tokens) / batch)
+            levels.append((steps, batch))
+            tokens = max(0, tokens - steps * batch)
+    batch = _batch_tokens(recipe, config)
+    levels.append((math.ceil(tokens / batch), batch))
+    return [(steps, batch) for steps, batch in levels if steps]
 
 
-def _deal(batches: list[tuple[int, int]], tokens: int) -> list[tuple[int, int]]:
-    """(steps, batch) of each level: a budget of tokens spent level by level in whole steps."""
-    dealt = []
-    for batch, share in batches[:-1]:
-        steps = math.ceil(min(share, tokens) / batch)
-        dealt.append((steps, batch))
-        tokens = max(0, tokens - steps * batch)
-    dealt.append((math.ceil(tokens / batches[-1][0]), batches[-1][0]))
-    return [(steps, batch) for steps, batch in dealt if steps]
+def _samples(levels: list[tuple[int, int]], seq_len: int) -> int:
+    return sum(steps * batch for steps, batch in levels) // seq_len

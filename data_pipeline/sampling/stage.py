@@ -1,0 +1,64 @@
+"""A stage as the order of samples needs it, and the rule on its lengths that follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from conf.errors import InputError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training with one sequence length and one mixture of sources.
+
+    Attributes:
+        seq_len: Sequence length in tokens.
+        samples: Number of samples of that length.
+        weights: Weight per source; need not sum to 1.
+        planned_samples: Samples that the stage was started with, if it is ended early; else None.
+    """
+
+    seq_len: int
+    samples: int
+    weights: dict[str, float]
+    planned_samples: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.planned_samples is not None and self.planned_samples < self.samples:
+            raise InputError(
+                f"planned_samples={self.planned_samples}: fewer than the {self.samples} samples of "
+                "the stage. Only a stage that is ended early has planned samples."
+            )
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the stage, rounded up to whole steps."""
+        return self.samples * self.seq_len
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the stage as `order.json` stores it."""
+        planned = {} if self.planned_samples is None else {"planned": self.planned_samples}
+        return {
+            "seq_len": self.seq_len,
+            "samples": self.samples,
+            "weights": self.weights,
+            **planned,
+        }
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Stage:
+        """Returns the stage that `to_json` described."""
+        return cls(fields["seq_len"], fields["samples"], fields["weights"], fields.get("planned"))
+
+
+def check_atom(stages: Sequence[Stage], atom: int) -> None:
+    """Raises InputError if an atom is not a whole number of sequences in every stage."""
+    for number, stage in enumerate(stages):
+        if atom % stage.seq_len:
+            raise InputError(
+                f"stage {number} has sequences of {stage.seq_len} tokens, which do not divide the "
+                f"atom of {atom} (the longest sequence of the plan). Change seq_len, or set "
+                "recipe.atom_tokens to a multiple of all of them."
+            )

@@ -1,0 +1,80 @@
+"""What training adds to a stage of a recipe: learning rate, precision and RoPE base."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from conf.errors import InputError, one_of
+from data_pipeline.sampling.recipe import RecipeConfig, ScheduledStage, StageConfig
+
+
+@dataclass
+class StageRate:
+    """Learning rate of a stage, in place of that of `optim`: from `start` to `end` over its tokens.
+
+    shape: constant, linear, cosine or sqrt (1 - sqrt of the progress); null for the run's rate.
+    start: Rate at the start; null for the rate at which the previous stage ended.
+    end: Rate at the end; null for a constant rate.
+    """
+
+    shape: str | None = None
+    start: float | None = None
+    end: float | None = None
+
+
+@dataclass
+class TrainingStageConfig(StageConfig):
+    """Configuration of one stage of a recipe: the keys of `StageConfig`, and those of training.
+
+    rope_theta: Base of the rotary position embedding; null for the model's.
+    learning_rate: Learning rate of the stage.
+    precision: Precision of the stage; null for the run's.
+    """
+
+    rope_theta: float | None = None
+    learning_rate: StageRate = field(default_factory=StageRate)
+    precision: str | None = None
+
+
+@dataclass
+class TrainingRecipeConfig(RecipeConfig):
+    """Configuration of a recipe with training settings; see `RecipeConfig` for its keys."""
+
+    # A narrower value type: nothing adds stages after the config is composed.
+    stages: dict[str, TrainingStageConfig] = field(  # type: ignore[assignment]
+        default_factory=dict
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, stage in self.stages.items():
+            key = f"recipe.stages.{name}"
+            if stage.rope_theta is not None and not stage.rope_theta > 0:
+                raise InputError(
+                    f"{key}.rope_theta={stage.rope_theta}: expected more than 0, or null for the "
+                    "model's."
+                )
+            _check_rate(stage.learning_rate, f"{key}.learning_rate")
+
+
+def training_config(stage: ScheduledStage) -> TrainingStageConfig:
+    """Returns the training settings of a stage, whose plan must be of a `TrainingRecipeConfig`."""
+    if not isinstance(stage.config, TrainingStageConfig):
+        raise TypeError(f"stage '{stage.name}' has no training settings")
+    return stage.config
+
+
+def _check_rate(rate: StageRate, key: str) -> None:
+    if rate.shape is None:
+        if rate != StageRate():
+            raise InputError(f"{key} has no shape. Set {key}.shape, or neither start nor end.")
+        return
+    one_of(f"{key}.shape", rate.shape, ("constant", "linear", "cosine", "sqrt"))
+    if (rate.end is None) != (rate.shape == "constant"):
+        raise InputError(
+            f"{key}.end={rate.end} with {key}.shape={rate.shape}: a constant rate has no end, "
+            "and every other shape needs one."
+        )
+    for name in ("start", "end"):
+        if (value := getattr(rate, name)) is not None and value < 0:
+            raise InputError(f"{key}.{name}={value}: expected 0 or more.")
