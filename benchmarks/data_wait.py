@@ -65,7 +65,7 @@ def make_loader(folder: Path, steps: int) -> Loader:
     stage = StageConfig(SEQ, steps * BATCH_TOKENS, {"web": 1.0})
     sizes = manifest.source_tokens("train")
     plan = StagePlan(RecipeConfig("wait", BATCH_TOKENS, {"all": stage}), sizes)
-    order = SampleOrder(sizes, [stage.order_stage() for stage in plan.stages], 0, 4)
+    order = SampleOrder(sizes, plan.stages, 0, 4)
     reader = BatchReader(manifest, order)
     return Loader(reader, plan, 0, 1, 16 * SEQ, [None], torch.device("cpu"))
 

@@ -119,17 +119,17 @@ def main() -> None:
 def settings(folder: Path, steps: int) -> PretrainConfig:
     """Returns the config of the 19M-parameter model on text, with all checks at their defaults."""
     from conf.wandb_run import LoggerConfig
-    from data_pipeline.sampling.recipe import RecipeConfig, StageConfig
+    from pretrain.recipe import TrainingRecipeConfig, TrainingStageConfig
 
     make_corpus(folder / "data")
-    stage = StageConfig(SEQ, BATCH * SEQ * steps, {"code": 0.5, "prose": 0.5})
+    stage = TrainingStageConfig(SEQ, BATCH * SEQ * steps, {"code": 0.5, "prose": 0.5})
     return PretrainConfig(
         name="monitoring",
         run_dir=str(folder / "run"),
         device="cpu",
         data=DataConfig(folder=str(folder / "data"), max_epochs=1000),
         model=small_model(),
-        recipe=RecipeConfig("monitoring", BATCH * SEQ, {"all": stage}),
+        recipe=TrainingRecipeConfig("monitoring", BATCH * SEQ, {"all": stage}),
         optim=OptimConfig(learning_rate=1e-3, warmup_tokens=BATCH * SEQ),
         parallel=ParallelConfig(micro_batch_tokens=BATCH * SEQ),
         logger=LoggerConfig(wandb="offline"),

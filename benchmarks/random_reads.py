@@ -84,11 +84,12 @@ def make_ours(folder: Path, count: int, options: argparse.Namespace) -> Callable
     import numpy as np
 
     from data_pipeline.sampling.batches import BatchReader
-    from data_pipeline.sampling.order import OrderStage, SampleOrder
+    from data_pipeline.sampling.order import SampleOrder
+    from data_pipeline.sampling.stage import Stage
     from data_pipeline.store.manifest import load_manifest
 
     manifest = load_manifest(folder)
-    stage = OrderStage(SEQ_LEN, count, {"web": 1})
+    stage = Stage(SEQ_LEN, count, {"web": 1})
     reader = BatchReader(manifest, SampleOrder(manifest.source_tokens("train"), [stage], 1))
 
     def read() -> None:

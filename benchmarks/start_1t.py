@@ -98,14 +98,15 @@ def ours(folder: Path) -> dict[str, float]:
     import numpy as np
 
     from data_pipeline.sampling.batches import BatchReader
-    from data_pipeline.sampling.order import OrderStage, SampleOrder
+    from data_pipeline.sampling.order import SampleOrder
+    from data_pipeline.sampling.stage import Stage
     from data_pipeline.store.manifest import load_manifest
 
     before, started = corpora.memory(), time.perf_counter()
     manifest = load_manifest(folder)
     tokens = manifest.source_tokens("train")
     samples = int(0.9 * sum(tokens.values())) // SEQ_LEN
-    stage = OrderStage(SEQ_LEN, samples, {"web": 0.7, "code": 0.3})
+    stage = Stage(SEQ_LEN, samples, {"web": 0.7, "code": 0.3})
     order = SampleOrder(tokens, [stage], seed=0, max_epochs=4, atom=16384)
     reader = BatchReader(manifest, order)
     ready = time.perf_counter()

@@ -17,7 +17,7 @@ from omegaconf import MISSING, OmegaConf
 
 from conf.errors import InputError
 from data_pipeline.sampling.order import SampleOrder
-from data_pipeline.sampling.recipe import plan_of
+from data_pipeline.sampling.recipe import plan_from_mapping
 from data_pipeline.store.corpus import open_corpus, open_stream
 from data_pipeline.store.remote import cached_file
 from data_pipeline.store.shards import ShardIndex
@@ -207,7 +207,7 @@ class RunData:
         `state` tells whether the run has reached the sample. Raises InputError for an unknown
         document.
         """
-        plan = plan_of(self.settings.recipe, self.order.source_tokens)
+        plan = plan_from_mapping(self.settings.recipe, self.order.source_tokens)
         states = {line["step"]: line.get("skipped") for line in self.ledger()}
         found = False
         for source, shard_number, shard, document in self._find(doc):

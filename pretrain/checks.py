@@ -30,6 +30,7 @@ from pretrain.config import (
     ProfileConfig,
 )
 from pretrain.optim import check_optimizer
+from pretrain.recipe import training_config
 from pretrain.stage_network import network_after, network_of_checkpoint
 
 FP8_MULTIPLE = 16
@@ -102,7 +103,7 @@ def sample_order(config: PretrainConfig, plan: StagePlan, manifest: Manifest) ->
     there is."""
     return SampleOrder(
         manifest.source_tokens("train"),
-        [stage.order_stage() for stage in plan.stages],
+        plan.stages,
         config.seed,
         config.data.max_epochs,
         config.recipe.atom_tokens,
@@ -212,7 +213,7 @@ def check_precision(config: PretrainConfig, plan: StagePlan, dp_size: int, job: 
         for level, size in sizes.items():
             micro_batches.setdefault(level.stage, []).append(size)
     for stage in plan.stages:
-        precision, own = config.precision_of(stage), stage.config.precision
+        precision, own = config.precision_of(stage), training_config(stage).precision
         key = f"recipe.stages.{stage.name}.precision"
         if own is not None:
             one_of(key, own, PRECISIONS)
@@ -391,7 +392,7 @@ def check_resume(
     stage, samples = about["position"]["stage"], about["position"]["samples"]
     step = about["step"]
     is_there = step <= plan.total_steps and plan.position(step) == (stage, samples)
-    same = about["order"] == order.fingerprint or order.same_past(was, stage, samples)
+    same = about["order"] == order.fingerprint or order.has_same_history(was, stage, samples)
     if is_there and same:
         check_same_network(about, config.model, plan, str(path))
         return
@@ -403,7 +404,7 @@ def check_resume(
         f"recipe.stages.{name}.tokens={tokens} and add '+recipe.stages.more={stage_more}'."
     )
     if samples * seq_len < tokens:
-        planned = was.stages[stage].planned or was.stages[stage].samples
+        planned = was.stages[stage].planned_samples or was.stages[stage].samples
         advice = (
             f"seed or recipe changed; restore them, use another run_dir, or end stage '{name}' "
             f"here with recipe.stages.{name}.tokens={samples * was.stages[stage].seq_len} "

@@ -9,9 +9,10 @@ from omegaconf import MISSING
 
 from conf.errors import InputError, one_of
 from conf.wandb_run import LoggerConfig
-from data_pipeline.sampling.recipe import RecipeConfig, Stage
+from data_pipeline.sampling.recipe import ScheduledStage
 from model.config import ModelConfig
 from pretrain.health.config import HealthConfig
+from pretrain.recipe import TrainingRecipeConfig, training_config
 
 PRECISIONS = ("fp32", "bf16", "fp8", "fp8_rowwise")
 AUTO = "auto"
@@ -293,7 +294,7 @@ class PretrainConfig:
     gc_every_steps: int = 100
     model: ModelConfig = MISSING
     data: DataConfig = field(default_factory=DataConfig)
-    recipe: RecipeConfig = MISSING
+    recipe: TrainingRecipeConfig = MISSING
     optim: OptimConfig = MISSING
     objective: dict[str, Any] = field(default_factory=lambda: {"name": "cross_entropy"})
     parallel: ParallelConfig = MISSING
@@ -308,6 +309,6 @@ class PretrainConfig:
         one_of("device", self.device, ("auto", "cpu", "cuda"))
         one_of("precision", self.precision, PRECISION_CHOICES)
 
-    def precision_of(self, stage: Stage) -> str:
+    def precision_of(self, stage: ScheduledStage) -> str:
         """Returns the stage's own precision, or the run's."""
-        return stage.config.precision or self.precision
+        return training_config(stage).precision or self.precision

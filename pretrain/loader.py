@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipeline.sampling.batches import Batch, BatchReader, fill_up
+from data_pipeline.sampling.batches import Batch, BatchReader, pad_batches
 from data_pipeline.sampling.dealing import deal_step
 from data_pipeline.sampling.recipe import StagePlan
 from data_pipeline.store.threads import in_thread
@@ -117,7 +117,7 @@ class Loader:
         )
         digest = sum(map(digest_of_samples, real)) & MASK64
         signed = digest - (1 << 64) if digest >> 63 else digest
-        batches = fill_up(real, deal, stage.seq_len, sources)
+        batches = pad_batches(real, deal, stage.seq_len, sources)
         if self.device.type == "cuda":
             for batch in batches:
                 batch.tokens, batch.labels = batch.tokens.pin_memory(), batch.labels.pin_memory()

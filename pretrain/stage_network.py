@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
-from data_pipeline.sampling.recipe import Stage, StagePlan
+from data_pipeline.sampling.recipe import ScheduledStage, StagePlan
 from model.config import ModelConfig
+from pretrain.recipe import training_config
 
 
-def network_of(model: ModelConfig, stage: Stage) -> ModelConfig:
+def network_of(model: ModelConfig, stage: ScheduledStage) -> ModelConfig:
     """Returns the network of a stage; model: that of the run."""
-    return replace(model, rope_theta=stage.rope_theta or model.rope_theta)
+    return replace(model, rope_theta=training_config(stage).rope_theta or model.rope_theta)
 
 
 def network_after(model: ModelConfig, plan: StagePlan, step: int) -> ModelConfig:

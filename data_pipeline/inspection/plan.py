@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import InputError
-from data_pipeline.sampling.order import OrderStage, SampleOrder
-from data_pipeline.sampling.recipe import plan_of
+from data_pipeline.sampling.order import SampleOrder
+from data_pipeline.sampling.recipe import plan_from_mapping
+from data_pipeline.sampling.stage import Stage
 
 GOOD_EPOCHS = 4.0
 """Epochs up to which repeated text costs little (Muennighoff et al., 2023, arXiv 2305.16264)."""
@@ -71,17 +72,17 @@ def plan_recipe(
     A plan that exceeds max_epochs is not refused, because the page shows that. Raises InputError
     for a recipe that is inconsistent or names an unknown source.
     """
-    plan = plan_of(recipe, source_tokens)
-    stages = [_planned(stage.name, stage.order_stage()) for stage in plan.stages]
+    plan = plan_from_mapping(recipe, source_tokens)
+    stages = [_planned(stage.name, stage) for stage in plan.stages]
     order, refused = None, ""
     try:
-        order = SampleOrder(source_tokens, [s.order_stage() for s in plan.stages], seed)
+        order = SampleOrder(source_tokens, plan.stages, seed)
     except InputError as error:
         refused = str(error)
     return Plan(plan.name, stages, dict(source_tokens), order, refused, max_epochs)
 
 
-def _planned(name: str, stage: OrderStage) -> PlannedStage:
+def _planned(name: str, stage: Stage) -> PlannedStage:
     total = sum(stage.weights.values())
     shares = {source: weight / total for source, weight in stage.weights.items()}
     tokens = stage.samples * stage.seq_len

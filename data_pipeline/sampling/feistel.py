@@ -1,8 +1,8 @@
-"""Keyed permutations computed one index at a time: no index arrays, no start-up.
+"""Keyed permutations that are evaluated one index at a time, without index arrays.
 
-A Feistel network of six rounds over the smallest even number of bits that holds the range, with
-cycle walking back into it (Black and Rogaway, 2002). Affine maps are not enough: sorted sources
-come out of them looking unshuffled. The round function is splitmix64's mixer (Steele et al., 2014).
+They are Feistel networks of six rounds over the smallest even number of bits that holds the range,
+with cycle walking back into it (Black and Rogaway, 2002). The round function is splitmix64's mixer
+(Steele et al., 2014). Affine maps are not enough: sorted sources would still look sorted.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ GOLDEN = 0x9E3779B97F4A7C15
 
 
 def derive_key(*parts: str | int) -> int:
-    """A 64-bit key from names and numbers, the same on every machine and in every process."""
+    """Returns a 64-bit key from names and numbers, the same on every machine and process."""
     digest = hashlib.sha256(json.dumps(parts).encode()).digest()
     return int.from_bytes(digest[:8], "little")
 
 
 def mix(x: UInts) -> UInts:
-    """splitmix64's finaliser: a bijection of 64-bit numbers."""
+    """Applies the finalizer of splitmix64, a bijection of 64-bit numbers."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -35,10 +35,10 @@ def mix(x: UInts) -> UInts:
 def permute(
     index: NDArray[np.int64], size: NDArray[np.int64] | int, key: UInts | int
 ) -> NDArray[np.int64]:
-    """Where each index goes in a permutation of range(size) that is chosen by key.
+    """Returns the image of each index under the permutation of range(size) selected by key.
 
-    index, size and key broadcast against each other: every element may have a range and a key of
-    its own. 0 <= index < size < 2**62.
+    index, size and key are broadcast, so that every element may have its own range and key.
+    0 <= index < size < 2**62.
     """
     return _walk(index, size, key, _network)
 
@@ -46,7 +46,7 @@ def permute(
 def unpermute(
     index: NDArray[np.int64], size: NDArray[np.int64] | int, key: UInts | int
 ) -> NDArray[np.int64]:
-    """The inverse: what `permute` of the same size and key sends to each index."""
+    """Returns the inverse of `permute` with the same size and key."""
     return _walk(index, size, key, _inverse_network)
 
 
@@ -56,13 +56,13 @@ def _walk(
     key: UInts | int,
     network: Callable[[UInts, UInts, UInts], UInts],
 ) -> NDArray[np.int64]:
-    """Applies the network until every index is in its range again."""
+    """Applies the network to each index until the result is in its range."""
     broadcast = np.broadcast_arrays(
         np.asarray(index, np.uint64), np.asarray(size, np.uint64), np.asarray(key, np.uint64)
     )
     index_, size_, key_ = (array.ravel() for array in broadcast)
     bits = np.ceil(np.log2(np.maximum(size_, 2).astype(np.float64))).astype(np.uint64)
-    bits += ((np.uint64(1) << bits) < size_).astype(np.uint64)  # where the float rounded down
+    bits += ((np.uint64(1) << bits) < size_).astype(np.uint64)  # if the float was rounded down
     half = (bits + np.uint64(1)) // np.uint64(2)
     out = network(index_, half, key_)
     outside = np.flatnonzero(out >= size_)
@@ -77,7 +77,7 @@ def _round_key(key: UInts, number: int) -> UInts:
 
 
 def _network(x: UInts, half: UInts, key: UInts) -> UInts:
-    """The permutation of 2 * half bits."""
+    """Permutes numbers of 2 * half bits."""
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = x >> half, x & mask
     for number in range(ROUNDS):
@@ -86,7 +86,7 @@ def _network(x: UInts, half: UInts, key: UInts) -> UInts:
 
 
 def _inverse_network(x: UInts, half: UInts, key: UInts) -> UInts:
-    """The rounds of `_network` undone, the last one first."""
+    """Inverts the rounds of `_network`, starting with the last."""
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = x >> half, x & mask
     for number in reversed(range(ROUNDS)):

@@ -1,8 +1,8 @@
-"""Which source serves the t-th atom of a stage, in closed form and in whole numbers.
+"""Decides which source serves the t-th atom of a stage, in closed form and in integers.
 
 The sources split t one after the other: the first takes round(t * w_1), the next its share of the
-rest, and so on. Each count grows by 0 or 1 when t does, and together they are t: so exactly one
-source grows, and it serves atom t. The shares are met at every point to about one atom.
+rest, and so on. When t grows by 1, each count grows by 0 or 1, and the counts sum to t. So exactly
+one source grows, and it serves atom t. At every t, the counts match the weights to about one atom.
 """
 
 from __future__ import annotations
@@ -14,17 +14,21 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 UNITS = 2**24
-"""Weights are whole multiples of 1 / UNITS; t * UNITS fits 63 bits up to 5e11 atoms."""
+"""Weights are multiples of 1 / UNITS. t * UNITS fits 63 bits up to 5e11 atoms."""
 
 
 class Mixture:
-    """weights: one a source, 0 or more, not all 0; they need not sum to 1."""
+    """Mixture of sources with given weights.
+
+    Args:
+        weights: (sources,) 0 or more, not all 0; need not sum to 1.
+    """
 
     def __init__(self, weights: Sequence[float]) -> None:
         self.units = _whole_units(weights)
 
     def counts(self, t: Ints) -> Ints:
-        """Atoms of each source among the first t: (sources, *t.shape), summing to t."""
+        """Returns the atoms per source among the first t, (sources, *t.shape), which sum to t."""
         rest = np.asarray(t, np.int64).copy()
         left = UNITS
         counts = np.zeros((len(self.units), *rest.shape), np.int64)
@@ -36,17 +40,16 @@ class Mixture:
         return counts
 
     def locate(self, t: Ints) -> tuple[Ints, Ints]:
-        """The source of each atom t, and how many of that source's atoms come before it."""
+        """Returns the source of each atom t, and how many atoms of that source precede it."""
         before = self.counts(t)
         source = np.argmax(self.counts(t + 1) - before, axis=0)
         return source, np.take_along_axis(before, source[None], axis=0)[0]
 
     def position(self, source: int, number: Ints) -> Ints:
-        """The inverse of `locate`: the atom t that is the source's `number`-th, counted from 0.
+        """Inverts `locate`: returns the atom t that is the source's `number`-th, counted from 0.
 
-        The source must have a weight above 0. Each step is the smallest solution of the rounding
-        in `counts`: first among what is left for this source, then among what each source before
-        it leaves.
+        The source must have a weight above 0. Each step takes the smallest t that satisfies the
+        rounding in `counts`: first for this source, then for each source before it.
         """
         units = self.units[source]
         before = [u for u in self.units[:source] if u]
@@ -60,13 +63,13 @@ class Mixture:
 
 
 def _whole_units(weights: Sequence[float]) -> list[int]:
-    """Whole units that sum to UNITS (largest remainders); no weight above 0 is lost."""
+    """Rounds weights to integers that sum to UNITS (largest remainders), at least 1 if above 0."""
     total = sum(weights)
     exact = [weight / total * UNITS for weight in weights]
     units = [max(1, int(share)) if share > 0 else 0 for share in exact]
     by_remainder = sorted(range(len(units)), key=lambda i: (units[i] - exact[i], i))
     missing = UNITS - sum(units)
-    if missing < 0:  # tiny weights were raised to one unit: the largest pays
+    if missing < 0:  # tiny weights were raised to one unit at the cost of the largest
         units[max(range(len(units)), key=lambda i: units[i])] += missing
     else:
         for i in [i for i in by_remainder if exact[i] > 0][:missing]:

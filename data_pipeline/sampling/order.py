@@ -1,8 +1,8 @@
 """The order of samples: sample i of a stage is a pure function of (sources, stages, seed, i).
 
 It is the composition of three steps, each of which can be evaluated for one index and inverted.
-Example: the sources `web` (17 tokens) and `code` (9 tokens), atoms of 4 tokens, and one stage with
-sequences of 2 tokens and weights 2:1. w4 is the part of `web` that starts at its token 4.
+Example: the sources `web` (17 tokens) and `code` (9 tokens), atoms of 4 tokens, one stage with
+sequences of 2 tokens and weights 2:1, seed 0. w4 is the part of `web` that starts at its token 4.
 
     atoms, 4 tokens      w0 w4 w8 w12           c0 c4      the last token is only ever a label
     1. mixture, 2:1      web  code  web  web   code  web   the source of atom t

@@ -12,7 +12,7 @@ from omegaconf import MISSING
 
 from conf.errors import InputError, one_of
 from data_pipeline.sampling.dealing import Deal, blank_note
-from data_pipeline.sampling.recipe import RecipeConfig, Stage, StagePlan
+from data_pipeline.sampling.recipe import ScheduledStage, StagePlan
 from data_pipeline.store.corpus import open_corpus
 from launch.plan.cluster import ClusterConfig
 from launch.plan.speed import Step, StepTime, model_flops_utilization, step_time
@@ -24,6 +24,7 @@ from pretrain.config import PRECISION_CHOICES, OptimConfig, ParallelConfig
 from pretrain.planning.layouts import GIB, Machine, Need, Option, options
 from pretrain.planning.memory import optimizer_bytes, parameter_shapes
 from pretrain.preflight import train_tokens
+from pretrain.recipe import TrainingRecipeConfig, training_config
 
 DAY = 86_400
 GOOD_EPOCHS = 4.0
@@ -55,7 +56,7 @@ class PlanConfig:
 
     model: ModelConfig = MISSING
     init_from: str | None = None
-    recipe: RecipeConfig = MISSING
+    recipe: TrainingRecipeConfig = MISSING
     optim: OptimConfig = MISSING
     parallel: ParallelConfig = MISSING
     cluster: ClusterConfig = MISSING
@@ -103,7 +104,7 @@ class Span:
 class StageOutlook:
     """One stage on the best layout. times: of a step, at best and usual."""
 
-    stage: Stage
+    stage: ScheduledStage
     precision: str
     times: tuple[StepTime, StepTime]
     tokens_per_second: Span
@@ -264,7 +265,7 @@ def source_tokens(config: PlanConfig) -> dict[str, int]:
 def stage_outlook(
     config: PlanConfig,
     plan: StagePlan,
-    stage: Stage,
+    stage: ScheduledStage,
     option: Option,
     calibration: Calibration | None,
     state_bytes: float,
@@ -273,7 +274,7 @@ def stage_outlook(
 
     state_bytes: of the optimizer per parameter.
     """
-    precision = stage.config.precision or config.precision
+    precision = training_config(stage).precision or config.precision
     level = max(
         (level for level in plan.levels if level.stage == stage.index), key=lambda x: x.steps
     )

@@ -137,7 +137,7 @@ def _plan(run_dir: Path) -> tuple[int | None, int | None]:
     """Tokens and steps of the whole run, as its config plans them."""
     from omegaconf import OmegaConf
 
-    from data_pipeline.sampling.recipe import plan_of
+    from data_pipeline.sampling.recipe import plan_from_mapping
 
     for path in (run_dir / "config.yaml", run_dir / "slurm" / "config.yaml"):
         if path.exists():
@@ -145,7 +145,8 @@ def _plan(run_dir: Path) -> tuple[int | None, int | None]:
             recipe = config["recipe"]
             # How many tokens a source has changes no batch.
             mixtures = [stage.get("mixture") or {} for stage in recipe["stages"].values()]
-            plan = plan_of(recipe, {name: 1 for mixture in mixtures for name in mixture} or {"": 1})
+            sources = {name: 1 for mixture in mixtures for name in mixture} or {"": 1}
+            plan = plan_from_mapping(recipe, sources)
             return plan.total_tokens, plan.total_steps
     return None, None
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from conf.errors import InputError
-from data_pipeline.sampling.batches import fill_up, held_out_batches, held_out_samples
+from data_pipeline.sampling.batches import held_out_batches, held_out_samples, pad_batches
 from data_pipeline.sampling.dealing import Deal
 from eval.inloop.evaluator import evaluate
 from pretrain.config import ValidationConfig
@@ -61,7 +61,7 @@ class Validation(Hook):
                 self.config.tokens,
                 deal.share(trainer.dp_rank),
             )
-            mine = fill_up(real, deal, seq_len, 1)
+            mine = pad_batches(real, deal, seq_len, 1)
             score = evaluate(trainer.model, mine, self.token_bytes, trainer.processes.device, group)
             scores[source] = {
                 "loss": score.loss,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from data_pipeline.sampling.recipe import Stage, StagePlan
+from data_pipeline.sampling.recipe import ScheduledStage, StagePlan
 from pretrain.config import OptimConfig
+from pretrain.recipe import training_config
 
 SHAPES: dict[str, Callable[[float], float]] = {
     "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
@@ -21,7 +22,10 @@ def learning_rate(config: OptimConfig, plan: StagePlan, tokens: int) -> float:
     """The rate for the step that ends at `tokens` consumed tokens: its stage's own where the recipe
     gives one, else that of `optim` over the whole plan."""
     stage = next(stage for stage in plan.stages if tokens <= stage.first_token + stage.tokens)
-    rate, progress = stage.config.learning_rate, (tokens - stage.first_token) / stage.tokens
+    rate, progress = (
+        training_config(stage).learning_rate,
+        (tokens - stage.first_token) / stage.tokens,
+    )
     if rate.shape is None:
         return run_rate(config, tokens, plan.total_tokens)
     start = _rate_before(config, plan, stage) if rate.start is None else rate.start
@@ -29,7 +33,7 @@ def learning_rate(config: OptimConfig, plan: StagePlan, tokens: int) -> float:
     return end + (start - end) * SHAPES[rate.shape](progress)
 
 
-def _rate_before(config: OptimConfig, plan: StagePlan, stage: Stage) -> float:
+def _rate_before(config: OptimConfig, plan: StagePlan, stage: ScheduledStage) -> float:
     """The rate that the stage before ends with; the run's top where there is none."""
     return learning_rate(config, plan, stage.first_token) if stage.index else config.learning_rate
 

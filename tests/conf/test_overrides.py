@@ -15,13 +15,13 @@ from omegaconf.errors import OmegaConfBaseException
 from conf.entry import sentence
 from conf.errors import InputError
 from conf.overrides import compose_command, groups_of, readable, store_schema
-from data_pipeline.sampling.recipe import StageConfig
 from data_pipeline.text.corpus import TokenizeConfig
 from eval.chat.generate import GenerateConfig
 from finetune.config import DpoConfig, SftConfig
 from launch.plan.outlook import PlanConfig
 from launch.slurm.settings import SlurmConfig
 from pretrain.config import PretrainConfig
+from pretrain.recipe import TrainingStageConfig
 
 SCHEMAS: dict[str, type] = {
     "pretrain": PretrainConfig,
@@ -191,7 +191,7 @@ def test_a_stage_of_ones_own(arguments):
     assert list(recipe.stages) == ["short", "long", "more"]
     more = recipe.stages.more
     assert (more.seq_len, more.tokens, more.mixture) == (128, 4096, {"code": 1})
-    assert set(more) == {field.name for field in fields(StageConfig)}
+    assert set(more) == {field.name for field in fields(TrainingStageConfig)}
 
 
 def test_a_source_of_ones_own():

@@ -17,7 +17,8 @@ from conf.errors import InputError
 from data_pipeline.import_shards.command import import_shards
 from data_pipeline.import_shards.config import ImportConfig
 from data_pipeline.sampling.batches import BatchReader
-from data_pipeline.sampling.order import OrderStage, SampleOrder
+from data_pipeline.sampling.order import SampleOrder
+from data_pipeline.sampling.stage import Stage
 from data_pipeline.store.manifest import load_manifest
 from data_pipeline.store.verify import VerifyConfig, check_folder
 from data_pipeline.tokenizing.documents import document_names, read_documents
@@ -283,7 +284,7 @@ def test_samples_know_their_documents(adopt, tmp_path):
     """Sequences of a document are one text to the reader: only documents end a label."""
     megatron_pair(tmp_path / "in" / "a", documents())
     manifest = adopt(path=str(tmp_path / "in"))
-    order = SampleOrder(manifest.source_tokens("train"), [OrderStage(64, 8, {"text": 1.0})], 0)
+    order = SampleOrder(manifest.source_tokens("train"), [Stage(64, 8, {"text": 1.0})], 0)
     batch = BatchReader(manifest, order).read(0, range(8))
     no_label = (batch.labels == -100).numpy()
     after_eos = (batch.tokens == EOS).numpy()

@@ -11,14 +11,15 @@ import pytest
 
 from conf.errors import InputError
 from data_pipeline.sampling.batches import BatchReader
-from data_pipeline.sampling.order import OrderStage, SampleOrder
+from data_pipeline.sampling.order import SampleOrder
+from data_pipeline.sampling.stage import Stage
 from data_pipeline.tokenizing.documents import read_documents
 from data_pipeline.tokenizing.tokenizer import load_tokenizer
 from data_pipeline.trace import RunData, WhereConfig, where
 
 STAGES = {
-    "short": OrderStage(32, 120, {"code": 3, "prose": 1}),
-    "long": OrderStage(128, 45, {"code": 1}),
+    "short": Stage(32, 120, {"code": 3, "prose": 1}),
+    "long": Stage(128, 45, {"code": 1}),
 }
 LINES = [
     {"step": 1, "stage": "short", "first_sample": 0, "samples": 60, "digest": "x"},

@@ -11,7 +11,6 @@ from omegaconf import OmegaConf
 
 from conf.entry import CONF_DIR
 from conf.errors import InputError
-from data_pipeline.sampling.recipe import RecipeConfig, StageConfig
 from launch.plan import tables
 from launch.plan.cluster import ClusterConfig
 from launch.plan.outlook import PlanConfig, look_ahead
@@ -20,6 +19,7 @@ from launch.plan.speed import Step, step_time
 from model.config import ModelConfig
 from model.flops import parameters
 from pretrain.config import OptimConfig, ParallelConfig
+from pretrain.recipe import TrainingRecipeConfig, TrainingStageConfig
 
 
 def chosen(group, name, schema):
@@ -47,7 +47,7 @@ def mpt(hidden, layers):
 def config(**changes):
     base = PlanConfig(
         model=model("danube_1_8b"),
-        recipe=chosen("recipe", "danube_1t", RecipeConfig),
+        recipe=chosen("recipe", "danube_1t", TrainingRecipeConfig),
         optim=OptimConfig(learning_rate=1e-3),
         parallel=ParallelConfig(),
         cluster=cluster("h100"),
@@ -131,7 +131,9 @@ def test_danubes_trillion():
 
 def test_tinyllamas_three_trillion():
     """About 90 days on 16 A100 of 40 GB."""
-    recipe = RecipeConfig("tinyllama", 2**21, {"all": StageConfig(2048, 3 * 10**12)})
+    recipe = TrainingRecipeConfig(
+        "tinyllama", 2**21, {"all": TrainingStageConfig(2048, 3 * 10**12)}
+    )
     outlook = look_ahead(
         config(model=model("tinyllama_1_1b"), recipe=recipe, cluster=cluster("a100_40", 2))
     )
@@ -187,12 +189,12 @@ def test_what_does_not_fit_is_refused():
 
 
 def test_warnings(corpus):
-    short = RecipeConfig("short", 2**16, {"all": StageConfig(2048, 10**6)})
+    short = TrainingRecipeConfig("short", 2**16, {"all": TrainingStageConfig(2048, 10**6)})
     found = look_ahead(config(recipe=short, cluster=cluster("h100", 8), data=str(corpus.folder)))
     said = "\n".join(found.warnings)
     assert "The window of 4,096 is never reached: the longest sequence has 2,048" in said
     assert "Source 'code' is read" in said
-    uneven = RecipeConfig("uneven", 17 * 2048, {"all": StageConfig(2048, 10**6)})
+    uneven = TrainingRecipeConfig("uneven", 17 * 2048, {"all": TrainingStageConfig(2048, 10**6)})
     found = look_ahead(config(recipe=uneven, cluster=cluster("h100", 2)))
     layouts = {layout.option.name: layout for layout in found.layouts}
     assert layouts["FSDP 16"].option.blank == pytest.approx(1 - 17 / 32)
@@ -200,10 +202,10 @@ def test_warnings(corpus):
     best = found.best.option
     assert best.blank < 1 - 17 / 32
     assert (
-        f"In the layout {best.name} {best.blank:.1%} of the sequences that are computed are blank "
+        f"In the layout {best.name} {best.blank:.1%} of the computed sequences are blank "
         "(stage 'all': 17 of a step in"
     ) in "\n".join(found.warnings)
-    small = RecipeConfig("small", 2**15, {"all": StageConfig(512, 10**6)})
+    small = TrainingRecipeConfig("small", 2**15, {"all": TrainingStageConfig(512, 10**6)})
     found = look_ahead(config(recipe=small, cluster=cluster("h100", 8)))
     assert "A GPU forwards 2,048 tokens at a time" in "\n".join(found.warnings)
     assert not look_ahead(config()).warnings

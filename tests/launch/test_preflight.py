@@ -12,7 +12,6 @@ import pytest
 from omegaconf import OmegaConf
 
 from conf.errors import InputError
-from data_pipeline.sampling.recipe import RecipeConfig
 from launch import local
 from launch.slurm.check import check_job
 from launch.slurm.settings import Cluster, SlurmConfig, SlurmSettings
@@ -20,6 +19,7 @@ from launch.training import Training
 from launch.ui.commands import Form, Started, train
 from pretrain.checks import Job, device_of
 from pretrain.preflight import preflight, train_tokens
+from pretrain.recipe import TrainingRecipeConfig
 from tests.pretrain.test_bad_input import CASES
 from tests.runs import arguments, settings
 
@@ -126,7 +126,7 @@ def test_the_device_of_a_run():
 def test_sources_without_a_corpus_are_endless():
     stages = {"a": {"seq_len": 64, "tokens": 128, "mixture": {"web": 1.0}}}
     stated = {"name": "r", "global_batch_tokens": 64, "stages": stages}
-    recipe: Any = OmegaConf.to_object(OmegaConf.merge(RecipeConfig, stated))
+    recipe: Any = OmegaConf.to_object(OmegaConf.merge(TrainingRecipeConfig, stated))
     assert list(train_tokens(recipe, None)) == ["web"]
 
 

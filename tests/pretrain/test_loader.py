@@ -31,9 +31,7 @@ def manifest(corpus, tmp_path_factory):
 def make_plan(manifest, stages, batch=4096, seed=0):
     """A plan and a reader of it."""
     plan = StagePlan(RecipeConfig("r", batch, stages), manifest.source_tokens("train"))
-    order = SampleOrder(
-        manifest.source_tokens("train"), [stage.order_stage() for stage in plan.stages], seed
-    )
+    order = SampleOrder(manifest.source_tokens("train"), plan.stages, seed)
     return plan, BatchReader(manifest, order)
 
 

@@ -11,12 +11,13 @@ from transformers import AutoModelForCausalLM
 from conf.chat import ChatTemplate
 from conf.errors import InputError
 from data_pipeline.sampling.batches import held_out_batches
-from data_pipeline.sampling.recipe import RecipeConfig, StageConfig, StagePlan
+from data_pipeline.sampling.recipe import StagePlan
 from eval.scores.perplexity import padded, score, segments
 from model.config import ModelConfig
 from pretrain.checkpoints import files
 from pretrain.checks import check_same_network
 from pretrain.export import ExportConfig, export
+from pretrain.recipe import TrainingRecipeConfig, TrainingStageConfig
 from pretrain.stage_network import network_after, network_of_checkpoint
 from tests.runs import arguments, records
 
@@ -101,10 +102,10 @@ def test_a_replay_of_the_first_step_of_a_stage_has_its_network(run):
 
 def test_a_stage_that_was_begun_keeps_its_network():
     model = ModelConfig("m", "llama", 64, 32, 32, 1, 2, 2, max_seq_len=64)
-    recipe = RecipeConfig(
+    recipe = TrainingRecipeConfig(
         "r",
         64,
-        {"a": StageConfig(64, 640), "b": StageConfig(64, 640, rope_theta=5e5)},
+        {"a": TrainingStageConfig(64, 640), "b": TrainingStageConfig(64, 640, rope_theta=5e5)},
     )
     plan = StagePlan(recipe, {"text": 10_000})
     assert network_after(model, plan, 10).rope_theta == 1e4
@@ -121,7 +122,7 @@ def test_a_stage_that_was_begun_keeps_its_network():
 
 @pytest.mark.parametrize("base", [0.0, -1.0, float("nan")])
 def test_a_base_is_above_0(base):
-    with pytest.raises(InputError, match=r"recipe.stages.a.rope_theta=.*, expected more than 0"):
-        RecipeConfig("r", 64, {"a": StageConfig(64, 640, rope_theta=base)})
+    with pytest.raises(InputError, match=r"recipe.stages.a.rope_theta=.*: expected more than 0"):
+        TrainingRecipeConfig("r", 64, {"a": TrainingStageConfig(64, 640, rope_theta=base)})
     with pytest.raises(InputError, match=r"model.rope_theta=.*, expected more than 0"):
         ModelConfig("m", "llama", 64, 32, 32, 1, 2, 2, max_seq_len=64, rope_theta=base)

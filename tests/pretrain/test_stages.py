@@ -7,30 +7,33 @@ from omegaconf import OmegaConf
 
 from conf.entry import CONF_DIR
 from conf.errors import InputError
-from data_pipeline.sampling.recipe import BatchRamp, RecipeConfig, StageConfig, StagePlan, StageRate
+from data_pipeline.sampling.recipe import BatchRamp, StagePlan
 from pretrain.checks import check_batches
 from pretrain.config import ParallelConfig
+from pretrain.recipe import StageRate, TrainingRecipeConfig, TrainingStageConfig
 
 SOURCES = {"web": 3_000_000, "code": 1_000_000}
 
 
-def recipe(**stages: StageConfig) -> RecipeConfig:
-    return RecipeConfig(name="r", global_batch_tokens=4096, stages=stages)
+def recipe(**stages: TrainingStageConfig) -> TrainingRecipeConfig:
+    return TrainingRecipeConfig(name="r", global_batch_tokens=4096, stages=stages)
 
 
 def test_danubes_trillion():
     stages = {
-        f"s{seq_len}": StageConfig(seq_len, tokens)
+        f"s{seq_len}": TrainingStageConfig(seq_len, tokens)
         for seq_len, tokens in ((2048, 7 * 10**11), (4096, 10**11), (8192, 10**11), (16384, 10**11))
     }
-    plan = StagePlan(RecipeConfig("danube", 1_179_648, stages), {"web": 10**12})
+    plan = StagePlan(TrainingRecipeConfig("danube", 1_179_648, stages), {"web": 10**12})
     assert [level.samples_per_step for level in plan.levels] == [576, 288, 144, 72]
     assert plan.total_steps == pytest.approx(847_700, rel=1e-3)
     assert plan.batches == [1_179_648]
 
 
 def test_steps_belong_to_stages_without_a_gap():
-    plan = StagePlan(recipe(a=StageConfig(512, 10_000), b=StageConfig(1024, 8192)), SOURCES)
+    plan = StagePlan(
+        recipe(a=TrainingStageConfig(512, 10_000), b=TrainingStageConfig(1024, 8192)), SOURCES
+    )
     assert [(s.first_step, s.end_step) for s in plan.stages] == [(0, 3), (3, 5)]
     assert [plan.at(step).name for step in range(5)] == ["a", "a", "a", "b", "b"]
     assert plan.total_tokens == 5 * 4096
@@ -40,7 +43,7 @@ RAMP = BatchRamp(start=1024, increment=1024, tokens=9216)
 
 
 def test_a_ramp_gives_every_size_its_share():
-    plan = StagePlan(recipe(a=StageConfig(512, 20_000, batch_ramp=RAMP)), SOURCES)
+    plan = StagePlan(recipe(a=TrainingStageConfig(512, 20_000, batch_ramp=RAMP)), SOURCES)
     assert [(x.steps, x.tokens_per_step) for x in plan.levels] == [
         (3, 1024),
         (2, 2048),
@@ -60,7 +63,7 @@ def test_steps_take_all_samples_of_a_plan_in_order(budgets, ramps, batches):
     """Every sample of every stage is in one step, the steps' tokens add up, and a sample's step is
     found from its number."""
     stages = {
-        f"s{number}": StageConfig(
+        f"s{number}": TrainingStageConfig(
             512 * 2 ** (number % 2),
             tokens,
             batch_ramp=ramps[number],
@@ -86,43 +89,46 @@ def test_steps_take_all_samples_of_a_plan_in_order(budgets, ramps, batches):
 
 
 def test_a_stage_that_ends_early_keeps_the_steps_that_it_took():
-    long = StagePlan(recipe(a=StageConfig(512, 30_000, batch_ramp=RAMP)), SOURCES)
-    ended = StageConfig(512, long.tokens_at(4), batch_ramp=RAMP, planned_tokens=30_000)
-    short = StagePlan(recipe(a=ended, b=StageConfig(512, 8192)), SOURCES)
+    long = StagePlan(recipe(a=TrainingStageConfig(512, 30_000, batch_ramp=RAMP)), SOURCES)
+    ended = TrainingStageConfig(512, long.tokens_at(4), batch_ramp=RAMP, planned_tokens=30_000)
+    short = StagePlan(recipe(a=ended, b=TrainingStageConfig(512, 8192)), SOURCES)
     assert [short.samples_at(s) for s in range(4)] == [long.samples_at(s) for s in range(4)]
     assert short.at(4).name == "b"
     assert short.stages[0].planned_samples == long.stages[0].samples
 
 
 def test_without_a_mixture_the_sources_weigh_their_tokens():
-    plan = StagePlan(recipe(a=StageConfig(512, 4096)), SOURCES)
+    plan = StagePlan(recipe(a=TrainingStageConfig(512, 4096)), SOURCES)
     assert plan.stages[0].weights == {"web": 3_000_000, "code": 1_000_000}
 
 
 @pytest.mark.parametrize(
     ("stage", "sentence"),
     [
-        (StageConfig(512, 1, {"wbe": 1.0}), r"names the source 'wbe'.*\(did you mean 'web'\?\)"),
-        (StageConfig(512, 1, {"web": -1.0}), "mixture.web=-1.0, expected 0 or more"),
-        (StageConfig(512, 1, {"web": 0.0}), "has no weight above 0"),
         (
-            StageConfig(500, 1),
+            TrainingStageConfig(512, 1, {"wbe": 1.0}),
+            r"names the source 'wbe'.*\(did you mean 'web'\?\)",
+        ),
+        (TrainingStageConfig(512, 1, {"web": -1.0}), "mixture.web=-1.0: expected 0 or more"),
+        (TrainingStageConfig(512, 1, {"web": 0.0}), "has no weight above 0"),
+        (
+            TrainingStageConfig(500, 1),
             "global_batch_tokens=4096 is not a multiple of recipe.stages.a.seq_len",
         ),
         (
-            StageConfig(8192, 1),
+            TrainingStageConfig(8192, 1),
             "global_batch_tokens=4096 is not a multiple of recipe.stages.a.seq_len",
         ),
         (
-            StageConfig(512, 1, global_batch_tokens=700),
+            TrainingStageConfig(512, 1, global_batch_tokens=700),
             r"recipe.stages.a.global_batch_tokens=700 is not a multiple of",
         ),
         (
-            StageConfig(512, 1, batch_ramp=BatchRamp(1024, 1000, 9000)),
-            r"a.batch_ramp goes from 1024 by 1000, which does not come to recipe.global_batch_t",
+            TrainingStageConfig(512, 1, batch_ramp=BatchRamp(1024, 1000, 9000)),
+            r"a.batch_ramp grows from 1024 by 1000, which does not reach recipe.global_batch_t",
         ),
         (
-            StageConfig(512, 1, batch_ramp=BatchRamp(3840, 128, 9000)),
+            TrainingStageConfig(512, 1, batch_ramp=BatchRamp(3840, 128, 9000)),
             r"a.batch_ramp has a batch of 3840 tokens, which is not a multiple of",
         ),
     ],
@@ -135,16 +141,16 @@ def test_impossible_stages_are_refused(stage, sentence):
 def test_an_empty_recipe_is_refused():
     with pytest.raises(InputError, match=r"recipe.stages is empty"):
         recipe()
-    with pytest.raises(InputError, match=r"recipe.stages.a.tokens=0, expected at least 1"):
-        recipe(a=StageConfig(512, 0))
-    with pytest.raises(InputError, match=r"recipe.stages.a.batch_ramp.start=0, expected at least"):
-        recipe(a=StageConfig(512, 1, batch_ramp=BatchRamp(0, 1, 1)))
+    with pytest.raises(InputError, match=r"recipe.stages.a.tokens=0: expected at least 1"):
+        recipe(a=TrainingStageConfig(512, 0))
+    with pytest.raises(InputError, match=r"recipe.stages.a.batch_ramp.start=0: expected at least"):
+        recipe(a=TrainingStageConfig(512, 1, batch_ramp=BatchRamp(0, 1, 1)))
     with pytest.raises(InputError, match=r"a.learning_rate.end=None with .*shape=linear"):
-        recipe(a=StageConfig(512, 1, learning_rate=StageRate("linear")))
+        recipe(a=TrainingStageConfig(512, 1, learning_rate=StageRate("linear")))
     with pytest.raises(InputError, match=r"shape=linaer: unknown choice \(did you mean 'linear'"):
-        recipe(a=StageConfig(512, 1, learning_rate=StageRate("linaer", end=0.0)))
-    with pytest.raises(InputError, match=r"a.learning_rate has no shape: give"):
-        recipe(a=StageConfig(512, 1, learning_rate=StageRate(end=0.0)))
+        recipe(a=TrainingStageConfig(512, 1, learning_rate=StageRate("linaer", end=0.0)))
+    with pytest.raises(InputError, match=r"a.learning_rate has no shape. Set"):
+        recipe(a=TrainingStageConfig(512, 1, learning_rate=StageRate(end=0.0)))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +169,7 @@ def test_an_empty_recipe_is_refused():
     ],
 )
 def test_batches_that_cannot_be_dealt_out_are_refused(micro, cp, tp, longest, sentence):
-    plan = StagePlan(recipe(a=StageConfig(512, 4096)), SOURCES)
+    plan = StagePlan(recipe(a=TrainingStageConfig(512, 4096)), SOURCES)
     check_batches(plan, ParallelConfig(micro_batch_tokens=2048), 2048)
     with pytest.raises(InputError, match=sentence):
         check_batches(plan, ParallelConfig(micro_batch_tokens=micro, tp=tp, cp=cp), longest)
@@ -181,9 +187,9 @@ def test_batches_that_cannot_be_dealt_out_are_refused(micro, cp, tp, longest, se
 )
 def test_recipes_of_the_model_family(name, trillions, web):
     stated = OmegaConf.load(CONF_DIR / "recipe" / f"{name}.yaml")
-    merged = OmegaConf.merge(OmegaConf.structured(RecipeConfig), stated)
+    merged = OmegaConf.merge(OmegaConf.structured(TrainingRecipeConfig), stated)
     recipe = OmegaConf.to_object(merged)
-    assert isinstance(recipe, RecipeConfig)
+    assert isinstance(recipe, TrainingRecipeConfig)
     plan = StagePlan(recipe, {"web": 10**13, "other": 10**12})
     assert plan.total_tokens == pytest.approx(trillions * 1e12, rel=1e-4)
     if web:

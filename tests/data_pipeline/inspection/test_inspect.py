@@ -206,16 +206,17 @@ def test_plan_in_whole_steps(page, folder):
 def test_pretrain_makes_the_same_plan():
     """The recipe is read twice, here and by the trainer: both must say the same."""
     from data_pipeline.inspection.plan import plan_recipe
-    from data_pipeline.sampling.recipe import RecipeConfig, StageConfig, StagePlan
+    from data_pipeline.sampling.recipe import StagePlan
+    from pretrain.recipe import TrainingRecipeConfig, TrainingStageConfig
 
     tokens = {"code": 500_000, "prose": 900_000}
     recipe = {**RECIPE, "stages": {**RECIPE["stages"]}}
     ended = {"tokens": 32_768, "planned_tokens": 400_000}
     recipe["stages"]["short"] = {**RECIPE["stages"]["short"], **ended}
-    stages = {name: StageConfig(**stage) for name, stage in recipe["stages"].items()}
-    theirs = StagePlan(RecipeConfig("two", 2048, stages), tokens)
+    stages = {name: TrainingStageConfig(**stage) for name, stage in recipe["stages"].items()}
+    theirs = StagePlan(TrainingRecipeConfig("two", 2048, stages), tokens)
     ours: Any = plan_recipe(recipe, tokens, 5, 4.0)
-    order = SampleOrder(tokens, [stage.order_stage() for stage in theirs.stages], 5)
+    order = SampleOrder(tokens, theirs.stages, 5)
     assert ours.order.to_json() == order.to_json()
 
 

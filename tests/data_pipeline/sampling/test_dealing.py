@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.sampling.batches import (
-    BLANK_DOCUMENT,
+    BLANK_DOCUMENT_TOKENS,
     IGNORED,
-    empty,
-    fill_up,
+    empty_batch,
     held_out_batches,
     held_out_samples,
-    pad,
+    pad_batches,
+    pad_rows,
 )
 from data_pipeline.sampling.dealing import Deal
 
@@ -58,7 +58,7 @@ def test_held_out_samples_are_dealt_without_losing_one(corpus, ranks, rows):
     assert sum(len(batch.tokens) for batch in whole) == count == 20
     deal = Deal.of(count, ranks, rows)
     dealt = [
-        fill_up(
+        pad_batches(
             held_out_batches(corpus, "code", 64, deal.rows, 1300, deal.share(rank)), deal, 64, 1
         )
         for rank in range(ranks)
@@ -72,9 +72,9 @@ def test_held_out_samples_are_dealt_without_losing_one(corpus, ranks, rows):
 @pytest.mark.parametrize("seq_len", [32, 320])
 def test_blank_samples_have_no_targets_and_short_documents(corpus, seq_len):
     whole = next(held_out_batches(corpus, "code", seq_len, 3, 10_000))
-    for batch in (whole, empty(seq_len, 2)):
+    for batch in (whole, empty_batch(seq_len, 2)):
         real = len(batch.tokens)
-        padded = pad(batch, real + 4)
+        padded = pad_rows(batch, real + 4)
         assert torch.equal(padded.tokens[:real], batch.tokens)
         assert torch.equal(padded.labels[:real], batch.labels)
         assert (padded.labels[real:] == IGNORED).all()
@@ -85,15 +85,17 @@ def test_blank_samples_have_no_targets_and_short_documents(corpus, seq_len):
         assert (lengths >= 0).all()
         assert (int(starts[0]), int(starts[-1])) == (0, total)
         assert set(range(0, total, seq_len)) <= set(starts.tolist())
-        assert int(lengths[starts[:-1] >= real * seq_len].max()) <= min(seq_len, BLANK_DOCUMENT)
+        assert int(lengths[starts[:-1] >= real * seq_len].max()) <= min(
+            seq_len, BLANK_DOCUMENT_TOKENS
+        )
         before = batch.cu_seqlens[batch.cu_seqlens < real * seq_len]
         assert torch.equal(starts[: len(before)], before)
         assert padded.samples is batch.samples
         assert padded.documents is batch.documents
-    assert pad(whole, len(whole.tokens)) is whole
+    assert pad_rows(whole, len(whole.tokens)) is whole
 
 
 def test_a_blank_batch_has_the_shape_of_a_real_one(corpus):
     """So that nothing is compiled again for it."""
     whole = next(held_out_batches(corpus, "prose", 256, 4, 10_000))
-    assert pad(empty(256, 2), 4).cu_seqlens.shape == whole.cu_seqlens.shape
+    assert pad_rows(empty_batch(256, 2), 4).cu_seqlens.shape == whole.cu_seqlens.shape

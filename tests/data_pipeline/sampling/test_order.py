@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conf.errors import InputError
+from data_pipeline.sampling import order as order_module
 from data_pipeline.sampling.feistel import derive_key, permute, unpermute
 from data_pipeline.sampling.mixture import UNITS, Mixture
-from data_pipeline.sampling.order import OrderStage, SampleOrder
+from data_pipeline.sampling.order import SampleOrder
+from data_pipeline.sampling.stage import Stage
 
 SEQ_LENS = (8, 16, 32)
 
@@ -23,7 +25,7 @@ def orders(draw, ended_early=False):
     """Orders of one to three sources and one to three stages; with `ended_early` some of these end
     before their time, and the next one has sequences that what is left can be cut into."""
     sources = {f"s{i}": draw(st.integers(200, 40_000)) for i in range(draw(st.integers(1, 3)))}
-    stages: list[OrderStage] = []
+    stages: list[Stage] = []
     for _ in range(draw(st.integers(1, 3))):
         weights = {s: draw(st.sampled_from([0.0, 0.1, 0.3, 1.0, 2.5])) for s in sources}
         weights[next(iter(sources))] += 0.05
@@ -33,7 +35,7 @@ def orders(draw, ended_early=False):
         planned = (
             samples + draw(st.integers(0, 900)) if ended_early and draw(st.booleans()) else None
         )
-        stages.append(OrderStage(seq_len, samples, weights, planned))
+        stages.append(Stage(seq_len, samples, weights, planned))
     return SampleOrder(sources, stages, draw(st.integers(0, 2**40)), atom=32)
 
 
@@ -202,8 +204,8 @@ def test_find_in_a_trillion_tokens():
     order = SampleOrder(
         {"web": 10**12, "code": 10**11},
         [
-            OrderStage(2048, 3 * 10**8, {"web": 0.7, "code": 0.3}, planned=4 * 10**8),
-            OrderStage(2048, 3 * 10**8, {"web": 0.3, "code": 0.7}),
+            Stage(2048, 3 * 10**8, {"web": 0.7, "code": 0.3}, planned_samples=4 * 10**8),
+            Stage(2048, 3 * 10**8, {"web": 0.3, "code": 0.7}),
         ],
         0,
         atom=16384,
@@ -226,8 +228,8 @@ def changes(draw):
     samples = draw(st.integers(1, old.samples))
     shorter = [n for n in SEQ_LENS if n <= old.seq_len]
     weights = {s: draw(st.sampled_from([0.1, 0.3, 1.0, 2.5])) for s in order.sources}
-    later = OrderStage(draw(st.sampled_from(shorter)), draw(st.integers(1, 3000)), weights)
-    ended = replace(old, samples=samples, planned=old.samples)
+    later = Stage(draw(st.sampled_from(shorter)), draw(st.integers(1, 3000)), weights)
+    ended = replace(old, samples=samples, planned_samples=old.samples)
     stages = [*order.stages[:stage], ended, later]
     changed = SampleOrder(order.source_tokens, stages, order.seed, atom=order.atom)
     return order, changed, stage, samples
@@ -244,14 +246,14 @@ def test_a_change_of_mixture_and_length_at_any_point_loses_and_repeats_nothing(c
         old, new = (order.locate(number, np.arange(count)) for order in (before, after))
         for name in ("source", "epoch", "start"):
             assert np.array_equal(getattr(old, name), getattr(new, name))
-    assert before.same_past(after, stage, samples)
-    assert after.same_past(before, stage, samples)
+    assert before.has_same_history(after, stage, samples)
+    assert after.has_same_history(before, stage, samples)
     served: Counter[tuple[int, int, int]] = Counter()
     for number, source, epoch, start in everything(after):
         for unit in range(start // 8, (start + after.stages[number].seq_len) // 8):
             served[source, epoch, unit] += 1
     assert max(served.values()) == 1
-    carried = len(after._carried[stage + 1].source)
+    carried = len(after._remainders[stage + 1].source)
     if after.stages[stage + 1].samples >= carried:  # else the last ones are still to come
         begun = after._first_atom[stage + 1] - after._first_atom[stage]
         total = samples * after.stages[stage].seq_len + carried * after.stages[stage + 1].seq_len
@@ -260,18 +262,18 @@ def test_a_change_of_mixture_and_length_at_any_point_loses_and_repeats_nothing(c
 
 def carried_into(order: SampleOrder, stage: int) -> int:
     """Tokens that a stage took over from the one before it."""
-    return len(order._carried[stage].source) * order.stages[stage].seq_len
+    return len(order._remainders[stage].source) * order.stages[stage].seq_len
 
 
 def test_a_change_that_rewrites_the_past_is_seen():
     sources = {"a": 10**6, "b": 10**6}
-    stage = OrderStage(16, 30_000, {"a": 1, "b": 1})
-    order = SampleOrder(sources, [stage, OrderStage(32, 100, {"a": 1})], 7)
-    later = OrderStage(32, 100, {"b": 1})
+    stage = Stage(16, 30_000, {"a": 1, "b": 1})
+    order = SampleOrder(sources, [stage, Stage(32, 100, {"a": 1})], 7)
+    later = Stage(32, 100, {"b": 1})
 
     def past(new, samples=9000, number=0, tokens=sources, seed=7, atom=32):
         other = SampleOrder(tokens, [new, later], seed, atom=atom)
-        return order.same_past(other, number, samples)
+        return order.has_same_history(other, number, samples)
 
     assert past(stage)  # only what comes later is another
     assert past(replace(stage, samples=40_000))  # longer, and the window under way is whole
@@ -288,22 +290,20 @@ def test_a_change_that_rewrites_the_past_is_seen():
 
 def test_an_early_end_before_longer_sequences_must_be_at_a_window():
     sources = {"a": 10**7}
-    longer = OrderStage(32, 500, {"a": 1})
-    short = OrderStage(16, 1000, {"a": 1}, planned=9000)
+    longer = Stage(32, 500, {"a": 1})
+    short = Stage(16, 1000, {"a": 1}, planned_samples=9000)
     with pytest.raises(
-        InputError, match=r"longer \(32 tokens after 16\): end it at a multiple of 512"
+        InputError, match=r"longer sequences \(32 tokens after 16\)\. End it at a multiple of 512"
     ):
         SampleOrder(sources, [short, longer], 0)
     SampleOrder(sources, [replace(short, samples=1024), longer], 0)
     SampleOrder(sources, [short, replace(longer, seq_len=16), longer], 0)
-    with pytest.raises(InputError, match="planned with 900 samples, fewer than the 1000"):
-        SampleOrder(sources, [replace(short, planned=900)], 0)
+    with pytest.raises(InputError, match="planned_samples=900: fewer than the 1000"):
+        SampleOrder(sources, [replace(short, planned_samples=900)], 0)
 
 
 def test_an_early_end_survives_json():
-    order = SampleOrder(
-        {"a": 10**5}, [OrderStage(16, 100, {"a": 1}, 3000), OrderStage(8, 900, {"a": 1})], 0
-    )
+    order = SampleOrder({"a": 10**5}, [Stage(16, 100, {"a": 1}, 3000), Stage(8, 900, {"a": 1})], 0)
     again = SampleOrder.from_json(order.to_json())
     assert again.fingerprint == order.fingerprint
     assert np.array_equal(
@@ -317,9 +317,9 @@ def _before(order: SampleOrder, stage: int) -> int:
 
 def test_editing_a_later_stage_leaves_the_past_alone():
     sources = {"a": 100_000, "b": 50_000}
-    first = OrderStage(16, 1000, {"a": 1, "b": 1})
-    one = SampleOrder(sources, [first, OrderStage(32, 500, {"a": 1})], 7)
-    other = SampleOrder(sources, [first, OrderStage(8, 900, {"a": 0.2, "b": 0.8})], 7, atom=32)
+    first = Stage(16, 1000, {"a": 1, "b": 1})
+    one = SampleOrder(sources, [first, Stage(32, 500, {"a": 1})], 7)
+    other = SampleOrder(sources, [first, Stage(8, 900, {"a": 0.2, "b": 0.8})], 7, atom=32)
     samples = np.arange(1000)
     assert np.array_equal(one.locate(0, samples).start, other.locate(0, samples).start)
     assert np.array_equal(one.locate(0, samples).source, other.locate(0, samples).source)
@@ -327,7 +327,7 @@ def test_editing_a_later_stage_leaves_the_past_alone():
 
 
 def test_the_seed_and_the_names_decide():
-    stage = OrderStage(16, 500, {"a": 1})
+    stage = Stage(16, 500, {"a": 1})
     samples = np.arange(500)
     starts = [
         SampleOrder({"a": 50_000}, [stage], seed).locate(0, samples).start.tolist()
@@ -341,8 +341,8 @@ def test_a_trillion_tokens_cost_nothing():
     order = SampleOrder(
         {"web": 6 * 10**12, "code": 10**12},
         [
-            OrderStage(2048, 3 * 10**8, {"web": 0.9, "code": 0.1}),
-            OrderStage(16384, 6 * 10**6, {"web": 0.6, "code": 0.4}),
+            Stage(2048, 3 * 10**8, {"web": 0.9, "code": 0.1}),
+            Stage(16384, 6 * 10**6, {"web": 0.6, "code": 0.4}),
         ],
         0,
         max_epochs=1,
@@ -353,23 +353,43 @@ def test_a_trillion_tokens_cost_nothing():
 
 
 def test_too_many_epochs_are_refused_with_source_and_figures():
-    stages = [OrderStage(16, 1000, {"a": 1, "b": 1})]
-    with pytest.raises(InputError, match=r"source 'b' .* \(2,000 tokens there\), more than"):
+    stages = [Stage(16, 1000, {"a": 1, "b": 1})]
+    with pytest.raises(InputError, match=r"source 'b' .* \(2,000 tokens\), more than"):
         SampleOrder({"a": 100_000, "b": 2_000}, stages, 0, max_epochs=4)
     SampleOrder({"a": 100_000, "b": 2_000}, stages, 0, max_epochs={"a": 1, "b": 5})
 
 
 def test_stages_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match="sequences of 24 tokens, which do not divide the atom"):
-        SampleOrder({"a": 9999}, [OrderStage(24, 5, {"a": 1}), OrderStage(32, 5, {"a": 1})], 0)
+        SampleOrder({"a": 9999}, [Stage(24, 5, {"a": 1}), Stage(32, 5, {"a": 1})], 0)
     with pytest.raises(InputError, match="source 'a' has 32 tokens, fewer than one atom of 32"):
-        SampleOrder({"a": 32}, [OrderStage(32, 1, {"a": 1})], 0)
-    SampleOrder({"a": 33}, [OrderStage(32, 1, {"a": 1})], 0)
+        SampleOrder({"a": 32}, [Stage(32, 1, {"a": 1})], 0)
+    SampleOrder({"a": 33}, [Stage(32, 1, {"a": 1})], 0)
 
 
 @pytest.mark.parametrize("sample", [-1, 10, 500])
 def test_a_sample_outside_of_its_stage_is_refused(sample):
     """Beyond the last window there is no range to permute: it would walk for ever."""
-    order = SampleOrder({"a": 9999}, [OrderStage(16, 10, {"a": 1})], 0)
+    order = SampleOrder({"a": 9999}, [Stage(16, 10, {"a": 1})], 0)
     with pytest.raises(IndexError, match="stage 0 has samples 0 to 9, asked for"):
         order.locate(0, np.array([3, sample]))
+
+
+def test_the_example_in_the_module_header():
+    order = SampleOrder({"web": 17, "code": 9}, [Stage(2, 12, {"web": 2, "code": 1})], 0, atom=4)
+    source, number = order._mixtures[0].locate(np.arange(6))
+    atoms = 4 * permute(number, order._atoms[source], order._epoch_key(source, 0 * source))
+    located = order.locate(0, np.arange(12))
+
+    def names(sources, starts):
+        return [f"{order.sources[i][0]}{at}" for i, at in zip(sources, starts, strict=True)]
+
+    pieces = np.add.outer(atoms, [0, 2]).ravel()
+    header = " ".join(str(order_module.__doc__).split())
+    for row in (
+        [order.sources[index] for index in source],
+        names(source, atoms),
+        names(np.repeat(source, 2), pieces),
+        names(located.source, located.start),
+    ):
+        assert " ".join(row) in header

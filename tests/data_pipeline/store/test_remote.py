@@ -13,7 +13,8 @@ import torch
 
 from conf.errors import EXIT_STORAGE, InputError
 from data_pipeline.sampling.batches import BatchReader, held_out_batches
-from data_pipeline.sampling.order import OrderStage, SampleOrder
+from data_pipeline.sampling.order import SampleOrder
+from data_pipeline.sampling.stage import Stage
 from data_pipeline.store import block_cache, storage
 from data_pipeline.store.block_cache import BlockCache, shared_cache
 from data_pipeline.store.checksums import BLOCK_BYTES
@@ -59,7 +60,7 @@ def upload(s3):
 
 def plan(manifest, samples=200):
     return SampleOrder(
-        manifest.source_tokens("train"), [OrderStage(64, samples, {"code": 2, "prose": 1})], 3
+        manifest.source_tokens("train"), [Stage(64, samples, {"code": 2, "prose": 1})], 3
     )
 
 
@@ -271,7 +272,7 @@ def test_an_id_beyond_the_vocabulary_is_refused(corpus, upload, tmp_path):
     documents[12][34] = 60_000
     upload(corpus_of(tmp_path / "c", corpus, [documents]).folder)
     manifest = open_corpus(URL)
-    order = SampleOrder(manifest.source_tokens("train"), [OrderStage(50, 79, {"a": 1})], 0)
+    order = SampleOrder(manifest.source_tokens("train"), [Stage(50, 79, {"a": 1})], 0)
     with pytest.raises(
         InputError, match=r"a-00000\.bin holds token id 60000 at token 1234, outside"
     ):
@@ -286,7 +287,7 @@ def test_masks_are_read_too(corpus, upload, tmp_path):
     there, here = open_corpus(URL), change_manifest(folder, {})
     upload(folder)
     there = open_corpus(URL)
-    order = SampleOrder({"a": 2000}, [OrderStage(32, 60, {"a": 1})], 0)
+    order = SampleOrder({"a": 2000}, [Stage(32, 60, {"a": 1})], 0)
     batch = BatchReader(here, order).read(0, range(60))
     same(BatchReader(there, order).read(0, range(60)), batch)
     assert int((batch.labels == -100).sum()) > 32 * 60 // 3

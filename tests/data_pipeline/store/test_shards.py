@@ -14,7 +14,8 @@ import xxhash
 
 from conf.errors import InputError
 from data_pipeline.sampling.batches import IGNORED, BatchReader, held_out_batches
-from data_pipeline.sampling.order import OrderStage, SampleOrder
+from data_pipeline.sampling.order import SampleOrder
+from data_pipeline.sampling.stage import Stage
 from data_pipeline.store import shards
 from data_pipeline.store.checksums import BLOCK_BYTES
 from data_pipeline.store.corpus import open_stream
@@ -60,9 +61,7 @@ def test_the_stream_is_what_megatron_reads(corpus, source):
 
 
 def test_batches_hold_tokens_labels_and_documents(corpus):
-    order = SampleOrder(
-        corpus.source_tokens("train"), [OrderStage(64, 500, {"code": 1, "prose": 1})], 3
-    )
+    order = SampleOrder(corpus.source_tokens("train"), [Stage(64, 500, {"code": 1, "prose": 1})], 3)
     reader = BatchReader(corpus, order)
     numbers = np.array([0, 7, 499])
     batch = reader.read(0, numbers)
@@ -83,9 +82,7 @@ def test_batches_hold_tokens_labels_and_documents(corpus):
 
 
 def test_any_grouping_of_samples_gives_the_same_rows(corpus):
-    order = SampleOrder(
-        corpus.source_tokens("train"), [OrderStage(32, 256, {"code": 3, "prose": 1})], 3
-    )
+    order = SampleOrder(corpus.source_tokens("train"), [Stage(32, 256, {"code": 3, "prose": 1})], 3)
     reader = BatchReader(corpus, order)
     whole = reader.read(0, np.arange(64)).tokens
     for size in (1, 3, 16):
@@ -94,7 +91,7 @@ def test_any_grouping_of_samples_gives_the_same_rows(corpus):
 
 
 def test_cu_seqlens_keep_their_length(corpus):
-    order = SampleOrder(corpus.source_tokens("train"), [OrderStage(64, 600, {"code": 1})], 3)
+    order = SampleOrder(corpus.source_tokens("train"), [Stage(64, 600, {"code": 1})], 3)
     reader = BatchReader(corpus, order)
     lengths = {len(reader.read(0, range(i, i + 8)).cu_seqlens) for i in range(0, 600, 8)}
     assert len(lengths) == 1
@@ -110,7 +107,7 @@ def test_held_out_batches_are_consecutive(corpus):
 
 def batches_of(manifest, count=600):
     """Every sample of a plan that reads all of `code`, batch by batch."""
-    order = SampleOrder(manifest.source_tokens("train"), [OrderStage(64, count, {"code": 1})], 3)
+    order = SampleOrder(manifest.source_tokens("train"), [Stage(64, count, {"code": 1})], 3)
     reader = BatchReader(manifest, order)
     return [reader.read(0, range(i, i + 8)) for i in range(0, count, 8)]
 
@@ -256,7 +253,7 @@ def test_an_id_beyond_the_vocabulary_is_refused_with_shard_and_offset(dtype, cor
     wrong = -7 if dtype == "int32" else 60_000
     documents[12][34] = wrong
     manifest = corpus_of(tmp_path / "c", corpus, [documents[:5], documents[5:]], dtype=dtype)
-    order = SampleOrder(manifest.source_tokens("train"), [OrderStage(50, 79, {"a": 1})], 0)
+    order = SampleOrder(manifest.source_tokens("train"), [Stage(50, 79, {"a": 1})], 0)
     reader = BatchReader(manifest, order)
     held = order.locate(0, np.arange(79)).start == 1200
     reader.read(0, np.flatnonzero(~held)[:60])
@@ -294,7 +291,7 @@ def test_masked_tokens_are_read_and_not_predicted(corpus, tmp_path):
     corpus_of(folder, corpus, [documents[:40], documents[40:]])
     write_mask(folder / "train/a-00001", mask[2000:])
     manifest = change_manifest(folder, {})
-    order = SampleOrder({"a": 4000}, [OrderStage(64, 62, {"a": 1})], 1)
+    order = SampleOrder({"a": 4000}, [Stage(64, 62, {"a": 1})], 1)
     batch = BatchReader(manifest, order).read(0, range(62))
     for row, start in enumerate(order.locate(0, np.arange(62)).start):
         assert np.array_equal(batch.tokens[row], tokens[start : start + 64])
@@ -318,14 +315,14 @@ def test_padding_has_no_loss_and_is_a_document_of_its_own(pad_id, corpus, tmp_pa
     manifest = corpus_of(
         tmp_path / "c", corpus, [[first, second, third]], packed=[8, 16], tokenizer=tokenizer
     )
-    order = SampleOrder({"a": 48}, [OrderStage(16, 2, {"a": 1})], 0)
+    order = SampleOrder({"a": 48}, [Stage(16, 2, {"a": 1})], 0)
     starts = order.locate(0, np.arange(2)).start.tolist()
     batch = BatchReader(manifest, order).read(0, [starts.index(0), starts.index(16)])
     i = IGNORED
     assert batch.labels[0].tolist() == [6, 7, 2, i, 9, 2, i, 11, 12, 2, i, i, i, i, i, i]
     assert batch.labels[1].tolist() == [*range(21, 36), i]  # not the document that comes next
     assert batch.cu_seqlens.unique().tolist() == [0, 4, 7, 11, 16, 32]
-    order = SampleOrder({"a": 48}, [OrderStage(8, 5, {"a": 1})], 0)
+    order = SampleOrder({"a": 48}, [Stage(8, 5, {"a": 1})], 0)
     starts = order.locate(0, np.arange(5)).start.tolist()
     batch = BatchReader(manifest, order).read(0, [starts.index(0), starts.index(8)])
     assert batch.labels.tolist() == [[6, 7, 2, i, 9, 2, i, 11], [12, 2, i, i, i, i, i, i]]

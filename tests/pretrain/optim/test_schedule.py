@@ -3,9 +3,10 @@
 import pytest
 
 from conf.errors import InputError
-from data_pipeline.sampling.recipe import RecipeConfig, StageConfig, StagePlan, StageRate
+from data_pipeline.sampling.recipe import StagePlan
 from pretrain.config import OptimConfig
 from pretrain.optim.schedule import learning_rate, run_rate
+from pretrain.recipe import StageRate, TrainingRecipeConfig, TrainingStageConfig
 
 DANUBE = OptimConfig(learning_rate=2e-4, min_learning_rate=1e-5, warmup_tokens=1000)
 
@@ -62,18 +63,18 @@ def test_bad_settings_are_refused():
 
 def plan_of(*stages):
     named = {f"s{number}": stage for number, stage in enumerate(stages)}
-    return StagePlan(RecipeConfig("r", 100, named), {"a": 1000})
+    return StagePlan(TrainingRecipeConfig("r", 100, named), {"a": 1000})
 
 
 def test_a_stage_has_a_rate_of_its_own():
     """A constant stage holds what it finds, a falling one goes on from there; stages without a
     rate follow the run's."""
     plan = plan_of(
-        StageConfig(10, 1000),
-        StageConfig(10, 1000, learning_rate=StageRate("constant")),
-        StageConfig(10, 1000, learning_rate=StageRate("linear", end=0.0)),
-        StageConfig(10, 1000, learning_rate=StageRate("cosine", start=1.0, end=0.5)),
-        StageConfig(10, 1000),
+        TrainingStageConfig(10, 1000),
+        TrainingStageConfig(10, 1000, learning_rate=StageRate("constant")),
+        TrainingStageConfig(10, 1000, learning_rate=StageRate("linear", end=0.0)),
+        TrainingStageConfig(10, 1000, learning_rate=StageRate("cosine", start=1.0, end=0.5)),
+        TrainingStageConfig(10, 1000),
     )
     run = OptimConfig(learning_rate=2.0, schedule="linear")
     rates = [learning_rate(run, plan, tokens) for tokens in range(500, 5001, 500)]
@@ -81,5 +82,5 @@ def test_a_stage_has_a_rate_of_its_own():
 
 
 def test_the_first_stage_starts_at_the_runs_top():
-    plan = plan_of(StageConfig(10, 1000, learning_rate=StageRate("linear", end=0.0)))
+    plan = plan_of(TrainingStageConfig(10, 1000, learning_rate=StageRate("linear", end=0.0)))
     assert learning_rate(OptimConfig(learning_rate=2.0), plan, 500) == 1.0

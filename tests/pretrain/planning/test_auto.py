@@ -11,7 +11,7 @@ import torch.distributed as dist
 import yaml
 
 from conf.errors import InputError
-from data_pipeline.sampling.recipe import RecipeConfig, StageConfig, StagePlan
+from data_pipeline.sampling.recipe import StagePlan
 from model.config import ModelConfig
 from pretrain.config import ParallelConfig
 from pretrain.planning.auto import available_memory, pick_layout, settle_parallel
@@ -27,6 +27,7 @@ from pretrain.planning.layouts import (
 )
 from pretrain.planning.memory import Sizes
 from pretrain.processes import start
+from pretrain.recipe import TrainingRecipeConfig, TrainingStageConfig
 from tests.model.test_counts import load
 from tests.runs import arguments, ledger, records, settings
 
@@ -41,8 +42,8 @@ def need(model: ModelConfig, seq_lens=(2048,), batch=None, **changes) -> Need:
 
 def plan_of(batch, seq_lens):
     """Ten steps of each sequence length."""
-    stages = {f"s{n}": StageConfig(n, 10 * batch) for n in seq_lens}
-    return StagePlan(RecipeConfig("r", batch, stages), {"all": 10**9})
+    stages = {f"s{n}": TrainingStageConfig(n, 10 * batch) for n in seq_lens}
+    return StagePlan(TrainingRecipeConfig("r", batch, stages), {"all": 10**9})
 
 
 def test_it_takes_the_simplest_that_fits():
@@ -115,7 +116,7 @@ def test_what_does_not_fit_is_said():
 
 def test_sizes_that_are_given_too_are_refused(corpus, tmp_path):
     config = settings(corpus.folder, tmp_path, parallel="auto", parallel__tp=2)
-    recipe = RecipeConfig("r", 2048, {"s": StageConfig(64, 2048)})
+    recipe = TrainingRecipeConfig("r", 2048, {"s": TrainingStageConfig(64, 2048)})
     machine = Machine(1, 1, 1 << 40, "cpu")
     with pytest.raises(InputError, match=r"parallel.tp=2 is given, but parallel=auto picks it"):
         pick_layout(config, StagePlan(recipe, {"a": 10_000}), machine)
@@ -187,7 +188,7 @@ def test_a_micro_batch_is_kept_until_the_layout_changes(command, corpus, tmp_pat
     tokens, _, why = start(6, 3)
     assert tokens == 768  # 11 of 32 sequences of 64, and 6 of 16 of 128
     assert any(reason.startswith("parallel.micro_batch_tokens=auto takes 768: ") for reason in why)
-    assert any("of the sequences that are computed are blank" in reason for reason in why)
+    assert any("of the computed sequences are blank" in reason for reason in why)
     assert json.loads((run_dir / "env.json").read_text())["blank_share"] == pytest.approx(
         1 - 4096 / (33 * 64 + 18 * 128)
     )

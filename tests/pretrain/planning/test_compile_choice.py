@@ -7,16 +7,21 @@ import torch
 
 from conf.errors import InputError
 from conf.machine import Verdict
-from data_pipeline.sampling.recipe import RecipeConfig, StageConfig, StagePlan
+from data_pipeline.sampling.recipe import StagePlan
 from pretrain.checks import Job, check_precision
 from pretrain.config import ParallelConfig
 from pretrain.planning import compile_choice
 from pretrain.planning.compile_choice import choose_compile, decide, missing_compiler
 from pretrain.processes import Processes
+from pretrain.recipe import TrainingRecipeConfig, TrainingStageConfig
 from tests.runs import settings
 
-PLAN = StagePlan(RecipeConfig("r", 2048, {"a": StageConfig(64, 20480)}), {"all": 10**9})
-LONG = StagePlan(RecipeConfig("r", 2048, {"a": StageConfig(64, 10**12)}), {"all": 10**13})
+PLAN = StagePlan(
+    TrainingRecipeConfig("r", 2048, {"a": TrainingStageConfig(64, 20480)}), {"all": 10**9}
+)
+LONG = StagePlan(
+    TrainingRecipeConfig("r", 2048, {"a": TrainingStageConfig(64, 10**12)}), {"all": 10**13}
+)
 
 
 @pytest.fixture
