@@ -202,8 +202,8 @@ def test_warnings(corpus):
     best = found.best.option
     assert best.blank < 1 - 17 / 32
     assert (
-        f"In the layout {best.name} {best.blank:.1%} of the computed sequences are blank "
-        "(stage 'all': 17 of a step in"
+        f"In the layout {best.name} {best.blank:.1%} of the computed sequences are blank, "
+        "because the batch does not divide evenly over the ranks (stage 'all': 17 samples of a step"
     ) in "\n".join(found.warnings)
     small = TrainingRecipeConfig("small", 2**15, {"all": TrainingStageConfig(512, 10**6)})
     found = look_ahead(config(recipe=small, cluster=cluster("h100", 8)))

@@ -261,7 +261,7 @@ def test_recipes_that_do_not_fit(message, page, folder):
     with pytest.raises(InputError) as error:
         page(data=str(folder), recipe={**RECIPE, "stages": {"short": stage}})
     assert message in str(error.value)
-    with pytest.raises(InputError, match="expected global_batch_tokens, and stages with"):
+    with pytest.raises(InputError, match="Expected global_batch_tokens, and stages with"):
         page(data=str(folder), recipe={"stages": {}})
 
 
