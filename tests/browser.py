@@ -1,4 +1,4 @@
-"""A page in headless Chromium, driven over its DevTools protocol: enough to type, read and look."""
+"""Drives a page in headless Chromium over DevTools: types, reads, takes screenshots."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OPTIONS += ["--disable-dev-shm-usage", "--password-store=basic", "--remote-debug
 
 
 class Page:
-    """One tab. Times out after `seconds` where it waits."""
+    """One tab. Waiting raises an error after `seconds`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, socket: Any, seconds: float) -> None:
         self.loop, self.socket, self.seconds = loop, socket, limit(seconds)
@@ -50,13 +50,13 @@ class Page:
                     return message["result"]
 
     def js(self, expression: str) -> Any:
-        """The value of an expression on the page."""
+        """Returns the value of an expression on the page."""
         return self.call("Runtime.evaluate", expression=expression, returnByValue=True)[
             "result"
         ].get("value")
 
     def open(self, address: str, width: int = 1280, height: int = 900) -> None:
-        """Goes to a page, at a size in CSS pixels."""
+        """Opens a page, at a size in CSS pixels."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -68,14 +68,14 @@ class Page:
         self.wait("document.readyState == 'complete'")
 
     def wait(self, condition: str) -> None:
-        """Until an expression is true."""
+        """Waits until an expression is true."""
         end = time.monotonic() + self.seconds
         while not self.js(condition):
             assert time.monotonic() < end, f"still not: {condition}\n{self.text()[:2000]}"
             time.sleep(0.1)
 
     def text(self) -> str:
-        """What the page reads."""
+        """Returns the text of the page."""
         return self.js("document.body ? document.body.innerText : ''") or ""
 
     def type(self, selector: str, text: str) -> None:
@@ -93,13 +93,13 @@ class Page:
             )
 
     def screenshot(self, path: Path) -> None:
-        """What is to be seen now."""
+        """Saves a screenshot of the visible part."""
         shot = self.call("Page.captureScreenshot", format="png")
         path.write_bytes(base64.b64decode(shot["data"]))
 
 
 def chromium() -> str:
-    """The browser's program, installed where that is possible; skips where it is not."""
+    """Returns the browser's program, installed if possible; skips the test otherwise."""
     found = [name for name in NAMES if shutil.which(name)]
     if not found:
         reason = debian.why_not(NAMES[:1], "chromium", "fonts-dejavu-core")
@@ -110,7 +110,7 @@ def chromium() -> str:
 
 @contextmanager
 def page(seconds: float = 60) -> Iterator[Page]:
-    """A tab in a browser of its own; skips, saying why, where there can be none."""
+    """Opens a tab in a new browser; skips the test, with the reason, if there is none."""
     program = chromium()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         command = [program, *OPTIONS, f"--user-data-dir={folder}", "about:blank"]

@@ -28,7 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks as slow what starts commands or servers through a fixture."""
+    """Marks tests as slow that start commands or servers through a fixture."""
     for item in items:
         if STARTS_PROCESSES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
@@ -36,8 +36,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Lets the time limit of a test, a marker's or that of pyproject.toml, grow with the machine;
-    one of the command line is taken as it is."""
+    """Lets the time limit of a test grow with the slowness of the machine.
+
+    The limit is a marker's or that of pyproject.toml; one from the command line is used unchanged.
+    """
     if item.config.getoption("timeout", None) is None:
         marker = item.get_closest_marker("timeout")
         seconds = marker.args[0] if marker else item.config.getini("timeout")
@@ -48,8 +50,10 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def fresh_command(
     *arguments: str, processes: int = 0, timeout: float = 240, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `python -m ...` (under torchrun with `processes` > 0) from the repository's root, in an
-    interpreter of its own. timeout: in seconds of a fast, idle machine."""
+    """Runs `python -m ...` from the repository's root, in a new interpreter.
+
+    With `processes` > 0 it runs under torchrun. `timeout` is in seconds of a fast, idle machine.
+    """
     command = [sys.executable, "-m"]
     if processes:
         command += [
@@ -71,7 +75,7 @@ def fresh_command(
 
 @pytest.fixture(scope="session")
 def warm() -> Iterator[Warm]:
-    """One process with the slow imports for all tests of a worker."""
+    """One process with the slow imports, shared by all tests of a worker."""
     process = Warm(ROOT, "s3fs")
     yield process
     process.close()
@@ -79,8 +83,10 @@ def warm() -> Iterator[Warm]:
 
 @pytest.fixture(scope="session")
 def command(warm: Warm) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`fresh_command` for tests to which imports do not matter: its processes are forked from one
-    that has made those of the trainer."""
+    """Like `fresh_command`, with processes that are forked from one with the trainer's imports.
+
+    For tests that do not depend on imports.
+    """
 
     def run(
         *arguments: str, processes: int = 0, timeout: float = 240, **environment: str
@@ -98,20 +104,20 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 @pytest.fixture
 def damaged(corpus: Manifest, tmp_path: Path) -> Path:
-    """A copy of the corpus to damage."""
+    """A copy of the corpus, to be damaged."""
     return shutil.copytree(corpus.folder, tmp_path / "corpus")
 
 
 @pytest.fixture(scope="session")
 def s3_session() -> Iterator[S3Server]:
-    """One S3 server on loopback for all tests of a worker."""
+    """One S3 server on loopback, shared by all tests of a worker."""
     with running() as server:
         yield server
 
 
 @pytest.fixture
 def s3(s3_session: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
-    """That server without faults, and retries that do not wait long."""
+    """The S3 server without faults, and with short pauses between retries."""
     s3_session.fail_next, s3_session.stall, s3_session.gets = 0, False, 0
     s3_session.status = "503 Slow Down"
     s3_session.release.clear()

@@ -1,4 +1,4 @@
-"""Small tokenized corpora for tests: real text, one token a byte, written by Megatron-core."""
+"""Small tokenized corpora for tests: real text, one token per byte, written by Megatron-core."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ VOCAB_SIZE = len(SPECIAL) + 256
 
 
 def byte_tokenizer(merges: Sequence[tuple[str, str]] = (), turned: bool = False) -> Tokenizer:
-    """A byte-level tokenizer: an id a byte, after the special tokens, then one a merge. turned:
-    with the bytes in the opposite order."""
+    """Returns a byte-level tokenizer: special tokens, then one id per byte, then one per merge.
+
+    With `turned`, the bytes are in the opposite order.
+    """
     pieces = [*SPECIAL, *sorted(ByteLevel.alphabet(), reverse=turned), *map("".join, merges)]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     tokenizer = Tokenizer(models.BPE(vocabulary, list(merges)))
@@ -63,8 +65,10 @@ def make_corpus(
     held_out: int = 6_000,
     tokenizer: Tokenizer | None = None,
 ) -> Manifest:
-    """A corpus of two sources, `code` and `prose`, from the standard library's own text, in
-    documents of a few hundred tokens and two shards a source."""
+    """Makes a corpus of two sources, `code` and `prose`, from the standard library's own text.
+
+    Documents have a few hundred tokens, and each source has two shards.
+    """
     tokenizer = tokenizer or byte_tokenizer()
     sizes = token_bytes(tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,5 +114,5 @@ def make_corpus(
 
 
 def read_json_lines(path: Path) -> list[dict]:
-    """Lines of a jsonl file."""
+    """Returns the records of a jsonl file."""
     return [json.loads(line) for line in path.read_text().splitlines()]

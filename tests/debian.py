@@ -1,4 +1,4 @@
-"""Programs of Debian's that tests need, on a machine that lacks them."""
+"""Installs Debian programs that tests need, if they are missing."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ LOCK = Path(tempfile.gettempdir(), f"headwater-tests-apt-{os.geteuid()}.lock")
 
 
 def why_not(programs: tuple[str, ...], *packages: str) -> str:
-    """Why programs are not here, empty where they are: as root they are installed by apt-get, once
-    for all workers of pytest."""
+    """Returns why programs are missing, or an empty string if they are available.
+
+    As root they are installed by apt-get, once for all workers of pytest.
+    """
     with LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the next one finds them, and apt-get its own lock free
         said = "" if all(map(shutil.which, programs)) else _install(packages)
@@ -27,7 +29,7 @@ def why_not(programs: tuple[str, ...], *packages: str) -> str:
 
 
 def _install(packages: tuple[str, ...]) -> str:
-    """What apt-get says in the end; lists of packages that are old or missing are renewed."""
+    """Runs apt-get and returns its final message; refreshes package lists if they are outdated."""
     if os.geteuid() or not shutil.which("apt-get"):
         return "as root these tests do it themselves, where there is apt-get"
     install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]

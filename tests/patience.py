@@ -1,9 +1,10 @@
-"""Time limits of tests. They are written for the machine on which the tests were first run, and
-grow with how much slower this one is and with how busy it is: a limit ends what hangs, and its
-length decides about nothing else.
+"""Time limits of tests.
 
-The speed is measured once per session; the workers of pytest-xdist take it from their environment.
-The load is asked for at each call.
+They are written for the machine on which the tests were first run, and grow with how much slower
+and busier this machine is: a limit only ends what hangs.
+
+The speed is measured once per session; the workers of pytest-xdist read it from their environment.
+The load is read at each call.
 """
 
 from __future__ import annotations
@@ -17,22 +18,23 @@ import numpy as np
 VARIABLE = "HEADWATER_TESTS_SLOWNESS"
 LOOPS, LOOPS_SECONDS = 500_000, 0.030
 PRODUCTS, PRODUCTS_SECONDS = 10, 0.022
-"""CPU time of two pieces of work on one core of an AMD EPYC of the fifth generation."""
+"""CPU seconds of two pieces of work on one core of an AMD EPYC of the fifth generation."""
 MOST = 20.0
-"""A load average may be that of another machine, on which many containers run."""
+"""Largest load that counts: the load average may include other containers on the same machine."""
 
 
 def limit(seconds: float) -> float:
-    """Returns how long something may take here for which `seconds` are plenty on an idle, fast
-    machine."""
+    """Returns the time limit for work that takes at most `seconds` on an idle, fast machine."""
     cores = len(os.sched_getaffinity(0))
     busy = max(1.0, os.getloadavg()[0] / cores)
     return seconds * min(slowness() * busy, MOST)
 
 
 def slowness() -> float:
-    """Returns how many times slower this machine computes, at least 1; measures it where neither
-    this process nor one that started it has done so."""
+    """Returns how many times slower this machine computes, at least 1.
+
+    It is measured unless this process or one that started it has done so.
+    """
     if VARIABLE not in os.environ:
         os.environ[VARIABLE] = f"{_measured():.2f}"
     return float(os.environ[VARIABLE])
@@ -45,8 +47,10 @@ def _measured() -> float:
 
 
 def _cpu_seconds(work: Callable[[], object]) -> float:
-    """Returns the least of three: what else runs here shows in the load, and must not count
-    twice."""
+    """Returns the smallest of three measurements.
+
+    Other work on this machine is part of the load, and must not count twice.
+    """
     found = []
     for _ in range(3):
         started = time.process_time()

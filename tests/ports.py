@@ -10,8 +10,11 @@ LOWEST = 10_000
 
 
 def free_port() -> int:
-    """A port that nobody listens on. It lies below those that the kernel gives to connections and
-    to who asks for any: one of them could take it between this look and its use."""
+    """Returns a port that no process listens on.
+
+    It is below those that the kernel assigns to connections and to servers that ask for any port:
+    one of them could take it between this call and its use.
+    """
     of_connections = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
         port = random.SystemRandom().randrange(LOWEST, max(of_connections, LOWEST + 10_000))

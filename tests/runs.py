@@ -37,18 +37,18 @@ SETTINGS = {
     "validation.every_steps": 10,
     "checkpoint.every_steps": 5,
 }
-"""20 steps, the first half with sequences of 64 and the second of 128 tokens, a window of 24."""
+"""Twenty steps, half with sequences of 64 tokens and half with 128, and a window of 24."""
 
 
 def arguments(corpus: Path | str, run_dir: Path, **changes: Any) -> list[str]:
-    """The command line of a run; changes name keys with `__` for the dots."""
+    """Returns the command line of a run; `changes` name keys with `__` for the dots."""
     settings = SETTINGS | {"data.folder": corpus, "run_dir": run_dir, "name": run_dir.name}
     settings |= {key.replace("__", "."): value for key, value in changes.items()}
     return ["pretrain", *(f"{key}={'null' if v is None else v}" for key, v in settings.items())]
 
 
 def settings(corpus: Path | str, run_dir: Path, **changes: Any) -> PretrainConfig:
-    """The config that the same command line composes, for a run in this process."""
+    """Returns the config that the same command line composes, for a run in this process."""
     store_schema("pretrain", PretrainConfig)
     composed = compose_command("pretrain", arguments(corpus, run_dir, **changes)[1:])
     made = OmegaConf.to_object(composed)
@@ -57,11 +57,11 @@ def settings(corpus: Path | str, run_dir: Path, **changes: Any) -> PretrainConfi
 
 
 def records(run_dir: Path, kind: str = "train") -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl of a kind."""
+    """Returns the records of a kind in metrics.jsonl."""
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     return [record for record in map(json.loads, lines) if record["kind"] == kind]
 
 
 def ledger(run_dir: Path) -> list[dict[str, Any]]:
-    """Lines of ledger.jsonl."""
+    """Returns the records of ledger.jsonl."""
     return [json.loads(line) for line in (run_dir / "ledger.jsonl").read_text().splitlines()]

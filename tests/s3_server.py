@@ -1,4 +1,4 @@
-"""An S3 server on loopback (moto), whose answers can be made to fail or to stall."""
+"""An S3 server on loopback (moto) whose responses can fail or stall."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ BUCKET = "bucket"
 class S3Server:
     """Serves moto's S3 on a free port.
 
-    fail_next: so many of the next GETs of objects get `status` (503 is what S3 says when it is
-        busy); stall: they wait for `release` instead. gets: GETs of objects served so far.
+    Attributes:
+        fail_next: Number of next GETs of objects that get `status` (503 means busy).
+        stall: If set, GETs of objects wait for `release`.
+        gets: Number of GETs of objects served so far.
     """
 
     def __init__(self) -> None:
@@ -57,7 +59,7 @@ class S3Server:
         return self._app(environ, start_response)
 
     def environment(self) -> dict[str, str]:
-        """What a process needs in its environment to talk to this server and no other."""
+        """Returns the environment variables of a process that uses this server and no other."""
         return {
             "AWS_ENDPOINT_URL_S3": self.endpoint,
             "AWS_ACCESS_KEY_ID": "test",
@@ -76,7 +78,7 @@ class S3Server:
 
 @contextmanager
 def running() -> Iterator[S3Server]:
-    """A server with an empty bucket; the environment of this process points to it."""
+    """Runs a server with an empty bucket; the environment of this process points to it."""
     from data_pipeline.store import storage
 
     server = S3Server()

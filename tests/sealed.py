@@ -1,4 +1,4 @@
-"""Corpora of tests with what `tokenize` writes beside the shards: checksums, masks, padding."""
+"""Corpora with the additional files that `tokenize` writes: checksums, masks, padding."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from tests.corpora import write_shard
 
 
 def sealed(corpus: Manifest, folder: Path, **fields: Any) -> Manifest:
-    """A copy of a corpus whose shards have checksums and whose documents end in EOS; fields change
-    its manifest further."""
+    """Copies a corpus, with checksums for its shards and documents that end in EOS.
+
+    Further fields change its manifest.
+    """
     shutil.copytree(corpus.folder, folder)
     changes: dict[str, Any] = {"ends_in_eos": True, **fields}
     return change_manifest(folder, changes)
 
 
 def change_manifest(folder: Path, changes: dict[str, Any]) -> Manifest:
-    """Writes `.sums` of all shards and a manifest with these changes."""
+    """Writes `.sums` of all shards and a manifest with the given changes."""
     path = folder / "manifest.json"
     about = json.loads(path.read_text()) | changes
     for sources in about["splits"].values():
@@ -35,13 +37,13 @@ def change_manifest(folder: Path, changes: dict[str, Any]) -> Manifest:
 
 
 def write_sums(prefix: Path) -> None:
-    """The `.sums` of one shard."""
+    """Writes the `.sums` of one shard."""
     parts = [sums.tobytes() for _, sums in read_with_checksums(Path(f"{prefix}.bin"))]
     Path(f"{prefix}.sums").write_bytes(b"".join(parts))
 
 
 def corpus_of(folder: Path, like: Manifest, shards: list[list[list[int]]], **fields: Any):
-    """A corpus of one source `a` with these documents by shard; tokenizer as in `like`."""
+    """Makes a corpus with one source `a`, these documents per shard, and the tokenizer of `like`."""
     folder.mkdir(parents=True)
     for name in ("tokenizer.json", "token_bytes.npy"):
         shutil.copy(like.folder / name, folder / name)
@@ -56,5 +58,5 @@ def corpus_of(folder: Path, like: Manifest, shards: list[list[list[int]]], **fie
 
 
 def write_mask(prefix: Path, mask: np.ndarray) -> None:
-    """The `.mask` of one shard."""
+    """Writes the `.mask` of one shard."""
     Path(f"{prefix}.mask").write_bytes(mask.astype(np.uint8).tobytes())

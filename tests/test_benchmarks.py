@@ -1,4 +1,4 @@
-"""The benchmark for GPUs is proven without one; the sides of a comparison do the same work."""
+"""The GPU benchmark runs without a GPU, and the sides of a comparison do the same work."""
 
 from __future__ import annotations
 

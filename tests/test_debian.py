@@ -1,4 +1,4 @@
-"""What tests need of Debian's is installed once, or said to be missing."""
+"""Debian programs that tests need are installed once, or reported as missing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ esac
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only one where programs are, with an apt-get that knows packages after an update."""
+    """Makes the only folder of PATH, with an apt-get that knows packages after an update."""
     program = tmp_path / "apt-get"
     program.write_text(APT_GET.format(folder=tmp_path))
     program.chmod(0o755)

@@ -1,10 +1,11 @@
-"""Ranks forked from a process that has made the slow imports: a layout costs its steps, not ten
-seconds of imports for each of its processes.
+"""Forks ranks from a process that has made the slow imports.
 
-`python -m tests.warm` reads a JSON line {"arguments", "processes", "folder", "environment",
-"patience"} for each run and answers with the exit codes of its ranks, once all have ended; what
-they said is in <folder>/rank<n>.txt, their errors apart where "apart" says so. The ranks are
-processes as `torchrun` would start them; with "processes" 0 there is one, as `python -m` starts it.
+A layout then costs its steps, and not ten seconds of imports for each of its processes.
+
+`python -m tests.warm` reads one JSON line {"arguments", "processes", "folder", "environment",
+"patience"} per run and answers with the exit codes of its ranks, once all have ended. The output of
+a rank is in <folder>/rank<n>.txt, its errors in a separate file if "apart" is set. The ranks are
+processes like those that `torchrun` starts; with "processes" 0 there is one, like `python -m`.
 """
 
 from __future__ import annotations
@@ -30,20 +31,29 @@ from tests.ports import free_port
 
 TIMEOUT_SECONDS = 240
 GRACE_SECONDS = 1.0
-"""That ranks have to end by themselves after another has failed."""
+"""Seconds in which ranks have to end by themselves after another has failed."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """codes: of all ranks; said: by rank 0."""
+    """The end of a run.
+
+    Attributes:
+        codes: Exit codes of all ranks.
+        said: Output of rank 0.
+    """
 
     codes: list[int]
     said: str
 
 
 class Warm:
-    """The process that forks. modules: that runs will import, beside the trainer; patience: of a
-    run, in seconds of a fast, idle machine."""
+    """The process that forks.
+
+    Attributes:
+        modules: Modules to import in addition to the trainer.
+        patience: Time limit of a run, in seconds of a fast, idle machine.
+    """
 
     def __init__(self, root: Path, *modules: str, patience: float = TIMEOUT_SECONDS) -> None:
         self.patience = patience
@@ -57,7 +67,7 @@ class Warm:
         )
 
     def run(self, arguments: list[str], processes: int, folder: Path, **environment: str) -> Ended:
-        """`torchrun --nproc-per-node processes -m arguments...`; output goes to folder."""
+        """Runs `torchrun --nproc-per-node processes -m arguments...`; writes output to `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         codes = self._ask(
             arguments=arguments,
@@ -71,8 +81,10 @@ class Warm:
     def command(
         self, arguments: list[str], processes: int, timeout: float, environment: dict[str, str]
     ) -> subprocess.CompletedProcess[str]:
-        """`python -m arguments...`, under torchrun with `processes` > 0, and what it said. Raises
-        subprocess.TimeoutExpired."""
+        """Runs `python -m arguments...`, under torchrun with `processes` > 0; returns its output.
+
+        Raises subprocess.TimeoutExpired.
+        """
         with tempfile.TemporaryDirectory() as folder:
             codes = self._ask(
                 arguments=arguments,
@@ -162,7 +174,7 @@ def _file(path: Path) -> int:
 
 
 def _wait(ranks: list[int], grace: float) -> list[int]:
-    """Exit codes; where a rank fails, the others are ended after so many seconds."""
+    """Returns exit codes; if a rank fails, the others are ended after a grace period."""
     codes = dict.fromkeys(ranks, 0)
     left = set(ranks)
     ends = math.inf

@@ -1,8 +1,7 @@
-"""A page held against the program: each command is split as bash does, composed as it would be, and
-put through the checks that need no data; what it reads must be there.
+"""Checks a page: each command is split like bash does, composed, and put through the pure checks.
 
-A path is there where the repository has it, a command before it on the page makes it, or the page
-says that it is the reader's own (`own`).
+The files that it reads have to exist: in the repository, made by an earlier command on the page, or
+declared by the page to be the reader's own (`own`).
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ READS: dict[str, tuple[str, ...]] = {
     "StopConfig": ("run",),
     "UiConfig": (),
 }
-"""What each command reads, by the dataclass of its settings: keys whose values are paths."""
+"""Keys with paths that each command reads, by the dataclass of its settings."""
 MAKES: dict[str, tuple[str, str]] = {
     "TokenizeConfig": ("out", "corpus:code,prose"),
     "data_pipeline InspectConfig": ("out", "file"),
@@ -92,16 +91,18 @@ MAKES: dict[str, tuple[str, str]] = {
     "GenerateConfig": ("out", "file"),
     "ReportConfig": ("out", "file"),
 }
-"""The key that says what a command makes, and the stand-in for it (`sandbox.make`)."""
+"""Key with the path that a command writes, and the stand-in for it (`sandbox.make`)."""
 
 
 @dataclass
 class Checker:
-    """One page in a folder of its own.
+    """Checks the commands of one page in a separate folder.
 
-    own: paths of the reader's, with the kind of stand-in, null for one outside the folder.
-    exempt: commands that are not tried, with the reason.
-    used: those of both that were met. checked: commands that passed.
+    Attributes:
+        own: The reader's paths, with the kind of stand-in; None for one outside the folder.
+        exempt: Commands that are not tried, with the reason.
+        used: The paths and commands of both that the page has.
+        checked: Number of commands that passed.
     """
 
     folder: Path
@@ -111,9 +112,12 @@ class Checker:
     checked: int = 0
 
     def page(self, name: str, text: str, found: list[CommandLine] | None = None) -> list[str]:
-        """Returns what is wrong on a page, a sentence for each command."""
+        """Returns the errors of a page, one sentence per command."""
         found = command_lines(name, text) if found is None else found
-        wrong = [f"{name}: {stray} is no command that was found" for stray in strays(text, found)]
+        wrong = [
+            f"{name}: {stray} looks like a command and was not checked"
+            for stray in strays(text, found)
+        ]
         for path, kind in self.own.items():
             if kind is not None:
                 sandbox.make(self.folder / path, kind)
@@ -130,12 +134,12 @@ class Checker:
         return wrong
 
     def help_for(self, command: CommandLine) -> str:
-        """A sentence that only names a command has it shown, not run."""
+        """Returns ` --help` for a command that a sentence only names, so that it is not run."""
         named = re.fullmatch(r"(?:python|torchrun) -m \w+( \w+)?", command.text)
         return " --help" if command.inline and named else ""
 
     def command(self, line: str) -> None:
-        """Raises InputError where a command line does not work."""
+        """Raises InputError if a command line does not work."""
         found, said = calls(line, self.folder, self.folder.parent / "record")
         if said or not found:
             raise InputError(said or "bash calls nothing that is known.")
@@ -144,7 +148,7 @@ class Checker:
             self.call(words)
 
     def call(self, words: list[str]) -> None:
-        """Raises InputError where a tool does not take its words."""
+        """Raises InputError if a tool does not accept its arguments."""
         tool, *rest = words
         if tool in ("python", "python3"):
             if rest[0] == "-m":
@@ -163,7 +167,7 @@ class Checker:
             raise InputError(f"{tool}: nothing here knows how to check it.")
 
     def module(self, name: str, arguments: list[str], processes: int) -> None:
-        """Composes a command of ours, and checks what it would run."""
+        """Composes a command of the project, and checks what it would run."""
         if name not in STAGES:
             script(f"{name.replace('.', '/')}/__main__.py", arguments)
             return
@@ -171,7 +175,7 @@ class Checker:
             self.settings(settings, processes)
 
     def torchrun(self, words: list[str]) -> None:
-        """Parses its options as torchrun does."""
+        """Parses options like torchrun does."""
         from torch.distributed.run import get_args_parser
 
         try:
@@ -187,7 +191,7 @@ class Checker:
         self.module(given.training_script, given.training_script_args, processes)
 
     def sbatch(self, words: list[str]) -> None:
-        """A script of launch/slurm with arguments for the command in it: eight GPUs a node."""
+        """Checks a script of launch/slurm and the command in it, with eight GPUs per node."""
         options = [word for word in words if word.startswith("--")]
         path, *arguments = [word for word in words if not word.startswith("--")]
         if not (ROOT / path).is_file():
@@ -200,7 +204,7 @@ class Checker:
             self.module("data_pipeline", [stage, *arguments], 1)
 
     def settings(self, settings: Any, processes: int) -> None:
-        """Checks what a command would run with."""
+        """Checks the settings with which a command would run."""
         kind = kind_of(settings)
         if isinstance(settings, PretrainConfig):
             train(settings, processes)
@@ -215,8 +219,10 @@ class Checker:
         self.made(settings)
 
     def launched(self, settings: Any, run: Callable[[Any], None]) -> None:
-        """Runs a command of `launch` without what it would write or submit. What it composes, it
-        composes here."""
+        """Runs a command of `launch` without what it would write or submit.
+
+        The commands that it composes are composed in this process.
+        """
         harmless = {"out": None} if isinstance(settings, PlanConfig) else {"dry_run": True}
         before = list(training.overrides)
         with answering_here() as steps, redirect_stdout(StringIO()):
@@ -227,7 +233,7 @@ class Checker:
                 self.tokenize(step)
 
     def trainings(self, settings: Any) -> Iterator[PretrainConfig]:
-        """The runs behind `--`; those of `local` are checked here."""
+        """Yields the runs after `--`; those of `local` are checked here."""
         if not training.overrides or isinstance(settings, PlanConfig):
             return
         given = [part for part in training.overrides if part not in training.SWEEP]
@@ -244,7 +250,7 @@ class Checker:
         training.overrides[:] = before
 
     def read(self, settings: Any) -> None:
-        """Raises InputError for a path that is not there."""
+        """Raises InputError for a path that does not exist."""
         for key in READS[kind_of(settings)]:
             value = settings
             for part in key.split("."):
@@ -255,7 +261,7 @@ class Checker:
                     self.there(key, path)
 
     def tokenize(self, settings: Any) -> None:
-        """The text, and the tokenizer where one is loaded."""
+        """Checks the text, and the tokenizer if one is loaded."""
         for name, source in settings.corpus.sources.items():
             if source.format != "huggingface":
                 for path in source.paths:
@@ -264,7 +270,7 @@ class Checker:
             self.there("tokenizer.path", settings.tokenizer.path)
 
     def there(self, key: str, path: str | None) -> None:
-        """Raises InputError where a path is not there."""
+        """Raises InputError if a path does not exist."""
         if not path:
             return
         if any(path == own or path.startswith(f"{own.rstrip('/')}/") for own in self.own):
@@ -276,7 +282,7 @@ class Checker:
             )
 
     def made(self, settings: Any) -> None:
-        """Makes what a command makes."""
+        """Makes what a command writes."""
         kind = kind_of(settings)
         if kind == "PipelineConfig":
             self.demo(settings)
@@ -289,7 +295,7 @@ class Checker:
                 sandbox.make(Path(path), stand_in)
 
     def demo(self, settings: Any) -> None:
-        """All that the steps of `make demo` make."""
+        """Makes all that the steps of `make demo` write."""
         for step in settings.steps.values():
             words = step.command.split()
             for made in composed(words[0], words[1:]):
@@ -297,13 +303,13 @@ class Checker:
 
 
 def kind_of(settings: Any) -> str:
-    """Returns the name of a command's dataclass; with its stage where two have one name."""
+    """Returns the name of a command's dataclass, with its stage if two have the same name."""
     name = type(settings).__name__
     return f"{type(settings).__module__.split('.')[0]} {name}" if name == "InspectConfig" else name
 
 
 def train(config: PretrainConfig, processes: int) -> None:
-    """Raises InputError where a run would be refused, on CPUs or on GPUs."""
+    """Raises InputError if a run would be refused, on CPUs or on GPUs."""
     devices = ("cpu", "cuda") if config.device == "auto" else (config.device,)
     for device in devices:
         preflight(config, Job(processes, device, here=False, node=min(8, processes)))
@@ -314,11 +320,11 @@ LAUNCHED: dict[str, Callable[[Any], None]] = {
     ChainConfig.__name__: chain,
     PlanConfig.__name__: plan,
 }
-"""Commands of `launch` that are run, as far as they write and submit nothing."""
+"""Commands of `launch` that are run, without writing or submitting anything."""
 
 
 def make_pairs(settings: Any) -> None:
-    """The files of `data_pipeline pairs`."""
+    """Makes the files of `data_pipeline pairs`."""
     names = ["train", "held_out"] + (["preferences"] if settings.preferences else [])
     for name in names:
         kind = "preferences" if name == "preferences" else "conversations"
@@ -326,7 +332,7 @@ def make_pairs(settings: Any) -> None:
 
 
 def script(path: str, words: list[str]) -> None:
-    """Raises InputError where a script is not there or does not name an option."""
+    """Raises InputError if a script does not exist or does not name an option."""
     if not (ROOT / path).is_file():
         raise InputError(f"{path} does not exist.")
     text = (ROOT / path).read_text()
@@ -336,7 +342,7 @@ def script(path: str, words: list[str]) -> None:
 
 
 def make_target(words: list[str]) -> None:
-    """Raises InputError for what is no target of the Makefile."""
+    """Raises InputError for a word that is not a target of the Makefile."""
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
     for word in words:
         if word not in targets:
@@ -344,7 +350,7 @@ def make_target(words: list[str]) -> None:
 
 
 def pip(words: list[str]) -> None:
-    """Raises InputError for a file, an extra or a package that is not there."""
+    """Raises InputError for a file, an extra or a package that does not exist."""
     setup = (ROOT / "setup.py").read_text()
     pins = (ROOT / "constraints.txt").read_text()
     for before, word in pairwise(words):
@@ -359,7 +365,7 @@ def pip(words: list[str]) -> None:
 
 @contextmanager
 def working_in(folder: Path) -> Iterator[None]:
-    """Changes into a folder."""
+    """Changes into a folder for the duration of a block."""
     before = Path.cwd()
     os.chdir(folder)
     try:

@@ -1,5 +1,7 @@
-"""Commands composed in this process by their own `__main__` and `conf.entry.main`; what they would
-run is kept instead."""
+"""Composes commands in this process by their own `__main__` and `conf.entry.main`.
+
+The settings with which they would run are recorded instead of running them.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,16 @@ kept: list[Any] = []
 
 
 def keep(settings: Any) -> None:
-    """Stands for every command's function."""
+    """Records the settings, in place of a command's function."""
     kept.append(settings)
 
 
 def composed(stage: str, arguments: list[str]) -> list[Any]:
-    """Returns what `python -m stage arguments` would run with, more than one in a sweep; nothing
-    for `--help` and `--cfg`. Raises InputError with the command's own sentence."""
+    """Returns the settings with which `python -m stage arguments` would run.
+
+    There are several in a sweep, and none for `--help` and `--cfg`. Raises InputError with the
+    command's own sentence.
+    """
     kept.clear()
     said(stage, arguments)
     return list(kept)
@@ -66,8 +71,10 @@ def said(stage: str, arguments: list[str]) -> str:
 
 @contextmanager
 def answering_here() -> Iterator[list[Any]]:
-    """Has `launch` compose the commands that it queues in this process; yields what they would run
-    with, as they come."""
+    """Lets `launch` compose the commands that it queues in this process.
+
+    Yields a list that receives the settings with which they would run.
+    """
     real = training.answer
     met: list[Any] = []
 

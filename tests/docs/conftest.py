@@ -1,4 +1,4 @@
-"""What the pages of README and docs may take for there."""
+"""Folders with the files that the pages of README and docs may use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.docs.checker import Checker
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what `make demo`, the first command of README, makes: every page may use it."""
+    """Makes a folder with the output of `make demo`, the first command of README."""
     folder = tmp_path_factory.mktemp("docs") / "demo"
     folder.mkdir()
     assert Checker(folder).page("demo", "```\npython -m launch demo\n```\n") == []
@@ -22,5 +22,5 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def page_folder(demo: Path, tmp_path: Path) -> Path:
-    """A folder in which a page's commands are tried."""
+    """A folder in which the commands of a page are tried."""
     return shutil.copytree(demo, tmp_path / "page")

@@ -1,4 +1,4 @@
-"""The command lines of a page: those of fenced blocks, and code in prose and tables."""
+"""Finds the command lines of a page: those of fenced blocks, and code in prose and tables."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ ANY = re.compile(
     r"\bpython3? (?:-m \S|\S+\.py)|\btorchrun -|\bmake [a-z]+(?=[`\s])|\bpip install|\bsbatch -"
     r"|\bscontrol [a-z]+ "
 )
-"""What looks like a command wherever it stands, told without the rules of this file."""
+"""Matches what looks like a command in any place, independent of the rules of this file."""
 PROSE = re.compile(r"\bmake (?!demo|test|check|faults|bench|peers|lint|install|clean)")
 
 
 @dataclass(frozen=True)
 class CommandLine:
-    """A command of a page. line: where it begins. start, end: its place in the text.
-    inline: whether it stands in a sentence or a table."""
+    """A command of a page.
+
+    Attributes:
+        line: The line where it begins.
+        start: Its position in the text.
+        end: The position after it.
+        inline: True if it is in a sentence or a table.
+    """
 
     page: str
     line: int
@@ -30,7 +36,7 @@ class CommandLine:
 
     @property
     def where(self) -> str:
-        """The page and line, as editors open it."""
+        """Page and line, in the form that editors open."""
         return f"{self.page}:{self.line}"
 
 
@@ -60,8 +66,10 @@ def command_lines(page: str, text: str) -> list[CommandLine]:
 
 
 def header_lines(page: str, text: str) -> list[CommandLine]:
-    """Returns the examples that `--help` shows out of the comment at the head of a YAML: its lines
-    that are indented."""
+    """Returns the examples that `--help` shows from the comment at the head of a YAML file.
+
+    They are its indented lines.
+    """
     comment = []
     for line in text.splitlines():
         if not line.startswith("#"):
@@ -75,7 +83,7 @@ def header_lines(page: str, text: str) -> list[CommandLine]:
 
 
 def strays(text: str, found: list[CommandLine]) -> list[str]:
-    """Returns what looks like a command and is in none that was found."""
+    """Returns what looks like a command and is not part of one that was found."""
     missed = []
     for match in ANY.finditer(text):
         if PROSE.match(text, match.start()):

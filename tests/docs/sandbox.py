@@ -1,5 +1,7 @@
-"""The folder in which the commands of a page are tried: what they read and make, as small stand-ins
-that the real checks accept."""
+"""Stand-ins for what the commands of a page read and write.
+
+They are small, and the real checks accept them.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ TOKENS = 10**13
 
 
 def make(path: Path, kind: str) -> None:
-    """Makes a stand-in. kind: a name of MAKERS, or corpus:SOURCE,... with `@` and a vocabulary."""
+    """Makes a stand-in: a name of MAKERS, or corpus:SOURCE,... with `@` and a vocabulary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if kind.startswith("corpus:"):
         sources, _, vocabulary = kind.removeprefix("corpus:").partition("@")
@@ -28,7 +30,7 @@ def make(path: Path, kind: str) -> None:
 
 
 def corpus(folder: Path, sources: list[str], vocabulary: int) -> None:
-    """A manifest of endless sources, without its shards."""
+    """Writes a manifest of sources with unlimited tokens, without its shards."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer(folder / "tokenizer.json")
     about = {"file": "tokenizer.json", "vocab_size": vocabulary}
@@ -42,12 +44,12 @@ def corpus(folder: Path, sources: list[str], vocabulary: int) -> None:
 
 
 def tokenizer(path: Path) -> None:
-    """A tokenizer.json."""
+    """Writes a tokenizer.json."""
     byte_tokenizer().save(str(path))
 
 
 def model(path: Path) -> None:
-    """A Hugging Face folder without weights."""
+    """Makes a Hugging Face folder without weights."""
     path.mkdir(parents=True, exist_ok=True)
     shape: ModelConfig = tiny(vocab_size=8192, hidden_size=256, num_heads=4, max_seq_len=2048)
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -56,36 +58,36 @@ def model(path: Path) -> None:
 
 
 def folder(path: Path) -> None:
-    """A folder."""
+    """Makes a folder."""
     path.mkdir(parents=True, exist_ok=True)
 
 
 def tasks(path: Path) -> None:
-    """A folder with a task of lm-eval."""
+    """Makes a folder with a task of lm-eval."""
     path.mkdir(parents=True, exist_ok=True)
     (path / "mine.yaml").write_text("task: mine\ndataset_path: json\noutput_type: loglikelihood\n")
 
 
 def run(path: Path) -> None:
-    """A folder of a run."""
+    """Makes a run folder."""
     path.mkdir(parents=True, exist_ok=True)
     (path / "metrics.jsonl").touch()
 
 
 def conversations(path: Path) -> None:
-    """Rows to tune on."""
+    """Writes rows for SFT."""
     rows = [{"prompt": f"{n} + 1?", "completion": f"{n + 1}"} for n in range(9)]
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def preferences(path: Path) -> None:
-    """Better and worse answers."""
+    """Writes rows with better and worse answers."""
     rows = [{"prompt": f"{n} + 1?", "chosen": f"{n + 1}", "rejected": "7"} for n in range(9)]
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def cluster(path: Path) -> None:
-    """A cluster's file: a copy of h100.yaml, as docs/slurm.md says, with `slurm`."""
+    """Writes a cluster's file: a copy of h100.yaml with `slurm`, as docs/slurm.md recommends."""
     known = (CONF_DIR / "cluster" / "h100.yaml").read_text()
     path.write_text(f"{known}slurm: {{partition: train}}\n")
 

@@ -1,4 +1,4 @@
-"""A command line as bash takes it apart."""
+"""Splits a command line like bash does."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from pathlib import Path
 from tests.docs.extract import TOOLS
 
 RECORD = "".join(f'{tool}() {{ printf "%s\\0" "$#" {tool} "$@" >>"$RECORD"; }}\n' for tool in TOOLS)
-"""Functions that stand for the tools, and write down how they were called."""
+"""Shell functions that replace the tools and record how they were called."""
 
 
 def calls(line: str, cwd: Path, record: Path) -> tuple[list[list[str]], str]:
-    """Returns the words of each tool that the line calls, and what bash said where it failed. The
-    line runs in `cwd`, so that globs and redirections meet the files that are there."""
+    """Returns the words of each tool that the line calls, and bash's message if it failed.
+
+    The line runs in `cwd`, so that globs and redirections find the files there.
+    """
     record.write_bytes(b"")
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", f"{RECORD}\n{line}"],

@@ -1,4 +1,4 @@
-"""The checker of the docs finds each kind of fault, in pages with faults put in by hand."""
+"""The checker of the docs finds each kind of error, in pages with errors made by hand."""
 
 from __future__ import annotations
 

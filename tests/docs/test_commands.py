@@ -1,5 +1,8 @@
-"""Every command line of README and docs works: it is split as bash does, composed by Hydra, put
-through the checks that `pretrain` and `launch` make, and finds what it reads."""
+"""Every command line of README and docs works.
+
+It is split like bash does, composed by Hydra, put through the checks that `pretrain` and `launch`
+make, and finds what it reads.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ OWN: dict[str, Paths] = {
     "conf/command/slurm.yaml": OURS | WEB,
     "conf/command/stop.yaml": {"runs/mine": "run"},
 }
-"""What the reader of a page brings, with the kind of stand-in; null for what lies elsewhere."""
+"""The reader's own files per page, with the kind of stand-in; None for a path elsewhere."""
 FORM = "python -m <folder> <command> key=value ..."
 EXEMPT: dict[str, dict[str, str]] = {
     "README.md": {FORM: "the form of all commands"},
@@ -55,13 +58,13 @@ EXEMPT: dict[str, dict[str, str]] = {
     "docs/cleaning.md": {"pip install spacy": "a package that we do not pin: word_tokenizer=spacy"},
     "docs/slurm.md": {"scontrol update JobId=... StartTime=now": "SLURM's own, for a job's number"},
 }
-"""Commands that are not tried, and why."""
+"""Commands that are not tried, with the reason."""
 AT_LEAST = 165
-"""Commands of all pages and of `--help`: a smaller number means that some are not found."""
+"""Number of commands on all pages and in `--help`; fewer means that some are not found."""
 
 
 def heads() -> Iterator[tuple[str, str]]:
-    """The configs of the commands, whose heads `--help` shows."""
+    """Yields the configs of the commands, whose first comments `--help` shows."""
     for path in sorted((ROOT / "conf/command").glob("*.yaml")):
         yield f"conf/command/{path.name}", path.read_text()
 

@@ -1,5 +1,4 @@
-"""The matrix of faults: each row is a fault that is really injected into real processes, many
-times, with what must come of it.
+"""The matrix of faults: each row is a fault that is injected into real processes, many times.
 
 `python -m tests.faults.matrix` (`make faults`) runs all rows and writes docs/faults.md.
 """
@@ -16,13 +15,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class Outcome:
-    """Of one trial. wrong: what was not as it must be, empty where all was.
+    """The outcome of one trial.
 
-    wrong_resume: a resumed run ended well with other weights, tokens or losses than an
-        uninterrupted one. hang: something had to be ended from outside.
-    recovery_seconds: from the second start to its first step, imports left out. lost: steps that
-        were done twice.
-    skipped: why the fault cannot be made here.
+    Attributes:
+        wrong: What was not as expected; empty if everything was.
+        wrong_resume: True if a resumed run ended well with other weights, tokens or losses than an
+            uninterrupted one.
+        hang: True if a process had to be ended from outside.
+        recovery_seconds: Time from the second start to its first step, without imports.
+        lost: Number of steps that were repeated.
+        skipped: Reason why the fault cannot be injected on this machine.
     """
 
     wrong: str = ""
@@ -35,7 +37,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Row:
-    """trial: (laboratory, number of the trial from 0 on) -> what came of it."""
+    """A row of the matrix.
+
+    Attributes:
+        trial: Maps the laboratory and the number of a trial (from 0) to its outcome.
+    """
 
     number: int
     fault: str

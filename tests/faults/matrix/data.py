@@ -1,4 +1,4 @@
-"""Data that is damaged before or while it is read."""
+"""Faults of data that is damaged before or while it is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranks and networks that do not answer, or slowly."""
+"""Faults of ranks and networks that are slow or do not respond."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.ports import free_port
 
 SOON: dict[str, Any] = {"health__step_seconds": 4, "health__pause_seconds": 20}
 GRACE = 12
-"""Seconds that the watchdog has beyond step_seconds: to ask all ranks, and to end them."""
+"""Seconds of the watchdog beyond step_seconds, to ask all ranks and to end them."""
 
 
 @row(
@@ -66,8 +66,7 @@ def network_slow(lab: Lab, trial: int) -> Outcome:
 
 
 def _over_a_network(lab: Lab, fault: str, ends: bool) -> Outcome:
-    """Two ranks, each in a network of its own, joined by a cable that has a fault after the first
-    step."""
+    """Runs two ranks in two network namespaces; their link has a fault after the first step."""
     run = lab.run()
     if not shutil.which("ip") or not shutil.which("tc"):
         return Outcome(skipped="no ip and tc here")

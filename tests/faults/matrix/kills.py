@@ -1,4 +1,4 @@
-"""Processes that end where nobody expected it."""
+"""Faults of processes that end unexpectedly."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def killed_with_the_launcher(lab: Lab, trial: int) -> Outcome:
 
 
 def _processes_of(run_dir: Path) -> list[int]:
-    """Processes whose command names the run."""
+    """Returns the processes whose command names the run."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -109,7 +109,7 @@ def killed_before_latest(lab: Lab, trial: int) -> Outcome:
     wrong = check(ended, KILLED)
     if not wrong and step not in run.steps():
         wrong = f"step {step} was renamed and is not listed"
-    reached = run.last_step()  # the training went on while it was written
+    reached = run.last_step()  # training continued while it was written
     outcome = run.goes_on(wrong)
     if not outcome.wrong and outcome.lost is not None and reached - outcome.lost < step:
         outcome.wrong = f"{outcome.lost} steps were lost, expected the checkpoint of step {step}"

@@ -1,5 +1,7 @@
-"""Where faults are tried: a small corpus, runs of twelve steps, and uninterrupted ones to hold
-them against."""
+"""The laboratory for faults: a small corpus, runs of twelve steps, and uninterrupted runs.
+
+The outcome of a trial is compared with the uninterrupted runs.
+"""
 
 from __future__ import annotations
 
@@ -36,13 +38,17 @@ QUICK: dict[str, Any] = {
     "checkpoint__keep_last": 3,
     "validation__every_steps": 0,
 }
-"""Twelve steps, a change of stage after the sixth, a checkpoint every third."""
+"""Twelve steps, a change of stage after the sixth, a checkpoint every third step."""
 PATIENCE = 90
-"""Seconds after which a start counts as hung: every start here is done in a few."""
+"""Seconds after which a start counts as hung; every start takes a few seconds here."""
 
 
 class Lab:
-    """folder: holds everything, and is thrown away."""
+    """Makes runs and corpora for trials.
+
+    Attributes:
+        folder: A temporary folder for everything.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -52,13 +58,13 @@ class Lab:
         self._count = 0
 
     def run(self, corpus: Path | None = None) -> Run:
-        """A run that has not begun."""
+        """Returns a run that has not started."""
         self._count += 1
         folder = self.folder / f"trial_{self._count}"
         return Run(self, folder / "run", corpus or self.corpus)
 
     def whole(self, processes: int = 2) -> Run:
-        """One that nothing happened to."""
+        """Returns an uninterrupted run."""
         if processes not in self._whole:
             run = self.run()
             ended = run.start(processes=processes)
@@ -67,7 +73,7 @@ class Lab:
         return self._whole[processes]
 
     def stopped(self) -> Run:
-        """A run on two processes that ended after step 7, with checkpoints of 3 and 6."""
+        """Returns a run on two processes that ended after step 7, with checkpoints of 3 and 6."""
         if 0 not in self._whole:
             run = self.run()
             assert set(run.start(stop_after=7).codes) == {0}
@@ -77,7 +83,7 @@ class Lab:
         return run
 
     def damaged_corpus(self) -> Path:
-        """A copy of the corpus, to be damaged."""
+        """Returns a copy of the corpus, to be damaged."""
         self._count += 1
         return Path(shutil.copytree(self.corpus, self.folder / f"corpus_{self._count}"))
 
@@ -97,11 +103,11 @@ class Run:
 
     @property
     def checkpoints(self) -> Path:
-        """Its folder of checkpoints."""
+        """Folder of the checkpoints."""
         return self.dir / "checkpoints"
 
     def command(self, fault: tuple[str, int | str, int | str] | None, **changes: Any) -> list[str]:
-        """The arguments of `python -m`. fault: name in `faulty.FAULTS`, rank, step (from 1)."""
+        """Returns the arguments of `python -m`; `fault` is a name of FAULTS, rank and step."""
         plain = arguments(self.corpus, self.dir, **QUICK | self.changes | changes)
         if fault is None:
             return plain
@@ -114,15 +120,17 @@ class Run:
         environment: dict[str, str] | None = None,
         **changes: Any,
     ) -> Ended:
-        """Trains, on ranks forked from a process that has made the imports."""
+        """Trains on ranks forked from a process that has made the imports."""
         said = self.dir.parent / "said"
         return self.lab.warm.run(
             self.command(fault, **changes), processes, said, **(environment or {})
         )
 
     def alone(self, wrap: str, **changes: Any) -> subprocess.CompletedProcess[str]:
-        """Trains in a process of its own, inside a shell line whose `%s` is the command. Raises
-        subprocess.TimeoutExpired where that takes too long."""
+        """Trains in a new process, inside a shell line whose `%s` is the command.
+
+        Raises subprocess.TimeoutExpired if that takes too long.
+        """
         command = shlex.join([sys.executable, "-m", *self.command(None, **changes)])
         return subprocess.run(
             ["unshare", "-rm", "bash", "-c", wrap.replace("%s", command)],
@@ -134,27 +142,30 @@ class Run:
         )
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        """Events of that name in metrics.jsonl."""
+        """Returns the events of that name in metrics.jsonl."""
         return [record for record in records(self.dir, "event") if record["event"] == name]
 
     def outcome(self) -> dict[str, Any]:
-        """outcome.json, empty where there is none."""
+        """Returns outcome.json, or an empty dict if it does not exist."""
         path = self.dir / "outcome.json"
         return json.loads(path.read_text()) if path.is_file() else {}
 
     def steps(self) -> list[int]:
-        """Checkpoints, newest first."""
+        """Returns the steps of the checkpoints, newest first."""
         found = map(files.step_of, (path.name for path in files.listed(self.checkpoints)))
         return [step for step in found if step is not None]
 
     def last_step(self) -> int:
-        """The last step that metrics.jsonl has."""
+        """Returns the last step in metrics.jsonl."""
         path = self.dir / "metrics.jsonl"
         return max((r["step"] for r in records(self.dir)), default=0) if path.exists() else 0
 
     def goes_on(self, wrong: str = "", processes: int = 2, **changes: Any) -> Outcome:
-        """The same command again, to the end: right where weights, tokens and losses are those of
-        the uninterrupted run, bit for bit. wrong: what was wrong before."""
+        """Runs the same command again to the end, and compares it with the uninterrupted run.
+
+        It is right if weights, tokens and losses are equal, bit for bit. `wrong` is what was wrong
+        before.
+        """
         reached, began = self.last_step(), time.time()
         ended = self.start(processes=processes, **changes)
         if hung(ended):
@@ -175,8 +186,7 @@ class Run:
         )
 
     def differs(self, whole: Run, but: int = 0) -> str:
-        """In what the two ended runs are not the same to the bit. but: a step whose loss may
-        differ."""
+        """Returns in what two finished runs differ; the loss of step `but` may differ."""
         if ledger(self.dir) != ledger(whole.dir):
             return "other tokens than an uninterrupted run"
         numbers = [
@@ -195,7 +205,7 @@ class Run:
 
 
 def with_sums(folder: Path) -> Path:
-    """Gives the shards of a corpus their checksums, as `python -m data_pipeline` writes them."""
+    """Writes the checksums of a corpus's shards, like `python -m data_pipeline` does."""
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
     for entries in (of for split in manifest["splits"].values() for of in split.values()):
@@ -211,13 +221,16 @@ def with_sums(folder: Path) -> Path:
 
 
 def hung(ended: Ended) -> bool:
-    """Whether a rank had to be ended by the alarm."""
+    """Returns True if a rank had to be ended by the alarm."""
     return -signal.SIGALRM in ended.codes
 
 
 def check(ended: Ended, codes: set[int], *said: str, also: bool = True) -> str:
-    """What is wrong with how a start ended: another code than one of `codes` came first (ranks
-    that the first one's end takes along are killed), or not said what must be."""
+    """Returns what is wrong with how a start ended, or an empty string.
+
+    A code other than one of `codes` came first (ranks that are ended because of the first one are
+    killed), or an expected text is missing in the output.
+    """
     if hung(ended):
         return "hung"
     own = set(ended.codes) - ({-signal.SIGKILL} if -signal.SIGKILL not in codes else set())
@@ -230,5 +243,5 @@ def check(ended: Ended, codes: set[int], *said: str, also: bool = True) -> str:
 
 
 def drawn(row: int, trial: int) -> random.Random:
-    """A generator of its own for each trial."""
+    """Returns the random generator of a trial."""
     return random.Random(1000 * row + trial)

@@ -1,4 +1,4 @@
-"""Numbers that are not what they should be."""
+"""Faults of numbers: losses, gradients, weights."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ def inf_gradient(lab: Lab, trial: int) -> Outcome:
 
 
 def _skipped(lab: Lab, fault: str, step: int, rank: int) -> Outcome:
-    """Two runs that meet it are the same, the copies of the weights stay equal, one line says so,
-    and what was before the step is what an uninterrupted run did."""
+    """Checks that two runs with the fault are equal and that the replicas stay equal.
+
+    One record has the skipped step, and the steps before it equal those of an uninterrupted run.
+    """
     runs = []
     changes: dict[str, Any] = {"parallel__dp_replicate": 2, "health__compare_every_steps": 3}
     for turn in (0, 1):
@@ -35,7 +37,7 @@ def _skipped(lab: Lab, fault: str, step: int, rank: int) -> Outcome:
             return Outcome(wrong)
         if (found := _left_out(run)) != [step]:
             return Outcome(f"steps {found} were left out, expected [{step}]")
-    # Whichever rank it was, the same weights come of it.
+    # Whichever rank it was, the weights are the same.
     return Outcome(runs[0].differs(runs[1], but=step))
 
 

@@ -1,4 +1,4 @@
-"""Starts in other places, with other settings, at other times."""
+"""Faults of starts: other places, other settings, other times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints and the disks they lie on."""
+"""Faults of checkpoints and their disks."""
 
 from __future__ import annotations
 
@@ -99,10 +99,10 @@ def wrong_files(lab: Lab, trial: int) -> Outcome:
 
 
 def _set_aside(run: Run) -> Outcome:
-    """The checkpoint of step 6 is named and that of step 3 taken."""
+    """Checks that the checkpoint of step 6 is named and that of step 3 is used."""
     outcome = run.goes_on()
     if not outcome.wrong and not (run.checkpoints / "step_6.corrupt").is_dir():
-        outcome.wrong = "the damaged checkpoint was not set aside"
+        outcome.wrong = "the damaged checkpoint was not renamed"
     return outcome
 
 
@@ -123,7 +123,7 @@ def poisoned(lab: Lab, trial: int) -> Outcome:
         folder = run.checkpoints / f"step_{step}"
         path, payload = folder / ".metadata", pickle.dumps(Evil())
         path.write_bytes(payload + b"\0" * (path.stat().st_size - len(payload)))
-        if trial:  # by somebody who wants it to be loaded
+        if trial:  # by an attacker, so that it is loaded
             manifest = json.loads((folder / "manifest.json").read_text())
             manifest.pop("hash")
             manifest["files"] = {name: files.entry(folder / name) for name in manifest["files"]}
@@ -199,5 +199,5 @@ def second_signal(lab: Lab, trial: int) -> Outcome:
 def not_seen_yet(lab: Lab, trial: int) -> Outcome:
     run = lab.stopped()
     run.start(("blind", 1, 7), stop_after=9)
-    wrong = "" if run.last_step() == 9 else "it did not go on"
+    wrong = "" if run.last_step() == 9 else "it did not continue"
     return run.goes_on(wrong)
