@@ -93,7 +93,7 @@ def main() -> None:
         run = prepare(config, processes)
         trainer = Trainer(config, processes, run, BadSteps(config.health, 1))
         spent = [0.0]
-        hooks = make_hooks(trainer, run.attention, [], aside)
+        hooks = make_hooks(trainer, run, [], aside)
         hooks = [hook for hook in hooks if type(hook).__name__ not in ("Validation", "Checkpoints")]
         turns = Turns([timed(hook, spent) for hook in hooks], options.steps)
         trainer.hooks = turns.everything

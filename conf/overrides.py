@@ -15,7 +15,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from conf.errors import InputError, did_you_mean
+from conf.errors import InputError, did_you_mean, one_of
 from conf.renamed import current_key, rename_in_yaml
 
 CONF_DIR = Path(__file__).parent
@@ -276,6 +276,8 @@ def _choice(found: list[str], word: Word, choices: list[str]) -> list[str]:
     if not replaced and (not isinstance(value, str | list) or not value):
         known = ", ".join(choices)
         raise InputError(f"{word.key}={word.value}: unknown choice (known: {known}).")
+    for choice in value if isinstance(value, list) else ():
+        one_of(word.key, str(choice), choices)
     return [*found, str(word)]
 
 

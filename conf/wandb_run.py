@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,31 @@ class LoggerConfig:
     wandb: auto (online if an API key is set, else offline), online, offline or disabled.
     project, entity, group: of the run in Weights & Biases.
     progress: whether to show progress on the terminal.
+    trackers: more loggers of pretraining by name, each with its options.
     """
 
-    wandb: str = "auto"
+    wandb: str = "disabled"
     project: str = "headwater"
     entity: str | None = None
     group: str | None = None
     progress: bool = True
+    trackers: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.wandb not in MODES:
             raise InputError(
                 f"logger.wandb={self.wandb}: unknown choice{did_you_mean(self.wandb, MODES)}."
+            )
+
+    def chosen(self) -> list[str]:
+        """Returns the names of the loggers to run."""
+        return [*(["wandb"] if self.wandb != "disabled" else []), *self.trackers]
+
+    def check_wandb_only(self) -> None:
+        """Raises InputError where a command that logs to wandb alone is given other loggers."""
+        for name in self.trackers:
+            raise InputError(
+                f"logger.trackers={name}: this command logs to files and wandb only. Drop {name}."
             )
 
 

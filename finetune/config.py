@@ -77,6 +77,7 @@ class SftConfig:
     check: bool = False
 
     def __post_init__(self) -> None:
+        self.logger.check_wandb_only()
         _one_of("schedule", self.schedule, tuple(SCHEDULES))
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("device", self.device, DEVICES)

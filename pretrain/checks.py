@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import InputError, one_of
+from conf.wandb_run import LoggerConfig
 from data_pipeline.sampling.dealing import micro_batch_sizes
 from data_pipeline.sampling.order import SampleOrder
 from data_pipeline.sampling.recipe import StagePlan
@@ -81,6 +82,7 @@ def check_run(
     check_attention(config.parallel.attention, config.precision, job)
     check_async_tensor_parallel(config.parallel, job)
     check_objective(config.objective)
+    check_logger(config.logger)
     check_precision(config, plan, sizes[0] * sizes[1], job)
     check_parameters(config)
     check_profile(config.profile, job)
@@ -199,6 +201,13 @@ def check_objective(objective: dict[str, Any]) -> None:
     from pretrain.objectives import build_objective
 
     build_objective(objective)
+
+
+def check_logger(config: LoggerConfig) -> None:
+    """Raises InputError where a logger is not known."""
+    from pretrain.hooks.loggers import check_loggers
+
+    check_loggers(config)
 
 
 def check_precision(config: PretrainConfig, plan: StagePlan, dp_size: int, job: Job) -> None:

@@ -30,7 +30,8 @@ from model.flops import parameters
 from model.network import build_meta
 from pretrain.checkpoints import find, read
 from pretrain.config import PretrainConfig
-from pretrain.setup import CORPUS, InitialWeights
+from pretrain.initial_state import InitialWeights
+from pretrain.setup import CORPUS
 from pretrain.stage_network import network_after, network_of_checkpoint
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}

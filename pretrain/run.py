@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,6 +23,7 @@ class Run:
 
     checkpoints: the folder of checkpoints.
     step: steps done.
+    metadata: that of the checkpoint from which the run resumes; empty at step 0.
     documents: per source, documents that were trained on to their end.
     attention: the attention backend per sequence length.
     """
@@ -35,5 +37,6 @@ class Run:
     loader: Loader
     checkpoints: Path
     step: int
+    metadata: dict[str, Any]
     documents: dict[str, int]
     attention: dict[int, Timing]

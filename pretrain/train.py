@@ -1,4 +1,4 @@
-"""`python -m pretrain`, alone or under `torchrun`."""
+"""Starts, runs and ends a training process: `python -m pretrain`, alone or under `torchrun`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import torch.distributed as dist
 from conf.errors import EXIT_FAILED, EXIT_REQUEUE, InputError, RunAborted
 from conf.terminal import print_error, tolerate_broken_output
 from data_pipeline.store.corpus import open_corpus
-from pretrain.attention_choice import Timing
 from pretrain.checkpoints.writer_process import Aside
 from pretrain.config import PretrainConfig
 from pretrain.health.bad_steps import BadSteps
@@ -29,12 +28,13 @@ from pretrain.health.run_lock import locked
 from pretrain.health.stop import StopRequests, check_stop_file
 from pretrain.health.stragglers import Stragglers
 from pretrain.health.watchdog import Watchdog
-from pretrain.hooks import Hook
+from pretrain.hooks import Hook, in_order
 from pretrain.hooks.allocator import Allocator
 from pretrain.hooks.attention import AttentionByStage
 from pretrain.hooks.checkpoints import Checkpoints
 from pretrain.hooks.energy import Energy
 from pretrain.hooks.garbage import Garbage
+from pretrain.hooks.loggers import build_loggers
 from pretrain.hooks.network import NetworkByStage
 from pretrain.hooks.precision import PrecisionByStage
 from pretrain.hooks.profile import Profile
@@ -44,36 +44,36 @@ from pretrain.hooks.report import write_page
 from pretrain.hooks.run_files import RunFiles
 from pretrain.hooks.tasks import Tasks
 from pretrain.hooks.validation import Validation
-from pretrain.hooks.wandb_logger import WandbLogger
 from pretrain.processes import Processes, start
+from pretrain.run import Run
 from pretrain.setup import prepare
 from pretrain.trainer import Trainer
 
 
 def train(config: PretrainConfig) -> None:
     """Trains from the newest checkpoint of the run folder, or from step 0, to the plan's end."""
-    faulthandler.enable()  # a process that the machine ends (SIGBUS, SIGSEGV) says where
+    faulthandler.enable()  # prints the stack of a process that ends with SIGBUS or SIGSEGV
     turn_on_flight_recorder(config.run_dir)
-    aside = Aside()  # before there is anything that a fork would copy
+    writer = Aside()  # forked before there is any memory that a fork would copy
     run_dir = Path(config.run_dir)
-    with tolerate_broken_output(), leaving(aside):
+    with tolerate_broken_output(), shutdown_on_exit(writer):
         processes = start(config.device)
         check_stop_file(run_dir)
         with (
             locked(run_dir, processes),
-            ExitStack() as at_the_end,
+            ExitStack() as on_exit,
             writing_outcome(run_dir, processes) as outcome,
         ):
-            outcome.cause = run_all(config, processes, aside, at_the_end)
+            outcome.cause = run_training(config, processes, writer, on_exit)
 
 
 @contextmanager
-def leaving(aside: Aside) -> Iterator[None]:
-    """Leaves the process group at the end. Where all ranks end together, none goes before rank 0
-    has closed its files: torchrun ends the others when it sees one gone.
+def shutdown_on_exit(writer: Aside) -> Iterator[None]:
+    """Leaves the process group and ends the writer at the end of a process.
 
-    A rank that may fail alone ends its process at once: in an orderly end, torch waits for
-    collectives in which the others take no part any more, and the cause would never be seen.
+    When all ranks end together, they wait until rank 0 has closed its files, because torchrun ends
+    the other ranks as soon as one is gone. A rank that fails alone ends its process at once: an
+    orderly shutdown would wait for collectives that the other ranks never join, and hide the cause.
     """
     try:
         yield
@@ -82,18 +82,18 @@ def leaving(aside: Aside) -> Iterator[None]:
             dist.barrier()
         raise
     except Exception as error:
-        alone = error.every_rank if isinstance(error, InputError) else True
-        if alone and dist.is_initialized() and dist.get_world_size() > 1:
-            end_at_once(error)
+        fails_alone = error.every_rank if isinstance(error, InputError) else True
+        if fails_alone and dist.is_initialized() and dist.get_world_size() > 1:
+            exit_at_once(error)
         raise
     finally:
-        aside.close()
+        writer.close()
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def end_at_once(error: Exception) -> NoReturn:
-    """Says what ended this rank, as Python or the command line would, and ends the process."""
+def exit_at_once(error: Exception) -> NoReturn:
+    """Prints the error as Python or the command line would, and ends the process."""
     code = EXIT_FAILED
     if isinstance(error, InputError):
         code = error.exit_code
@@ -105,17 +105,22 @@ def end_at_once(error: Exception) -> NoReturn:
     os._exit(code)
 
 
-def run_all(
-    config: PretrainConfig, processes: Processes, aside: Aside, at_the_end: ExitStack
+def run_training(
+    config: PretrainConfig, processes: Processes, writer: Aside, on_exit: ExitStack
 ) -> str:
-    """Prepares the run and trains; returns whether it is finished or was stopped by `stop_after`.
-    Raises RunAborted where it was asked to stop.
+    """Prepares the run and trains. Returns FINISHED, or STOPPED by `stop_after`.
 
-    at_the_end: takes what remains to be done once the outcome is written, after an error too.
+    Raises RunAborted where the run was asked to stop.
+
+    Args:
+        config: The run.
+        processes: The processes of the run.
+        writer: The process that writes checkpoints.
+        on_exit: Receives what runs after the outcome is written, also after an error.
     """
     tasks = [Tasks(config.evaluation)] if config.evaluation.tasks else []
-    for of_tasks in tasks:
-        of_tasks.check(open_corpus(config.data.folder), config.model.max_seq_len)
+    for one in tasks:
+        one.check(open_corpus(config.data.folder), config.model.max_seq_len)
     run = prepare(config, processes)
     if run.step == run.plan.total_steps:
         if processes.is_main:
@@ -123,51 +128,54 @@ def run_all(
         return FINISHED
     count_start(Path(config.run_dir), run.step, config.health.restarts_at_most, processes)
     trainer = Trainer(config, processes, run, BadSteps(config.health, processes.world_size))
-    trainer.hooks = make_hooks(trainer, run.attention, tasks, aside)
+    trainer.hooks = make_hooks(trainer, run, tasks, writer)
     for hook in reversed(trainer.hooks):
-        at_the_end.callback(hook.on_leave, trainer)
+        on_exit.callback(hook.on_leave, trainer)
     trainer.train()
     if processes.is_main:
         ended_well(Path(config.run_dir))
         if config.report and trainer.step == run.plan.total_steps:
             write_page(Path(config.run_dir))
-    if trainer.stopping and trainer.step < run.plan.total_steps:
-        raise RunAborted(
-            f"stopped after step {trainer.step} ({trainer.stopping}), the same command goes on.",
-            EXIT_REQUEUE,
-        )
     if trainer.step == run.plan.total_steps:
         return FINISHED
+    if trainer.stopping:
+        raise RunAborted(
+            f"stopped after step {trainer.step} ({trainer.stopping}). The same command continues.",
+            EXIT_REQUEUE,
+        )
     if processes.is_main:
         print(
             f"stopped after step {trainer.step} of {run.plan.total_steps} (stop_after="
-            f"{config.stop_after}): the same command without stop_after continues."
+            f"{config.stop_after}). The same command without stop_after continues."
         )
     return STOPPED
 
 
-def make_hooks(
-    trainer: Trainer,
-    attention: dict[int, Timing],
-    tasks: list[Tasks],
-    aside: Aside,
-) -> list[Hook]:
-    """The hooks of this rank, in the order in which they are called: records are written before
-    the checkpoint that covers them."""
+def make_hooks(trainer: Trainer, run: Run, tasks: list[Tasks], writer: Aside) -> list[Hook]:
+    """Returns the hooks of this rank, in the order in which they are called."""
     config, processes = trainer.config, trainer.processes
-    run_dir = Path(config.run_dir)
-    hooks: list[Hook] = [Watchdog(run_dir, config.health, processes)]
-    hooks += [Profile(run_dir, config.profile, processes.rank), Recompiles()]
+    run_dir, health = Path(config.run_dir), config.health
+    hooks: list[Hook] = [
+        Watchdog(run_dir, health, processes),
+        Profile(run_dir, config.profile, processes.rank),
+        Recompiles(),
+        trainer.bad_steps,
+        StopRequests(run_dir, health, processes),
+        NetworkByStage(),
+        AttentionByStage(run.attention),
+        PrecisionByStage(config),
+        Stragglers(health, processes),
+        Replay(health.replay_steps),
+        Receipts(run_dir, health.compare_every_steps, processes),
+        Validation(config.validation),
+        *tasks,
+        Checkpoints(config.checkpoint, writer),
+        Energy(processes),
+        Garbage(config.gc_every_steps),
+        Allocator(),
+    ]
     if processes.is_main:
-        hooks.append(RunFiles(run_dir))
-        if config.logger.wandb != "disabled":
-            hooks.append(WandbLogger(run_dir, config.logger))
+        hooks += [RunFiles(run_dir), *build_loggers(run_dir, config.logger)]
         if config.logger.progress:
             hooks.append(ProgressLine())
-    hooks += [trainer.bad_steps, StopRequests(run_dir, config.health, processes)]
-    hooks += [NetworkByStage(), AttentionByStage(attention), PrecisionByStage(config)]
-    hooks += [Stragglers(config.health, processes), Replay(config.health.replay_steps)]
-    hooks.append(Receipts(run_dir, config.health.compare_every_steps, processes))
-    hooks += [Validation(config.validation), *tasks, Checkpoints(config.checkpoint, aside)]
-    hooks += [Energy(processes), Garbage(config.gc_every_steps), Allocator()]
-    return hooks
+    return in_order(hooks)

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from model.flops import FLOP_CONVENTION, parameters, training_flops
+from pretrain.checkpoints.read import load
 from pretrain.config import PretrainConfig
 from pretrain.hardware import (
     compute_dtype,
@@ -20,7 +23,7 @@ from pretrain.hardware import (
     reset_memory_peak,
 )
 from pretrain.health.bad_steps import BadSteps
-from pretrain.hooks import Hook, PendingStep
+from pretrain.hooks import Hook, PendingStep, hook_states, load_hook_states
 from pretrain.loader import MASK64, StepData
 from pretrain.objectives import build_objective
 from pretrain.optim.clip import scale_and_clip
@@ -57,6 +60,7 @@ class Trainer:
         self.must_save = False
         self.data_wait_seconds = 0.0
         self.step = run.step
+        self._resumed_from = run.metadata
         self.documents = run.documents
         self.pending: PendingStep | None = None
         dtype = compute_dtype(config.precision)
@@ -70,6 +74,7 @@ class Trainer:
         reset_memory_peak(self.processes.device)
         total = self.plan.total_steps
         end = total if self.config.stop_after is None else min(self.config.stop_after, total)
+        load_hook_states(self.hooks, self._resumed_from)
         for hook in self.hooks:
             hook.on_start(self)
         event = "resume" if self.step else "start"
@@ -132,6 +137,8 @@ class Trainer:
         rate = learning_rate(optim, self.plan, self.plan.tokens_at(self.step + 1))
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
+        for hook in self.hooks:
+            hook.before_optimizer_step(self)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return PendingStep(self._record(data, rate), sums, grad_norm, verdict, counts)
@@ -216,6 +223,12 @@ class Trainer:
             hook.on_record(record | common)
         self._clock = time.perf_counter()
 
+    def rewind(self, checkpoint: Path, metadata: Mapping[str, Any]) -> None:
+        """Loads weights, optimizer states and hook states of an earlier checkpoint."""
+        self.optimizer.found_inf = None  # type: ignore[attr-defined]
+        load(checkpoint, self.model, self.optimizer)
+        load_hook_states(self.hooks, metadata)
+
     def checkpoint_metadata(self) -> dict[str, Any]:
         """Returns the metadata that a checkpoint stores in its manifest."""
         stage, samples = self.plan.position(self.step)
@@ -238,6 +251,7 @@ class Trainer:
             "model": asdict(self.config.model),
             "precision": self.config.precision,
             "network": asdict(network_after(self.config.model, self.plan, self.step)),
+            "hooks": hook_states(self.hooks),
             "order": self.order.fingerprint,
             "plan": json.loads(self.order.to_json()),
             "data": self.manifest.fingerprint,

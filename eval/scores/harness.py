@@ -45,6 +45,7 @@ def lm_eval(config: LmEvalConfig) -> None:
     # Scores are added to those that are there, and replace those of the same model.
     output = Output(config.out, RESULTS, overwrite=True, inputs=[*config.models.values()])
     output.check_foreign()
+    config.logger.check_wandb_only()
     check_key(config.logger)
     console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
     if config.check:

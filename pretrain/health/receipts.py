@@ -19,7 +19,7 @@ from omegaconf import MISSING
 
 from conf.errors import EXIT_CORRUPT, EXIT_FAILED, InputError, RunAborted
 from pretrain.health import fingerprint
-from pretrain.hooks import Hook, TrainerView
+from pretrain.hooks import Hook, Order, TrainerView
 from pretrain.processes import Processes
 from pretrain.records import RecordLog, drop_steps_after
 
@@ -29,6 +29,8 @@ FILE = "receipts.jsonl"
 class Receipts(Hook):
     """All ranks, before the hook of checkpoints: weights that are not equal where they must be are
     not saved. Comparing waits for the device, once in `every_steps`."""
+
+    order = Order.VERIFY
 
     def __init__(self, run_dir: Path, every_steps: int, processes: Processes) -> None:
         self.lines = RecordLog(run_dir / FILE)

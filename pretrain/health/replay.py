@@ -12,12 +12,14 @@ from torch.distributed.tensor import DTensor
 
 from conf.errors import EXIT_CORRUPT, RunAborted
 from pretrain.health.fingerprint import bits
-from pretrain.hooks import Hook, PendingStep, TrainerView
+from pretrain.hooks import Hook, Order, PendingStep, TrainerView
 
 
 class Replay(Hook):
     """All ranks. Needs memory for the weights and the optimizer's states once more at these steps,
     counted from 1."""
+
+    order = Order.VERIFY
 
     def __init__(self, steps: list[int]) -> None:
         self.steps = set(steps)

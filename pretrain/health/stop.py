@@ -16,7 +16,7 @@ from types import FrameType
 from conf.errors import InputError
 from pretrain.health.config import HealthConfig
 from pretrain.health.late_gather import LateGather
-from pretrain.hooks import Hook, TrainerView
+from pretrain.hooks import Hook, Order, TrainerView
 from pretrain.processes import Processes
 
 STOP_FILE = "STOP"
@@ -40,6 +40,8 @@ def check_stop_file(run_dir: Path) -> None:
 class StopRequests(Hook):
     """All ranks. The first request stops after a step or two; a second signal ends this process at
     once, with 128 plus its number."""
+
+    order = Order.CONTROL
 
     def __init__(self, run_dir: Path, config: HealthConfig, processes: Processes) -> None:
         self.path = run_dir / STOP_FILE

@@ -15,7 +15,7 @@ import torch
 
 from pretrain.health.config import HealthConfig
 from pretrain.health.late_gather import LateGather
-from pretrain.hooks import Hook, TrainerView
+from pretrain.hooks import Hook, Order, TrainerView
 from pretrain.processes import Processes
 
 LEAST_SHARE = 0.05
@@ -24,6 +24,8 @@ LEAST_SHARE = 0.05
 
 class Stragglers(Hook):
     """All ranks. Publishes an event, and prints a line, for each slow rank."""
+
+    order = Order.VERIFY
 
     def __init__(self, config: HealthConfig, processes: Processes) -> None:
         self.every, self.ratio = config.straggler_every_steps, config.straggler_ratio
@@ -37,12 +39,15 @@ class Stragglers(Hook):
         self.marks: list[tuple[Any, Any]] = []
 
     def on_start(self, trainer: TrainerView) -> None:
-        """Times the optimizer from outside."""
+        """Times the end of the optimizer's update."""
         if self.on:
             self.began = time.perf_counter()
-            start = lambda *_: self.marks.append((self._now(), None))  # noqa: E731
-            trainer.optimizer.register_step_pre_hook(start)
             trainer.optimizer.register_step_post_hook(lambda *_: self._stop())
+
+    def before_optimizer_step(self, trainer: TrainerView) -> None:
+        """Notes when the update begins."""
+        if self.on:
+            self.marks.append((self._now(), None))
 
     def after_step(self, trainer: TrainerView) -> None:
         """Adds up, and compares every few steps."""

@@ -30,7 +30,7 @@ from torch.distributed import distributed_c10d
 from conf.errors import EXIT_HANG
 from pretrain.health.config import HealthConfig
 from pretrain.health.outcome import read_outcome, write_outcome
-from pretrain.hooks import Hook, TrainerView
+from pretrain.hooks import Hook, Order, TrainerView
 from pretrain.processes import Processes
 
 GRACE_SECONDS = 5.0
@@ -44,6 +44,8 @@ class Watchdog(Hook):
 
     The first step of a process and of a stage may compile, and counts as work between steps.
     """
+
+    order = Order.TIME
 
     def __init__(self, run_dir: Path, config: HealthConfig, processes: Processes) -> None:
         self.run_dir = run_dir

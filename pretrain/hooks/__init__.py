@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -78,9 +79,36 @@ class TrainerView(Protocol):
         """Returns the metadata that a checkpoint stores in its manifest."""
         ...
 
+    def rewind(self, checkpoint: Path, metadata: Mapping[str, Any]) -> None:
+        """Loads weights, optimizer states and hook states of an earlier checkpoint.
+
+        The step and the position in the data stay as they are.
+        """
+
     def describe(self) -> str:
         """Returns a paragraph about the run."""
         ...
+
+
+class Order(IntEnum):
+    """When a hook is called within a step. Hooks of equal order are called as they were listed."""
+
+    TIME = 0
+    """Measures everything that follows."""
+    RECORD = 1
+    """Writes records, before the checkpoint that covers them."""
+    CONTROL = 2
+    """May stop the run or rewind it."""
+    SETTINGS = 3
+    """Applies a stage's settings to the model, before anything runs it."""
+    VERIFY = 4
+    """Compares ranks and weights, before weights are saved."""
+    EVALUATE = 5
+    """Measures the model, before the checkpoint that may be kept for its loss."""
+    SAVE = 6
+    """Writes checkpoints."""
+    LAST = 7
+    """Does not depend on any other hook."""
 
 
 class Hook:
@@ -90,11 +118,29 @@ class Hook:
     must be on all ranks.
     """
 
+    order: ClassVar[Order] = Order.LAST
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a checkpoint must keep of this hook, as JSON values.
+
+        Rank 0 stores its state, and all ranks restore that one.
+        """
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores a state, before `on_start` of a resumed run and on a rewind."""
+
     def on_start(self, trainer: TrainerView) -> None:
         """Runs before the first step of this process, with all state in place."""
 
     def before_step(self, trainer: TrainerView) -> None:
         """Runs right before each step."""
+
+    def before_optimizer_step(self, trainer: TrainerView) -> None:
+        """Runs between the backward pass and the update, with scaled and clipped gradients.
+
+        It must not wait for the device. A replayed step calls it twice.
+        """
 
     def after_step(self, trainer: TrainerView) -> None:
         """Runs after each step; `trainer.step` counts the steps done."""
@@ -113,3 +159,21 @@ class Hook:
 
     def on_leave(self, trainer: TrainerView) -> None:
         """Runs at the very end, after an error too. It must return within seconds."""
+
+
+def in_order(hooks: Iterable[Hook]) -> list[Hook]:
+    """Returns the hooks in the order in which they are called."""
+    return sorted(hooks, key=lambda hook: hook.order)
+
+
+def hook_states(hooks: Iterable[Hook]) -> dict[str, dict[str, Any]]:
+    """Returns the state of each hook that has one, by the name of its class."""
+    return {type(hook).__name__: state for hook in hooks if (state := hook.state_dict())}
+
+
+def load_hook_states(hooks: Iterable[Hook], metadata: Mapping[str, Any]) -> None:
+    """Restores the states that a checkpoint's metadata contains."""
+    states = metadata.get("hooks", {})
+    for hook in hooks:
+        if (name := type(hook).__name__) in states:
+            hook.load_state_dict(states[name])

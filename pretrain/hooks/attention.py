@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from pretrain.attention_choice import Timing
-from pretrain.hooks import Hook, TrainerView
+from pretrain.hooks import Hook, Order, TrainerView
 
 
 class AttentionByStage(Hook):
     """choice: by sequence length."""
+
+    order = Order.SETTINGS
 
     def __init__(self, choice: dict[int, Timing]) -> None:
         self.choice = choice

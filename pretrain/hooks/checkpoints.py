@@ -17,11 +17,13 @@ from pretrain.checkpoints.retention import Retention
 from pretrain.checkpoints.saver import Outcome, Saver
 from pretrain.checkpoints.writer_process import Aside
 from pretrain.config import CheckpointConfig
-from pretrain.hooks import Hook, TrainerView
+from pretrain.hooks import Hook, Order, TrainerView
 
 
 class Checkpoints(Hook):
     """Begins saves and says how they ended. To end a run early: `save`, then `finish`."""
+
+    order = Order.SAVE
 
     def __init__(self, config: CheckpointConfig, aside: Aside) -> None:
         self.config, self.aside = config, aside

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from pretrain.hooks import Hook, TrainerView
+from pretrain.hooks import Hook, Order, TrainerView
 from pretrain.stage_network import network_after, network_of
 
 
 class NetworkByStage(Hook):
     """Comes before all hooks that run the model. Between steps the decoder keeps the network of the
     last step, which is the one to validate and to save."""
+
+    order = Order.SETTINGS
 
     def on_start(self, trainer: TrainerView) -> None:
         """Takes the network of the steps that are done."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pretrain.config import PretrainConfig
-from pretrain.hooks import Hook, TrainerView
+from pretrain.hooks import Hook, Order, TrainerView
 from pretrain.parallel.fp8 import apply_fp8
 
 
 class PrecisionByStage(Hook):
     """Turns the linears of all blocks into those of the stage's precision, between steps."""
+
+    order = Order.SETTINGS
 
     def __init__(self, config: PretrainConfig) -> None:
         self.config = config

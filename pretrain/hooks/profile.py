@@ -8,7 +8,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from pretrain.config import ProfileConfig
-from pretrain.hooks import Hook, TrainerView
+from pretrain.hooks import Hook, Order, TrainerView
 
 
 class Profile(Hook):
@@ -18,6 +18,8 @@ class Profile(Hook):
     Steps count from 1, as in metrics.jsonl. Steps that are profiled are slower; the others are
     not touched.
     """
+
+    order = Order.TIME
 
     def __init__(self, run_dir: Path, config: ProfileConfig, rank: int) -> None:
         self.folder = run_dir / "profile"

@@ -9,13 +9,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from pretrain.hooks import Hook, TrainerView
+from pretrain.hooks import Hook, Order, TrainerView
 
 LOG_SECONDS = 10.0
 
 
 class ProgressLine(Hook):
     """A live line on a terminal; in a log file a line every few seconds."""
+
+    order = Order.RECORD
 
     def __init__(self) -> None:
         self.console = Console()

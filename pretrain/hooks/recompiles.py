@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pretrain.hooks import Hook, TrainerView
+from pretrain.hooks import Hook, Order, TrainerView
 from pretrain.parallel.compile import compiled_graphs
 
 FREE_STEPS = 2
@@ -13,6 +13,8 @@ class Recompiles(Hook):
     """Publishes an event for each step after the second of a stage, or of a size of its ramp, that
     compiled something: it took seconds to minutes, and what changed its shape or value will most
     likely do it again."""
+
+    order = Order.TIME
 
     def on_start(self, trainer: TrainerView) -> None:
         """Counts steps from here: a process that resumes compiles too."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pretrain.hooks import Hook, TrainerView
+from pretrain.hooks import Hook, Order, TrainerView
 from pretrain.records import RecordLog, drop_steps_after, mark_discarded
 
 LEDGER_KEYS = ("step", "stage", "first_sample", "samples", "digest", "skipped")
@@ -18,6 +18,8 @@ class RunFiles(Hook):
     A resumed run first drops what the interrupted process wrote after the checkpoint, because those
     steps are trained again.
     """
+
+    order = Order.RECORD
 
     def __init__(self, run_dir: Path) -> None:
         self.metrics = RecordLog(run_dir / "metrics.jsonl")

@@ -14,7 +14,7 @@ from conf.errors import InputError
 from data_pipeline.store.manifest import Manifest
 from pretrain.checks import check_tasks_package
 from pretrain.config import EvaluationConfig
-from pretrain.hooks import Hook, TrainerView
+from pretrain.hooks import Hook, Order, TrainerView
 from pretrain.parallel import drop_gathered
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ class Tasks(Hook):
 
     Raises InputError where lm-eval or a task is not here, or a task lets the model write text.
     """
+
+    order = Order.EVALUATE
 
     def __init__(self, config: EvaluationConfig) -> None:
         check_tasks_package(config)

@@ -11,7 +11,7 @@ from data_pipeline.sampling.batches import held_out_batches, held_out_samples, p
 from data_pipeline.sampling.dealing import Deal
 from eval.inloop.evaluator import evaluate
 from pretrain.config import ValidationConfig
-from pretrain.hooks import Hook, TrainerView
+from pretrain.hooks import Hook, Order, TrainerView
 from pretrain.parallel import drop_gathered
 
 
@@ -21,6 +21,8 @@ class Validation(Hook):
     The samples are dealt over the data-parallel ranks as those of a step are, with blank ones where
     they do not come out even, since every rank must take part in every gathering of weights.
     """
+
+    order = Order.EVALUATE
 
     def __init__(self, config: ValidationConfig) -> None:
         self.config = config

@@ -1,4 +1,4 @@
-"""Metrics to Weights & Biases; rank 0 only. Offline where there is no key."""
+"""Sends metrics to Weights & Biases; rank 0 only. Offline where there is no API key."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from conf.wandb_run import LoggerConfig, check_key, open_run
-from pretrain.hooks import Hook, TrainerView
+from pretrain.hooks import Hook, Order, TrainerView
+from pretrain.hooks.loggers import scalars
 
 QUEUE_LINES = 10_000
 FINISH_SECONDS = 30.0
 
 
 class WandbLogger(Hook):
-    """One wandb run for the whole run folder: its id lies there and is used after a restart.
+    """Logs a run folder as one wandb run, whose id the folder keeps for restarts.
 
-    A thread talks to wandb, whose server may be slow or away: a step costs an entry in a queue.
+    A thread sends the lines, since the server may be slow or down: a step costs one queue entry.
     """
+
+    order = Order.RECORD
 
     def __init__(self, run_dir: Path, config: LoggerConfig) -> None:
         self.run_dir = run_dir
@@ -33,56 +36,47 @@ class WandbLogger(Hook):
         self.dropped = 0
 
     def on_start(self, trainer: TrainerView) -> None:
-        """Starts or continues the run, beside the training."""
+        """Starts or continues the wandb run in a thread."""
         id_file = self.run_dir / "wandb_id"
         if not id_file.exists():
             id_file.write_text(secrets.token_hex(8))
-        about = (trainer.config.name, self.run_dir, asdict(trainer.config))
+        run = (trainer.config.name, self.run_dir, asdict(trainer.config))
         self.thread = threading.Thread(
-            target=self._talk, args=(*about, id_file.read_text().strip()), daemon=True, name="wandb"
+            target=self._send, args=(*run, id_file.read_text().strip()), daemon=True, name="wandb"
         )
         self.thread.start()
 
     def on_record(self, record: Mapping[str, Any]) -> None:
-        """Logs the numbers of a train or validation line as `kind/name`."""
+        """Queues the numbers of a train, validation or eval record as `kind/name`."""
         if record["kind"] == "event":
             return
         try:
-            self.lines.put_nowait({"step": record["step"], **_numbers(record["kind"], record)})
+            self.lines.put_nowait({"step": record["step"], **scalars(record["kind"], record)})
         except queue.Full:
             self.dropped += 1
 
     def on_end(self, trainer: TrainerView) -> None:
-        """Flushes, as long as that does not take too long."""
+        """Waits for the queue to be sent, for at most FINISH_SECONDS."""
         with suppress(queue.Full):
             self.lines.put_nowait(None)
         self.thread.join(FINISH_SECONDS)
         if self.thread.is_alive():
-            self._warn(f"did not take all lines within {FINISH_SECONDS:.0f} s")
+            self._warn(f"did not accept all lines within {FINISH_SECONDS:.0f} s")
         elif self.dropped:
             self._warn(f"was too slow for {self.dropped} lines")
 
-    def _talk(self, name: str, folder: Path, settings: dict[str, Any], run_id: str) -> None:
+    def _send(self, name: str, folder: Path, settings: dict[str, Any], run_id: str) -> None:
         try:
             run = open_run(self.config, name, folder, settings, run_id)
-            # Steps are an axis of our own: wandb's must only grow, and a resumed run repeats some.
+            # wandb's own step must never decrease, but a resumed run repeats some steps.
             run.define_metric("step")
             run.define_metric("*", step_metric="step")
             while (line := self.lines.get()) is not None:
                 run.log(line)
             run.finish()
-        except Exception as error:  # whatever it is, the training does not end for it
+        except Exception as error:  # no failure of wandb may end the training
             self._warn(f"failed ({type(error).__name__}: {error})")
 
-    def _warn(self, what: str) -> None:
-        print(f"warning: wandb {what}; metrics.jsonl has every line.", file=sys.stderr, flush=True)
-
-
-def _numbers(prefix: str, record: Mapping[str, Any]) -> dict[str, float]:
-    flat: dict[str, float] = {}
-    for key, value in record.items():
-        if isinstance(value, Mapping):
-            flat |= _numbers(f"{prefix}/{key}", value)
-        elif isinstance(value, int | float) and key not in ("step", "time"):
-            flat[f"{prefix}/{key}"] = value
-    return flat
+    def _warn(self, problem: str) -> None:
+        text = f"warning: wandb {problem}. metrics.jsonl contains every line."
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,84 @@
+"""The state a run starts from: its newest checkpoint, or the weights of step 0."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.families import family_named
+from model.families.folder import HFWeights, read_config
+from model.init import initial_value
+from model.network import Decoder
+from pretrain.checkpoints import read
+from pretrain.checkpoints.find import newest_agreed
+from pretrain.config import PretrainConfig
+from pretrain.model_choice import check_initial
+from pretrain.parallel import fill
+from pretrain.processes import Processes
+
+
+class InitialWeights:
+    """The weights of step 0: random values, or those of the Hugging Face folder `init_from`.
+
+    changes: sentences on what the run changes about that folder's model.
+    """
+
+    def __init__(self, config: PretrainConfig) -> None:
+        self.config = config
+        self.weights: HFWeights | None = None
+        self.changes: list[str] = []
+        if config.init_from:
+            folder = Path(config.init_from)
+            self.changes = check_initial(read_config(folder), config.model, str(folder))
+            self.weights = HFWeights(folder, family_named(config.model.architecture))
+
+    def value(self, name: str, shape: torch.Size) -> torch.Tensor:
+        """Returns the full value of a parameter."""
+        if self.weights is None:
+            return initial_value(name, shape, self.config.model, self.config.seed)
+        return self.weights.read(name)
+
+
+@dataclass
+class InitialState:
+    """A checkpoint, or initial weights; one of them is None.
+
+    metadata: that of the checkpoint.
+    """
+
+    checkpoint: Path | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    weights: InitialWeights | None = None
+
+    @classmethod
+    def find(cls, config: PretrainConfig, folder: Path, processes: Processes) -> InitialState:
+        """Returns the newest checkpoint in the folder that all ranks can read, else step 0."""
+        found = newest_agreed(folder, processes, config.checkpoint.copy_to)
+        return cls(weights=InitialWeights(config)) if found is None else cls(*found)
+
+    @property
+    def step(self) -> int:
+        """Returns the number of steps done."""
+        return int(self.metadata.get("step", 0))
+
+    def load(self, model: Decoder, optimizer: torch.optim.Optimizer) -> None:
+        """Loads weights and optimizer states into a model that has storage."""
+        if self.checkpoint is not None:
+            read.load(self.checkpoint, model, optimizer)
+
+    def materialize(self, model: Decoder, device: torch.device) -> None:
+        """Allocates a sharded meta model on the device, and initializes it at step 0."""
+        if self.weights is not None:
+            fill(model, device, self.weights.value)
+        else:
+            model.to_empty(device=device)
+            model.tie()
+
+    def documents(self, sources: Sequence[str]) -> dict[str, int]:
+        """Returns per source how many documents were trained on to their end."""
+        past = self.metadata["position"]["sources"] if self.metadata else {}
+        return {source: past.get(source, {}).get("documents", 0) for source in sources}

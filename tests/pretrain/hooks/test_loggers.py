@@ -1,0 +1,40 @@
+"""The registry of loggers, and what `logger=` composes."""
+
+from __future__ import annotations
+
+import pytest
+
+from conf.errors import InputError
+from conf.wandb_run import LoggerConfig
+from pretrain.hooks.loggers import build_loggers, check_loggers, scalars
+from pretrain.hooks.wandb_logger import WandbLogger
+from tests.runs import settings
+
+
+@pytest.mark.parametrize(
+    ("given", "chosen"),
+    [
+        ({"logger": "files"}, []),
+        ({"logger": "wandb"}, ["wandb"]),
+        ({"logger": "[wandb]"}, ["wandb"]),
+        ({"logger": "files", "logger__wandb": "offline"}, ["wandb"]),
+        ({"logger": "wandb", "logger__wandb": "disabled"}, []),
+    ],
+)
+def test_choices(given, chosen, tmp_path):
+    config = settings(tmp_path, tmp_path, **given)
+    assert config.logger.chosen() == chosen
+    hooks = build_loggers(tmp_path, config.logger)
+    assert [isinstance(hook, WandbLogger) for hook in hooks] == [True] * len(chosen)
+
+
+def test_an_unknown_logger_is_refused():
+    with pytest.raises(InputError, match=r"logger\.trackers=wanbd: unknown choice.*'wandb'"):
+        check_loggers(LoggerConfig(trackers={"wanbd": {}}))
+    with pytest.raises(InputError, match=r"logger\.trackers=other: .* files and wandb only"):
+        LoggerConfig(trackers={"other": {}}).check_wandb_only()
+
+
+def test_the_numbers_of_a_record_have_paths():
+    record = {"step": 3, "time": 9.0, "loss": 2.0, "stage": "a", "source_loss": {"web": 1.5}}
+    assert scalars("train", record) == {"train/loss": 2.0, "train/source_loss/web": 1.5}
