@@ -11,6 +11,7 @@ EXTRAS = {
     "eval": ["transformers>=5.20", "lm-eval[hf]>=0.4.13", "matplotlib>=3.9"],
     "chat": ["transformers[serving]>=5.20", "openai>=2.0", "gradio>=6.0"],
     "fp8": ["torchao>=0.18"],
+    "tensorboard": ["tensorboard>=2.19"],
     "cuda": ["flash-attn>=2.8", "torchao>=0.18", "nvidia-ml-py>=12.560"],
     "dev": [
         "hypothesis>=6.100",

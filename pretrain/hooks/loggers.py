@@ -22,6 +22,7 @@ from conf.wandb_run import LoggerConfig
 from pretrain.hooks import Hook
 
 LOGGERS = {
+    "tensorboard": "pretrain.hooks.tensorboard:TensorBoard",
     "wandb": "pretrain.hooks.wandb_logger:WandbLogger",
 }
 """Name of each logger -> `module:class`."""
