@@ -114,9 +114,9 @@ def both(folder: Path, model: str, data: Path) -> dict[str, Path]:
 
 def computed_in(models: dict[str, Path]) -> dict[str, str]:
     """Returns the type in which each side is computed."""
-    from eval.chat.models import load
+    from eval.load_model import load_model
 
-    return {side: load(str(folder), device="cpu").dtype for side, folder in models.items()}
+    return {side: load_model(str(folder), device="cpu").dtype for side, folder in models.items()}
 
 
 def in_turns(call: Callable[[str], float], rounds: int) -> dict[str, list[float]]:

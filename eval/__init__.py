@@ -1,1 +1,10 @@
-"""How good a model is: in training, against tasks, in its own words, and on one page."""
+"""Evaluation: validation during training, lm-eval tasks, generation and chat, the HTML report.
+
+A model is found and loaded by `find_model`, `devices` and `load_model`, which all rooms share:
+
+    inloop/   loss and lm-eval tasks on the model while it trains
+    tasks/    which lm-eval tasks to run, built from a corpus or chosen by name
+    scores/   scores of exported models: lm-eval, perplexity, comparison, published tables
+    chat/     text generation, chat in the terminal, an OpenAI-compatible server
+    report/   the HTML report of a run and the model card
+"""

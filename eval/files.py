@@ -1,4 +1,4 @@
-"""Text, jsonl and hashes of files."""
+"""Helpers for jsonl files and file hashes."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def read_json_lines(path: Path, key: str) -> list[dict[str, Any]]:
-    """Returns the objects of a jsonl file that setting `key` names; blank lines are skipped.
+    """Returns the objects of the jsonl file given by setting `key`, skipping blank lines.
 
     Raises:
         InputError: the file is missing or not UTF-8, or a line is not a JSON object.
     """
     if not path.is_file():
-        raise InputError(f"{key}={path} is not a file: expected jsonl.")
+        raise InputError(f"{key}={path}: is not a file. Give a jsonl file.")
     return [row for _, row in json_objects(path, key)]
 
 
 def digest_of(paths: Iterable[Path], *settings: object) -> str:
-    """sha256 over settings (as JSON) and the names and bytes of files."""
+    """Returns the sha256 of settings (as JSON) and of the names and contents of files."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for path in sorted(paths):
         digest.update(path.name.encode())

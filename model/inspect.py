@@ -9,10 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from conf.errors import InputError
+from conf.text import GIB
 from model.config import ModelConfig
 from model.flops import FLOP_CONVENTION, flops_per_token, matmul_parameters, parameters
-
-GIB = 2**30
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""A chart in two widths, for screen and phone, and the colours of sources."""
+"""Draws a chart in two widths, for screens and phones, and assigns colors to sources."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from markupsafe import Markup
 
 from pages.svg import Chart
 
-SOURCE_COLOURS = 7
+LINE_STYLES = 8
+"""Number of line colors of a page: CSS classes s0 to s7."""
 WIDE, HALF, PHONE = (960, 330), (470, 240), (400, 260)
 Legend = list[tuple[str, str, bool]]
+"""Entries of a legend: name, CSS class, and whether it is faint."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A chart for a wide and for a narrow page; legend: name, style, and whether it is faint."""
+    """A chart drawn for wide and for narrow pages."""
 
     title: str
     unit: str
@@ -27,7 +29,7 @@ class Drawing:
 
 
 def draw(chart: Chart, *, is_wide: bool = False) -> Drawing:
-    """Both drawings of a line chart; all text inside is escaped."""
+    """Draws a line chart in both widths; all text in it is escaped."""
     legend = [(s.name, s.style, s.faint) for s in chart.series if s.points]
     return drawing(
         chart.title, chart.unit, chart.svg, legend if len(legend) > 1 else [], is_wide=is_wide
@@ -42,11 +44,14 @@ def drawing(
     *,
     is_wide: bool = False,
 ) -> Drawing:
-    """Both drawings by a function of width and height, which has escaped what it shows."""
+    """Draws a chart in both widths.
+
+    svg: returns the drawing for a width and height, with all text escaped.
+    """
     size = WIDE if is_wide else HALF
     return Drawing(title, unit, Markup(svg(*size)), Markup(svg(*PHONE)), legend, is_wide)
 
 
 def source_styles(sources: Iterable[str]) -> dict[str, str]:
-    """A colour of the page for every source, the same wherever it is drawn."""
-    return {source: f"s{1 + number % SOURCE_COLOURS}" for number, source in enumerate(sources)}
+    """Returns the CSS class of each source, the same in all charts of a page."""
+    return {source: f"s{1 + number % (LINE_STYLES - 1)}" for number, source in enumerate(sources)}

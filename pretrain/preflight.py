@@ -99,10 +99,9 @@ def check_tasks(config: EvaluationConfig, job: Job) -> None:
     if not config.tasks or not job.packages or elsewhere:
         return
     check_tasks_package(config)
-    from eval.tasks.load import index_tasks
-    from eval.tasks.suites import select
+    from eval.inloop.tasks import check_task_names
 
-    index_tasks(select(config, "evaluation."), "evaluation.")
+    check_task_names(config)
 
 
 def readable_manifest(folder: str, job: Job) -> Manifest | None:

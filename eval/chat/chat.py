@@ -17,7 +17,7 @@ from omegaconf import MISSING
 
 from conf.chat import text_of
 from conf.errors import InputError
-from eval.chat.models import Loaded, load
+from eval.load_model import LoadedModel, load_model
 
 NEW = "/new"
 Messages = list[dict[str, str]]
@@ -61,7 +61,7 @@ def chat(config: ChatConfig) -> None:
     """
     import torch
 
-    loaded = load(config.model, config.dtype, config.device)
+    loaded = load_model(config.model, config.dtype, config.device)
     if not loaded.tokenizer.chat_template:
         raise InputError(
             f"model={config.model} has no chat template: tune it first (python -m finetune sft)."
@@ -108,7 +108,7 @@ def first_turn(system: str | None) -> Messages:
         raise InputError(f"system={system!r:.40}: {error}.") from None
 
 
-def check_system(loaded: Loaded, first: Messages) -> None:
+def check_system(loaded: LoadedModel, first: Messages) -> None:
     """Raises InputError where the template refuses a system prompt."""
     from jinja2.exceptions import TemplateError
 
@@ -118,7 +118,7 @@ def check_system(loaded: Loaded, first: Messages) -> None:
         raise InputError(f"system: the model's chat template refuses it ({error}).") from None
 
 
-def ids_of(loaded: Loaded, messages: Messages) -> Any:
+def ids_of(loaded: LoadedModel, messages: Messages) -> Any:
     """Returns the token ids of a conversation up to where the assistant speaks, (1, tokens)."""
     import torch
 
@@ -130,7 +130,7 @@ def ids_of(loaded: Loaded, messages: Messages) -> Any:
     return torch.tensor([tokens.encode(rendered)])
 
 
-def fitting(loaded: Loaded, messages: Messages, room: int) -> Any:
+def fitting(loaded: LoadedModel, messages: Messages, room: int) -> Any:
     """`ids_of` of as much of the conversation as the model can see, with room for an answer of so
     many tokens, or of half of what it can see: the oldest questions and their answers are
     forgotten first, then the beginning of the last question."""
@@ -152,7 +152,7 @@ def fitting(loaded: Loaded, messages: Messages, room: int) -> Any:
     return ids[:, -max(1, longest - room) :]
 
 
-def answer(loaded: Loaded, messages: Messages, config: ChatConfig) -> Iterator[str]:
+def answer(loaded: LoadedModel, messages: Messages, config: ChatConfig) -> Iterator[str]:
     """Pieces of the model's answer, as they come."""
     from transformers import TextIteratorStreamer
 

@@ -16,8 +16,8 @@ from conf.errors import InputError
 from conf.output_kinds import SAMPLES
 from conf.outputs import Output
 from conf.text_files import JSON_ENDINGS, json_objects, read_text
-from eval.chat.models import Loaded, load
 from eval.files import json_lines
+from eval.load_model import LoadedModel, load_model
 
 Prompt = str | list[dict[str, str]]
 
@@ -79,7 +79,7 @@ def generate(config: GenerateConfig) -> None:
         output = Output(config.out, SAMPLES, config.overwrite, [config.model, config.prompts_file])
         output.check()
     asked = read_prompts(config)
-    loaded = load(config.model, config.dtype, config.device)
+    loaded = load_model(config.model, config.dtype, config.device)
     if config.chat and not loaded.tokenizer.chat_template:
         raise InputError(f"chat=true: model={config.model} has no chat template.")
     console = Console()
@@ -153,7 +153,7 @@ def message_of(given: Any) -> dict[str, str]:
 
 
 def complete(
-    loaded: Loaded, prompt: Prompt, config: GenerateConfig, seed: int
+    loaded: LoadedModel, prompt: Prompt, config: GenerateConfig, seed: int
 ) -> tuple[str, str, bool]:
     """The prompt as the model got it, what it wrote, and whether it ended by itself.
 

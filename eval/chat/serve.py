@@ -25,9 +25,9 @@ from urllib.request import urlopen
 from omegaconf import MISSING
 
 from conf.errors import InputError, RunAborted, one_of
-from eval.chat.devices import DTYPES, device_of, dtype_of
-from eval.chat.find_model import find_model
 from eval.chat.requests import TOO_LONG
+from eval.devices import DTYPES, resolve_device, resolve_dtype
+from eval.find_model import find_model
 
 ENGINES = ("transformers", "vllm")
 PACKAGES = ("gradio", "openai", "fastapi", "uvicorn")
@@ -152,14 +152,14 @@ def command_of(config: ServeConfig, folder: Path, dtype: str) -> list[str]:
     if config.engine == "vllm":
         return ["vllm", "serve", str(folder), "--dtype", dtype, *where]
     python = [sys.executable, "-m", "eval.chat.endpoint", "serve", str(folder)]
-    return [*python, "--dtype", dtype, "--device", device_of(config.device), *where]
+    return [*python, "--dtype", dtype, "--device", resolve_device(config.device), *where]
 
 
 @contextmanager
 def endpoint(config: ServeConfig, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The endpoint's process, once it answers; it is ended with the block."""
     environment = {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", **os.environ}
-    dtype = dtype_of(config.dtype, folder, device_of(config.device))
+    dtype = resolve_dtype(config.dtype, folder, resolve_device(config.device))
     process = subprocess.Popen(command_of(config, folder, dtype), env=environment)
     try:
         deadline = time.monotonic() + config.start_seconds

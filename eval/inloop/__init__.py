@@ -1,1 +1,1 @@
-"""Evaluation of a model while it trains."""
+"""Evaluation of a model while it trains; the only room of `eval` that `pretrain` imports."""

@@ -1,10 +1,13 @@
-"""lm-eval's tasks on a decoder that is spread over processes, in place and with no export.
+"""An lm-eval model on top of a decoder that is sharded over processes.
 
-Every process builds the same requests and runs the same number of forward passes, since each pass
-gathers weights from all of them. On a CPU a pass is one that lm-eval's `hf` model would make of the
-same requests: as many rows, of the same length, so that both sum in the same order and the scores
-are those of the export to the bit (fp32, SDPA, one thread count). On a GPU, or compiled, requests
-are sorted into a few shapes, and where they do not come out even a process fills up with padding.
+Every process builds the same requests and runs the same number of forward passes, because each pass
+all-gathers weights. There are two ways to form passes:
+
+- On a CPU without compilation, a pass is the one that lm-eval's `hf` model would make of the same
+  requests: the same number of rows of the same length. Both then sum in the same order, and the
+  scores equal those of the export bit for bit (fp32, SDPA, same number of threads).
+- On a GPU, or compiled, requests are sorted into a few shapes. A process that runs out of requests
+  computes padding.
 """
 
 from __future__ import annotations
@@ -23,26 +26,27 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tokenizers import Tokenizer
 from torch import Tensor
 
-SHORTEST = 64
-"""Least length of a row; longer ones are powers of two, so that compiling sees few shapes."""
-ROWS = 16
-"""Of a pass as lm-eval makes it: `batch_size` of `python -m eval lm_eval`."""
+MIN_LENGTH = 64
+"""Minimum row length; longer rows are padded to powers of two, so that compile sees few shapes."""
+LM_EVAL_BATCH = 16
+"""Rows per pass that matches lm-eval: the default `batch_size` of `python -m eval lm_eval`."""
 
-Scored = tuple[str | None, list[int], list[int]]
-"""What lm-eval asks for: the text, tokens of the context, tokens that are scored after it."""
+Request = tuple[str | None, list[int], list[int]]
+"""A request of lm-eval: the text, the context tokens, and the continuation tokens to score."""
 Pass = tuple[tuple[int, int], list[list[int]]]
-"""A forward pass: its shape (rows, length), and the numbers of the requests that each row answers;
-rows without are padding."""
+"""One forward pass: its shape (rows, length) and the indices of the requests that each row answers.
+Rows beyond the end of the list are padding."""
 
 
 class DecoderLM(TemplateLM):
-    """What lm-eval wants of a model.
+    """An lm-eval model that calls `forward` on batches of token ids.
 
-    forward: tokens (rows, length) -> logits (rows, length, vocab); every process calls it.
-    prefix_id: stands before a text that has no context. max_length: tokens that the model sees.
-    batch_tokens: of one forward pass of a few shapes; None for passes as lm-eval makes them.
-    multiple: what every length must be a multiple of.
-    group: the processes that share the requests; None for this process alone.
+    forward: maps tokens (rows, length) to logits (rows, length, vocab); a collective call.
+    prefix_id: token put before a text without context.
+    max_length: context length of the model in tokens.
+    batch_tokens: tokens per forward pass in a few shapes; None to form passes as lm-eval does.
+    multiple: every row length is a multiple of this.
+    group: processes that share the requests; None for this process alone.
     """
 
     def __init__(
@@ -58,35 +62,35 @@ class DecoderLM(TemplateLM):
     ) -> None:
         super().__init__()
         self.forward = forward
-        self.text = Tokenizer.from_file(str(tokenizer))
+        self.encoder = Tokenizer.from_file(str(tokenizer))
         self.prefix_id = prefix_id
         self.max_length = max_length
         self.batch_tokens = batch_tokens
-        self.place = device
+        self.torch_device = device
         self.multiple = multiple
         self.group = group
-        self.share = 0 if group is None else dist.get_rank(group)
-        self.shares = 1 if group is None else dist.get_world_size(group)
+        self.group_rank = 0 if group is None else dist.get_rank(group)
+        self.group_size = 1 if group is None else dist.get_world_size(group)
 
     @property
     def eot_token_id(self) -> int:
-        """Stands before a text, as `prefix_token_id`."""
+        """Id of the token put before a text; lm-eval derives `prefix_token_id` from it."""
         return self.prefix_id
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
-        """Ids of a text, as lm-eval's `hf` model makes them."""
+        """Returns the token ids of a text, the same as lm-eval's `hf` model."""
         if add_special_tokens is None:
-            prefix = self.text.id_to_token(self.prefix_id)
+            prefix = self.encoder.id_to_token(self.prefix_id)
             add_special_tokens = not (prefix and string.startswith(prefix))
-        return self.text.encode(string, add_special_tokens=add_special_tokens).ids
+        return self.encoder.encode(string, add_special_tokens=add_special_tokens).ids
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
-        """Of whole texts, in windows of `max_length` that do not overlap."""
-        owner: list[int] = []
-        windows: list[Scored] = []
-        for number, request in enumerate(requests):
+        """Returns the log-likelihood of whole texts, in disjoint windows of `max_length` tokens."""
+        owners: list[int] = []
+        windows: list[Request] = []
+        for index, request in enumerate(requests):
             parts = get_rolling_token_windows(
                 token_list=self.tok_encode(request.args[0]),
                 prefix_token=self.prefix_id,
@@ -94,103 +98,111 @@ class DecoderLM(TemplateLM):
                 context_len=1,
             )
             for context, scored in map(make_disjoint_window, parts):
-                owner.append(number)
+                owners.append(index)
                 windows.append((None, context, scored))
         totals = [0.0] * len(requests)
-        size = max(1, len(windows)) if self.batch_tokens else ROWS
+        size = max(1, len(windows)) if self.batch_tokens else LM_EVAL_BATCH
         for start in range(0, len(windows), size):
-            found = self._loglikelihood_tokens(windows[start : start + size])
-            for number, (value, _) in zip(owner[start : start + size], found, strict=True):
-                totals[number] += value
+            scores = self._loglikelihood_tokens(windows[start : start + size])
+            for index, (value, _) in zip(owners[start : start + size], scores, strict=True):
+                totals[index] += value
         return totals
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-        """Not here: `eval lm_eval` on an export writes text."""
-        raise NotImplementedError("tasks that write text are scored on an export only")
+        """Raises NotImplementedError; export the model and use `python -m eval lm_eval`."""
+        raise NotImplementedError("a sharded decoder does not generate text; export the model")
 
     @torch.no_grad()
     def _loglikelihood_tokens(
-        self, requests: Sequence[Scored], **_: Any
+        self, requests: Sequence[Request], **_: Any
     ) -> list[tuple[float, bool]]:
-        self._agree(requests)
+        self._check_same_requests(requests)
         rows = [(context + scored)[-self.max_length - 1 :] for _, context, scored in requests]
-        found = torch.zeros(len(rows), 2, dtype=torch.float64, device=self.place)
-        passes = self._few_shapes(rows) if self.batch_tokens else self._as_lm_eval(requests, rows)
-        for at in range(0, len(passes), self.shares):
-            # The last processes may have nothing left: they take part with the first one's shape.
-            mine = at + self.share if at + self.share < len(passes) else None
-            shape, alike = passes[at if mine is None else mine]
+        scores = torch.zeros(len(rows), 2, dtype=torch.float64, device=self.torch_device)
+        passes = (
+            self._fixed_shape_passes(rows)
+            if self.batch_tokens
+            else self._lm_eval_passes(requests, rows)
+        )
+        for first in range(0, len(passes), self.group_size):
+            # In the last round some processes have no pass left: they run padding, shaped like the
+            # first process's pass.
+            number = first + self.group_rank
+            has_work = number < len(passes)
+            shape, answered = passes[number if has_work else first]
             tokens = torch.zeros(shape, dtype=torch.int64)
-            for place, numbers in enumerate(alike):
-                inputs = rows[numbers[0]][:-1]
-                tokens[place, : len(inputs)] = torch.tensor(inputs)
-            logits = self.forward(tokens.to(self.place))
-            for place, numbers in enumerate(alike if mine is not None else []):
-                for number in numbers:
-                    count, end = len(requests[number][2]), len(rows[number]) - 1
-                    targets = rows[number][end + 1 - count :]
-                    found[number] = _score(logits[place, end - count : end], targets)
+            for row, indices in enumerate(answered):
+                inputs = rows[indices[0]][:-1]
+                tokens[row, : len(inputs)] = torch.tensor(inputs)
+            logits = self.forward(tokens.to(self.torch_device))
+            for row, indices in enumerate(answered if has_work else []):
+                for index in indices:
+                    count, end = len(requests[index][2]), len(rows[index]) - 1
+                    targets = rows[index][end + 1 - count :]
+                    scores[index] = _score(logits[row, end - count : end], targets)
         if self.group is not None:
-            dist.all_reduce(found, group=self.group)
-        return [(value, bool(greedy)) for value, greedy in found.tolist()]
+            dist.all_reduce(scores, group=self.group)
+        return [(value, bool(greedy)) for value, greedy in scores.tolist()]
 
-    def _few_shapes(self, rows: list[list[int]]) -> list[Pass]:
-        """Rows by their length's power of two, those of one length on all processes at once."""
+    def _fixed_shape_passes(self, rows: list[list[int]]) -> list[Pass]:
+        """Groups rows by length, a power of two; all processes run the same length at a time."""
         assert self.batch_tokens is not None
         by_length: dict[int, list[int]] = {}
-        for number, row in enumerate(rows):
-            by_length.setdefault(self._length(len(row) - 1), []).append(number)
+        for index, row in enumerate(rows):
+            by_length.setdefault(self._padded_length(len(row) - 1), []).append(index)
         passes: list[Pass] = []
-        for length, numbers in sorted(by_length.items(), reverse=True):
+        for length, indices in sorted(by_length.items(), reverse=True):
             batch = max(1, self.batch_tokens // length)
-            for start in range(0, math.ceil(len(numbers) / self.shares), batch):
-                for share in range(self.shares):
-                    mine = numbers[share :: self.shares][start : start + batch]
-                    passes.append(((batch, length), [[number] for number in mine]))
+            for start in range(0, math.ceil(len(indices) / self.group_size), batch):
+                for rank in range(self.group_size):
+                    mine = indices[rank :: self.group_size][start : start + batch]
+                    passes.append(((batch, length), [[index] for index in mine]))
         return passes
 
-    def _as_lm_eval(self, requests: Sequence[Scored], rows: list[list[int]]) -> list[Pass]:
-        """The longest first, `ROWS` at a time, padded to the longest of them; requests that differ
-        in their last token alone are one row (HFLM._loglikelihood_tokens)."""
+    def _lm_eval_passes(self, requests: Sequence[Request], rows: list[list[int]]) -> list[Pass]:
+        """Forms the passes of HFLM._loglikelihood_tokens.
+
+        Rows are sorted by length, longest first, taken `LM_EVAL_BATCH` at a time and padded to the
+        longest of the batch. Requests that differ only in their last token share a row.
+        """
         same: dict[tuple[int, ...], list[int]] = {}
-        for number, (_, context, scored) in enumerate(requests):
-            same.setdefault((*context, *scored[:-1]), []).append(number)
-        # Of those that are one row it sorts by the one that scores most tokens.
-        texts = {number: context + scored for number, (_, context, scored) in enumerate(requests)}
-        first = [max(alike, key=lambda number: len(requests[number][2])) for alike in same.values()]
+        for index, (_, context, scored) in enumerate(requests):
+            same.setdefault((*context, *scored[:-1]), []).append(index)
+        # HFLM sorts a shared row by the request with the most scored tokens.
+        texts = [context + scored for _, context, scored in requests]
+        first = [max(shared, key=lambda i: len(requests[i][2])) for shared in same.values()]
         order = sorted(
             zip(first, same.values(), strict=True),
             key=lambda row: (-len(texts[row[0]]), texts[row[0]]),
         )
         passes: list[Pass] = []
-        for start in range(0, len(order), ROWS):
-            alike = [numbers for _, numbers in order[start : start + ROWS]]
-            length = max(len(rows[numbers[0]]) - 1 for numbers in alike)
+        for start in range(0, len(order), LM_EVAL_BATCH):
+            batch = [shared for _, shared in order[start : start + LM_EVAL_BATCH]]
+            length = max(len(rows[shared[0]]) - 1 for shared in batch)
             length = math.ceil(length / self.multiple) * self.multiple
-            passes.append(((len(alike), length), alike))
+            passes.append(((len(batch), length), batch))
         return passes
 
-    def _length(self, tokens: int) -> int:
-        """Of the row that so many tokens are put into."""
-        power = 1 << (max(SHORTEST, tokens) - 1).bit_length()
+    def _padded_length(self, tokens: int) -> int:
+        """Returns the length of the row that holds so many tokens."""
+        power = 1 << (max(MIN_LENGTH, tokens) - 1).bit_length()
         return math.ceil(min(power, self.max_length) / self.multiple) * self.multiple
 
-    def _agree(self, requests: Sequence[Scored]) -> None:
-        """Raises on every process where they are about to run different requests, which would
-        wait for each other for ever."""
+    def _check_same_requests(self, requests: Sequence[Request]) -> None:
+        """Raises RuntimeError on all processes if their requests differ, which would deadlock."""
         if self.group is None:
             return
         text = json.dumps([request[1:] for request in requests]).encode()
         digest = int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
-        both = torch.tensor([digest, -digest], device=self.place)
-        dist.all_reduce(both, dist.ReduceOp.MAX)
-        if both[0] != -both[1]:
-            raise RuntimeError("the processes made different lm-eval requests of the same tasks")
+        extremes = torch.tensor([digest, -digest], device=self.torch_device)
+        dist.all_reduce(extremes, dist.ReduceOp.MAX)
+        if extremes[0] != -extremes[1]:
+            raise RuntimeError("the processes built different lm-eval requests for the same tasks")
 
 
-def _score(logits: Tensor, scored: list[int]) -> Tensor:
-    """(log-likelihood in nats, whether each token is the likeliest); logits (tokens, vocab)."""
-    targets = torch.tensor(scored, device=logits.device)
-    chances = logits.float().log_softmax(-1)
-    value = chances.gather(-1, targets[:, None]).sum().double()
-    return torch.stack((value, (chances.argmax(-1) == targets).all().double()))
+def _score(logits: Tensor, targets: list[int]) -> Tensor:
+    """Returns (log-likelihood in nats, 1 if each target is the argmax); logits (tokens, vocab)."""
+    expected = torch.tensor(targets, device=logits.device)
+    log_probs = logits.float().log_softmax(-1)
+    value = log_probs.gather(-1, expected[:, None]).sum().double()
+    return torch.stack((value, (log_probs.argmax(-1) == expected).all().double()))

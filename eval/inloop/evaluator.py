@@ -1,4 +1,4 @@
-"""The evaluator that runs inside of training: loss and bits per byte of held-out text."""
+"""Validation during training: loss and bits per byte of held-out text."""
 
 from __future__ import annotations
 
@@ -15,8 +15,13 @@ from data_pipeline.sampling.batches import IGNORED, Batch
 
 @dataclass(frozen=True)
 class Score:
-    """loss: nats per target token; bits_per_byte: of the targets' text, so without the targets that
-    stand for no text, such as the end of a document (as lm-eval counts); tokens: targets."""
+    """Held-out loss of a model on one source.
+
+    loss: nats per target token.
+    bits_per_byte: bits per byte of text. Targets that encode no text, such as the end of a
+        document, do not count, as in lm-eval.
+    tokens: number of target tokens.
+    """
 
     loss: float
     bits_per_byte: float
@@ -31,11 +36,13 @@ def evaluate(
     device: torch.device,
     group: dist.ProcessGroup | None = None,
 ) -> Score:
-    """Scores a decoder on batches; every rank of `group` brings its own, as many as the others.
+    """Returns the score of a decoder over the batches of all ranks.
 
-    model(tokens, labels, cu_seqlens, of_ids=ids) returns the summed loss of the labels that are not
-    IGNORED, and of those of them that `ids` (vocab,) marks.
-    token_bytes: (vocab,) bytes of text that each id stands for.
+    Every rank of `group` passes its own batches and the same number of them.
+
+    model(tokens, labels, cu_seqlens, of_ids=mask) returns two summed losses: over all labels that
+    are not IGNORED, and over those whose ids are marked in `mask` (vocab,).
+    token_bytes: (vocab,) number of bytes of text that each id encodes.
     """
     losses = torch.zeros(2, dtype=torch.float64, device=device)
     text = (token_bytes > 0).to(device)
@@ -49,5 +56,6 @@ def evaluate(
     sums = torch.cat([losses, losses.new_tensor([tokens, bytes_])])
     if group is not None:
         dist.all_reduce(sums, group=group)
-    total, of_text, targets, length = sums.tolist()
-    return Score(total / targets, of_text / math.log(2) / max(1.0, length), int(targets))
+    loss_sum, text_loss_sum, targets, text_bytes = sums.tolist()
+    bits_per_byte = text_loss_sum / math.log(2) / max(1.0, text_bytes)
+    return Score(loss_sum / targets, bits_per_byte, int(targets))

@@ -1,21 +1,22 @@
-"""The model card: `README.md` of an exported folder, with the front matter of the Hub."""
+"""Writes the model card: `README.md` of an exported folder, with the front matter of the Hub."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from conf.errors import InputError
-from eval.report.command import card_of
-from eval.report.page_tuning import record_of
-from eval.scores.results import SHARES, rows
+from conf.output_kinds import CARD
+from conf.outputs import Output
+from eval.report.page_tuning import record_name
+from eval.scores.results import FRACTIONS, rows
 from model.config import ModelConfig
 from model.families.folder import read_config
 
-Page = dict[str, Any]
+Content = dict[str, Any]
+"""Content of the report, a part of it, or the results of lm_eval."""
 SHAPE = (
     "architecture",
     "hidden_size",
@@ -27,45 +28,53 @@ SHAPE = (
 )
 
 
-def write_card(folder: Path, page: Page, results: Page | None) -> None:
-    """Writes README.md from what the report says.
+def card_output(folder: str | Path) -> Output:
+    """Returns the model card of an exported folder; an existing card is replaced."""
+    return Output(Path(folder) / "README.md", CARD, overwrite=True, key="card")
 
-    page: the content of the report; results: scores of lm_eval.
+
+def write_card(folder: Path, page: Content, results: Content | None) -> None:
+    """Writes README.md from the content of the report.
+
+    page: content of the report.
+    results: scores of lm_eval.
 
     Raises:
-        InputError: the folder is no Hugging Face folder, or not one of this run's.
+        InputError: the folder is not a Hugging Face folder, or holds a model of another run.
     """
     if not (folder / "config.json").is_file():
         raise InputError(
-            f"card={folder} is no Hugging Face folder: it has no config.json; expected what "
-            "python -m pretrain export or finetune made."
+            f"card={folder}: is not a Hugging Face folder, as it has no config.json. Give a folder "
+            "made by python -m pretrain export or by finetune."
         )
-    card_of(folder).write(front_matter(folder, page, results) + body(folder, page))
+    card_output(folder).write(front_matter(folder, page, results) + body(folder, page))
 
 
 def check_network(folder: Path, network: ModelConfig) -> None:
-    """Raises InputError where the model of a folder cannot be what a run trained. Tuning may add
-    tokens, and nothing else."""
-    theirs = read_config(folder)
+    """Raises InputError if a folder's model cannot come from a run with this network.
+
+    Tuning may add tokens, and changes nothing else of the shape.
+    """
+    exported = read_config(folder)
     for key in SHAPE:
-        found, expected = getattr(theirs, key), getattr(network, key)
+        found, expected = getattr(exported, key), getattr(network, key)
         if found != expected and not (key == "vocab_size" and found > expected):
             raise InputError(
-                f"card: {folder} holds another model than the run: its {key} is {found}, expected "
-                f"{expected}; give the folder that was exported from this run, or tuned from that."
+                f"card={folder}: its {key} is {found}, but the run's is {expected}. Give a folder "
+                "that was exported from this run, or tuned from such a folder."
             )
 
 
-def front_matter(folder: Path, page: Page, results: Page | None) -> str:
-    """What the Hub reads: how to load the model, and its scores as a `model-index`."""
-    about: Page = {
+def front_matter(folder: Path, page: Content, results: Content | None) -> str:
+    """Returns the YAML metadata for the Hub, with the scores as a `model-index`."""
+    metadata: Content = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["headwater"],
     }
-    mine = scores_of(folder, results)
-    if mine:
-        about["model-index"] = [
+    scores = scores_of(folder, results)
+    if scores:
+        metadata["model-index"] = [
             {
                 "name": page["name"],
                 "results": [
@@ -74,32 +83,32 @@ def front_matter(folder: Path, page: Page, results: Page | None) -> str:
                         "dataset": {"name": task, "type": task},
                         "metrics": [{"type": metric.split(",")[0], "value": value}],
                     }
-                    for task, metric, value in mine
+                    for task, metric, value in scores
                 ],
             }
         ]
-    return f"---\n{yaml.safe_dump(about, sort_keys=False)}---\n"
+    return f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n"
 
 
-def scores_of(folder: Path, results: Page | None) -> list[tuple[str, str, float]]:
-    """Task, metric and value of the model in this folder; shares in percent."""
+def scores_of(folder: Path, results: Content | None) -> list[tuple[str, str, float]]:
+    """Returns task, metric and value for the model of a folder; fractions are in percent."""
     if results is None:
         return []
-    places = {Path(model["folder"]).resolve(): name for name, model in results["models"].items()}
-    name = places.get(folder.resolve())
+    names = {Path(model["folder"]).resolve(): name for name, model in results["models"].items()}
+    name = names.get(folder.resolve())
     return [
         (
             task,
             metric,
-            round(scores[name]["value"] * (100 if metric.split(",")[0] in SHARES else 1), 4),
+            round(scores[name]["value"] * (100 if metric.split(",")[0] in FRACTIONS else 1), 4),
         )
         for task, metric, scores in rows(results)
         if name in scores
     ]
 
 
-def body(folder: Path, page: Page) -> str:
-    """The card's text, in Markdown."""
+def body(folder: Path, page: Content) -> str:
+    """Returns the Markdown text of the card."""
     tuned = tuned_stages(folder, page)
     parts = [
         f"# {page['name']}",
@@ -108,7 +117,7 @@ def body(folder: Path, page: Page) -> str:
         'model = AutoModelForCausalLM.from_pretrained("FOLDER")\n'
         'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n```',
         "## Data",
-        table(
+        markdown_table(
             ["source", "documents", "tokens", "tokens consumed", "epochs"],
             [
                 [r["source"], r["documents"], r["tokens"], r["seen"], r["epochs"]]
@@ -116,9 +125,9 @@ def body(folder: Path, page: Page) -> str:
             ],
         ),
         "## Training",
-        table(
+        markdown_table(
             [
-                *("stage", "sequence", "RoPE base", "planned tokens", "steps done", "mixture"),
+                *("stage", "sequence", "RoPE base", "planned tokens", "completed steps", "mixture"),
                 "last loss",
             ],
             [
@@ -130,15 +139,15 @@ def body(folder: Path, page: Page) -> str:
             ],
         ),
         " ".join(page["incidents"]),
-        *(f"## {s['title']}\n\n{table(['', ''], s['facts'])}" for s in tuned),
+        *(f"## {s['title']}\n\n{markdown_table(['', ''], s['facts'])}" for s in tuned),
         "## Cost",
-        table(["", ""], page["cost"]),
+        markdown_table(["", ""], page["cost"]),
     ]
     if page["evaluation"]:
         names = page["evaluation"]["models"]
         parts += [
             "## Evaluation",
-            table(
+            markdown_table(
                 ["task", "metric", *names], [scores_row(row) for row in page["evaluation"]["rows"]]
             ),
             f"Value ± standard error. {page['evaluation']['limited']}",
@@ -147,40 +156,43 @@ def body(folder: Path, page: Page) -> str:
         cited = [f"{number}. {source}" for number, source in enumerate(suite["sources"], 1)]
         parts += [
             f"### {suite['name']}, percent",
-            table(["model", *suite["heads"], "average"], [suite_row(r) for r in suite["rows"]]),
+            markdown_table(
+                ["model", *suite["heads"], "average"], [suite_row(r) for r in suite["rows"]]
+            ),
             "\n".join(cited),
         ]
-    parts += ["## Lineage", table(["", ""], page["lineage"])]
+    parts += ["## Lineage", markdown_table(["", ""], page["lineage"])]
     return "\n\n".join(part for part in parts if part.strip()) + "\n"
 
 
-def tuned_stages(folder: Path, page: Page) -> list[Page]:
-    """How the model of this folder was tuned: the stages of the page that led to it.
+def tuned_stages(folder: Path, page: Content) -> list[Content]:
+    """Returns the tuning stages of the report that led to the model of a folder.
 
     Raises:
-        InputError: it was tuned, and the page does not say how, or began with another model.
+        InputError: the model was tuned from another model, or in a stage that is missing from the
+            report.
     """
     stages = {stage["folder"].resolve(): stage for stage in page["tuning"]}
-    found: list[Page] = []
-    place = folder.resolve()
-    while record_of(place) is not None:
-        if place not in stages:
+    found: list[Content] = []
+    current = folder.resolve()
+    while record_name(current) is not None:
+        if current not in stages:
             raise InputError(
-                f"card={folder} is a tuned model, and this report is not told of {place}: give "
-                "tuned.NAME= with it and each folder that it was tuned from, in their order."
+                f"card={folder}: is a tuned model, but the report lacks its stage {current}. Give "
+                " tuned.NAME= for it and for each folder that it was tuned from, in order."
             )
-        if stages[place] in found:  # tuned into its own place
+        if stages[current] in found:  # the folder was replaced by its own tuned model
             break
-        found.insert(0, stages[place])
-        place = Path(stages[place]["model"]).resolve()
-    if found and not place.is_dir():  # it is elsewhere now: the order of the report must do
+        found.insert(0, stages[current])
+        current = Path(stages[current]["model"]).resolve()
+    if found and not current.is_dir():  # it was moved; rely on the order of the report
         return page["tuning"][: page["tuning"].index(found[0])] + found
-    check_network(place, page["network"])
+    check_network(current, page["network"])
     return found
 
 
-def scores_row(row: Page) -> list[str]:
-    """A line of the evaluation."""
+def scores_row(row: Content) -> list[str]:
+    """Returns the cells of a row of the evaluation."""
     cells = [
         "" if cell is None else " ± ".join(filter(None, (cell["value"], cell["stderr"])))
         for cell in row["cells"]
@@ -188,15 +200,15 @@ def scores_row(row: Page) -> list[str]:
     return [row["task"], row["metric"], *cells]
 
 
-def suite_row(row: Page) -> list[str]:
-    """A line of a suite's table."""
+def suite_row(row: Content) -> list[str]:
+    """Returns the cells of a row of a suite's table."""
     source = f" [{row['source']}]" if row["source"] else ""
     cells = [score + (f" ± {error}" if error else "") for score, error in row["cells"]]
     return [f"{row['model']}{source}", *cells, row["average"]]
 
 
-def table(heads: list[str], lines: Any) -> str:
-    """In Markdown; bars in a cell would end it."""
+def markdown_table(heads: list[str], rows: Any) -> str:
+    """Returns a Markdown table; `|` in a cell becomes `/`."""
     rule = "|---" * len(heads) + "|"
-    made = [f"| {' | '.join(re.sub(r'[|]', '/', str(c)) for c in line)} |" for line in lines]
-    return "\n".join([f"| {' | '.join(heads)} |", rule, *made])
+    lines = [f"| {' | '.join(str(cell).replace('|', '/') for cell in row)} |" for row in rows]
+    return "\n".join([f"| {' | '.join(heads)} |", rule, *lines])

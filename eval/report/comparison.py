@@ -1,4 +1,4 @@
-"""The part of the report that sets several runs side by side."""
+"""The part of the report that compares several runs."""
 
 from __future__ import annotations
 
@@ -7,68 +7,75 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from conf.text import flatten, format_duration
 from eval.report.curves import smooth
-from eval.report.page_run import duration, energy
+from eval.report.page_run import energy
 from eval.report.run_folder import RunFolder, read_run
 from model.flops import parameters
-from pages.drawing import draw
+from pages.drawing import LINE_STYLES, Drawing, draw
 from pages.svg import Chart, Series, short_number
 
 NOT_COMPARED = ("name", "run_dir")
-"""Of the config: they differ in any case."""
+"""Settings that differ between any two runs."""
+
+Runs = Mapping[str, RunFolder]
+Rows = list[tuple[str, list[str]]]
+"""Labels, each with one value per run."""
 
 
-def beside(run: RunFolder, others: Mapping[str, str]) -> dict[str, Any]:
-    """Curves of loss over tokens, key figures, and the settings that differ.
+def compare_runs(run: RunFolder, others: Mapping[str, str]) -> dict[str, Any]:
+    """Returns loss curves over tokens, key figures, and the settings that differ.
 
-    others: run folders by the names that the page shows.
+    others: run folders, keyed by the names on the page.
 
     Raises:
-        InputError: a folder is none of a run, or has no step yet.
+        InputError: a folder is not a run folder, or has no step yet.
     """
     runs = {run.config["name"]: run}
     for name, path in others.items():
         label = name if name not in runs else f"{name} (other)"
         runs[label] = read_run(Path(path), f"others.{name}")
     return {
-        "charts": [losses(runs), validations(runs)],
+        "charts": [training_loss(runs), validation_loss(runs)],
         "names": list(runs),
-        "figures": figures(runs),
-        "settings": settings(runs),
+        "figures": key_figures(runs),
+        "settings": differing_settings(runs),
     }
 
 
-def losses(runs: Mapping[str, RunFolder]) -> Any:
-    """Training loss of all runs, smoothed."""
+def training_loss(runs: Runs) -> Drawing:
+    """Draws the smoothed training loss of all runs."""
     lines = [
         Series(
             name,
             smooth([(r["tokens"], r["loss"]) for r in run.train if "loss" in r]),
-            style(number),
+            line_style(number),
         )
         for number, (name, run) in enumerate(runs.items())
     ]
     return draw(Chart("Training loss", "nats per token, smoothed", lines), is_wide=True)
 
 
-def validations(runs: Mapping[str, RunFolder]) -> Any:
-    """Held-out loss of all runs."""
+def validation_loss(runs: Runs) -> Drawing:
+    """Draws the held-out loss of all runs."""
     lines = [
-        Series(name, [(r["tokens"], r["loss"]) for r in run.validation], style(number), dots=True)
+        Series(
+            name, [(r["tokens"], r["loss"]) for r in run.validation], line_style(number), dots=True
+        )
         for number, (name, run) in enumerate(runs.items())
     ]
     return draw(Chart("Validation loss", "nats per token", lines), is_wide=True)
 
 
-def style(number: int) -> str:
-    """A colour of the page."""
-    return f"s{number % 8}"
+def line_style(number: int) -> str:
+    """Returns the CSS class of the nth line of a chart."""
+    return f"s{number % LINE_STYLES}"
 
 
-def figures(runs: Mapping[str, RunFolder]) -> list[tuple[str, list[str]]]:
-    """Rows of what matters, a column a run."""
+def key_figures(runs: Runs) -> Rows:
+    """Returns rows of key figures with one column per run."""
 
-    def of(run: RunFolder) -> dict[str, str]:
+    def figures(run: RunFolder) -> dict[str, str]:
         last = run.train[-1]
         seconds = sum(record["step_seconds"] for record in run.train)
         rate = statistics.median(record["tokens_per_second"] for record in run.train)
@@ -78,29 +85,23 @@ def figures(runs: Mapping[str, RunFolder]) -> list[tuple[str, list[str]]]:
             "tokens": f"{last['tokens']:,}",
             "last validation loss": f"{run.validation[-1]['loss']:.4f}" if run.validation else "",
             "tokens/s, median": short_number(rate),
-            "time in steps": f"{duration(seconds)} x {run.env['world_size']}",
+            "time in steps": f"{format_duration(seconds)} x {run.env['world_size']}",
             "energy": energy(run) if run.events("energy") else "",
             "restarts": str(len(run.events("resume"))),
         }
 
-    found = [of(run) for run in runs.values()]
-    rows = [(key, [one[key] for one in found]) for key in found[0]]
+    columns = [figures(run) for run in runs.values()]
+    rows = [(key, [column[key] for column in columns]) for key in columns[0]]
     return [(key, values) for key, values in rows if any(values)]
 
 
-def settings(runs: Mapping[str, RunFolder]) -> list[tuple[str, list[str]]]:
-    """The settings that are not the same in all runs."""
-    flats = [flat(run.config) for run in runs.values()]
-    keys = dict.fromkeys(key for one in flats for key in one)
-    rows = [(key, [one.get(key, "") for one in flats]) for key in keys if key not in NOT_COMPARED]
+def differing_settings(runs: Runs) -> Rows:
+    """Returns the settings that are not the same in all runs."""
+    configs = [flatten(run.config) for run in runs.values()]
+    keys = dict.fromkeys(key for config in configs for key in config)
+    rows = [
+        (key, [str(config.get(key, "")) for config in configs])
+        for key in keys
+        if key not in NOT_COMPARED
+    ]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
-
-
-def flat(config: Any, prefix: str = "") -> dict[str, str]:
-    """Dotted keys of a config with what they hold."""
-    if not isinstance(config, dict):
-        return {prefix: str(config)}
-    found: dict[str, str] = {}
-    for key, value in config.items():
-        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return found

@@ -1,4 +1,4 @@
-"""The report's charts: from lines of metrics to drawings."""
+"""Draws the report's charts from records of metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -8,32 +8,30 @@ from typing import Any
 
 from eval.report.run_folder import Record, RunFolder
 from eval.scores.results import ACCURACIES
-from pages.drawing import Drawing, draw
+from pages.drawing import LINE_STYLES, Drawing, draw
 from pages.svg import Chart, Series, short_number, smoothed
 
-SMOOTHED_SHARE = 0.02
-"""Of all points, on each side of one."""
-NAMED_RESTARTS = 4
-"""More of them are drawn without their name."""
-DOTTED = 40
-"""A line of more points has no dots."""
-LONG = 1000
-"""Steps of a run from which the first ones, at ten nats and more, no longer set the axis."""
-MANY = 4
-"""A legend of more lines takes the width of the page."""
-STYLES = 8
-"""Colours that a page has for lines."""
+SMOOTHING_FRACTION = 0.02
+"""Half width of the smoothing window, as a fraction of all points."""
+MAX_LABELLED_MARKS = 4
+"""If there are more restarts or skipped steps than this, their marks have no label."""
+MAX_DOTS = 40
+"""Lines with more points than this are drawn without dots."""
+LONG_RUN_STEPS = 1000
+"""For runs of more steps, the high loss of the first steps does not set the axis."""
+MAX_HALF_WIDTH_LINES = 4
+"""Charts with more lines than this take the full width, for their legend."""
 Point = tuple[float, float]
 
 
 def training_charts(run: RunFolder, styles: dict[str, str]) -> list[Drawing]:
-    """Loss, learning rate, throughput, MFU and gradient norm over tokens.
+    """Draws loss, throughput, MFU, learning rate and gradient norm over tokens.
 
-    styles: the colour of each source.
+    styles: the CSS class of each source.
     """
     restarts = run.events("resume")
     skipped = [record["tokens"] for record in run.train if record.get("skipped")]
-    restart = "restart" if len(restarts) <= NAMED_RESTARTS else ""
+    restart = "restart" if len(restarts) <= MAX_LABELLED_MARKS else ""
     named = (
         *(
             (event["tokens"], f"{event['stage']}: sequences of {event['seq_len']}")
@@ -42,10 +40,10 @@ def training_charts(run: RunFolder, styles: dict[str, str]) -> list[Drawing]:
         ),
         *((event["tokens"], restart) for event in restarts),
         *((event["tokens"], "rewind") for event in run.events("rewind")),
-        *((tokens, "skipped") for tokens in skipped[:NAMED_RESTARTS]),
-        *((tokens, "") for tokens in skipped[NAMED_RESTARTS:]),
+        *((tokens, "skipped") for tokens in skipped[:MAX_LABELLED_MARKS]),
+        *((tokens, "") for tokens in skipped[MAX_LABELLED_MARKS:]),
     )
-    marks = tuple((tokens, "") for tokens, _ in named)  # the small charts have no room for names
+    marks = tuple((tokens, "") for tokens, _ in named)  # small charts have no room for labels
 
     def over_tokens(key: str) -> list[Point]:
         return [(r["tokens"], r[key]) for r in run.train if r.get(key) is not None]
@@ -64,19 +62,19 @@ def training_charts(run: RunFolder, styles: dict[str, str]) -> list[Drawing]:
                     if source in record["sources"]
                 ],
                 styles.get(source, "s0"),
-                dots=len(run.validation) <= DOTTED,
+                dots=len(run.validation) <= MAX_DOTS,
             )
             for source in sources
         ),
     ]
     norms = over_tokens("grad_norm")
     top = _typical_top(norms, 0.1)
-    loss_top = _typical_top(loss, 0.05) if len(loss) > LONG else None
+    loss_top = _typical_top(loss, 0.05) if len(loss) > LONG_RUN_STEPS else None
     return [
         draw(
             Chart(
                 "Loss",
-                _beyond("nats per token", loss, loss_top),
+                _with_clipped_maximum("nats per token", loss, loss_top),
                 lines,
                 marks=named,
                 top=loss_top,
@@ -96,7 +94,7 @@ def training_charts(run: RunFolder, styles: dict[str, str]) -> list[Drawing]:
         draw(
             Chart(
                 "MFU",
-                "share of the peak",
+                "fraction of peak FLOP/s",
                 _with_mean(over_tokens("mfu")),
                 marks=marks,
                 bottom=0.0,
@@ -116,7 +114,7 @@ def training_charts(run: RunFolder, styles: dict[str, str]) -> list[Drawing]:
         draw(
             Chart(
                 "Gradient norm",
-                _beyond("before clipping", norms, top),
+                _with_clipped_maximum("before clipping", norms, top),
                 _with_mean(norms),
                 marks=marks,
                 bottom=0.0,
@@ -127,9 +125,11 @@ def training_charts(run: RunFolder, styles: dict[str, str]) -> list[Drawing]:
 
 
 def score_charts(run: RunFolder) -> list[Drawing]:
-    """What tasks scored while the model trained (`evaluation.tasks`), over tokens: shares in one
-    drawing, of each task the metric that tells most, and bits per byte in another; none where they
-    were scored but once."""
+    """Draws the scores of tasks during training (`evaluation.tasks`) over tokens.
+
+    There is one chart for accuracies, with one metric per task, and one for bits per byte. There
+    are none if the tasks were scored only once.
+    """
     scored = run.of_kind("eval")
     if len(scored) < 2:
         return []
@@ -142,26 +142,27 @@ def score_charts(run: RunFolder) -> list[Drawing]:
             if metric is not None:
                 label = f"{task}, {metric}".replace("_", " ")
                 values = [(tokens, scores[metric]) for tokens, scores in points]
-                style = f"s{len(found) % STYLES}"
-                found.append(Series(label, values, style, dots=len(values) <= DOTTED))
+                style = f"s{len(found) % LINE_STYLES}"
+                found.append(Series(label, values, style, dots=len(values) <= MAX_DOTS))
         return found
 
     def drawn(unit: str, metrics: Sequence[str], **settings: Any) -> list[Drawing]:
         found = lines(metrics)
-        if len(found) == 1:  # a line that is alone has no legend
+        if len(found) == 1:  # a single line has no legend
             unit = f"{unit}: {found[0].name}"
         chart = Chart("Scores while training", unit, found, **settings)
-        return [draw(chart, is_wide=len(found) > MANY)] if found else []
+        return [draw(chart, is_wide=len(found) > MAX_HALF_WIDTH_LINES)] if found else []
 
     return [
-        *drawn("right answers", ACCURACIES, bottom=0.0, format_y=lambda value: f"{value:.0%}"),
+        *drawn("correct answers", ACCURACIES, bottom=0.0, format_y=lambda value: f"{value:.0%}"),
         *drawn("bits per byte", ["bits_per_byte"]),
     ]
 
 
 def tuning_charts(metrics: list[Record], unit: str) -> list[Drawing]:
-    """Loss and learning rate of tuning over steps, and where pairs were compared what became of
-    the rewards; the lines of a validation stand beside those of training.
+    """Draws loss and learning rate of tuning over steps, and for DPO the rewards.
+
+    Each chart has a line for training and one for validation.
 
     unit: of the loss.
     """
@@ -176,7 +177,7 @@ def tuning_charts(metrics: list[Record], unit: str) -> list[Drawing]:
                 kind,
                 [(record["step"], record[key]) for record in records if key in record],
                 style,
-                dots=len(records) <= DOTTED,
+                dots=len(records) <= MAX_DOTS,
             )
             for (kind, records), style in zip(kinds.items(), ("s0", "s1"), strict=True)
         ]
@@ -190,7 +191,7 @@ def tuning_charts(metrics: list[Record], unit: str) -> list[Drawing]:
         charts += [
             drawn(
                 "Reward accuracy",
-                "share of pairs with the better answer ahead",
+                "fraction of pairs whose chosen answer has the higher reward",
                 "reward_accuracy",
                 bottom=0.0,
                 top=1.0,
@@ -198,7 +199,7 @@ def tuning_charts(metrics: list[Record], unit: str) -> list[Drawing]:
             ),
             drawn(
                 "Reward margin",
-                "better less worse answer",
+                "chosen minus rejected answer",
                 "reward_margin",
                 format_y=short_number,
             ),
@@ -207,8 +208,8 @@ def tuning_charts(metrics: list[Record], unit: str) -> list[Drawing]:
 
 
 def smooth(points: list[Point]) -> list[Point]:
-    """Without the noise of single steps."""
-    return smoothed(points, max(1, round(SMOOTHED_SHARE * len(points))))
+    """Returns a moving average that removes the noise of single steps."""
+    return smoothed(points, max(1, round(SMOOTHING_FRACTION * len(points))))
 
 
 def _with_mean(points: list[Point]) -> list[Series]:
@@ -219,12 +220,12 @@ def _with_mean(points: list[Point]) -> list[Series]:
 
 
 def _typical_top(points: list[Point], first: float) -> float | None:
-    """The largest value after the first share of the points, which would flatten the rest."""
+    """Returns the maximum after a first fraction of the points, which may be far above the rest."""
     later = [y for _, y in points[int(first * len(points)) :] if math.isfinite(y)]
     return max(later) if later else None
 
 
-def _beyond(text: str, points: list[Point], top: float | None) -> str:
-    """Says how far the points go where they leave the chart."""
+def _with_clipped_maximum(text: str, points: list[Point], top: float | None) -> str:
+    """Appends the maximum of the points to a text if it is outside of the chart."""
     highest = max((y for _, y in points if math.isfinite(y)), default=0.0)
     return text if top is None or highest <= top else f"{text}; {highest:.3g} in the first steps"

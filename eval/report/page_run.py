@@ -1,22 +1,23 @@
-"""The parts of the report that tell how a run went: stages, data, cost, incidents, lineage."""
+"""The parts of the report about a run: stages, data, cost, incidents, lineage."""
 
 from __future__ import annotations
 
 import statistics
 from typing import Any
 
+from conf.text import format_duration
 from data_pipeline.store.manifest import Manifest
 from eval.report.run_folder import Record, RunFolder
 from model.flops import FLOP_CONVENTION
 from pages.svg import short_number
 
 Table = list[tuple[str, str]]
-NAMED_STEPS = 12
-"""Skipped steps that are named; of more there is a number."""
+MAX_LISTED_STEPS = 12
+"""Steps listed by number; further ones are only counted."""
 
 
 def stages(run: RunFolder, styles: dict[str, str]) -> list[dict[str, Any]]:
-    """A row a stage of the recipe: what was planned, what was done."""
+    """Returns one row per stage of the recipe, with the plan and the progress."""
     table = []
     for name, stage in run.config["recipe"]["stages"].items():
         done = [record for record in run.train if record["stage"] == name]
@@ -45,33 +46,33 @@ def stages(run: RunFolder, styles: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def pace(run: RunFolder) -> list[str]:
-    """What to know about the time of steps and MFU."""
+    """Returns sentences about the time of steps and MFU."""
     seconds = sum(record["step_seconds"] for record in run.train)
     waited = sum(record["data_wait_seconds"] for record in run.train)
-    said = [
+    sentences = [
         f"Steps waited for data {waited / seconds:.1%} of their time.",
-        f"FLOPs per token behind MFU: {FLOP_CONVENTION}.",
+        f"FLOPs per token for MFU: {FLOP_CONVENTION}.",
     ]
     above = sum(record["mfu"] > 1 for record in run.train)
     if above:
-        said.append(
-            f"MFU is above 100% in {above:,} of {len(run.train):,} steps: the peak behind it was "
-            "measured too low, as happens where other work shares the machine."
+        sentences.append(
+            f"MFU is above 100% in {above:,} of {len(run.train):,} steps: the peak FLOP/s were "
+            "measured too low, probably because other programs used the machine."
         )
-    return said
+    return sentences
 
 
 def data_table(run: RunFolder, manifest: Manifest) -> list[dict[str, str]]:
-    """A row a source: what it holds, what was left out, what of it the model saw."""
+    """Returns one row per source: its size, dropped documents and consumed tokens."""
     consumed = run.train[-1].get("consumed_tokens", {})
     held_out = manifest.source_tokens("held_out")
     table = []
     for source, tokens in manifest.source_tokens("train").items():
-        about = manifest.sources.get(source, {})
+        counts = manifest.sources.get(source, {})
         kept = sum(entry["documents"] for entry in manifest.shards("train", source))
-        left_out = {
+        dropped = {
             reason.replace("_", " "): count
-            for reason, count in about.items()
+            for reason, count in counts.items()
             if reason not in ("files", "documents", "bytes") and count
         }
         seen = consumed.get(source, 0)
@@ -85,7 +86,7 @@ def data_table(run: RunFolder, manifest: Manifest) -> list[dict[str, str]]:
                 "held_out": f"{held_out.get(source, 0):,}",
                 "seen": f"{seen:,}",
                 "epochs": f"{seen / tokens:.2f}" if tokens else "",
-                "left_out": ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+                "dropped": ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
                 or "none",
             }
         )
@@ -93,39 +94,35 @@ def data_table(run: RunFolder, manifest: Manifest) -> list[dict[str, str]]:
 
 
 def cost(run: RunFolder) -> Table:
-    """What the run took: of devices, time and storage."""
+    """Returns the device hours, time, energy and storage that the run used."""
     seconds = sum(record["step_seconds"] for record in run.train)
     processes = run.env["world_size"]
     hours = seconds * processes / 3600
-    # A CPU has a name on some systems; runs from before `device_type` was written say so otherwise.
+    # Older runs have no `device_type`; their `device` is "cpu" or a name.
     on_cpu = run.env.get("device_type", run.env["device"]) == "cpu"
     unit = "CPU process" if on_cpu else "GPU"
     times = [record["time"] for record in run.records if "time" in record]
     saved = run.events("checkpoint")
     table = [
-        (f"{unit}-hours in steps", f"{hours:,.3g} ({duration(seconds)} x {processes})"),
-        ("first to last line of the log", duration(times[-1] - times[0]) if times else "not known"),
+        (f"{unit}-hours in steps", f"{hours:,.3g} ({format_duration(seconds)} x {processes})"),
+        ("first to last log line", format_duration(times[-1] - times[0]) if times else "unknown"),
         ("tokens", f"{run.train[-1]['tokens']:,}"),
         (f"tokens per {unit}-hour", f"{run.train[-1]['tokens'] / hours:,.0f}" if hours else ""),
         ("energy", energy(run)),
     ]
     if saved:
-        held = sum(event.get("held_seconds", 0.0) for event in saved)
+        stall_seconds = sum(event.get("held_seconds", 0.0) for event in saved)
         size = sum(event.get("bytes", 0) for event in saved)
-        table.append(
-            (
-                "checkpoints written",
-                f"{len(saved):,}, {size / 1e9:,.2f} GB; steps waited {duration(held)} for them",
-            )
-        )
+        stalled = f"training stalled for {format_duration(stall_seconds)}"
+        table.append(("checkpoints", f"{len(saved):,}, {size / 1e9:,.2f} GB; {stalled}"))
     return table
 
 
 def energy(run: RunFolder) -> str:
-    """What the machines counted, in kWh; of GPUs and CPUs apart, as either may not be known."""
+    """Returns the measured energy in kWh; GPUs and CPUs are separate, as either may be unknown."""
     read = run.events("energy")
     if not read:
-        return "not known: the run found no counter that it may read (NVML, RAPL)"
+        return "unknown: no readable energy counter (NVML, RAPL)"
     kinds = (("gpu_joules", "GPUs"), ("cpu_joules", "CPU packages"))
     parts = []
     for key, name in kinds:
@@ -133,45 +130,45 @@ def energy(run: RunFolder) -> str:
         if joules:
             watts = sum(joules) / sum(event["seconds"] for event in read if key in event)
             parts.append(f"{sum(joules) / 3.6e6:,.3g} kWh by {name}, {watts:,.0f} W on average")
-    return f"{'; '.join(parts)} (counted over {duration(sum(e['seconds'] for e in read))})"
+    return f"{'; '.join(parts)} (measured over {format_duration(sum(e['seconds'] for e in read))})"
 
 
 def incidents(run: RunFolder) -> list[str]:
-    """What did not go straight, in sentences."""
-    said = []
+    """Returns sentences about restarts, skipped steps, rewinds and failures."""
+    sentences = []
     restarts = run.events("resume")
     if restarts:
-        said.append(f"Restarted {times(restarts)}, at {listed(restarts)}.")
+        sentences.append(f"Restarted {times(restarts)}, at {listed(restarts)}.")
     skipped = [record for record in run.train if record.get("skipped")]
     if skipped:
-        said.append(f"Skipped {listed(skipped)}.")
-    said += [
+        sentences.append(f"Skipped {listed(skipped)}.")
+    sentences += [
         f"Rewound from step {event['step']:,} to {event['to_step']:,}: {event['cause']}."
         for event in run.events("rewind")
     ]
     failed = run.events("checkpoint_failed", "copy_failed")
     if failed:
-        said.append(f"Checkpoints or copies failed {times(failed)}, at {listed(failed)}.")
+        sentences.append(f"Checkpoints or mirrors failed {times(failed)}, at {listed(failed)}.")
     slow = run.events("straggler")
     if slow:
-        said.append(f"A process was slow {times(slow)}, at {listed(slow)}.")
-    return said
+        sentences.append(f"A process was slow {times(slow)}, at {listed(slow)}.")
+    return sentences
 
 
 def listed(records: list[Record]) -> str:
-    """`step 5`, or `steps 5, 9`: the first ones of many."""
+    """Lists steps by number: `step 5`, or `steps 5, 9 and 3 more`."""
     steps = [f"{record['step']:,}" for record in records]
-    more = f" and {len(steps) - NAMED_STEPS:,} more" if len(steps) > NAMED_STEPS else ""
-    return f"step{'s' * (len(steps) > 1)} {', '.join(steps[:NAMED_STEPS])}{more}"
+    more = f" and {len(steps) - MAX_LISTED_STEPS:,} more" if len(steps) > MAX_LISTED_STEPS else ""
+    return f"step{'s' * (len(steps) > 1)} {', '.join(steps[:MAX_LISTED_STEPS])}{more}"
 
 
 def times(records: list[Record]) -> str:
-    """How often."""
+    """Returns `once`, or `5 times`."""
     return "once" if len(records) == 1 else f"{len(records):,} times"
 
 
 def shards(manifest: Manifest) -> list[tuple[str, str, str]]:
-    """File, tokens and sha256 of every shard that was trained on or held out."""
+    """Returns file, tokens and sha256 of every training and held-out shard."""
     return [
         (entry["file"], f"{entry['tokens']:,}", entry["sha256"])
         for split in manifest.splits.values()
@@ -183,7 +180,7 @@ def shards(manifest: Manifest) -> list[tuple[str, str, str]]:
 def lineage(
     run: RunFolder, manifest: Manifest, results: Record | None, tuned: list[Record]
 ) -> Table:
-    """Where everything is from: enough to make it again."""
+    """Returns the versions and fingerprints needed to reproduce the run."""
     env = run.env
     restarts = run.events("resume")
     table = [
@@ -206,16 +203,6 @@ def lineage(
         table.append((f"tuning {stage['name']}", f"inputs {stage['inputs']}"))
     if manifest.fingerprint != env["data_fingerprint"]:
         table.insert(
-            2, ("data now", f"{manifest.folder} has changed since: {manifest.fingerprint}")
+            2, ("data now", f"{manifest.folder} has changed since then: {manifest.fingerprint}")
         )
     return table
-
-
-def duration(seconds: float) -> str:
-    """45 s, 3 min 20 s, 2 h 5 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

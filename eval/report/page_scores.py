@@ -1,4 +1,4 @@
-"""The parts of the report that tell how good models are: scores side by side and published ones."""
+"""The parts of the report with scores: our models side by side, and the published ones."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ from typing import Any
 
 from eval.report.run_folder import Record
 from eval.scores.published import suite_tables
-from eval.scores.results import LOWER_IS_BETTER, SHARES, computed_in, format_score, rows
+from eval.scores.results import FRACTIONS, LOWER_IS_BETTER, computed_in, format_score, rows
 
 METRIC_NOTES = {
-    "acc": "acc takes the likeliest choice.",
-    "acc_mutual_info": "acc mutual info takes the choice that the context makes likelier by most.",
+    "acc": "acc picks the likeliest choice.",
+    "acc_mutual_info": "acc mutual info picks the choice whose likelihood the context raises most.",
 }
 
 
 def evaluation(results: Record) -> dict[str, Any]:
-    """The models side by side; a cell has its text and, for shares, how long its bar is."""
+    """Returns a table of the models side by side.
+
+    A cell has a text and, for fractions, the length of its bar in percent.
+    """
     table, before = [], ""
     for task, metric, scores in rows(results):
-        share = metric.split(",")[0] in SHARES
+        is_fraction = metric.split(",")[0] in FRACTIONS
         pick = min if metric in LOWER_IS_BETTER else max
         best = pick(score["value"] for score in scores.values())
         guess = next(iter(scores.values()))["chance"]
@@ -27,7 +30,7 @@ def evaluation(results: Record) -> dict[str, Any]:
             {
                 "value": texts[name][0],
                 "stderr": texts[name][1],
-                "share": f"{100 * scores[name]['value']:.1f}" if share else None,
+                "share": f"{100 * scores[name]['value']:.1f}" if is_fraction else None,
                 "best": len(scores) > 1 and scores[name]["value"] == best,
             }
             if name in scores
@@ -38,16 +41,17 @@ def evaluation(results: Record) -> dict[str, Any]:
         table.append(
             {
                 "task": task if task != before else "",
-                "about": f"{entry['samples']:,} samples, {entry['num_fewshot'] or 0} shots",
+                "note": f"{entry['samples']:,} samples, {entry['num_fewshot'] or 0} shots",
                 "metric": metric.replace("_", " ").replace(",", ", "),
                 "lower": metric in LOWER_IS_BETTER,
                 "cells": cells,
                 "chance": f"{guess:.0%}" if guess is not None else "",
-                "chance_share": f"{100 * guess:.1f}" if guess is not None and share else None,
+                "chance_share": f"{100 * guess:.1f}" if guess is not None and is_fraction else None,
             }
         )
         before = task
     limits = {model["settings"]["limit"] for model in results["models"].values()} - {None}
+    limited = f"Only the first {min(limits)} samples of each task were scored." if limits else ""
     return {
         "models": list(results["models"]),
         "rows": table,
@@ -56,18 +60,18 @@ def evaluation(results: Record) -> dict[str, Any]:
             for metric, note in METRIC_NOTES.items()
             if any(m == metric for _, m, _ in rows(results))
         ],
-        "limited": f"Only the first {min(limits)} samples of each task were run." if limits else "",
+        "limited": limited,
         "packages": ", ".join(f"{k} {v}" for k, v in results["packages"].items())
         + computed_in(results),
     }
 
 
 def suites(results: Record) -> list[dict[str, Any]]:
-    """The suites' tables, published models below ours; sources are numbered."""
-    made = []
+    """Returns the tables of suites, with published models below ours and numbered sources."""
+    tables = []
     for table in suite_tables(results):
         sources = list(dict.fromkeys(row.source for row in table.rows if row.source))
-        made.append(
+        tables.append(
             {
                 "name": table.suite,
                 "heads": table.heads,
@@ -86,4 +90,4 @@ def suites(results: Record) -> list[dict[str, Any]]:
                 ],
             }
         )
-    return made
+    return tables

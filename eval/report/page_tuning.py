@@ -1,4 +1,4 @@
-"""The part of the report that tells how a model was tuned, one stage after the other."""
+"""The part of the report about tuning, with one section per stage."""
 
 from __future__ import annotations
 
@@ -7,34 +7,35 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import InputError
+from conf.text import format_duration
 from eval.report.curves import tuning_charts
-from eval.report.page_run import Table, duration
+from eval.report.page_run import Table
 from eval.report.run_folder import Record, read_metrics
 from pages.svg import short_number
 
 METHODS = {
     "sft.json": ("SFT", "conversations", "nats per answer token", "the assistant's turns only"),
-    "dpo.json": ("DPO", "pairs", "nats per pair", "better against worse answers"),
+    "dpo.json": ("DPO", "pairs", "nats per pair", "chosen against rejected answers"),
 }
-"""By the record that finetune leaves: its name, what a row is, the loss's unit and subject."""
+"""By the record file of finetune: the method, the noun for a row, the loss's unit and subject."""
 
 
-def record_of(folder: Path) -> str | None:
-    """The name of the record that finetune left in a folder, None where it made none."""
+def record_name(folder: Path) -> str | None:
+    """Returns the name of finetune's record in a folder, or None if there is none."""
     return next((name for name in METHODS if (folder / name).is_file()), None)
 
 
 def read_tuned(name: str, folder: Path) -> Record:
-    """The record of a tuned folder with its metrics, and what the page calls them.
+    """Returns the record of a tuned folder, with its metrics and its name on the page.
 
     Raises:
         InputError: finetune did not make the folder.
     """
-    found = record_of(folder)
+    found = record_name(folder)
     if found is None or not (folder / "metrics.jsonl").is_file():
         raise InputError(
-            f"tuned.{name}={folder} has no {' or '.join(METHODS)} with metrics.jsonl: expected "
-            "what python -m finetune made."
+            f"tuned.{name}={folder}: has no {' or '.join(METHODS)} with metrics.jsonl. Give a "
+            "folder made by python -m finetune."
         )
     record = json.loads((folder / found).read_text())
     return record | {
@@ -46,7 +47,7 @@ def read_tuned(name: str, folder: Path) -> Record:
 
 
 def tuning(stages: list[Record]) -> list[dict[str, Any]]:
-    """A section for each tuned folder, in their order."""
+    """Returns one section per tuned folder, in the given order."""
     return [
         {
             "title": f"{stage['name']}: {METHODS[stage['method']][0]}",
@@ -61,16 +62,19 @@ def tuning(stages: list[Record]) -> list[dict[str, Any]]:
 
 
 def sentence(stage: Record) -> str:
-    """`Tuned by SFT on 900 conversations.`"""
+    """Returns a sentence such as `Tuned by SFT on 900 conversations.`"""
     method, rows, _, _ = METHODS[stage["method"]]
     return f"Tuned by {method} on {stage['rows']:,} {rows}."
 
 
 def facts(stage: Record) -> Table:
-    """What was tuned on what, and what came of it."""
+    """Returns the settings and results of a tuning stage."""
     method, rows, unit, subject = METHODS[stage["method"]]
     table = [
-        ("method", "direct preference optimisation" if method == "DPO" else "supervised tuning"),
+        (
+            "method",
+            "direct preference optimization" if method == "DPO" else "supervised fine-tuning",
+        ),
         ("tuned from", Path(stage["model"]).name),
         (rows, f"{stage['rows']:,}"),
         ("data", f"{Path(stage['data']).name}, sha256 {stage['data_sha256'][:16]}"),
@@ -90,11 +94,14 @@ def facts(stage: Record) -> Table:
     table.append(("loss", f"{stage['first_loss']:.3f} to {stage['loss']:.3f} {unit}"))
     for kind, label in (("train", ""), ("validation", "validation ")):
         table += changes(stage["metrics"], kind, label, unit)
-    return [*table, ("precision", stage["precision"]), ("time", duration(stage["seconds"]))]
+    return [*table, ("precision", stage["precision"]), ("time", format_duration(stage["seconds"]))]
 
 
 def changes(metrics: list[Record], kind: str, label: str, unit: str) -> Table:
-    """From the first to the last line of a kind; the loss of `train` is in the record already."""
+    """Returns the first and last values of a kind of line.
+
+    The training loss is not included, as the record has it.
+    """
     lines = [line for line in metrics if line["kind"] == kind]
     shown = (
         ("loss", "loss", f"{{:.3f}} to {{:.3f}} {unit}"),

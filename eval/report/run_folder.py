@@ -1,4 +1,4 @@
-"""Reads what a training run left in its folder."""
+"""Reads the folder of a training run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunFolder:
-    """config: as composed; env: commit, packages, hardware, fingerprints; records: metrics."""
+    """The content of a run folder.
+
+    config: the composed config.
+    env: commit, packages, hardware and fingerprints.
+    records: lines of metrics.jsonl.
+    """
 
     path: Path
     config: dict[str, Any]
@@ -27,31 +32,31 @@ class RunFolder:
     records: list[Record]
 
     def of_kind(self, kind: str) -> list[Record]:
-        """Lines of metrics.jsonl: train, validation or event."""
+        """Returns the records of a kind: train, validation, eval or event."""
         return [record for record in self.records if record["kind"] == kind]
 
     @cached_property
     def train(self) -> list[Record]:
-        """A line a step."""
+        """The training records, one per step."""
         return self.of_kind("train")
 
     @cached_property
     def validation(self) -> list[Record]:
-        """A line a validation."""
+        """The validation records."""
         return self.of_kind("validation")
 
     def events(self, *names: str) -> list[Record]:
-        """Events of these kinds."""
+        """Returns the events with one of these names."""
         return [record for record in self.of_kind("event") if record["event"] in names]
 
     @property
     def is_finished(self) -> bool:
-        """Whether the last step of the plan was done."""
+        """True after the last step of the recipe."""
         return bool(self.events("finish"))
 
     @cached_property
     def model(self) -> ModelConfig:
-        """The shape of the network."""
+        """The config of the network."""
         merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), self.config["model"])
         model = OmegaConf.to_object(merged)
         assert isinstance(model, ModelConfig)
@@ -59,21 +64,21 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> list[str]:
-        """Names of those on disk, oldest first."""
+        """Names of the checkpoints on disk, oldest first."""
         found = [p.name for p in self.path.glob("checkpoints/step_*") if p.suffix != ".tmp"]
         return sorted(found, key=lambda name: int(name.removeprefix("step_")))
 
 
 def read_run(path: Path, key: str = "run") -> RunFolder:
-    """Reads the folder that setting `key` names.
+    """Reads the run folder given by setting `key`.
 
     Raises:
-        InputError: it is missing, or no run has logged a step in it.
+        InputError: it is not a run folder, or has no step yet.
     """
     for name in ("config.yaml", "env.json", "metrics.jsonl"):
         if not (path / name).is_file():
             raise InputError(
-                f"{key}={path} has no {name}: expected the folder of a run of python -m pretrain."
+                f"{key}={path}: has no {name}. Give the folder of a run of python -m pretrain."
             )
     config = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
     assert isinstance(config, dict)
@@ -82,12 +87,12 @@ def read_run(path: Path, key: str = "run") -> RunFolder:
         path, {str(key): value for key, value in config.items()}, env, read_metrics(path)
     )
     if not run.train:
-        raise InputError(f"{path / 'metrics.jsonl'} has no train line yet: wait for a step.")
+        raise InputError(f"{key}={path}: has no training step yet. Wait for the first one.")
     return run
 
 
 def read_metrics(folder: Path) -> list[Record]:
-    """Lines of metrics.jsonl; a last line that is being written is left out."""
+    """Returns the records of metrics.jsonl, except an incomplete last line."""
     path = folder / "metrics.jsonl"
     text = path.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]

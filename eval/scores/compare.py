@@ -1,8 +1,8 @@
-"""`python -m eval compare`: files of results side by side, with what differs by more than chance.
+"""`python -m eval compare`: compares result files and marks the significant differences.
 
-Models that answered the same samples are compared sample by sample, which tells far smaller
-differences apart than two standard errors do: what is hard for one model is mostly hard for the
-other. Elsewhere the errors are added as those of independent samples.
+Models that answered the same samples are compared sample by sample. Questions that are hard for one
+model tend to be hard for another, so this paired test resolves much smaller differences than two
+separate standard errors. Otherwise the standard errors are combined as for independent samples.
 """
 
 from __future__ import annotations
@@ -16,26 +16,35 @@ from typing import Any
 
 from omegaconf import MISSING
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from conf.errors import InputError, did_you_mean
 from conf.output_kinds import DIFFERENCES
 from conf.outputs import Output
-from eval.scores.harness import LOG_WIDTH
-from eval.scores.published import printed, suite_tables
-from eval.scores.results import FORMAT, LOWER_IS_BETTER, SHARES, load_results, rows, table
+from conf.text import table_console
+from eval.scores.published import render_suite, suite_tables
+from eval.scores.results import (
+    FORMAT,
+    FRACTIONS,
+    LOWER_IS_BETTER,
+    load_results,
+    rows,
+    scores_table,
+)
 
 SIGNIFICANT = 2.0
-"""Standard errors from which a difference is marked."""
+"""Number of standard errors above which a difference is marked."""
 
 
 @dataclass
 class CompareConfig:
-    """results: files of lm_eval; models: those to show, all where it is empty.
+    """Configuration of `compare`.
 
+    results: result files of lm_eval.
+    models: names of the models to show; empty for all.
     baseline: the model that the others are compared with, null for the first.
-    out: a JSON file for the differences, null for none; overwrite: replaces such a file.
+    out: a JSON file for the differences, null for none.
+    overwrite: replaces an existing file of differences.
     """
 
     results: list[str] = MISSING
@@ -47,9 +56,10 @@ class CompareConfig:
 
 @dataclass(frozen=True)
 class Difference:
-    """A model's score minus the baseline's, and its standard error, None where it is not known.
+    """Difference between the scores of a model and the baseline.
 
-    paired: the error is that of the differences of single samples.
+    stderr: standard error of the difference, None if unknown.
+    paired: whether stderr comes from a sample-by-sample comparison.
     """
 
     task: str
@@ -61,36 +71,36 @@ class Difference:
 
     @property
     def is_significant(self) -> bool:
-        """Whether chance is an unlikely reason."""
+        """True if the difference is unlikely to be chance."""
         return self.stderr is not None and abs(self.value) > SIGNIFICANT * self.stderr
 
 
 def compare(config: CompareConfig) -> None:
-    """Prints the tables and writes `out`.
+    """Prints the tables of scores and differences and writes `out`.
 
     Raises:
-        InputError: a file is missing or not of this kind, or a model is not in it.
+        InputError: a file is missing or is not a result file, or a model is not in the results.
     """
     output = None
     if config.out is not None:
         output = Output(config.out, DIFFERENCES, config.overwrite, config.results)
         output.check()
-    results = merged([Path(path) for path in config.results])
+    results = merge_results([Path(path) for path in config.results])
     names = config.models or list(results["models"])
     baseline = config.baseline or names[0]
     for key, name in [("baseline", baseline), *(("models", name) for name in names)]:
         if name not in results["models"]:
             raise InputError(
-                f"{key}={name}: no such model is in the results"
+                f"{key}={name}: the results have no such model"
                 f"{did_you_mean(name, results['models'])}."
             )
     chosen = dict.fromkeys([baseline, *names])
     results["models"] = {name: results["models"][name] for name in chosen}
     found = differences(results, baseline)
-    console = Console(width=None if Console().is_terminal else LOG_WIDTH)
-    console.print(table(results))
+    console = table_console()
+    console.print(scores_table(results))
     for suite in suite_tables(results):
-        console.print(printed(suite))
+        console.print(render_suite(suite))
     if found:
         console.print(differences_table(found, baseline))
     if output:
@@ -98,11 +108,14 @@ def compare(config: CompareConfig) -> None:
         output.write(json.dumps(content, indent=1))
 
 
-def merged(paths: list[Path]) -> dict[str, Any]:
-    """The models of several files. A model that was scored on other tasks in each has all of them;
-    where a name stands for two models, the later one gets its file's name before it."""
+def merge_results(paths: list[Path]) -> dict[str, Any]:
+    """Merges the models of several result files.
+
+    A model that was scored on different tasks in each file gets the scores of all. If two different
+    models have the same name, the later one is prefixed with the name of its file.
+    """
     if not paths:
-        raise InputError("results is empty: give at least one file of python -m eval lm_eval.")
+        raise InputError("results is empty. Give at least one file of python -m eval lm_eval.")
     models: dict[str, Any] = {}
     for path in paths:
         for name, model in load_results(path)["models"].items():
@@ -123,7 +136,7 @@ def merged(paths: list[Path]) -> dict[str, Any]:
 
 
 def differences(results: dict[str, Any], baseline: str) -> list[Difference]:
-    """Of every model to the baseline, for every line of the table of scores."""
+    """Returns the difference of each model to the baseline, per row of the score table."""
     models = results["models"]
     found = []
     for task, metric, scores in rows(results):
@@ -145,43 +158,46 @@ def differences(results: dict[str, Any], baseline: str) -> list[Difference]:
 
 
 def paired_stderr(one: dict[str, Any], other: dict[str, Any], metric: str) -> float | None:
-    """Of the mean difference of single samples; None unless both hold the same ones."""
+    """Returns the standard error of the mean difference between samples.
+
+    Returns None if the two entries do not cover the same samples.
+    """
     if one.get("samples_sha256") != other.get("samples_sha256"):
         return None
-    each, theirs = (entry.get("each", {}).get(metric, "") for entry in (one, other))
-    if len(each) != len(theirs) or len(each) < 2:
+    first, second = (entry.get("each", {}).get(metric, "") for entry in (one, other))
+    if len(first) != len(second) or len(first) < 2:
         return None
-    apart = [int(a) - int(b) for a, b in zip(each, theirs, strict=True)]
-    return statistics.stdev(apart) / math.sqrt(len(apart))
+    deltas = [int(a) - int(b) for a, b in zip(first, second, strict=True)]
+    return statistics.stdev(deltas) / math.sqrt(len(deltas))
 
 
 def differences_table(found: list[Difference], baseline: str) -> Table:
-    """A row a metric, a column a model."""
+    """Returns a table with one row per metric and one column per model."""
     names = list(dict.fromkeys(one.model for one in found))
-    made = Table(
+    table = Table(
         title=f"difference to {baseline} ± standard error",
         title_justify="left",
-        caption=f"* more than {SIGNIFICANT:.0f} standard errors; p: sample by sample",
+        caption=f"* more than {SIGNIFICANT:.0f} standard errors; p: paired by sample",
         caption_justify="left",
         box=SIMPLE_HEAD,
     )
-    made.add_column("task", overflow="fold")
-    made.add_column("metric")
+    table.add_column("task", overflow="fold")
+    table.add_column("metric")
     for name in names:
-        made.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=True)
     lines: dict[tuple[str, str], dict[str, Difference]] = {}
     for one in found:
         lines.setdefault((one.task, one.metric), {})[one.model] = one
     for (task, metric), by_model in lines.items():
         arrow = " ↓" if metric in LOWER_IS_BETTER else ""
-        cells = (written(by_model[n]) if n in by_model else "" for n in names)
-        made.add_row(task, metric + arrow, *cells)
-    return made
+        cells = (format_difference(by_model[n]) if n in by_model else "" for n in names)
+        table.add_row(task, metric + arrow, *cells)
+    return table
 
 
-def written(one: Difference) -> str:
-    """A difference as the table shows it: shares in points of percent."""
-    scale, digits = (100, 1) if one.metric.split(",")[0] in SHARES else (1, 3)
+def format_difference(one: Difference) -> str:
+    """Formats a difference; fractions are shown in percentage points."""
+    scale, digits = (100, 1) if one.metric.split(",")[0] in FRACTIONS else (1, 3)
     error = "" if one.stderr is None else f" ± {scale * one.stderr:.{digits}f}"
     mark = ("*" if one.is_significant else " ") + ("p" if one.paired else " ")
     return f"{scale * one.value:+.{digits}f}{error} {mark}"

@@ -1,12 +1,12 @@
-"""lm-eval's own `hf` model, with requests that it cannot answer named."""
+"""lm-eval's own `hf` model with checks of its requests."""
 
 from __future__ import annotations
 
-import lm_eval.models  # noqa: F401  (before anything else registers a model: it would hide these)
+import lm_eval.models  # noqa: F401  (must come first: registering another model hides the built-in ones)
 from lm_eval.models.huggingface import HFLM
 
 from eval.tasks.checked_lm import CheckedLM
 
 
 class CheckedHFLM(CheckedLM, HFLM):
-    """A stock Hugging Face folder."""
+    """A stock Hugging Face model that names the requests it cannot answer."""

@@ -1,8 +1,8 @@
 """`python -m eval perplexity`: held-out loss of an exported model, computed in `transformers`.
 
-The text is that of the trainer's validation: the same samples of the held-out shards, in which no
-token sees another document. Here every document's part of a sample is a sequence of its own, which
-is the same thing: rotary positions are relative.
+The text is that of the trainer's validation: the same samples of the held-out shards, in which
+tokens attend only within their document. Here each document's part of a sample becomes a separate
+sequence. This gives the same loss, because rotary positions are relative.
 """
 
 from __future__ import annotations
@@ -26,18 +26,22 @@ from conf.outputs import Output
 from data_pipeline.sampling.batches import IGNORED, Batch, held_out_batches
 from data_pipeline.store.corpus import open_corpus
 from data_pipeline.store.manifest import Manifest
-from eval.chat.models import load
 from eval.inloop.evaluator import Score
+from eval.load_model import load_model
 
 
 @dataclass
 class PerplexityConfig:
-    """model: a folder, a run, one of its checkpoints, or a name on the Hub; data: the corpus folder
-        that it was trained on.
-    seq_len: of the samples, as in the trainer's last stage; tokens: held-out tokens of each source,
-        as validation.tokens of the trainer; batch_tokens: of one forward pass.
-    dtype: auto for the stored type where the device multiplies it, else float32.
-    out: a JSON file for the scores, null for none; overwrite: replaces such a file.
+    """Configuration of `perplexity`.
+
+    model: a folder, a run, a checkpoint of a run, or a name on the Hub.
+    data: the corpus folder that the model was trained on.
+    seq_len: tokens per sample; use that of the trainer's last stage.
+    tokens: held-out tokens per source; use the trainer's validation.tokens.
+    batch_tokens: tokens per forward pass.
+    dtype: auto for the stored dtype if the device supports it, else float32.
+    out: a JSON file for the scores, null for none.
+    overwrite: replaces an existing file of scores.
     """
 
     model: str = MISSING
@@ -53,14 +57,15 @@ class PerplexityConfig:
     def __post_init__(self) -> None:
         for key in ("seq_len", "tokens", "batch_tokens"):
             if getattr(self, key) < 1:
-                raise InputError(f"{key}={getattr(self, key)}, expected at least 1.")
+                raise InputError(f"{key}={getattr(self, key)}: must be at least 1.")
 
 
 def perplexity(config: PerplexityConfig) -> None:
-    """Prints a table and writes `out`.
+    """Prints a table of losses and writes `out`.
 
     Raises:
-        InputError: model or corpus is missing, they do not fit, or too little is held out.
+        InputError: the model or corpus is missing, their tokenizers differ, or the held-out split
+            is too small.
     """
     output = None
     if config.out is not None:
@@ -68,17 +73,17 @@ def perplexity(config: PerplexityConfig) -> None:
         output.check()
     manifest = open_corpus(config.data)
     manifest.check_tokenizer()
-    loaded = load(config.model, config.dtype, config.device)
+    loaded = load_model(config.model, config.dtype, config.device)
     check_same_tokenizer(config, loaded.folder, manifest)
     sizes = torch.from_numpy(manifest.token_bytes().astype("int64"))
     console = Console()
-    scores = {}
+    scores: dict[str, Score] = {}
     for source in manifest.source_tokens("held_out"):
         found = list(held_out_batches(manifest, source, config.seq_len, 1, config.tokens))
         if not found:
             raise InputError(
-                f"data={config.data}: the held-out split of source '{source}' is shorter than one "
-                f"sequence of seq_len={config.seq_len} tokens."
+                f"data={config.data}: the held-out split of source '{source}' has fewer than "
+                f"seq_len={config.seq_len} tokens. Lower seq_len."
             )
         batches = padded(segments(found), config.batch_tokens)
         shown = track(batches, source, console=console, disable=not console.is_terminal)
@@ -98,22 +103,22 @@ def perplexity(config: PerplexityConfig) -> None:
 
 
 def check_same_tokenizer(config: PerplexityConfig, folder: Path, manifest: Manifest) -> None:
-    """Raises InputError unless the model's ids stand for the same pieces as the corpus's."""
+    """Raises InputError if the vocabularies of the model and the corpus differ."""
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise InputError(f"{path} does not exist: expected the tokenizer of the model.")
+        raise InputError(f"model={config.model}: has no tokenizer.json.")
     theirs = Tokenizer.from_file(str(path)).get_vocab()
     if theirs != Tokenizer.from_file(str(manifest.tokenizer_path)).get_vocab():
         raise InputError(
-            f"model={config.model} has another vocabulary than data={config.data}: "
-            "expected the corpus that it was trained on."
+            f"model={config.model}: its vocabulary differs from that of data={config.data}. "
+            "Give the corpus that the model was trained on."
         )
 
 
 def segments(batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
-    """(tokens, labels), each (length,), of every document's part of every sample."""
+    """Yields (tokens, labels), each (length,), for the part of each document in each sample."""
     for batch in batches:
         tokens, labels = batch.tokens.flatten(), batch.labels.flatten()
         borders = batch.cu_seqlens.unique().tolist()
@@ -125,8 +130,11 @@ def segments(batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
 def padded(
     parts: Iterable[tuple[Tensor, Tensor]], batch_tokens: int
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Batches of parts of like length: tokens, labels and attention mask, (batch, longest) each,
-    filled up at the right, at most batch_tokens together unless one part is longer."""
+    """Returns batches of parts of similar length, padded on the right.
+
+    Each batch is (tokens, labels, attention mask), all (batch, longest), with at most batch_tokens
+    tokens unless a single part is longer.
+    """
     batches = []
     rows: list[tuple[Tensor, Tensor]] = []
     ordered = sorted(parts, key=lambda part: len(part[0]))
@@ -156,13 +164,13 @@ def score(
     token_bytes: Tensor,
     device: str,
 ) -> Score:
-    """Returns loss and bits per byte over batches of `padded`, counted as in training."""
+    """Returns the score over batches from `padded`, counted as in `eval.inloop.evaluator`."""
     total, of_text, tokens, size = 0.0, 0.0, 0, 0
     for ids, labels, mask in batches:
         logits = model(ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
         counted = labels != IGNORED
         targets = labels[counted]
-        # Only the positions that count are raised to float32.
+        # Only the counted positions are cast to float32.
         losses = nn.functional.cross_entropy(
             logits[counted.to(device)].float(), targets.to(device), reduction="none"
         ).cpu()
@@ -177,7 +185,10 @@ def score(
 def print_scores(
     console: Console, config: PerplexityConfig, dtype: str, scores: dict[str, Score], loss: float
 ) -> None:
-    """Prints a row per source, and one of all. dtype: what the scores were computed in."""
+    """Prints one row per source and one for all of them.
+
+    dtype: the dtype that the scores were computed in.
+    """
     title = f"{config.model}, sequences of {config.seq_len}, computed in {dtype}"
     table = Table(title=title, title_justify="left")
     table.add_column("source")

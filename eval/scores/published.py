@@ -1,24 +1,23 @@
-"""Published scores of the suites in `conf/tasks/`, and tables of ours beside them.
+"""Published scores of the suites in `conf/tasks/`, for comparison with our own.
 
-Each file of `eval/published/` is one table of a report: `title`, `source` and `models` with their
-scores. One of a suite has `suite`, `tasks` (the columns) and scores in percent, or the average
-alone. Others, of what takes a judge or other tools to measure, have `columns`.
+Each file in `published/` is one table of a report, with `title`, `source`, and `models` with their
+scores. The table of a suite has `suite`, `tasks` (the columns) and scores in percent, or only an
+average per model. Tables of other measurements, such as those with a judge, have `columns`.
 """
 
 from __future__ import annotations
 
 import statistics
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from conf.errors import InputError, did_you_mean
+from conf.text import table_console
 from eval.scores.results import metric_of
 from eval.tasks.suites import known_suites, suite_choices
 
@@ -40,35 +39,34 @@ SHORT = {
     "truthfulqa_mc2": "TQA",
     "winogrande": "Wino",
 }
-"""Names for the heads of narrow columns."""
-LOG_WIDTH = 140
-"""In columns, where the output goes to a file."""
+"""Short task names, used as column heads."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A model of a suite's table; scores and errors in percent, None where there is none.
+    """One model of a suite's table.
 
-    source: the report that published it, None for a model of ours.
-    average_alone: where it is all that is known.
+    scores, errors: values and standard errors in percent, None if unknown.
+    source: the report that published the scores, None for scores of our own.
+    published_average: the average, if the report gives no scores per task.
     """
 
     model: str
     scores: list[float | None]
     errors: list[float | None]
     source: str | None = None
-    average_alone: float | None = None
+    published_average: float | None = None
 
     @property
     def average(self) -> float | None:
-        """Over the tasks, where all have a score."""
+        """Mean score over the tasks, or the published average if a score is missing."""
         known = [score for score in self.scores if score is not None]
-        return statistics.fmean(known) if len(known) == len(self.scores) else self.average_alone
+        return statistics.fmean(known) if len(known) == len(self.scores) else self.published_average
 
 
 @dataclass(frozen=True)
 class SuiteTable:
-    """A suite's tasks, our models and those of the reports."""
+    """The scores of a suite: one column per task, one row per model."""
 
     suite: str
     tasks: list[str]
@@ -76,12 +74,12 @@ class SuiteTable:
 
     @property
     def heads(self) -> list[str]:
-        """Short names of the tasks."""
+        """Column heads: short names of the tasks."""
         return [SHORT.get(task, task) for task in self.tasks]
 
 
-def published(suite: str) -> list[Row]:
-    """Rows of all published tables of a suite, in the order of its tasks."""
+def published_rows(suite: str) -> list[Row]:
+    """Returns the published models of a suite, with scores in the suite's task order."""
     order = [choice.task for choice in suite_choices(suite)]
     rows = []
     unknown: list[float | None] = [None] * len(order)
@@ -98,57 +96,56 @@ def published(suite: str) -> list[Row]:
 
 
 def published_files() -> list[dict[str, Any]]:
-    """All tables, in the order of their names."""
+    """Returns all published tables, sorted by file name."""
     return [yaml.safe_load(path.read_text()) for path in sorted(FOLDER.glob("*.yaml"))]
 
 
 @dataclass
 class PublishedConfig:
-    """suite: prints only what is published of this one; null for all tables."""
+    """Configuration of `published`.
+
+    suite: prints only the table of this suite; null for all tables.
+    """
 
     suite: str | None = None
 
     def __post_init__(self) -> None:
         if self.suite is not None and self.suite not in known_suites():
             raise InputError(
-                f"suite={self.suite}: expected one of {', '.join(known_suites())}"
-                f"{did_you_mean(self.suite, known_suites())}."
+                f"suite={self.suite}: is not a suite{did_you_mean(self.suite, known_suites())}."
             )
 
 
 def print_published(config: PublishedConfig) -> None:
-    """Prints the tables."""
-    console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
+    """Prints the published tables."""
+    console = table_console()
     for suite in [config.suite] if config.suite else known_suites():
         tasks = [choice.task for choice in suite_choices(suite)]
-        console.print(printed(SuiteTable(suite, tasks, published(suite))))
+        console.print(render_suite(SuiteTable(suite, tasks, published_rows(suite))))
     for content in published_files() if config.suite is None else []:
         if "columns" in content:
-            console.print(content["title"], as_published(content), content["source"], sep="\n")
+            console.print(content["title"], render_other(content), content["source"], sep="\n")
 
 
-def as_published(content: dict[str, Any]) -> Table:
-    """A table that is of no suite."""
-    made = Table(box=SIMPLE_HEAD)
-    made.add_column("model", no_wrap=True)
+def render_other(content: dict[str, Any]) -> Table:
+    """Renders a published table that does not belong to a suite."""
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("model", no_wrap=True)
     columns = []
     for name, scores in zip(
         content["columns"], zip(*content["models"].values(), strict=True), strict=True
     ):
-        made.add_column(name, justify="right")
+        table.add_column(name, justify="right")
         texts = ["" if score is None else str(score) for score in scores]
         decimals = max(len(text.partition(".")[2]) for text in texts)
         columns.append([text and f"{float(text):.{decimals}f}" for text in texts])
     for model, row in zip(content["models"], zip(*columns, strict=True), strict=True):
-        made.add_row(model, *row)
-    return made
+        table.add_row(model, *row)
+    return table
 
 
-def suite_tables(results: dict[str, Any], beside: bool = True) -> list[SuiteTable]:
-    """A table for every suite that a model of the results was asked for.
-
-    beside: also the published models.
-    """
+def suite_tables(results: dict[str, Any]) -> list[SuiteTable]:
+    """Returns a table per suite in the results, followed by the published models."""
     models = results["models"]
     suites = {suite: None for m in models.values() for suite in m["settings"].get("suites", [])}
     tables = []
@@ -167,36 +164,36 @@ def suite_tables(results: dict[str, Any], beside: bool = True) -> list[SuiteTabl
                 scores.append(_percent(found["value"]))
                 errors.append(_percent(found["stderr"]))
             rows.append(Row(name, scores, errors))
-        rows += published(suite) if beside else []
+        rows += published_rows(suite)
         tables.append(SuiteTable(suite, [choice.task for choice in choices], rows))
     return tables
 
 
-def printed(table: SuiteTable) -> Table:
-    """As the reports print it: a model a row."""
-    sources = list(dict.fromkeys(row.source for row in table.rows if row.source))
+def render_suite(suite: SuiteTable) -> Table:
+    """Renders the table of a suite with one row per model, as the reports do."""
+    sources = list(dict.fromkeys(row.source for row in suite.rows if row.source))
     notes = [f"[{number}] {source}" for number, source in enumerate(sources, 1)]
-    made = Table(
-        title=f"{table.suite}, percent",
+    table = Table(
+        title=f"{suite.suite}, percent",
         caption="\n".join(notes),
         title_justify="left",
         caption_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 0, 0, 1),
     )
-    made.add_column("model", no_wrap=True)
-    for head in [*table.heads, "average"]:
-        made.add_column(head, justify="right")
-    for row in table.rows:
+    table.add_column("model", no_wrap=True)
+    for head in [*suite.heads, "average"]:
+        table.add_column(head, justify="right")
+    for row in suite.rows:
         mark = f" [{sources.index(row.source) + 1}]" if row.source else ""
         cells = [
             "" if score is None else f"{score:.2f}" + ("" if error is None else f"\n±{error:.1f}")
             for score, error in zip(row.scores, row.errors, strict=True)
         ]
         average = "" if row.average is None else f"{row.average:.2f}"
-        made.add_row(row.model + mark, *cells, average, style="" if row.source else "bold")
-    return made
+        table.add_row(row.model + mark, *cells, average, style="" if row.source else "bold")
+    return table
 
 
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
+def _percent(fraction: float | None) -> float | None:
+    return None if fraction is None else 100 * fraction

@@ -1,1 +1,1 @@
-"""Tasks of lm-eval: chosen, loaded, checked and built from held-out text."""
+"""lm-eval tasks: choosing, building, loading and scoring them, for any model."""

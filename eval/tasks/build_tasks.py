@@ -1,16 +1,17 @@
-"""`python -m eval build_tasks`: tasks for lm-eval out of the held-out files of a corpus.
+"""`python -m eval build_tasks`: builds lm-eval tasks from the held-out files of a corpus.
 
-Three tasks a source, each a YAML file and the jsonl file beside it that it reads:
+There are three tasks per source. Each is a YAML file and the jsonl file that it reads:
 
-- `<corpus>_<source>_perplexity`: the beginnings of held-out documents; bits per byte.
-- `<corpus>_<source>_continuation`: which of four continuations is the real one? The context ends
-  at a word border inside a line. The wrong choices are cut out of other held-out documents of the
-  same source, at word borders inside lines too and to the same number of characters, so that
-  neither length nor the look of the first and last character tells them apart. `acc` takes the
-  likeliest choice; `acc_mutual_info` the one that the context makes likelier by most, so that a
-  choice of rare words is not lost beforehand. (`acc_norm` would equal `acc`: one length.)
-- `<corpus>_<source>_word_order`: the same questions with other wrong choices: the real continuation
-  with its words shuffled. It asks for the order of words alone, which small models learn first.
+- `<corpus>_<source>_perplexity` measures bits per byte on the beginnings of held-out documents.
+- `<corpus>_<source>_continuation` asks which of four continuations is the real one. The context
+  ends between two words of a line. The wrong choices are cut from other held-out documents of the
+  same source, also between two words of a line and with the same number of characters, so that
+  neither the length nor the first and last characters give the answer away. `acc` takes the
+  likeliest choice. `acc_mutual_info` takes the choice whose likelihood the context raises most, so
+  that rare words do not count against a choice. (`acc_norm` would equal `acc`, as all choices have
+  one length.)
+- `<corpus>_<source>_word_order` asks the same questions with other wrong choices: the real
+  continuation with its words shuffled. This tests word order alone, which small models learn first.
 """
 
 from __future__ import annotations
@@ -36,17 +37,20 @@ from eval.files import json_lines
 
 CHOICES = 4
 RECORD = "tasks.json"
-WORD_BORDER = re.compile(r"(?<=\S) (?=\S)")
+SPACE_BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")
 
 
 @dataclass
 class BuildTasksConfig:
-    """corpus: a folder that data_pipeline made; out: the folder of tasks to make.
+    """Configuration of `build_tasks`.
 
-    questions: multiple choice questions a source, fewer where its held-out text is short.
-    context_chars: about as many before a cut; continuation_chars: least and most of a choice.
-    documents, document_chars: of a perplexity task, at most.
-    overwrite: replaces `out`, if it is a folder of tasks that Headwater made.
+    corpus: a corpus folder made by data_pipeline.
+    out: the folder of tasks to write.
+    questions: multiple-choice questions per source, fewer if its held-out text is short.
+    context_chars: approximate characters of context per question.
+    continuation_chars: minimum and maximum characters of a choice.
+    documents, document_chars: maximum documents, and characters per document, of a perplexity task.
+    overwrite: replaces `out` if it is a folder of tasks that Headwater made.
     """
 
     corpus: str = MISSING
@@ -62,19 +66,21 @@ class BuildTasksConfig:
     def __post_init__(self) -> None:
         for key in ("questions", "context_chars", "documents", "document_chars"):
             if getattr(self, key) < 1:
-                raise InputError(f"{key}={getattr(self, key)}, expected at least 1.")
-        least, most = self.continuation_chars
-        if not 1 <= least <= most:
+                raise InputError(f"{key}={getattr(self, key)}: must be at least 1.")
+        shortest, longest = self.continuation_chars
+        if not 1 <= shortest <= longest:
             raise InputError(
-                f"continuation_chars=[{least},{most}], expected the least and the most of a choice."
+                f"continuation_chars=[{shortest},{longest}]: give the minimum and the maximum "
+                "number of characters, at least 1."
             )
 
 
 def build_tasks(config: BuildTasksConfig) -> None:
-    """Writes the folder, or says that it is there already.
+    """Writes the folder of tasks, unless it already exists and was made from the same inputs.
 
     Raises:
-        InputError: the corpus is missing or holds out too little; `out` holds something else.
+        InputError: the corpus is missing or its held-out split is too small, or `out` holds
+            something else.
     """
     output = Output(config.out, TASKS, config.overwrite, [config.corpus])
     output.check_foreign()
@@ -83,12 +89,12 @@ def build_tasks(config: BuildTasksConfig) -> None:
     settings = {k: v for k, v in asdict(config).items() if k not in ("corpus", "out", "overwrite")}
     inputs = json.dumps([manifest.fingerprint, str(out.resolve()), settings], sort_keys=True)
     if read_json(out / RECORD).get("inputs") == inputs and not config.overwrite:
-        print(f"{out}: done already, from the same inputs")
+        print(f"{out}: already up to date")
         return
-    output.check("a folder of tasks from other inputs")
+    output.check("a folder of tasks made from other inputs")
     sources = sorted(manifest.source_tokens("held_out"))
     if not sources:
-        raise InputError(f"corpus={config.corpus} has no held-out split to make tasks of.")
+        raise InputError(f"corpus={config.corpus}: has no held-out split to build tasks from.")
     made: dict[str, int] = {}
     with output.folder() as folder:
         for source in sources:
@@ -102,7 +108,10 @@ def build_tasks(config: BuildTasksConfig) -> None:
 def write_tasks(
     folder: Path, final: Path, manifest: Manifest, source: str, config: BuildTasksConfig
 ) -> dict[str, int]:
-    """Writes the tasks of a source; `final` is where the folder will lie. Returns their sizes."""
+    """Writes the tasks of a source and returns their numbers of samples.
+
+    final: the path that the folder will have when it is complete.
+    """
     texts = [document.text for document in read_documents(manifest, "held_out", source)]
     draw = random.Random(f"{config.seed} {source}")
     rows = {
@@ -113,8 +122,8 @@ def write_tasks(
     for kind, found in rows.items():
         if not found:
             raise InputError(
-                f"corpus={config.corpus}: the held-out text of source '{source}' is too little for "
-                f"a {kind} task: hold more out, or lower continuation_chars and context_chars."
+                f"corpus={config.corpus}: source '{source}' has too little held-out text for a "
+                f"{kind} task. Hold out more, or lower continuation_chars and context_chars."
             )
     sizes = {}
     for kind, content in KINDS.items():
@@ -158,7 +167,7 @@ KINDS = {"perplexity": PERPLEXITY, "continuation": CONTINUATION, "word_order": W
 
 
 def beginnings(texts: list[str], config: BuildTasksConfig, draw: random.Random) -> Iterator[str]:
-    """Beginnings of documents, drawn without repetition, cut after a whole line where they can."""
+    """Yields the beginnings of random documents, cut at the end of a line if possible."""
     for text in draw.sample(texts, min(config.documents, len(texts))):
         start = text[: config.document_chars]
         if len(start) < len(text) and "\n" in start:
@@ -170,8 +179,11 @@ def beginnings(texts: list[str], config: BuildTasksConfig, draw: random.Random) 
 def questions(
     texts: list[str], config: BuildTasksConfig, draw: random.Random
 ) -> Iterator[dict[str, Any]]:
-    """Rows of context, choices and label; labels are balanced, no cut is used twice."""
-    cuts = [word_borders(text, config.continuation_chars[1]) for text in texts]
+    """Yields rows of context, choices and label.
+
+    Labels are balanced, and no position in a document is used twice.
+    """
+    cuts = [spaces_between_words(text, config.continuation_chars[1]) for text in texts]
     contexts = [[cut for cut in found if cut >= config.context_chars] for found in cuts]
     usable = [number for number, found in enumerate(contexts) if found]
     others = [number for number, found in enumerate(cuts) if found]
@@ -184,7 +196,7 @@ def questions(
         draw.shuffle(contexts[number])
     order = draw.sample(usable, len(usable))
     for label in labels:
-        # In turns over the documents, so that long ones do not make up the task.
+        # Documents take turns, so that long ones do not dominate the task.
         while not contexts[order[0]]:
             order.pop(0)
         document = order.pop(0)
@@ -207,12 +219,15 @@ def wrong_choices(
     real: str,
     draw: random.Random,
 ) -> Iterator[str]:
-    """CHOICES - 1 continuations from as many other documents, none equal to another."""
+    """Yields CHOICES - 1 different continuations, each from a different document."""
     seen = {real}
     left = draw.sample(others, len(others))
     while len(seen) < CHOICES:
         if not left:
-            raise InputError("the held-out documents repeat each other: there are no wrong choices")
+            raise InputError(
+                "the held-out documents repeat each other too often to find wrong choices. "
+                "Deduplicate the corpus, or hold out more of it."
+            )
         number = left.pop()
         start = draw.choice(cuts[number])
         found = texts[number][start : start + length]
@@ -222,8 +237,10 @@ def wrong_choices(
 
 
 def shuffled(rows: list[dict[str, Any]], draw: random.Random) -> Iterator[dict[str, Any]]:
-    """The rows with the real continuation's words in other orders as the wrong choices; those with
-    too few different words are left out."""
+    """Yields the rows with shuffles of the real continuation as the wrong choices.
+
+    Rows whose continuation has too few different words are dropped.
+    """
     for row in rows:
         words = re.findall(r"\s*\S+", row["choices"][row["label"]])
         real = "".join(words)
@@ -238,12 +255,13 @@ def shuffled(rows: list[dict[str, Any]], draw: random.Random) -> Iterator[dict[s
             yield {**row, "choices": choices}
 
 
-def word_borders(text: str, room: int) -> list[int]:
-    """Places of single spaces between words that have `room` characters after them."""
-    return [match.start() for match in WORD_BORDER.finditer(text, 0, max(0, len(text) - room))]
+def spaces_between_words(text: str, chars_after: int) -> list[int]:
+    """Returns the positions of single spaces followed by at least `chars_after` characters."""
+    end = max(0, len(text) - chars_after)
+    return [match.start() for match in SPACE_BETWEEN_WORDS.finditer(text, 0, end)]
 
 
 def from_word(context: str) -> str:
-    """The context without what may be the second half of a word at its beginning."""
+    """Returns the context without its first word, which may be cut in half."""
     head = re.search(r"\s", context[:-1])
     return context[head.end() :] if head else context

@@ -1,4 +1,4 @@
-"""`python -m eval fetch`: the data sets of tasks into the cache, for machines without a network."""
+"""`python -m eval fetch`: downloads the data sets of tasks, for machines without a network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from eval.tasks.suites import select
 
 @dataclass
 class FetchConfig:
-    """tasks, task_folder: as those of lm_eval."""
+    """Configuration of `fetch`.
+
+    tasks, task_folder, num_fewshot: as in lm_eval.
+    """
 
     tasks: Any = MISSING
     task_folder: str | None = None
@@ -23,7 +26,7 @@ def fetch(config: FetchConfig) -> None:
     """Loads every task once, which fills the cache.
 
     Raises:
-        InputError: a task is unknown, or its data set cannot be had.
+        InputError: a task is unknown, or its data set cannot be downloaded.
     """
     from eval.tasks.load import load_tasks, quiet
 
@@ -32,4 +35,4 @@ def fetch(config: FetchConfig) -> None:
         load_tasks(selection)
     from huggingface_hub.constants import HF_HOME
 
-    print(f"{HF_HOME}: the data sets of {len(selection.choices)} tasks are here; copy this folder")
+    print(f"{HF_HOME} holds the data sets of {len(selection.choices)} tasks: copy this folder")

@@ -1,4 +1,4 @@
-"""Which tasks `python -m eval lm_eval` runs: a local folder, a suite of `conf/tasks/`, or names."""
+"""Resolves the setting `tasks`: a local folder, a suite of `conf/tasks/`, or lm-eval task names."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ LOCAL = "local"
 
 @dataclass
 class LmEvalConfig:
-    """models: folders, runs, their checkpoints or names on the Hub, by the names that tables show.
+    """Configuration of `lm_eval`.
 
+    models: folders, runs, their checkpoints or names on the Hub, keyed by the names in the tables.
     tasks: `local` for all tasks of `task_folder`; a suite of `conf/tasks/`; a folder of task
-        files; a task of lm-eval; or a list of these.
-    out: the JSON file of results; a model whose results it holds already is skipped.
-    overwrite: drops the scores of such a file that are there already.
-    num_fewshot: for all tasks, null for what the suite or the task itself says.
-    limit: samples of each task, null for all (for trying out: not a result).
+        files; an lm-eval task; or a list of these.
+    out: JSON file of results; models whose results it already holds are skipped.
+    overwrite: discards the results that the file already holds.
+    num_fewshot: for all tasks; null for the number that the suite or the task defines.
+    limit: samples per task, null for all (for a quick try: scores are not comparable).
     chat: renders prompts with the model's own chat template.
-    dtype: auto for the stored type where the device multiplies it, else float32.
-    check: looks up the tasks, which are refused as they would be later, and ends; models and data
-        sets need not be there yet.
+    dtype: auto for the stored dtype if the device supports it, else float32.
+    check: checks that the tasks exist and exits; models and data sets may be missing.
     """
 
     models: dict[str, str] = field(default_factory=dict)
@@ -48,16 +48,19 @@ class LmEvalConfig:
 
     def __post_init__(self) -> None:
         if not self.models:
-            raise InputError("models is empty: give at least one as models.NAME=MODEL.")
+            raise InputError("models is empty. Give at least one as models.NAME=MODEL.")
         for key in ("batch_size", "limit"):
             if getattr(self, key) is not None and getattr(self, key) < 1:
-                raise InputError(f"{key}={getattr(self, key)}, expected at least 1.")
+                raise InputError(f"{key}={getattr(self, key)}: must be at least 1.")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A task, with how many examples it is shown (None: as the task says) and the metric that
-    stands for it in tables (None: all)."""
+    """A selected task.
+
+    num_fewshot: number of few-shot examples, None for the task's own.
+    metric: the metric shown in tables, None for all.
+    """
 
     task: str
     num_fewshot: int | None = None
@@ -66,9 +69,12 @@ class Choice:
 
 @dataclass
 class Selection:
-    """What is asked for. folders: where task files of ours lie; built_in: whether lm-eval's own
-    tasks are needed too, whose data sets may be remote; suites: those that are asked for as they
-    are published."""
+    """All selected tasks.
+
+    folders: folders with the user's task files.
+    built_in: whether lm-eval's own tasks are needed, whose data sets may be remote.
+    suites: names of the suites that are run exactly as published.
+    """
 
     choices: list[Choice] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
@@ -76,100 +82,105 @@ class Selection:
     suites: list[str] = field(default_factory=list)
 
 
-class Asked(Protocol):
-    """What a config says of tasks, as `LmEvalConfig` describes it."""
+class TaskSettings(Protocol):
+    """The settings that select tasks; `LmEvalConfig` documents them."""
 
     tasks: Any
     task_folder: str | None
     num_fewshot: int | None
 
 
-def select(config: Asked, prefix: str = "") -> Selection:
-    """Resolves `tasks`; names of lm-eval's tasks are not yet looked up.
+def select(settings: TaskSettings, prefix: str = "") -> Selection:
+    """Resolves `tasks`. Does not check that lm-eval knows its own tasks' names.
 
-    prefix: of these keys in errors.
+    prefix: of the settings' names in error messages.
 
     Raises:
-        InputError: a folder that is named holds no tasks.
+        InputError: a given folder holds no tasks.
     """
     selection = Selection()
-    if config.task_folder is not None:
-        selection.folders.append(_task_folder(Path(config.task_folder), f"{prefix}task_folder"))
-    asked = config.tasks if isinstance(config.tasks, list) else [config.tasks]
-    for name in map(str, asked):
+    if settings.task_folder is not None:
+        selection.folders.append(_task_folder(Path(settings.task_folder), f"{prefix}task_folder"))
+    names = settings.tasks if isinstance(settings.tasks, list) else [settings.tasks]
+    for name in map(str, names):
         if name == LOCAL:
-            if config.task_folder is None:
+            if settings.task_folder is None:
                 raise InputError(
-                    f"{prefix}tasks=local needs {prefix}task_folder=...: the folder that "
-                    "python -m eval build_tasks made."
+                    f"{prefix}tasks=local: {prefix}task_folder is not set. Give it the folder "
+                    "written by python -m eval build_tasks."
                 )
-            selection.choices += _local(Path(config.task_folder))
+            selection.choices += _folder_choices(Path(settings.task_folder))
         elif name in known_suites():
             selection.choices += suite_choices(name)
             selection.suites.append(name)
         elif "/" in name or Path(name).is_dir():
             selection.folders.append(_task_folder(Path(name), f"{prefix}tasks"))
-            selection.choices += _local(Path(name))
+            selection.choices += _folder_choices(Path(name))
         else:
             selection.choices.append(Choice(name))
-    # A task file of ours stands for the task of lm-eval that has its name.
-    local = {choice.task for folder in selection.folders for choice in _local(folder)}
+    # A task file of the user replaces the lm-eval task of the same name.
+    local = {choice.task for folder in selection.folders for choice in _folder_choices(folder)}
     selection.built_in = any(choice.task not in local for choice in selection.choices)
-    if config.num_fewshot is not None:
+    if settings.num_fewshot is not None:
         selection.choices = [
-            Choice(choice.task, config.num_fewshot, choice.metric) for choice in selection.choices
+            Choice(choice.task, settings.num_fewshot, choice.metric) for choice in selection.choices
         ]
         selection.suites = []
-    _check_once(selection.choices, prefix)
+    _check_unambiguous(selection.choices, prefix)
     return selection
 
 
-def _check_once(choices: list[Choice], prefix: str) -> None:
-    """Raises InputError where a task is asked for in two ways: results have one place for it."""
+def _check_unambiguous(choices: list[Choice], prefix: str) -> None:
+    """Raises InputError if a task is selected with two numbers of examples.
+
+    A result file has one entry per task.
+    """
     seen: dict[str, Choice] = {}
     for choice in choices:
         other = seen.setdefault(choice.task, choice)
         if other.num_fewshot != choice.num_fewshot:
             raise InputError(
-                f"{prefix}tasks: {choice.task} is asked for with {other.num_fewshot} and with "
-                f"{choice.num_fewshot} examples: score suites one after the other, each with its "
+                f"{prefix}tasks: {choice.task} is selected with {other.num_fewshot} and with "
+                f"{choice.num_fewshot} examples. Score the suites in separate calls, each with its "
                 "own out."
             )
 
 
 def suite_choices(suite: str) -> list[Choice]:
-    """The tasks of a suite."""
+    """Returns the tasks of a suite."""
     entries = yaml.safe_load((CONF_DIR / "tasks" / f"{suite}.yaml").read_text())
     return [Choice(task, **entry) for task, entry in entries.items()]
 
 
 def known_suites() -> list[str]:
-    """Names of the suites in `conf/tasks/`."""
+    """Returns the names of the suites in `conf/tasks/`."""
     return sorted(path.stem for path in (CONF_DIR / "tasks").glob("*.yaml"))
 
 
 def _task_folder(folder: Path, key: str) -> Path:
     if not folder.is_dir():
-        raise InputError(f"{key}={folder} is no folder: expected one with lm-eval's task files.")
+        raise InputError(f"{key}={folder}: is not a folder. Give one with lm-eval task files.")
     if not any(folder.glob("*.yaml")):
-        raise InputError(f"{key}={folder} holds no task file (*.yaml).")
+        raise InputError(f"{key}={folder}: contains no task file (*.yaml).")
     return folder
 
 
-def _local(folder: Path) -> list[Choice]:
-    """The tasks of a folder's files.
+def _folder_choices(folder: Path) -> list[Choice]:
+    """Returns the tasks that a folder's files define.
 
     Raises:
-        InputError: a data file that one of them reads is gone.
+        InputError: a data file of a task is missing.
     """
     choices = []
     for path in sorted(folder.glob("*.yaml")):
         content = yaml.load(path.read_text(), Loader=yaml.BaseLoader)
         if not isinstance(content, dict) or "task" not in content:
-            raise InputError(f"{path} is no task file of lm-eval: it has no key 'task'.")
+            raise InputError(f"{path} is not an lm-eval task file: it has no key 'task'.")
         files = content.get("dataset_kwargs", {}).get("data_files", {})
         for file in files.values() if isinstance(files, dict) else [files]:
             if "://" not in str(file) and not Path(file).is_file():
-                raise InputError(f"{path} reads {file}, which does not exist: build it again.")
+                raise InputError(
+                    f"{path} reads {file}, which does not exist. Build the tasks again."
+                )
         choices.append(Choice(content.get("group") or content["task"]))
     return choices

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-GIB = 2**30
+from conf.text import GIB
+
 LEAST_SHARED_MEMORY = 1 * GIB
 """Ranks of one machine and the readers of data pass tensors through /dev/shm; containers often have
 64 MiB of it."""

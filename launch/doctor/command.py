@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from conf.errors import InputError
-from launch.doctor.advice import GIB, advice, lacking, slower
+from conf.text import GIB
+from launch.doctor.advice import advice, lacking, slower
 from launch.doctor.config import DoctorConfig
 from launch.doctor.facts import collect
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from conf.errors import InputError
+from conf.text import GIB
 from launch.plan.outlook import PlanConfig, source_tokens
 from launch.training import Training
 from pretrain.checks import Job, device_of
-from pretrain.planning.layouts import GIB
 from pretrain.preflight import preflight
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from conf.errors import InputError, one_of
+from conf.text import GIB
 from data_pipeline.sampling.dealing import Deal, blank_note
 from data_pipeline.sampling.recipe import ScheduledStage, StagePlan
 from data_pipeline.store.corpus import open_corpus
@@ -21,7 +22,7 @@ from model.flops import flops_per_token, parameters
 from pretrain.checkpoints.interval import best_interval
 from pretrain.checks import check_batches
 from pretrain.config import PRECISION_CHOICES, OptimConfig, ParallelConfig
-from pretrain.planning.layouts import GIB, Machine, Need, Option, options
+from pretrain.planning.layouts import Machine, Need, Option, options
 from pretrain.planning.memory import optimizer_bytes, parameter_shapes
 from pretrain.preflight import train_tokens
 from pretrain.recipe import TrainingRecipeConfig, training_config

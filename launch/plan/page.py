@@ -6,13 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from conf.text import GIB
 from launch.plan import tables
 from launch.plan.outlook import Outlook
 from pages.bars import Bar, Bars, Part
 from pages.drawing import drawing
 from pages.page import render
 from pages.svg import short_number
-from pretrain.planning.layouts import GIB
 from pretrain.planning.memory import KIND
 
 TEMPLATE = Path(__file__).parent / "templates" / "plan.html"

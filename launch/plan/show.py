@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-
-from rich.console import Console
 from rich.table import Table
 
 from conf.output_kinds import PAGE
 from conf.outputs import Output
+from conf.text import table_console
 from launch import training
 from launch.plan.given import of_run
 from launch.plan.outlook import Outlook, PlanConfig, look_ahead
 from launch.plan.page import page
 from launch.plan.tables import TEXT, Grid, layouts, memory, stages, totals
 
-LOG_WIDTH = 140
 """In columns, where the output goes to a file."""
 
 
@@ -27,7 +24,7 @@ def plan(config: PlanConfig) -> None:
     if training.overrides:
         config = of_run(config, training.compose(training.overrides))
     outlook = look_ahead(config)
-    console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH, highlight=False)
+    console = table_console()
     console.print(_head(outlook))
     for grid in (layouts(outlook, config.show), stages(outlook), memory(outlook, config.show)):
         console.print(_table(grid))

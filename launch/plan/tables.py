@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from conf.text import GIB, format_duration
 from launch.plan.outlook import LayoutOutlook, Outlook, Span
 from model.flops import matmul_parameters, parameters
-from pretrain.planning.layouts import GIB
 from pretrain.planning.memory import KIND, Memory
 
 EXACT, MEASURED, ASSUMED, CHOSEN = "exact", "measured", "assumed", "chosen"
@@ -117,8 +117,8 @@ def totals(outlook: Outlook) -> list[tuple[str, str, str]]:
         ("a checkpoint", size(reliability.checkpoint_bytes), EXACT),
         (
             "checkpoints",
-            f"every {duration(reliability.interval_seconds)}, "
-            f"{duration(reliability.save_seconds)} each",
+            f"every {format_duration(reliability.interval_seconds)}, "
+            f"{format_duration(reliability.save_seconds)} each",
             f"{ASSUMED}, Young's rule, {cluster.storage_gb_s:g} GB/s a node, {failure}",
         ),
         (
@@ -147,11 +147,3 @@ def span(found: Span, form: str) -> str:
 def size(count: float) -> str:
     """Of a file or many."""
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
-
-
-def duration(seconds: float) -> str:
-    """A span of time as a person says it."""
-    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"

@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 
 from conf.errors import InputError
+from conf.text import GIB
 from launch.slurm.settings import Cluster, SlurmConfig
 from launch.training import Training
 from pretrain.checks import Job, device_of
-
-GIB = 1 << 30
 
 
 def check_job(config: SlurmConfig, cluster: Cluster, run: Training) -> None:

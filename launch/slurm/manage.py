@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from conf.errors import InputError
+from conf.text import format_duration
 from launch.slurm.submit import Job, active_jobs
 from launch.training import outcome
 
@@ -81,7 +82,7 @@ def status(config: StatusConfig) -> None:
             f"{run.step}/{run.total_steps}" if run.total_steps else str(run.step),
             "" if run.loss is None else f"{run.loss:.3f}",
             "" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}",
-            "" if run.eta_seconds is None else duration(run.eta_seconds),
+            "" if run.eta_seconds is None else format_duration(run.eta_seconds),
             str(run.restarts),
             str(run.log),
         )
@@ -170,15 +171,6 @@ def stop(config: StopConfig) -> None:
         stop_file = run_dir / "STOP"
         stop_file.touch()
         print(f"{stop_file} is there: the run saves and stops; remove it to start again.")
-
-
-def duration(seconds: float) -> str:
-    """For people: `3 d 4 h`, `5 h 12 min`, `7 min`."""
-    minutes = int(seconds // 60)
-    days, hours, minutes = minutes // 1440, minutes // 60 % 24, minutes % 60
-    if days:
-        return f"{days} d {hours} h"
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

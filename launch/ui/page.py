@@ -12,7 +12,7 @@ import pandas
 
 from conf.errors import InputError
 from conf.files import write_text
-from launch.plan.tables import duration
+from conf.text import format_duration
 from launch.slurm.manage import look
 from launch.ui import commands
 from launch.ui.commands import Form, Started
@@ -272,7 +272,7 @@ def standing(run: Path) -> str:
     if found.tokens_per_second:
         parts.append(f"{found.tokens_per_second:,.0f} tokens/s")
     if found.eta_seconds:
-        parts.append(f"{duration(found.eta_seconds)} left")
+        parts.append(f"{format_duration(found.eta_seconds)} left")
     if found.restarts:
         parts.append(f"{found.restarts} restarts")
     return " · ".join(parts)

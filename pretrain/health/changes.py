@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from conf.errors import InputError
 from conf.renamed import load_run_config
+from conf.text import flatten
 from pretrain.config import PretrainConfig
 
 GUARDED = ("optim", "objective", "precision", "init_from")
@@ -49,29 +50,19 @@ def settings(config: Any) -> dict[str, Any]:
     """Returns the values of a config by dotted key; parameter groups are one value."""
     content: Any = OmegaConf.to_container(config)
     groups = content.get("optim", {}).pop("groups", {})
-    return flat(content) | {"optim.groups": groups}
+    return flatten(content) | {"optim.groups": groups}
 
 
 def changed_software(run_dir: Path, now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Packages, Python and git commit that are not those of the last start: (before, now)."""
     path = run_dir / "env.json"
     try:
-        before = flat(json.loads(path.read_text()))
+        before = flatten(json.loads(path.read_text()))
     except (OSError, ValueError):
         return {}
-    here = flat(now)
+    here = flatten(now)
     keys = [key for key in here if key.startswith(("packages.", "python", "git", "torch"))]
     return {k: (before[k], here[k]) for k in keys if k in before and before[k] != here[k]}
-
-
-def flat(content: Any, prefix: str = "") -> dict[str, Any]:
-    """Values of nested dictionaries by dotted key."""
-    if not isinstance(content, dict):
-        return {prefix: content}
-    parts: dict[str, Any] = {}
-    for key, value in content.items():
-        parts |= flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return parts
 
 
 def _under(key: str, names: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from conf.text import format_duration
 from pretrain.hooks import Hook, Order, TrainerView
 
 LOG_SECONDS = 10.0
@@ -73,17 +74,5 @@ class ProgressLine(Hook):
         return (
             f"step {record['step']}/{self.total}  loss {record['loss']:.4f}  "
             f"{record['tokens_per_second']:,.0f} tokens/s  MFU {record['mfu']:.1%}  "
-            f"lr {record['learning_rate']:.2e}  ETA {duration(left)}"
+            f"lr {record['learning_rate']:.2e}  ETA {format_duration(left)}"
         )
-
-
-def duration(seconds: float) -> str:
-    """A span of time as a person says it: 45s, 3m20s, 2h05m, 4d03h."""
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02}s"
-    if whole < 86400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
-    return f"{whole // 86400}d{whole % 86400 // 3600:02}h"

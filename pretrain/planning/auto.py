@@ -14,12 +14,13 @@ import torch.distributed as dist
 import yaml
 
 from conf.errors import InputError
+from conf.text import GIB
 from data_pipeline.sampling.dealing import blank_note
 from data_pipeline.sampling.recipe import StagePlan
 from pretrain.checks import check_layout
 from pretrain.config import AUTO, MESH, ParallelConfig, PretrainConfig
 from pretrain.planning.compile_choice import choose_compile
-from pretrain.planning.layouts import GIB, Machine, Need, choose, fit, options
+from pretrain.planning.layouts import Machine, Need, choose, fit, options
 from pretrain.planning.memory import Sizes
 from pretrain.processes import Processes
 

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
 from omegaconf import MISSING
-from rich.console import Console
 from rich.table import Table
 
 from conf.errors import InputError, one_of
+from conf.text import GIB, table_console
 from data_pipeline.sampling.recipe import RecipeConfig, StageConfig, StagePlan
 from model.config import ModelConfig
 from pretrain.config import PRECISION_CHOICES, OptimConfig, ParallelConfig
 from pretrain.planning.fake_ranks import fake_ranks, state_bytes
-from pretrain.planning.layouts import GIB, USABLE, Machine, Need, Option, options
+from pretrain.planning.layouts import USABLE, Machine, Need, Option, options
 from pretrain.planning.memory import KIND
-
-LOG_WIDTH = 168
-"""In columns, where the output goes to a file."""
 
 
 @dataclass
@@ -81,7 +77,7 @@ def memory(config: MemoryConfig) -> None:
     )
     found = options(need, machine)
     fitting = [option for option in found if option.problem is None]
-    console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
+    console = table_console()
     if fitting:
         console.print(_table(config, need, fitting[: config.show]))
     if fitting[config.show :]:

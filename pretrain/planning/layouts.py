@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from conf.errors import InputError
+from conf.text import GIB
 from data_pipeline.sampling.dealing import blank_share, deals, micro_batch_sizes
 from data_pipeline.sampling.recipe import StagePlan
 from model.config import ModelConfig
@@ -23,7 +24,6 @@ from pretrain.config import AUTO, ParallelConfig
 from pretrain.parallel.activation_checkpointing import MODES
 from pretrain.planning.memory import Memory, Sizes, Work, parameter_shapes, plan_memory
 
-GIB = 1 << 30
 USABLE = 0.95
 """Of the memory that is there; the rest is lost between blocks of torch's allocator."""
 SMALL = 4096

@@ -12,7 +12,8 @@ import torch
 from packaging.requirements import Requirement
 
 from conf.machine import fitting_precision, processor
-from launch.doctor.advice import GIB, NEEDED_BY, advice, lacking, slower
+from conf.text import GIB
+from launch.doctor.advice import NEEDED_BY, advice, lacking, slower
 from launch.doctor.command import lines
 from launch.doctor.facts import NAME, collect, interfaces, missing, space
 

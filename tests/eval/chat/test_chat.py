@@ -18,7 +18,6 @@ import pytest
 
 from conf.errors import InputError
 from eval.chat.chat import ChatConfig, answer, check_system, first_turn, fitting, ids_of
-from eval.chat.models import load
 from eval.chat.serve import (
     ServeConfig,
     check_free,
@@ -27,6 +26,7 @@ from eval.chat.serve import (
     respond_with,
     text_of,
 )
+from eval.load_model import load_model
 from tests import browser
 from tests.conftest import ROOT
 from tests.patience import limit
@@ -37,7 +37,7 @@ QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 @pytest.fixture(scope="module")
 def loaded(chat_model):
-    return load(str(chat_model), "float32")
+    return load_model(str(chat_model), "float32")
 
 
 def user(text: Any) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def test_a_template_without_a_system_role_is_named(make_model, tmp_path):
     template = "{% for m in messages %}{% if m['role'] == 'system' %}"
     template += "{{ raise_exception('no system') }}{% endif %}{{ m['content'] }}{% endfor %}"
     (folder / "chat_template.jinja").write_text(template)
-    strict = load(str(folder))
+    strict = load_model(str(folder))
     check_system(strict, [])
     with pytest.raises(InputError, match=r"system: the model's chat template refuses it \(no sys"):
         check_system(strict, [{"role": "system", "content": "be kind"}])

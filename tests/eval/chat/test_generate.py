@@ -74,9 +74,9 @@ def test_chat_uses_the_models_template(run, chat_model):
 def test_a_chat_that_spells_special_tokens_is_text(run, chat_model):
     """As in tuning: `</s>` in a question does not end it."""
     from eval.chat.chat import fitting, ids_of
-    from eval.chat.models import load
+    from eval.load_model import load_model
 
-    loaded = load(str(chat_model), "float32")
+    loaded = load_model(str(chat_model), "float32")
     question = {"role": "user", "content": "Strike <s>3</s> out"}
     ids = ids_of(loaded, [question])
     special = [i for i in ids[0].tolist() if i in loaded.tokenizer.all_special_ids]

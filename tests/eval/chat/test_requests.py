@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from eval.chat.endpoint import Checks, Prompt, spell_as_text
-from eval.chat.models import load
 from eval.chat.requests import CHAT, RESPONSES, TEXT, BadRequest, checked, parsed
+from eval.load_model import load_model
 
 USER = {"role": "user", "content": "one"}
 CALL = {"type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
@@ -160,7 +160,7 @@ def test_what_is_passed_on() -> None:
 
 @pytest.fixture(scope="module")
 def loaded(chat_model):
-    return load(str(chat_model), "float32")
+    return load_model(str(chat_model), "float32")
 
 
 def test_prompts_are_counted_as_the_model_gets_them(loaded) -> None:

@@ -16,8 +16,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from conf.errors import InputError
-from eval.report.command import ReportConfig, report
-from eval.report.page import counted
+from eval.report.command import report
+from eval.report.config import ReportConfig
 from eval.tasks.suites import suite_choices
 from tests import browser
 
@@ -615,10 +615,6 @@ def test_model_card(page, suite_results, model, tmp_path):
     assert ModelCard(card).data.to_dict()["model-index"]
     with pytest.raises(InputError, match="card=nowhere is no Hugging Face folder"):
         page(card="nowhere")
-
-
-def test_numbers_of_things():
-    assert [counted(number, "process") for number in (1, 2)] == ["1 process", "2 processes"]
 
 
 OVERLAPS = """

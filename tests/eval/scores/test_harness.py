@@ -16,8 +16,9 @@ import yaml
 
 from conf.errors import InputError
 from eval.scores import harness
-from eval.scores.results import format_score, load_results, rows, table
-from eval.tasks.load import bits_per_byte_stderr, load_tasks
+from eval.scores.results import format_score, load_results, rows, scores_table
+from eval.tasks.load import load_tasks
+from eval.tasks.score import bits_per_byte_stderr
 from eval.tasks.suites import LmEvalConfig, Selection, known_suites, select
 from tests.corpora import read_json_lines
 
@@ -120,13 +121,13 @@ def test_the_machine_is_not_described(config, tmp_path, monkeypatch):
 
 def test_what_is_done_is_skipped(config, results, make_model, tmp_path, monkeypatch):
     ran = []
-    score = harness.score
+    score = harness.score_model
 
     def watched(folder, *rest):
         ran.append(folder)
         return score(folder, *rest)
 
-    monkeypatch.setattr(harness, "score", watched)
+    monkeypatch.setattr(harness, "score_model", watched)
     harness.lm_eval(config)
     assert ran == []
     third = make_model(tmp_path / "third", seed=3)
@@ -147,14 +148,14 @@ def test_interrupted_call_keeps_what_is_done(config, tmp_path, monkeypatch, capf
     """And git is not asked about a folder that may be no repository."""
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "results.json"
-    score = harness.score
+    score = harness.score_model
 
     def stops_at_second(folder, *rest):
         if folder == Path(config.models["other"]):
             raise KeyboardInterrupt
         return score(folder, *rest)
 
-    monkeypatch.setattr(harness, "score", stops_at_second)
+    monkeypatch.setattr(harness, "score_model", stops_at_second)
     with pytest.raises(KeyboardInterrupt):
         harness.lm_eval(dataclasses.replace(config, out=str(out)))
     assert list(load_results(out)["models"]) == ["base"]
@@ -166,7 +167,7 @@ def test_table_has_a_line_a_metric(results):
     assert ("bytes_code_continuation", "acc_mutual_info") in found
     assert ("bytes_code_perplexity", "bits_per_byte") in found
     assert ("bytes_code_perplexity", "word_perplexity") not in found
-    made = table(results)
+    made = scores_table(results)
     assert made.row_count == len(found) == 8
     assert [column.header for column in made.columns] == [
         "task",

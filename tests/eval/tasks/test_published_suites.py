@@ -15,17 +15,17 @@ import wandb
 from conf.errors import InputError
 from conf.wandb_run import LoggerConfig
 from eval.scores import harness
-from eval.scores.compare import CompareConfig, compare, differences, merged, paired_stderr
+from eval.scores.compare import CompareConfig, compare, differences, merge_results, paired_stderr
 from eval.scores.published import (
     PublishedConfig,
     print_published,
-    printed,
-    published,
     published_files,
+    published_rows,
+    render_suite,
     suite_tables,
 )
 from eval.scores.results import load_results
-from eval.tasks import squad
+from eval.tasks import squad_metrics
 from eval.tasks.fetch import FetchConfig, fetch
 from eval.tasks.suites import LmEvalConfig, known_suites, select, suite_choices
 from tests.corpora import VOCAB_SIZE, byte_tokenizer
@@ -117,8 +117,8 @@ def test_other_families_go_through_a_suite(results, suite):
     assert (gpt2.model, falcon.model) == ("gpt2", "falcon")
     assert all(score is not None for row in table.rows for score in row.scores)
     assert gpt2.average == pytest.approx(statistics.fmean(s for s in gpt2.scores if s is not None))
-    assert [row.model for row in others] == [row.model for row in published(suite)]
-    assert printed(table).row_count == len(table.rows)
+    assert [row.model for row in others] == [row.model for row in published_rows(suite)]
+    assert render_suite(table).row_count == len(table.rows)
 
 
 @pytest.mark.parametrize(
@@ -134,14 +134,14 @@ def test_other_families_go_through_a_suite(results, suite):
     ],
 )
 def test_published_rows_have_the_averages_that_the_reports_print(suite, model, source, average):
-    (row,) = [r for r in published(suite) if r.model == model and source in str(r.source)]
+    (row,) = [r for r in published_rows(suite) if r.model == model and source in str(r.source)]
     assert row.average == pytest.approx(average, abs=0.011)
 
 
 def test_every_published_table_is_of_a_suite_or_has_columns():
-    counts = {suite: len(published(suite)) for suite in known_suites()}
+    counts = {suite: len(published_rows(suite)) for suite in known_suites()}
     assert counts == {"danube_zero_shot": 15, "open_llm_v1": 21, "danube3_academic": 7}
-    assert "https://arxiv.org/abs/2401.16818" in str(published("danube_zero_shot")[0].source)
+    assert "https://arxiv.org/abs/2401.16818" in str(published_rows("danube_zero_shot")[0].source)
     others = [content for content in published_files() if "suite" not in content]
     assert len(others) == 5
     for content in others:
@@ -149,7 +149,7 @@ def test_every_published_table_is_of_a_suite_or_has_columns():
 
 
 def test_an_average_may_be_all_that_is_known():
-    (row,) = [row for row in published("open_llm_v1") if row.model == "Qwen 1.8B Chat"]
+    (row,) = [row for row in published_rows("open_llm_v1") if row.model == "Qwen 1.8B Chat"]
     assert row.average == 42.94
     assert set(row.scores) == {None}
 
@@ -227,7 +227,7 @@ def test_differences_are_taken_sample_by_sample():
 
 def test_models_of_two_files(results, tmp_path):
     one, other = results["danube3_academic"], results["danube_zero_shot"]
-    both = merged([one, other])
+    both = merge_results([one, other])
     assert list(both["models"]) == [
         "gpt2",
         "falcon",
@@ -239,7 +239,7 @@ def test_models_of_two_files(results, tmp_path):
     for model in cut["models"].values():
         model["tasks"] = {"boolq": model["tasks"]["boolq"]}
     (tmp_path / "cut.json").write_text(json.dumps(cut))
-    together = merged([one, tmp_path / "cut.json"])
+    together = merge_results([one, tmp_path / "cut.json"])
     assert list(together["models"]) == ["gpt2", "falcon"]
     assert together["models"]["gpt2"]["settings"]["suites"] == RUN[::-1]
 
@@ -269,13 +269,13 @@ def test_a_data_set_that_cannot_be_had_is_named(tmp_path):
 
 def test_squad_scores():
     """By the official script's rules; CoQA's F1 rests on them."""
-    assert squad.compute_exact("The river.", "river") == 1
-    assert squad.compute_exact("river", "rivers") == 0
+    assert squad_metrics.compute_exact("The river.", "river") == 1
+    assert squad_metrics.compute_exact("river", "rivers") == 0
     # Two of three words found, two of two wanted.
-    assert squad.compute_f1("green river", "a long green river") == pytest.approx(0.8)
-    assert squad.compute_f1("river", "stone") == 0
-    assert squad.compute_f1("the", "a") == 1
-    assert squad.compute_f1("river", "the") == 0
+    assert squad_metrics.compute_f1("green river", "a long green river") == pytest.approx(0.8)
+    assert squad_metrics.compute_f1("river", "stone") == 0
+    assert squad_metrics.compute_f1("the", "a") == 1
+    assert squad_metrics.compute_f1("river", "the") == 0
 
 
 def test_scores_go_to_wandb(results, tmp_path, monkeypatch):

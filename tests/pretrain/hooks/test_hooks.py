@@ -20,7 +20,6 @@ from pretrain.config import ProfileConfig
 from pretrain.health.flight_recorder import turn_on_flight_recorder
 from pretrain.hooks.garbage import Garbage
 from pretrain.hooks.profile import Profile
-from pretrain.hooks.progress import duration
 from pretrain.hooks.recompiles import Recompiles
 from pretrain.hooks.run_files import RunFiles
 from pretrain.loader import keys_seen
@@ -28,14 +27,6 @@ from pretrain.processes import Processes
 from pretrain.records import RecordLog, drop_steps_after, replace_lines
 from tests.conftest import ROOT
 from tests.runs import arguments, records
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0s"), (59.9, "59s"), (200, "3m20s"), (7500, "2h05m"), (355_000, "4d02h")],
-)
-def test_durations(seconds, text):
-    assert duration(seconds) == text
 
 
 def test_drop_steps_after_removes_later_steps_and_damaged_lines(tmp_path):

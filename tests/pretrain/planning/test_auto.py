@@ -11,12 +11,12 @@ import torch.distributed as dist
 import yaml
 
 from conf.errors import InputError
+from conf.text import GIB
 from data_pipeline.sampling.recipe import StagePlan
 from model.config import ModelConfig
 from pretrain.config import ParallelConfig
 from pretrain.planning.auto import available_memory, pick_layout, settle_parallel
 from pretrain.planning.layouts import (
-    GIB,
     LARGE,
     LARGE_ON_CPU,
     Machine,

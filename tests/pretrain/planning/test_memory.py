@@ -10,13 +10,14 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from conf.text import GIB
 from model.config import ModelConfig
 from model.network import Decoder
 from pretrain.checks import check_layout
 from pretrain.config import OptimConfig, ParallelConfig
 from pretrain.parallel.activation_checkpointing import MODES, apply_activation_checkpointing
 from pretrain.planning.fake_ranks import fake_ranks, state_bytes
-from pretrain.planning.layouts import GIB, Machine, Need, options
+from pretrain.planning.layouts import Machine, Need, options
 from pretrain.planning.memory import (
     Sizes,
     Work,

@@ -10,13 +10,13 @@ import torch
 
 from conf.errors import InputError
 from conf.machine import Processor
-from eval.chat import devices
-from eval.chat.devices import dtype_of, stored_dtype
+from eval import devices
 from eval.chat.generate import GenerateConfig, generate
-from eval.chat.models import load
+from eval.devices import resolve_dtype, stored_dtype
+from eval.load_model import load_model
 from eval.scores import harness
 from eval.scores.perplexity import PerplexityConfig, perplexity
-from eval.scores.results import computed_in, load_results, table
+from eval.scores.results import computed_in, load_results, scores_table
 from eval.tasks.suites import LmEvalConfig
 from tests.corpora import read_json_lines
 
@@ -47,33 +47,33 @@ def bf16_model(chat_model, tmp_path_factory):
 
 def test_bf16_weights_are_computed_in_float32_where_the_cpu_has_no_units(on, bf16_model, capsys):
     on(AVX2)
-    assert dtype_of("auto", bf16_model, "cpu", "models.x") == "float32"
+    assert resolve_dtype("auto", bf16_model, "cpu", "models.x") == "float32"
     assert capsys.readouterr().err == (
         f"models.x={bf16_model}: stored in bfloat16, computed in float32: this CPU has no bf16 "
         "units (AVX2 at best).\n"
     )
     on(ZEN4)
-    assert dtype_of("auto", bf16_model, "cpu") == "bfloat16"
+    assert resolve_dtype("auto", bf16_model, "cpu") == "bfloat16"
     assert capsys.readouterr().err == ""
 
 
 def test_float32_weights_stay_float32(on, model):
     for found in (AVX2, ZEN4):
         on(found)
-        assert dtype_of("auto", model, "cpu") == "float32"
+        assert resolve_dtype("auto", model, "cpu") == "float32"
 
 
 def test_a_type_by_name_is_taken_and_warned_of(on, bf16_model, capsys):
     on(AVX2)
-    assert dtype_of("bfloat16", bf16_model, "cpu") == "bfloat16"
+    assert resolve_dtype("bfloat16", bf16_model, "cpu") == "bfloat16"
     said = capsys.readouterr().err
     assert said.startswith("warning: dtype=bfloat16: this CPU has no bf16 units (AVX2 at best)")
     assert "(measured: " in said
     on(ZEN4)
-    assert dtype_of("float32", bf16_model, "cpu") == "float32"
+    assert resolve_dtype("float32", bf16_model, "cpu") == "float32"
     assert capsys.readouterr().err == ""
     with pytest.raises(InputError, match="dtype=half: expected one of auto, bfloat16"):
-        dtype_of("half", bf16_model, "cpu")
+        resolve_dtype("half", bf16_model, "cpu")
 
 
 def test_the_stored_type_is_that_of_the_config_else_of_the_weights(bf16_model, tmp_path):
@@ -90,7 +90,7 @@ def test_the_stored_type_is_that_of_the_config_else_of_the_weights(bf16_model, t
     assert stored_dtype(folder) == "bfloat16"
     (folder / "model.safetensors").unlink()
     assert stored_dtype(folder) is None
-    assert dtype_of("auto", folder, "cpu") == "auto"
+    assert resolve_dtype("auto", folder, "cpu") == "auto"
     path.write_text("[")
     assert stored_dtype(folder) is None
 
@@ -98,7 +98,7 @@ def test_the_stored_type_is_that_of_the_config_else_of_the_weights(bf16_model, t
 @pytest.mark.parametrize(("found", "computed"), [(AVX2, "float32"), (ZEN4, "bfloat16")])
 def test_a_loaded_model_is_of_that_type(on, bf16_model, found, computed):
     on(found)
-    loaded = load(str(bf16_model), device="cpu")
+    loaded = load_model(str(bf16_model), device="cpu")
     assert loaded.dtype == computed
     assert {str(p.dtype) for p in loaded.model.parameters()} == {f"torch.{computed}"}
 
@@ -111,7 +111,7 @@ def test_float32_gives_what_weights_stored_in_float32_give(on, bf16_model, tmp_p
     shutil.copytree(bf16_model, wide)
     AutoModelForCausalLM.from_pretrained(wide, dtype=torch.float32).save_pretrained(wide)
     on(AVX2)
-    narrow, exact = (load(str(folder), device="cpu") for folder in (bf16_model, wide))
+    narrow, exact = (load_model(str(folder), device="cpu") for folder in (bf16_model, wide))
     ids = torch.arange(3, 40)[None]
     assert torch.equal(narrow.model(ids).logits, exact.model(ids).logits)
 
@@ -138,19 +138,19 @@ def test_lm_eval_says_it_and_does_not_mix_machines(on, bf16_model, tasks, tmp_pa
         limit=2,
     )
     scored = []
-    score = harness.score
+    score = harness.score_model
 
     def watched(*arguments):
         scored.append(arguments[-1])
         return score(*arguments)
 
-    monkeypatch.setattr(harness, "score", watched)
+    monkeypatch.setattr(harness, "score_model", watched)
     for found, computed in ((AVX2, "float32"), (AVX2, "float32"), (ZEN4, "bfloat16")):
         on(found)
         harness.lm_eval(dataclasses.replace(config))
         results = load_results(tmp_path / "results.json")
         assert results["models"]["mine"]["settings"]["computed_in"] == computed
-        assert str(table(results).title).endswith(f"computed in {computed}")
+        assert str(scores_table(results).title).endswith(f"computed in {computed}")
     assert scored == ["float32", "bfloat16"]
 
 

@@ -1,7 +1,7 @@
-"""What `model=` may name: a Hugging Face folder, a run, a step of a run, or a name on the Hub.
+"""Resolves the setting `model`: a Hugging Face folder, a run, a step of a run, or a Hub name.
 
-A run is exported first, into its own folder; a model of the Hub is taken from the cache of this
-machine, or fetched into it. What comes out is always a folder, so all else is the same for all.
+The result is always a Hugging Face folder. A run is first exported into its own folder. A Hub model
+is taken from this machine's cache, or downloaded into it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ NOT_FILES = ["*/*", "consolidated*"]
 
 
 def find_model(text: str, key: str = "model") -> Path:
-    """The folder of a model.
+    """Returns the Hugging Face folder of a model.
 
-    text: a Hugging Face folder; a run folder, for its newest checkpoint; one of a run's
-        checkpoints, `runs/demo/checkpoints/step_56`, or step_0 for the model before training;
-        `owner/name` on the Hub, with `@revision` where it matters.
-    key: of the setting, in errors.
+    text: a Hugging Face folder; a run folder, for its newest checkpoint; a checkpoint of a run,
+        such as `runs/demo/checkpoints/step_56`, or step_0 for the model before training; or
+        `owner/name` on the Hub, optionally with `@revision`.
+    key: the setting, for error messages.
 
     Raises:
-        InputError: it is none of them, or cannot be had.
+        InputError: it is none of them, or the export or download fails.
     """
     path = Path(text)
     if (path / "config.json").is_file():
@@ -41,27 +41,31 @@ def find_model(text: str, key: str = "model") -> Path:
         return _export(path, newest_step(path, key), key)
     if path.exists() or not HUB_NAME.fullmatch(text):
         raise InputError(
-            f"{key}={text} is no Hugging Face folder: it has no config.json; expected such a "
-            "folder, a run folder, one of its checkpoints, or owner/name on the Hub."
+            f"{key}={text}: is not a Hugging Face folder, as it has no config.json. Give such a "
+            "folder, a run folder, a checkpoint of a run, or owner/name on the Hub."
         )
-    return _fetch(text, key)
+    return _download(text, key)
 
 
 def newest_step(run: Path, key: str = "run") -> str:
-    """The name of a run's newest whole checkpoint; raises InputError where there is none."""
+    """Returns the name of a run's newest complete checkpoint.
+
+    Raises:
+        InputError: the run has no checkpoint.
+    """
     names = [p.parent.name for p in run.glob("checkpoints/step_*/manifest.json")]
     steps = [name for name in names if STEP.fullmatch(name)]
     if not steps:
-        raise InputError(f"{key}={run} has no checkpoint yet: wait for one.")
+        raise InputError(f"{key}={run}: has no checkpoint yet. Wait for the first one.")
     return max(steps, key=lambda name: int(name.removeprefix("step_")))
 
 
 def _export(run: Path, step: str, key: str) -> Path:
-    """The step as a folder inside of the run, made where it is not there or older."""
+    """Returns the exported folder of a step, which is made if it is missing or outdated."""
     out = run / "export" / step
-    made, checkpoint = out / "config.json", run / "checkpoints" / step / "manifest.json"
-    if made.is_file() and not (
-        checkpoint.is_file() and checkpoint.stat().st_mtime > made.stat().st_mtime
+    exported, checkpoint = out / "config.json", run / "checkpoints" / step / "manifest.json"
+    if exported.is_file() and not (
+        checkpoint.is_file() and checkpoint.stat().st_mtime > exported.stat().st_mtime
     ):
         return out
     command = ["pretrain", "export", f"run={run}", f"step={step.removeprefix('step_')}"]
@@ -72,13 +76,13 @@ def _export(run: Path, step: str, key: str) -> Path:
         check=False,
     )
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise InputError(f"{key}={run}, {step} could not be exported: {reason}")
+        reason = (done.stderr.strip().splitlines() or ["no error message"])[-1]
+        raise InputError(f"{key}={run}: exporting {step} failed: {reason}")
     return out
 
 
-def _fetch(text: str, key: str) -> Path:
-    """The folder of a model of the Hub, in the cache."""
+def _download(text: str, key: str) -> Path:
+    """Returns the cached folder of a Hub model, which is downloaded if it is not cached."""
     from huggingface_hub import constants, snapshot_download
 
     name, _, revision = text.partition("@")
@@ -101,15 +105,15 @@ def _fetch(text: str, key: str) -> Path:
             folder = get(FILES, offline=is_offline)
             if not any(folder.glob("*.safetensors")):
                 folder = get([*FILES, "*.bin"], offline=is_offline)
-        except Exception as error:  # of many kinds: no network, no such name, no permission
+        except Exception as error:  # many types: no network, no such name, no permission
             reason = reason if is_offline else str(error).splitlines()[0]
             continue
         has_weights = any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
         if (folder / "config.json").is_file() and has_weights:
             return folder
-        reason = f"{folder} holds no config.json with weights"
+        reason = f"{folder} lacks config.json or weights"
     raise InputError(
-        f"{key}={text} is no Hugging Face folder and no run, and no model of the Hub that can be "
-        f"had: {reason}; check the path, or run `hf download {name}` where there is a network and "
-        "copy the folder HF_HOME here."
+        f"{key}={text}: is neither a Hugging Face folder nor a run, and was not found on the Hub: "
+        f"{reason}. Check the path, or run `hf download {name}` on a machine with a network and "
+        "copy its HF_HOME folder here."
     )

@@ -1,4 +1,4 @@
-"""What the report says: numbers, tables and drawings, read from files and put into words."""
+"""Collects the content of the report: numbers, tables, charts and sentences."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 
 from conf.chat import text_of
 from conf.errors import InputError
+from conf.text import format_duration
 from data_pipeline.store.corpus import open_corpus
 from data_pipeline.store.manifest import Manifest
 from eval.files import read_json_lines
-from eval.report.command import ReportConfig
-from eval.report.comparison import beside
+from eval.report.comparison import compare_runs
+from eval.report.config import ReportConfig
 from eval.report.curves import score_charts, training_charts
 from eval.report.page_run import (
     cost,
     data_table,
-    duration,
     incidents,
     lineage,
     pace,
@@ -35,14 +35,14 @@ from pages.drawing import source_styles
 from pages.svg import short_number
 
 AGREEMENT = 0.005
-"""Relative difference up to which two losses count as the same: bf16 and other kernels."""
+"""Relative difference up to which two losses count as equal, given bf16 and other kernels."""
 
 
-def content(config: ReportConfig) -> dict[str, Any]:
-    """All that the template shows.
+def page_content(config: ReportConfig) -> dict[str, Any]:
+    """Returns the variables of the template.
 
     Raises:
-        InputError: a file or folder that is named is missing or not of its kind.
+        InputError: a given file or folder is missing or of the wrong kind.
     """
     run = read_run(Path(config.run))
     manifest = open_corpus(config.corpus or run.env["data"])
@@ -63,7 +63,7 @@ def content(config: ReportConfig) -> dict[str, Any]:
         "pace": pace(run),
         "incidents": incidents(run),
         "cost": cost(run),
-        "beside": beside(run, config.others) if config.others else None,
+        "comparison": compare_runs(run, config.others) if config.others else None,
         "data": data_table(run, manifest),
         "evaluation": evaluation(results) if results else None,
         "suites": suites(results) if results else [],
@@ -77,20 +77,20 @@ def content(config: ReportConfig) -> dict[str, Any]:
 
 
 def summary(run: RunFolder, manifest: Manifest) -> str:
-    """The run in a sentence."""
+    """Returns a sentence that describes the run."""
     model, last = run.model, run.train[-1]
-    begun = run.config.get("init_from")
-    begun = f"from {Path(begun).name}" if begun else "from scratch"
+    init_from = run.config.get("init_from")
+    start = f"from {Path(init_from).name}" if init_from else "from scratch"
     window = f", sliding window {model.describe_windows()}" if model.sliding_window else ""
     return (
         f"A decoder of {short_number(parameters(model))} parameters ({model.architecture}, "
-        f"{model.num_layers} layers of {model.hidden_size}{window}), trained {begun} on "
+        f"{model.num_layers} layers of {model.hidden_size}{window}), trained {start} on "
         f"{last['tokens']:,} tokens of {manifest.name} in {last['step']:,} steps."
     )
 
 
 def cards(run: RunFolder, results: Record | None) -> list[dict[str, str]]:
-    """The key figures: label, value, note."""
+    """Returns the key figures, each with a label, a value and a note."""
     found = []
     if run.validation:
         first, last = run.validation[0], run.validation[-1]
@@ -117,7 +117,7 @@ def cards(run: RunFolder, results: Record | None) -> list[dict[str, str]]:
                     "label": task.replace("_", " "),
                     "value": f"{scores[best]['value']:.1%}",
                     "note": f"± {100 * (scores[best]['stderr'] or 0):.1f}, {best}; "
-                    f"guessing gives {guess:.0%}",
+                    f"random guessing: {guess:.0%}",
                 }
             )
     rate = statistics.median(record["tokens_per_second"] for record in run.train)
@@ -130,35 +130,31 @@ def cards(run: RunFolder, results: Record | None) -> list[dict[str, str]]:
         }
     )
     seconds = sum(record["step_seconds"] for record in run.train)
+    processes = run.env["world_size"]
     found.append(
         {
             "label": "time in steps",
-            "value": duration(seconds),
-            "note": f"{counted(run.env['world_size'], 'process')} on {run.env['device']}",
+            "value": format_duration(seconds),
+            "note": f"{processes:,} process{'es' * (processes > 1)} on {run.env['device']}",
         }
     )
     return found
 
 
-def counted(number: int, what: str) -> str:
-    """`1 process`, `2 processes`."""
-    return f"{number:,} {what}" + "es" * (number != 1)
-
-
 def agreement(run: RunFolder, file: str) -> dict[str, Any]:
-    """How the exported model's loss in transformers compares to the trainer's."""
+    """Compares the exported model's loss in transformers with the trainer's."""
     path = Path(file)
     if not path.is_file():
         raise InputError(
-            f"perplexity={path} does not exist: make it with python -m eval perplexity."
+            f"perplexity={path}: does not exist. Create it with python -m eval perplexity."
         )
     found = json.loads(path.read_text())
     if "sources" not in found or not run.validation:
-        raise InputError(f"perplexity={path} holds no loss to compare with that of run={run.path}.")
+        raise InputError(f"perplexity={path}: has no loss to compare with that of run={run.path}.")
     last, theirs = run.validation[-1], found["loss"]
     text = f"The exported folder in stock transformers has a held-out loss of {theirs:.4f}"
     if targets(found) != targets(last):
-        text += f", on other samples than the trainer's {last['loss']:.4f}."
+        text += f", but on different samples than the trainer's loss of {last['loss']:.4f}."
         return {"text": text, "agrees": False}
     difference = abs(theirs / last["loss"] - 1)
     text += (
@@ -169,25 +165,27 @@ def agreement(run: RunFolder, file: str) -> dict[str, Any]:
 
 
 def targets(scores: Record) -> dict[str, int]:
-    """How many tokens of each source a loss was taken on."""
+    """Returns the number of target tokens per source."""
     return {source: score["tokens"] for source, score in scores["sources"].items()}
 
 
 def samples(config: ReportConfig) -> list[dict[str, Any]]:
-    """Prompts with what each model wrote, matched by their number in the files; where none is
-    named those that lie in the run folder, the newest last."""
-    lying = sorted(Path(config.run).glob("samples/*.jsonl"), key=lambda path: path.stat().st_mtime)
-    named = config.samples or {path.stem: str(path) for path in lying}
-    files = {name: read_json_lines(Path(path), f"samples.{name}") for name, path in named.items()}
-    for name, path in named.items():
+    """Returns prompts with the completion of each model, matched by line number.
+
+    Without `samples` the files in the run folder are used, oldest first.
+    """
+    stored = sorted(Path(config.run).glob("samples/*.jsonl"), key=lambda path: path.stat().st_mtime)
+    paths = config.samples or {path.stem: str(path) for path in stored}
+    files = {name: read_json_lines(Path(path), f"samples.{name}") for name, path in paths.items()}
+    for name, path in paths.items():
         try:
             for row in files[name]:
                 for text in (row.get("prompt"), row.get("generated"), row.get("reference") or ""):
                     text_of(text)
         except ValueError as error:
             raise InputError(
-                f"samples.{name}={path} has rows without 'prompt' and 'generated' as text "
-                f"({error}): expected a file of python -m eval generate."
+                f"samples.{name}={path}: has rows without 'prompt' and 'generated' as text "
+                f"({error}). Give a file of python -m eval generate."
             ) from None
     shown = []
     for number in range(min(config.max_samples, max(map(len, files.values()), default=0))):

@@ -9,9 +9,9 @@ import shutil
 import pytest
 
 from conf.errors import InputError
-from eval.chat import find_model
-from eval.chat.find_model import find_model as find
-from eval.chat.find_model import newest_step
+from eval import find_model
+from eval.find_model import find_model as find
+from eval.find_model import newest_step
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
-"""SQuAD's exact match and F1, which lm-eval's CoQA and DROP-like tasks import from a module that
-`transformers` no longer has.
+"""SQuAD's exact match and F1, for lm-eval tasks that import them from `transformers`.
 
-As in the official script (Rajpurkar et al., SQuAD, arXiv 1606.05250): text without case,
-punctuation and articles, its words counted.
+lm-eval's CoQA, SQuAD and similar tasks import `transformers.data.metrics.squad_metrics`, which
+`transformers` 5 no longer has. The definitions are those of the official script (Rajpurkar et al.,
+arXiv 1606.05250): text without case, punctuation and articles, compared as a bag of words.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ NAME = "transformers.data.metrics.squad_metrics"
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, no punctuation, no articles, single spaces."""
+    """Returns the text in lower case, without punctuation and articles, with single spaces."""
     text = "".join(c for c in text.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
 def compute_exact(gold: str, predicted: str) -> int:
-    """1 where both are the same after normalizing."""
+    """Returns 1 if both texts are equal after normalization, else 0."""
     return int(normalize_answer(gold) == normalize_answer(predicted))
 
 
 def compute_f1(gold: str, predicted: str) -> float:
-    """Of the words that both have; of nothing and nothing it is 1."""
+    """Returns the F1 of the shared words; two empty texts score 1."""
     wanted, found = normalize_answer(gold).split(), normalize_answer(predicted).split()
     if not wanted or not found:
         return float(wanted == found)
@@ -40,8 +40,8 @@ def compute_f1(gold: str, predicted: str) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def provide() -> None:
-    """Puts these functions where lm-eval looks for them, unless `transformers` has its own."""
+def install() -> None:
+    """Registers these functions as the missing module, unless `transformers` has its own."""
     if NAME in sys.modules:
         return
     try:
