@@ -1,4 +1,4 @@
-"""Pages that open offline: charts as SVG, one style, and what HTML pages of several stages share.
+"""HTML pages that work offline: SVG charts, a common style, and template macros.
 
-A ground floor like `conf`: it imports nothing of the project.
+Like `conf`, it imports nothing else of the project.
 """

@@ -1,4 +1,4 @@
-"""Bars, histograms and stacked bands as SVG that takes its colours from the page."""
+"""Bars, histograms and stacked bands as SVG, with colors from the page's CSS."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 from pages.svg import (
-    CHARACTER,
+    CHARACTER_WIDTH,
     MARGIN_RIGHT,
     Plot,
     short_number,
@@ -21,7 +21,12 @@ GAP = 1.5
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a bar, in the unit of all bars; faint ones are the lighter shade of a style."""
+    """A segment of a bar.
+
+    value: length in the unit of all bars.
+    style: CSS class, s0 to s7.
+    faint: draws the segment in a lighter shade.
+    """
 
     value: float
     style: str
@@ -30,7 +35,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Bar:
-    """A horizontal bar of parts from left to right; `text` stands at the right end of its line."""
+    """A horizontal bar of segments, with a label at the left and a text at the right."""
 
     label: str
     text: str
@@ -39,13 +44,13 @@ class Bar:
 
 @dataclass(frozen=True)
 class Bars:
-    """Horizontal bars, each with its label above it, so that long names fit a phone."""
+    """Horizontal bars, each below its label, so that long names fit on a phone."""
 
     title: str
     bars: Sequence[Bar]
 
     def svg(self, width: int, height: int) -> str:
-        """The drawing; its height follows from the number of bars."""
+        """Returns the chart as SVG; its height depends on the number of bars, not on `height`."""
         if not self.bars:
             return ""
         height = ROW * len(self.bars) + 4
@@ -53,7 +58,7 @@ class Bars:
         drawn = [svg_start(width, height, self.title)]
         for number, bar in enumerate(self.bars):
             top = ROW * number
-            room = int((width - CHARACTER * 1.2 * len(bar.text)) / (CHARACTER * 1.15))
+            room = int((width - CHARACTER_WIDTH * 1.2 * len(bar.text)) / (CHARACTER_WIDTH * 1.15))
             label = bar.label if len(bar.label) <= room else bar.label[: room - 1] + "…"
             drawn.append(
                 f'<text class="name" x="0" y="{top + 15}">{escape(label)}</text>'
@@ -73,9 +78,11 @@ class Bars:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Shares of what lies between edges, on a logarithmic axis.
+    """A histogram on a logarithmic x axis.
 
-    edges: ascending, positive, one more than shares; marks: labelled places on x.
+    edges: ascending positive bin edges, one more than shares.
+    shares: percent per bin.
+    marks: labelled positions on the x axis.
     """
 
     title: str
@@ -86,7 +93,7 @@ class Histogram:
     marks: Sequence[tuple[float, str]] = field(default_factory=tuple)
 
     def svg(self, width: int, height: int) -> str:
-        """The drawing."""
+        """Returns the chart as SVG."""
         if not self.shares:
             return ""
         y_ticks = ticks(0, max(self.shares), 4)
@@ -94,7 +101,7 @@ class Histogram:
         plot = Plot(width, height, edges[0], edges[-1], 0, y_ticks[-1])
         drawn = [
             svg_start(width, height, self.title),
-            *(plot.horizontal(tick, f"{tick:.3g}%") for tick in y_ticks),
+            *(plot.y_tick(tick, f"{tick:.3g}%") for tick in y_ticks),
         ]
         for left, right, share in zip(edges, edges[1:], self.shares, strict=False):
             x, top = plot.x(left), plot.y(share)
@@ -102,15 +109,18 @@ class Histogram:
             drawn.append(_fill(Part(share, self.style), x, top, size, plot.y(0) - top, "1"))
         step = max(1, math.ceil((edges[-1] - edges[0]) / (width / 62)))
         powers = range(math.ceil(edges[0]), math.floor(edges[-1]) + 1, step)
-        drawn += [plot.below(power, _power(power)) for power in powers]
+        drawn += [plot.x_tick(power, _power(power)) for power in powers]
         drawn.append(_below_axis(width, height, self.x_label))
-        drawn += plot.marked([(math.log2(value), label) for value, label in self.marks])
+        drawn += plot.vertical_marks([(math.log2(value), label) for value, label in self.marks])
         return "".join([*drawn, "</svg>"])
 
 
 @dataclass(frozen=True)
 class Band:
-    """One layer of stacked bands: its share, 0 to 1, in each span."""
+    """One layer of a stack.
+
+    shares: its fraction, 0 to 1, in each span.
+    """
 
     style: str
     shares: Sequence[float]
@@ -118,9 +128,11 @@ class Band:
 
 @dataclass(frozen=True)
 class Bands:
-    """Shares that are constant over spans of x, stacked from the bottom up.
+    """Stacked fractions that are constant over spans of x.
 
-    spans: (start, end) of each on x; marks: labelled places on x.
+    spans: (start, end) of each span on the x axis.
+    bands: layers from bottom to top.
+    marks: labelled positions on the x axis.
     """
 
     title: str
@@ -131,14 +143,14 @@ class Bands:
     format_x: Callable[[float], str] = short_number
 
     def svg(self, width: int, height: int) -> str:
-        """The drawing."""
+        """Returns the chart as SVG."""
         if not self.spans:
             return ""
         end = self.spans[-1][1]
         plot = Plot(width, height, 0.0, end, 0.0, 1.0)
         drawn = [svg_start(width, height, self.title)]
         for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
-            drawn.append(plot.horizontal(tick, f"{tick:.0%}"))
+            drawn.append(plot.y_tick(tick, f"{tick:.0%}"))
         for number, (start, stop) in enumerate(self.spans):
             below = 0.0
             x = plot.x(start)
@@ -151,14 +163,14 @@ class Bands:
                     drawn.append(_fill(Part(share, band.style), x, top, size, tall, "0"))
                 below += share
         found = ticks(0, end, max(3, width // 130))
-        drawn += [plot.below(tick, self.format_x(tick)) for tick in found if tick <= end]
+        drawn += [plot.x_tick(tick, self.format_x(tick)) for tick in found if tick <= end]
         drawn.append(_below_axis(width, height, self.x_label))
-        drawn += plot.marked(self.marks)
+        drawn += plot.vertical_marks(self.marks)
         return "".join([*drawn, "</svg>"])
 
 
 def svg_start(width: int, height: float, title: str) -> str:
-    """The opening tag of a drawing."""
+    """Returns the opening tag of an SVG."""
     return f'<svg viewBox="0 0 {width} {height:g}" role="img" aria-label="{escape(title)}">'
 
 
@@ -178,7 +190,7 @@ def _below_axis(width: int, height: int, text: str) -> str:
 
 
 def _power(exponent: int) -> str:
-    """16, 512, 1k, 64k, 2M: lengths of sequences are powers of two."""
+    """Formats a power of two: 16, 512, 1k, 64k, 2M."""
     for letter, size in (("G", 30), ("M", 20), ("k", 10)):
         if exponent >= size:
             return f"{2 ** (exponent - size)}{letter}"

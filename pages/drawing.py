@@ -11,6 +11,8 @@ from pages.svg import Chart
 
 LINE_STYLES = 8
 """Number of line colors of a page: CSS classes s0 to s7."""
+SOURCE_STYLES = LINE_STYLES - 1
+"""Number of those for sources; s0 is for their total."""
 WIDE, HALF, PHONE = (960, 330), (470, 240), (400, 260)
 Legend = list[tuple[str, str, bool]]
 """Entries of a legend: name, CSS class, and whether it is faint."""
@@ -54,4 +56,4 @@ def drawing(
 
 def source_styles(sources: Iterable[str]) -> dict[str, str]:
     """Returns the CSS class of each source, the same in all charts of a page."""
-    return {source: f"s{1 + number % (LINE_STYLES - 1)}" for number, source in enumerate(sources)}
+    return {source: f"s{1 + number % SOURCE_STYLES}" for number, source in enumerate(sources)}

@@ -1,4 +1,4 @@
-"""From a template and its content to one HTML file."""
+"""Renders a template to a single HTML file."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(template: Path, content: dict[str, Any]) -> str:
-    """The page of a template; all text in it is escaped but for drawings, `markupsafe.Markup`.
+    """Returns the HTML page of a template.
 
-    It may import `macros.html` of this package, and `style` is the style of all pages followed by
-    that of a CSS file of the template's name, where there is one.
+    All text is escaped, except for drawings, which are `markupsafe.Markup`. The template may import
+    `macros.html` of this package. Its variable `style` holds the CSS of all pages, followed by that
+    of a CSS file with the template's name, if there is one.
     """
     import jinja2
 
@@ -23,6 +24,6 @@ def render(template: Path, content: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    own = template.with_suffix(".css")
-    style = (TEMPLATES / "base.css").read_text() + (own.read_text() if own.is_file() else "")
+    css = template.with_suffix(".css")
+    style = (TEMPLATES / "base.css").read_text() + (css.read_text() if css.is_file() else "")
     return environment.get_template(template.name).render(style=style, **content)

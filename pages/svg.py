@@ -1,4 +1,4 @@
-"""Line charts as SVG that takes its colours from the page, light or dark."""
+"""Line charts as SVG, with colors from the page's CSS, light or dark."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ from html import escape
 from itertools import accumulate, groupby, product
 
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 56, 14, 22, 40
-CHARACTER = 6.4
-"""Mean width of a character of a label."""
+CHARACTER_WIDTH = 6.4
+"""Mean width of a character in labels, in pixels."""
 LABEL_ROWS = 3
-"""Rows of labels of marks."""
+"""Number of rows for the labels of marks."""
 MAX_POINTS = 600
-"""More points than a chart has pixels only make the page heavy."""
+"""Maximum points per line; more than one per pixel only makes the page larger."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line through points (x, y); `style` is one of the page's classes s0 to s4, and `faint` and
-    `dots` change how it looks."""
+    """A line through points (x, y).
+
+    style: CSS class of the line, s0 to s7.
+    faint: draws the line in a lighter shade.
+    dots: draws a dot at each point.
+    """
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -31,9 +35,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """What a chart shows. marks: labelled places on x, such as the beginnings of stages.
+    """A line chart.
 
-    top, bottom: the ends of y, None for what the points need.
+    marks: labelled positions on the x axis, such as the starts of stages.
+    bottom, top: limits of the y axis, None to fit the points.
     """
 
     title: str
@@ -46,7 +51,7 @@ class Chart:
     format_y: Callable[[float], str] = lambda value: f"{value:g}"
 
     def svg(self, width: int, height: int) -> str:
-        """The drawing, as wide as its place allows; text is in units of the view box."""
+        """Returns the chart as SVG that scales to the available width."""
         drawn = [s for s in self.series if any(math.isfinite(y) for _, y in s.points)]
         if not drawn:
             return ""
@@ -61,11 +66,11 @@ class Chart:
         plot = Plot(width, height, left, max(xs), low, high)
         parts = [
             f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(self.title)}">',
-            *(plot.horizontal(tick, self.format_y(tick)) for tick in y_ticks),
-            *(plot.below(tick, short_number(tick)) for tick in x_ticks if left <= tick <= max(xs)),
+            *(plot.y_tick(tick, self.format_y(tick)) for tick in y_ticks),
+            *(plot.x_tick(tick, short_number(tick)) for tick in x_ticks if left <= tick <= max(xs)),
             f'<text class="axis" x="{width - MARGIN_RIGHT}" y="{height - 6}" '
             f'text-anchor="end">{escape(self.x_label)}</text>',
-            *plot.marked(self.marks),
+            *plot.vertical_marks(self.marks),
             *(plot.line(series) for series in drawn),
             "</svg>",
         ]
@@ -74,7 +79,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Plot:
-    """The area between the margins, and how values map onto it."""
+    """Maps values to pixels in the area between the margins."""
 
     width: int
     height: int
@@ -84,22 +89,22 @@ class Plot:
     high: float
 
     def x(self, value: float) -> float:
-        """Pixels from the left."""
+        """Returns the distance from the left in pixels."""
         span = (self.right - self.left) or 1
         return MARGIN_LEFT + (value - self.left) / span * (self.width - MARGIN_LEFT - MARGIN_RIGHT)
 
     def y(self, value: float) -> float:
-        """Pixels from the top."""
+        """Returns the distance from the top in pixels."""
         span = (self.high - self.low) or 1
         inner = self.height - MARGIN_TOP - MARGIN_BOTTOM
         return MARGIN_TOP + (self.high - value) / span * inner
 
-    def holds(self, value: float) -> bool:
-        """Whether y lies inside; what is not a number does not."""
+    def contains(self, value: float) -> bool:
+        """Returns whether a y value is inside the area; NaN is not."""
         return self.low <= value <= self.high
 
-    def horizontal(self, value: float, label: str) -> str:
-        """A grid line with its number."""
+    def y_tick(self, value: float, label: str) -> str:
+        """Returns a horizontal grid line with its label."""
         y = self.y(value)
         return (
             f'<line class="grid" x1="{MARGIN_LEFT}" x2="{self.width - MARGIN_RIGHT}" '
@@ -107,20 +112,22 @@ class Plot:
             f'y="{y + 4:.1f}" text-anchor="end">{escape(label)}</text>'
         )
 
-    def below(self, value: float, label: str) -> str:
-        """A number under the chart."""
+    def x_tick(self, value: float, label: str) -> str:
+        """Returns a label below the x axis."""
         return (
             f'<text class="axis" x="{self.x(value):.1f}" y="{self.height - MARGIN_BOTTOM + 17}" '
             f'text-anchor="middle">{escape(label)}</text>'
         )
 
-    def marked(self, marks: Sequence[tuple[float, str]]) -> Iterator[str]:
-        """Dashed lines down the chart; labels stand at the top on a side of their line, a row lower
-        where they would touch another. Earlier marks choose first; a label without room is left
-        out."""
+    def vertical_marks(self, marks: Sequence[tuple[float, str]]) -> Iterator[str]:
+        """Yields dashed vertical lines with labels.
+
+        A label is placed at the top, right or left of its line, in the first row without overlap.
+        Earlier marks are placed first, and labels without space are dropped.
+        """
         taken: list[tuple[int, float, float]] = []
         for value, label in marks:
-            x, size = self.x(value), CHARACTER * len(label)
+            x, size = self.x(value), CHARACTER_WIDTH * len(label)
             yield (
                 f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{MARGIN_TOP - 12}" '
                 f'y2="{self.height - MARGIN_BOTTOM}"/>'
@@ -137,10 +144,10 @@ class Plot:
                     break
 
     def line(self, series: Series) -> str:
-        """The line, broken where it leaves the frame, and dots where they are asked for."""
+        """Returns a line, interrupted where it leaves the area, with dots if requested."""
         pieces = [
             [f"{self.x(x):.1f} {self.y(y):.1f}" for x, y in piece]
-            for inside, piece in groupby(thinned(series.points), lambda p: self.holds(p[1]))
+            for inside, piece in groupby(thinned(series.points), lambda p: self.contains(p[1]))
             if inside
         ]
         path = "".join(f"M{'L'.join(piece if len(piece) > 1 else piece * 2)}" for piece in pieces)
@@ -155,7 +162,7 @@ class Plot:
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers that reach from low to high."""
+    """Returns about `count` round numbers that cover low to high."""
     span = (high - low) or abs(high) or 1.0
     step = 10 ** math.floor(math.log10(span / count))
     step *= next(factor for factor in (1, 2, 2.5, 5, 10) if span / (step * factor) <= count)
@@ -164,25 +171,27 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
-    """At most MAX_POINTS of them, the last one included."""
+    """Returns at most about MAX_POINTS of the points, including the last."""
     stride = -(-len(points) // MAX_POINTS)
     return [*points[:-1:stride], points[-1]] if stride > 1 else points
 
 
-def smoothed(points: Sequence[tuple[float, float]], reach: int) -> list[tuple[float, float]]:
-    """Mean of y over `reach` finite points on each side, fewer at the ends: unlike an exponential
-    mean it does not lag behind."""
+def smoothed(points: Sequence[tuple[float, float]], half_width: int) -> list[tuple[float, float]]:
+    """Returns a centered moving average of the finite points.
+
+    Unlike an exponential average it does not lag. The window is shorter at the ends.
+    """
     finite = [(x, y) for x, y in points if math.isfinite(y)]
     sums = list(accumulate((y for _, y in finite), initial=0.0))
     out = []
     for number, (x, _) in enumerate(finite):
-        first, end = max(0, number - reach), min(len(finite), number + reach + 1)
+        first, end = max(0, number - half_width), min(len(finite), number + half_width + 1)
         out.append((x, (sums[end] - sums[first]) / (end - first)))
     return out
 
 
 def short_number(value: float) -> str:
-    """1500000 as 1.5M, 0.00015 as 1.5e-4."""
+    """Formats 1500000 as 1.5M and 0.00015 as 1.5e-4."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{letter}"

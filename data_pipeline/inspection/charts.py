@@ -8,7 +8,7 @@ from data_pipeline.inspection.cleaning import Funnel
 from data_pipeline.inspection.corpus import QUANTILES, Lengths, Totals
 from data_pipeline.inspection.plan import Plan
 from pages.bars import Band, Bands, Bar, Bars, Histogram, Part
-from pages.drawing import SOURCE_COLOURS, drawing
+from pages.drawing import SOURCE_STYLES, drawing
 from pages.svg import short_number
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ MOST_BARS = 24
 
 def styles_of(ranked: list[str]) -> dict[str, str]:
     """Returns a style per source: a color for each of the largest, and REST for all others."""
-    return {s: f"s{n + 1}" if n < SOURCE_COLOURS else REST for n, s in enumerate(ranked)}
+    return {s: f"s{n + 1}" if n < SOURCE_STYLES else REST for n, s in enumerate(ranked)}
 
 
 def token_charts(

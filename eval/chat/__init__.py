@@ -1,1 +1,1 @@
-"""Loading an exported model, generating with it, and serving it."""
+"""Text generation, chat in the terminal, and an OpenAI-compatible server with a chat page."""

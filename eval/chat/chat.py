@@ -1,7 +1,7 @@
-"""`python -m eval chat`: a conversation with a model in the terminal, in its own chat format.
+"""`python -m eval chat`: chats with a model in the terminal, in the model's chat format.
 
-Answers are printed as they are written. What is piped in is read a question a line, so that a
-conversation can be a file.
+Answers are streamed. Piped input is read as one question per line, so that a conversation can be a
+file.
 """
 
 from __future__ import annotations
@@ -20,16 +20,19 @@ from conf.errors import InputError
 from eval.load_model import LoadedModel, load_model
 
 NEW = "/new"
+"""Input that starts a new conversation."""
 Messages = list[dict[str, str]]
 
 
 @dataclass
 class ChatConfig:
-    """model: a folder, a run, one of its checkpoints, or a name on the Hub; it has a chat template.
+    """Configuration of `chat`.
 
-    system: what the model is told beforehand, null for nothing; some formats know no such role.
-    temperature: 0 takes the likeliest token each time; top_p: what is drawn from, 1 for all.
-    dtype: auto for the stored type where the device multiplies it, else float32.
+    model: a folder, a run, a checkpoint of a run, or a name on the Hub, with a chat template.
+    system: system prompt, null for none; some chat templates do not support one.
+    temperature: 0 always takes the likeliest token.
+    top_p: total probability of the tokens to sample from, 1 for all tokens.
+    dtype: auto for the stored dtype if the device supports it, else float32.
     """
 
     model: str = MISSING
@@ -44,50 +47,51 @@ class ChatConfig:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens={self.max_new_tokens}, expected at least 1.")
+            raise InputError(f"max_new_tokens={self.max_new_tokens}: must be at least 1.")
         if self.temperature < 0:
-            raise InputError(f"temperature={self.temperature}, expected 0 or more.")
+            raise InputError(f"temperature={self.temperature}: must be 0 or more.")
         if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p={self.top_p}, expected more than 0 and at most 1.")
+            raise InputError(f"top_p={self.top_p}: must be greater than 0 and at most 1.")
         if self.repetition_penalty <= 0:
-            raise InputError(f"repetition_penalty={self.repetition_penalty}, expected above 0.")
+            raise InputError(f"repetition_penalty={self.repetition_penalty}: must be above 0.")
 
 
 def chat(config: ChatConfig) -> None:
-    """Talks until the input ends.
+    """Answers questions until the input ends.
 
     Raises:
-        InputError: there is no such model, or it has no chat template or none with a system role.
+        InputError: the model is not found, or its chat template is missing or does not support the
+            system prompt.
     """
     import torch
 
     loaded = load_model(config.model, config.dtype, config.device)
     if not loaded.tokenizer.chat_template:
         raise InputError(
-            f"model={config.model} has no chat template: tune it first (python -m finetune sft)."
+            f"model={config.model}: has no chat template. Tune it first (python -m finetune sft)."
         )
-    first = first_turn(config.system)
-    check_system(loaded, first)
+    first = system_turn(config.system)
+    check_system_turn(loaded, first)
     torch.manual_seed(config.seed)
     if sys.stdin.isatty():
-        print(f"{config.model}. {NEW} begins anew, Ctrl-D ends.")
+        print(f"{config.model}. {NEW} starts a new conversation, Ctrl-D exits.")
     messages = list(first)
-    for question in questions():
+    for question in read_questions():
         if question == NEW:
             messages = list(first)
             continue
         messages.append({"role": "user", "content": question})
-        said = ""
-        for piece in answer(loaded, messages, config):
+        answer = ""
+        for piece in stream_answer(loaded, messages, config):
             print(piece, end="", flush=True)
-            said += piece
+            answer += piece
         print(flush=True)
-        messages.append({"role": "assistant", "content": said.strip()})
+        messages.append({"role": "assistant", "content": answer.strip()})
 
 
-def questions() -> Iterator[str]:
-    """What the user types, or the lines of a pipe; empty ones are passed over."""
-    if isinstance(sys.stdin, io.TextIOWrapper):  # a pipe may hold what is no UTF-8
+def read_questions() -> Iterator[str]:
+    """Yields the lines of the terminal or pipe, skipping empty lines."""
+    if isinstance(sys.stdin, io.TextIOWrapper):  # a pipe may contain invalid UTF-8
         sys.stdin.reconfigure(errors="replace")
     while True:
         try:
@@ -98,8 +102,12 @@ def questions() -> Iterator[str]:
             yield line
 
 
-def first_turn(system: str | None) -> Messages:
-    """Returns what a conversation begins with; raises InputError where it is not Unicode."""
+def system_turn(system: str | None) -> Messages:
+    """Returns the first messages of a conversation: the system prompt, or none.
+
+    Raises:
+        InputError: the prompt is not valid Unicode.
+    """
     if not system:
         return []
     try:
@@ -108,18 +116,18 @@ def first_turn(system: str | None) -> Messages:
         raise InputError(f"system={system!r:.40}: {error}.") from None
 
 
-def check_system(loaded: LoadedModel, first: Messages) -> None:
-    """Raises InputError where the template refuses a system prompt."""
+def check_system_turn(loaded: LoadedModel, first: Messages) -> None:
+    """Raises InputError if the chat template rejects the system prompt."""
     from jinja2.exceptions import TemplateError
 
     try:
-        ids_of(loaded, [*first, {"role": "user", "content": "?"}])
+        conversation_ids(loaded, [*first, {"role": "user", "content": "?"}])
     except TemplateError as error:
-        raise InputError(f"system: the model's chat template refuses it ({error}).") from None
+        raise InputError(f"system: the model's chat template rejects it ({error}).") from None
 
 
-def ids_of(loaded: LoadedModel, messages: Messages) -> Any:
-    """Returns the token ids of a conversation up to where the assistant speaks, (1, tokens)."""
+def conversation_ids(loaded: LoadedModel, messages: Messages) -> Any:
+    """Returns the token ids of a conversation up to the assistant's next turn, (1, tokens)."""
     import torch
 
     tokens = loaded.chat_tokens
@@ -130,34 +138,36 @@ def ids_of(loaded: LoadedModel, messages: Messages) -> Any:
     return torch.tensor([tokens.encode(rendered)])
 
 
-def fitting(loaded: LoadedModel, messages: Messages, room: int) -> Any:
-    """`ids_of` of as much of the conversation as the model can see, with room for an answer of so
-    many tokens, or of half of what it can see: the oldest questions and their answers are
-    forgotten first, then the beginning of the last question."""
+def truncated_ids(loaded: LoadedModel, messages: Messages, max_new_tokens: int) -> Any:
+    """Returns the token ids of a conversation, truncated to leave room for the answer, (1, tokens).
+
+    At most half of the context length is reserved for the answer. The oldest questions and answers
+    are dropped first, then the beginning of the last question.
+    """
     longest = getattr(loaded.model.config, "max_position_embeddings", None) or sys.maxsize
-    room = min(room, longest // 2)
+    reserved = min(max_new_tokens, longest // 2)
     system = [m for m in messages if m["role"] == "system"]
     kept = [m for m in messages if m["role"] != "system"]
-    ids = ids_of(loaded, system + kept)
-    while ids.shape[1] + room > longest and len(kept) > 1:
+    ids = conversation_ids(loaded, system + kept)
+    while ids.shape[1] + reserved > longest and len(kept) > 1:
         kept = kept[2:]
-        ids = ids_of(loaded, system + kept)
+        ids = conversation_ids(loaded, system + kept)
     question = loaded.chat_tokens.encode_text(kept[-1]["content"])
-    over = ids.shape[1] + room - longest
-    while over > 0 and question:  # cut, text may become more tokens than it was
-        question = question[over:]
+    excess = ids.shape[1] + reserved - longest
+    while excess > 0 and question:  # repeated, as truncated text may need more tokens
+        question = question[excess:]
         text = str(loaded.tokenizer.decode(question))
-        ids = ids_of(loaded, [*system, kept[-1] | {"content": text}])
-        over = ids.shape[1] + room - longest
-    return ids[:, -max(1, longest - room) :]
+        ids = conversation_ids(loaded, [*system, kept[-1] | {"content": text}])
+        excess = ids.shape[1] + reserved - longest
+    return ids[:, -max(1, longest - reserved) :]
 
 
-def answer(loaded: LoadedModel, messages: Messages, config: ChatConfig) -> Iterator[str]:
-    """Pieces of the model's answer, as they come."""
+def stream_answer(loaded: LoadedModel, messages: Messages, config: ChatConfig) -> Iterator[str]:
+    """Yields the model's answer in pieces as it is generated."""
     from transformers import TextIteratorStreamer
 
     model: Any = loaded.model
-    ids = fitting(loaded, messages, config.max_new_tokens).to(loaded.device)
+    ids = truncated_ids(loaded, messages, config.max_new_tokens).to(loaded.device)
     streamer: Any = TextIteratorStreamer(
         loaded.tokenizer, skip_prompt=True, skip_special_tokens=True
     )
@@ -169,9 +179,9 @@ def answer(loaded: LoadedModel, messages: Messages, config: ChatConfig) -> Itera
             "top_p": config.top_p,
             "top_k": 0,
         }
-    failed: list[BaseException] = []
+    errors: list[BaseException] = []
 
-    def write() -> None:
+    def generate() -> None:
         try:
             model.generate(
                 input_ids=ids,
@@ -182,12 +192,12 @@ def answer(loaded: LoadedModel, messages: Messages, config: ChatConfig) -> Itera
                 **sampling,
             )
         except BaseException as error:
-            failed.append(error)
+            errors.append(error)
             streamer.end()
 
-    thread = Thread(target=write, daemon=True)
+    thread = Thread(target=generate, daemon=True)
     thread.start()
     yield from streamer
     thread.join()
-    if failed:
-        raise failed[0]
+    if errors:
+        raise errors[0]

@@ -1,7 +1,7 @@
-"""`python -m eval.chat.endpoint serve FOLDER ...`: `transformers serve` with checks of requests.
+"""`python -m eval.chat.endpoint serve FOLDER ...`: `transformers serve` with request validation.
 
-Every error is answered in OpenAI's form. Special tokens that a message spells are text, as in
-tuning.
+All errors are reported in OpenAI's format. Special tokens spelled out in a message are encoded as
+plain text, as in tuning.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any
 
 from eval.chat.requests import (
     CHAT,
-    ROOM_KEYS,
+    MAX_TOKENS_KEYS,
     TEXT,
     BadRequest,
     Body,
     check_rendered,
-    checked,
+    check_request,
     error_body,
-    messages_of,
-    parsed,
+    parse_body,
+    read_messages,
 )
 from model.chat_tokens import ChatTokens
 
@@ -32,25 +32,25 @@ Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 
 
-class Prompt:
-    """How many tokens the model gets of a request."""
+class PromptCounter:
+    """Counts the prompt tokens of requests."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.chat_tokens = ChatTokens(tokenizer)
 
     def count(self, path: str, body: Body) -> int:
-        """Returns the tokens of a prompt, or of a conversation as the template renders it.
+        """Returns the number of tokens of a prompt, or of a rendered conversation.
 
         Raises:
-            BadRequest: there is no chat template, or it refuses the conversation.
+            BadRequest: there is no chat template, or it rejects the conversation.
         """
         from jinja2.exceptions import TemplateError
 
         if path == TEXT:
             return len(self.tokenizer(body["prompt"])["input_ids"])
         if not self.tokenizer.chat_template:
-            raise BadRequest(f"the model has no chat template: use {TEXT}, or tune it first.")
+            raise BadRequest(f"the model has no chat template. Use {TEXT}, or tune it first.")
         messages = body["messages"] if path == CHAT else _messages(body)
         settings = body.get("chat_template_kwargs", {})
         try:
@@ -63,34 +63,35 @@ class Prompt:
             )
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             key = "messages" if path == CHAT else "input"
-            sentence = f"{key}: the model's chat template refuses them ({error})."
-            raise BadRequest(sentence, key) from None
+            message = f"{key}: the model's chat template rejects it ({error})."
+            raise BadRequest(message, key) from None
         check_rendered(messages, self.chat_tokens.plain(rendered))
         return len(self.chat_tokens.encode(rendered))
 
 
 def _messages(body: Body) -> list[Body]:
-    """Returns the conversation of a request for a response."""
+    """Returns the conversation of a request to the responses path."""
     given = body["input"]
     messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
     if "instructions" in body:
         first = {"role": "system", "content": body["instructions"]}
-        return messages_of([first], "instructions") + messages
+        return read_messages([first], "instructions") + messages
     return list(messages)
 
 
-class Checks:
-    """An ASGI application in front of the server's own.
+class RequestValidator:
+    """ASGI middleware that validates requests before the server handles them.
 
-    longest: tokens that the model sees.
+    longest: context length of the model in tokens.
     """
 
-    def __init__(self, app: Any, prompt: Prompt, longest: int) -> None:
+    def __init__(self, app: Any, prompt: PromptCounter, longest: int) -> None:
         self.app, self.prompt, self.longest = app, prompt, longest
 
     async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
-        """Answers a request that cannot be answered by the model, and passes on the others."""
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in ROOM_KEYS:
+        """Rejects an invalid request, and forwards all others."""
+        is_post = scope["type"] == "http" and scope["method"] == "POST"
+        if not is_post or scope["path"] not in MAX_TOKENS_KEYS:
             await self.app(scope, receive, send)
             return
         raw, more = b"", True
@@ -100,52 +101,55 @@ class Checks:
                 return
             raw, more = raw + event.get("body", b""), event.get("more_body", False)
         try:
-            body = checked(scope["path"], parsed(raw), self.prompt.count, self.longest)
+            body = check_request(scope["path"], parse_body(raw), self.prompt.count, self.longest)
         except BadRequest as error:
             await _answer(send, 400, error.body())
             return
-        await self._ask(scope, json.dumps(body).encode(), receive, send)
+        await self._forward(scope, json.dumps(body).encode(), receive, send)
 
-    async def _ask(self, scope: Event, raw: bytes, receive: Receive, send: Send) -> None:
-        """Lets the server answer; what it refuses or fails at is told in OpenAI's form."""
-        waiting = [{"type": "http.request", "body": raw, "more_body": False}]
-        kept = [pair for pair in scope["headers"] if pair[0].lower() != b"content-length"]
-        headers = [*kept, (b"content-length", str(len(raw)).encode())]
-        status, refusal = 0, b""
+    async def _forward(self, scope: Event, raw: bytes, receive: Receive, send: Send) -> None:
+        """Forwards a request to the server and converts its errors to OpenAI's format."""
+        events = [{"type": "http.request", "body": raw, "more_body": False}]
+        other_headers = [pair for pair in scope["headers"] if pair[0].lower() != b"content-length"]
+        headers = [*other_headers, (b"content-length", str(len(raw)).encode())]
+        status, failure = 0, b""
 
         async def next_event() -> Event:
-            return waiting.pop() if waiting else await receive()
+            return events.pop() if events else await receive()
 
-        async def pass_on(event: Event) -> None:
-            nonlocal status, refusal
+        async def send_or_collect(event: Event) -> None:
+            nonlocal status, failure
             if event["type"] == "http.response.start":
                 status = event["status"]
             if status < 400:
                 await send(event)
                 return
-            refusal += event.get("body", b"")
+            failure += event.get("body", b"")
             if event["type"] == "http.response.body" and not event.get("more_body", False):
-                await _answer(send, 400 if status == 422 else status, _refusal(refusal, status))
+                error = _server_error(failure, status)
+                await _answer(send, 400 if status == 422 else status, error)
 
         try:
-            await self.app({**scope, "headers": headers}, next_event, pass_on)
+            await self.app({**scope, "headers": headers}, next_event, send_or_collect)
         except Exception as error:
             if status:
                 raise
-            logging.getLogger(__name__).exception("a request failed")
+            logging.getLogger(__name__).exception("request failed")
             name = type(error).__name__
             await _answer(send, 500, error_body(f"the server failed: {name}.", "server_error"))
 
 
-def _refusal(raw: bytes, status: int) -> Body:
-    """Returns the server's own refusal in OpenAI's form."""
+def _server_error(raw: bytes, status: int) -> Body:
+    """Converts an error of the server to OpenAI's format."""
     try:
-        told = json.loads(raw)
+        content = json.loads(raw)
     except ValueError:
-        told = raw.decode(errors="replace")
-    sentence = told.get("detail", told.get("error", told)) if isinstance(told, dict) else told
+        content = raw.decode(errors="replace")
+    detail = content
+    if isinstance(content, dict):
+        detail = content.get("detail", content.get("error", content))
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return error_body(sentence if isinstance(sentence, str) else json.dumps(sentence), kind)
+    return error_body(detail if isinstance(detail, str) else json.dumps(detail), kind)
 
 
 async def _answer(send: Send, status: int, body: Body) -> None:
@@ -155,8 +159,8 @@ async def _answer(send: Send, status: int, body: Body) -> None:
     await send({"type": "http.response.body", "body": raw})
 
 
-def spell_as_text(tokenizer: Any) -> Any:
-    """Returns the tokenizer, whose conversations are encoded by ChatTokens from now on."""
+def escape_special_tokens(tokenizer: Any) -> Any:
+    """Makes the tokenizer encode conversations with ChatTokens, and returns it."""
     from transformers import BatchEncoding
 
     tokens, render = ChatTokens(tokenizer), tokenizer.apply_chat_template
@@ -164,8 +168,8 @@ def spell_as_text(tokenizer: Any) -> Any:
     def apply(
         conversation: list[Body], *, return_tensors: str | None = None, **settings: Any
     ) -> BatchEncoding:
-        wanted = {**settings, "tokenize": False, "return_dict": False}
-        ids = tokens.encode(render(tokens.shield(conversation), **wanted))
+        options = {**settings, "tokenize": False, "return_dict": False}
+        ids = tokens.encode(render(tokens.shield(conversation), **options))
         rows = ids if return_tensors is None else [ids]
         ones = [1] * len(ids) if return_tensors is None else [[1] * len(ids)]
         return BatchEncoding(
@@ -177,7 +181,7 @@ def spell_as_text(tokenizer: Any) -> Any:
 
 
 def main() -> None:
-    """Runs `transformers serve` on the folder that the command line names."""
+    """Runs `transformers serve` on the folder given on the command line."""
     from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
     from transformers.cli import transformers as command
     from transformers.cli.serving import server
@@ -186,21 +190,21 @@ def main() -> None:
     folder = Path(sys.argv[2])
     config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
     longest = getattr(config, "max_position_embeddings", None) or sys.maxsize
-    prompt = Prompt(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    prompt = PromptCounter(AutoTokenizer.from_pretrained(folder, local_files_only=True))
     build = server.build_server
 
-    def build_with_checks(*parts: Any, **settings: Any) -> Any:
+    def build_with_validation(*parts: Any, **settings: Any) -> Any:
         app = build(*parts, **settings)
-        app.add_middleware(Checks, prompt=prompt, longest=longest)
+        app.add_middleware(RequestValidator, prompt=prompt, longest=longest)
         return app
 
     load = ModelManager._load_processor
 
     def load_as_text(*parts: Any, **settings: Any) -> Any:
         made = load(*parts, **settings)
-        return spell_as_text(made) if isinstance(made, PreTrainedTokenizerBase) else made
+        return escape_special_tokens(made) if isinstance(made, PreTrainedTokenizerBase) else made
 
-    server.build_server = build_with_checks  # this process serves and does nothing after it
+    server.build_server = build_with_validation  # patched, as this process only serves
     ModelManager._load_processor = load_as_text  # type: ignore[method-assign]
     command.main()
 

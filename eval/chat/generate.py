@@ -1,4 +1,4 @@
-"""`python -m eval generate`: a model continues prompts, or answers them as a chat."""
+"""`python -m eval generate`: continues prompts, or answers them as a chat model."""
 
 from __future__ import annotations
 
@@ -24,17 +24,20 @@ Prompt = str | list[dict[str, str]]
 
 @dataclass
 class GenerateConfig:
-    """model: a folder, a run, one of its checkpoints, or a name on the Hub.
+    """Configuration of `generate`.
 
-    prompts: given here; prompts_file: a text file with one on each line, or jsonl or JSON with
-        `prompt` (text or messages) and, where known, `completion`; it may be compressed.
-
-    chat: renders the prompt with the model's own template and stops where the answer ends;
-        without it the prompt's text is continued.
-    temperature: 0 takes the likeliest token each time; top_p, top_k: what is drawn from, 1 and 0
-        for all tokens. limit: prompts, null for all.
-    dtype: auto for the stored type where the device multiplies it, else float32.
-    out: a jsonl file for prompts and completions, null for none; overwrite: replaces such a file.
+    model: a folder, a run, a checkpoint of a run, or a name on the Hub.
+    prompts: a list of prompts.
+    prompts_file: a text file with one prompt per line, or jsonl or JSON with `prompt` (text or
+        messages) and optionally `completion`; it may be compressed.
+    chat: renders the prompt with the model's chat template; otherwise its text is continued.
+    temperature: 0 always takes the likeliest token.
+    top_p: total probability of the tokens to sample from, 1 for all tokens.
+    top_k: number of likeliest tokens to sample from, 0 for all tokens.
+    limit: number of prompts, null for all.
+    dtype: auto for the stored dtype if the device supports it, else float32.
+    out: a jsonl file for prompts and completions, null for none.
+    overwrite: replaces an existing file of completions.
     """
 
     model: str = MISSING
@@ -55,36 +58,36 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens={self.max_new_tokens}, expected at least 1.")
+            raise InputError(f"max_new_tokens={self.max_new_tokens}: must be at least 1.")
         if self.temperature < 0:
-            raise InputError(f"temperature={self.temperature}, expected 0 or more.")
+            raise InputError(f"temperature={self.temperature}: must be 0 or more.")
         if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p={self.top_p}, expected more than 0 and at most 1.")
+            raise InputError(f"top_p={self.top_p}: must be greater than 0 and at most 1.")
         if self.top_k < 0:
-            raise InputError(f"top_k={self.top_k}, expected 0 or more.")
+            raise InputError(f"top_k={self.top_k}: must be 0 or more.")
         if self.limit is not None and self.limit < 1:
-            raise InputError(f"limit={self.limit}, expected at least 1, or null for all.")
+            raise InputError(f"limit={self.limit}: must be at least 1, or null for all.")
         if self.repetition_penalty <= 0:
-            raise InputError(f"repetition_penalty={self.repetition_penalty}, expected above 0.")
+            raise InputError(f"repetition_penalty={self.repetition_penalty}: must be above 0.")
 
 
 def generate(config: GenerateConfig) -> None:
-    """Prints every prompt with its continuation and writes `out`.
+    """Prints each prompt with its completion and writes `out`.
 
     Raises:
-        InputError: there is no model or no prompt, or the model has no chat template.
+        InputError: the model or the prompts are missing, or the model has no chat template.
     """
     output = None
     if config.out is not None:
         output = Output(config.out, SAMPLES, config.overwrite, [config.model, config.prompts_file])
         output.check()
-    asked = read_prompts(config)
+    prompts = read_prompts(config)
     loaded = load_model(config.model, config.dtype, config.device)
     if config.chat and not loaded.tokenizer.chat_template:
-        raise InputError(f"chat=true: model={config.model} has no chat template.")
+        raise InputError(f"chat=true: model={config.model} has no chat template. Give chat=false.")
     console = Console()
     rows = []
-    for number, row in enumerate(asked):
+    for number, row in enumerate(prompts):
         text, completion, ended = complete(loaded, row["prompt"], config, config.seed + number)
         console.print(Text(text, style="dim") + Text(completion, style="bold"), soft_wrap=True)
         console.rule(style="dim")
@@ -103,50 +106,58 @@ def generate(config: GenerateConfig) -> None:
 
 
 def read_prompts(config: GenerateConfig) -> list[dict[str, Any]]:
-    """Rows with `prompt`, and `reference` where the file has a completion.
+    """Returns rows with `prompt`, and `reference` if the file has a completion.
 
     Raises:
-        InputError: there is none, or a line of the file has no prompt.
+        InputError: there are no prompts, or a row of the file has none.
     """
     rows: list[dict[str, Any]] = []
     for number, prompt in enumerate(config.prompts, 1):
-        rows.append({"prompt": prompt_of({"prompt": prompt}, "prompt", f"prompts, {number}")})
+        rows.append({"prompt": read_prompt({"prompt": prompt}, "prompt", f"prompts, {number}")})
     if config.prompts_file is not None:
         path = Path(config.prompts_file)
         if not path.is_file():
-            raise InputError(f"prompts_file={path} is not a file: expected text or jsonl.")
+            raise InputError(f"prompts_file={path}: is not a file. Give a text or jsonl file.")
         if path.name.endswith(JSON_ENDINGS):
             for place, row in json_objects(path, "prompts_file"):
-                read = {"prompt": prompt_of(row, "prompt", place)}
+                read = {"prompt": read_prompt(row, "prompt", place)}
                 if row.get("completion") is not None:
-                    read["reference"] = plain(prompt_of(row, "completion", place))
+                    read["reference"] = plain_text(read_prompt(row, "completion", place))
                 rows.append(read)
         else:
             lines = read_text(path, "prompts_file").splitlines()
             rows += [{"prompt": line} for line in lines if line.strip()]
     if not rows:
-        raise InputError("there is no prompt: give prompts=[...] or prompts_file=...")
+        raise InputError("there are no prompts. Give prompts=[...] or prompts_file=...")
     for number, row in enumerate(rows, 1):
         if not row["prompt"]:
-            raise InputError(f"prompt {number} is empty: expected text to go on from.")
+            raise InputError(f"prompt {number} is empty. Give it text to continue.")
     return rows[: config.limit]
 
 
-def prompt_of(row: dict[str, Any], key: str, place: str) -> Prompt:
-    """Returns the text or the messages of a row; raises InputError where it has neither."""
+def read_prompt(row: dict[str, Any], key: str, place: str) -> Prompt:
+    """Returns the text or the messages under a key of a row.
+
+    Raises:
+        InputError: there are neither.
+    """
     given = row.get(key)
     if not isinstance(given, str | list):
-        raise InputError(f"{place} has no '{key}': expected text or messages in each.")
+        raise InputError(f"{place} has no '{key}'. Each row needs text or messages there.")
     try:
         if isinstance(given, str):
             return text_of(given)
-        return [message_of(message) for message in given]
+        return [read_message(message) for message in given]
     except ValueError as error:
-        raise InputError(f"{place}: '{key}' holds {given!r:.60}: {error}.") from None
+        raise InputError(f"{place}: '{key}' is {given!r:.60}: {error}.") from None
 
 
-def message_of(given: Any) -> dict[str, str]:
-    """Returns a message with its content as text; raises ValueError where it is something else."""
+def read_message(given: Any) -> dict[str, str]:
+    """Returns a message with its content as text.
+
+    Raises:
+        ValueError: it is not a message.
+    """
     if not isinstance(given, dict) or not isinstance(given.get("role"), str):
         raise ValueError("expected messages, each with a role and content")
     return {"role": text_of(given["role"]), "content": text_of(given.get("content"))}
@@ -155,11 +166,11 @@ def message_of(given: Any) -> dict[str, str]:
 def complete(
     loaded: LoadedModel, prompt: Prompt, config: GenerateConfig, seed: int
 ) -> tuple[str, str, bool]:
-    """The prompt as the model got it, what it wrote, and whether it ended by itself.
+    """Returns the rendered prompt, the completion, and whether it ended with an EOS token.
 
     Raises:
-        InputError: the model's chat template refuses the prompt, or it is longer than the model
-            sees.
+        InputError: the chat template rejects the prompt, or the prompt is longer than the model's
+            context length.
     """
     import torch
     from jinja2.exceptions import TemplateError
@@ -175,18 +186,18 @@ def complete(
             )
         except TemplateError as error:
             raise InputError(
-                f"the model's chat template refuses {messages!s:.80} ({error})."
+                f"the model's chat template rejects {messages!s:.80} ({error})."
             ) from None
         assert isinstance(rendered, str)
         text, given = tokens.plain(rendered), tokens.encode(rendered)
     else:
-        text = plain(prompt)
+        text = plain_text(prompt)
         given = tokenizer(text)["input_ids"]
     longest = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
     if len(given) >= longest:
         raise InputError(
-            f"the prompt {text!r:.40} has {len(given)} tokens, but model={config.model} sees "
-            f"{longest}, what it writes included: shorten the prompt."
+            f"the prompt {text!r:.40} has {len(given)} tokens, but the context length of "
+            f"model={config.model} is {longest}, completion included. Shorten the prompt."
         )
     inputs = torch.tensor([given], device=loaded.device)
     sampling: dict[str, Any] = {"do_sample": False}
@@ -210,8 +221,8 @@ def complete(
     return text, str(tokenizer.decode(ids, skip_special_tokens=True)), ended
 
 
-def plain(prompt: Prompt) -> str:
-    """The text of a prompt without any template."""
+def plain_text(prompt: Prompt) -> str:
+    """Returns the text of a prompt without a template."""
     if isinstance(prompt, str):
         return prompt
     return "\n\n".join(message["content"] for message in prompt)

@@ -1,8 +1,7 @@
-"""`python -m eval serve`: an OpenAI-compatible endpoint and a web page to chat with it.
+"""`python -m eval serve`: serves an OpenAI-compatible endpoint and a web page to chat with it.
 
-The endpoint is that of `transformers serve`, with checks of the requests (`eval.chat.endpoint`),
-or of vLLM, run as a process of its own on the model's folder. The page is a client of it like any
-other.
+The endpoint is a separate process: `transformers serve` with request validation
+(`eval.chat.endpoint`), or vLLM. The page is an ordinary client of the endpoint.
 """
 
 from __future__ import annotations
@@ -36,13 +35,17 @@ PAGE_CSS = "footer {display: none !important}"
 
 @dataclass
 class ServeConfig:
-    """model: a folder, a run, one of its checkpoints, or a name on the Hub.
+    """Configuration of `serve`.
 
-    host: the address that both listen on; port: of the page; api_port: of the endpoint.
-    page: false for the endpoint alone; share: a public link to the page, made by gradio.
-    engine: transformers, or vllm where it is installed.
-    dtype: auto for the stored type where the device multiplies it, else float32.
-    start_seconds: how long the endpoint may take to load the model.
+    model: a folder, a run, a checkpoint of a run, or a name on the Hub.
+    host: the address that page and endpoint listen on.
+    port: port of the page.
+    api_port: port of the endpoint.
+    page: false to serve the endpoint only.
+    share: creates a public link to the page, through gradio.
+    engine: transformers, or vllm if it is installed.
+    dtype: auto for the stored dtype if the device supports it, else float32.
+    start_seconds: time limit for the endpoint to load the model.
     """
 
     model: str = MISSING
@@ -61,32 +64,32 @@ class ServeConfig:
         one_of("dtype", self.dtype, DTYPES)
         for key in ("port", "api_port"):
             if not 0 < getattr(self, key) < 65536:
-                raise InputError(f"{key}={getattr(self, key)}, expected 1 to 65535.")
+                raise InputError(f"{key}={getattr(self, key)}: must be from 1 to 65535.")
         if self.port == self.api_port and self.page:
-            raise InputError(f"port and api_port are both {self.port}: choose another for one.")
+            raise InputError(f"port={self.port}: is also api_port. Choose different ports.")
 
 
 def serve(config: ServeConfig) -> None:
     """Serves until it is interrupted.
 
     Raises:
-        InputError: there is no such model, it has no chat template for the page, a package is
-            missing or a port is taken.
-        RunAborted: the endpoint ended or did not come up.
+        InputError: the model or its chat template is missing, a package is not installed, or a port
+            is in use.
+        RunAborted: the endpoint exited or did not start.
     """
     check_packages(config)
     folder = find_model(config.model)
     if config.page:
-        check_template(config.model, folder)
+        check_chat_template(config.model, folder)
     for key in ("port", "api_port") if config.page else ("api_port",):
-        check_free(key, getattr(config, key))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the endpoint ends with us
+        check_port_free(key, getattr(config, key))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the endpoint too
     with endpoint(config, folder) as process:
-        here = f"http://localhost:{config.api_port}/v1"
-        print(f"endpoint: {here}, model {folder}", flush=True)
+        url = f"http://localhost:{config.api_port}/v1"
+        print(f"endpoint: {url}, model {folder}", flush=True)
         if config.page:
-            made = chat_page(folder, here)
-            made.launch(
+            page = chat_page(folder, url)
+            page.launch(
                 server_name=config.host,
                 server_port=config.port,
                 share=config.share,
@@ -95,47 +98,47 @@ def serve(config: ServeConfig) -> None:
                 css=PAGE_CSS,
             )
             print(f"page: http://localhost:{config.port}", flush=True)
-            if made.share_url:
-                print(f"public: {made.share_url}", flush=True)
+            if page.share_url:
+                print(f"public: {page.share_url}", flush=True)
         try:
             code = process.wait()
         except KeyboardInterrupt:
             return
-    raise RunAborted(f"the endpoint ended with code {code}; its own words are above.", 1)
+    raise RunAborted(f"the endpoint exited with code {code}; its output is above.", 1)
 
 
 def check_packages(config: ServeConfig) -> None:
-    """Raises InputError where something that is needed is not installed."""
+    """Raises InputError if a required package or program is not installed."""
     import importlib.util
 
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
-            f"serve needs {', '.join(missing)}, which is not installed: "
+            f"serve needs {', '.join(missing)}, which is not installed. Run "
             'pip install -c constraints.txt -e ".[chat]"'
         )
     if config.engine == "vllm" and shutil.which("vllm") is None:
         raise InputError(
-            "engine=vllm: the command vllm is not installed; install it, or use "
+            "engine=vllm: the command vllm is not installed. Install it, or give "
             "engine=transformers."
         )
 
 
-def check_template(model: str, folder: Path) -> None:
-    """Raises InputError where a model's folder does not say how a conversation is written."""
+def check_chat_template(model: str, folder: Path) -> None:
+    """Raises InputError if a model's folder has no chat template."""
     if (folder / "chat_template.jinja").is_file():
         return
-    config = folder / "tokenizer_config.json"  # where it stands in older folders
+    config = folder / "tokenizer_config.json"  # older folders keep it there
     if config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("chat_template"):
         return
     raise InputError(
-        f"model={model} has no chat template, so that the page could not talk to it: "
-        "tune it first (python -m finetune sft), or give page=false."
+        f"model={model}: has no chat template, which the page needs. Tune it first "
+        "(python -m finetune sft), or give page=false."
     )
 
 
-def check_free(key: str, port: int) -> None:
-    """Raises InputError where something listens on a port already."""
+def check_port_free(key: str, port: int) -> None:
+    """Raises InputError if a port is in use."""
     import socket
 
     with socket.socket() as probe:
@@ -143,36 +146,39 @@ def check_free(key: str, port: int) -> None:
         try:
             probe.bind(("", port))
         except OSError:
-            raise InputError(f"{key}={port} is in use on this machine: choose another.") from None
+            raise InputError(f"{key}={port}: is in use on this machine. Choose another.") from None
 
 
-def command_of(config: ServeConfig, folder: Path, dtype: str) -> list[str]:
-    """Returns the command line that starts the endpoint, which computes in `dtype`."""
-    where = ["--host", config.host, "--port", str(config.api_port)]
+def endpoint_command(config: ServeConfig, folder: Path, dtype: str) -> list[str]:
+    """Returns the command line of the endpoint.
+
+    dtype: the dtype that the model computes in.
+    """
+    address = ["--host", config.host, "--port", str(config.api_port)]
     if config.engine == "vllm":
-        return ["vllm", "serve", str(folder), "--dtype", dtype, *where]
+        return ["vllm", "serve", str(folder), "--dtype", dtype, *address]
     python = [sys.executable, "-m", "eval.chat.endpoint", "serve", str(folder)]
-    return [*python, "--dtype", dtype, "--device", resolve_device(config.device), *where]
+    return [*python, "--dtype", dtype, "--device", resolve_device(config.device), *address]
 
 
 @contextmanager
 def endpoint(config: ServeConfig, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The endpoint's process, once it answers; it is ended with the block."""
+    """Starts the endpoint, yields its process when it is ready, and stops it at the end."""
     environment = {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", **os.environ}
     dtype = resolve_dtype(config.dtype, folder, resolve_device(config.device))
-    process = subprocess.Popen(command_of(config, folder, dtype), env=environment)
+    process = subprocess.Popen(endpoint_command(config, folder, dtype), env=environment)
     try:
         deadline = time.monotonic() + config.start_seconds
-        while not answers(f"http://localhost:{config.api_port}/health"):
+        while not responds(f"http://localhost:{config.api_port}/health"):
             if process.poll() is not None:
                 raise RunAborted(
-                    f"model={config.model}: the endpoint ended with code {process.returncode} "
-                    "while it started; its own words are above.",
+                    f"model={config.model}: the endpoint exited with code {process.returncode} "
+                    "while starting; its output is above.",
                     1,
                 )
             if time.monotonic() > deadline:
                 raise RunAborted(
-                    f"the endpoint did not answer within start_seconds={config.start_seconds}.", 1
+                    f"start_seconds={config.start_seconds}: the endpoint did not start in time.", 1
                 )
             time.sleep(0.2)
         yield process
@@ -185,28 +191,28 @@ def endpoint(config: ServeConfig, folder: Path) -> Iterator[subprocess.Popen[byt
             process.wait()
 
 
-def answers(address: str) -> bool:
-    """Whether there is a 200 there."""
+def responds(url: str) -> bool:
+    """Returns whether a URL responds with status 200."""
     try:
-        with urlopen(address, timeout=5) as response:
+        with urlopen(url, timeout=5) as response:
             return bool(response.status == 200)
     except (URLError, OSError):
         return False
 
 
 def chat_page(folder: Path, endpoint: str) -> Any:
-    """The page: a conversation, and what an answer is drawn with."""
+    """Returns the chat page, with its settings for sampling."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     import gradio
 
     return gradio.ChatInterface(
-        respond_with(str(folder), endpoint),
+        make_responder(str(folder), endpoint),
         title=f"{folder.name} · Headwater",
         additional_inputs=[
             gradio.Textbox("", label="system prompt"),
             gradio.Slider(0, 2, 0.7, step=0.1, label="temperature"),
             gradio.Slider(0, 1, 0.1, step=0.1, label="frequency penalty"),
-            gradio.Slider(16, 2048, 256, step=16, label="longest answer, in tokens"),
+            gradio.Slider(16, 2048, 256, step=16, label="maximum answer length in tokens"),
         ],
         additional_inputs_accordion=gradio.Accordion("settings", open=False),
         api_name="chat",
@@ -214,8 +220,8 @@ def chat_page(folder: Path, endpoint: str) -> Any:
     )
 
 
-def respond_with(model: str, endpoint: str) -> Callable[..., Iterator[str]]:
-    """What the page asks for an answer: it yields the answer so far."""
+def make_responder(model: str, endpoint: str) -> Callable[..., Iterator[str]]:
+    """Returns the function that the page calls for an answer; it yields the answer so far."""
     from openai import APIError, OpenAI
 
     client = OpenAI(base_url=endpoint, api_key="none")
@@ -231,10 +237,10 @@ def respond_with(model: str, endpoint: str) -> Callable[..., Iterator[str]]:
         import gradio
 
         first: list[Any] = [{"role": "system", "content": system}] if system else []
-        turns: list[Any] = [{"role": turn["role"], "content": text_of(turn)} for turn in history]
+        turns: list[Any] = [{"role": turn["role"], "content": turn_text(turn)} for turn in history]
         turns.append({"role": "user", "content": message})
-        said, answered = "", False
-        while not answered:
+        answer, is_complete = "", False
+        while not is_complete:
             try:
                 for chunk in client.chat.completions.create(
                     model=model,
@@ -245,23 +251,24 @@ def respond_with(model: str, endpoint: str) -> Callable[..., Iterator[str]]:
                     stream=True,
                 ):
                     if chunk.choices:
-                        said += chunk.choices[0].delta.content or ""
-                        yield said
-                answered = True
+                        answer += chunk.choices[0].delta.content or ""
+                        yield answer
+                is_complete = True
             except APIError as error:
                 if error.code == TOO_LONG and len(turns) > 2:
-                    turns = turns[2:]  # the oldest question and its answer are forgotten
+                    turns = turns[2:]  # drop the oldest question and its answer
                     continue
-                told = error.body.get("message") if isinstance(error.body, dict) else error.message
-                raise gradio.Error(f"the endpoint refused: {told}") from None
-        if not said.strip():
+                body = error.body
+                reason = body.get("message") if isinstance(body, dict) else error.message
+                raise gradio.Error(f"the endpoint returned an error: {reason}") from None
+        if not answer.strip():
             yield "(no text)"
 
     return respond
 
 
-def text_of(turn: dict[str, Any]) -> str:
-    """The text of a message of gradio's history, whose content is text or a list of parts."""
+def turn_text(turn: dict[str, Any]) -> str:
+    """Returns the text of a message of gradio's history, whose content is text or parts."""
     content = turn["content"]
     if isinstance(content, str):
         return content

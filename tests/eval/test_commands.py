@@ -9,15 +9,21 @@ from tests.corpora import read_json_lines
 
 REFUSED = {
     "build_tasks": ("corpus=nowhere", "nowhere/manifest.json does not exist"),
-    "lm_eval": ("models.mine=nowhere", "models.mine=nowhere is no Hugging Face folder"),
+    "lm_eval": (
+        "models.mine=nowhere",
+        "models.mine=nowhere: is neither a Hugging Face folder nor a run",
+    ),
     "perplexity": ("model=nowhere data=nowhere seq_len=8", "nowhere/manifest.json does not exist"),
-    "generate": ("model=nowhere prompts=[a]", "model=nowhere is no Hugging Face folder"),
+    "generate": (
+        "model=nowhere prompts=[a]",
+        "model=nowhere: is neither a Hugging Face folder nor a run",
+    ),
     "report": ("run=nowhere", "run=nowhere"),
-    "chat": ("model=no/where/deep", "model=no/where/deep is no Hugging Face folder"),
-    "serve": ("model=no/where/deep", "model=no/where/deep is no Hugging Face folder"),
-    "compare": ("results=[nowhere]", "results=nowhere does not exist"),
-    "published": ("suite=nowhere", "suite=nowhere: expected one of danube3_academic"),
-    "fetch": ("tasks=no/where", "tasks=no/where is no folder"),
+    "chat": ("model=no/where/deep", "model=no/where/deep: is not a Hugging Face folder"),
+    "serve": ("model=no/where/deep", "model=no/where/deep: is not a Hugging Face folder"),
+    "compare": ("results=[nowhere]", "results=nowhere: does not exist"),
+    "published": ("suite=nowhere", "suite=nowhere: is not a suite (known: danube3_academic"),
+    "fetch": ("tasks=no/where", "tasks=no/where: is not a folder"),
 }
 
 

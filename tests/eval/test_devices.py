@@ -72,7 +72,7 @@ def test_a_type_by_name_is_taken_and_warned_of(on, bf16_model, capsys):
     on(ZEN4)
     assert resolve_dtype("float32", bf16_model, "cpu") == "float32"
     assert capsys.readouterr().err == ""
-    with pytest.raises(InputError, match="dtype=half: expected one of auto, bfloat16"):
+    with pytest.raises(InputError, match="dtype=half: must be one of auto, bfloat16"):
         resolve_dtype("half", bf16_model, "cpu")
 
 

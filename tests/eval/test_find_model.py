@@ -71,7 +71,7 @@ def test_a_checkpoint_that_was_made_again_is_exported_again(run, exported):
 
 def test_an_export_that_fails_says_why(run, command):
     """The real command: this config is none."""
-    with pytest.raises(InputError, match="step_12 could not be exported: "):
+    with pytest.raises(InputError, match="exporting step_12 failed: "):
         find(str(run), "models.mine")
 
 
@@ -109,7 +109,7 @@ def test_a_name_that_cannot_be_had(tmp_path, monkeypatch, model):
     with pytest.raises(InputError) as caught:
         find("owner/huge", "models.mine")
     said = str(caught.value)
-    assert said.startswith("models.mine=owner/huge is no Hugging Face folder and no run")
+    assert said.startswith("models.mine=owner/huge: is neither a Hugging Face folder nor a run")
     assert "there is no network (HF_HUB_OFFLINE=1)" in said
     assert "hf download owner/huge" in said
     with pytest.raises(InputError, match="it has no config"):

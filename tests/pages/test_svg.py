@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pages.svg import (
-    CHARACTER,
+    CHARACTER_WIDTH,
     MAX_POINTS,
     Chart,
     Series,
@@ -47,7 +47,7 @@ def test_steps_are_whole_and_numbers_stay_inside():
         r'<text class="axis" x="(\d+)" y="[^"]+" text-anchor="end">(-[^<]+)<', drawn
     )
     assert {text for _, text in beside} == {"-0.0015", "-0.001", "-0.0005"}
-    assert all(int(end) - CHARACTER * len(text) > 0 for end, text in beside)
+    assert all(int(end) - CHARACTER_WIDTH * len(text) > 0 for end, text in beside)
 
 
 def test_long_lines_are_thinned_to_their_end():

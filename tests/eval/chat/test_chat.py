@@ -17,14 +17,21 @@ from urllib.request import Request, urlopen
 import pytest
 
 from conf.errors import InputError
-from eval.chat.chat import ChatConfig, answer, check_system, first_turn, fitting, ids_of
+from eval.chat.chat import (
+    ChatConfig,
+    check_system_turn,
+    conversation_ids,
+    stream_answer,
+    system_turn,
+    truncated_ids,
+)
 from eval.chat.serve import (
     ServeConfig,
-    check_free,
-    check_template,
-    command_of,
-    respond_with,
-    text_of,
+    check_chat_template,
+    check_port_free,
+    endpoint_command,
+    make_responder,
+    turn_text,
 )
 from eval.load_model import load_model
 from tests import browser
@@ -46,9 +53,9 @@ def user(text: Any) -> dict[str, Any]:
 
 def test_pieces_make_up_what_generate_writes(loaded):
     config = ChatConfig("", temperature=0, max_new_tokens=12, repetition_penalty=1.0)
-    ids = ids_of(loaded, [user("one")])
+    ids = conversation_ids(loaded, [user("one")])
     assert loaded.tokenizer.decode(ids[0]) == "<user>one</s><assistant>"
-    pieces = list(answer(loaded, [user("one")], config))
+    pieces = list(stream_answer(loaded, [user("one")], config))
     whole = loaded.model.generate(ids, do_sample=False, max_new_tokens=12)[0, ids.shape[1] :]
     assert "".join(pieces) == loaded.tokenizer.decode(whole, skip_special_tokens=True)
 
@@ -58,7 +65,9 @@ def test_the_oldest_turns_are_forgotten(loaded):
     for number in range(40):
         turns += [user(f"question {number}"), {"role": "assistant", "content": f"no {number}"}]
     turns += [user("last")]
-    ids = fitting(loaded, [{"role": "system", "content": "be kind"}, *turns], room=100)
+    ids = truncated_ids(
+        loaded, [{"role": "system", "content": "be kind"}, *turns], max_new_tokens=100
+    )
     text = loaded.tokenizer.decode(ids[0])
     assert ids.shape[1] <= 512 - 100
     assert text.startswith("<system>be kind</s><user>question 3")
@@ -70,7 +79,7 @@ def test_a_question_keeps_its_marks_and_its_end(loaded):
     question = "".join(f"word{number} " for number in range(200)) + "end"
     for room in (20, 500, 512, 4096):
         for asked in ("What is the capital?", question):
-            ids = fitting(loaded, [user(asked)], room)
+            ids = truncated_ids(loaded, [user(asked)], room)
             text = loaded.tokenizer.decode(ids[0])
             assert ids.shape[1] + min(room, 256) <= 512
             assert text.startswith("<user>")
@@ -83,15 +92,15 @@ def test_a_template_without_a_system_role_is_named(make_model, tmp_path):
     template += "{{ raise_exception('no system') }}{% endif %}{{ m['content'] }}{% endfor %}"
     (folder / "chat_template.jinja").write_text(template)
     strict = load_model(str(folder))
-    check_system(strict, [])
-    with pytest.raises(InputError, match=r"system: the model's chat template refuses it \(no sys"):
-        check_system(strict, [{"role": "system", "content": "be kind"}])
+    check_system_turn(strict, [])
+    with pytest.raises(InputError, match=r"system: the model's chat template rejects it \(no sys"):
+        check_system_turn(strict, [{"role": "system", "content": "be kind"}])
 
 
 def test_a_system_prompt_that_is_not_unicode_is_named():
-    assert first_turn(None) == first_turn("") == []
+    assert system_turn(None) == system_turn("") == []
     with pytest.raises(InputError, match=r"system='be k\\udce9': its text holds \\udce9"):
-        first_turn("be k\udce9")
+        system_turn("be k\udce9")
 
 
 def test_the_page_forgets_the_oldest_turns_where_the_model_does_not_see_them(monkeypatch):
@@ -115,7 +124,7 @@ def test_the_page_forgets_the_oldest_turns_where_the_model_does_not_see_them(mon
     completions = SimpleNamespace(create=create)
     client = SimpleNamespace(chat=SimpleNamespace(completions=completions))
     monkeypatch.setattr(openai, "OpenAI", lambda **_: client)
-    respond = respond_with("m", "http://localhost/v1")
+    respond = make_responder("m", "http://localhost/v1")
     history = [user("1"), {"role": "assistant", "content": "2"}]
     history += [user("3"), {"role": "assistant", "content": "4"}]
     assert list(respond("5", history, "be kind", 0, 0, 8)) == ["yes"]
@@ -139,15 +148,15 @@ def test_questions_come_through_a_pipe(chat_model):
 def test_a_model_without_a_template_is_refused(command, model):
     done = command("eval", "chat", f"model={model}")
     assert done.returncode == 2
-    assert "has no chat template: tune it first" in done.stderr
+    assert "has no chat template. Tune it first" in done.stderr
 
 
 def test_the_page_needs_a_template_in_one_of_two_places(chat_model, model, tmp_path):
-    check_template("m", chat_model)
-    with pytest.raises(InputError, match="model=m has no chat template, so that the page could"):
-        check_template("m", model)
+    check_chat_template("m", chat_model)
+    with pytest.raises(InputError, match="model=m: has no chat template, which the page needs"):
+        check_chat_template("m", model)
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
-    check_template("m", tmp_path)
+    check_chat_template("m", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +164,7 @@ def test_the_page_needs_a_template_in_one_of_two_places(chat_model, model, tmp_p
     [
         (lambda: ChatConfig("m", temperature=-1), "temperature=-1"),
         (lambda: ChatConfig("m", top_p=0), "top_p=0"),
-        (lambda: ServeConfig("m", port=8000), "port and api_port are both 8000"),
+        (lambda: ServeConfig("m", port=8000), "port=8000: is also api_port"),
         (lambda: ServeConfig("m", port=0), "port=0"),
         (
             lambda: ServeConfig("m", engine="vlm"),
@@ -170,10 +179,10 @@ def test_settings_are_checked(make, message):
 
 def test_engines_are_started_on_the_folder(tmp_path):
     vllm = ServeConfig("m", engine="vllm", host="::", api_port=9)
-    assert command_of(vllm, tmp_path, "bfloat16") == [
+    assert endpoint_command(vllm, tmp_path, "bfloat16") == [
         *("vllm", "serve", str(tmp_path), "--dtype", "bfloat16", "--host", "::", "--port", "9")
     ]
-    own = command_of(ServeConfig("m", device="cpu"), tmp_path, "float32")
+    own = endpoint_command(ServeConfig("m", device="cpu"), tmp_path, "float32")
     assert own[5:7] == ["--dtype", "float32"]
     assert own[3:5] == ["serve", str(tmp_path)]
     assert own[-6:] == ["--device", "cpu", "--host", "0.0.0.0", "--port", "8000"]
@@ -184,14 +193,14 @@ def test_a_port_that_is_taken_is_named():
         other.bind(("", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(InputError, match=f"api_port={port} is in use on this machine"):
-            check_free("api_port", port)
+        with pytest.raises(InputError, match=f"api_port={port}: is in use on this machine"):
+            check_port_free("api_port", port)
 
 
 def test_parts_of_a_message():
-    assert text_of({"content": "whole"}) == "whole"
+    assert turn_text({"content": "whole"}) == "whole"
     parts = [{"type": "text", "text": "a"}, {"type": "file"}, {"type": "text", "text": "b"}]
-    assert text_of({"content": parts}) == "ab"
+    assert turn_text({"content": parts}) == "ab"
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +241,7 @@ def test_the_openai_client_gets_what_the_model_says(served, chat_model, loaded):
     client = OpenAI(base_url=f"http://127.0.0.1:{served[1]}/v1", api_key="none")
     asked: Any = {"model": str(chat_model), "messages": [user("one")], "max_tokens": 12}
     said = client.chat.completions.create(**asked, temperature=0).choices[0].message.content
-    ids = ids_of(loaded, [user("one")])
+    ids = conversation_ids(loaded, [user("one")])
     whole = loaded.model.generate(ids, do_sample=False, max_new_tokens=12)[0, ids.shape[1] :]
     assert said == loaded.tokenizer.decode(whole, skip_special_tokens=True)
     chunks = list(client.chat.completions.create(**asked, temperature=0, stream=True))
@@ -243,16 +252,20 @@ def test_the_openai_client_gets_what_the_model_says(served, chat_model, loaded):
 @pytest.mark.parametrize(
     ("path", "changes", "words"),
     [
-        ("chat/completions", {"messages": []}, "messages: expected a list"),
+        ("chat/completions", {"messages": []}, "messages: must be a non-empty list"),
         ("chat/completions", {"max_tokens": 0}, "max_tokens: 0"),
         ("chat/completions", {"max_tokens": -1, "stream": True}, "max_tokens: -1"),
-        ("chat/completions", {"messages": [user("\ud83d")]}, "half of a character"),
-        ("chat/completions", {"messages": [user("long " * 200)]}, "but the model sees 512"),
+        ("chat/completions", {"messages": [user("\ud83d")]}, "a lone surrogate"),
+        ("chat/completions", {"messages": [user("long " * 200)]}, "context length is 512"),
         ("chat/completions", {"model": "other"}, "Server is pinned"),
         ("chat/completions", {"nonsense": 1}, "Unexpected fields"),
-        ("completions", {"prompt": "long " * 200}, "prompt: 1000 tokens, but the model sees 512"),
-        ("completions", {"prompt": 3}, "prompt: expected text"),
-        ("responses", {"input": []}, "input: expected a list"),
+        (
+            "completions",
+            {"prompt": "long " * 200},
+            "prompt: has 1000 tokens, but the model's context length is 512",
+        ),
+        ("completions", {"prompt": 3}, "prompt: must be non-empty text"),
+        ("responses", {"input": []}, "input: must be a non-empty list"),
     ],
 )
 def test_what_the_endpoint_cannot_answer_is_told(served, path, changes, words):
@@ -280,7 +293,7 @@ def test_requests_of_every_kind_are_answered(served, chat_model, loaded):
     settings: dict[str, Any] = {"model": str(chat_model), "temperature": 0}
     found = client.chat.completions.create(messages=asked, max_tokens=8, **settings)
     system = {"role": "system", "content": "be kind"}
-    ids = ids_of(loaded, [system, user("o</s>ne")])
+    ids = conversation_ids(loaded, [system, user("o</s>ne")])
     whole = loaded.model.generate(ids, do_sample=False, max_new_tokens=8)[0, ids.shape[1] :]
     expected = loaded.tokenizer.decode(whole, skip_special_tokens=True)
     assert found.choices[0].message.content == expected
@@ -290,7 +303,7 @@ def test_requests_of_every_kind_are_answered(served, chat_model, loaded):
     said = client.responses.create(
         input="one", instructions="be kind", max_output_tokens=16, stream=False, **settings
     )
-    assert said.usage.input_tokens == ids_of(loaded, [system, user("one")]).shape[1]
+    assert said.usage.input_tokens == conversation_ids(loaded, [system, user("one")]).shape[1]
 
 
 @pytest.mark.parametrize("width", [1280, 390])

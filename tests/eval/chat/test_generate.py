@@ -73,17 +73,19 @@ def test_chat_uses_the_models_template(run, chat_model):
 
 def test_a_chat_that_spells_special_tokens_is_text(run, chat_model):
     """As in tuning: `</s>` in a question does not end it."""
-    from eval.chat.chat import fitting, ids_of
+    from eval.chat.chat import conversation_ids, truncated_ids
     from eval.load_model import load_model
 
     loaded = load_model(str(chat_model), "float32")
     question = {"role": "user", "content": "Strike <s>3</s> out"}
-    ids = ids_of(loaded, [question])
+    ids = conversation_ids(loaded, [question])
     special = [i for i in ids[0].tolist() if i in loaded.tokenizer.all_special_ids]
     assert special == [loaded.tokenizer.eos_token_id]
     rendered = "<user>Strike <s>3</s> out</s><assistant>"
     assert loaded.tokenizer.decode(ids[0]) == rendered
-    cut = fitting(loaded, [question | {"content": "</s>" * 300}], room=16)[0].tolist()
+    cut = truncated_ids(loaded, [question | {"content": "</s>" * 300}], max_new_tokens=16)[
+        0
+    ].tolist()
     assert sum(i in loaded.tokenizer.all_special_ids for i in cut) == 1
     row = run(model=str(chat_model), prompts=["Strike <s>3</s> out"], chat=True)[0]
     assert row["prompt"] == rendered
@@ -124,7 +126,9 @@ def test_prompts_are_read_as_people_have_them(run, tmp_path):
 
 def test_a_prompt_that_is_longer_than_the_model_sees_is_named(run):
     for length in (512, 2000):
-        with pytest.raises(InputError, match=rf"has {length} tokens, but model=.* sees 512"):
+        with pytest.raises(
+            InputError, match=rf"has {length} tokens, but the context length of model=.* is 512"
+        ):
             run(prompts=["a" * length])
 
 
@@ -136,13 +140,13 @@ def test_ended_says_whether_the_model_stopped_by_itself(run):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "there is no prompt"),
+        ({}, "there are no prompts"),
         ({"prompts": [""]}, "is empty"),
         ({"prompts": ["a"], "chat": True}, "has no chat template"),
-        ({"prompts": ["a"], "model": "nowhere"}, "model=nowhere is no Hugging Face folder"),
+        ({"prompts": ["a"], "model": "nowhere"}, "model=nowhere: is neither a Hugging Face folder"),
         ({"prompts": ["a"], "dtype": "int3"}, "dtype=int3"),
-        ({"prompts_file": "nowhere.txt"}, r"prompts_file=nowhere\.txt is (no|not a) file"),
-        ({"prompts_file": "nowhere.jsonl"}, r"prompts_file=nowhere\.jsonl is (no|not a) file"),
+        ({"prompts_file": "nowhere.txt"}, r"prompts_file=nowhere\.txt: is not a file"),
+        ({"prompts_file": "nowhere.jsonl"}, r"prompts_file=nowhere\.jsonl: is not a file"),
         ({"prompts": ["a"], "max_new_tokens": 0}, "max_new_tokens=0"),
         ({"prompts": ["a"], "temperature": -1.0}, "temperature=-1"),
         ({"prompts": ["a"], "top_p": 0.0}, "top_p=0"),
@@ -171,9 +175,9 @@ def test_rows_without_a_prompt_are_named(run, tmp_path):
         ("Half an emoji \ud83d", r"its text holds \\ud83d, half of a character"),
     ):
         file.write_text(json.dumps({"prompt": prompt}))
-        with pytest.raises(InputError, match=rf"line 1: 'prompt' holds .* {words}"):
+        with pytest.raises(InputError, match=rf"line 1: 'prompt' is .* {words}"):
             run(prompts_file=str(file))
-    with pytest.raises(InputError, match=r"prompts, 2: 'prompt' holds 'b\\udce9': its text holds"):
+    with pytest.raises(InputError, match=r"prompts, 2: 'prompt' is 'b\\udce9': its text holds"):
         run(prompts=["a", "b\udce9"])  # as Python has an argument that is not UTF-8
     file.write_text('{"prompt": "a", "completion": null}')
     assert "reference" not in run(prompts_file=str(file))[0]
@@ -185,7 +189,7 @@ def test_what_a_template_refuses_is_a_sentence(run, make_model, tmp_path):
     (folder / "chat_template.jinja").write_text(template + "{{ messages[0]['content'] }}")
     file = tmp_path / "prompts.jsonl"
     file.write_text(json.dumps({"prompt": [{"role": "system", "content": "be kind"}]}))
-    with pytest.raises(InputError, match=r"chat template refuses .*be kind.* \(no system\)"):
+    with pytest.raises(InputError, match=r"chat template rejects .*be kind.* \(no system\)"):
         run(model=str(folder), prompts_file=str(file), chat=True)
 
 

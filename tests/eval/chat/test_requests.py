@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from eval.chat.endpoint import Checks, Prompt, spell_as_text
-from eval.chat.requests import CHAT, RESPONSES, TEXT, BadRequest, checked, parsed
+from eval.chat.endpoint import PromptCounter, RequestValidator, escape_special_tokens
+from eval.chat.requests import CHAT, RESPONSES, TEXT, BadRequest, check_request, parse_body
 from eval.load_model import load_model
 
 USER = {"role": "user", "content": "one"}
@@ -25,21 +25,21 @@ def words(path: str, body: dict) -> int:
 
 
 def ask(body: Any, path: str = CHAT) -> dict:
-    return checked(path, parsed(json.dumps(body).encode()), words, 100)
+    return check_request(path, parse_body(json.dumps(body).encode()), words, 100)
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence", "key"),
     [
-        ({"messages": []}, "messages: expected a list of messages that is not empty", "messages"),
-        ({"messages": None}, "messages: expected a list", "messages"),
-        ({"messages": "hi"}, "messages: expected a list", "messages"),
-        ({"messages": ["hi"]}, r"messages\[0\]: expected a message with a role", "messages[0]"),
+        ({"messages": []}, "messages: must be a non-empty list of messages", "messages"),
+        ({"messages": None}, "messages: must be a non-empty list", "messages"),
+        ({"messages": "hi"}, "messages: must be a non-empty list", "messages"),
+        ({"messages": ["hi"]}, r"messages\[0\]: must be a message with role", "messages[0]"),
         ({"messages": [{"content": "a"}]}, "None is not a role", "messages[0].role"),
         ({"messages": [USER, {"role": "wizard", "content": "a"}]}, "'wizard'", "messages[1].role"),
         ({"messages": [{"role": 3, "content": "a"}]}, "3 is not a role", "messages[0].role"),
         ({"messages": [{"role": []}]}, r"\[\] is not a role", "messages[0].role"),
-        ({"messages": [{"role": "user"}]}, "content is missing", "messages[0].content"),
+        ({"messages": [{"role": "user"}]}, "content: is missing", "messages[0].content"),
         ({"messages": [USER | {"content": 3}]}, "its content is 3", "messages[0].content"),
         (
             {"messages": [USER | {"content": [{"type": "image_url", "image_url": {}}]}]},
@@ -48,45 +48,49 @@ def ask(body: Any, path: str = CHAT) -> dict:
         ),
         (
             {"messages": [USER, {"role": "assistant", "tool_calls": ["add"]}]},
-            "expected a list of calls of functions with a name",
+            "must be a list of function calls, each with a name",
             "messages[1].tool_calls",
         ),
         (
             {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "add"}}]}]},
-            "expected arguments that are a JSON object",
+            "arguments must be a JSON object",
             "messages[0].tool_calls",
         ),
         (
             {"messages": [USER, {"role": "assistant", "tool_calls": []}]},
-            "content is missing",
+            "content: is missing",
             "messages[1].content",
         ),
-        ({"generation_config": "{"}, "expected the text of a JSON", "generation_config"),
-        ({"messages": [USER | {"content": "\ud83d"}]}, r"holds \\ud83d, half of a char", None),
-        ({"messages": [USER | {"content": "a " * 99}]}, "100 tokens, but the model", "messages"),
-        ({"max_tokens": 0}, "max_tokens: 0, expected a whole number from 1 on", "max_tokens"),
-        ({"max_tokens": -1}, "max_tokens: -1", "max_tokens"),
-        ({"max_tokens": "9"}, "max_tokens: '9'", "max_tokens"),
-        ({"max_tokens": 1.5}, "max_tokens: 1.5", "max_tokens"),
-        ({"max_tokens": True}, "max_tokens: True", "max_tokens"),
-        ({"max_completion_tokens": 0}, "max_completion_tokens: 0", "max_completion_tokens"),
-        ({"temperature": -0.1}, "temperature: -0.1, expected 0 to inf", "temperature"),
-        ({"temperature": "hot"}, "temperature: 'hot', expected a number", "temperature"),
-        ({"temperature": False}, "temperature: False", "temperature"),
-        ({"top_p": 1.1}, "top_p: 1.1, expected 0 to 1", "top_p"),
-        ({"top_p": -1}, "top_p: -1", "top_p"),
-        ({"frequency_penalty": -1}, "frequency_penalty: -1", "frequency_penalty"),
-        ({"presence_penalty": 3}, "presence_penalty: 3", "presence_penalty"),
-        ({"n": 2}, "n: 2, but this endpoint writes one answer", "n"),
-        ({"n": 0}, "n: 0", "n"),
-        ({"n": "1"}, "n: '1'", "n"),
-        ({"seed": "x"}, "seed: 'x'", "seed"),
-        ({"seed": -1}, "seed: -1", "seed"),
-        ({"stream": "yes"}, "stream: 'yes', expected a true or false", "stream"),
-        ({"model": 3}, "model: 3, expected a text", "model"),
-        ({"stop": 3}, "stop: expected text", "stop"),
-        ({"stop": ""}, "stop: expected text", "stop"),
-        ({"stop": ["a", 3]}, "stop: expected text", "stop"),
+        ({"generation_config": "{"}, "must be the text of a JSON", "generation_config"),
+        ({"messages": [USER | {"content": "\ud83d"}]}, r"holds \\ud83d, a lone surr", None),
+        (
+            {"messages": [USER | {"content": "a " * 99}]},
+            "has 100 tokens, but the model",
+            "messages",
+        ),
+        ({"max_tokens": 0}, "max_tokens=0: must be an integer of at least 1", "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens=-1", "max_tokens"),
+        ({"max_tokens": "9"}, "max_tokens='9'", "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens=1.5", "max_tokens"),
+        ({"max_tokens": True}, "max_tokens=True", "max_tokens"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens=0", "max_completion_tokens"),
+        ({"temperature": -0.1}, "temperature=-0.1: must be from 0 to inf", "temperature"),
+        ({"temperature": "hot"}, "temperature='hot': must be a number", "temperature"),
+        ({"temperature": False}, "temperature=False", "temperature"),
+        ({"top_p": 1.1}, "top_p=1.1: must be from 0 to 1", "top_p"),
+        ({"top_p": -1}, "top_p=-1", "top_p"),
+        ({"frequency_penalty": -1}, "frequency_penalty=-1", "frequency_penalty"),
+        ({"presence_penalty": 3}, "presence_penalty=3", "presence_penalty"),
+        ({"n": 2}, "n=2: only one answer per request", "n"),
+        ({"n": 0}, "n=0", "n"),
+        ({"n": "1"}, "n='1'", "n"),
+        ({"seed": "x"}, "seed='x'", "seed"),
+        ({"seed": -1}, "seed=-1", "seed"),
+        ({"stream": "yes"}, "stream='yes': must be true or false", "stream"),
+        ({"model": 3}, "model=3: must be text", "model"),
+        ({"stop": 3}, "stop: must be non-empty text", "stop"),
+        ({"stop": ""}, "stop: must be non-empty text", "stop"),
+        ({"stop": ["a", 3]}, "stop: must be non-empty text", "stop"),
         ({"stop": "\udc00"}, r"holds \\udc00", None),
         ({"logit_bias": {"a": 1}}, "logit_bias: 'a'", "logit_bias"),
         ({"logit_bias": [1]}, "logit_bias", "logit_bias"),
@@ -103,17 +107,21 @@ def test_conversations_that_cannot_be_answered(changes: dict, sentence: str, key
 @pytest.mark.parametrize(
     ("path", "body", "sentence"),
     [
-        (TEXT, {}, "prompt: expected text"),
-        (TEXT, {"prompt": ""}, "prompt: expected text"),
-        (TEXT, {"prompt": ["a", "b"]}, "prompt: expected text"),
-        (TEXT, {"prompt": "\ud83d"}, "half of a character"),
-        (TEXT, {"prompt": "a", "max_tokens": 0}, "max_tokens: 0"),
+        (TEXT, {}, "prompt: must be non-empty text"),
+        (TEXT, {"prompt": ""}, "prompt: must be non-empty text"),
+        (TEXT, {"prompt": ["a", "b"]}, "prompt: must be non-empty text"),
+        (TEXT, {"prompt": "\ud83d"}, "lone surrogate"),
+        (TEXT, {"prompt": "a", "max_tokens": 0}, "max_tokens=0"),
         (TEXT, {"prompt": "a", "best_of": 4}, "best_of: 4"),
-        (TEXT, {"prompt": "a " * 99}, "prompt: 100 tokens, but the model sees 100"),
-        (RESPONSES, {}, "input: expected a list"),
+        (
+            TEXT,
+            {"prompt": "a " * 99},
+            "prompt: has 100 tokens, but the model's context length is 100",
+        ),
+        (RESPONSES, {}, "input: must be a non-empty list"),
         (RESPONSES, {"input": "a", "max_output_tokens": 0}, "max_output_tokens: 0"),
         (RESPONSES, {"input": [{"role": "x", "content": "a"}]}, r"input\[0\]\.role: 'x'"),
-        (CHAT, [], r"the request is \[\]: expected a JSON object"),
+        (CHAT, [], r"the request is \[\], not a JSON object"),
     ],
 )
 def test_other_requests_that_cannot_be_answered(path: str, body: Any, sentence: str) -> None:
@@ -124,7 +132,7 @@ def test_other_requests_that_cannot_be_answered(path: str, body: Any, sentence: 
 @pytest.mark.parametrize("raw", [b"", b"{", b'{"a": NaN}', b"\xff", b'{"a": -Infinity}'])
 def test_what_is_not_json(raw: bytes) -> None:
     with pytest.raises(BadRequest, match="is not JSON"):
-        parsed(raw)
+        parse_body(raw)
 
 
 def test_what_is_passed_on() -> None:
@@ -164,7 +172,7 @@ def loaded(chat_model):
 
 
 def test_prompts_are_counted_as_the_model_gets_them(loaded) -> None:
-    prompt = Prompt(loaded.tokenizer)
+    prompt = PromptCounter(loaded.tokenizer)
     messages = [USER | {"content": "Strike </s> out"}]
     expected = loaded.chat_tokens.encode("<user>") + loaded.chat_tokens.encode_text(
         "Strike </s> out"
@@ -183,15 +191,17 @@ def test_what_a_template_leaves_out_or_refuses_is_told(loaded, monkeypatch) -> N
         "{% for m in messages %}{% if m['role'] == 'tool' %}{{ raise_exception('no tools') }}"
         "{% elif m['role'] != 'system' %}{{ m['content'] | trim }}{% endif %}{% endfor %}"
     )
-    prompt = Prompt(loaded.tokenizer)
+    prompt = PromptCounter(loaded.tokenizer)
     monkeypatch.setattr(loaded.tokenizer, "chat_template", template)
     assert prompt.count(CHAT, {"messages": [USER | {"content": " one \n"}]}) == 3
-    with pytest.raises(BadRequest, match=r"messages\[0\]: the model's chat template has no system"):
+    with pytest.raises(
+        BadRequest, match=r"messages\[0\]: the model's chat template ignores the role"
+    ):
         prompt.count(CHAT, {"messages": [{"role": "system", "content": "be kind"}, USER]})
-    with pytest.raises(BadRequest, match=r"chat template refuses them \(no tools\)"):
+    with pytest.raises(BadRequest, match=r"chat template rejects it \(no tools\)"):
         prompt.count(CHAT, {"messages": [{"role": "tool", "content": "3"}]})
     monkeypatch.setattr(loaded.tokenizer, "chat_template", None)
-    with pytest.raises(BadRequest, match="has no chat template: use /v1/completions"):
+    with pytest.raises(BadRequest, match=r"has no chat template\. Use /v1/completions"):
         prompt.count(CHAT, {"messages": [USER]})
 
 
@@ -227,7 +237,7 @@ def test_the_server_gets_what_was_checked_and_its_errors_are_openais(loaded) -> 
         await send({"type": "http.response.start", "status": reply["status"], "headers": []})
         await send({"type": "http.response.body", "body": reply["body"]})
 
-    app = Checks(server, Prompt(loaded.tokenizer), 512)
+    app = RequestValidator(server, PromptCounter(loaded.tokenizer), 512)
     body = json.dumps({"messages": [USER], "temperature": 0}).encode()
     assert answer(app, body) == (200, {"detail": "no such field"})
     assert reply["asked"] == {"messages": [USER], "temperature": 0, "max_tokens": 491}
@@ -256,7 +266,9 @@ def test_other_paths_are_left_alone(loaded) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": (await receive())["body"]})
 
-    assert answer(Checks(server, Prompt(loaded.tokenizer), 1), b"'{}'"[1:3], "/load_model") == (
+    assert answer(
+        RequestValidator(server, PromptCounter(loaded.tokenizer), 1), b"'{}'"[1:3], "/load_model"
+    ) == (
         200,
         {},
     )
@@ -266,7 +278,7 @@ def test_other_paths_are_left_alone(loaded) -> None:
 def test_the_server_encodes_special_tokens_in_messages_as_text(chat_model, tensors) -> None:
     from transformers import AutoTokenizer
 
-    tokenizer = spell_as_text(AutoTokenizer.from_pretrained(chat_model))
+    tokenizer = escape_special_tokens(AutoTokenizer.from_pretrained(chat_model))
     spelled = [USER | {"content": "Strike </s> out"}]
     found = tokenizer.apply_chat_template(
         spelled, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors=tensors

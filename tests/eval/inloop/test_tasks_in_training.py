@@ -89,8 +89,8 @@ def test_every_layout_has_the_same_scores(layout, single, command, named_corpus,
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"tasks": "some/folder"}, "evaluation.tasks=some/folder is no folder"),
-        ({"tasks": "local"}, "evaluation.tasks=local needs evaluation.task_folder"),
+        ({"tasks": "some/folder"}, "evaluation.tasks=some/folder: is not a folder"),
+        ({"tasks": "local"}, "evaluation.tasks=local: evaluation.task_folder is not set"),
     ],
 )
 def test_tasks_that_are_not_there(settings, sentence):
@@ -105,7 +105,7 @@ def test_tasks_that_write_text_are_refused(tmp_path):
         f"dataset_kwargs: {{data_files: {{test: {tmp_path / 'data.jsonl'}}}}}\n"
         "doc_to_text: '{{question}}'\ndoc_to_target: '{{answer}}'\n"
     )
-    with pytest.raises(InputError, match="sums lets the model write text"):
+    with pytest.raises(InputError, match="sums: generates text"):
         Tasks(EvaluationConfig(tasks=str(tmp_path)))
 
 
@@ -119,7 +119,7 @@ def test_bad_tasks_end_a_run_before_anything_is_written(command, named_corpus, t
     run_dir = tmp_path / "run"
     done = train(command, named_corpus, run_dir, "some/folder")
     assert done.returncode == 2
-    assert "error: evaluation.tasks=some/folder is no folder" in done.stderr
+    assert "error: evaluation.tasks=some/folder: is not a folder" in done.stderr
     assert not run_dir.exists()
 
 
@@ -136,7 +136,7 @@ def test_requests_that_the_model_cannot_answer_end_a_run_before_it_trains(
     run_dir = tmp_path / "run"
     done = train(command, named_corpus, run_dir, str(tmp_path), processes=2)
     assert done.returncode != 0
-    assert "error: evaluation.tasks=sums: of sample 0 the choice 0" in done.stderr
-    assert "that the model sees. Shorten it, or drop the task." in done.stderr
+    assert "error: evaluation.tasks=sums: choice 0" in done.stderr
+    assert "context length of 256. Shorten it, or drop the task." in done.stderr
     assert "Traceback" not in done.stderr.split("ChildFailedError")[0]
     assert not run_dir.exists()

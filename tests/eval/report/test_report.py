@@ -221,7 +221,7 @@ def test_scores_while_training_are_drawn(page, run, lines):
     ]
     write_metrics(run, [*lines, *scored])
     text, parsed = page()
-    assert "right answers: which, acc mutual info" in parsed.text
+    assert "correct answers: which, acc mutual info" in parsed.text
     assert "bits per byte: text, bits per byte" in parsed.text
     assert text.count("<svg") == 14
     more = [line | {"tasks": {**line["tasks"], "who": {"acc": 0.5}}} for line in scored]
@@ -233,7 +233,7 @@ def test_scores_while_training_are_drawn(page, run, lines):
 
 def test_energy_is_told_where_it_is_known(page, run, lines):
     _, parsed = page()
-    assert "not known: the run found no counter" in parsed.text
+    assert "unknown: no readable energy counter" in parsed.text
     counted = [
         event("energy", 15, gpu_joules=3.6e6, cpu_joules=1.8e6, seconds=1000),
         event("energy", 30, gpu_joules=7.2e6, seconds=2000),
@@ -241,7 +241,7 @@ def test_energy_is_told_where_it_is_known(page, run, lines):
     write_metrics(run, [*lines, *counted])
     _, parsed = page(others={"twin": str(run)})
     assert "3 kWh by GPUs, 3,600 W on average; 0.5 kWh by CPU packages, 1,800 W" in parsed.text
-    assert "(counted over 50 min 0 s)" in parsed.text
+    assert "(measured over 50 min 0 s)" in parsed.text
     assert parsed.text.count("3 kWh by GPUs") == 3  # its cost, and that of both side by side
 
 
@@ -278,7 +278,7 @@ def test_models_side_by_side(page, results):
     text, parsed = page(results=str(results))
     assert "61.0% ± 3.1" in parsed.text
     assert "24.0% ± 3.1" in parsed.text
-    assert "guessing gives 25%" in parsed.text
+    assert "random guessing: 25%" in parsed.text
     bold = re.findall(r'class="n best">([^<]+)<', text)
     assert [value.strip() for value in bold] == ["61.0%", "1.250"]  # less is better in bits
 
@@ -305,7 +305,7 @@ def test_losses_of_other_samples_are_not_compared(page, tmp_path):
     found["sources"]["code"]["tokens"] += 1
     path.write_text(json.dumps(found))
     text, parsed = page(perplexity=str(path))
-    assert "on other samples than the trainer's 2.1250" in parsed.text
+    assert "on different samples than the trainer's loss of 2.1250" in parsed.text
     assert "difference" not in parsed.text
     assert "check agrees" not in text
 
@@ -406,7 +406,7 @@ def test_tuning(page, tuned):
     assert facts["validation loss"] == "4.600 to 3.350 nats per answer token"
     after = text[text.index(">chat: DPO<") :]
     facts = dict(re.findall(r"<dt>([^<]+)</dt><dd>([^<]*)</dd>", after))
-    assert facts["method"] == "direct preference optimisation"
+    assert facts["method"] == "direct preference optimization"
     assert facts["tuned from"] == "answers"
     assert facts["beta"] == "0.2"
     assert facts["adapters"] == "LoRA, rank 4, alpha 16, merged"
@@ -432,7 +432,7 @@ def test_tuned_models_have_a_card(page, tuned):
     card = (Path(tuned["answers"]) / "README.md").read_text()
     assert "321 conversations" in card
     assert "DPO" not in card  # came after it
-    with pytest.raises(InputError, match=r"a tuned model, and this report is not told of .*chat"):
+    with pytest.raises(InputError, match=r"a tuned model, but the report lacks its stage .*chat"):
         page(card=tuned["chat"])
 
 
@@ -440,7 +440,7 @@ def test_a_card_tells_of_all_that_led_to_its_model_and_of_nothing_else(page, tun
     chat, answers = Path(tuned["chat"]), Path(tuned["answers"])
     record = json.loads((chat / "dpo.json").read_text())
     (chat / "dpo.json").write_text(json.dumps(record | {"model": str(answers)}))
-    with pytest.raises(InputError, match=r"is not told of .*answers"):
+    with pytest.raises(InputError, match=r"the report lacks its stage .*answers"):
         page(tuned={"chat": str(chat)}, card=str(chat))
     page(tuned={"chat": str(chat), "answers": str(answers)}, card=str(chat))
     assert "321 conversations. Tuned by DPO on 45" in (chat / "README.md").read_text()
@@ -450,7 +450,7 @@ def test_a_card_tells_of_all_that_led_to_its_model_and_of_nothing_else(page, tun
     shutil.copytree(model, answers.parent / "b")
     (answers.parent / "b" / "config.json").write_text(json.dumps(config | {"hidden_size": 8}))
     for card in (answers, answers.parent / "b"):
-        with pytest.raises(InputError, match="another model than the run: its hidden_size is 8"):
+        with pytest.raises(InputError, match=r"its hidden_size is 8, but the run's is"):
             page(tuned=tuned, card=str(card))
 
 
@@ -466,7 +466,7 @@ def test_a_run_that_began_with_a_model_says_so(page, run):
 def test_run_in_progress(page, run, lines):
     write_metrics(run, lines[:9])
     with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"kind": "trai')  # a line that is being written
+        file.write('{"kind": "trai')  # an incomplete line
     _, parsed = page()
     assert "in progress, step 6" in parsed.text
 
@@ -488,12 +488,12 @@ def test_changed_data_is_said(page, run):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"run": "nowhere"}, r"run=nowhere has no config\.yaml"),
+        ({"run": "nowhere"}, r"run=nowhere: has no config\.yaml"),
         ({"corpus": "nowhere"}, r"nowhere/manifest\.json does not exist"),
-        ({"results": "nowhere"}, "results=nowhere does not exist"),
-        ({"perplexity": "nowhere"}, "perplexity=nowhere does not exist"),
-        ({"tuned": {"x": "nowhere"}}, r"tuned\.x=nowhere has no sft\.json or dpo\.json"),
-        ({"samples": {"mine": "nowhere"}}, r"samples\.mine=nowhere is not a file"),
+        ({"results": "nowhere"}, "results=nowhere: does not exist"),
+        ({"perplexity": "nowhere"}, "perplexity=nowhere: does not exist"),
+        ({"tuned": {"x": "nowhere"}}, r"tuned\.x=nowhere: has no sft\.json or dpo\.json"),
+        ({"samples": {"mine": "nowhere"}}, r"samples\.mine=nowhere: is not a file"),
         ({"max_samples": -1}, "max_samples=-1"),
     ],
 )
@@ -513,7 +513,7 @@ def test_samples_of_another_kind_are_refused(page, tmp_path):
 
 def test_run_without_a_step_is_refused(page, run, lines):
     write_metrics(run, lines[:2])
-    with pytest.raises(InputError, match="no train line yet"):
+    with pytest.raises(InputError, match="has no training step yet"):
         page()
 
 
@@ -535,7 +535,7 @@ def test_incidents_and_cost(page, run, lines):
     assert "0.05 (1 min 30 s x 2)" in parsed.text  # 90 seconds of 2 processes, in hours
     assert "2 min 0 s" in parsed.text
     assert "60,000" in parsed.text  # 3000 tokens in 0.05 hours
-    assert "1, 3.00 GB; steps waited 2 s for them" in parsed.text
+    assert "1, 3.00 GB; training stalled for 2 s" in parsed.text
 
 
 def test_shards_have_their_hashes(page, corpus):
@@ -562,7 +562,7 @@ def suite_results(results) -> Path:
     return results
 
 
-def test_published_models_stand_beside(page, suite_results):
+def test_published_models_follow_ours(page, suite_results):
     text, parsed = page(results=str(suite_results))
     assert "open_llm_v1, percent" in parsed.text
     for score in ("43.21", "± 1.1", "39.68", "Danube2 1.8B", "48.72"):
@@ -577,14 +577,14 @@ def test_runs_side_by_side(page, run, lines, tmp_path):
     (other / "config.yaml").write_text(CONFIG.replace("seed: 7", "seed: 8"))
     write_metrics(other, [line for line in lines if line["step"] <= 12])
     text, parsed = page(others={"other": str(other)})
-    assert "Settings that differ" in parsed.text
+    assert "Different settings" in parsed.text
     rows = re.findall(r'<th scope="row">([^<]+)</th><td class="n">([^<]*)</td><td class="n">', text)
     assert ("seed", "7") in rows
     assert ("tokens", "3,000") in rows
     assert "recipe.name" not in dict(rows)
     assert "in progress, step 12" in parsed.text
     assert text.count("<svg") == 14
-    with pytest.raises(InputError, match=r"others\.x=nowhere has no config"):
+    with pytest.raises(InputError, match=r"others\.x=nowhere: has no config"):
         page(others={"x": "nowhere"})
 
 
@@ -613,7 +613,7 @@ def test_model_card(page, suite_results, model, tmp_path):
     from huggingface_hub import ModelCard
 
     assert ModelCard(card).data.to_dict()["model-index"]
-    with pytest.raises(InputError, match="card=nowhere is no Hugging Face folder"):
+    with pytest.raises(InputError, match="card=nowhere: is not a Hugging Face folder"):
         page(card="nowhere")
 
 
@@ -647,7 +647,7 @@ OVERLAPS = """
 
 
 def test_pages_can_be_read(page, run, lines, tuned, suite_results, tmp_path):
-    """No text on other text and nothing beyond the page's edge: with other runs beside it and
+    """No text on other text and nothing beyond the page's edge: with other runs for comparison and
     tuned models; and where restarts, skipped steps and a stage lie close together."""
     out = tmp_path / "pages" / "report.html"
     page(results=str(suite_results), others={"other": str(run)}, tuned=tuned)

@@ -139,7 +139,7 @@ def test_what_is_done_is_skipped(config, results, make_model, tmp_path, monkeypa
     make_model(third, seed=4)  # other weights under the same name
     harness.lm_eval(dataclasses.replace(config, models={**config.models, "third": str(third)}))
     assert ran == [third, third]
-    with pytest.raises(InputError, match="holds the scores of base, other, which would be lost"):
+    with pytest.raises(InputError, match="holds scores of base, other, which would be lost"):
         harness.lm_eval(dataclasses.replace(config, models={"third": str(third)}))
     assert list(load_results(Path(config.out))["models"]) == ["base", "other", "third"]
 
@@ -288,10 +288,10 @@ def test_unknown_task_is_refused(tasks):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"task_folder": None}, "tasks=local needs task_folder"),
-        ({"task_folder": "nowhere"}, "task_folder=nowhere is no folder"),
-        ({"tasks": "some/where"}, "tasks=some/where is no folder"),
-        ({"models": {"mine": "nowhere"}}, "models.mine=nowhere is no Hugging Face folder"),
+        ({"task_folder": None}, "tasks=local: task_folder is not set"),
+        ({"task_folder": "nowhere"}, "task_folder=nowhere: is not a folder"),
+        ({"tasks": "some/where"}, "tasks=some/where: is not a folder"),
+        ({"models": {"mine": "nowhere"}}, "models.mine=nowhere: is neither a Hugging Face folder"),
         ({"device": "tpu"}, "device=tpu"),
         ({"chat": True}, r"chat=true: models\.base=.* has no chat template"),
     ],
@@ -340,7 +340,7 @@ def test_data_set_that_is_not_cached_is_a_sentence(command, model, tmp_path):
     )
     assert done.returncode == 2
     assert (
-        "tasks=far_away: its data set headwater/no-such-data is not in the cache of this machine"
+        "tasks=far_away: its data set headwater/no-such-data is not in this machine's cache"
         in done.stderr
     )
     assert not (tmp_path / "results.json").exists()
@@ -349,7 +349,7 @@ def test_data_set_that_is_not_cached_is_a_sentence(command, model, tmp_path):
 def test_foreign_results_are_refused(tmp_path):
     path = tmp_path / "results.json"
     path.write_text(json.dumps({"scores": []}))
-    with pytest.raises(InputError, match="holds no results"):
+    with pytest.raises(InputError, match="is not a result file"):
         load_results(path)
     path.write_text("{")
     with pytest.raises(InputError, match="is not JSON"):

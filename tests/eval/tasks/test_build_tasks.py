@@ -112,7 +112,7 @@ def test_what_is_there_is_not_made_again(settings, tmp_path, capsys):
     build_tasks(settings())
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "tasks").iterdir()}
     build_tasks(settings())
-    assert "done already" in capsys.readouterr().out
+    assert "already up to date" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "tasks").iterdir()} == made
     with pytest.raises(InputError, match=r"tasks from other inputs already\. .*overwrite=true"):
         build_tasks(settings(questions=8))
@@ -132,9 +132,9 @@ def test_a_folder_of_something_else_is_never_replaced(settings, tmp_path):
     ("changes", "sentence"),
     [
         ({"corpus": "nowhere"}, "nowhere"),
-        ({"context_chars": 5000}, "source 'code' is too little for a continuation task"),
+        ({"context_chars": 5000}, "source 'code' has too little held-out text"),
         ({"continuation_chars": (30, 20)}, r"continuation_chars=\[30,20\]"),
-        ({"questions": 0}, "questions=0, expected at least 1"),
+        ({"questions": 0}, "questions=0: must be at least 1"),
     ],
 )
 def test_bad_input_leaves_nothing(settings, tmp_path, changes, sentence):
@@ -154,7 +154,7 @@ def test_documents_that_repeat_each_other_are_no_choices(settings, named_corpus,
     manifest["splits"]["held_out"]["code"] = [entry]
     (copied / "manifest.json").write_text(json.dumps(manifest))
     write_names(copied / "held_out" / "code-00009", ["a.txt"] * 3, range(3))
-    with pytest.raises(InputError, match="too little for a continuation task"):
+    with pytest.raises(InputError, match="too little held-out text for a continuation task"):
         build_tasks(settings(corpus=str(copied), out=str(tmp_path / "tasks")))
     assert not (tmp_path / "tasks").exists()
 

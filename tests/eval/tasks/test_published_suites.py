@@ -177,7 +177,7 @@ def test_other_shots_are_no_suite(suites):
 
 def test_a_task_in_two_ways_is_refused():
     config = LmEvalConfig(models={"m": "x"}, tasks=["danube_zero_shot", "open_llm_v1"], out="out")
-    with pytest.raises(InputError, match="arc_challenge is asked for with 0 and with 25"):
+    with pytest.raises(InputError, match="arc_challenge is selected with 0 and with 25"):
         select(config)
 
 
@@ -246,7 +246,9 @@ def test_models_of_two_files(results, tmp_path):
 
 def test_compare_names_what_is_not_there(results, tmp_path):
     path = str(results["danube3_academic"])
-    with pytest.raises(InputError, match=r"baseline=gpt: no such model .*did you mean 'gpt2'"):
+    with pytest.raises(
+        InputError, match=r"baseline=gpt: the results have no such model \(did you mean 'gpt2'"
+    ):
         compare(CompareConfig([path], baseline="gpt"))
     with pytest.raises(InputError, match="results is empty"):
         compare(CompareConfig([]))
@@ -262,8 +264,8 @@ def test_a_data_set_that_cannot_be_had_is_named(tmp_path):
     with pytest.raises(InputError) as caught:
         fetch(FetchConfig(tasks=str(tmp_path)))
     said = str(caught.value)
-    assert "tasks=mine: its data set owner/rows hard is not in the cache of this machine" in said
-    assert "run python -m eval fetch tasks=mine where there is a network" in said
+    assert "tasks=mine: its data set owner/rows hard is not in this machine's cache" in said
+    assert "Run python -m eval fetch tasks=mine on a machine with a network" in said
     assert "HF_HOME" in said
 
 
@@ -286,7 +288,7 @@ def test_scores_go_to_wandb(results, tmp_path, monkeypatch):
         out=str(tmp_path / "scores.json"),
         logger=LoggerConfig(wandb="offline", project="tests"),
     )
-    harness.log(config, content)
+    harness.log_scores(config, content)
     wandb.teardown()  # a run's end returns before its file is whole
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
     assert b"eval/gpt2/piqa/acc_norm" in next(run.glob("*.wandb")).read_bytes()

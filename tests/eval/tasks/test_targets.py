@@ -70,24 +70,28 @@ def labels(*found: Any) -> list[dict]:
         (
             labels(*"ABCABC"),
             {},
-            r"6 of 6 samples of quiz have no right choice: sample 0 .* 'A'",
+            r"6 of 6 samples of quiz have no correct choice: sample 0 .* 'A'",
         ),
-        (labels(1, 2, 3), {}, r"1 of 3 samples of quiz have no right choice: sample 2 .* target 3"),
-        (labels(0, -1), {}, r"1 of 2 samples of quiz have no right choice: .* target '-1'"),
-        (labels(0, -1), {"doc_to_target": "label"}, r"1 of 2 .* no right choice: .* target -1"),
+        (
+            labels(1, 2, 3),
+            {},
+            r"1 of 3 samples of quiz have no correct choice: sample 2 .* target 3",
+        ),
+        (labels(0, -1), {}, r"1 of 2 samples of quiz have no correct choice: .* target '-1'"),
+        (labels(0, -1), {"doc_to_target": "label"}, r"1 of 2 .* no correct choice: .* target -1"),
         (labels("one", "2"), {"doc_to_target": "label"}, r"1 of 2 .*: sample 0 .* target 'one'"),
-        (labels(0, None), {"doc_to_target": "label"}, r"1 of 2 .* no right choice"),
+        (labels(0, None), {"doc_to_target": "label"}, r"1 of 2 .* no correct choice"),
         (labels([0, 1], [7, 8]), {"doc_to_target": "label"}, r"1 of 2 .* target \[7, 8\]"),
         (labels([0], []), {"doc_to_target": "label"}, r"1 of 2 .* target \[\]"),
-        (labels(3, 3), {}, r"2 of 2 samples of quiz have no right choice: .* target 3 and"),
-        (labels(3, 1), {"doc_to_target": "label"}, r"1 of 2 .* right choice: .* target 3 and"),
-        ([ROW | {"choices": ["", "1"]}], {}, r"its first one has an empty choice"),
-        ([ROW | {"choices": []}], {"doc_to_target": "label"}, r"no right choice"),
+        (labels(3, 3), {}, r"2 of 2 samples of quiz have no correct choice: .* target 3 and"),
+        (labels(3, 1), {"doc_to_target": "label"}, r"1 of 2 .* correct choice: .* target 3 and"),
+        ([ROW | {"choices": ["", "1"]}], {}, r"its first sample has an empty choice"),
+        ([ROW | {"choices": []}], {"doc_to_target": "label"}, r"no correct choice"),
         ([ROW, ROW | {"choices": []}], {}, r"1 of 2 .*: sample 1 has no choices"),
         (
             [{"t": "a"}, {"t": ""}],
             {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{t}}"},
-            r"1 of 2 samples of quiz have no text: sample 1 has the target ''; expected text",
+            r"1 of 2 samples of quiz have no text: sample 1 has the target ''; a sample is text",
         ),
         (
             [{"q": "a", "t": ""}],
@@ -145,8 +149,8 @@ def test_tasks_of_lm_evals_own_are_told_unless_none_is_right(tmp_path, capsys, m
     """As HellaSwag's test rows, whose labels are not published."""
     monkeypatch.setattr("eval.tasks.load._is_local", lambda *_: False)
     load(write_task(tmp_path / "some", labels(0, 1, "")))
-    assert "tasks=quiz: 1 of 3 samples of quiz have no right choice" in capsys.readouterr().out
-    with pytest.raises(InputError, match="2 of 2 samples of quiz have no right choice"):
+    assert "tasks=quiz: 1 of 3 samples of quiz have no correct choice" in capsys.readouterr().out
+    with pytest.raises(InputError, match="2 of 2 samples of quiz have no correct choice"):
         load(write_task(tmp_path / "all", labels("A", "B")))
 
 
@@ -165,19 +169,23 @@ def test_what_lm_eval_warns_of_is_told(score, tmp_path, capsys, monkeypatch):
         (
             [ROW, ROW | {"choices": ["0", LONG, "1"]}],
             {},
-            r"tasks=quiz: of sample 1 the choice 1 \('word .*\) has \d+ tokens, more than the 512",
+            r"tasks=quiz: choice 1 \('word .*\) of sample 1 has \d+ tokens, more than .* 512",
         ),
         (
             [{"q": "a", "t": LONG}],
             {"output_type": "loglikelihood", "doc_to_target": "{{t}}"},
-            r"tasks=quiz: of sample 0 the choice 0 .* has \d+ tokens",
+            r"tasks=quiz: choice 0 .* of sample 0 has \d+ tokens",
         ),
         (
             [ROW, ROW | {"choices": ["0", "", "1"]}],
             {"target_delimiter": ""},
-            r"tasks=quiz: of sample 1 the choice 1 \(''\) is empty",
+            r"tasks=quiz: choice 1 \(''\) of sample 1 is empty",
         ),
-        ([ROW | {"q": "  "}], {}, r"tasks=quiz: of sample 0 .* follows a context of spaces"),
+        (
+            [ROW | {"q": "  "}],
+            {},
+            r"tasks=quiz: .* of sample 0 follows a context that is only spaces",
+        ),
     ],
 )
 def test_requests_that_no_model_of_this_length_answers(
@@ -194,7 +202,7 @@ def test_requests_that_no_model_of_this_length_answers(
 def test_questions_that_lose_their_beginning_are_told(score, corpus, tmp_path, capsys):
     folder = write_task(tmp_path / "tasks", [ROW, ROW | {"q": LONG}])
     assert score(folder)["samples"] == 2
-    told = "quiz: 3 requests are longer than the model sees and lost their beginning."
+    told = "quiz: 3 requests exceed the model's context length and lost their beginning."
     assert told in capsys.readouterr().out
     Tasks(EvaluationConfig(tasks=str(folder))).check(corpus, 512)
     assert told in capsys.readouterr().out
@@ -215,7 +223,7 @@ def test_tasks_that_write_more_than_the_model_sees(score, tmp_path, capsys):
     for asked in ({"max_gen_toks": 512}, {"max_new_tokens": 4096}):
         kwargs = {"generation_kwargs": {"until": ["x"], **asked}}
         folder = write_task(tmp_path / "tasks", rows, **settings, **kwargs)
-        with pytest.raises(InputError, match=r"quiz lets the model write \d+ tokens, but it s"):
+        with pytest.raises(InputError, match=r"quiz: generates up to \d+ tokens, but the m"):
             score(folder)
     folder = write_task(
         tmp_path / "tasks", rows, generation_kwargs={"until": ["x"], "max_gen_toks": 4}, **settings
