@@ -8,7 +8,7 @@ EXTRAS = {
     "clean": ["datatrove>=0.10", "lightgbm>=4.5", "fasttext-numpy2-wheel>=0.9.2"],
     "s3": ["s3fs>=2025.3"],
     "finetune": ["transformers>=5.20", "trl>=1.16", "peft>=0.21", "accelerate>=1.15"],
-    "eval": ["transformers>=5.20", "lm-eval[hf]>=0.4.13", "matplotlib>=3.9"],
+    "eval": ["transformers>=5.20", "lm-eval[hf]>=0.4.13"],
     "chat": ["transformers[serving]>=5.20", "openai>=2.0", "gradio>=6.0"],
     "fp8": ["torchao>=0.18"],
     "tensorboard": ["tensorboard>=2.19"],

@@ -1,6 +1,6 @@
 """Evaluation: validation during training, lm-eval tasks, generation and chat, the HTML report.
 
-A model is found and loaded by `find_model`, `devices` and `load_model`, which all rooms share:
+A model is found and loaded by `find_model`, `devices` and `load_model`, which all subpackages use:
 
     inloop/   loss and lm-eval tasks on the model while it trains
     tasks/    which lm-eval tasks to run, built from a corpus or chosen by name

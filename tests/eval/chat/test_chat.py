@@ -253,8 +253,8 @@ def test_the_openai_client_gets_what_the_model_says(served, chat_model, loaded):
     ("path", "changes", "words"),
     [
         ("chat/completions", {"messages": []}, "messages: must be a non-empty list"),
-        ("chat/completions", {"max_tokens": 0}, "max_tokens: 0"),
-        ("chat/completions", {"max_tokens": -1, "stream": True}, "max_tokens: -1"),
+        ("chat/completions", {"max_tokens": 0}, "max_tokens=0"),
+        ("chat/completions", {"max_tokens": -1, "stream": True}, "max_tokens=-1"),
         ("chat/completions", {"messages": [user("\ud83d")]}, "a lone surrogate"),
         ("chat/completions", {"messages": [user("long " * 200)]}, "context length is 512"),
         ("chat/completions", {"model": "other"}, "Server is pinned"),

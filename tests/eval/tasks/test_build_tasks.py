@@ -114,7 +114,9 @@ def test_what_is_there_is_not_made_again(settings, tmp_path, capsys):
     build_tasks(settings())
     assert "already up to date" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "tasks").iterdir()} == made
-    with pytest.raises(InputError, match=r"tasks from other inputs already\. .*overwrite=true"):
+    with pytest.raises(
+        InputError, match=r"tasks made from other inputs already\. .*overwrite=true"
+    ):
         build_tasks(settings(questions=8))
     build_tasks(settings(questions=8, overwrite=True))
     assert len(read_json_lines(tmp_path / "tasks" / "bytes_code_continuation.jsonl")) == 8

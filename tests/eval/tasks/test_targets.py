@@ -229,7 +229,7 @@ def test_tasks_that_write_more_than_the_model_sees(score, tmp_path, capsys):
         tmp_path / "tasks", rows, generation_kwargs={"until": ["x"], "max_gen_toks": 4}, **settings
     )
     assert score(folder)["samples"] == 1
-    assert "quiz: 1 requests are longer than the model sees" in capsys.readouterr().out
+    assert "quiz: 1 requests exceed the model's context length" in capsys.readouterr().out
 
 
 def test_a_check_leaves_the_generators_as_they_were(corpus, tmp_path):
