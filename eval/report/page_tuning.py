@@ -62,7 +62,7 @@ def tuning(stages: list[Record]) -> list[dict[str, Any]]:
 
 
 def sentence(stage: Record) -> str:
-    """Returns a sentence such as `Tuned by SFT on 900 conversations.`"""
+    """Returns a sentence that names the method and the number of rows."""
     method, rows, _, _ = METHODS[stage["method"]]
     return f"Tuned by {method} on {stage['rows']:,} {rows}."
 

@@ -535,7 +535,7 @@ def test_incidents_and_cost(page, run, lines):
     assert "0.05 (1 min 30 s x 2)" in parsed.text  # 90 seconds of 2 processes, in hours
     assert "2 min 0 s" in parsed.text
     assert "60,000" in parsed.text  # 3000 tokens in 0.05 hours
-    assert "1, 3.00 GB; training stalled for 2 s" in parsed.text
+    assert "1, 3.00 GB; training stalled for 1.5 s" in parsed.text
 
 
 def test_shards_have_their_hashes(page, corpus):
