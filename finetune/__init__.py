@@ -2,4 +2,4 @@
 
 from conf.terminal import silence_torchao
 
-silence_torchao()  # before trl, which has peft import it
+silence_torchao()  # before trl is imported, which makes peft import torchao

@@ -1,4 +1,4 @@
-"""`python -m finetune sft|dpo|show model=... data=... out=...`."""
+"""The command line `python -m finetune sft|dpo|show model=... data=... out=...`."""
 
 from conf.entry import Command, main
 
@@ -13,13 +13,13 @@ COMMANDS = {
         config="dpo",
         schema="finetune.config:DpoConfig",
         run="finetune.dpo:dpo",
-        summary="tunes a chat model on pairs of a better and a worse answer; adapters are merged",
+        summary="tunes a chat model on pairs of a better and a worse answer, and merges adapters",
     ),
     "show": Command(
         config="show",
         schema="finetune.show:ShowConfig",
         run="finetune.show:show",
-        summary="shows which tokens of an example are learned from and which are masked",
+        summary="shows which tokens of an example are trained on and which are masked",
     ),
 }
 

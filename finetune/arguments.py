@@ -1,4 +1,4 @@
-"""What `trl` is told in supervised and in preference tuning alike."""
+"""Arguments of `trl`'s trainers that supervised and preference tuning share."""
 
 from __future__ import annotations
 
@@ -11,41 +11,44 @@ import datasets
 from transformers import PreTrainedModel, PrinterCallback, Trainer
 
 from conf.errors import InputError
+from finetune.batch_order import BatchOrder
+from finetune.callbacks import LogLastStep, MarkSaved
 from finetune.config import SCHEDULES, SftConfig
-from finetune.order import Order
-from finetune.precision import on_cpu, settle_precision
-from finetune.watch import LastStep, Saved
+from finetune.precision import agree_on_precision, uses_cpu
 
 
-def data_set(found: list[dict[str, list[int]]], max_seq_len: int) -> datasets.Dataset:
-    """The examples whose answer begins within max_seq_len; raises InputError where none does."""
-    if not found:
+def make_dataset(examples: list[dict[str, list[int]]], max_seq_len: int) -> datasets.Dataset:
+    """Returns the examples as a dataset; raises InputError if there are none.
+
+    The caller has dropped the examples whose answer begins beyond max_seq_len.
+    """
+    if not examples:
         raise InputError(
-            f"no answer begins within max_seq_len={max_seq_len} tokens: "
-            "give a longer max_seq_len or shorter conversations."
+            f"max_seq_len={max_seq_len}: no answer begins within so many tokens. "
+            "Give a larger max_seq_len or shorter conversations."
         )
-    return datasets.Dataset.from_list(found)
+    return datasets.Dataset.from_list(examples)
 
 
-def common(
+def common_arguments(
     config: SftConfig, model: PreTrainedModel, processes: int, folder: Path
 ) -> dict[str, Any]:
-    """Arguments of `trl`'s SFTConfig and DPOConfig.
+    """Returns the arguments that `trl`'s SFTConfig and DPOConfig share.
 
     Raises:
-        InputError: max_seq_len is beyond the model's, or batch_size does not divide.
+        InputError: max_seq_len exceeds the model's, or batch_size is not divisible.
     """
     longest = model.config.max_position_embeddings
     max_seq_len = config.max_seq_len or longest
     if max_seq_len > longest:
-        raise InputError(f"max_seq_len={max_seq_len} is more than the model's {longest}.")
-    micro_batch_size, accumulation_steps = config.share(processes)
+        raise InputError(f"max_seq_len={max_seq_len}: the model's maximum is {longest}.")
+    micro_batch_size, accumulation_steps = config.split_batch(processes)
     datasets.disable_progress_bars()
-    # trl's own default, and peft's own call, are what transformers warns of.
+    # transformers warns of a default of trl and of a call in peft.
     warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing.*` is", FutureWarning)
     validates = config.validation is not None
     writes = os.environ.get("RANK", "0") == "0"
-    precision = settle_precision(config, folder, processes, writes)
+    precision = agree_on_precision(config, folder, processes, writes)
     return {
         "output_dir": str(folder),
         "learning_rate": config.learning_rate,
@@ -62,7 +65,7 @@ def common(
         "include_num_input_tokens_seen": "non_padding",
         "gradient_checkpointing": config.gradient_checkpointing,
         "bf16": precision == "bf16",
-        "use_cpu": on_cpu(config),
+        "use_cpu": uses_cpu(config),
         "seed": config.seed,
         "logging_steps": config.log_every,
         "logging_first_step": True,
@@ -75,25 +78,25 @@ def common(
         "save_total_limit": 2,
         "report_to": "none",
         "ddp_find_unused_parameters": False,
-        "use_cache": model.config.use_cache,  # else the saved config.json would say false
+        "use_cache": model.config.use_cache,  # else the saved config.json would have false
         "disable_tqdm": True,
-        "dataloader_pin_memory": not on_cpu(config),
+        "dataloader_pin_memory": not uses_cpu(config),
     }
 
 
-def sampler(trainer: Trainer, config: SftConfig, lengths: list[int]) -> Order:
-    """The order of the trainer's rows."""
-    return Order(
+def batch_order(trainer: Trainer, config: SftConfig, lengths: list[int]) -> BatchOrder:
+    """Returns the sampler of the trainer's rows."""
+    return BatchOrder(
         lengths,
         config.batch_size,
         config.seed,
         lambda: int(trainer.state.epoch or 0),
-        alike=not config.packing,
+        by_length=not config.packing,
     )
 
 
 def add_callbacks(trainer: Trainer, processes: int) -> None:
-    """Our own words for `trl`'s, marks of whole checkpoints, and a log at each of them."""
+    """Replaces `trl`'s printer, and adds the callbacks that every process needs."""
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(LastStep())
-    trainer.add_callback(Saved(int(os.environ.get("RANK", "0")), processes))
+    trainer.add_callback(LogLastStep())
+    trainer.add_callback(MarkSaved(int(os.environ.get("RANK", "0")), processes))

@@ -1,4 +1,4 @@
-"""What `python -m finetune sft` and `dpo` may be told."""
+"""Configuration of `python -m finetune sft` and `dpo`."""
 
 from __future__ import annotations
 
@@ -8,39 +8,49 @@ from typing import Any, ClassVar
 from omegaconf import MISSING
 
 from conf.chat import ChatTemplate
-from conf.errors import InputError
+from conf.errors import InputError, one_of
 from conf.wandb_run import LoggerConfig
 
-# As the configs of this project name them, and as transformers does; all with a warm-up.
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+"""Names of the schedules, here and in transformers; all have a warm-up."""
 PRECISIONS = ("auto", "bf16", "fp32")
 DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass
 class SftConfig:
-    """model: a Hugging Face folder; out: the folder to make.
+    """Configuration of supervised tuning.
 
-    data: what to learn from, or a list of it: a jsonl or parquet file, a folder of them, a folder
-        that `datasets` saved, or hf:owner/name, a data set on the Hugging Face Hub.
-    format: `auto` tells it by the columns; else a name of docs/tuning_data.md. split: of a data set
-        that has several, null for its training split. language: of oasst2's messages.
-    batch_size: sequences in an optimizer step, over all processes; micro_batch_size: those that
-        one process forwards at once, null for all of its share.
-    max_seq_len: in tokens, null for the model's longest; longer conversations are cut at the end.
-    packing: fills sequences of max_seq_len with whole conversations that do not see each other;
-        without it, a batch holds conversations of like length, padded.
-    warmup: share of the steps; max_steps: ends sooner than `epochs` would.
-    precision: what is computed in, with fp32 weights and optimizer: `auto` is bf16 where the
-        hardware of every process multiplies it, else fp32, and after a restart what it was.
-    validation: more data, for the validation loss before the first step, each `validate_every`
+    model: a Hugging Face folder. out: the folder to make.
+    data: one source of training data or a list of them. A source is a jsonl or parquet file, a
+        folder of such files, a folder that `datasets` saved, or hf:owner/name for a data set on
+        the Hugging Face Hub.
+    format: `auto` to detect it by the columns, else a name from docs/tuning_data.md.
+    split: the split of a data set that has several, null for its training split.
+    language: of oasst2's messages.
+    chat_template: a file of conf/chat_template/.
+    learning_rate, schedule, weight_decay, clip_norm: of the optimizer; the schedule is cosine,
+        linear or constant.
+    warmup: fraction of the steps. epochs: passes over the data. max_steps: ends sooner than
+        `epochs` would, null for no limit.
+    batch_size: sequences per optimizer step, over all processes. micro_batch_size: sequences per
+        forward pass of one process, null for its whole part of the batch.
+    max_seq_len: in tokens, null for the model's maximum; longer conversations are truncated.
+    packing: fills sequences of max_seq_len with whole conversations that do not attend to each
+        other; without it, a batch holds padded conversations of similar length.
+    gradient_checkpointing: recomputes activations in the backward pass to save memory.
+    precision: of the computation; weights and optimizer are fp32. `auto` is bf16 if the hardware
+        of every process multiplies it, else fp32; a resumed run keeps its precision.
+    device: auto, cpu or cuda. seed: of order, packing and new embeddings.
+    log_every: steps between log lines.
+    validation: more data, for the validation loss before the first step, every `validate_every`
         steps and at the end; null for none.
-    checkpoint_every: steps between checkpoints, from which the same command continues; null for
-        none. They lie in `out`.tmp until the result is whole.
-    repetition_penalty: that the result's generation config asks for; null for what `model` says.
-    overwrite: replaces `out`, if it is a model folder that Headwater made.
-    check: reads all the data, which is refused as it would be later, and ends; `model` need not be
-        there yet.
+    checkpoint_every: steps between checkpoints, from which the same command resumes; null for
+        none. They are stored in `out`.tmp until the result is complete.
+    repetition_penalty: of the result's generation config, null to keep that of `model`.
+    logger: a file of conf/logger/.
+    overwrite: replaces `out` if it is a model folder that Headwater made.
+    check: reads and checks all data, then ends; `model` need not exist yet.
     """
 
     record: ClassVar[str] = "sft.json"
@@ -78,45 +88,47 @@ class SftConfig:
 
     def __post_init__(self) -> None:
         self.logger.check_wandb_only()
-        _one_of("schedule", self.schedule, tuple(SCHEDULES))
-        _one_of("precision", self.precision, PRECISIONS)
-        _one_of("device", self.device, DEVICES)
+        one_of("schedule", self.schedule, SCHEDULES)
+        one_of("precision", self.precision, PRECISIONS)
+        one_of("device", self.device, DEVICES)
         for key in ("learning_rate", "epochs", "max_steps", "batch_size", "micro_batch_size"):
             _positive(key, getattr(self, key))
         for key in ("max_seq_len", "log_every", "validate_every", "checkpoint_every"):
             _positive(key, getattr(self, key))
         _positive("repetition_penalty", self.repetition_penalty)
         if not 0 <= self.warmup < 1:
-            raise InputError(f"warmup={self.warmup} is outside [0, 1): it is a share of the steps.")
+            raise InputError(
+                f"warmup={self.warmup}: it is a fraction of the steps. Give a number in [0, 1)."
+            )
 
-    def share(self, processes: int) -> tuple[int, int]:
-        """Sequences that a process forwards at once, and how many such forwards make a step.
+    def split_batch(self, processes: int) -> tuple[int, int]:
+        """Returns the sequences per forward pass of a process, and its forward passes per step.
 
         Raises:
-            InputError: batch_size does not divide into them.
+            InputError: batch_size is not divisible.
         """
         per_process, rest = divmod(self.batch_size, processes)
         if rest:
             raise InputError(
-                f"batch_size={self.batch_size} does not divide among {processes} processes: "
-                f"expected a multiple of {processes}."
+                f"batch_size={self.batch_size} is not divisible by the {processes} processes. "
+                f"Give a multiple of {processes}."
             )
         micro = self.micro_batch_size or per_process
         if per_process % micro:
             raise InputError(
-                f"micro_batch_size={micro} does not divide the {per_process} sequences of a "
-                f"process (batch_size={self.batch_size} over {processes})."
+                f"micro_batch_size={micro} does not divide the {per_process} sequences of each "
+                f"process (batch_size={self.batch_size} over {processes}). Give a divisor."
             )
         return micro, per_process // micro
 
 
 @dataclass
 class DpoConfig(SftConfig):
-    """As SftConfig, but data holds pairs of a better and a worse answer, and batch_size counts
-    pairs.
+    """Configuration of preference tuning, with all keys of SFT.
 
-    beta: how strongly the model is held to the base; lora_rank and lora_alpha: size and scale
-        of the adapters on all linear layers but the head.
+    data holds pairs of a better and a worse answer, and batch_size counts pairs.
+    beta: strength of the penalty for deviating from the base model.
+    lora_rank, lora_alpha: rank and scale of the adapters on all linear layers except the head.
     """
 
     record: ClassVar[str] = "dpo.json"
@@ -130,12 +142,7 @@ class DpoConfig(SftConfig):
         for key in ("beta", "lora_rank", "lora_alpha"):
             _positive(key, getattr(self, key))
         if self.packing:
-            raise InputError("packing=true: expected false, as pairs are not packed in DPO.")
-
-
-def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InputError(f"{key}={value}: expected one of {', '.join(choices)}.")
+            raise InputError("packing=true: pairs are not packed in DPO. Give packing=false.")
 
 
 def _positive(key: str, value: float | None) -> None:

@@ -1,7 +1,7 @@
-"""The shapes of data that are understood, each told from the others by its columns.
+"""The formats of tuning data, each recognized by its columns.
 
-The data sets that Danube was tuned on (arXiv 2401.16818, section 6) come as their authors publish
-them; what each converter makes are the shapes of this project, `finetune/rows.py`.
+The data sets that Danube was tuned on (arXiv 2401.16818, section 6) are read as their authors
+publish them. Each converter returns rows in one of the two forms of `finetune/rows.py`.
 """
 
 from __future__ import annotations
@@ -10,32 +10,37 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from conf.errors import InputError, did_you_mean
+from conf.errors import InputError, one_of
 from finetune.oasst import best_against_worst, best_conversations
-from finetune.sources import Placed
+from finetune.sources import PlacedRow
 
 AUTO = "auto"
 
 
 @dataclass(frozen=True)
 class Format:
-    """columns: all that a row must have. convert: one row; tree: all rows at once, where they
-    refer to each other. public: a data set as it is published, whose rows without an answer, or
-    with the same answer twice, are left out and counted; in one's own data they are errors."""
+    """A format of tuning data.
+
+    columns: the columns that every row must have.
+    convert: converts one row.
+    convert_tree: converts all rows at once, if they refer to each other.
+    public: True for a published data set, whose rows without an answer, or with the same answer
+        twice, are skipped and counted. In other data such rows are errors.
+    """
 
     columns: tuple[str, ...]
     convert: Callable[[dict[str, Any]], dict[str, Any]] = dict
-    tree: Callable[[Iterator[Placed], str], Iterator[Placed]] | None = None
+    convert_tree: Callable[[Iterator[PlacedRow], str], Iterator[PlacedRow]] | None = None
     public: bool = True
 
 
-def _asked(system: str | None, question: str) -> list[dict[str, Any]]:
+def _prompt(system: str | None, question: str) -> list[dict[str, Any]]:
     first = [{"role": "system", "content": system}] if system else []
     return [*first, {"role": "user", "content": question}]
 
 
 def _openorca(row: dict[str, Any]) -> dict[str, Any]:
-    prompt = _asked(row["system_prompt"], row["question"])
+    prompt = _prompt(row["system_prompt"], row["question"])
     return {"prompt": prompt, "completion": row["response"]}
 
 
@@ -48,7 +53,7 @@ def _messages(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _intel_orca(row: dict[str, Any]) -> dict[str, Any]:
-    prompt = _asked(row["system"], row["question"])
+    prompt = _prompt(row["system"], row["question"])
     return {"prompt": prompt, "chosen": row["chosen"], "rejected": row["rejected"]}
 
 
@@ -60,8 +65,8 @@ def _math_preference(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-OASST = ("message_id", "text", "role", "lang")  # and parent_id and rank, where they have one
-COMPARED = ("prompt", "chosen", "rejected")
+OASST = ("message_id", "text", "role", "lang")  # some rows also have parent_id and rank
+PREFERENCE = ("prompt", "chosen", "rejected")
 
 ANSWERS = {
     "completion": Format(("prompt", "completion"), public=False),
@@ -73,40 +78,37 @@ ANSWERS = {
     # HuggingFaceH4/ultrachat_200k
     "ultrachat": Format(("prompt", "prompt_id", "messages"), _messages),
     # OpenAssistant/oasst2
-    "oasst2": Format(OASST, tree=best_conversations),
+    "oasst2": Format(OASST, convert_tree=best_conversations),
 }
-"""What `sft` reads."""
+"""Formats that `sft` reads."""
 
 PAIRS = {
-    "pairs": Format(COMPARED, public=False),
+    "pairs": Format(PREFERENCE, public=False),
     # HuggingFaceH4/ultrafeedback_binarized
-    "ultrafeedback": Format((*COMPARED, "prompt_id", "score_chosen", "score_rejected")),
+    "ultrafeedback": Format((*PREFERENCE, "prompt_id", "score_chosen", "score_rejected")),
     # Intel/orca_dpo_pairs
     "intel_orca": Format(("system", "question", "chosen", "rejected"), _intel_orca),
     # argilla/distilabel-math-preference-dpo
     "math_preference": Format(
         ("instruction", "chosen_response", "rejected_response"), _math_preference
     ),
-    "oasst2": Format(OASST, tree=best_against_worst),
+    "oasst2": Format(OASST, convert_tree=best_against_worst),
 }
-"""What `dpo` reads."""
+"""Formats that `dpo` reads."""
 
 
-def choose(formats: dict[str, Format], name: str, row: dict[str, Any], place: str) -> Format:
-    """The format of that name, or for `auto` the one whose columns the row has; where several
-    have theirs, the one whose columns include the others'.
+def choose_format(formats: dict[str, Format], name: str, row: dict[str, Any], place: str) -> Format:
+    """Returns the format of a name, or for `auto` the one whose columns the row has.
+
+    If the row has the columns of several formats, the one that includes the others' is returned.
 
     Raises:
-        InputError: there is no such format, or no single one fits.
+        InputError: the name is unknown, or no single format matches.
     """
     if name != AUTO:
-        if name not in formats:
-            raise InputError(
-                f"format={name}: expected {AUTO}, {', '.join(formats)}"
-                f"{did_you_mean(name, formats)}."
-            )
+        one_of("format", name, (AUTO, *formats))
         return formats[name]
-    fits = {key: set(format.columns) for key, format in formats.items() if has(format, row)}
+    fits = {key: set(format.columns) for key, format in formats.items() if has_columns(format, row)}
     widest = [key for key in fits if all(fits[key] >= other for other in fits.values())]
     if len(widest) == 1:
         return formats[widest[0]]
@@ -114,19 +116,19 @@ def choose(formats: dict[str, Format], name: str, row: dict[str, Any], place: st
     keys = " and ".join(f"'{key}'" for key in row) or "none"
     if fits:
         raise InputError(
-            f"{place} has the keys {keys}, which fit {' and '.join(fits)}: "
-            "say which is meant with format=..."
+            f"{place} has the keys {keys}, which match {' and '.join(fits)}. "
+            "Choose one with format=..."
         )
     for command, others in (("sft", ANSWERS), ("dpo", PAIRS)):
         for key, format in others.items():
-            if formats is not others and has(format, row):
+            if formats is not others and has_columns(format, row):
                 raise InputError(
-                    f"{place} has the keys {keys}, which are {key} for python -m finetune "
-                    f"{command}: use that, or give other data."
+                    f"{place} has the keys {keys}, which are the format {key} of python -m "
+                    f"finetune {command}. Use that command, or give other data."
                 )
-    raise InputError(f"{place} has the keys {keys}: expected those of one of {known}.")
+    raise InputError(f"{place} has the keys {keys}, expected those of one of {known}.")
 
 
-def has(format: Format, row: dict[str, Any]) -> bool:
-    """Whether the row has all columns of the format."""
+def has_columns(format: Format, row: dict[str, Any]) -> bool:
+    """Returns whether the row has all columns of the format."""
     return all(column in row for column in format.columns)

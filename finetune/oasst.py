@@ -1,6 +1,9 @@
-"""OpenAssistant's trees of messages (oasst1, oasst2): a row is one message that names its parent;
-people ranked the answers to the same message, 0 is the best. The jsonl files of the data sets leave
-out what is null: the parent of a first message, the rank of one that was not ranked."""
+"""Conversations and pairs from OpenAssistant's message trees (oasst1, oasst2).
+
+A row is one message that names its parent. Annotators ranked the answers to the same message, and
+rank 0 is the best. The jsonl files of the data sets omit null values: the parent of a first
+message, and the rank of a message that was not ranked.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from finetune.sources import Placed
+from finetune.sources import PlacedRow
 
 ROLES = {"prompter": "user", "assistant": "assistant"}
 
@@ -16,8 +19,11 @@ Message = dict[str, str]
 Replies = dict[str | None, list[dict[str, Any]]]
 
 
-def best_conversations(rows: Iterator[Placed], language: str) -> Iterator[Placed]:
-    """One conversation of each tree: the best-ranked message at every turn, to the last answer."""
+def best_conversations(rows: Iterator[PlacedRow], language: str) -> Iterator[PlacedRow]:
+    """Yields one conversation per tree: the best-ranked message of every turn, to the last answer.
+
+    Trees without an answer are skipped.
+    """
     replies = _replies(rows, language)
     for root in replies[None]:
         path = [root]
@@ -29,9 +35,11 @@ def best_conversations(rows: Iterator[Placed], language: str) -> Iterator[Placed
             yield root["place"], {"messages": [_message(node) for node in path]}
 
 
-def best_against_worst(rows: Iterator[Placed], language: str) -> Iterator[Placed]:
-    """The lowest against the highest rank of the answers to each message, as Danube's second stage
-    of DPO; messages without two ranks are left out."""
+def best_against_worst(rows: Iterator[PlacedRow], language: str) -> Iterator[PlacedRow]:
+    """Yields the best and the worst answer to each message as a pair.
+
+    This is the data of the second DPO stage of Danube. Messages without two ranks are skipped.
+    """
     replies = _replies(rows, language)
     open_paths = [[root] for root in replies[None]]
     while open_paths:
@@ -48,8 +56,8 @@ def best_against_worst(rows: Iterator[Placed], language: str) -> Iterator[Placed
             )
 
 
-def _replies(rows: Iterator[Placed], language: str) -> Replies:
-    """The messages of a language under the id of what they answer, in the order of the rows."""
+def _replies(rows: Iterator[PlacedRow], language: str) -> Replies:
+    """Returns the messages of a language by the id of their parent, in the order of the rows."""
     replies: Replies = defaultdict(list)
     for place, row in rows:
         kept = row["lang"] == language and not row.get("deleted")

@@ -1,4 +1,4 @@
-"""The folder that tuning makes: whole or not at all, and not made twice from the same inputs."""
+"""The output folder of tuning, written whole or not at all and once per set of inputs."""
 
 from __future__ import annotations
 
@@ -14,23 +14,26 @@ from conf.errors import InputError
 from conf.files import clean, discard, restore
 from conf.output_kinds import MODEL, read_json
 from conf.outputs import Output
+from finetune.checkpoints import last_checkpoint
 from finetune.config import DpoConfig, SftConfig
-from finetune.resume import last_checkpoint
-from finetune.rows import Row, fingerprint, names
+from finetune.rows import Row, fingerprint, source_names
 from finetune.sources import HUB
 
-MARK, RESULT = "inputs", "result"
-"""In the folder of the work: what it is made of, and the model that is to become the output."""
+INPUTS, RESULT = "inputs", "result"
+"""Names in the work folder: the file with the hash of the inputs, and the folder of the model."""
 
-# These say where the result goes and how it is watched, not what it is.
-WATCHING = ("logger", "log_every", "validation", "validate_every", "checkpoint_every")
-NOT_INPUTS = ("model", "out", "overwrite", "check", "device", *WATCHING)
-# These say where the rows come from, which are hashed themselves.
+MONITORING = ("logger", "log_every", "validation", "validate_every", "checkpoint_every")
+NOT_INPUTS = ("model", "out", "overwrite", "check", "device", *MONITORING)
+"""Keys that do not change the result."""
 SOURCE = ("data", "format", "split", "language")
+"""Keys that select the rows; the rows themselves are hashed instead."""
 
 
 def inputs_fingerprint(config: SftConfig, rows: list[Row]) -> str:
-    """sha256 of all that decides the result: settings, rows, weights and tokenizer."""
+    """Returns the sha256 of everything that decides the result.
+
+    This is settings, rows, weights and tokenizer.
+    """
     without = NOT_INPUTS + SOURCE
     settings = {key: value for key, value in asdict(config).items() if key not in without}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
@@ -44,35 +47,35 @@ def inputs_fingerprint(config: SftConfig, rows: list[Row]) -> str:
 
 def output_of(config: SftConfig) -> Output:
     """Returns the folder that a command makes."""
-    data = [name for name in names(config.data) if not name.startswith(HUB)]
+    data = [name for name in source_names(config.data) if not name.startswith(HUB)]
     return Output(config.out, MODEL, config.overwrite, [config.model, *data])
 
 
 def check_out(config: SftConfig, *, writes: bool) -> None:
-    """Raises InputError where `out`, or the folder of the work on it, holds what is not ours."""
+    """Raises InputError if `out` or its work folder holds files that Headwater did not make."""
     output = output_of(config)
     output.check_foreign()
     work = _work_folder(output)
     if writes:
         clean(work)
-    if writes and work.exists() and not (work / MARK).is_file():
+    if writes and work.exists() and not (work / INPUTS).is_file():
         raise InputError(
-            f"out={config.out}: {work} is in the way, where checkpoints are kept meanwhile, and "
-            "is not from an earlier call. Remove it, or choose another folder."
+            f"out={config.out}: {work}, which is needed for checkpoints, exists and is not from "
+            "an earlier call. Remove it, or choose another folder."
         )
 
 
 def is_done(config: SftConfig, inputs: str) -> bool:
-    """Whether `out` already holds the result of these inputs.
+    """Returns whether `out` already holds the result of these inputs.
 
     Raises:
-        InputError: it holds another model, and `overwrite` is not set.
+        InputError: `out` holds another model, and `overwrite` is not set.
     """
     output = output_of(config)
     record = read_json(output.path / config.record)
     if not config.overwrite and record.get("inputs") == inputs:
         work = _work_folder(output)
-        if _made_from(work) == inputs:  # the process was killed while it removed this
+        if _inputs_of(work) == inputs:  # the process was killed while removing this folder
             discard(work)
         return True
     output.check("a model from other inputs" if record else None)
@@ -81,21 +84,26 @@ def is_done(config: SftConfig, inputs: str) -> bool:
 
 @contextmanager
 def staged(output: Output, inputs: str, *, writes: bool) -> Iterator[tuple[Path, Path | None]]:
-    """Yields the folder of the work, next to the output, and the checkpoint to continue from: one
-    that a run from the same inputs left there. What is in `RESULT` of it at the end becomes the
-    output. On an error the folder vanishes, unless it holds a checkpoint.
+    """Yields the work folder next to the output, and the checkpoint to resume from or None.
 
-    writes: whether this process is the one that makes and renames the folder.
+    A checkpoint is resumed if a run with the same inputs left it. At the end the content of
+    `RESULT` in the work folder becomes the output. After an error the work folder is removed unless
+    it holds a checkpoint.
+
+    Args:
+        output: the folder to make.
+        inputs: the fingerprint of the inputs.
+        writes: whether this process makes and renames the folder.
     """
     work = _work_folder(output)
     result = work / RESULT
-    # A folder of other inputs never looks like one of these, not even while it is removed.
-    checkpoint = last_checkpoint(work) if _made_from(work) == inputs else None
+    # A folder of other inputs is never mistaken for one of these, even while it is being removed.
+    checkpoint = last_checkpoint(work) if _inputs_of(work) == inputs else None
     if writes:
         restore(result, output.path)
         discard(result if checkpoint else work)
         result.mkdir(parents=True)
-        (work / MARK).write_text(inputs)
+        (work / INPUTS).write_text(inputs)
     try:
         yield work, checkpoint
         if writes:
@@ -107,8 +115,8 @@ def staged(output: Output, inputs: str, *, writes: bool) -> Iterator[tuple[Path,
         raise
 
 
-def _made_from(work: Path) -> str | None:
-    return (work / MARK).read_text() if (work / MARK).is_file() else None
+def _inputs_of(work: Path) -> str | None:
+    return (work / INPUTS).read_text() if (work / INPUTS).is_file() else None
 
 
 def _work_folder(output: Output) -> Path:
@@ -116,14 +124,14 @@ def _work_folder(output: Output) -> Path:
 
 
 def model_card(config: SftConfig, record: dict[str, Any]) -> str:
-    """README.md of the folder."""
+    """Returns the text of the folder's README.md."""
     name, base = Path(config.out).name, Path(config.model).name
-    data = ", ".join(Path(name).name for name in names(config.data))
+    data = ", ".join(Path(name).name for name in source_names(config.data))
     if isinstance(config, DpoConfig):
-        how, unit, loss_unit = " by direct preference optimisation (arXiv 2305.18290)", "pairs", ""
+        how, unit, loss_unit = " by direct preference optimization (arXiv 2305.18290)", "pairs", ""
         adapters = f"LoRA, rank {config.lora_rank}, alpha {config.lora_alpha}, merged"
         method = {
-            "loss on": "better against worse answers, prompts not scored",
+            "loss on": "better against worse answers; prompts are not scored",
             "beta": f"{config.beta:g}",
             "adapters": adapters,
         }

@@ -1,4 +1,4 @@
-"""`precision=auto` of tuning: the same on all processes, and after a restart what it was."""
+"""The choice of `precision=auto`, which all processes share and a resumed run keeps."""
 
 from __future__ import annotations
 
@@ -9,24 +9,29 @@ import torch.distributed as dist
 
 from conf.errors import InputError
 from conf.machine import DTYPES, Verdict, bf16_verdict, processor, slow_warning
+from finetune.checkpoints import last_checkpoint, recorded_precision
 from finetune.config import SftConfig
-from finetune.resume import last_checkpoint, precision_before
 
 
-def on_cpu(config: SftConfig) -> bool:
-    """Whether to tune on the CPU."""
+def uses_cpu(config: SftConfig) -> bool:
+    """Returns whether to tune on the CPU. Raises InputError if device=cuda is not available."""
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device=cuda: torch finds no CUDA device here.")
+        raise InputError("device=cuda: torch finds no CUDA device. Give device=auto or cpu.")
     return config.device == "cpu" or not torch.cuda.is_available()
 
 
-def settle_precision(config: SftConfig, folder: Path, processes: int, writes: bool) -> str:
-    """Returns `bf16` or `fp32`, the same on all processes, each of which calls it; the one that
-    writes prints why.
+def agree_on_precision(config: SftConfig, folder: Path, processes: int, writes: bool) -> str:
+    """Returns `bf16` or `fp32`, the same on all processes.
 
-    folder: where the tuning is staged: what one of its checkpoints was made with is kept.
+    Every process calls it; the process that writes prints the reason.
+
+    Args:
+        config: the settings of the run.
+        folder: the work folder; the precision of its last checkpoint is kept.
+        processes: number of processes.
+        writes: whether this process prints and reads the folder.
     """
-    found = processor("cpu" if on_cpu(config) else "cuda")
+    found = processor("cpu" if uses_cpu(config) else "cuda")
     if config.precision != "auto":
         setting = f"precision={config.precision}"
         warning = slow_warning(setting, DTYPES[config.precision], found, "precision=auto")
@@ -34,40 +39,41 @@ def settle_precision(config: SftConfig, folder: Path, processes: int, writes: bo
             print(f"warning: {warning}", flush=True)
         return config.precision
     checkpoint = last_checkpoint(folder) if writes else None
-    made_with = precision_before(checkpoint) if checkpoint is not None else None
-    verdicts, made_with = _of_all(config, bf16_verdict(found), made_with, processes)
-    precision, reason = decide(verdicts, made_with)
+    earlier = recorded_precision(checkpoint) if checkpoint is not None else None
+    verdicts, earlier = _gather(config, bf16_verdict(found), earlier, processes)
+    precision, reason = choose_precision(verdicts, earlier)
     if writes:
         print(reason, flush=True)
     return precision
 
 
-def decide(verdicts: list[Verdict], made_with: str | None) -> tuple[str, str]:
-    """Returns the precision of all processes, and a sentence on why.
+def choose_precision(verdicts: list[Verdict], earlier: str | None) -> tuple[str, str]:
+    """Returns the precision of all processes, and a sentence with the reason.
 
-    verdicts: of each process on its bf16. made_with: what the checkpoint that is continued from was
-    made with, None where there is none.
+    Args:
+        verdicts: the answer of each process to whether its hardware multiplies bf16.
+        earlier: precision of the checkpoint to resume, or None.
     """
     lacking = next((verdict for verdict in verdicts if not verdict.native), None)
     fitting = "fp32" if lacking else "bf16"
     reason = (lacking or verdicts[0]).reason
-    if made_with is None:
+    if earlier is None:
         return fitting, f"precision=auto takes {fitting}: {reason}."
-    kept = f"precision=auto keeps {made_with}, with which this tuning began"
-    if made_with == fitting:
-        return made_with, f"{kept}."
-    return made_with, f"{kept}, though this machine would take {fitting} ({reason})."
+    kept = f"precision=auto keeps {earlier}, with which this tuning began"
+    if earlier == fitting:
+        return earlier, f"{kept}."
+    return earlier, f"{kept}, though this machine would take {fitting} ({reason})."
 
 
-def _of_all(
-    config: SftConfig, verdict: Verdict, made_with: str | None, processes: int
+def _gather(
+    config: SftConfig, verdict: Verdict, earlier: str | None, processes: int
 ) -> tuple[list[Verdict], str | None]:
-    """Verdicts of all processes, and what process 0, which knows the folder, says."""
+    """Returns the verdicts of all processes, and the earlier precision that process 0 found."""
     if processes == 1:
-        return [verdict], made_with
+        return [verdict], earlier
     from accelerate import PartialState
 
-    PartialState(cpu=on_cpu(config))  # joins the group that transformers then finds
-    found: list[tuple[Verdict, str | None]] = [(verdict, made_with)] * processes
-    dist.all_gather_object(found, (verdict, made_with))
+    PartialState(cpu=uses_cpu(config))  # joins the process group that transformers then uses
+    found: list[tuple[Verdict, str | None]] = [(verdict, earlier)] * processes
+    dist.all_gather_object(found, (verdict, earlier))
     return [one for one, _ in found], found[0][1]

@@ -1,4 +1,4 @@
-"""From checked settings to a trainer of `trl` whose labels are verified."""
+"""Loads the base model and builds `trl`'s trainer for supervised tuning, with verified labels."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer
 
 from conf.errors import InputError
-from finetune.arguments import add_callbacks, common, data_set
+from finetune.arguments import add_callbacks, common_arguments, make_dataset
 from finetune.config import SftConfig
 from finetune.rows import Row
-from finetune.tokens import IGNORED, add_tokens, tokenize
+from finetune.tokens import IGNORED, add_template_tokens, tokenize
 from finetune.trainer import AnswerTrainer
 
 
 @dataclass(frozen=True)
 class Base:
-    """What is tuned: a model with fp32 weights, the precision it is stored in, its tokenizer."""
+    """The model to tune, with fp32 weights, the type it is stored in, and its tokenizer."""
 
     model: PreTrainedModel
     stored_dtype: torch.dtype
@@ -39,10 +39,10 @@ class Base:
 
 
 def load(model_dir: Path) -> Base:
-    """Reads a Hugging Face folder.
+    """Loads a Hugging Face folder.
 
     Raises:
-        InputError: the folder cannot be loaded, or its two parts do not fit.
+        InputError: the folder cannot be loaded, or its model and tokenizer do not match.
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -57,8 +57,8 @@ def load(model_dir: Path) -> Base:
     model, loading = loaded
     if loading["missing_keys"]:
         raise InputError(
-            f"model={model_dir} lacks weights, among them {min(loading['missing_keys'])}: "
-            "expected all that its config.json names."
+            f"model={model_dir} lacks weights of its config.json, among them "
+            f"{min(loading['missing_keys'])}. Export or download it again."
         )
     if len(tokenizer) > model.config.vocab_size:
         raise InputError(
@@ -67,7 +67,7 @@ def load(model_dir: Path) -> Base:
         )
     if tokenizer.eos_token is None:
         raise InputError(
-            f"model={model_dir}: its tokenizer names no eos_token to end answers with."
+            f"model={model_dir}: its tokenizer has no eos_token, which ends an answer."
         )
     return Base(model, stored or torch.float32, tokenizer)
 
@@ -80,13 +80,14 @@ def build_trainer(
     folder: Path,
     validation: list[Row] | None = None,
 ) -> AnswerTrainer:
-    """A trainer whose data set is tokenized, masked, cut to max_seq_len and packed, less the
-    conversations whose first answer begins beyond that.
+    """Returns a trainer whose dataset is tokenized, masked, truncated to max_seq_len and packed.
+
+    Conversations whose first answer begins beyond max_seq_len are dropped.
 
     Raises:
-        InputError: max_seq_len is beyond the model's, or no answer begins within it.
+        InputError: max_seq_len exceeds the model's, or no answer begins within it.
     """
-    settings = common(config, base.model, processes, folder)
+    settings = common_arguments(config, base.model, processes, folder)
     max_seq_len = settings["max_length"]
     arguments = TrlConfig(
         **settings,
@@ -94,7 +95,7 @@ def build_trainer(
         eval_packing=False,
         shuffle_dataset=config.packing,
     )
-    missing = add_tokens(base.tokenizer, config.chat_template)
+    missing = add_template_tokens(base.tokenizer, config.chat_template)
     if missing and len(base.tokenizer) > base.model.config.vocab_size:
         torch.manual_seed(config.seed)
         base.model.resize_token_embeddings(len(base.tokenizer))
@@ -102,7 +103,7 @@ def build_trainer(
     def tokenized(rows: list[Row]) -> datasets.Dataset:
         found = tokenize(rows, config.chat_template, base.tokenizer)
         within = [row for row in found if set(row["labels"][:max_seq_len]) != {IGNORED}]
-        return data_set(within, max_seq_len)
+        return make_dataset(within, max_seq_len)
 
     data = tokenized(rows)
     trainer = AnswerTrainer(
@@ -113,17 +114,16 @@ def build_trainer(
         eval_dataset=tokenized(validation) if validation else None,
         processing_class=base.tokenizer,
     )
-    trainer.left_out = len(rows) - len(data)
+    trainer.num_skipped = len(rows) - len(data)
     add_callbacks(trainer, processes)
     return trainer
 
 
 def check_labels(trainer: SFTTrainer, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Looks at every sequence that will be trained on, packed ones part by part, and at the first
-    batch as the model gets it.
+    """Checks the labels of every sequence, packed ones part by part, and of the first batch.
 
     Raises:
-        InputError: every token, or none of a batch, would be learned from.
+        InputError: all tokens of a sequence, or no token of the first batch, would be trained on.
     """
     data, arguments = trainer.train_dataset, trainer.args
     assert isinstance(data, datasets.Dataset)
@@ -136,11 +136,13 @@ def check_labels(trainer: SFTTrainer, tokenizer: PreTrainedTokenizerBase) -> Non
         ):
             if not (labels == IGNORED).any():
                 raise InputError(
-                    f"every token of {tokenizer.decode(ids)!r:.80} would be learned "
-                    "from, its prompt too: training_template must mark the assistant's turns only."
+                    f"every token of {tokenizer.decode(ids)!r:.80} would be trained on, including "
+                    "its prompt. Mark only the assistant's turns in the training_template."
                 )
     first = data.select(range(min(arguments.train_batch_size, len(data))))
     labels = trainer.data_collator(list(first))["labels"]
     share = (labels != IGNORED).float().mean().item()
     if not 0 < share < 1:
-        raise InputError(f"{share:.0%} of the first batch is learned from: expected some of it.")
+        raise InputError(
+            f"{share:.0%} of the tokens of the first batch would be trained on, expected a part."
+        )

@@ -1,4 +1,4 @@
-"""From checked settings to a DPO trainer of `trl` on our token ids."""
+"""Builds `trl`'s trainer for preference tuning, on pairs that are already tokenized."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from trl import DPOTrainer
 
 from conf.chat import ChatTemplate
 from conf.errors import InputError
-from finetune.arguments import add_callbacks, common, data_set, sampler
+from finetune.arguments import add_callbacks, batch_order, common_arguments, make_dataset
+from finetune.batch_order import BatchOrder
 from finetune.config import DpoConfig
-from finetune.order import Order
 from finetune.prepare import Base
 from finetune.rows import Row
-from finetune.tokens import IGNORED, add_tokens, tokenize
+from finetune.tokens import IGNORED, add_template_tokens, tokenize
 
 
 class PairTrainer(DPOTrainer):
-    """`trl`'s trainer on pairs that are token ids already, in our order.
+    """A DPO trainer on pairs of token ids, which are read in `BatchOrder`.
 
-    left_out: pairs whose prompt fills max_seq_len.
+    num_skipped: number of pairs whose prompt fills max_seq_len.
     """
 
-    left_out = 0
+    num_skipped = 0
 
     def __init__(self, config: DpoConfig, **parts: Any) -> None:
         super().__init__(**parts)
@@ -36,16 +36,19 @@ class PairTrainer(DPOTrainer):
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Order:
+    def _get_train_sampler(self, train_dataset: Any = None) -> BatchOrder:
         data: Any = self.train_dataset
-        return sampler(self, self.config, [sum(map(len, pair.values())) for pair in data])
+        return batch_order(self, self.config, [sum(map(len, pair.values())) for pair in data])
 
 
 def tokenize_pairs(
     rows: list[Row], template: ChatTemplate, tokenizer: PreTrainedTokenizerBase
 ) -> list[dict[str, list[int]]]:
-    """`prompt_ids`, `chosen_ids` and `rejected_ids` of each pair: the prompt as a server sends it,
-    the answers with their end token. Only the answers are scored."""
+    """Returns `prompt_ids`, `chosen_ids` and `rejected_ids` of each pair.
+
+    The prompt is encoded as a server sends it, the answers end with their end token. Only the
+    answers are scored.
+    """
     pairs = []
     answers: dict[str, list[dict[str, list[int]]]] = {}
     for key in ("chosen", "rejected"):
@@ -61,19 +64,21 @@ def tokenize_pairs(
 
 
 def check_template(config: DpoConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises InputError where the model was tuned on another template, or lacks tokens of this
-    one, which adapters could not learn."""
+    """Raises InputError if the model was tuned with another template or lacks tokens of this one.
+
+    Adapters could not learn new tokens.
+    """
     template = config.chat_template
     if tokenizer.chat_template not in (None, template.template):
         raise InputError(
-            f"chat_template={template.name} is not that of model={config.model}: "
-            "give the one that the model was tuned with."
+            f"chat_template={template.name} is not the template of model={config.model}. "
+            "Give the one that the model was tuned with."
         )
     missing = set(template.special_tokens) - set(tokenizer.get_vocab())
     if missing:
         raise InputError(
-            f"chat_template={template.name} writes {min(missing)}, which model={config.model} "
-            "does not know: tune it with sft first, as adapters learn no new tokens."
+            f"chat_template={template.name} uses the token {min(missing)}, which "
+            f"model={config.model} lacks. Tune it with sft first, as adapters cannot learn tokens."
         )
 
 
@@ -85,21 +90,22 @@ def build_trainer(
     folder: Path,
     validation: list[Row] | None = None,
 ) -> PairTrainer:
-    """A trainer of adapters on `base.model`, whose pairs are tokenized and whose prompts are
-    masked; pairs whose prompt fills max_seq_len are dropped, longer answers are cut.
+    """Returns a trainer of adapters on `base.model`, with tokenized pairs and masked prompts.
+
+    Pairs whose prompt fills max_seq_len are dropped, and longer answers are truncated.
 
     Raises:
-        InputError: max_seq_len is beyond the model's, or no answer begins within it.
+        InputError: max_seq_len exceeds the model's, or no answer begins within it.
     """
-    settings = common(config, base.model, processes, folder)
+    settings = common_arguments(config, base.model, processes, folder)
     max_seq_len = settings["max_length"]
     check_template(config, base.tokenizer)
-    add_tokens(base.tokenizer, config.chat_template)
+    add_template_tokens(base.tokenizer, config.chat_template)
 
     def tokenized(rows: list[Row]) -> datasets.Dataset:
         pairs = tokenize_pairs(rows, config.chat_template, base.tokenizer)
         within = [pair for pair in pairs if len(pair["prompt_ids"]) < max_seq_len]
-        return data_set(within, max_seq_len)
+        return make_dataset(within, max_seq_len)
 
     data = tokenized(rows)
     trainer = PairTrainer(
@@ -116,6 +122,6 @@ def build_trainer(
             task_type="CAUSAL_LM",
         ),
     )
-    trainer.left_out = len(rows) - len(data)
+    trainer.num_skipped = len(rows) - len(data)
     add_callbacks(trainer, processes)
     return trainer

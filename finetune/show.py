@@ -1,7 +1,7 @@
 """`python -m finetune show`: one example as a model is trained on it, token by token.
 
-What is learned from and what is masked, on the terminal and as a page that opens offline: the
-template, the tokenizer and the mask in one look, before a run is spent on them.
+It shows which tokens are trained on and which are masked, on the terminal and as a self-contained
+HTML page, so that template, tokenizer and mask can be checked before a run.
 """
 
 from __future__ import annotations
@@ -25,15 +25,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Token = tuple[int, str, bool]
-"""Id, text, and whether the loss is taken on it."""
+"""Id, text, and whether the loss is taken on the token."""
 
 
 @dataclass
 class ShowConfig:
-    """model: a Hugging Face folder, for its tokenizer. data, format, split, language: as for sft.
+    """Configuration of `show`.
 
-    row: which example, from 0. out: an HTML page to write, null for the terminal only; overwrite:
-    replaces such a page.
+    model: a Hugging Face folder, for its tokenizer.
+    data, format, split, language, chat_template: same as for sft.
+    row: index of the example, from 0.
+    out: an HTML page to write, null for the terminal only. overwrite: replaces such a page.
     """
 
     model: str = MISSING
@@ -48,10 +50,10 @@ class ShowConfig:
 
 
 def show(config: ShowConfig) -> None:
-    """Prints the example, and writes the page where one is asked for.
+    """Prints the example, and writes the page if `out` is given.
 
     Raises:
-        InputError: model, data or template do not fit, or there is no such row.
+        InputError: model, data or template do not fit, or the row does not exist.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     output = Output(config.out, PAGE, config.overwrite) if config.out else None
@@ -59,34 +61,41 @@ def show(config: ShowConfig) -> None:
         output.check()
     folder = Path(config.model)
     if not (folder / "tokenizer_config.json").is_file():
-        raise InputError(f"model={folder} has no tokenizer_config.json: expected a folder with it.")
+        raise InputError(
+            f"model={folder} has no tokenizer_config.json. Give a Hugging Face model folder."
+        )
     rows = read_rows(config.data, config.format, config.split, config.language)
     if not 0 <= config.row < len(rows):
-        raise InputError(f"row={config.row}: expected 0 to {len(rows) - 1}, as data has no more.")
+        raise InputError(
+            f"row={config.row}: data has {len(rows)} rows. Give a number from 0 to {len(rows) - 1}."
+        )
 
     from transformers import AutoTokenizer
 
-    from finetune.tokens import IGNORED, add_tokens, tokenize
+    from finetune.tokens import IGNORED, add_template_tokens, tokenize
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    add_tokens(tokenizer, config.chat_template)
+    add_template_tokens(tokenizer, config.chat_template)
     (example,) = tokenize([rows[config.row]], config.chat_template, tokenizer)
     learned = [label != IGNORED for label in example["labels"]]
     ids = example["input_ids"]
-    tokens = list(zip(ids, texts(tokenizer, ids), learned, strict=True))
+    tokens = list(zip(ids, token_texts(tokenizer, ids), learned, strict=True))
     title = f"{config.chat_template.name}, row {config.row} of {Path(str(config.data)).name}"
-    on_terminal(title, tokens)
+    print_tokens(title, tokens)
     if output:
-        output.write(page(title, tokens))
-        print(f"{config.out}: {len(tokens)} tokens, {sum(learned)} of them learned from")
+        output.write(render_page(title, tokens))
+        print(f"{config.out}: {len(tokens)} tokens, {sum(learned)} of them trained on")
 
 
-def texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
-    """What each token adds to the text: together they are the whole of it. A token that ends
-    within a character adds nothing; the one that completes it adds all."""
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
+    """Returns the text that each token adds; concatenated, they are the whole text.
+
+    A token that ends inside a character adds nothing, and the token that completes the character
+    adds all of it.
+    """
     pieces, start, done = [], 0, 0
     for end in range(1, len(ids) + 1):
-        # Decoding from a few tokens back keeps this quick, and spaces as they are.
+        # Decoding from only a few tokens back is fast, and keeps spaces as they are.
         before: Any = tokenizer.decode(ids[start:done])
         text: Any = tokenizer.decode(ids[start:end])
         if text.endswith("\ufffd") and end < len(ids):
@@ -97,8 +106,8 @@ def texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
     return pieces
 
 
-def on_terminal(title: str, tokens: list[Token]) -> None:
-    """Learned tokens stand out, masked ones are dim."""
+def print_tokens(title: str, tokens: list[Token]) -> None:
+    """Prints the tokens to the terminal, trained ones in green and masked ones dim."""
     from rich.console import Console
     from rich.text import Text
 
@@ -109,18 +118,18 @@ def on_terminal(title: str, tokens: list[Token]) -> None:
     console.print(text, soft_wrap=True)
     learned_from = sum(learned for _, _, learned in tokens)
     console.print(
-        f"{len(tokens)} tokens: {learned_from} learned from (green), "
+        f"{len(tokens)} tokens: {learned_from} trained on (green), "
         f"{len(tokens) - learned_from} masked (dim)",
         highlight=False,
     )
 
 
-def page(title: str, tokens: list[Token]) -> str:
-    """A self-contained HTML page."""
+def render_page(title: str, tokens: list[Token]) -> str:
+    """Returns a self-contained HTML page."""
     spans = []
     for number, piece, learned in tokens:
         shown = html.escape(piece).replace("\n", "<i>↵</i>\n") or "<i>·</i>"
-        hint = f"token {number}, {'learned from' if learned else 'masked'}"
+        hint = f"token {number}, {'trained on' if learned else 'masked'}"
         spans.append(f'<span class="{"l" if learned else "m"}" title="{hint}">{shown}</span>')
     learned_from = sum(learned for _, _, learned in tokens)
     return Template(TEMPLATE).substitute(
@@ -147,9 +156,9 @@ pre span { padding: .15em 0; border-right: 1px solid var(--edge); }
 i { opacity: .5; font-style: normal; }
 </style></head><body>
 <h1>$title</h1>
-<p><span class="l">&nbsp;$learned tokens&nbsp;</span> are learned from,
-<span class="m">&nbsp;$masked tokens&nbsp;</span> are masked: the model reads them, the loss does
-not see them.</p>
+<p>The loss is taken on <span class="l">&nbsp;$learned tokens&nbsp;</span>.
+<span class="m">&nbsp;$masked tokens&nbsp;</span> are masked: the model reads them, but they do not
+enter the loss.</p>
 <pre>$tokens</pre>
 </body></html>
 """

@@ -1,4 +1,4 @@
-"""JSON objects of a jsonl, JSON or parquet file, a folder of them, or a data set of `datasets`."""
+"""Reads JSON objects from jsonl, JSON or parquet files, folders of them, or `datasets`."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 HUB = "hf:"
-"""`hf:owner/name` is a data set on the Hugging Face Hub, or in its cache."""
+"""Prefix of a data set on the Hugging Face Hub or in its cache, `hf:owner/name`."""
 
 TABLES = (".parquet",)
 
-Placed = tuple[str, dict[str, Any]]
+PlacedRow = tuple[str, dict[str, Any]]
+"""A row with its place, such as a file and line, for error messages."""
 
 
-def objects(data: str, splits: Sequence[str]) -> Iterator[Placed]:
-    """Each object with its place for error messages.
+def read_objects(data: str, splits: Sequence[str]) -> Iterator[PlacedRow]:
+    """Yields each object of a source with its place.
 
-    splits: of a data set that has several, those to look for, the first found is read.
+    Args:
+        data: the source.
+        splits: names of splits by priority, for a data set that has several; one split is read.
 
     Raises:
-        InputError: there is nothing, it is of another kind, or it cannot be read.
+        InputError: the source is missing, of an unknown kind, or unreadable.
     """
     if data.startswith(HUB):
         yield from _rows(_from_hub(data), data, splits)
@@ -44,10 +47,11 @@ def objects(data: str, splits: Sequence[str]) -> Iterator[Placed]:
                 ".parquet."
             )
         for file in files:
-            yield from objects(str(file), splits)
+            yield from read_objects(str(file), splits)
     elif not path.is_file():
         raise InputError(
-            f"data={path} is no file: expected jsonl, parquet, a folder, or {HUB}owner/name."
+            f"data={path} is not a file or folder. Give a jsonl or parquet file, a folder, or "
+            f"{HUB}owner/name."
         )
     elif path.name.endswith(TABLES):
         yield from _table(path)
@@ -55,7 +59,7 @@ def objects(data: str, splits: Sequence[str]) -> Iterator[Placed]:
         yield from json_objects(path, "data")
 
 
-def _table(path: Path) -> Iterator[Placed]:
+def _table(path: Path) -> Iterator[PlacedRow]:
     import pyarrow
     from pyarrow import parquet
 
@@ -66,17 +70,17 @@ def _table(path: Path) -> Iterator[Placed]:
                 number += 1
                 yield f"{path}, row {number}", row
     except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(f"data={path} is no parquet file that can be read: {error}.") from None
+        raise InputError(f"data={path} is not a readable parquet file: {error}.") from None
 
 
-def _rows(loaded: Dataset | DatasetDict, data: str, splits: Sequence[str]) -> Iterator[Placed]:
+def _rows(loaded: Dataset | DatasetDict, data: str, splits: Sequence[str]) -> Iterator[PlacedRow]:
     from datasets import Dataset
 
     if not isinstance(loaded, Dataset):
         split = next((split for split in splits if split in loaded), None)
         if split is None:
             raise InputError(
-                f"data={data} has the splits {', '.join(loaded)}: choose one with split=..."
+                f"data={data} has the splits {', '.join(loaded)}. Choose one with split=..."
             )
         loaded = loaded[split]
     for number, row in enumerate(loaded, 1):
@@ -88,9 +92,9 @@ def _from_hub(data: str) -> Dataset | DatasetDict:
 
     try:
         return load_dataset(data.removeprefix(HUB))
-    except Exception as error:  # of the network, of the Hub, of the cache: the sentence is theirs
+    except Exception as error:  # any error of the network, the Hub or the cache
         reason = str(error).split("\n")[0]
         raise InputError(
-            f"data={data} does not load from the Hub or its cache: {reason}; "
-            "a file or folder on this machine needs no network."
+            f"data={data} does not load from the Hub or its cache: {reason}. "
+            "A local file or folder needs no network."
         ) from None

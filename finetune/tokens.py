@@ -1,8 +1,9 @@
-"""Conversations as token ids and labels, the same ids in training as in serving.
+"""Tokenizes conversations into ids and labels, with the same ids in training as in serving.
 
-A server encodes the conversation up to the mark where the answer begins, and the model goes on
-from there. So each answer is encoded apart from what comes before it: encoded in one go, the mark
-and an answer's first letters could melt into a token that a server never sends.
+A server encodes the conversation up to the marker at which the answer begins, and the model
+continues from there. Each answer is therefore encoded separately from the text before it. Encoded
+together, the marker and the first letters of the answer could merge into a token that a server
+never sends.
 """
 
 from __future__ import annotations
@@ -17,31 +18,31 @@ from conf.chat import ChatTemplate
 from conf.errors import InputError
 from finetune.rows import Message, Row
 from model.chat_tokens import ChatTokens
+from model.loss import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100
-"""The label of a token that the loss leaves out."""
-
-Span = tuple[int, int]
+CharRange = tuple[int, int]
 
 
 def tokenize(
     rows: Sequence[Row], template: ChatTemplate, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[dict[str, list[int]]]:
-    """Yields `input_ids` and `labels` of each conversation: the label of an answer's token is the
-    token itself, any other `IGNORED`. Special tokens that a message spells are text. Where the
-    template has no system turn its text stands in front of the first question.
+    """Yields `input_ids` and `labels` of each conversation.
+
+    The label of an answer's token is the token itself, and `IGNORED` for all other tokens. Special
+    tokens that are spelled out in a message are encoded as text. If the template has no system
+    turn, the text of that turn is put before the first question.
 
     Raises:
-        InputError: the template refuses a conversation; its training twin renders other text, or
-            marks anything but the answers, each from where a server lets the model begin.
+        InputError: the template refuses a conversation, or its training twin renders other text,
+            or the twin marks other text than the answers that a server would ask for.
     """
     takes_system = has_system_turn(template, tokenizer)
     tokens = ChatTokens(tokenizer)
     for number, given in enumerate(rows, 1):
-        row = given if takes_system else system_in_front(given)
+        row = given if takes_system else merge_system_turn(given)
         row = {key: tokens.shield(messages) for key, messages in row.items()}
         try:
             text, answers = render(row, template, tokenizer)
@@ -67,7 +68,7 @@ def tokenize(
 
 
 def has_system_turn(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the template writes what a system turn says, and does not refuse it."""
+    """Returns whether the template renders the text of a system turn."""
     turns = [{"role": "system", "content": "SYSTEM"}, {"role": "user", "content": "USER"}]
     special: dict[str, Any] = tokenizer.special_tokens_map
     try:
@@ -77,9 +78,11 @@ def has_system_turn(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) 
     return "SYSTEM" in rendered[0][0]
 
 
-def system_in_front(row: Row) -> Row:
-    """The conversation with a first system turn's text, an empty line and the question as its
-    first user's turn."""
+def merge_system_turn(row: Row) -> Row:
+    """Returns the conversation with a leading system turn merged into the first user turn.
+
+    The merged turn is the system text, an empty line and the question.
+    """
     key = "messages" if "messages" in row else "prompt"
     turns = row[key]
     if [turn["role"] for turn in turns[:2]] != ["system", "user"]:
@@ -90,12 +93,12 @@ def system_in_front(row: Row) -> Row:
 
 def render(
     row: Row, template: ChatTemplate, tokenizer: PreTrainedTokenizerBase
-) -> tuple[str, list[Span]]:
-    """The text of a conversation, and where in it the answers lie that are learned from.
+) -> tuple[str, list[CharRange]]:
+    """Returns the text of a conversation, and the ranges of the answers that are trained on.
 
     Raises:
         jinja2.TemplateError: the template refuses the conversation.
-        ValueError: the two templates do not agree; the message says in what.
+        ValueError: the two templates disagree; the message names the difference.
     """
     messages = row["messages"] if "messages" in row else row["prompt"] + row["completion"]
 
@@ -118,15 +121,17 @@ def render(
     answers = []
     for turn, (start, end) in zip(turns, spans, strict=True):
         if served(messages[:turn], asks=True) != text[:start]:
-            raise ValueError("marks an answer elsewhere than a server lets it begin")
+            raise ValueError("marks an answer at another place than where a server begins it")
         if turn >= len(row.get("prompt", [])):
             answers.append((start, end))
     return text, answers
 
 
-def add_tokens(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> list[str]:
-    """Gives the tokenizer the template, its special tokens and its end of an answer; returns the
-    tokens that it lacked."""
+def add_template_tokens(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> list[str]:
+    """Adds the template, its special tokens and its end token to the tokenizer.
+
+    Returns the special tokens that the tokenizer lacked.
+    """
     known = tokenizer.get_vocab()
     missing = [token for token in template.special_tokens if token not in known]
     tokenizer.add_tokens(template.special_tokens, special_tokens=True)

@@ -1,4 +1,4 @@
-"""`trl`'s trainer with the loss on a CPU taken at the answers' positions only."""
+"""`trl`'s trainer for supervised tuning, with a faster loss on CPUs and an exact validation."""
 
 from __future__ import annotations
 
@@ -9,41 +9,44 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from trl import SFTTrainer
 
-from finetune.arguments import sampler
+from finetune.arguments import batch_order
+from finetune.batch_order import BatchOrder
 from finetune.config import SftConfig
-from finetune.order import Order
 from finetune.tokens import IGNORED
 
 
 class AnswerTrainer(SFTTrainer):
-    """In our order, with an exact validation loss. On a GPU `trl` projects onto the vocabulary
-    only those positions whose next token is learned from. On a CPU it projects all of them,
-    several times; a small model then spends half of its time on prompts' logits that the loss
-    ignores.
+    """An SFT trainer that reads rows in `BatchOrder` and computes the exact validation loss.
 
-    left_out: conversations whose first answer begins beyond max_seq_len.
+    On a GPU `trl` projects only those positions onto the vocabulary whose next token is trained on.
+    On a CPU it projects all positions several times, and a small model then spends half of its time
+    on the logits of prompts, which the loss ignores. This trainer avoids that.
+
+    num_skipped: number of conversations whose first answer begins beyond max_seq_len.
     """
 
-    left_out = 0
+    num_skipped = 0
 
     def __init__(self, config: SftConfig, **parts: Any) -> None:
         super().__init__(**parts)
         self.config = config
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Order:
+    def _get_train_sampler(self, train_dataset: Any = None) -> BatchOrder:
         data: Any = self.train_dataset
-        return sampler(self, self.config, [len(ids) for ids in data["input_ids"]])
+        return batch_order(self, self.config, [len(ids) for ids in data["input_ids"]])
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Cross-entropy in nats, the mean over the tokens of all answers of the validation data,
-        whatever the batches and the processes."""
+        """Returns the cross-entropy in nats per answer token of the validation data.
+
+        The mean is over the tokens of all answers, independent of batches and processes.
+        """
         data: Any = self.eval_dataset
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        mine = data.select(range(rank, len(data), processes))
+        shard = data.select(range(rank, len(data), processes))
         total = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
         model: Any = self.model
         model.eval()
-        for batch in mine.iter(self.args.eval_batch_size):
+        for batch in shard.iter(self.args.eval_batch_size):
             rows = [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
             inputs = self._prepare_inputs(self.data_collator(rows))
             labels = inputs.pop("labels")[:, 1:]
@@ -66,8 +69,11 @@ class AnswerTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Cross-entropy in nats, summed over the answers' tokens and divided by
-        `num_items_in_batch`, their number in the step over all processes."""
+        """Returns the summed cross-entropy of answer tokens over their number in the step.
+
+        The loss is in nats. `num_items_in_batch` is the number of answer tokens in the step over
+        all processes.
+        """
         if not self.args.use_cpu or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs.pop("labels")[:, 1:]
@@ -81,7 +87,7 @@ class AnswerTrainer(SFTTrainer):
         )
         if num_items_in_batch is None:
             num_items_in_batch = (labels != IGNORED).sum()
-        # Gradients are averaged over processes where the sum is wanted.
+        # Gradients are averaged over processes, but their sum is needed.
         return (
             loss * self.accelerator.num_processes / torch.as_tensor(num_items_in_batch).clamp(min=1)
         )

@@ -17,7 +17,7 @@ import yaml
 from conf.chat import ChatTemplate
 from conf.entry import CONF_DIR
 from finetune.config import SftConfig
-from finetune.tokens import add_tokens
+from finetune.tokens import add_template_tokens
 
 TEMPLATES = sorted(path.stem for path in (CONF_DIR / "chat_template").glob("*.yaml"))
 
@@ -30,7 +30,7 @@ def load_template(name: str) -> ChatTemplate:
 def prepared(tokenizer: Any, name: str) -> tuple[Any, ChatTemplate]:
     """A copy of the tokenizer with what the template needs, and the template."""
     template, copied = load_template(name), copy.deepcopy(tokenizer)
-    add_tokens(copied, template)
+    add_template_tokens(copied, template)
     return copied, template
 
 

@@ -25,11 +25,11 @@ def refused(config, words: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"model": "/nowhere"}, r"model=/nowhere is no Hugging Face folder"),
-        ({"data": "/nowhere.jsonl"}, r"data=/nowhere\.jsonl is no file"),
-        ({"max_seq_len": 512}, r"max_seq_len=512 is more than the model's 256"),
-        ({"max_seq_len": 8}, r"no answer begins within max_seq_len=8 tokens"),
-        ({"max_seq_len": 8, "packing": True}, r"no answer begins within max_seq_len=8 tokens"),
+        ({"model": "/nowhere"}, r"model=/nowhere is not a Hugging Face folder"),
+        ({"data": "/nowhere.jsonl"}, r"data=/nowhere\.jsonl is not a file"),
+        ({"max_seq_len": 512}, r"max_seq_len=512: the model's maximum is 256"),
+        ({"max_seq_len": 8}, r"max_seq_len=8: no answer begins within"),
+        ({"max_seq_len": 8, "packing": True}, r"max_seq_len=8: no answer begins within"),
         ({"batch_size": 6, "micro_batch_size": 4}, r"micro_batch_size=4 does not divide the 6"),
     ],
 )
@@ -40,10 +40,10 @@ def test_refused(settings, overrides: dict, words: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"schedule": "cosin"}, r"schedule=cosin: expected one of cosine, linear, constant"),
-        ({"precision": "fp8"}, r"precision=fp8: expected one of"),
+        ({"schedule": "cosin"}, r"schedule=cosin: unknown choice \(did you mean 'cosine'\?\)"),
+        ({"precision": "fp8"}, r"precision=fp8: unknown choice"),
         ({"learning_rate": 0.0}, r"learning_rate=0\.0: expected a number above 0"),
-        ({"warmup": 1.5}, r"warmup=1\.5 is outside \[0, 1\)"),
+        ({"warmup": 1.5}, r"warmup=1\.5: .* Give a number in \[0, 1\)"),
     ],
 )
 def test_settings_refused(settings, overrides: dict, words: str) -> None:
@@ -53,7 +53,7 @@ def test_settings_refused(settings, overrides: dict, words: str) -> None:
 
 def test_batch_size_and_processes(settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
-    refused(settings(), r"batch_size=8 does not divide among 3 processes")
+    refused(settings(), r"batch_size=8 is not divisible by the 3 processes")
 
 
 def test_wandb_online_without_a_key(
@@ -87,7 +87,7 @@ def test_out_without_a_name(settings, out: str) -> None:
     ("file", "change", "words"),
     [
         ("config.json", {"vocab_size": 512, "model_type": "unheard"}, "does not load"),
-        ("tokenizer_config.json", {"eos_token": None}, "names no eos_token"),
+        ("tokenizer_config.json", {"eos_token": None}, "has no eos_token"),
     ],
 )
 def test_damaged_model(
@@ -127,14 +127,14 @@ def test_missing_weights(settings, base: Path, tmp_path: Path) -> None:
     weights = load_file(base / "model.safetensors")
     del weights["model.norm.weight"]
     save_file(weights, model / "model.safetensors", {"format": "pt"})
-    refused(settings(model=str(model)), r"lacks weights, among them model\.norm\.weight")
+    refused(settings(model=str(model)), r"lacks weights .*, among them model\.norm\.weight")
 
 
 def test_command_line(settings, command, tmp_path: Path) -> None:
     config = settings()
     arguments = (f"model={config.model}", f"data={config.data}", f"out={tmp_path / 'chat'}")
     for override, words in {
-        "data=gone.jsonl": "error: data=gone.jsonl is no file",
+        "data=gone.jsonl": "error: data=gone.jsonl is not a file",
         "learning_rat=1": "did you mean 'learning_rate'?",
         "epochs=many": "error: epochs: value 'many'",
         "chat_template=danub": "did you mean 'danube'?",

@@ -69,8 +69,8 @@ def test_command(base: Path, preferences: Path, tmp_path: Path, command) -> None
     assert [record[key] for key in ("beta", "lora_rank", "lora_alpha")] == [0.2, 4, 16]
     assert (record["learning_rate"], record["schedule"]) == (0.01, "cosine")
     card = (out / "README.md").read_text()
-    assert "by direct preference optimisation" in card
-    assert "| loss on | better against worse answers, prompts not scored |" in card
+    assert "by direct preference optimization" in card
+    assert "| loss on | better against worse answers; prompts are not scored |" in card
     assert "| adapters | LoRA, rank 4, alpha 16, merged |" in card
     assert "| steps | 20 of 8 pairs |" in card
 
@@ -160,8 +160,8 @@ def test_pairs_that_are_too_long_are_counted(config: DpoConfig, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"prompt": "a", "chosen": "b"}, "'chosen': expected those of one of pairs"),
-        ({"prompt": "a", "chosen": "b", "rejected": None}, "'rejected' is None: expected text"),
+        ({"prompt": "a", "chosen": "b"}, "'chosen', expected those of one of pairs"),
+        ({"prompt": "a", "chosen": "b", "rejected": None}, "'rejected' is None, expected text"),
         ({"prompt": "a", "chosen": "b", "rejected": "b"}, "are the same answer"),
         (
             {"prompt": "a", "chosen": [{"role": "user", "content": "b"}], "rejected": "c"},
@@ -196,9 +196,9 @@ def test_another_template_than_the_model_s(config: DpoConfig, tmp_path: Path) ->
     assert tokenizer.eos_token == "<|im_end|>"
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
     assert len(tokenizer) == 502 <= model.config.vocab_size == 512
-    with pytest.raises(InputError, match=r"chatml writes <\|im_end\|>, which model="):
+    with pytest.raises(InputError, match=r"chatml uses the token <\|im_end\|>, which model="):
         dpo(replace(config, chat_template=chatml))
-    with pytest.raises(InputError, match="chat_template=danube is not that of model="):
+    with pytest.raises(InputError, match="chat_template=danube is not the template of model="):
         dpo(replace(config, model=str(tuned)))
     dpo(replace(config, model=str(tuned), chat_template=chatml))
     made = AutoTokenizer.from_pretrained(config.out)
@@ -208,5 +208,5 @@ def test_another_template_than_the_model_s(config: DpoConfig, tmp_path: Path) ->
 def test_bad_settings() -> None:
     with pytest.raises(InputError, match="lora_rank=0: expected a number above 0"):
         DpoConfig(lora_rank=0)
-    with pytest.raises(InputError, match="packing=true: expected false"):
+    with pytest.raises(InputError, match="packing=true: pairs are not packed"):
         DpoConfig(packing=True)

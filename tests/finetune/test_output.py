@@ -40,7 +40,7 @@ def test_killed_after_the_result_is_in_place(config, tmp_path, monkeypatch):
             tune(config, "b")
     assert (tmp_path / "chat" / "sft.json").read_text() == RECORD % "b"
     (tmp_path / "chat.tmp").mkdir(exist_ok=True)  # as a kill leaves it
-    (tmp_path / "chat.tmp" / output.MARK).write_text("b")
+    (tmp_path / "chat.tmp" / output.INPUTS).write_text("b")
     tune(replace(config, overwrite=False), "b")
     assert [path.name for path in tmp_path.iterdir()] == ["chat"]
     tune(config, "c")
@@ -57,6 +57,6 @@ def killed(made_output: output.Output, made: Path) -> None:
 def test_a_folder_in_the_way_of_the_work_is_left_alone(config, tmp_path):
     (tmp_path / "chat.tmp").mkdir()
     (tmp_path / "chat.tmp" / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"chat\.tmp is in the way, where checkpoints are kept"):
+    with pytest.raises(InputError, match=r"chat\.tmp, which is needed for checkpoints, exists"):
         tune(config, "a")
     assert [path.name for path in tmp_path.rglob("*")] == ["chat.tmp", "thesis.txt"]

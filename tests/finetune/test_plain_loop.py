@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from finetune.order import order
+from finetune.batch_order import shuffled_indices
 from finetune.sft import sft
 
 pytestmark = pytest.mark.slow
@@ -39,7 +39,7 @@ def plain_losses(base: Path, data: Path) -> tuple[list[float], torch.nn.Module]:
     warmup = math.ceil(WARMUP * steps)
     losses: list[float] = []
     for epoch in range(EPOCHS):
-        indices = order(lengths, BATCH, SEED, epoch, alike=True)
+        indices = shuffled_indices(lengths, BATCH, SEED, epoch, by_length=True)
         for start in range(0, len(indices), BATCH):
             batch = [examples[i] for i in indices[start : start + BATCH]]
             total, count = torch.zeros(()), 0

@@ -7,9 +7,10 @@ from transformers import AutoConfig
 
 from conf.machine import Processor, Verdict, fitting_precision, processor
 from finetune import precision as precision_module
+from finetune import run as run_module
 from finetune import sft as sft_module
-from finetune.precision import decide
-from finetune.resume import last_checkpoint, precision_before
+from finetune.checkpoints import last_checkpoint, recorded_precision
+from finetune.precision import choose_precision
 from tests.finetune.test_resume import stopped_at
 
 AVX2 = Processor("cpu", "AMD EPYC 7763", frozenset({"avx", "avx2"}))
@@ -18,14 +19,17 @@ YES, NO = Verdict(True, "it has units"), Verdict(False, "it has none")
 
 
 def test_processes_take_what_all_of_them_multiply():
-    assert decide([YES, YES], None) == ("bf16", "precision=auto takes bf16: it has units.")
-    assert decide([YES, NO], None) == ("fp32", "precision=auto takes fp32: it has none.")
+    assert choose_precision([YES, YES], None) == (
+        "bf16",
+        "precision=auto takes bf16: it has units.",
+    )
+    assert choose_precision([YES, NO], None) == ("fp32", "precision=auto takes fp32: it has none.")
 
 
 @pytest.mark.parametrize("made_with", ["bf16", "fp32"])
 def test_a_restart_keeps_what_it_was(made_with):
     for verdict in (YES, NO):
-        found, reason = decide([verdict], made_with)
+        found, reason = choose_precision([verdict], made_with)
         assert found == made_with
         other = verdict.native == (made_with == "fp32")
         assert ("though this machine would take" in reason) == other
@@ -36,12 +40,12 @@ def test_a_tuning_moves_to_another_machine(settings, tmp_path, monkeypatch, caps
     config = settings(precision="auto", checkpoint_every=2, max_steps=4)
     monkeypatch.setattr(precision_module, "processor", lambda device: AVX2)
     with monkeypatch.context() as patch:
-        patch.setattr(sft_module, "tune", stopped_at(3))
+        patch.setattr(run_module, "train", stopped_at(3))
         with pytest.raises(KeyboardInterrupt):
             sft_module.sft(config)
     checkpoint = last_checkpoint(tmp_path / "chat.tmp")
     assert checkpoint is not None
-    assert precision_before(checkpoint) == "fp32"
+    assert recorded_precision(checkpoint) == "fp32"
     assert "precision=auto takes fp32: this CPU has no bf16 units" in capsys.readouterr().out
 
     monkeypatch.setattr(precision_module, "processor", lambda device: ZEN4)

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from transformers import TrainerCallback
 
 from finetune import dpo as dpo_module
+from finetune import run as run_module
 from finetune import sft as sft_module
+from finetune.batch_order import shuffled_indices
+from finetune.checkpoints import last_checkpoint
 from finetune.config import DpoConfig, SftConfig
-from finetune.order import order
-from finetune.resume import last_checkpoint
 from tests.conftest import ROOT
 from tests.patience import limit
 
@@ -57,14 +58,14 @@ class StopAt(TrainerCallback):
 
 
 def stopped_at(step: int) -> Any:
-    """`tune`, ended at a step."""
-    real = sft_module.tune
+    """Returns a `train` that ends at a step."""
+    real = run_module.train
 
-    def tune(trainer: Any, *rest: Any) -> None:
+    def train(trainer: Any, *rest: Any) -> None:
         trainer.add_callback(StopAt(step))
         real(trainer, *rest)
 
-    return tune
+    return train
 
 
 @pytest.mark.parametrize("kind", ["sft", "sft packed", "dpo"])
@@ -73,7 +74,6 @@ def test_continues_bit_for_bit(
 ) -> None:
     """Stopped in the second epoch, between two checkpoints."""
     common = {"epochs": 2, "checkpoint_every": 3, "validate_every": 2, "log_every": 1}
-    module: Any = dpo_module if kind == "dpo" else sft_module
     settings_of: dict[str, Any] = common | {"batch_size": 10, "validation": settings().data}
     if kind == "sft packed":
         settings_of |= {"packing": True, "batch_size": 4}
@@ -91,7 +91,7 @@ def test_continues_bit_for_bit(
     assert max(steps) > stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "tune", stopped_at(stop))
+        patch.setattr(run_module, "train", stopped_at(stop))
         with pytest.raises(KeyboardInterrupt):
             run(config("parts"))
     assert not (tmp_path / "parts").exists()
@@ -140,7 +140,7 @@ def test_killed_process_continues(settings, command, tmp_path: Path) -> None:
 def test_other_inputs_begin_anew(settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint of other settings is not continued from."""
     with monkeypatch.context() as patch:
-        patch.setattr(sft_module, "tune", stopped_at(3))
+        patch.setattr(run_module, "train", stopped_at(3))
         with pytest.raises(KeyboardInterrupt):
             sft_module.sft(settings(checkpoint_every=2))
     sft_module.sft(settings(max_steps=1, seed=1))
@@ -153,19 +153,23 @@ def test_other_inputs_begin_anew(settings, tmp_path: Path, monkeypatch: pytest.M
     lengths=st.lists(st.integers(1, 50), min_size=1, max_size=60),
     batch_size=st.integers(1, 9),
     epoch=st.integers(0, 3),
-    alike=st.booleans(),
+    by_length=st.booleans(),
 )
-def test_order(lengths: list[int], batch_size: int, epoch: int, alike: bool) -> None:
+def test_order(lengths: list[int], batch_size: int, epoch: int, by_length: bool) -> None:
     """Every row once an epoch, the same for the same seed; in batches of like length."""
-    indices = order(lengths, batch_size, 5, epoch, alike=alike)
+    indices = shuffled_indices(lengths, batch_size, 5, epoch, by_length=by_length)
     assert sorted(indices) == list(range(len(lengths)))
-    assert indices == order(lengths, batch_size, 5, epoch, alike=alike)
-    if alike:
+    assert indices == shuffled_indices(lengths, batch_size, 5, epoch, by_length=by_length)
+    if by_length:
         batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
         ranges = sorted((min(lengths[i] for i in b), max(lengths[i] for i in b)) for b in batches)
         assert all(low[1] <= high[0] for low, high in pairwise(ranges))
 
 
 def test_order_differs_by_epoch_and_seed() -> None:
-    orders = {tuple(order([3] * 40, 8, seed, e, alike=True)) for seed in (0, 7) for e in (0, 1, 2)}
+    orders = {
+        tuple(shuffled_indices([3] * 40, 8, seed, e, by_length=True))
+        for seed in (0, 7)
+        for e in (0, 1, 2)
+    }
     assert len(orders) == 6

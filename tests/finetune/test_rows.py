@@ -40,22 +40,25 @@ def test_conversations(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        ([], r"is empty: expected an example on each line"),
+        ([], r"is empty\. Give one example on each line"),
         ([PAIR, "{"], r"x\.jsonl, line 2 is not JSON"),
         (["3"], r"line 1 is 3, not a JSON object"),
         ([{"instruction": "a", "output": "b"}], r"line 1 has the keys 'instruction' and 'output'"),
         (
             [{"prompt": "a"}],
-            r"'prompt': expected those of one of completion \(prompt, com",
+            r"'prompt', expected those of one of completion \(prompt, com",
         ),
-        ([PAIR | {"messages": [USER]}], r"which fit completion and messages: say which .* format="),
+        (
+            [PAIR | {"messages": [USER]}],
+            r"which match completion and messages\. Choose one with format=",
+        ),
         (
             [PAIR, {"messages": [USER, ANSWER]}],
-            r"2 has the keys 'messages': expected 'prompt'",
+            r"2 has the keys 'messages', expected 'prompt'",
         ),
         ([PAIR, "", PAIR | {"completion": " "}], r"line 3: 'completion' is empty"),
-        ([PAIR | {"prompt": None}], r"'prompt' is None: expected text or messages"),
-        ([{"messages": []}], r"'messages' is \[\]: expected"),
+        ([PAIR | {"prompt": None}], r"'prompt' is None, expected text or messages"),
+        ([{"messages": []}], r"'messages' is \[\], expected"),
         ([{"messages": [USER]}], r"'messages' has no assistant message"),
         ([{"prompt": [USER], "completion": [USER]}], r"'completion' has no assistant message"),
         ([{"messages": [USER, ANSWER | {"content": " "}]}], r"has an empty assistant message"),
@@ -69,7 +72,7 @@ def test_conversations(tmp_path: Path) -> None:
         ([{"messages": [USER, ANSWER | {"content": None}]}], r"its content is null: expected text"),
         (
             [{"messages": [USER, ANSWER | {"content": None, "tool_calls": [{"id": "1"}]}]}],
-            r"line 1: 'messages' holds .* which calls a tool: expected text",
+            r"line 1: 'messages' holds .* which calls a tool\. The chat templates cannot",
         ),
         (
             [{"messages": [USER, ANSWER | {"content": "8.", "tool_calls": [{"id": "1"}]}]}],
@@ -196,5 +199,5 @@ def test_not_utf8(tmp_path: Path) -> None:
 
 
 def test_missing(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"gone\.jsonl is no file"):
+    with pytest.raises(InputError, match=r"gone\.jsonl is not a file"):
         read_rows(tmp_path / "gone.jsonl")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conf.errors import InputError
-from finetune.show import ShowConfig, show, texts
+from finetune.show import ShowConfig, show, token_texts
 from tests.finetune.conftest import load_template
 
 CHAT = [
@@ -47,21 +47,21 @@ def test_page(config: ShowConfig, capsys) -> None:
     assert text("m") == "".join(prompts)
     assert text("lm") == prompts[0] + answers[0] + prompts[1] + answers[1]
     learned, masked = body.count('class="l"'), body.count('class="m"')
-    assert f"{learned + masked} tokens: {learned} learned from (green), {masked} masked" in printed
-    assert f"{learned} tokens&nbsp;</span> are learned from" in page
+    assert f"{learned + masked} tokens: {learned} trained on (green), {masked} masked" in printed
+    assert f'taken on <span class="l">&nbsp;{learned} tokens&nbsp;</span>' in page
     assert "http" not in page  # opens offline
 
 
 def test_tokens_add_up_to_the_text(tokenizer) -> None:
     said = "a  b\n\n  c é 😀😀 x"
     ids = tokenizer.encode(said)
-    assert "".join(texts(tokenizer, ids)) == said
-    assert len(texts(tokenizer, ids)) == len(ids)
+    assert "".join(token_texts(tokenizer, ids)) == said
+    assert len(token_texts(tokenizer, ids)) == len(ids)
 
 
 def test_refused(config: ShowConfig, tmp_path: Path) -> None:
     config.row = 2
-    with pytest.raises(InputError, match=r"row=2: expected 0 to 1, as data has no more"):
+    with pytest.raises(InputError, match=r"row=2: data has 2 rows\. Give a number from 0 to 1"):
         show(config)
     config.row, config.model = 0, str(tmp_path)
     with pytest.raises(InputError, match=r"has no tokenizer_config\.json"):

@@ -83,7 +83,11 @@ def test_answers_in_a_prompt_are_not_learned(tokenizer) -> None:
     [
         ("{% generation %}", "{% generation %} ", "renders other text than template does"),
         ("<|prompt|>", "<|user|>", "renders other text than template does"),
-        ("{{ '<|answer|>' }}{% generation %}", "{% generation %}{{ '<|answer|>' }}", "elsewhere"),
+        (
+            "{{ '<|answer|>' }}{% generation %}",
+            "{% generation %}{{ '<|answer|>' }}",
+            "another place",
+        ),
         ("{% generation %}", "{% if true %}", "marks 0 of 1 assistant turns"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a tuning run tells while it runs: metrics.jsonl and a line on the terminal."""
+"""Progress and metrics callbacks of a tuning run: metrics.jsonl and a line on the terminal."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from rich.progress import (
 )
 from transformers import TrainerCallback
 
-from finetune.resume import PRECISION
+from finetune.checkpoints import PRECISION
 
-# The names of transformers and trl, and ours.
 TRAIN_KEYS = {
     "loss": "loss",
     "grad_norm": "grad_norm",
@@ -29,36 +28,42 @@ TRAIN_KEYS = {
     "rewards/margins": "reward_margin",
     "rewards/accuracies": "reward_accuracy",
 }
-
+"""Names of training metrics in transformers and trl, and in metrics.jsonl."""
 
 VALIDATION_KEYS = {
     "eval_loss": "loss",
     "eval_rewards/margins": "reward_margin",
     "eval_rewards/accuracies": "reward_accuracy",
 }
+"""Names of validation metrics in transformers and trl, and in metrics.jsonl."""
 
 
-class LastStep(TrainerCallback):
-    """Has the last step logged, and each that is saved, so that a run which continues from there
-    logs the same; the last is not saved, as the result follows. For all processes, as a log is a
-    collective."""
+class LogLastStep(TrainerCallback):
+    """Logs the last step and each step with a checkpoint, so that a resumed run logs the same.
+
+    The last step is not saved as a checkpoint, because the result follows. Every process has this
+    callback, because a log is a collective operation.
+    """
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Asks for a log, or that nothing is saved."""
+        """Requests a log, and cancels the checkpoint of the last step."""
         last = state.global_step >= state.max_steps
         control.should_save &= not last
         control.should_log |= last or control.should_save
 
 
-class Saved(TrainerCallback):
-    """Marks a checkpoint when this process has written its part of it; for all processes. A
-    checkpoint without the marks of all is one during which the run was killed."""
+class MarkSaved(TrainerCallback):
+    """Marks a checkpoint when this process has written its part of it.
+
+    Every process has this callback. A checkpoint without the marks of all processes is incomplete,
+    because the run was killed while writing it.
+    """
 
     def __init__(self, rank: int, processes: int) -> None:
         self.mark = f"saved-{rank}-of-{processes}"
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Writes the mark, and before it the precision, which a restart keeps."""
+        """Writes the precision, which a resumed run keeps, and then the mark."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if args.process_index == 0:
             (folder / PRECISION).write_text("bf16" if args.bf16 else "fp32")
@@ -66,8 +71,11 @@ class Saved(TrainerCallback):
 
 
 class MetricsFile(TrainerCallback):
-    """Appends a line to `path` at each log: loss in nats per answer token, over the steps since
-    the line before; tokens count prompts too."""
+    """Appends a line to `path` at each log.
+
+    The loss is in nats per answer token, averaged over the steps since the previous line. The
+    token count includes prompts.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -75,12 +83,12 @@ class MetricsFile(TrainerCallback):
         self.tokens = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Writes the start event; where the run continues, lines of later steps are dropped."""
+        """Writes the start event; a resumed run first drops the lines of later steps."""
         self.started = self.logged = time.perf_counter()
         self.tokens = int(state.num_input_tokens_seen)
         step = state.global_step
         if self.path.is_file():
-            lines = self.path.read_text().split("\n")[:-1]  # the last may be half a line
+            lines = self.path.read_text().split("\n")[:-1]  # the last one may be truncated
             kept = [line for line in lines if step and json.loads(line)["step"] <= step]
             self.path.write_text("".join(f"{line}\n" for line in kept))
         event = "resume" if step else "start"
@@ -121,14 +129,14 @@ class MetricsFile(TrainerCallback):
 
 
 class ProgressLine(TrainerCallback):
-    """A live bar on a terminal; in a log file a line at each log."""
+    """A live progress bar on a terminal; in a log file, one line per log."""
 
     def __init__(self) -> None:
         self.console = Console()
         self.bar: Progress | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Opens the bar."""
+        """Starts the bar."""
         if self.console.is_terminal:
             self.bar = Progress(
                 TextColumn("{task.description}"),
@@ -141,7 +149,7 @@ class ProgressLine(TrainerCallback):
             self.task = self.bar.add_task("tuning", total=state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Moves the bar."""
+        """Advances the bar."""
         if self.bar is not None:
             self.bar.update(self.task, completed=state.global_step)
 
@@ -160,6 +168,6 @@ class ProgressLine(TrainerCallback):
             self.console.print(line, highlight=False, soft_wrap=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Closes the bar."""
+        """Stops the bar."""
         if self.bar is not None:
             self.bar.stop()
