@@ -8,9 +8,9 @@ from conf.output_kinds import PAGE
 from conf.outputs import Output
 from conf.text import table_console
 from launch import training
-from launch.plan.given import of_run
 from launch.plan.outlook import Outlook, PlanConfig, look_ahead
 from launch.plan.page import page
+from launch.plan.run_settings import of_run
 from launch.plan.tables import TEXT, Grid, layouts, memory, stages, totals
 
 """In columns, where the output goes to a file."""
