@@ -47,7 +47,7 @@ class WhereConfig:
 
     def __post_init__(self) -> None:
         if (self.step is None) == (self.doc is None):
-            raise InputError("give either step=... or doc=....")
+            raise InputError("give either step=<number> or doc=<document>.")
         if self.rank is not None and self.step is None:
             raise InputError(f"rank={self.rank} selects samples of a step. Give step=... too.")
         if self.chars < 0:
@@ -135,7 +135,7 @@ class RunData:
         if not ranks:
             raise InputError(
                 f"{metrics} does not record how many data-parallel ranks ran step {step}. Remove "
-                "rank=...."
+                "the key rank."
             )
         return ranks
 

@@ -22,7 +22,7 @@ from conf.errors import InputError, did_you_mean
 from conf.text_files import JSON_ENDINGS, json_objects
 from data_pipeline.cleaning.chain import Step, Verdict
 from data_pipeline.cleaning.config import CleaningConfig, DecontaminateOptions
-from data_pipeline.cleaning.ngrams import UInts, n_grams, runs, word_hashes, words
+from data_pipeline.cleaning.ngrams import UInts, n_grams, n_grams_by_length, word_hashes, words
 
 FILTER_BITS = (16, 26)
 """Minimum and maximum hash bits of the table that is looked up before the search."""
@@ -31,7 +31,7 @@ FILTER_BITS = (16, 26)
 def make(config: CleaningConfig) -> Step:
     """Makes the step; raises InputError if no set is given or one cannot be read."""
     options = config.decontaminate
-    index = Index(options.n_gram, options.min_words, options.min_matches)
+    index = NgramIndex(options.n_gram, options.min_words, options.min_matches)
     for name, items in evaluation_sets(options):
         index.add(name, items)
     if not index.sets:
@@ -53,7 +53,7 @@ def make(config: CleaningConfig) -> Step:
     return step
 
 
-class Index:
+class NgramIndex:
     """An index of the n-grams of evaluation items, which finds them in documents."""
 
     def __init__(self, n_gram: int, min_words: int, min_matches: int) -> None:
@@ -94,7 +94,7 @@ class Index:
     def find(self, text: str) -> tuple[str, str] | None:
         """Returns the set that a text contains and its first matching n-gram, or None."""
         found = words(text)
-        for n, rolled in runs(word_hashes(found), list(self._tables)):
+        for n, rolled in n_grams_by_length(word_hashes(found), list(self._tables)):
             grams, owners, seen = self._tables[n]
             bits = len(seen).bit_length() - 1
             maybe = seen[rolled >> np.uint64(64 - bits)].nonzero()[0]

@@ -13,34 +13,34 @@ from typing import Any
 from conf.errors import InputError, did_you_mean
 from data_pipeline.cleaning.chain import Step, Verdict
 from data_pipeline.cleaning.config import CleaningConfig
-from data_pipeline.cleaning.words import quiet, word_tokenizer
+from data_pipeline.cleaning.words import silence_datatrove, word_tokenizer
 
 SET_HERE = ("self", "language", "exclusion_writer")
 
 
 def make_gopher_quality(config: CleaningConfig) -> Step:
-    """Filters by lengths of documents and words, symbols, bullet points and stop words."""
+    """Makes the filter of lengths of documents and words, symbols, bullet points and stop words."""
     from datatrove.pipeline.filters import GopherQualityFilter
 
     return _step(GopherQualityFilter, "gopher_quality", config)
 
 
 def make_gopher_repetition(config: CleaningConfig) -> Step:
-    """Filters by repeated lines, paragraphs and n-grams."""
+    """Makes the filter of repeated lines, paragraphs and n-grams."""
     from datatrove.pipeline.filters import GopherRepetitionFilter
 
     return _step(GopherRepetitionFilter, "gopher_repetition", config)
 
 
 def make_c4(config: CleaningConfig) -> Step:
-    """Removes lines that are not sentences, and documents with too few remaining lines."""
+    """Makes the step that removes lines without sentences, and documents with too few lines."""
     from datatrove.pipeline.filters import C4QualityFilter
 
     return _step(C4QualityFilter, "c4", config)
 
 
 def make_fineweb(config: CleaningConfig) -> Step:
-    """Filters by line ends, short lines and repeated characters."""
+    """Makes the filter of line ends, short lines and repeated characters."""
     from datatrove.pipeline.filters import FineWebQualityFilter
 
     return _step(FineWebQualityFilter, "fineweb", config)
@@ -49,7 +49,7 @@ def make_fineweb(config: CleaningConfig) -> Step:
 def _step(kind: Any, name: str, config: CleaningConfig) -> Step:
     from datatrove.data import Document
 
-    quiet()
+    silence_datatrove()
     options = _checked(kind, name, getattr(config, name))
     rules = kind(language=word_tokenizer(config.word_tokenizer), **options)
 

@@ -32,15 +32,15 @@ def make(config: CleaningConfig) -> Step:
                 f"corpus.cleaning.language.languages: '{language}' is not a label of the model, "
                 f"which has {', '.join(sorted(known))}."
             )
-    wanted = set(options.languages)
+    allowed = set(options.languages)
 
     def step(text: str) -> Verdict:
         found = model.f.predict(text.replace("\n", " ") + "\n", len(known), 0.0, "strict")
         probabilities = {label.removeprefix(LABEL): p for p, label in found}
-        best = max((probabilities.get(language, 0.0) for language in wanted), default=0.0)
+        best = max((probabilities.get(language, 0.0) for language in allowed), default=0.0)
         if best >= options.threshold:
             return Verdict(text)
         language, p = max(probabilities.items(), key=lambda item: item[1], default=("none", 0.0))
-        return Verdict(text, f"language_{language}", f"{language} {p:.2f}, wanted {best:.2f}")
+        return Verdict(text, f"language_{language}", f"{language} {p:.2f}, best allowed {best:.2f}")
 
     return step

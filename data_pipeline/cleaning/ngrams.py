@@ -52,10 +52,10 @@ def word_hashes(found: Sequence[str]) -> UInts:
 
 def n_grams(hashes: UInts, n: int) -> UInts:
     """Returns the polynomial hash of each run of n words, shape (words - n + 1,) or (0,)."""
-    return next(runs(hashes, [n]), (n, np.empty(0, np.uint64)))[1]
+    return next(n_grams_by_length(hashes, [n]), (n, np.empty(0, np.uint64)))[1]
 
 
-def runs(hashes: UInts, lengths: Sequence[int]) -> Iterator[tuple[int, UInts]]:
+def n_grams_by_length(hashes: UInts, lengths: Sequence[int]) -> Iterator[tuple[int, UInts]]:
     """Yields each of the lengths, ascending, with its `n_grams` if the text is long enough.
 
     The hash of n words extends that of n - 1 words, so all lengths cost as much as the longest.

@@ -11,14 +11,14 @@ from functools import partial
 
 from data_pipeline.cleaning.chain import Step, Verdict
 from data_pipeline.cleaning.config import CleaningConfig
-from data_pipeline.cleaning.words import quiet
+from data_pipeline.cleaning.words import silence_datatrove
 
 LIKE_IP = re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]")
 
 
 def make(config: CleaningConfig) -> Step:
     """Makes the step, which replaces addresses by `email` and `ip` of the options."""
-    quiet()
+    silence_datatrove()
     from datatrove.pipeline.formatters.pii import PIIFormatter, public_ip_validator
 
     options = config.pii

@@ -32,7 +32,7 @@ def make(config: CleaningConfig) -> Step:
         if probability >= options.threshold:
             return Verdict(text)
         return Verdict(
-            text, "low_quality", f"score {probability:.3f}, wanted {options.threshold:g}"
+            text, "low_quality", f"score {probability:.3f}, threshold {options.threshold:g}"
         )
 
     return step

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from conf.errors import InputError
 
 FORMAT = 1
-MOST_CHARS = 20_000
+MAX_CHARS = 20_000
 BUCKETS = 512
 WORD = re.compile(r"\w+")
 KINDS = (str.isalpha, str.isdigit, str.isupper, str.isspace)
@@ -33,11 +33,11 @@ LINE_ENDS = (".", "!", "?", '"', "”")
 
 
 class QualityModel:
-    """A LightGBM booster, and `about`, which describes its training and is stored in the file."""
+    """A LightGBM booster, and the metadata of its training, which are stored in the file."""
 
-    def __init__(self, booster: Any, about: dict[str, Any]) -> None:
+    def __init__(self, booster: Any, metadata: dict[str, Any]) -> None:
         self.booster = booster
-        self.about = about
+        self.metadata = metadata
 
     @classmethod
     def train(
@@ -60,8 +60,8 @@ class QualityModel:
         }
         data = lightgbm.Dataset(features(texts), np.array(good, np.float32))
         booster = lightgbm.train(settings, data, num_boost_round=trees)
-        about = {"format": FORMAT, "buckets": BUCKETS, "most_chars": MOST_CHARS}
-        return cls(booster, about)
+        metadata = {"format": FORMAT, "buckets": BUCKETS, "most_chars": MAX_CHARS}
+        return cls(booster, metadata)
 
     def score(self, text: str) -> float:
         """Returns the probability that a text is good."""
@@ -73,7 +73,7 @@ class QualityModel:
 
     def to_text(self) -> str:
         """Returns the content of the model file: a line of JSON, then LightGBM's text."""
-        return json.dumps(self.about) + "\n" + str(self.booster.model_to_string())
+        return json.dumps(self.metadata) + "\n" + str(self.booster.model_to_string())
 
     @classmethod
     def load(cls, path: Path) -> QualityModel:
@@ -82,11 +82,11 @@ class QualityModel:
 
         try:
             head, _, text = path.read_text().partition("\n")
-            about = json.loads(head)
-            found = about["format"], about["buckets"], about["most_chars"]
-            if found != (FORMAT, BUCKETS, MOST_CHARS):
-                raise ValueError(f"format {found}, expected {(FORMAT, BUCKETS, MOST_CHARS)}")
-            return cls(lightgbm.Booster(model_str=text), about)
+            metadata = json.loads(head)
+            found = metadata["format"], metadata["buckets"], metadata["most_chars"]
+            if found != (FORMAT, BUCKETS, MAX_CHARS):
+                raise ValueError(f"format {found}, expected {(FORMAT, BUCKETS, MAX_CHARS)}")
+            return cls(lightgbm.Booster(model_str=text), metadata)
         except (ValueError, KeyError, TypeError, OSError, lightgbm.basic.LightGBMError) as error:
             raise InputError(
                 f"{path} is not a quality model ({(str(error).splitlines() or [''])[0]}). "
@@ -96,7 +96,7 @@ class QualityModel:
 
 def features(texts: Sequence[str]) -> NDArray[np.float32]:
     """Returns the features of texts, shape (texts, features)."""
-    return np.stack([_features(text[:MOST_CHARS]) for text in texts])
+    return np.stack([_features(text[:MAX_CHARS]) for text in texts])
 
 
 def _features(text: str) -> NDArray[np.float32]:

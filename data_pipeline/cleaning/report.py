@@ -28,12 +28,12 @@ class CleaningReport:
 
     def add(self, source: str, file: str, position: int, outcome: Outcome) -> None:
         """Counts a document that ran through the steps that `expect` was called with."""
-        about = self._source(source)
-        about["documents"] += 1
-        about["bytes"] += outcome.sizes[0]
-        names = list(about["steps"])
+        counts = self._source(source)
+        counts["documents"] += 1
+        counts["bytes"] += outcome.sizes[0]
+        names = list(counts["steps"])
         for name, size in zip(names, outcome.sizes, strict=False):
-            step = about["steps"][name]
+            step = counts["steps"][name]
             step["in_documents"] += 1
             step["in_bytes"] += size
             step["changed_documents"] += name in outcome.changed
@@ -60,18 +60,18 @@ class CleaningReport:
                 }
             )
 
-    def reach(self, source: str, step: str, documents: int, size: int) -> None:
-        """Counts documents and bytes that reached a step outside of the chain."""
-        about = self._step(source, step)
-        about["in_documents"] += documents
-        about["in_bytes"] += size
+    def reach(self, source: str, step: str, size: int) -> None:
+        """Counts a document of `size` bytes that reached a step outside of the chain."""
+        counts = self._step(source, step)
+        counts["in_documents"] += 1
+        counts["in_bytes"] += size
 
     def merge(self, other: CleaningReport) -> None:
         """Adds the report of a later unit."""
         for source, theirs in other.sources.items():
-            about = self._source(source)
-            about["documents"] += theirs["documents"]
-            about["bytes"] += theirs["bytes"]
+            counts = self._source(source)
+            counts["documents"] += theirs["documents"]
+            counts["bytes"] += theirs["bytes"]
             for name, step in theirs["steps"].items():
                 ours = self._step(source, name)
                 for key in COUNTS:
@@ -90,10 +90,10 @@ class CleaningReport:
         return {
             "sources": {
                 source: {
-                    **about,
-                    "steps": [{"name": name, **step} for name, step in about["steps"].items()],
+                    **counts,
+                    "steps": [{"name": name, **step} for name, step in counts["steps"].items()],
                 }
-                for source, about in self.sources.items()
+                for source, counts in self.sources.items()
             }
         }
 
@@ -101,11 +101,11 @@ class CleaningReport:
     def from_json(cls, content: dict[str, Any]) -> CleaningReport:
         """Returns the report from the result of `to_json`."""
         report = cls()
-        for source, about in content["sources"].items():
-            steps = {step["name"]: dict(step) for step in about["steps"]}
+        for source, counts in content["sources"].items():
+            steps = {step["name"]: dict(step) for step in counts["steps"]}
             for step in steps.values():
                 del step["name"]
-            report.sources[source] = {**about, "steps": steps}
+            report.sources[source] = {**counts, "steps": steps}
         return report
 
     def _source(self, name: str) -> dict[str, Any]:

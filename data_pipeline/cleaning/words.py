@@ -20,7 +20,7 @@ def word_tokenizer(name: str) -> Any:
     with inner apostrophes and hyphens, or of other signs, and sentences end at . ! ? before white
     space and at line breaks. `spacy` is datatrove's tokenizer for English.
     """
-    quiet()
+    silence_datatrove()
     from datatrove.utils.word_tokenizers import WordTokenizer, load_word_tokenizer
 
     if name == "spacy":
@@ -46,7 +46,7 @@ def word_tokenizer(name: str) -> Any:
     return Words()
 
 
-def quiet() -> None:
+def silence_datatrove() -> None:
     """Disables datatrove's log, which is meant for its own executors."""
     from loguru import logger
 

@@ -114,7 +114,7 @@ def clusters(edges: Edges) -> Edges:
         if not separate.any():
             break
         a, b, root_a, root_b = a[separate], b[separate], root_a[separate], root_b[separate]
-        # Attaches each root to its smallest smaller neighbour, then points all nodes at roots.
+        # Attaches each root to its smallest smaller neighbor, then points all nodes at roots.
         np.minimum.at(label, np.maximum(root_a, root_b), np.minimum(root_a, root_b))
         while True:
             parent = label[label]

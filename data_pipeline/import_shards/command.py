@@ -29,7 +29,7 @@ from data_pipeline.import_shards.listing import Pair, list_pairs, shard_file
 from data_pipeline.store.manifest import FILE, Manifest
 from data_pipeline.tokenizing.corpus_tokenizer import write_adopted_tokenizer
 from data_pipeline.tokenizing.tokenizer import (
-    as_encoded,
+    document_tokenizer,
     load_tokenizer,
     token_bytes,
     vocab_size_of,
@@ -55,7 +55,7 @@ def import_shards(config: ImportConfig) -> None:
     path = Path(config.tokenizer)
     ids = _special_ids(load_tokenizer(path), config)
     special = [t for t in (config.eos_token, config.bos_token, config.pad_token) if t]
-    tokenizer = Tokenizer.from_str(as_encoded(path, special, keep_added=True)[0])
+    tokenizer = Tokenizer.from_str(document_tokenizer(path, special, keep_added=True)[0])
     with output.folder() as folder:
         np.save(folder / "token_bytes.npy", token_bytes(tokenizer))
         entry = {"file": "tokenizer.json", "vocab_size": vocab_size_of(tokenizer), **ids}

@@ -82,8 +82,8 @@ def _held_out(source: str, prefixes: list[Path], config: ImportConfig) -> set[Pa
         matches = {p for p in prefixes if fnmatch(p.name, pattern) or fnmatch(str(p), pattern)}
         if not matches:
             raise InputError(
-                f"held_out={config.held_out} matches no shard of source '{source}', such as "
-                f"{prefixes[0].name}. Give a glob on names or paths."
+                f"held_out={config.held_out} matches no shard of source '{source}' (the first is "
+                f"{prefixes[0].name}). Give a glob on names or paths."
             )
         return matches
     if not config.held_out_fraction:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from data_pipeline.inspection.cleaning import Funnel
 from data_pipeline.inspection.corpus import QUANTILES, Lengths, Totals
-from data_pipeline.inspection.plan import Plan
+from data_pipeline.inspection.plan import RecipePlan
 from pages.bars import Band, Bands, Bar, Bars, Histogram, Part
 from pages.drawing import SOURCE_STYLES, drawing
 from pages.svg import short_number
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 REST = "rest"
 """Style that all sources without a color of their own share."""
-MOST_BARS = 24
+MAX_BARS = 24
 
 
 def styles_of(ranked: list[str]) -> dict[str, str]:
@@ -31,7 +31,7 @@ def token_charts(
     styles: dict[str, str],
 ) -> list[Drawing]:
     """Draws the tokens of each source and split, and the bytes per token."""
-    shown, others = ranked[:MOST_BARS], ranked[MOST_BARS:]
+    shown, others = ranked[:MAX_BARS], ranked[MAX_BARS:]
 
     def tokens(sources: list[str], split: dict[str, Totals]) -> int:
         return sum(split.get(source, Totals()).tokens for source in sources)
@@ -88,7 +88,7 @@ def length_chart(source: str, lengths: Lengths, style: str) -> Drawing:
     return drawing(source, "percent of documents", chart.svg, [])
 
 
-def mixture_chart(plan: Plan, ranked: list[str], styles: dict[str, str]) -> Drawing:
+def mixture_chart(plan: RecipePlan, ranked: list[str], styles: dict[str, str]) -> Drawing:
     """Draws the shares of the sources over the tokens of the run."""
     spans, marks = [], []
     start = 0
@@ -139,7 +139,7 @@ def funnel_chart(funnel: Funnel) -> Drawing:
 
 def funnel_overview(funnels: list[Funnel]) -> Drawing:
     """Draws the bytes of each source that cleaning kept and dropped."""
-    shown = sorted(funnels, key=lambda funnel: -funnel.bytes)[:MOST_BARS]
+    shown = sorted(funnels, key=lambda funnel: -funnel.bytes)[:MAX_BARS]
     bars = [
         Bar(
             funnel.source,

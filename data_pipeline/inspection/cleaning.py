@@ -18,7 +18,7 @@ SHOWN_CHARS = 1000
 
 
 @dataclass(frozen=True)
-class Reason:
+class FunnelReason:
     """What one rule of a step dropped, with examples of file, position, text and note."""
 
     name: str
@@ -28,7 +28,7 @@ class Reason:
 
 
 @dataclass(frozen=True)
-class Step:
+class FunnelStep:
     """A cleaning step of a source: what reached it, what it dropped and what it changed."""
 
     name: str
@@ -37,7 +37,7 @@ class Step:
     dropped_documents: int
     dropped_bytes: int
     changed_documents: int
-    reasons: list[Reason]
+    reasons: list[FunnelReason]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Funnel:
     source: str
     documents: int
     bytes: int
-    steps: list[Step]
+    steps: list[FunnelStep]
 
     @property
     def kept_documents(self) -> int:
@@ -93,13 +93,13 @@ def read_funnels(folder: Path) -> list[Funnel]:
         ) from None
 
 
-def _step(step: dict[str, Any], limit: int) -> Step:
+def _step(step: dict[str, Any], limit: int) -> FunnelStep:
     reasons = []
     for name, (documents, size) in step["reasons"].items():
         examples = [e for e in step["examples"] if e["reason"] == name][:limit]
         shown = [{**e, "text": str(e["text"])[:SHOWN_CHARS]} for e in examples]
-        reasons.append(Reason(name, documents, size, shown))
-    return Step(
+        reasons.append(FunnelReason(name, documents, size, shown))
+    return FunnelStep(
         name=step["name"],
         in_documents=step["in_documents"],
         in_bytes=step["in_bytes"],

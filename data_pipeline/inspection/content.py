@@ -15,7 +15,7 @@ from data_pipeline.inspection.corpus import (
     sample_lengths,
     totals,
 )
-from data_pipeline.inspection.plan import GOOD_EPOCHS, Plan
+from data_pipeline.inspection.plan import GOOD_EPOCHS, RecipePlan
 from data_pipeline.inspection.samples import sample_documents, sample_sequences
 from data_pipeline.inspection.subject import Subject
 from data_pipeline.store.manifest import Manifest
@@ -76,7 +76,10 @@ def page_content(subject: Subject, documents: int, sequences: int) -> dict[str, 
 
 
 def summary(
-    manifest: Manifest, train: dict[str, Totals], held_out: dict[str, Totals], plan: Plan | None
+    manifest: Manifest,
+    train: dict[str, Totals],
+    held_out: dict[str, Totals],
+    plan: RecipePlan | None,
 ) -> str:
     """Returns the corpus in a sentence or two."""
     tokens, documents = _sum(train, "tokens"), _sum(train, "documents")
@@ -113,7 +116,7 @@ def checks(
     return found
 
 
-def epoch_checks(plan: Plan) -> list[dict[str, str]]:
+def epoch_checks(plan: RecipePlan) -> list[dict[str, str]]:
     """Returns warnings about sources that are repeated too often."""
     meanings = {
         "bad": f"more than max_epochs={plan.max_epochs:g}, so a run will be refused",
@@ -137,7 +140,7 @@ def cards(
     manifest: Manifest,
     train: dict[str, Totals],
     held_out: dict[str, Totals],
-    plan: Plan | None,
+    plan: RecipePlan | None,
 ) -> list[dict[str, str]]:
     """Returns the key figures."""
     tokens, size = _sum(train, "tokens"), _sum(train, "bytes")
@@ -224,7 +227,7 @@ def length_note(manifest: Manifest, lengths: dict[str, Lengths]) -> str:
     return text
 
 
-def plan_facts(plan: Plan, ranked: list[str], styles: dict[str, str]) -> Row:
+def plan_facts(plan: RecipePlan, ranked: list[str], styles: dict[str, str]) -> Row:
     """Returns the stages, their mixtures, and the tokens taken of each source."""
     taken, epochs = plan.taken(), plan.epochs()
     end = 0
@@ -338,11 +341,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def listed(names: Iterable[str], most: int = 8) -> str:
-    """Returns names separated by commas, shortened to the first `most`."""
+def listed(names: Iterable[str], max_names: int = 8) -> str:
+    """Returns names separated by commas, shortened to the first `max_names`."""
     names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    more = f" and {len(names) - max_names} more" if len(names) > max_names else ""
+    return ", ".join(names[:max_names]) + more
 
 
 def percent(part: int, whole: int) -> str:

@@ -14,13 +14,13 @@ from data_pipeline.store.shard_scan import BadIndex, read_index
 from data_pipeline.tokenizing.documents import document_names
 
 Ints = NDArray[np.int64]
-SHARDS = 1024
+MAX_SHARDS = 1024
 """Number of indices that are read of a corpus, spread evenly over its sources."""
-LEAST_SHARDS = 4
-DOCUMENTS = 200_000
+MIN_SHARDS_PER_SOURCE = 4
+MAX_LENGTHS = 200_000
 """Most lengths that are taken from one index."""
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
-STEPS = 2
+BINS_PER_DOUBLING = 2
 """Bins of a histogram per doubling of the length."""
 
 
@@ -54,12 +54,12 @@ class Lengths:
         return [int(q) for q in np.quantile(self.tokens, QUANTILES, method="nearest")]
 
     def histogram(self) -> tuple[list[float], list[float]]:
-        """Returns bin edges, STEPS per doubling, and the percentage of documents in each bin."""
+        """Returns the bin edges, and the percentage of documents in each bin."""
         if not len(self.tokens):
             return [], []
         low = np.floor(np.log2(max(1, self.tokens[0])))
         high = max(low + 1, np.ceil(np.log2(self.tokens[-1] + 1)))
-        edges = 2 ** np.linspace(low, high, int(high - low) * STEPS + 1)
+        edges = 2 ** np.linspace(low, high, int(high - low) * BINS_PER_DOUBLING + 1)
         counts, _ = np.histogram(self.tokens, edges)
         return edges.tolist(), (100 * counts / len(self.tokens)).tolist()
 
@@ -95,7 +95,7 @@ def sample_lengths(manifest: Manifest, source: str) -> Lengths:
     sources = len(manifest.splits.get("train", {}))
     found = []
     read = 0
-    for entry in spread(entries, max(LEAST_SHARDS, SHARDS // max(1, sources))):
+    for entry in spread(entries, max(MIN_SHARDS_PER_SOURCE, MAX_SHARDS // max(1, sources))):
         try:
             lengths = read_index(manifest.folder / f"{entry['file']}.idx").document_lengths()
         except (BadIndex, OSError):
@@ -104,6 +104,6 @@ def sample_lengths(manifest: Manifest, source: str) -> Lengths:
             names = document_names(manifest, entry["file"])
             lengths = lengths[[name != "" for name, _ in names]] if names else lengths
         read += 1
-        found.append(lengths[:: 1 + len(lengths) // DOCUMENTS])
+        found.append(lengths[:: 1 + len(lengths) // MAX_LENGTHS])
     tokens = np.sort(np.concatenate(found)) if found else np.empty(0, np.int64)
     return Lengths(tokens[tokens > 0], read, len(entries))

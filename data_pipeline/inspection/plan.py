@@ -30,7 +30,7 @@ class PlannedStage:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RecipePlan:
     """The stages of a recipe on a corpus; without an order, `refused` holds the reason."""
 
     name: str
@@ -66,7 +66,7 @@ class Plan:
 
 def plan_recipe(
     recipe: Mapping[str, Any], source_tokens: Mapping[str, int], seed: int, max_epochs: float
-) -> Plan:
+) -> RecipePlan:
     """Returns the plan of a recipe that `pretrain` would make.
 
     A plan that exceeds max_epochs is not refused, because the page shows that. Raises InputError
@@ -79,7 +79,7 @@ def plan_recipe(
         order = SampleOrder(source_tokens, plan.stages, seed)
     except InputError as error:
         refused = str(error)
-    return Plan(plan.name, stages, dict(source_tokens), order, refused, max_epochs)
+    return RecipePlan(plan.name, stages, dict(source_tokens), order, refused, max_epochs)
 
 
 def _planned(name: str, stage: Stage) -> PlannedStage:
@@ -89,7 +89,7 @@ def _planned(name: str, stage: Stage) -> PlannedStage:
     return PlannedStage(name, stage.seq_len, tokens, stage.samples, shares)
 
 
-def plan_of_run(run: Path, config: Mapping[str, Any]) -> Plan:
+def plan_of_run(run: Path, config: Mapping[str, Any]) -> RecipePlan:
     """Returns the plan of a run from its `order.json`."""
     order = SampleOrder.from_json((run / "order.json").read_text())
     recipe = config["recipe"]
@@ -99,7 +99,7 @@ def plan_of_run(run: Path, config: Mapping[str, Any]) -> Plan:
         for number, stage in enumerate(order.stages)
     ]
     limit = config["data"].get("max_epochs", GOOD_EPOCHS)
-    return Plan(
+    return RecipePlan(
         str(recipe.get("name", run.name)),
         stages,
         order.source_tokens,

@@ -11,12 +11,12 @@ from tokenizers import Tokenizer
 
 from conf.errors import InputError
 from data_pipeline.inspection.corpus import spread
-from data_pipeline.inspection.plan import Plan
+from data_pipeline.inspection.plan import RecipePlan
 from data_pipeline.store.manifest import Manifest
 from data_pipeline.store.shard_scan import BadIndex, read_index
 from data_pipeline.tokenizing.documents import document_names
 
-MOST_TOKENS = 4000
+MAX_TOKENS = 4000
 """Most tokens of a document that are decoded."""
 HEAD, TAIL = 1200, 300
 """Characters shown of a longer text, from its beginning and its end."""
@@ -104,7 +104,7 @@ def sample_documents(
                 f"data={manifest.folder}."
             ) from None
         length = int(lengths[document])
-        ids = tokens[start : start + min(length, MOST_TOKENS)].tolist()
+        ids = tokens[start : start + min(length, MAX_TOKENS)].tolist()
         text = tokenizer.decode(ids, skip_special_tokens=False)
         rest = round((length - len(ids)) * len(text) / max(1, len(ids)))
         file, position = names[document] if names else ("", 0)
@@ -116,7 +116,7 @@ def sample_documents(
 
 
 def sample_sequences(
-    manifest: Manifest, tokenizer: Tokenizer, plan: Plan, count: int
+    manifest: Manifest, tokenizer: Tokenizer, plan: RecipePlan, count: int
 ) -> list[SampledSequence]:
     """Returns `count` samples per stage, evenly spread, read as a training step reads them."""
     from data_pipeline.sampling.batches import BatchReader

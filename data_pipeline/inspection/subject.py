@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from conf.errors import InputError
 from data_pipeline.inspection.config import InspectConfig
-from data_pipeline.inspection.plan import Plan, plan_of_run, plan_recipe, read_env
+from data_pipeline.inspection.plan import RecipePlan, plan_of_run, plan_recipe, read_env
 from data_pipeline.store.manifest import Manifest, load_manifest
 from data_pipeline.store.storage import is_remote
 
@@ -20,7 +20,7 @@ class Subject:
     """The corpus and the plan of a page, with a warning if the data of a run has `changed`."""
 
     manifest: Manifest
-    plan: Plan | None
+    plan: RecipePlan | None
     seed: int
     changed: str = ""
 

@@ -94,18 +94,18 @@ class Selection:
                 f"corpus.sources.{self.unit.source}.paths: {self.unit.files[0].path} and the other "
                 f"files of its unit have more than max_malformed={self.source.max_malformed} "
                 "malformed rows, the first in "
-                f"{self.malformed[0]['file']}, row {_line(self.malformed[0])}: "
+                f"{self.malformed[0]['file']}, row {_row_number(self.malformed[0])}: "
                 f"{self.malformed[0]['reason']}."
             )
 
 
-def known_documents(
+def deduplicated_rows(
     unit: Unit,
     corpus: CorpusConfig,
     kept: set[int],
     dropped: dict[int, str],
     steps: list[str],
-    seen: Selection,
+    selection: Selection,
 ) -> Iterator[Row]:
     """Yields the documents of a unit in the second pass, without the duplicates.
 
@@ -115,11 +115,11 @@ def known_documents(
         kept: the numbers of the rows that the first pass kept.
         dropped: the numbers of the rows to drop, each with the deduplication step that found it.
         steps: the deduplication steps in their order.
-        seen: the selection whose counts and report are updated.
+        selection: the selection whose counts and report are updated.
     """
     source = corpus.sources[unit.source]
     chain = chain_of(corpus, unit.source)
-    seen.report.expect(unit.source, steps)
+    selection.report.expect(unit.source, steps)
     for number, row in enumerate(read_unit(unit, source)):
         if number not in kept:
             continue
@@ -127,13 +127,13 @@ def known_documents(
             raise InputError(f"{row.file} was changed while it was being read. Tokenize again.")
         text = row.text if chain is None else chain.transform(row.text)
         size = utf8_size(text)
-        by = dropped.get(number, "")
+        found_by = dropped.get(number, "")
         for step in steps:
-            seen.report.reach(unit.source, step, 1, size)
-            if step == by:
-                seen.counts[step] += 1
+            selection.report.reach(unit.source, step, size)
+            if step == found_by:
+                selection.counts[step] += 1
                 outcome = Outcome(text, step, step, sizes=(size,))
-                seen.report.drop(unit.source, row.file, row.position, outcome)
+                selection.report.drop(unit.source, row.file, row.position, outcome)
                 break
         else:
             yield row._replace(text=text)
@@ -165,8 +165,8 @@ def reason_to_drop(text: str, source: SourceConfig) -> str:
 def split_of(name: str, corpus: CorpusConfig) -> str:
     """Returns the split of a document, which depends on its name and the seed alone."""
     digest = name_hash(f"{corpus.seed}:split:{name}")
-    share = int.from_bytes(digest[:8], "little") / 2**64
-    return HELD_OUT if share < corpus.held_out_fraction else TRAIN
+    fraction = int.from_bytes(digest[:8], "little") / 2**64
+    return HELD_OUT if fraction < corpus.held_out_fraction else TRAIN
 
 
 def chain_of(corpus: CorpusConfig, source: str) -> Chain | None:
@@ -196,5 +196,5 @@ def _chain(key: _Key) -> Chain:
     return Chain(key.cleaning, list(key.steps))
 
 
-def _line(malformed: dict[str, object]) -> int:
+def _row_number(malformed: dict[str, object]) -> int:
     return int(str(malformed["line"])) + 1

@@ -62,7 +62,7 @@ def quality(config: QualityConfig) -> None:
     scores = model.scores([text for text, _ in test])
     accuracy = float(np.mean((scores >= config.threshold) == truth))
     area = auc(scores, truth)
-    model.about |= {"good": kept[True], "bad": kept[False], "auc": area, "accuracy": accuracy}
+    model.metadata |= {"good": kept[True], "bad": kept[False], "auc": area, "accuracy": accuracy}
     output.write(model.to_text())
     recall = float(np.mean(scores[truth] >= config.threshold)) if truth.any() else float("nan")
     dropped = float(np.mean(scores[~truth] < config.threshold)) if (~truth).any() else float("nan")

@@ -74,7 +74,7 @@ def plan_units(corpus: CorpusConfig) -> list[Unit]:
 
 
 def _parts(
-    files: list[SourceFile], source: SourceConfig, most_bytes: int
+    files: list[SourceFile], source: SourceConfig, shard_bytes: int
 ) -> Iterator[tuple[tuple[SourceFile, ...], int, int]]:
     whole = 1 << 62
     if source.format == "text":
@@ -82,7 +82,7 @@ def _parts(
         size = 0
         for file in files:
             size += file.bytes
-            if group and size > most_bytes:
+            if group and size > shard_bytes:
                 yield tuple(group), 0, whole
                 group, size = [], file.bytes
             group.append(file)
@@ -94,7 +94,7 @@ def _parts(
         # Remote files are downloaded whole, so they are not divided.
         count = 1
         if plain and not storage.is_remote(file.path):
-            count = max(1, round(file.bytes / most_bytes))
+            count = max(1, round(file.bytes / shard_bytes))
         bounds = [file.bytes * part // count for part in range(count)] + [whole]
         for part in range(count):
             yield (file,), bounds[part], bounds[part + 1]
@@ -154,9 +154,9 @@ def _local_files(pattern: str, source: SourceConfig) -> tuple[bool, list[SourceF
         for path in files_under(match) if folder else [match]:
             name = path[start:]
             if os.path.isfile(path):  # not a pipe
-                about = os.stat(path)
-                if _is_selected(name, about.st_size, folder, source):
-                    found.append(SourceFile(path, name, about.st_size, str(about.st_mtime_ns)))
+                stat = os.stat(path)
+                if _is_selected(name, stat.st_size, folder, source):
+                    found.append(SourceFile(path, name, stat.st_size, str(stat.st_mtime_ns)))
             elif os.path.islink(path) and not _excluded(name, source):
                 broken.append(path)
     if broken:
@@ -203,6 +203,6 @@ def _excluded(name: str, source: SourceConfig) -> bool:
 
 def _dataset(path: str) -> SourceFile:
     files = files_under(path) if os.path.isdir(path) else ()  # otherwise a name on the Hub
-    about = [os.stat(file) for file in files if os.path.isfile(file)]
-    newest = max((file.st_mtime_ns for file in about), default=0)
-    return SourceFile(path, path, sum(file.st_size for file in about), str(newest))
+    stats = [os.stat(file) for file in files if os.path.isfile(file)]
+    newest = max((file.st_mtime_ns for file in stats), default=0)
+    return SourceFile(path, path, sum(file.st_size for file in stats), str(newest))

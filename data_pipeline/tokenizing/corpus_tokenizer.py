@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_pipeline.store.manifest import Manifest, tokenizer_fingerprint
 from data_pipeline.store.shards import Shard
-from data_pipeline.tokenizing.tokenizer import ROLES, as_encoded, load_tokenizer
+from data_pipeline.tokenizing.tokenizer import ROLES, document_tokenizer, load_tokenizer
 
 BEGINNING_TOKENS = 1 << 16
 """Tokens of each shard that are read to see whether documents begin with the added tokens."""
@@ -23,7 +23,7 @@ def write_adopted_tokenizer(path: Path, special: Sequence[str], manifest: Manife
     added = tokenizer.encode("").ids
     is_prefix = tokenizer.encode("a").ids[: len(added)] == added
     keep = is_prefix and _all_begin_with(manifest, added)
-    content, not_added = as_encoded(path, special, keep_added=keep)
+    content, not_added = document_tokenizer(path, special, keep_added=keep)
     manifest.tokenizer_path.write_text(content)
     manifest.tokenizer["sha256"] = tokenizer_fingerprint(manifest.tokenizer_path)
     return not_added
@@ -38,7 +38,7 @@ def exported_tokenizer(manifest: Manifest) -> tuple[str, dict[str, str]]:
     named = {role: tokenizer.id_to_token(manifest.tokenizer[f"{role}_id"]) or "" for role in ROLES}
     # Corpora of earlier versions store the tokenizer unchanged.
     imported = manifest.origin == "import"
-    content, _ = as_encoded(manifest.tokenizer_path, named.values(), keep_added=imported)
+    content, _ = document_tokenizer(manifest.tokenizer_path, named.values(), keep_added=imported)
     return content, named
 
 

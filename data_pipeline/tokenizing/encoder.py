@@ -112,9 +112,9 @@ def describe_encoder(name: str) -> str:
 def _load_gigatoken(path: str) -> Any:
     import gigatoken
 
-    about = json.loads(Path(path).read_text())
-    about["added_tokens"] = [token for token in about["added_tokens"] if not token["special"]]
-    return gigatoken.Tokenizer.from_json(json.dumps(about))
+    content = json.loads(Path(path).read_text())
+    content["added_tokens"] = [token for token in content["added_tokens"] if not token["special"]]
+    return gigatoken.Tokenizer.from_json(json.dumps(content))
 
 
 def _concatenate(ids: Sequence[list[int]]) -> Encoded:

@@ -16,7 +16,7 @@ from data_pipeline.text.selection import (
     HELD_OUT,
     TRAIN,
     Selection,
-    known_documents,
+    deduplicated_rows,
     split_documents,
 )
 from data_pipeline.text.units import Unit
@@ -52,7 +52,7 @@ def _encode(
     encoder = Encoder(target.folder / "tokenizer.json", name)
     writer = ShardWriter(encoder, target.dtype, target.eos_id, target.pad_id, corpus.fit)
     entries: dict[str, list[dict[str, Any]]] = {TRAIN: [], HELD_OUT: []}
-    seen, documents = chosen_documents(unit, corpus, work)
+    selection, documents = select_documents(unit, corpus, work)
     for split, texts in _shards_of_text(documents, corpus.shard_bytes):
         part = len(entries[split])
         shard = f"{unit.source}-{unit.number:05}" + (f"-{part:05}" if part else "")
@@ -61,16 +61,16 @@ def _encode(
         entries[split].append(entry)
     return {
         "entries": entries,
-        "counts": dict(seen.counts),
-        "report": seen.report.to_json(),
-        "malformed": seen.malformed,
-        "lines": seen.lines,
+        "counts": dict(selection.counts),
+        "report": selection.report.to_json(),
+        "malformed": selection.malformed,
+        "lines": selection.lines,
         "encoder": name,
         "checked": encoder.compared,
     }
 
 
-def chosen_documents(
+def select_documents(
     unit: Unit, corpus: CorpusConfig, work: Path
 ) -> tuple[Selection, Iterator[tuple[str, Text]]]:
     """Returns the counts of a unit, and an iterator of its kept documents with their split.
@@ -79,15 +79,15 @@ def chosen_documents(
     complete.
     """
     if not digests.is_enabled(corpus):
-        seen = Selection(unit, corpus)
-        counts: Counter[str] = seen.counts
-        kept = (row for _, row in seen.documents())
-        return seen, split_documents(kept, unit, corpus, counts)
-    numbers, seen = digests.load_scan(unit, corpus, work)
+        selection = Selection(unit, corpus)
+        counts: Counter[str] = selection.counts
+        kept = (row for _, row in selection.documents())
+        return selection, split_documents(kept, unit, corpus, counts)
+    numbers, selection = digests.load_scan(unit, corpus, work)
     dropped = duplicates_in(unit, work)
     steps = digests.step_names(corpus)
-    rows = known_documents(unit, corpus, set(numbers.tolist()), dropped, steps, seen)
-    return seen, split_documents(rows, unit, corpus, seen.counts)
+    rows = deduplicated_rows(unit, corpus, set(numbers.tolist()), dropped, steps, selection)
+    return selection, split_documents(rows, unit, corpus, selection.counts)
 
 
 def _shards_of_text(

@@ -67,7 +67,7 @@ def make_manifest(
         ends_in_eos=True,
         packed=sorted(corpus.fit),
         origin="tokenize",
-        encoder=_about_encoder(prepared, results, console),
+        encoder=_encoder_entry(prepared, results, console),
     )
 
 
@@ -75,9 +75,9 @@ def check_sources(corpus: CorpusConfig, units: list[Unit], work: Path) -> None:
     """Raises InputError for a source of which the first pass kept no document."""
     scans: list[dict[str, Any]] = []
     for unit in units:
-        numbers, seen = load_scan(unit, corpus, work)
-        seen.counts["documents"] = len(numbers)
-        scans.append({key: getattr(seen, key) for key in ("counts", "malformed", "lines")})
+        numbers, selection = load_scan(unit, corpus, work)
+        selection.counts["documents"] = len(numbers)
+        scans.append({key: getattr(selection, key) for key in ("counts", "malformed", "lines")})
     rejected = rejected_lines(scans, units)
     for name in corpus.sources:
         counts: Counter[str] = Counter()
@@ -92,11 +92,10 @@ def _check_not_empty(name: str, counts: Counter[str], rejected: list[str]) -> No
     if counts["documents"]:
         return
     dropped = ", ".join(f"{n} {reason}" for reason, n in counts.items() if n and reason != "files")
-    first = f"; the first in {describe_malformed(json.loads(rejected[0]))}" if rejected else ""
-    raise InputError(
-        f"corpus.sources.{name} has no document left after its rules: "
-        f"{dropped or 'no rows'}{first}."
-    )
+    text = f"corpus.sources.{name} has no document left after its rules ({dropped or 'no rows'})."
+    if rejected:
+        text += f" First malformed row: {describe_malformed(json.loads(rejected[0]))}."
+    raise InputError(text)
 
 
 def _check_source(
@@ -121,7 +120,7 @@ def _check_source(
         )
 
 
-def _about_encoder(
+def _encoder_entry(
     prepared: dict[str, Any], results: list[dict[str, Any]], console: Console
 ) -> dict[str, Any]:
     """Returns the manifest's description of the encoder, and warns of units encoded twice.
@@ -129,16 +128,16 @@ def _about_encoder(
     The description is not part of the data's fingerprint, because the ids do not depend on it.
     """
     name = prepared["encoder"]
-    again = sum(result["encoder"] != name for result in results)
-    if again:
+    repeated = sum(result["encoder"] != name for result in results)
+    if repeated:
         console.print(
-            f"warning: {name} gave different ids than tokenizers in {again} of {len(results)} "
+            f"warning: {name} gave different ids than tokenizers in {repeated} of {len(results)} "
             "units, which were encoded again with tokenizers.",
             style="yellow",
             soft_wrap=True,
         )
     checked = sum(result["checked"] for result in results)
-    return {"name": describe_encoder(name), "documents_checked": checked, "units_again": again}
+    return {"name": describe_encoder(name), "documents_checked": checked, "units_again": repeated}
 
 
 def print_summary(manifest: Manifest, console: Console) -> None:

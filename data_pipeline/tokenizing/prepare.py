@@ -17,9 +17,9 @@ from data_pipeline.text.corpus import CorpusConfig, TokenizeConfig, TokenizerCon
 from data_pipeline.text.selection import TRAIN
 from data_pipeline.text.units import Unit
 from data_pipeline.tokenizing.encoder import choose_encoder
-from data_pipeline.tokenizing.encoding import chosen_documents, describe_malformed, rejected_lines
+from data_pipeline.tokenizing.encoding import describe_malformed, rejected_lines, select_documents
 from data_pipeline.tokenizing.tokenizer import (
-    as_encoded,
+    document_tokenizer,
     load_tokenizer,
     special_ids,
     token_bytes,
@@ -28,7 +28,7 @@ from data_pipeline.tokenizing.tokenizer import (
 )
 
 SAMPLED_UNITS = 256
-"""Most units of text that a tokenizer is trained on."""
+"""Maximum number of units whose text a tokenizer is trained on."""
 
 
 def prepare(config: TokenizeConfig, units: list[Unit], work: Path) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def make_tokenizer(
     """
     if config.path:
         special = (config.pad_token, config.bos_token, config.eos_token)
-        content, added = as_encoded(Path(config.path), special)
+        content, added = document_tokenizer(Path(config.path), special)
         out.write_text(content)
         return added
     before = os.environ.get("TOKENIZERS_PARALLELISM", "true")
@@ -81,24 +81,25 @@ def make_tokenizer(
     return []
 
 
-def _sample(most_bytes: int, corpus: CorpusConfig, units: list[Unit], work: Path) -> Iterator[str]:
-    """Yields about `most_bytes` of training documents, from units spread evenly over the corpus."""
+def _sample(max_bytes: int, corpus: CorpusConfig, units: list[Unit], work: Path) -> Iterator[str]:
+    """Yields about `max_bytes` of training documents, from units spread evenly over the corpus."""
     count = min(len(units), SAMPLED_UNITS)
     chosen = [units[number * len(units) // count] for number in range(count)]
     found, malformed = False, ""
     for unit in chosen:
-        left = max(1, most_bytes // len(chosen))
-        seen, documents = chosen_documents(unit, corpus, work)
+        budget = max(1, max_bytes // len(chosen))
+        selection, documents = select_documents(unit, corpus, work)
         for split, document in documents:
-            if left <= 0:
+            if budget <= 0:
                 break
             if split == TRAIN:
                 found = True
-                left -= len(document.text)
+                budget -= len(document.text)
                 yield document.text
-        if seen.malformed and not malformed:
-            rows = rejected_lines([{"malformed": seen.malformed, "lines": 0}], [unit])
-            malformed = f" Malformed: {describe_malformed(json.loads(rows[unit.source][0]))}."
+        if selection.malformed and not malformed:
+            rows = rejected_lines([{"malformed": selection.malformed, "lines": 0}], [unit])
+            first = json.loads(rows[unit.source][0])
+            malformed = f" First malformed row: {describe_malformed(first)}."
     if not found:
         raise InputError(
             f"corpus.name={corpus.name}: no document is left to train a tokenizer on. Loosen the "

@@ -15,13 +15,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from conf.errors import InputError
 from data_pipeline.text.corpus import TokenizerConfig
 
-LONGEST_WORD = 2000
+MAX_WORD_BYTES = 2000
 """Bytes after which words are cut in the text that a tokenizer is trained on.
 
 Training time grows with the square of a word's length. Words of natural languages are shorter."""
 
 ROLES = ("pad", "bos", "eos")
-ADDING = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")
+TOKEN_ADDING_PROCESSORS = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")
 """Post-processors that add special tokens around a text."""
 
 
@@ -34,7 +34,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     words = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [words, pre_tokenizers.FixedLength(LONGEST_WORD)]
+        [words, pre_tokenizers.FixedLength(MAX_WORD_BYTES)]
     )
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
@@ -74,8 +74,8 @@ def check_tokenizer(config: TokenizerConfig) -> None:
     given = load_tokenizer(path)
     ids = special_ids(given, config)
     pieces = dict(zip(ROLES, _special_tokens(config), strict=True))
-    content, _ = as_encoded(path, pieces.values())
-    tokenizer = _for_documents(Tokenizer.from_str(content))
+    content, _ = document_tokenizer(path, pieces.values())
+    tokenizer = _set_document_options(Tokenizer.from_str(content))
     listed = {token["content"] for token in _added_tokens(path) if token["special"]}
     for role in ROLES:
         piece, number = pieces[role], ids[f"{role}_id"]
@@ -88,24 +88,25 @@ def check_tokenizer(config: TokenizerConfig) -> None:
             )
 
 
-def as_encoded(
+def document_tokenizer(
     path: Path, special: Iterable[str], keep_added: bool = False
 ) -> tuple[str, list[str]]:
-    """Returns a tokenizer.json that encodes as documents are encoded, and the tokens it now omits.
+    """Returns the tokenizer.json that documents are encoded with, and the tokens it no longer adds.
 
-    In it, the tokens `special` are special, texts are neither truncated nor padded, and no tokens
-    are added to them unless `keep_added`. A file that is already like that is returned unchanged.
+    It is made from the one at `path`: the tokens `special` are special, texts are neither truncated
+    nor padded, and no tokens are added to them unless `keep_added`. A file that is already like
+    that is returned unchanged.
     """
     text = path.read_text()
     content = json.loads(text)
-    notes: list[str] = []
+    omitted: list[str] = []
     tokenizer = load_tokenizer(path)
     if tokenizer.num_special_tokens_to_add(False) and not keep_added:
-        notes = tokenizer.encode("").tokens
+        omitted = tokenizer.encode("").tokens
         content["post_processor"] = _without_tokens(content["post_processor"])
     content |= {key: None for key in ("truncation", "padding") if content.get(key)}
     content["added_tokens"] = _with_special(content["added_tokens"], special, tokenizer)
-    return (text if content == json.loads(text) else json.dumps(content, indent=2)), notes
+    return (text if content == json.loads(text) else json.dumps(content, indent=2)), omitted
 
 
 def _with_special(
@@ -122,7 +123,7 @@ def _with_special(
 
 def _without_tokens(processor: dict[str, Any] | None) -> dict[str, Any] | None:
     """Returns a post-processor without the parts that add tokens, or None if nothing remains."""
-    if processor is None or processor["type"] in ADDING:
+    if processor is None or processor["type"] in TOKEN_ADDING_PROCESSORS:
         return None
     if processor["type"] != "Sequence":
         return processor
@@ -146,10 +147,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:
         raise InputError(f"{path} is not a tokenizer.json of `tokenizers` ({error}).") from None
-    return _for_documents(tokenizer)
+    return _set_document_options(tokenizer)
 
 
-def _for_documents(tokenizer: Tokenizer) -> Tokenizer:
+def _set_document_options(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.encode_special_tokens = True
     tokenizer.no_padding()
     tokenizer.no_truncation()

@@ -44,7 +44,7 @@ SLURM_VARIABLES = (
 
 @dataclass(frozen=True)
 class JobShard:
-    """The tasks of one of several jobs: those whose number is `rank` modulo `world`."""
+    """The tasks of one of several jobs: those whose number modulo `world` is `rank`."""
 
     rank: int = 0
     world: int = 1
@@ -114,16 +114,16 @@ class WorkFolder:
         names = ["lock"] if self.job_shard.world == 1 else ["lock", f"lock-{self.job_shard.rank}"]
         files = [(self.path / name).open("a") for name in names]
         try:
-            alone = self.job_shard.world == 1
-            self._lock(files[0], fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-            if not alone:
+            single = self.job_shard.world == 1
+            self._lock(files[0], fcntl.LOCK_EX if single else fcntl.LOCK_SH)
+            if not single:
                 self._lock(files[1], fcntl.LOCK_EX)
             found, same_scan = self.inputs(), self._plan().get("scanned") == scanned
             if found != inputs:
                 if found is not None:
                     self._lock(files[0], fcntl.LOCK_EX)
                     self.clear(SCANNED if same_scan else ())
-                    if not alone:
+                    if not single:
                         self._lock(files[0], fcntl.LOCK_SH)
                 write_json(self.path / "plan.json", {"inputs": inputs, "scanned": scanned})
             yield found == inputs or same_scan

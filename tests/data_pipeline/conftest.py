@@ -1,4 +1,4 @@
-"""A small corpus of files of the standard library, and that corpus tokenized."""
+"""Fixtures: a small corpus of files of the standard library, and its tokenized shards."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODULES = ("abc", "bisect", "calendar", "cmd", "copy", "csv", "fnmatch", "glob",
 
 @pytest.fixture(scope="session")
 def texts(tmp_path_factory) -> Path:
-    """code/*.py, their docstrings as prose/*.txt, and a file that is no UTF-8."""
+    """code/*.py, their docstrings as prose/*.txt, and a file that is not UTF-8."""
     library = Path(sysconfig.get_path("stdlib"))
     root = tmp_path_factory.mktemp("texts")
     files = [f for m in MODULES for f in (library / f"{m}.py", library / m / "__init__.py")]

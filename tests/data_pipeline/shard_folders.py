@@ -1,4 +1,4 @@
-"""Folders of shards with everything that may lie beside them, and shards as others write them."""
+"""Folders of shards with all their tables, and shards as other programs write them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Documents = Sequence[Sequence[Sequence[int]]]
 
 
 def full_corpus(folder: Path) -> Manifest:
-    """A corpus as `tokenize` leaves it: checksums, tables of documents, one shard with a mask."""
+    """Makes a corpus as `tokenize` does: checksums, tables of documents, one shard with a mask."""
     manifest = make_corpus(folder)
     for sources in manifest.splits.values():
         for source, shards in sources.items():
@@ -45,8 +45,10 @@ def full_corpus(folder: Path) -> Manifest:
 
 
 def megatron_pair(prefix: Path, documents: Documents, dtype: type = np.uint16) -> None:
-    """As `tools/preprocess_data.py` of Megatron-LM does: an item a sentence, then the document's
-    end; NeMo writes the same."""
+    """Writes like `tools/preprocess_data.py` of Megatron-LM: one item per sentence.
+
+    The end of the document follows. NeMo writes the same.
+    """
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
     prefix.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +61,7 @@ def megatron_pair(prefix: Path, documents: Documents, dtype: type = np.uint16) -
 
 
 def neox_pair(prefix: Path, documents: Documents, code: int = 8) -> None:
-    """As `MMapIndexedDatasetBuilder` of GPT-NeoX (megatron/data/indexed_dataset.py) does."""
+    """Writes like `MMapIndexedDatasetBuilder` of GPT-NeoX (megatron/data/indexed_dataset.py)."""
     types = {1: np.uint8, 4: np.int32, 6: np.float32, 7: np.float64, 8: np.uint16}
     dtype = np.dtype(types[code])
     sizes, doc_idx, data = [], [0], b""

@@ -1,4 +1,4 @@
-"""The commands as a user types them: the corpora that need only a YAML, and bad input."""
+"""The commands as a user types them: corpora from a YAML alone, and invalid input."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_corpus_of_your_own(corpus, command, tmp_path):
 
 
 def test_web_text_is_cleaned(command, tmp_path):
-    """Of pages in prose, one each of what every step is there for."""
+    """One page for each step that it must drop, among pages of prose."""
     pages = [prose(seed) for seed in range(20)]
     bad = {
         "gopher_quality": "\n".join(pages[0].split("\n")[:3]),
@@ -123,7 +123,7 @@ def test_web_text_is_cleaned(command, tmp_path):
 
 
 def prose(seed: int) -> str:
-    """A page that every rule lets pass, of words in another order for every seed."""
+    """Returns a page that passes every rule, with words in an order that depends on the seed."""
     words = random.Random(seed)
     lines = [" ".join(["And", *words.sample(WORDS.split(), 13), "with that."]) for _ in range(7)]
     return "\n".join(lines)
@@ -167,7 +167,7 @@ BAD = {
     ),
     "no corpus folder": (["pairs", "corpus=nowhere", "out=x"], "nowhere/manifest.json does not"),
     "no run": (["where", "run=nowhere", "step=1"], "nowhere/ledger.jsonl does not exist"),
-    "no question": (["where", "run=nowhere"], "give either step=... or doc=..."),
+    "no question": (["where", "run=nowhere"], "give either step=<number> or doc=<document>"),
     "unknown command": (["tokenise"], "unknown command 'tokenise' (did you mean"),
 }
 

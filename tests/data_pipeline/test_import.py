@@ -1,4 +1,4 @@
-"""import: shards of Megatron-LM and GPT-NeoX are adopted as they are, or refused by name."""
+"""Shards of Megatron-LM and GPT-NeoX are imported unchanged, or refused by name."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TEXTS = [f"Line {n} of a text of others, {'and more ' * (n % 7)}to its end." for
 
 
 def documents(texts=TEXTS, eos=True):
-    """Two sequences a document, the last one with EOS."""
+    """Returns documents of two sequences, the last of which ends in EOS."""
     tokenizer = byte_tokenizer()
     found = []
     for text in texts:
@@ -132,7 +132,7 @@ def test_eos_is_found_by_reading(adopt, tmp_path, capsys):
     assert not adopt(path=str(tmp_path / "in"), overwrite=True).ends_in_eos
 
 
-def test_empty_documents_are_left_out_of_the_index(adopt, tmp_path):
+def test_empty_documents_are_removed_from_the_index(adopt, tmp_path):
     some = documents(TEXTS[:3])
     megatron_pair(tmp_path / "in" / "a", [[], some[0], [], [[], *some[1]], some[2], [], []])
     manifest = adopt(path=str(tmp_path / "in"))
@@ -175,7 +175,7 @@ def test_processes_make_the_same(adopt, tmp_path, monkeypatch):
     assert together.splits == alone.splits
 
 
-def test_nothing_held_out_is_said(adopt, tmp_path, capsys):
+def test_a_source_without_held_out_shards_is_reported(adopt, tmp_path, capsys):
     megatron_pair(tmp_path / "in" / "a", documents())
     adopt(path=str(tmp_path / "in"))
     assert "has nothing held out" in capsys.readouterr().out
@@ -255,7 +255,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "has no .bin and .idx": {"path": "nowhere"},
     "only whole shards can be held out": {"path": "in", "held_out_fraction": 0.1},
     "takes all 1 shards": {"path": "in", "held_out": "*"},
-    "matches no shard of source 'text', such as a": {"path": "in", "held_out": "b*"},
+    "matches no shard of source 'text' (the first is a)": {"path": "in", "held_out": "b*"},
     "eos_token=<end> is not in the vocabulary": {"path": "in", "eos_token": "<end>"},
     "out contains ": {"path": "out/train", "overwrite": True},
 }
@@ -293,7 +293,7 @@ def test_samples_know_their_documents(adopt, tmp_path):
 
 
 def test_pretrain_on_imported_shards(command, tokenizer, tmp_path):
-    """Held-out shards are validated on; without any, the run trains all the same."""
+    """Validates on held-out shards, and trains without validation if there are none."""
     shards = {name: tmp_path / "in" / name for name in ("code_0", "code_1", "prose_0", "prose_1")}
     for prefix in shards.values():
         megatron_pair(prefix, documents(TEXTS * 8))

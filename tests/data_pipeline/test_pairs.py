@@ -1,4 +1,4 @@
-"""Pairs of functions and docstrings: whole, unlike each other, and on their side of the split."""
+"""Pairs of functions and docstrings are complete, distinct, and in the split of their file."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_text_that_is_not_python_has_none(text):
 
 
 @pytest.mark.parametrize("limits", [{"max_code_chars": 70}, {"max_docstring_chars": 24}])
-def test_long_functions_and_docstrings_are_left_out(limits):
+def test_long_functions_and_docstrings_are_skipped(limits):
     assert list(functions(MODULE, PairsConfig(**limits))) == []
 
 
@@ -121,7 +121,7 @@ def test_preferences_are_other_functions_with_another_s_docstring(tokenized, tmp
     assert [c["rejected"] for c in compared] == [rows[i]["completion"] for i in (4, 6)]
 
 
-def test_a_source_that_is_not_there_or_not_python_is_refused(tokenized, tmp_path):
+def test_a_source_that_is_missing_or_not_python_is_refused(tokenized, tmp_path):
     corpus, out = str(tokenized.folder), str(tmp_path / "out")
     with pytest.raises(
         InputError, match=r"source=coed is not a source of .*\. Choose one of code, prose"

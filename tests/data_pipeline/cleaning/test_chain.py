@@ -1,4 +1,4 @@
-"""The steps one by one, the chain of them, and what the report says of it."""
+"""The cleaning steps one by one, their chain, and the report."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_poor_text_is_dropped_with_its_reason(step, text, reason):
     assert (outcome.dropped_by, outcome.reason) == (step, reason)
 
 
-def test_options_are_the_librarys_and_unknown_ones_are_refused():
+def test_options_of_the_library_are_passed_on_and_unknown_ones_refused():
     assert run("gopher_quality", SENTENCES, gopher_quality={"min_doc_words": 500}).reason
     with pytest.raises(InputError, match=r"gopher_quality\.min_doc_word .*'min_doc_words'"):
         run("gopher_quality", SENTENCES, gopher_quality={"min_doc_word": 5})
@@ -98,7 +98,7 @@ def test_transform_equals_run_on_real_documents():
         ("@decorator and a@b", None),
     ],
 )
-def test_addresses_are_masked_and_what_is_none_is_left(text, masked):
+def test_addresses_are_masked_and_other_text_is_kept(text, masked):
     outcome = run("pii", text, pii=PiiOptions(email="<mail>", ip="<ip>"))
     assert outcome.text == (masked or text)
     assert outcome.changed == (("pii",) if masked else ())
@@ -135,7 +135,7 @@ def test_settings_are_checked(options, says):
     assert says in str(error.value)
 
 
-def test_the_fingerprint_follows_what_decides(tmp_path):
+def test_the_fingerprint_follows_settings_and_models(tmp_path):
     base = CleaningConfig(steps=["pii"])
     prints = {
         Chain(config, list(config.steps)).fingerprint()
@@ -175,7 +175,7 @@ def test_a_report_counts_documents_and_bytes_and_shows_examples():
     assert (pii["in_documents"], pii["changed_documents"]) == (2, 1)
 
 
-def test_reports_of_parts_make_that_of_the_whole():
+def test_reports_of_parts_merge_into_the_whole():
     texts = [SENTENCES, "Short.", "lorem ipsum is all of this.", GOOD, "Tiny.", "a", "b", "c"]
     merged = CleaningReport()
     for first in (0, 3, 6):

@@ -1,4 +1,4 @@
-"""Evaluation sets are found in documents, however they are spelled there."""
+"""Evaluation sets are found in documents, independently of case and punctuation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 from conf.errors import InputError
 from data_pipeline.cleaning.chain import Chain
 from data_pipeline.cleaning.config import CleaningConfig, DecontaminateOptions
-from data_pipeline.cleaning.decontaminate import Index
+from data_pipeline.cleaning.decontaminate import NgramIndex
 from data_pipeline.cleaning.ngrams import n_grams, word_hashes, words
 
 WORDS = [
@@ -72,14 +72,14 @@ def test_clean_documents_pass(quiz):
     assert not steps.run("").dropped_by
 
 
-def test_an_item_shorter_than_the_n_gram_is_looked_for_whole(quiz):
+def test_an_item_shorter_than_the_n_gram_must_match_as_a_whole(quiz):
     steps = chain(files=[str(quiz)], fields=["question"])
     short = "why is it dark at NIGHT over there"
     assert steps.run(f"{noise(50, 0)} {short} {noise(50, 1)}").reason == "in_quiz"
     assert not steps.run(f"{noise(50, 0)} {short[:-6]} {noise(50, 1)}").dropped_by
 
 
-def test_a_number_of_matches_may_be_asked_for(quiz):
+def test_the_minimum_number_of_matches_can_be_set(quiz):
     steps = chain(files=[str(quiz)], fields=["question"], min_matches=3)
     part = " ".join(ITEM.split()[:14])  # two 13-grams
     assert not steps.run(part).dropped_by
@@ -154,7 +154,7 @@ def test_rolling_hashes_are_those_of_the_words():
         assert len(rolled) == 41 - n
         alone = [int(n_grams(hashes[at : at + n], n)[0]) for at in range(41 - n)]
         assert rolled.tolist() == alone
-    index = Index(13, 8, 1)
+    index = NgramIndex(13, 8, 1)
     index.add("empty", [])
     index.build()
     assert index.find(text) is None

@@ -1,4 +1,4 @@
-"""Steps that ask a model: the language, and the quality of a text."""
+"""Steps that use a model: the language and the quality of a text."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def language(**options):
     return Chain(config, ["language"])
 
 
-def test_languages_are_told_and_the_others_dropped(language_model):
+def test_other_languages_are_dropped(language_model):
     steps = language(model=str(language_model), languages=["en", "fr"])
     for seed in range(1000, 1020):
         assert not steps.run(sentence("en", seed)).dropped_by
@@ -87,7 +87,7 @@ def bad(seed):
 
 @pytest.fixture(scope="module")
 def trained(command, tmp_path_factory):
-    """The folder in which the command wrote quality.lgb, and what it said."""
+    """The folder in which the command wrote quality.lgb, and its output."""
     folder = tmp_path_factory.mktemp("quality")
     (folder / "good.jsonl").write_text(
         "".join(json.dumps({"text": good(n)}) + "\n" for n in range(80))
@@ -107,17 +107,17 @@ def train(command, folder, out):
     )
 
 
-def test_good_is_learnt_from_bad_by_examples(trained, command):
+def test_quality_is_learned_from_examples(trained, command):
     folder, said = trained
     assert "trained on 128 examples. On 32 held-out examples: AUC" in said
     model = QualityModel.load(folder / "quality.lgb")
-    assert model.about["auc"] > 0.95
+    assert model.metadata["auc"] > 0.95
     options = QualityOptions(model=str(folder / "quality.lgb"))
     steps = Chain(CleaningConfig(steps=["quality"], quality=options), ["quality"])
     assert not any(steps.run(good(n)).dropped_by for n in range(1000, 1020))
     outcomes = [steps.run(bad(n)) for n in range(1000, 1020)]
     assert all(outcome.reason == "low_quality" for outcome in outcomes)
-    assert outcomes[0].note.endswith("wanted 0.5")
+    assert outcomes[0].note.endswith("threshold 0.5")
     steps.run("")
 
 
@@ -127,7 +127,7 @@ def test_the_same_examples_give_the_same_file(trained, command):
     assert (folder / "again.lgb").read_bytes() == (folder / "quality.lgb").read_bytes()
 
 
-def test_what_cannot_be_learnt_from_is_refused(trained, command, tmp_path):
+def test_too_few_examples_are_refused(trained, command, tmp_path):
     folder, _ = trained
     (tmp_path / "few.jsonl").write_text('{"text": "one"}\n')
     for bad_path, says in (
@@ -188,7 +188,7 @@ def classifier(trained, tmp_path_factory):
     return folder
 
 
-def test_a_classifier_of_hugging_face_scores_too(classifier):
+def test_a_hugging_face_classifier_scores_texts(classifier):
     def steps(**options):
         quality = QualityOptions(model=str(classifier), **options)
         return Chain(CleaningConfig(steps=["quality"], quality=quality), ["quality"])
@@ -204,7 +204,7 @@ def test_a_classifier_of_hugging_face_scores_too(classifier):
         steps(label="fin")
 
 
-def test_a_folder_that_is_no_classifier_is_refused(tmp_path):
+def test_a_folder_without_a_classifier_is_refused(tmp_path):
     quality = QualityOptions(model=str(tmp_path))
     with pytest.raises(InputError, match="is not a text classifier"):
         Chain(CleaningConfig(steps=["quality"], quality=quality), ["quality"])

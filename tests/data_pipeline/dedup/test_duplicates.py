@@ -71,7 +71,7 @@ def kept(config):
     }
 
 
-def test_near_copies_go_and_the_first_of_each_stays(corpus):
+def test_near_duplicates_are_dropped_except_the_first(corpus):
     config = corpus("out", minhash=True)
     assert len(plan_units(config.corpus)) > 8
     manifest, texts = kept(config)
@@ -90,24 +90,24 @@ def test_near_copies_go_and_the_first_of_each_stays(corpus):
     assert len(steps["exact_duplicates"]["examples"]) == 3
 
 
-def test_copies_in_other_sources_may_stay(corpus):
+def test_duplicates_in_other_sources_can_be_kept(corpus):
     _, texts = kept(corpus("out", minhash=True, across_sources=False))
     assert len(texts["a"]) == 60
     assert len(texts["b"]) == 40
 
 
-def test_minhash_alone_drops_exact_copies_too_and_never_all_of_a_cluster(corpus):
+def test_minhash_alone_drops_exact_duplicates_and_keeps_one_of_each_cluster(corpus):
     manifest, texts = kept(corpus("out", exact=False, minhash=True))
     assert (len(texts["a"]), len(texts["b"])) == (60, 10)
     assert "exact_duplicates" not in manifest.sources["b"]
 
 
-def test_nothing_is_looked_for_where_nothing_is_asked(corpus):
+def test_without_deduplication_nothing_is_dropped(corpus):
     _, texts = kept(corpus("out", exact=False))
     assert (len(texts["a"]), len(texts["b"])) == (65, 40)
 
 
-def test_any_number_of_processes_finds_the_same(corpus, tmp_path):
+def test_the_result_does_not_depend_on_the_number_of_processes(corpus, tmp_path):
     trees = []
     for workers in (1, 2):
         config = corpus(f"out{workers}", minhash=True)

@@ -1,4 +1,4 @@
-"""The page of inspect: what its files say is on it, whole, escaped and offline."""
+"""The page of inspect shows the content of the files, complete, escaped and offline."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ VOID = {"meta", "br", "wbr", "hr", "img", "link", "input"}
 
 
 class Page(HTMLParser):
-    """Fails where a tag is closed that is not open; collects text, addresses and classes."""
+    """Collects text, addresses and classes, and fails if a closing tag has no opening tag."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ def test_lengths_are_those_of_the_documents(folder):
 
 
 def test_many_shards_are_sampled(folder, monkeypatch):
-    """A manifest of 50,000 shards, one pair of files behind them all."""
+    """A manifest of 50,000 shards that share one pair of files."""
     fields = json.loads((folder / "manifest.json").read_text())
     entry = fields["splits"]["train"]["code"][0]
     fields["splits"] = {
@@ -179,7 +179,7 @@ def test_many_shards_are_sampled(folder, monkeypatch):
 
     monkeypatch.setattr(corpus_facts, "read_index", read)
     found = corpus_facts.sample_lengths(manifest, "web")
-    assert (found.shards, found.of_shards) == (corpus_facts.SHARDS, 50_000)
+    assert (found.shards, found.of_shards) == (corpus_facts.MAX_SHARDS, 50_000)
     again = list(opened)
     opened.clear()
     corpus_facts.sample_lengths(manifest, "web")
@@ -204,7 +204,7 @@ def test_plan_in_whole_steps(page, folder):
 
 
 def test_pretrain_makes_the_same_plan():
-    """The recipe is read twice, here and by the trainer: both must say the same."""
+    """The recipe is read here and by the trainer, and both must agree."""
     from data_pipeline.inspection.plan import plan_recipe
     from data_pipeline.sampling.recipe import StagePlan
     from pretrain.recipe import TrainingRecipeConfig, TrainingStageConfig
@@ -233,7 +233,7 @@ def test_too_many_epochs_are_marked(tokens, level, page, folder):
     assert said in found.text
 
 
-def test_a_plan_that_pretrain_refuses_is_shown_all_the_same(page, folder):
+def test_a_plan_that_pretrain_refuses_is_shown(page, folder):
     recipe = {
         "name": "huge",
         "global_batch_tokens": 2**20,
@@ -292,7 +292,7 @@ def test_documents_are_named_and_whole(page, folder):
     assert page(data=str(folder), documents=3).text.split("Made")[0] == found.split("Made")[0]
 
 
-def test_cleaning_is_told_and_escaped(page, cleaned, tmp_path):
+def test_cleaning_is_shown_and_escaped(page, cleaned, tmp_path):
     found = page(data=str(cleaned))
     for said in (
         "300 of 500 documents kept (60.0%), 300 kB of 500 kB",
@@ -334,7 +334,7 @@ def test_many_sources(page, folder, tmp_path):
     assert (tmp_path / "page.html").stat().st_size < 1_200_000
 
 
-def test_one_source_without_anything_beside_it(page, folder):
+def test_one_source_without_cleaning_and_plan(page, folder):
     fields = json.loads((folder / "manifest.json").read_text())
     fields["splits"] = {"train": {"code": fields["splits"]["train"]["code"]}, "held_out": {}}
     (folder / "manifest.json").write_text(json.dumps(fields))
@@ -359,12 +359,12 @@ def run(folder, tmp_path):
     return run
 
 
-def test_a_run_brings_its_data_and_plan(page, folder, run):
+def test_a_run_has_its_data_and_plan(page, folder, run):
     of_run = page(run=str(run)).text.split("Made")[0]
     assert of_run == page(data=str(folder), recipe=RECIPE, seed=3).text.split("Made")[0]
 
 
-def test_changed_data_of_a_run_is_said(page, folder, run):
+def test_changed_data_of_a_run_is_reported(page, folder, run):
     write_json(run / "env.json", {"data_fingerprint": "0123456789abcdef0123"})
     found = page(run=str(run))
     assert "was trained on data with the fingerprint 0123456789abcdef" in found.text
@@ -397,7 +397,7 @@ def test_damaged_report_is_named(page, folder):
 
 
 def test_command(command, folder, tmp_path):
-    """The recipe is a choice of the group that pretrain has, with the same overrides."""
+    """The recipe is a choice of the same group as in pretrain, with the same overrides."""
     out = tmp_path / "pages" / "x.html"
     arguments = ["data_pipeline", "inspect", f"data={folder}", f"out={out}", "recipe=demo"]
     changes = ["recipe.stages.short.tokens=16384", "recipe.stages.long.mixture={code: 1}"]

@@ -1,4 +1,4 @@
-"""Every format gives the same documents; what cannot be read is named."""
+"""Every format gives the same documents, and errors name what cannot be read."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ PACK = {
     "xz": lzma.compress,
 }
 SKIPPED = b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd"
-"""A frame that zstd skips, with which pzstd begins."""
+"""A frame that zstd skips and that pzstd writes first."""
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_byte_order_marks_take_no_row(tmp_path, ending):
     assert [text for _, _, text in found] == TEXTS
 
 
-def test_a_byte_order_mark_is_not_of_the_text(tmp_path):
+def test_a_byte_order_mark_is_removed_from_the_text(tmp_path):
     (tmp_path / "a.txt").write_bytes("\ufeffGrüße".encode())
     (tmp_path / "b.txt").write_bytes("\ufeff".encode())
     found = read(SourceConfig(paths=[str(tmp_path)]))
@@ -135,14 +135,14 @@ def test_another_encoding_is_named(tmp_path, encoding):
         (PACK["zst"](b'{"text": "a"}\n'), "it is compressed with zstd.* end in .zst"),
     ],
 )
-def test_what_holds_no_json_lines_is_named(tmp_path, content, says):
+def test_files_without_json_lines_are_named(tmp_path, content, says):
     path = tmp_path / "a.jsonl"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(InputError, match=rf"a\.jsonl cannot be read as jsonl: .*{says}"):
         rows_of(SourceConfig(format="jsonl", paths=[str(path)]))
 
 
-def test_a_row_that_is_no_object_is_named(tmp_path):
+def test_a_row_that_is_not_an_object_is_named(tmp_path):
     values = [["a", "b"], "a", 1.5, None, True, {"text": [1, 2]}, {"text": {}}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, values)))
     rows = rows_of(SourceConfig(format="jsonl", paths=[str(tmp_path)]))
@@ -189,7 +189,7 @@ def test_bytes_of_parquet_are_text(tmp_path, column):
         (pa.array([{"a": 1}]), "struct<a: int64>"),
     ],
 )
-def test_a_column_that_holds_no_text_is_named(tmp_path, column, kind):
+def test_a_column_without_text_is_named(tmp_path, column, kind):
     pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
     with pytest.raises(InputError, match=rf"a\.parquet .*column 'text' is {kind}, expected text"):
         rows_of(SourceConfig(format="parquet", paths=[str(tmp_path)]))
@@ -279,7 +279,7 @@ def test_folders_behind_links_are_read_once(tree, tmp_path):
     assert names(SourceConfig(paths=[str(tree / "p")])) == ["x.txt", "y.txt"]
 
 
-def test_a_link_that_leads_nowhere_is_told(tree, capsys):
+def test_a_broken_link_is_reported(tree, capsys):
     assert "nowhere.txt" not in names(SourceConfig(paths=[str(tree)]))
     assert f"skipped {tree / 'nowhere.txt'}: broken link" in capsys.readouterr().out
     (tree / "part2").symlink_to("not mounted")
@@ -343,7 +343,7 @@ def test_text_files_share_units_and_files_of_rows_do_not(tree):
     assert [len(unit.files) for unit in units] == [1, 1]
 
 
-def test_what_cannot_be_used_comes_out_with_its_flaw(tmp_path):
+def test_unusable_rows_have_a_flaw(tmp_path):
     (tmp_path / "latin.txt").write_bytes("Grüße".encode("latin-1"))
     (row,) = rows_of(SourceConfig(paths=[str(tmp_path)]))
     assert (row.text, row.flaw) == ("", "not UTF-8 at byte 2")
@@ -462,7 +462,7 @@ def test_an_unreadable_file_is_named(tmp_path):
         list(read_unit(Unit(0, "web", 0, (gone,)), SourceConfig()))
 
 
-def test_a_path_that_is_missing_or_holds_nothing_is_refused(tmp_path):
+def test_a_missing_or_empty_path_is_refused(tmp_path):
     for pattern in (tmp_path / "missing", tmp_path / "*.jsonl"):
         with pytest.raises(InputError, match=r"corpus\.sources\.web\.paths: .* does not exist"):
             list_files("web", SourceConfig(paths=[str(pattern)]), 0)
@@ -471,7 +471,7 @@ def test_a_path_that_is_missing_or_holds_nothing_is_refused(tmp_path):
         list_files("web", SourceConfig(paths=[str(tmp_path)], suffixes=[".txt"]), 0)
 
 
-def test_a_dataset_that_is_not_there_is_refused(tmp_path, monkeypatch):
+def test_a_missing_dataset_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     missing = SourceConfig(format="huggingface", paths=[str(tmp_path / "missing")])
     with pytest.raises(InputError, match=r"missing cannot be read as huggingface"):

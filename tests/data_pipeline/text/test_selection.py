@@ -1,4 +1,4 @@
-"""Which documents are kept, and which are held out."""
+"""Selection of documents, and their split."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from data_pipeline.dedup import digests, matching
 from data_pipeline.text.corpus import CorpusConfig, SourceConfig
 from data_pipeline.text.selection import HELD_OUT, reason_to_drop, split_of
 from data_pipeline.text.units import plan_units
-from data_pipeline.tokenizing.encoding import chosen_documents
+from data_pipeline.tokenizing.encoding import select_documents
 from data_pipeline.tokenizing.work import JobShard, Workers, WorkFolder
 
 
 def select(corpus, tmp_path_factory):
-    """(source, file, split) of every document kept, and the counts."""
+    """Returns (source, file, split) of every kept document, and the counts."""
     units = plan_units(corpus)
     folder = WorkFolder(tmp_path_factory.mktemp("work") / "out", JobShard())
     scans = [(unit.id, digests.scan_unit, (unit, corpus, folder.path)) for unit in units]
@@ -28,7 +28,7 @@ def select(corpus, tmp_path_factory):
     kept = []
     counts: dict[str, Counter[str]] = {name: Counter() for name in corpus.sources}
     for unit in units:
-        seen, documents = chosen_documents(unit, corpus, folder.path)
+        seen, documents = select_documents(unit, corpus, folder.path)
         kept += [(unit.source, text.file, split) for split, text in documents]
         counts[unit.source].update(seen.counts)
     return kept, counts
@@ -48,7 +48,7 @@ def corpus_of(folders, **settings):
     return CorpusConfig(name="x", sources=sources, **settings)
 
 
-def test_copies_are_dropped_across_sources_and_before_the_split(folders, tmp_path_factory):
+def test_duplicates_are_dropped_across_sources_and_before_the_split(folders, tmp_path_factory):
     for name in ("copy", "again"):
         (folders / "b" / f"{name}.txt").write_text("text 3 of a")
     kept, counts = select(corpus_of(folders, held_out_fraction=0.5), tmp_path_factory)
@@ -60,7 +60,7 @@ def test_copies_are_dropped_across_sources_and_before_the_split(folders, tmp_pat
     assert counts["a"]["bytes"] == sum(len(f"text {n} of a") for n in range(40))
 
 
-def test_a_document_keeps_its_split_when_others_come_and_go(folders, tmp_path_factory):
+def test_a_document_keeps_its_split_when_others_are_added_or_removed(folders, tmp_path_factory):
     corpus = corpus_of(folders, held_out_fraction=0.3)
     before = {row[:2]: row[2] for row in select(corpus, tmp_path_factory)[0]}
     for number in range(0, 40, 2):
@@ -72,7 +72,7 @@ def test_a_document_keeps_its_split_when_others_come_and_go(folders, tmp_path_fa
     assert all(before[key] == after[key] for key in both)
 
 
-def test_the_held_out_share_is_met_and_keyed():
+def test_the_held_out_fraction_is_exact_and_keyed():
     names = [f"folder/{number}.txt" for number in range(20_000)]
     splits = []
     for seed in (0, 1):
@@ -94,7 +94,7 @@ def test_rows_of_a_file_are_split_one_by_one(tmp_path, tmp_path_factory):
     assert 20 < splits.count(HELD_OUT) < 80
 
 
-def test_what_cannot_be_used_is_counted_by_reason(folders, tmp_path_factory):
+def test_dropped_rows_are_counted_by_reason(folders, tmp_path_factory):
     (folders / "a" / "latin.txt").write_bytes(b"caf\xe9")
     (folders / "a" / "blank.txt").write_text(" \n\t\n")
     _, counts = select(corpus_of(folders), tmp_path_factory)

@@ -1,4 +1,4 @@
-"""gigatoken and tokenizers: the same ids, and the reference where they differ."""
+"""gigatoken and tokenizers give the same ids, and differences are encoded with tokenizers."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_every_document_with_masked_ranges_is_compared(path, monkeypatch):
         encoder.no_loss_tokens(text, [(0, 8)])
 
 
-def test_the_manifest_says_which_encoder_it_was(tokenized, texts, configure, tmp_path):
+def test_the_manifest_names_the_encoder(tokenized, texts, configure, tmp_path):
     assert tokenized.encoder["name"].startswith("gigatoken ")
     assert tokenized.encoder["documents_checked"] > 0
     config = configure(texts, tmp_path / "out")
@@ -112,7 +112,7 @@ def test_the_manifest_says_which_encoder_it_was(tokenized, texts, configure, tmp
     assert manifest.fingerprint == tokenized.fingerprint
 
 
-def test_without_gigatoken_the_reference_is_used_and_said(
+def test_without_gigatoken_the_reference_is_used_and_reported(
     texts, configure, tmp_path, tokenized, monkeypatch, capsys
 ):
     def missing(path):

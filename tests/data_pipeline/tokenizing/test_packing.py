@@ -1,4 +1,4 @@
-"""Documents into sequences: nothing is lost, and nothing is cut that would have fitted."""
+"""Packing loses no token, and cuts no document that a sequence could hold."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BLOCKS = st.sampled_from([(8,), (4, 16), (8, 16, 64), (2, 4, 8)])
 
 @given(st.lists(st.integers(1, 150), max_size=60), BLOCKS)
 @settings(max_examples=300, deadline=None)
-def test_every_token_has_one_place_and_no_border_cuts_what_fits(lengths, blocks):
+def test_every_token_is_placed_once_and_no_boundary_cuts_what_fits(lengths, blocks):
     pieces, total = pack(lengths, blocks)
     longest = max(blocks)
     assert total % longest == 0
@@ -58,7 +58,7 @@ def test_short_documents_leave_little_padding():
     assert total - lengths.sum() < 2 * 2048
 
 
-def test_a_fitted_corpus_holds_whole_documents_and_padding(configure, tmp_path):
+def test_a_packed_corpus_has_whole_documents_and_padding(configure, tmp_path):
     texts = [f"{number} " + "some words " * (number % 17) for number in range(120)]
     rows = [{"text": text, "skip": [[0, 2]] if n % 3 == 0 else []} for n, text in enumerate(texts)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,4 +1,4 @@
-"""Text to shards and back: what is written, that it is the same each time, what is refused."""
+"""Text to shards and back: the output, its reproducibility, and refused inputs."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_a_damaged_file_is_named_and_nothing_half_written_stays(texts, configure
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl.gz"]
 
 
-def test_malformed_rows_are_kept_aside_with_file_and_line(texts, configure, tmp_path):
+def test_malformed_rows_are_recorded_with_file_and_line(texts, configure, tmp_path):
     lines = [json.dumps({"text": f"row {n}"}) for n in range(300)]
     lines[7] = '{"text": '
     lines[250] = '{"body": "x"}'
@@ -191,7 +191,7 @@ def test_malformed_rows_are_kept_aside_with_file_and_line(texts, configure, tmp_
     assert load_manifest(tmp_path / "out").sources["rows"]["malformed"] == 2
 
 
-def test_a_folder_of_something_else_is_left_alone(texts, configure, tmp_path):
+def test_a_foreign_folder_is_not_changed(texts, configure, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match=r"the folder holds thesis\.txt, which is not part"):
@@ -216,22 +216,22 @@ def test_a_source_must_have_something_to_train_on(tokenized, texts, configure, t
 
 
 @pytest.mark.parametrize("dedup", [True, False])
-def test_why_no_document_is_left_is_told(configure, texts, tmp_path, dedup):
+def test_the_reason_why_no_document_is_left_is_reported(configure, texts, tmp_path, dedup):
     (tmp_path / "rows.jsonl").write_text('\n{"text": [7]}\n{"body": "x"}\n')
     source = SourceConfig(format="jsonl", paths=[str(tmp_path / "rows.jsonl")])
     config = configure(texts, tmp_path / "out", sources={"web": source})
     config.corpus.cleaning.dedup.exact = dedup
     expected = (
-        r"sources\.web has no document left after its rules: 2 malformed; the first in "
+        r"sources\.web has no document left after its rules \(2 malformed\)\. First malformed row: "
         if dedup
-        else r"no document is left to train a tokenizer on\. .* Malformed: "
+        else r"no document is left to train a tokenizer on\. .* First malformed row: "
     )
     says = rf"{expected}rows\.jsonl, line 2: 'text' is an array of 1, expected text\."
     with pytest.raises(InputError, match=says):
         tokenize(config)
 
 
-def test_a_source_without_held_out_documents_is_said(texts, configure, tmp_path, capsys):
+def test_a_source_without_held_out_documents_is_reported(texts, configure, tmp_path, capsys):
     tokenize(configure(texts, tmp_path / "out", held_out_fraction=1e-9))
     said = " ".join(capsys.readouterr().out.split())
     assert "source 'code' has no held-out document" in said
@@ -308,7 +308,9 @@ def test_the_scan_does_not_depend_on_the_tokenizer(
     assert files_of(tmp_path / "out") == files_of(tokenized.folder)
 
 
-def test_what_a_loaded_tokenizer_adds_is_told(tokenized, texts, configure, tmp_path, capsys):
+def test_tokens_that_a_loaded_tokenizer_adds_are_reported(
+    tokenized, texts, configure, tmp_path, capsys
+):
     content = json.loads(tokenized.tokenizer_path.read_text())
     content["post_processor"] = json.loads(
         processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)]).__getstate__()
@@ -371,7 +373,7 @@ def test_another_tokenizer_in_the_folder_is_refused(made):
         ('{"format": 2, "name": "x"}', "is not a manifest"),
     ],
 )
-def test_what_is_no_manifest_is_refused(tmp_path, content, says):
+def test_an_invalid_manifest_is_refused(tmp_path, content, says):
     if content is not None:
         (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(InputError) as error:

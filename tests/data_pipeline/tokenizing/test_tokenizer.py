@@ -15,9 +15,9 @@ from conf.errors import InputError
 from data_pipeline.store.manifest import tokenizer_fingerprint
 from data_pipeline.text.corpus import TokenizerConfig
 from data_pipeline.tokenizing.tokenizer import (
-    LONGEST_WORD,
-    as_encoded,
+    MAX_WORD_BYTES,
     check_tokenizer,
+    document_tokenizer,
     load_tokenizer,
     special_ids,
     token_bytes,
@@ -148,20 +148,20 @@ def test_what_a_tokenizer_adds_to_texts_is_taken_out(stored, trained, post):
     path = stored(post)
     ids = Tokenizer.from_file(str(path)).encode("the cat").ids
     assert ids[0] == 1
-    content, added = as_encoded(path, ALL)
+    content, added = document_tokenizer(path, ALL)
     assert added == (["<s>", "</s>"] if post in ("bert", "roberta") else ["<s>"])
     assert Tokenizer.from_str(content).encode("the cat").ids == trained.encode("the cat").ids
     kept = json.loads(content)["post_processor"]
     assert (kept["processors"][0]["type"] if kept else None) == (
         "ByteLevel" if post == "sequence" else None
     )
-    content, added = as_encoded(path, ALL, keep_added=True)
+    content, added = document_tokenizer(path, ALL, keep_added=True)
     assert (content, added) == (path.read_text(), [])
 
 
 def test_a_tokenizer_that_encodes_as_documents_are_is_left_as_it_is(stored):
     path = stored()
-    assert as_encoded(path, ALL) == (path.read_text(), [])
+    assert document_tokenizer(path, ALL) == (path.read_text(), [])
 
 
 def test_what_cuts_and_pads_texts_is_taken_out(stored, trained):
@@ -170,7 +170,7 @@ def test_what_cuts_and_pads_texts_is_taken_out(stored, trained):
     tokenizer.enable_padding(length=9)
     cutting = json.loads(tokenizer.to_str())
     path = stored(truncation=cutting["truncation"], padding=cutting["padding"])
-    content, _ = as_encoded(path, ALL)
+    content, _ = document_tokenizer(path, ALL)
     ids = trained.encode("the cat and the hat").ids
     assert Tokenizer.from_str(content).encode("the cat and the hat").ids == ids
 
@@ -185,7 +185,7 @@ def test_named_tokens_are_special_ones(stored, trained, missing, how):
         tokens = [token for token in tokens if token["special"]]
     path = stored(added_tokens=tokens)
     check_tokenizer(TokenizerConfig(path=str(path)))
-    content, _ = as_encoded(path, ALL)
+    content, _ = document_tokenizer(path, ALL)
     path.write_text(content)
     tokenizer = load_tokenizer(path)
     assert special_ids(tokenizer, TokenizerConfig()) == {"pad_id": 0, "bos_id": 1, "eos_id": 2}
@@ -228,7 +228,7 @@ def test_words_are_cut_in_training(kind):
     tokenizer = train_tokenizer(["the cat", text], config)
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
     longest = max(map(len, tokenizer.get_vocab()))
-    assert longest <= LONGEST_WORD
+    assert longest <= MAX_WORD_BYTES
 
 
 def test_words_that_are_not_long_train_the_same_tokenizer(monkeypatch):
@@ -240,9 +240,9 @@ def test_words_that_are_not_long_train_the_same_tokenizer(monkeypatch):
     ]
     config = TokenizerConfig(vocab_size=400)
     cut = train_tokenizer(texts, config).to_str()
-    monkeypatch.setattr("data_pipeline.tokenizing.tokenizer.LONGEST_WORD", 10**9)
+    monkeypatch.setattr("data_pipeline.tokenizing.tokenizer.MAX_WORD_BYTES", 10**9)
     assert train_tokenizer(texts, config).to_str() == cut
-    monkeypatch.setattr("data_pipeline.tokenizing.tokenizer.LONGEST_WORD", 4)
+    monkeypatch.setattr("data_pipeline.tokenizing.tokenizer.MAX_WORD_BYTES", 4)
     assert train_tokenizer(texts, config).to_str() != cut
 
 
