@@ -12,6 +12,7 @@ from typing import Any
 
 from conf.errors import InputError
 from conf.files import clean, discard, restore
+from conf.model_card import model_card
 from conf.output_kinds import MODEL, read_json
 from conf.outputs import Output
 from finetune.checkpoints import last_checkpoint
@@ -21,6 +22,15 @@ from finetune.sources import HUB
 
 INPUTS, RESULT = "inputs", "result"
 """Names in the work folder: the file with the hash of the inputs, and the folder of the model."""
+
+CHAT_EXAMPLE = """\
+chat = [{"role": "user", "content": "..."}]
+inputs = tokenizer.apply_chat_template(
+    chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))
+"""
+"""Lines of the model card that generate an answer."""
 
 MONITORING = ("logger", "log_every", "validation", "validate_every", "checkpoint_every")
 NOT_INPUTS = ("model", "out", "overwrite", "check", "device", *MONITORING)
@@ -123,7 +133,7 @@ def _work_folder(output: Output) -> Path:
     return output.path.with_name(output.path.name + ".tmp")
 
 
-def model_card(config: SftConfig, record: dict[str, Any]) -> str:
+def tuning_card(config: SftConfig, record: dict[str, Any]) -> str:
     """Returns the text of the folder's README.md."""
     name, base = Path(config.out).name, Path(config.model).name
     data = ", ".join(Path(name).name for name in source_names(config.data))
@@ -138,7 +148,7 @@ def model_card(config: SftConfig, record: dict[str, Any]) -> str:
     else:
         how, unit, loss_unit = "", "sequences", " nats per token"
         method = {"loss on": "the assistant's turns only"}
-    rows = {
+    facts = {
         "base model": base,
         "data": f"{data}, {record['rows']:,} {record['kind']}, sha256 {record['data_sha256'][:16]}",
         **method,
@@ -150,15 +160,4 @@ def model_card(config: SftConfig, record: dict[str, Any]) -> str:
         "precision": record["precision"],
         "seed": str(config.seed),
     }
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
-    return (
-        f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n# {name}\n\n"
-        f"A chat model tuned with Headwater{how}.\n\n| | |\n|---|---|\n{table}\n\n"
-        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'model = AutoModelForCausalLM.from_pretrained("FOLDER")\n'
-        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
-        'chat = [{"role": "user", "content": "..."}]\n'
-        "inputs = tokenizer.apply_chat_template(\n"
-        '    chat, add_generation_prompt=True, return_tensors="pt", return_dict=True\n)\n'
-        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))\n```\n"
-    )
+    return model_card(name, f"A chat model tuned with Headwater{how}.", facts, CHAT_EXAMPLE)

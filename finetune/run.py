@@ -24,7 +24,7 @@ from finetune.output import (
     check_out,
     inputs_fingerprint,
     is_done,
-    model_card,
+    tuning_card,
     output_of,
     staged,
 )
@@ -173,7 +173,7 @@ def save(base: Base, config: SftConfig, record: dict[str, Any], folder: Path) ->
     base.model.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
     write_both_forms(folder)
-    (folder / "README.md").write_text(model_card(config, record))
+    (folder / "README.md").write_text(tuning_card(config, record))
     shutil.copyfile(folder.parent / METRICS, folder / METRICS)
     (folder / config.record).write_text(json.dumps(record, indent=2) + "\n")
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from conf.chat import ChatTemplate
 from conf.errors import InputError, one_of
+from conf.model_card import model_card
 from conf.output_kinds import MODEL
 from conf.outputs import Output
 from conf.renamed import load_run_config
@@ -83,7 +84,7 @@ def export(config: ExportConfig) -> None:
         _write(folder / "config.json", hf_config(model, special, config.dtype))
         _write(folder / "generation_config.json", {"_from_model_config": False, **special})
         write_tokenizer(folder, manifest, model.max_seq_len, config.chat_template.template)
-        (folder / "README.md").write_text(model_card(run, model, manifest, step, tokens))
+        (folder / "README.md").write_text(export_card(run, model, manifest, step, tokens))
     print(f"{config.out}: {model.name} after {step} steps ({tokens:,} tokens), {config.dtype}")
 
 
@@ -160,11 +161,14 @@ def write_tokenizer(folder: Path, manifest: Manifest, longest: int, chat_templat
     (folder / "chat_template.jinja").write_text(chat_template)
 
 
-def model_card(
+def export_card(
     run: PretrainConfig, model: ModelConfig, manifest: Manifest, step: int, tokens: int
 ) -> str:
-    """README.md of the folder; model: the network as it is at this step."""
-    rows = {
+    """Returns the README.md of an exported folder.
+
+    model: the network as it is at this step.
+    """
+    facts = {
         "parameters": f"{parameters(model):,}",
         "architecture": f"{model.architecture}, {model.num_layers} layers of {model.hidden_size}, "
         f"{model.num_heads} heads and {model.num_kv_heads} key-value heads of {model.head_dim}",
@@ -176,14 +180,7 @@ def model_card(
         "precision": run.precision,
         "seed": str(run.seed),
     }
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
-    return (
-        f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n# {run.name}\n\n"
-        f"A base model pretrained from scratch with Headwater.\n\n| | |\n|---|---|\n{table}\n\n"
-        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'model = AutoModelForCausalLM.from_pretrained("FOLDER")\n'
-        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n```\n'
-    )
+    return model_card(run.name, "A base model pretrained from scratch with Headwater.", facts)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from conf.errors import InputError
+from conf.model_card import front_matter, loading_example, markdown_table
 from conf.output_kinds import CARD
 from conf.outputs import Output
 from eval.report.page_tuning import record_name
@@ -47,7 +46,7 @@ def write_card(folder: Path, page: Content, results: Content | None) -> None:
             f"card={folder}: is not a Hugging Face folder, as it has no config.json. Give a folder "
             "made by python -m pretrain export or by finetune."
         )
-    card_output(folder).write(front_matter(folder, page, results) + body(folder, page))
+    card_output(folder).write(header(folder, page, results) + body(folder, page))
 
 
 def check_network(folder: Path, network: ModelConfig) -> None:
@@ -65,13 +64,9 @@ def check_network(folder: Path, network: ModelConfig) -> None:
             )
 
 
-def front_matter(folder: Path, page: Content, results: Content | None) -> str:
+def header(folder: Path, page: Content, results: Content | None) -> str:
     """Returns the YAML metadata for the Hub, with the scores as a `model-index`."""
-    metadata: Content = {
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["headwater"],
-    }
+    metadata: Content = {"tags": ["headwater"]}
     scores = scores_of(folder, results)
     if scores:
         metadata["model-index"] = [
@@ -87,7 +82,7 @@ def front_matter(folder: Path, page: Content, results: Content | None) -> str:
                 ],
             }
         ]
-    return f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n"
+    return front_matter(metadata)
 
 
 def scores_of(folder: Path, results: Content | None) -> list[tuple[str, str, float]]:
@@ -113,9 +108,7 @@ def body(folder: Path, page: Content) -> str:
     parts = [
         f"# {page['name']}",
         " ".join([page["summary"], *(stage["sentence"] for stage in tuned)]),
-        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'model = AutoModelForCausalLM.from_pretrained("FOLDER")\n'
-        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n```',
+        loading_example(),
         "## Data",
         markdown_table(
             ["source", "documents", "tokens", "tokens consumed", "epochs"],
@@ -205,10 +198,3 @@ def suite_row(row: Content) -> list[str]:
     source = f" [{row['source']}]" if row["source"] else ""
     cells = [score + (f" ± {error}" if error else "") for score, error in row["cells"]]
     return [f"{row['model']}{source}", *cells, row["average"]]
-
-
-def markdown_table(heads: list[str], rows: Any) -> str:
-    """Returns a Markdown table; `|` in a cell becomes `/`."""
-    rule = "|---" * len(heads) + "|"
-    lines = [f"| {' | '.join(str(cell).replace('|', '/') for cell in row)} |" for row in rows]
-    return "\n".join([f"| {' | '.join(heads)} |", rule, *lines])
