@@ -24,9 +24,9 @@ from finetune.output import (
     check_out,
     inputs_fingerprint,
     is_done,
-    tuning_card,
     output_of,
     staged,
+    tuning_card,
 )
 from finetune.rows import Row, fingerprint, source_names
 from finetune.sources import HUB
