@@ -34,9 +34,10 @@ QUESTION = "Write the docstring of this function.\n\n"
 class PairsConfig:
     """Configuration of `pairs`.
 
-    corpus: folder of a tokenized corpus. source: name of its source with Python code.
-    out: folder for train.jsonl, held_out.jsonl and preferences.jsonl. overwrite: replaces `out` if
-        it is a folder of pairs that Headwater made.
+    corpus: folder of a tokenized corpus.
+    source: name of its source with Python code.
+    out: folder for train.jsonl, held_out.jsonl and preferences.jsonl.
+    overwrite: replaces `out` if it is a folder of pairs that Headwater made.
     limit, held_out_limit, preferences: maximum rows of each file.
     max_code_chars, max_docstring_chars: longer functions and docstrings are skipped.
     max_per_file: maximum pairs per file, so that no large module dominates.

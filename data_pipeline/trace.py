@@ -32,8 +32,8 @@ class WhereConfig:
     """Configuration of `where`.
 
     run: run folder.
-    step: step to trace, counted from 1 as in the metrics. rank: shows only the samples of that
-        data-parallel rank.
+    step: step to trace, counted from 1 as in the metrics.
+    rank: shows only the samples of that data-parallel rank.
     doc: document to trace instead: `<file>`, `<file>#<position>` (as printed for a step, and the
         end of a path is enough), or `<shard>:<number>`.
     chars: characters of each document's text to print, or 0 for all.

@@ -19,8 +19,9 @@ STEPS = (
 class LanguageOptions:
     """Options of the step `language`.
 
-    model: a fastText file such as lid.176.bin. languages: labels to keep. threshold: minimum
-    probability of the most probable of them.
+    model: a fastText file such as lid.176.bin.
+    languages: labels to keep.
+    threshold: minimum probability of the most probable of them.
     """
 
     model: str | None = None
@@ -42,8 +43,8 @@ class QualityOptions:
 
     model: a file that `python -m data_pipeline quality` wrote, or the folder of a Hugging Face text
         classifier.
-    threshold: minimum probability of good text. label: label of good text in a Hugging Face
-        classifier, or null for its last label.
+    threshold: minimum probability of good text.
+    label: label of good text in a Hugging Face classifier, or null for its last label.
     """
 
     model: str | None = None
@@ -55,10 +56,12 @@ class QualityOptions:
 class DecontaminateOptions:
     """Options of the step `decontaminate`: the evaluation sets that must not be in the corpus.
 
-    files: text files (one item per file) or JSON lines. fields: columns of JSON lines whose joined
-        text is an item.
-    tasks: names of lm-eval tasks. task_folders: folders with further tasks.
-    n_gram: words per match. min_words: items with fewer words are ignored.
+    files: text files (one item per file) or JSON lines.
+    fields: columns of JSON lines whose joined text is an item.
+    tasks: names of lm-eval tasks.
+    task_folders: folders with further tasks.
+    n_gram: words per match.
+    min_words: items with fewer words are ignored.
     min_matches: number of n-grams of one item that a document must contain to be dropped, or all of
         a shorter item.
     """
@@ -76,8 +79,8 @@ class DecontaminateOptions:
 class DedupOptions:
     """Options of deduplication.
 
-    exact: drops byte-identical documents. minhash: drops near duplicates, by the Jaccard similarity
-        of their word n-grams.
+    exact: drops byte-identical documents.
+    minhash: drops near duplicates, by the Jaccard similarity of their word n-grams.
     across_sources: whether documents of different sources are compared.
     n_grams: words per n-gram.
     buckets, hashes_per_bucket: with b buckets of h hashes, documents of similarity s match with

@@ -17,14 +17,17 @@ class ImportConfig:
 
     path: folder, prefix or glob of `.bin`/`.idx` pairs, all for one `source`.
     sources: `sources.<name>=<folder, prefix or glob>` for several sources, instead of path.
-    out: output folder. overwrite: replaces `out` if it is a corpus that Headwater made.
+    out: output folder.
+    overwrite: replaces `out` if it is a corpus that Headwater made.
     name: name of the corpus, or null for that of the folder.
     tokenizer: the tokenizer.json that the ids belong to.
     eos_token: token at the end of each document, if the shards have one.
     bos_token, pad_token: null for eos_token.
     held_out_fraction: fraction of the shards of each source that is never trained on, chosen by
-        `seed`; at least one shard if above 0. held_out: glob on shard names or paths instead.
-    link: symlink, hard or copy. workers: number of processes, or 0 for one per core.
+        `seed`; at least one shard if above 0.
+    held_out: glob on shard names or paths instead.
+    link: symlink, hard or copy.
+    workers: number of processes, or 0 for one per core.
     """
 
     tokenizer: str = MISSING

@@ -15,12 +15,15 @@ from data_pipeline.inspection.plan import GOOD_EPOCHS
 class InspectConfig:
     """Configuration of `inspect`.
 
-    out: HTML file to write. overwrite: replaces `out` if it is a page that Headwater made.
-    data: folder of shards. run: run folder, whose data and recipe are shown instead.
+    out: HTML file to write.
+    overwrite: replaces `out` if it is a page that Headwater made.
+    data: folder of shards.
+    run: run folder, whose data and recipe are shown instead.
     recipe: recipe as for `pretrain`. Without one, the page has no plan.
     max_epochs: limit of epochs per source, as data.max_epochs of `pretrain`.
     seed: seed of the order of samples and of the choice of documents; null for the run's, or 0.
-    documents: number of documents to show per source. sequences: number to show per stage.
+    documents: number of documents to show per source.
+    sequences: number to show per stage.
     """
 
     out: str = MISSING

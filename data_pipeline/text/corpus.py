@@ -37,10 +37,11 @@ class SourceConfig:
     format: `text` (one document per file), `jsonl` (also .gz, .zst, .bz2 and .xz), `parquet`, or
         `huggingface` (`paths` is then a dataset's name or folder, whose rows are streamed).
     paths: files, folders (read recursively) or globs, local or any fsspec URL (s3://...).
-    suffixes: endings of the files to read inside folders. exclude: globs on the path inside the
-        folder.
-    text_field: column with the text in rows. no_loss_field: column with [start, end) ranges of
-        characters that the model reads but is not trained to predict, or null.
+    suffixes: endings of the files to read inside folders.
+    exclude: globs on the path inside the folder.
+    text_field: column with the text in rows.
+    no_loss_field: column with [start, end) ranges of characters that the model reads but is not
+        trained to predict, or null.
     max_bytes: bytes of text to take, or 0 for all. Whole files are taken in the order of a hash of
         their names; of a Hugging Face dataset the first rows are taken.
     min_file_bytes, max_file_bytes, max_line_length, min_letters: documents outside these limits are
@@ -73,7 +74,8 @@ class CorpusConfig:
     """Configuration of a corpus.
 
     held_out_fraction: fraction of the files (or rows, for sources with rows) that is never trained
-        on. seed: seed of that split and of the shuffling of documents.
+        on.
+    seed: seed of that split and of the shuffling of documents.
     shard_bytes: bytes of text per shard.
     fit: sequence lengths in tokens to pack documents into, such as [2048, 4096]. No document is cut
         at a boundary of the smallest length that holds it, and padding fills the rest. Empty
@@ -147,7 +149,8 @@ class TokenizerConfig:
 class TokenizeConfig:
     """Configuration of `tokenize`.
 
-    out: output folder. workers: number of processes, or 0 for one per core.
+    out: output folder.
+    workers: number of processes, or 0 for one per core.
     overwrite: replaces `out` if it is a corpus that Headwater made.
     encoder: `tokenizers`, or `gigatoken`, which is compared with it on some documents of every unit
         of work; null for gigatoken if it is installed.

@@ -22,9 +22,11 @@ class QualityConfig:
 
     good, bad: files or folders of examples. .jsonl (.gz, .zst) and .parquet files contain rows with
         a `text_field`, and any other file is one example.
-    out: file of the model. overwrite: replaces `out` if it is such a model.
+    out: file of the model.
+    overwrite: replaces `out` if it is such a model.
     held_out: fraction of the examples that AUC and accuracy are measured on.
-    trees: number of trees. threshold: score at which the accuracy is measured.
+    trees: number of trees.
+    threshold: score at which the accuracy is measured.
     """
 
     good: list[str] = MISSING
