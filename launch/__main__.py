@@ -4,7 +4,7 @@ import sys
 
 from conf.entry import Command, main
 from conf.errors import InputError
-from launch.plan.cluster import spell_out_file
+from launch.plan.cluster import expand_cluster_file
 from launch.training import quote_more, take_overrides
 
 COMMANDS = {
@@ -16,7 +16,7 @@ COMMANDS = {
     ),
     "plan": Command(
         config="plan",
-        schema="launch.plan.outlook:PlanConfig",
+        schema="launch.plan.config:PlanConfig",
         run="launch.plan.show:plan",
         complete="pretrain.model_choice:take_model",
         summary="what a run will need, take and cost: layouts, memory, days, price",
@@ -70,7 +70,7 @@ if __name__ == "__main__":
     try:
         take_overrides()
         if sys.argv[1:2] == ["plan"]:
-            sys.argv[2:] = spell_out_file(sys.argv[2:])
+            sys.argv[2:] = expand_cluster_file(sys.argv[2:])
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from benchmarks.cpu_training import batches
 from benchmarks.sides import SIDES, Work, missing
-from launch.plan.outlook import Calibration
+from launch.plan.calibration import Calibration
 from tests.conftest import ROOT
 from tests.model.shapes import tiny
 from tests.patience import limit

@@ -1,4 +1,4 @@
-"""The machines of a run, as `conf/cluster/*.yaml` states them."""
+"""The cluster of a run: the schema and the reader of `conf/cluster/*.yaml`."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from omegaconf.errors import OmegaConfBaseException
 from conf.entry import CONF_DIR, sentence
 from conf.errors import InputError, did_you_mean, one_of
 
-FILE_ENDS = (".yaml", ".yml")
-FP32_SHARE = 16
-"""How many times faster bf16 is than fp32 (not TF32) where a file does not say."""
+FILE_ENDINGS = (".yaml", ".yml")
+FP32_SLOWDOWN = 16
+"""Speed of bf16 over that of fp32 (not TF32) if a file does not give fp32_tflops."""
 
 
 @dataclass
 class ClusterConfig:
     """Equal nodes of equal GPUs.
 
-    gpu_memory_gib: of one GPU. bf16_tflops, fp8_tflops: dense peak of its data sheet; 0 where it
-        does not multiply that type. fp32_tflops: 0 for a sixteenth of bf16's, as on A100 and H100.
-        memory_gb_s: bandwidth of its memory.
-    intra_node_gb_s, inter_node_gb_s: between GPUs, what each can send, in a node and over nodes.
-    matmul, attention: share of the peak that matrix products and attention reach, from what is
-        usual to the best that is known. fp8_gain, fp8_rowwise_gain: how much faster those of the
-        blocks are in fp8, casts included.
-    gpu_hour_price: in `currency`; gpu_watts: with its share of the node; kwh_price: in `currency`.
-    node_mttf_days: mean time between failures of a node. storage_gb_s: what a node can write.
-    slurm: of `launch.slurm.settings.SlurmSettings`, for jobs.
+    gpu_memory_gib, memory_gb_s: size and bandwidth of the memory of one GPU.
+    bf16_tflops, fp8_tflops: dense peak of the GPU's data sheet, 0 if it does not multiply that
+        type. fp32_tflops: 0 for a sixteenth of bf16's, as on A100 and H100.
+    intra_node_gb_s, inter_node_gb_s: bandwidth at which each GPU can send within a node and
+        between nodes.
+    matmul, attention: fraction of the peak that matrix products and attention reach, as [typical,
+        best known]. fp8_gain, fp8_rowwise_gain: speedup of the matrix products of the blocks in
+        fp8, including casts.
+    gpu_hour_price, kwh_price: in `currency`. gpu_watts: of one GPU with its part of the node.
+    node_mttf_days: mean time between failures of a node. storage_gb_s: write bandwidth of a node.
+    slurm: keys of `launch.slurm.settings.SlurmSettings`, for jobs.
     """
 
     name: str = MISSING
@@ -81,31 +82,35 @@ class ClusterConfig:
                 raise InputError(f"cluster.{key}={getattr(self, key)}, expected 0 or more.")
         if not self.bf16_tflops and not self.fp32_tflops:
             raise InputError(
-                "cluster.bf16_tflops=0 and cluster.fp32_tflops=0: expected the peak of at least "
-                "one of the types that it multiplies."
+                "cluster.bf16_tflops=0 and cluster.fp32_tflops=0: the GPU would multiply no type. "
+                "Give the peak of at least one."
             )
         one_of("cluster.device", self.device, ("cuda", "cpu"))
         for key in ("matmul", "attention", "fp8_gain", "fp8_rowwise_gain"):
             found = list(getattr(self, key))
             if len(found) != 2 or not 0 < found[0] <= found[1]:
-                raise InputError(f"cluster.{key}={found}, expected [usual, best], both above 0.")
+                raise InputError(f"cluster.{key}={found}, expected [typical, best], both above 0.")
 
     def peak_flops(self, precision: str) -> float:
-        """Returns the FLOP/s of one GPU that a precision is measured against: fp8 against bf16, so
-        that they compare."""
+        """Returns the peak FLOP/s of one GPU that a precision is compared with.
+
+        fp8 is compared with the peak of bf16, so that the utilizations are comparable.
+        """
         if precision == "fp32":
-            return 1e12 * (self.fp32_tflops or self.bf16_tflops / FP32_SHARE)
+            return 1e12 * (self.fp32_tflops or self.bf16_tflops / FP32_SLOWDOWN)
         return 1e12 * self.bf16_tflops
 
     @property
     def world_size(self) -> int:
-        """GPUs of all nodes."""
+        """Returns the number of GPUs of all nodes."""
         return self.nodes * self.gpus_per_node
 
 
 class TextLoader(yaml.SafeLoader):
-    """Reads every value but null as the text that stands there, for a schema to convert: YAML takes
-    12:30:00 for a number of base 60, 0123 for an octal one, and `no` for false."""
+    """A YAML loader that keeps every value except null as text, for a schema to convert.
+
+    YAML itself would read 12:30:00 as a base-60 number, 0123 as an octal number and `no` as false.
+    """
 
     yaml_implicit_resolvers: ClassVar = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
@@ -113,37 +118,43 @@ class TextLoader(yaml.SafeLoader):
     }
 
 
-def stated(given: str) -> dict[str, Any]:
-    """What a file of `conf/cluster`, given by name, or any file, by path, states. Raises InputError
-    where there is none, where it is no YAML, and for a key or value that no cluster has."""
+def read_cluster_file(given: str) -> dict[str, Any]:
+    """Returns the content of a file of `conf/cluster`, given by name, or of any file, by path.
+
+    Raises:
+        InputError: the file is missing or not YAML, or holds a key or value that no cluster has.
+    """
     path = Path(given)
-    if path.suffix not in FILE_ENDS:
+    if path.suffix not in FILE_ENDINGS:
         path = CONF_DIR / "cluster" / f"{given}.yaml"
     if not path.is_file():
         known = [found.stem for found in (CONF_DIR / "cluster").glob("*.yaml")]
-        raise InputError(f"cluster={given}: there is no {path}{did_you_mean(given, known)}.")
+        raise InputError(f"cluster={given}: {path} does not exist{did_you_mean(given, known)}.")
     try:
         with path.open() as file:
-            whole = yaml.load(file, Loader=TextLoader)
-        if not isinstance(whole, dict):
+            content = yaml.load(file, Loader=TextLoader)
+        if not isinstance(content, dict):
             raise InputError(f"{path}: expected lines of key: value, as in {CONF_DIR}/cluster.")
-        OmegaConf.merge(OmegaConf.structured(ClusterConfig), whole)
+        OmegaConf.merge(OmegaConf.structured(ClusterConfig), content)
     except yaml.YAMLError as error:
-        raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}.") from None
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
     except OmegaConfBaseException as error:
         raise InputError(f"{path}: {sentence(error, ClusterConfig)}") from None
-    return whole
+    return content
 
 
-def spell_out_file(arguments: list[str]) -> list[str]:
-    """`cluster=my.yaml` as Hydra takes it: in place of the default cluster, key by key."""
+def expand_cluster_file(arguments: list[str]) -> list[str]:
+    """Returns the arguments with `cluster=my.yaml` replaced by the keys of that file.
+
+    Hydra accepts only a choice of the group or a dictionary of keys.
+    """
     found: list[str] = []
     for argument in arguments:
         key, _, path = argument.partition("=")
-        if key != "cluster" or not path.endswith(FILE_ENDS):
+        if key != "cluster" or not path.endswith(FILE_ENDINGS):
             found.append(argument)
             continue
-        pairs = {name: value for name, value in stated(path).items() if name != "slurm"}
+        pairs = {name: value for name, value in read_cluster_file(path).items() if name != "slurm"}
         inner = ",".join(f"{name}:{json.dumps(value)}" for name, value in pairs.items())
         found += ["~cluster", f"cluster={{{inner}}}"]
     return found

@@ -1,123 +1,78 @@
-"""From a config to a plan: every layout with its memory and time, the best of them in full."""
+"""Plans a run: memory and time of every layout, and details of the fastest one."""
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from omegaconf import MISSING
-
-from conf.errors import InputError, one_of
+from conf.errors import InputError
 from conf.text import GIB
 from data_pipeline.sampling.dealing import Deal, blank_note
 from data_pipeline.sampling.recipe import ScheduledStage, StagePlan
 from data_pipeline.store.corpus import open_corpus
-from launch.plan.cluster import ClusterConfig
+from launch.plan.calibration import Calibration
+from launch.plan.config import PlanConfig
 from launch.plan.speed import Step, StepTime, model_flops_utilization, step_time
-from model.config import ModelConfig
 from model.flops import flops_per_token, parameters
 from pretrain.checkpoints.interval import best_interval
 from pretrain.checks import check_batches
-from pretrain.config import PRECISION_CHOICES, OptimConfig, ParallelConfig
 from pretrain.planning.layouts import Machine, Need, Option, options
 from pretrain.planning.memory import optimizer_bytes, parameter_shapes
 from pretrain.preflight import train_tokens
-from pretrain.recipe import TrainingRecipeConfig, training_config
+from pretrain.recipe import training_config
 
-DAY = 86_400
-GOOD_EPOCHS = 4.0
-"""Repeating text up to so often costs little (arXiv 2305.16264)."""
-SMALL_MICRO_BATCH = 4096
-"""Tokens below which a GPU's matrix products are too small to be fast (assumed)."""
+DAY_SECONDS = 86_400
+SMALL_MICRO_BATCH_TOKENS = 4096
+"""Tokens per forward pass below which the matrix products of a GPU are inefficient (assumed)."""
 RESTART_SECONDS = 300.0
-"""From a failure to the next step: scheduler, imports, loading (assumed)."""
-SAME = 1.01
-"""Ratio of two times below which a plan does not tell them apart."""
-MEASURED_SPREAD = 0.05
-"""Of a plan that rests on a measurement."""
-
-
-@dataclass
-class PlanConfig:
-    """The run's own keys, and where it is to run. Behind `--` may stand the command of a training
-    instead, as for `python -m launch slurm`: model, recipe and all else are then that run's.
-
-    init_from: a Hugging Face folder, whose model is taken where no model= is given.
-    cluster: a file of conf/cluster by its name, or any by its path. nodes: null for the file's.
-    precision: of the matrix products; auto is bf16 where the cluster's GPUs multiply it, else fp32.
-    max_epochs: passes over a source above which it warns.
-    data: a tokenized corpus, or null. out: the page to write, or null; overwrite: replaces
-        such a page. show: layouts in the table.
-    calibration: measured speeds of this GPU, as `python benchmarks/gpu_training.py` writes them, or
-        null.
-    """
-
-    model: ModelConfig = MISSING
-    init_from: str | None = None
-    recipe: TrainingRecipeConfig = MISSING
-    optim: OptimConfig = MISSING
-    parallel: ParallelConfig = MISSING
-    cluster: ClusterConfig = MISSING
-    nodes: int | None = None
-    precision: str = "auto"
-    data: str | None = None
-    max_epochs: float = GOOD_EPOCHS
-    calibration: str | None = None
-    out: str | None = None
-    overwrite: bool = False
-    show: int = 5
-
-    def __post_init__(self) -> None:
-        one_of("precision", self.precision, PRECISION_CHOICES)
-        if self.nodes is not None:
-            self.cluster = replace(self.cluster, nodes=self.nodes)
-        if self.show < 1:
-            raise InputError(f"show={self.show}, expected at least 1.")
-        if self.precision == "auto":
-            self.precision = "bf16" if self.cluster.bf16_tflops else "fp32"
-        peaks = {"bf16": self.cluster.bf16_tflops}
-        peaks |= dict.fromkeys(("fp8", "fp8_rowwise"), self.cluster.fp8_tflops)
-        if not peaks.get(self.precision, 1.0):
-            other = "bf16" if self.cluster.bf16_tflops else "fp32"
-            raise InputError(
-                f"precision={self.precision}, but {self.cluster.gpu} does not multiply "
-                f"{self.precision.removesuffix('_rowwise')}: take precision={other}."
-            )
+"""Time from a failure to the next step: scheduler, imports, loading (assumed)."""
+TIE_RATIO = 1.01
+"""Ratio of two times below which two layouts count as equally fast."""
+MIN_SCALING = 0.85
+"""Scaling efficiency below which the plan warns about communication."""
 
 
 @dataclass(frozen=True)
-class Span:
-    """A number as it is at best and as it usually is."""
+class Estimate:
+    """A number with the best known and the typical speed."""
 
-    low: float
-    high: float
+    best: float
+    typical: float
 
-    def map(self, change: Any) -> Span:
-        """Both ends changed, in order again."""
-        ends = sorted((change(self.low), change(self.high)))
-        return Span(*ends)
+    def map(self, change: Callable[[float], float]) -> Estimate:
+        """Returns the estimate with both numbers changed."""
+        return Estimate(change(self.best), change(self.typical))
+
+    @property
+    def low(self) -> float:
+        """Returns the smaller of the two numbers."""
+        return min(self.best, self.typical)
+
+    @property
+    def high(self) -> float:
+        """Returns the larger of the two numbers."""
+        return max(self.best, self.typical)
 
 
 @dataclass(frozen=True)
 class StageOutlook:
-    """One stage on the best layout. times: of a step, at best and usual."""
+    """One stage in one layout; `times` are the best and the typical time of a step."""
 
     stage: ScheduledStage
     precision: str
     times: tuple[StepTime, StepTime]
-    tokens_per_second: Span
-    mfu: Span
-    days: Span
+    tokens_per_second: Estimate
+    mfu: Estimate
+    days: Estimate
     flops_per_token: float
     batch_tokens: int
     deal: Deal
 
     @property
     def scaling_efficiency(self) -> float:
-        """Share of a step that is not exposed communication, as it usually is."""
+        """Returns the fraction of a typical step that is not exposed communication."""
         return self.times[1].compute / self.times[1].total
 
 
@@ -129,17 +84,22 @@ class LayoutOutlook:
     stages: list[StageOutlook]
 
     @property
-    def days(self) -> Span:
-        """Of all stages, without failures."""
-        return Span(sum(s.days.low for s in self.stages), sum(s.days.high for s in self.stages))
+    def days(self) -> Estimate:
+        """Returns the days of all stages without failures."""
+        return Estimate(
+            sum(s.days.best for s in self.stages), sum(s.days.typical for s in self.stages)
+        )
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """checkpoint_bytes: of one; save_seconds: written by all nodes at once.
+    """Checkpoints and failures of a run.
 
-    interval_seconds: between saves, by Young's rule; lost: share of the time that saves and
-        failures take; failures: expected in the run.
+    checkpoint_bytes: size of one checkpoint.
+    save_seconds: time to write it from all nodes at once.
+    interval_seconds: time between saves, by Young's rule.
+    lost: fraction of the time that saves and failures take.
+    failures: expected number of failures in the run.
     """
 
     checkpoint_bytes: int
@@ -151,7 +111,11 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Outlook:
-    """The whole plan. layouts: that fit, fastest first; refused: the others."""
+    """The whole plan.
+
+    layouts: the layouts that fit, fastest first. refused: the other layouts.
+    epochs: passes over each source. calibration: path of the measured speeds, if any.
+    """
 
     config: PlanConfig
     plan: StagePlan
@@ -160,44 +124,44 @@ class Outlook:
     reliability: Reliability
     epochs: dict[str, float]
     warnings: list[str] = field(default_factory=list)
-    measured: str | None = None
+    calibration: str | None = None
 
     @property
     def best(self) -> LayoutOutlook:
-        """The fastest."""
+        """Returns the fastest layout."""
         return self.layouts[0]
 
     @property
-    def days(self) -> Span:
-        """Of the best layout, with what saves and failures take."""
+    def days(self) -> Estimate:
+        """Returns the days in the best layout, including saves and failures."""
         return self.best.days.map(lambda days: days / (1 - self.reliability.lost))
 
     @property
-    def gpu_hours(self) -> Span:
-        """Of all GPUs."""
+    def gpu_hours(self) -> Estimate:
+        """Returns the hours of all GPUs together."""
         return self.days.map(lambda days: days * 24 * self.config.cluster.world_size)
 
     @property
-    def energy_kwh(self) -> Span:
-        """At the stated power."""
+    def energy_kwh(self) -> Estimate:
+        """Returns the energy at the power of the cluster's file."""
         return self.gpu_hours.map(lambda hours: hours * self.config.cluster.gpu_watts / 1000)
 
     @property
-    def cost(self) -> Span:
-        """At the stated prices."""
+    def cost(self) -> Estimate:
+        """Returns the cost at the prices of the cluster's file."""
         cluster = self.config.cluster
         hourly = cluster.gpu_hour_price + cluster.gpu_watts / 1000 * cluster.kwh_price
         return self.gpu_hours.map(lambda hours: hours * hourly)
 
     @property
     def data_bytes(self) -> int:
-        """Of the shards, where every token is read once: two bytes a token, or four."""
+        """Returns the size of the shards if every token is read once, at 2 or 4 bytes per token."""
         size = 2 if self.config.model.vocab_size <= 1 << 16 else 4
         return self.plan.total_tokens * size
 
 
-def look_ahead(config: PlanConfig) -> Outlook:
-    """The plan of a run; raises InputError where no layout fits."""
+def make_outlook(config: PlanConfig) -> Outlook:
+    """Returns the plan of a run. Raises InputError if no layout fits."""
     cluster = config.cluster
     plan = StagePlan(config.recipe, source_tokens(config))
     check_batches(plan, config.parallel, config.model.max_seq_len)
@@ -236,28 +200,32 @@ def look_ahead(config: PlanConfig) -> Outlook:
         )
         raise InputError(
             f"no layout of {config.model.name} fits {cluster.world_size} x {cluster.gpu}: the "
-            f"closest, {closest.name}, {closest.problem}; take other nodes, another batch, shorter "
+            f"closest, {closest.name}, {closest.problem}. Use more nodes, another batch, shorter "
             "sequences or a smaller model."
         )
-    fastest = min(layout.days.high for layout in fitting)
-    # Stable: what is as fast but for a percent stays in the order of `options`, simplest first.
-    fitting.sort(key=lambda layout: int(math.log(layout.days.high / fastest) / math.log(SAME)))
-    days = fitting[0].days.high
-    taken = epochs(config, plan)
+    fastest = min(layout.days.typical for layout in fitting)
+
+    def rank(layout: LayoutOutlook) -> int:
+        return int(math.log(layout.days.typical / fastest) / math.log(TIE_RATIO))
+
+    # The sort is stable, so equally fast layouts stay in the order of `options`, simplest first.
+    fitting.sort(key=rank)
+    days = fitting[0].days.typical
+    passes = epochs(config, plan)
     return Outlook(
         config,
         plan,
         fitting,
         refused,
         reliability(config, days),
-        taken,
-        list(warnings(config, plan, fitting[0], taken)),
+        passes,
+        list(warnings(config, plan, fitting[0], passes)),
         config.calibration,
     )
 
 
 def source_tokens(config: PlanConfig) -> dict[str, int]:
-    """Tokens of each source: of the corpus, or endless."""
+    """Returns the tokens of each source of the corpus, or unlimited numbers without a corpus."""
     if config.data is not None:
         return open_corpus(config.data).source_tokens("train")
     return dict(train_tokens(config.recipe, None))
@@ -271,9 +239,9 @@ def stage_outlook(
     calibration: Calibration | None,
     state_bytes: float,
 ) -> StageOutlook:
-    """Returns one stage in one layout, at the batch that most of it has.
+    """Returns one stage in one layout, at its most frequent batch size.
 
-    state_bytes: of the optimizer per parameter.
+    `state_bytes` is the size of the optimizer's state per parameter.
     """
     precision = training_config(stage).precision or config.precision
     level = max(
@@ -290,7 +258,7 @@ def stage_outlook(
     times = (step_time(step, config.cluster, True), step_time(step, config.cluster, False))
     if calibration is not None:
         times = calibration.apply(step, config.cluster)
-    seconds = Span(times[0].total, times[1].total)
+    seconds = Estimate(times[0].total, times[1].total)
     steps = stage.tokens / level.tokens_per_step
     return StageOutlook(
         stage,
@@ -298,7 +266,7 @@ def stage_outlook(
         times,
         seconds.map(lambda s: level.tokens_per_step / s),
         seconds.map(lambda s: model_flops_utilization(step, config.cluster, s)),
-        seconds.map(lambda s: s * steps / DAY),
+        seconds.map(lambda s: s * steps / DAY_SECONDS),
         flops_per_token(config.model, stage.seq_len),
         level.tokens_per_step,
         step.deal,
@@ -306,7 +274,7 @@ def stage_outlook(
 
 
 def reliability(config: PlanConfig, days: float) -> Reliability:
-    """Saves and failures of a run of so many days."""
+    """Returns the checkpoints and expected failures of a run of that many days."""
     cluster = config.cluster
     shapes = parameter_shapes(config.model)
     weights = sum(shape.numel() for shape in shapes.values())
@@ -314,110 +282,56 @@ def reliability(config: PlanConfig, days: float) -> Reliability:
     if config.model.tie_embeddings:
         size = size * parameters(config.model) // weights
     seconds = size / (cluster.nodes * cluster.storage_gb_s * 1e9)
-    mttf = cluster.node_mttf_days * DAY / cluster.nodes
+    mttf = cluster.node_mttf_days * DAY_SECONDS / cluster.nodes
     interval = best_interval(seconds, mttf)
     lost = seconds / (interval + seconds) + (interval / 2 + RESTART_SECONDS) / mttf
-    return Reliability(size, seconds, interval, lost, days * DAY / mttf)
+    return Reliability(size, seconds, interval, lost, days * DAY_SECONDS / mttf)
 
 
 def epochs(config: PlanConfig, plan: StagePlan) -> dict[str, float]:
-    """How often each source of the corpus is read; empty without one."""
+    """Returns the number of passes over each source of the corpus, or {} without a corpus."""
     if config.data is None:
         return {}
-    have = source_tokens(config)
-    taken = dict.fromkeys(have, 0.0)
+    available = source_tokens(config)
+    used = dict.fromkeys(available, 0.0)
     for stage in plan.stages:
-        whole = sum(stage.weights.values())
+        total = sum(stage.weights.values())
         for source, weight in stage.weights.items():
-            taken[source] += stage.tokens * weight / whole
-    return {source: tokens / max(1, have[source]) for source, tokens in taken.items()}
+            used[source] += stage.tokens * weight / total
+    return {source: tokens / max(1, available[source]) for source, tokens in used.items()}
 
 
 def warnings(
-    config: PlanConfig, plan: StagePlan, best: LayoutOutlook, taken: dict[str, float]
-) -> Any:
-    """Sentences on what a user may not have meant."""
+    config: PlanConfig, plan: StagePlan, best: LayoutOutlook, passes: dict[str, float]
+) -> Iterator[str]:
+    """Yields sentences about properties of the plan that the user may not have intended."""
     parallel, cluster = best.option.parallel, config.cluster
     each = parallel.micro_batch_tokens // parallel.cp
-    if each < SMALL_MICRO_BATCH and cluster.device == "cuda":
+    if each < SMALL_MICRO_BATCH_TOKENS and cluster.device == "cuda":
         yield (
-            f"A GPU forwards {each:,} tokens at a time: below {SMALL_MICRO_BATCH:,} its matrix "
-            "products are slower than planned. Take fewer GPUs, a larger batch, or "
+            f"Each GPU forwards {each:,} tokens at a time. Below {SMALL_MICRO_BATCH_TOKENS:,} its "
+            "matrix products are slower than planned. Use fewer GPUs, a larger batch, or "
             "activation_checkpointing."
         )
-    for source, times in taken.items():
+    for source, times in passes.items():
         if times > config.max_epochs:
             yield (
                 f"Source '{source}' is read {times:.1f} times, above max_epochs="
-                f"{config.max_epochs:g}: pretraining will refuse it. Repeating beyond 4 costs "
-                "quality (arXiv 2305.16264)."
+                f"{config.max_epochs:g}, so pretraining will refuse it. More than 4 repetitions "
+                "reduce quality (arXiv 2305.16264)."
             )
     window = config.model.sliding_window
     longest = max(stage.seq_len for stage in plan.stages)
     if window is not None and longest <= window:
         yield (
-            f"The window of {window:,} is never reached: the longest sequence has {longest:,} "
-            "tokens, so attention is full throughout."
+            f"The window of {window:,} has no effect: the longest sequence has {longest:,} tokens, "
+            "so attention is full everywhere."
         )
     note = blank_note(plan, parallel.dp_replicate * parallel.dp_shard, parallel.micro_batch_tokens)
     if note is not None:
         yield f"In the layout {best.option.name} {note}"
-    if best.stages and min(stage.scaling_efficiency for stage in best.stages) < 0.85:
+    if best.stages and min(stage.scaling_efficiency for stage in best.stages) < MIN_SCALING:
         yield (
-            "More than 15% of a step is communication: a larger batch per GPU would use the GPUs "
-            "better."
+            f"More than {1 - MIN_SCALING:.0%} of a step is exposed communication. A larger batch "
+            "per GPU would use the GPUs better."
         )
-
-
-MEASURED = {"model", "seq_len", "precision", "batch_tokens", "tokens_per_second"}
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Measured speeds of this GPU: {"gpu": ..., "runs": [{"model": {the shape's keys},
-    "seq_len": ..., "precision": ..., "batch_tokens": ..., "tokens_per_second": ...}]}, of one
-    GPU. The nearest run in FLOPs per token, of the same precision, says how far the usual plan is
-    off; the plan is that, give or take MEASURED_SPREAD."""
-
-    runs: list[dict[str, Any]]
-
-    def apply(self, step: Step, cluster: ClusterConfig) -> tuple[StepTime, StepTime]:
-        """Best and usual time of a step."""
-        wanted = flops_per_token(step.model, step.seq_len)
-        same = [run for run in self.runs if run["precision"] == step.precision]
-        if not same:
-            raise InputError(
-                f"the calibration has no run with precision={step.precision}: measure one."
-            )
-        shapes = [(ModelConfig(**run["model"]), run) for run in same]
-        shape, run = min(
-            shapes, key=lambda pair: abs(flops_per_token(pair[0], pair[1]["seq_len"]) - wanted)
-        )
-        tokens = run["batch_tokens"]
-        alone = ParallelConfig(dp_shard=1, micro_batch_tokens=tokens)
-        planned = step_time(
-            Step(shape, run["seq_len"], tokens, step.precision, alone, step.state_bytes),
-            cluster,
-            False,
-        )
-        factor = tokens / run["tokens_per_second"] / planned.total
-        usual = step_time(step, cluster, False)
-        low, high = (usual.scaled(factor * (1 + e)) for e in (-MEASURED_SPREAD, MEASURED_SPREAD))
-        return low, high
-
-    @classmethod
-    def read(cls, path: Path) -> Calibration:
-        """Raises InputError where the file is none."""
-        if not path.is_file():
-            raise InputError(f"calibration={path} does not exist: expected a JSON file of runs.")
-        try:
-            runs = json.loads(path.read_text())["runs"]
-            whole = all(run.keys() >= MEASURED and ModelConfig(**run["model"]) for run in runs)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            whole = False
-        if not whole:
-            raise InputError(
-                f"calibration={path} holds no `runs` with {', '.join(sorted(MEASURED))}; "
-                "benchmarks/gpu_training.py writes such a file."
-            )
-        return cls(runs)

@@ -1,4 +1,4 @@
-"""The plan as one page that opens offline."""
+"""Renders the plan as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ TIME_STYLES = {
     "optimizer": "s4",
     "exposed": "s6",
 }
-TIME_NAMES = {"elementwise": "element-wise", "exposed": "communication that nothing hides"}
+TIME_NAMES = {"elementwise": "element-wise", "exposed": "exposed communication"}
 
 
-def page(outlook: Outlook) -> str:
-    """The HTML."""
+def render_plan(outlook: Outlook) -> str:
+    """Returns the HTML of a plan."""
     cluster = outlook.config.cluster
     days = outlook.days
     return render(
@@ -39,16 +39,16 @@ def page(outlook: Outlook) -> str:
             f"{outlook.config.recipe.name} on {cluster.nodes} x {cluster.gpus_per_node} "
             f"{cluster.gpu}: {days.low:,.1f} to {days.high:,.1f} days.",
             "speeds": (
-                f"Speeds are calibrated by {outlook.measured}."
-                if outlook.measured
-                else "Speeds are a range, from what published trainers usually reach to the best "
-                "that is known; a measurement of this GPU makes it narrow."
+                f"Speeds are calibrated with {outlook.calibration}."
+                if outlook.calibration
+                else "Speeds are a range from the typical to the best known speed of published "
+                "trainers. A measurement of this GPU narrows it."
             ),
             "totals": tables.totals(outlook),
-            "charts": [timeline(outlook), steps(outlook), memory(outlook)],
+            "charts": [timeline(outlook), step_times(outlook), memory(outlook)],
             "grids": [tables.stages(outlook), tables.memory(outlook)],
             "layouts": tables.layouts(outlook),
-            "text": tables.TEXT,
+            "text": tables.TEXT_COLUMNS,
             "refused": [(option.name, option.problem) for option in outlook.refused],
             "warnings": outlook.warnings,
         },
@@ -56,7 +56,7 @@ def page(outlook: Outlook) -> str:
 
 
 def timeline(outlook: Outlook) -> Any:
-    """Days of each stage, one after the other."""
+    """Returns a drawing of the days of each stage in sequence."""
     stages = outlook.best.stages
     styles = {s.stage.name: f"s{number % 7 + 1}" for number, s in enumerate(stages)}
     bars = [
@@ -64,8 +64,8 @@ def timeline(outlook: Outlook) -> Any:
             Part(end, styles[s.stage.name]) for end, s in zip(ends, stages, strict=True)
         ])
         for label, ends in (
-            ("at best", [s.days.low for s in stages]),
-            ("usually", [s.days.high for s in stages]),
+            ("best", [s.days.best for s in stages]),
+            ("typical", [s.days.typical for s in stages]),
         )
     ]  # fmt: skip
     legend = [
@@ -73,15 +73,15 @@ def timeline(outlook: Outlook) -> Any:
     ]
     return drawing(
         "Timeline by stage",
-        f"days, {tables.speed_kind(outlook)}",
+        f"days, {tables.speed_confidence(outlook)}",
         Bars("days", bars).svg,
         legend,
         is_wide=True,
     )
 
 
-def steps(outlook: Outlook) -> Any:
-    """What a step of each stage is made of."""
+def step_times(outlook: Outlook) -> Any:
+    """Returns a drawing of the parts of a step's time in each stage."""
     bars = []
     for found in outlook.best.stages:
         time = found.times[1]
@@ -89,15 +89,15 @@ def steps(outlook: Outlook) -> Any:
         bars.append(Bar(found.stage.name, f"{time.total:.3g} s", parts))
     legend = [(TIME_NAMES.get(n, n), style, False) for n, style in TIME_STYLES.items()]
     return drawing(
-        "A step, usually",
-        f"seconds, {tables.speed_kind(outlook)}",
+        "Typical time of a step",
+        f"seconds, {tables.speed_confidence(outlook)}",
         Bars("seconds", bars).svg,
         legend,
     )
 
 
 def memory(outlook: Outlook) -> Any:
-    """Memory of a GPU by part, of the layouts in the table."""
+    """Returns a drawing of the memory per GPU by part, for the layouts in the table."""
     bars = []
     for layout in outlook.layouts[: outlook.config.show]:
         found = tables.memory_of(layout)
@@ -106,8 +106,8 @@ def memory(outlook: Outlook) -> Any:
         bars.append(Bar(layout.option.name, text, parts))
     legend = [(name, style, False) for name, style in MEMORY_STYLES.items()]
     return drawing(
-        "Memory of a GPU",
-        "GiB at the peak, assumed but for the state",
+        "Memory per GPU",
+        "GiB at the peak, assumed except for the state",
         Bars("GiB", bars).svg,
         legend,
     )

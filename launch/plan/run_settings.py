@@ -1,4 +1,4 @@
-"""The plan of a training command, which stands behind `--`."""
+"""Plans the training whose arguments follow `--`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ from dataclasses import replace
 
 from conf.errors import InputError
 from conf.text import GIB
-from launch.plan.outlook import PlanConfig, source_tokens
+from launch.plan.config import PlanConfig
+from launch.plan.outlook import source_tokens
 from launch.training import Training
 from pretrain.checks import Job, device_of
 from pretrain.preflight import preflight
 
 
-def of_run(config: PlanConfig, run: Training) -> PlanConfig:
-    """Returns the plan of a training command: model, recipe, optimizer, parallelism and precision
-    are its own, the corpus too where it is here. Raises InputError where `python -m pretrain` would
-    refuse the run on this cluster."""
+def take_run_settings(config: PlanConfig, run: Training) -> PlanConfig:
+    """Returns the config with model, recipe, optimizer, parallelism and precision of a training.
+
+    The corpus is also that of the training, if it exists on this machine.
+
+    Raises:
+        InputError: `python -m pretrain` would refuse the run on this cluster.
+    """
     settings = run.settings()
     data: str | None = config.data or settings.data.folder
     try:
@@ -23,7 +28,7 @@ def of_run(config: PlanConfig, run: Training) -> PlanConfig:
     except InputError:
         if config.data is not None:
             raise
-        print(f"data.folder={data} is not here: planned without its sizes.")
+        print(f"data.folder={data} is not on this machine: planned without the corpus sizes.")
         data = None
     cluster = config.cluster
     job = Job(

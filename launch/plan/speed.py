@@ -1,7 +1,7 @@
-"""How long a step takes: a roofline of its parts, and the communication that nothing hides.
+"""Estimates the time of a step: a roofline of its parts, and the exposed communication.
 
-Nothing of it was fitted to a run of ours; docs/plan.md holds it against published runs. Every part
-comes twice, as it usually is and at the best that is known: a plan is a range.
+No number was fitted to runs of this project; docs/plan.md compares it with published runs. Every
+part is computed twice, with typical and with the best known speed, so that a plan is a range.
 """
 
 from __future__ import annotations
@@ -11,30 +11,31 @@ from dataclasses import dataclass, replace
 
 from data_pipeline.sampling.dealing import Deal
 from launch.plan.cluster import ClusterConfig
-from launch.plan.traffic import BF16, FP32, dealt, traffic
+from launch.plan.traffic import BF16, FP32, deal_of, traffic
 from model.config import ModelConfig
 from model.flops import flops_per_token, matmul_parameters, parameters
 from pretrain.config import ParallelConfig
 
 BANDWIDTH = 0.8
-"""Share of the memory's bandwidth that element-wise kernels reach (assumed)."""
+"""Fraction of the memory bandwidth that element-wise kernels reach (assumed)."""
 HIDDEN_PASSES, INNER_PASSES = 26, 13
-"""How often a compiled block reads or writes a value of the residual's and of the MLP's width, in
-forward and backward together (counted in a profile of such a block, rounded)."""
+"""Number of times a compiled block reads or writes a value of the residual's and of the MLP's
+width, in forward and backward together (counted in a profile of such a block, rounded)."""
 UPDATE_BYTES = 12
-"""A float32 parameter's weight and gradient read and its weight written; the optimizer's state is
-read and written in addition."""
+"""Bytes moved per fp32 parameter in an update: weight and gradient read, weight written. The
+optimizer's state is read and written in addition."""
 HOP_SECONDS = 2.5e-6
-"""What a ring collective costs for each rank in it, whatever it carries, and nothing hides: the
-slope of MPT-1.3B, 3B and 7B from 128 to 512 H100 (llm-foundry's benchmarks) is 2.2 to 3.1 us."""
+"""Latency of a ring collective per rank, independent of its size and never hidden. The slope of
+MPT-1.3B, 3B and 7B from 128 to 512 H100 (llm-foundry's benchmarks) is 2.2 to 3.1 us."""
 RECOMPUTE = {"none": 0.0, "selective": 0.0, "full": 1 / 3}
-"""Of matrix products and attention, by activation checkpointing."""
+"""Recomputed fraction of matrix products and attention, by activation checkpointing."""
 RECOMPUTE_ELEMENTWISE = {"none": 0.0, "selective": 1 / 3, "full": 1 / 3}
+"""Recomputed fraction of element-wise operations, by activation checkpointing."""
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one step, by part. exposed: communication that no computation hides."""
+    """Seconds of one step by part; `exposed` is communication that no computation hides."""
 
     matmul: float
     attention: float
@@ -44,16 +45,16 @@ class StepTime:
 
     @property
     def compute(self) -> float:
-        """What one GPU alone would take."""
+        """Returns the seconds without exposed communication."""
         return self.matmul + self.attention + self.elementwise + self.optimizer
 
     @property
     def total(self) -> float:
-        """All parts."""
+        """Returns the seconds of all parts."""
         return self.compute + self.exposed
 
     def scaled(self, factor: float) -> StepTime:
-        """Computation made longer by a factor, as a measurement says."""
+        """Returns the time with all computation scaled by a factor."""
         return replace(
             self,
             matmul=self.matmul * factor,
@@ -65,7 +66,10 @@ class StepTime:
 
 @dataclass(frozen=True)
 class Step:
-    """A step in one layout. state_bytes: of the optimizer per parameter; AdamW's two moments."""
+    """Model, batch, precision and layout of a step.
+
+    state_bytes: size of the optimizer's state per parameter; the default is AdamW's two moments.
+    """
 
     model: ModelConfig
     seq_len: int
@@ -76,12 +80,12 @@ class Step:
 
     @property
     def deal(self) -> Deal:
-        """How its sequences are dealt to the data-parallel ranks."""
-        return dealt(self.parallel, self.seq_len, self.batch_tokens)
+        """Returns how its sequences are dealt to the data-parallel ranks."""
+        return deal_of(self.parallel, self.seq_len, self.batch_tokens)
 
 
 def step_time(step: Step, cluster: ClusterConfig, best: bool) -> StepTime:
-    """best: with the best known kernels, else with usual ones."""
+    """Returns the time of a step with the best known kernels, or else with typical ones."""
     model, parallel = step.model, step.parallel
     tokens = step.deal.computed * step.seq_len / _ranks(parallel)
     peak = cluster.peak_flops(step.precision)
@@ -90,36 +94,36 @@ def step_time(step: Step, cluster: ClusterConfig, best: bool) -> StepTime:
     blocks = 6.0 * (matmul_parameters(model) - model.vocab_size * model.hidden_size)
     head = 6 * model.vocab_size * model.hidden_size
     attention = flops_per_token(model, step.seq_len) - blocks - head
-    again = RECOMPUTE[parallel.activation_checkpointing]
-    blocks, attention = blocks * (1 + again), attention * (1 + again)
-    usual = peak * cluster.matmul[best]
+    recomputed = RECOMPUTE[parallel.activation_checkpointing]
+    blocks, attention = blocks * (1 + recomputed), attention * (1 + recomputed)
     passes = 1 + RECOMPUTE_ELEMENTWISE[parallel.activation_checkpointing]
-    moved = tokens * elementwise_bytes(model, step.precision) * passes
+    moved_bytes = tokens * elementwise_bytes(model, step.precision) * passes
     shards = parallel.dp_shard * parallel.cp * parallel.tp
-    update = parameters(model) / shards * (UPDATE_BYTES + 2 * step.state_bytes)
-    memory = cluster.memory_gb_s * 1e9 * BANDWIDTH
+    update_bytes = parameters(model) / shards * (UPDATE_BYTES + 2 * step.state_bytes)
+    bytes_per_second = cluster.memory_gb_s * 1e9 * BANDWIDTH
     time = StepTime(
-        matmul=tokens * (blocks / gain + head) / usual,
+        matmul=tokens * (blocks / gain + head) / (peak * cluster.matmul[best]),
         attention=tokens * attention / (peak * cluster.attention[best]),
-        elementwise=moved / memory,
-        optimizer=update / memory,
+        elementwise=moved_bytes / bytes_per_second,
+        optimizer=update_bytes / bytes_per_second,
         exposed=0.0,
     )
     return replace(time, exposed=exposed_seconds(step, cluster, time))
 
 
 def elementwise_bytes(model: ModelConfig, precision: str) -> int:
-    """Bytes per token of all that is not a matrix product or attention."""
+    """Returns the bytes moved per token by everything except matrix products and attention."""
     width = FP32 if precision == "fp32" else BF16
     passes = HIDDEN_PASSES * model.hidden_size + INNER_PASSES * model.intermediate_size
     return width * model.num_layers * passes
 
 
 def exposed_seconds(step: Step, cluster: ClusterConfig, time: StepTime) -> float:
-    """Communication that computation does not hide.
+    """Returns the seconds of communication that computation does not hide.
 
-    Data parallel: what is more than forward and backward take, the first block's gathering and the
-    last one's reduction, and the latency of each ring. Tensor and context parallel: all of it.
+    For data parallelism, this is the time that exceeds forward and backward, the all-gather of the
+    first block and the reduction of the last one, and the latency of each ring. For tensor and
+    context parallelism, it is all communication.
     """
     model, parallel = step.model, step.parallel
     shards = parallel.dp_shard * parallel.cp
@@ -152,13 +156,13 @@ def exposed_seconds(step: Step, cluster: ClusterConfig, time: StepTime) -> float
 
 
 def _bandwidth(cluster: ClusterConfig, span: int) -> float:
-    """Bytes a second between ranks of a group that spans as many neighbours."""
+    """Returns the bytes per second within a group that spans that many neighboring ranks."""
     inside = span <= cluster.gpus_per_node or cluster.nodes == 1
     return 1e9 * (cluster.intra_node_gb_s if inside else cluster.inter_node_gb_s)
 
 
 def model_flops_utilization(step: Step, cluster: ClusterConfig, seconds: float) -> float:
-    """MFU of a step against the peak of all GPUs in its precision, fp8 against that of bf16."""
+    """Returns the MFU of a step relative to the peak of all GPUs; for fp8, to that of bf16."""
     flops = flops_per_token(step.model, step.seq_len) * step.batch_tokens
     return flops / seconds / (cluster.peak_flops(step.precision) * _ranks(step.parallel))
 

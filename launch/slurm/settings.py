@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from conf.entry import sentence
 from conf.errors import InputError, one_of
-from launch.plan.cluster import ClusterConfig, stated
+from launch.plan.cluster import ClusterConfig, read_cluster_file
 
 TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|INFINITE|UNLIMITED", re.IGNORECASE)
 """Minutes, minutes:seconds, hours:minutes:seconds, days-hours and so on, as sbatch has them."""
@@ -117,7 +117,7 @@ class Cluster:
 
 def read_cluster(given: str) -> Cluster:
     """Reads a file of `conf/cluster` by name, or any by path; raises InputError."""
-    whole = stated(given)
+    whole = read_cluster_file(given)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(SlurmSettings), whole.get("slurm") or {})
         slurm: Any = OmegaConf.to_object(merged)

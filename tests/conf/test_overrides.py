@@ -18,7 +18,7 @@ from conf.overrides import compose_command, groups_of, readable, store_schema
 from data_pipeline.text.corpus import TokenizeConfig
 from eval.chat.generate import GenerateConfig
 from finetune.config import DpoConfig, SftConfig
-from launch.plan.outlook import PlanConfig
+from launch.plan.config import PlanConfig
 from launch.slurm.settings import SlurmConfig
 from pretrain.config import PretrainConfig
 from pretrain.recipe import TrainingStageConfig

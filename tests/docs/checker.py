@@ -19,7 +19,8 @@ from typing import Any
 from conf.errors import InputError
 from launch import training
 from launch.local import LocalConfig
-from launch.plan.show import PlanConfig, plan
+from launch.plan.config import PlanConfig
+from launch.plan.show import plan
 from launch.slurm.chain import ChainConfig, chain
 from launch.slurm.settings import SlurmConfig
 from launch.slurm.submit import slurm

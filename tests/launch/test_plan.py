@@ -13,8 +13,9 @@ from conf.entry import CONF_DIR
 from conf.errors import InputError
 from launch.plan import tables
 from launch.plan.cluster import ClusterConfig
-from launch.plan.outlook import PlanConfig, look_ahead
-from launch.plan.page import page
+from launch.plan.config import PlanConfig
+from launch.plan.outlook import make_outlook
+from launch.plan.page import render_plan
 from launch.plan.speed import Step, step_time
 from model.config import ModelConfig
 from model.flops import parameters
@@ -120,11 +121,11 @@ def test_sizes_of_mpt():
 def test_danubes_trillion():
     """39.5 days and 7,592 GPU-hours at 36.6k tokens/s a GPU, with the blocks in fp8; plain data
     parallel first, since it fits."""
-    outlook = look_ahead(config(precision="fp8"))
+    outlook = make_outlook(config(precision="fp8"))
     assert outlook.best.option.name == "replicate"
     assert outlook.days.low < 39.5 < outlook.days.high
     assert outlook.gpu_hours.low < 7592 < outlook.gpu_hours.high
-    assert look_ahead(config()).best.option.name == "replicate"
+    assert make_outlook(config()).best.option.name == "replicate"
     assert outlook.reliability.checkpoint_bytes == pytest.approx(22.0e9, rel=0.01)
     assert outlook.reliability.interval_seconds == pytest.approx(4.7 * 3600, rel=0.02)
 
@@ -134,14 +135,14 @@ def test_tinyllamas_three_trillion():
     recipe = TrainingRecipeConfig(
         "tinyllama", 2**21, {"all": TrainingStageConfig(2048, 3 * 10**12)}
     )
-    outlook = look_ahead(
+    outlook = make_outlook(
         config(model=model("tinyllama_1_1b"), recipe=recipe, cluster=cluster("a100_40", 2))
     )
     assert outlook.days.low < 90 < outlook.days.high
 
 
 def test_the_numbers_agree_with_each_other():
-    outlook = look_ahead(config(cluster=cluster("h100", 9)))
+    outlook = make_outlook(config(cluster=cluster("h100", 9)))
     world = 72
     for layout in outlook.layouts:
         for stage in layout.stages:
@@ -175,11 +176,11 @@ def test_more_communication_never_helps():
 def test_what_does_not_fit_is_refused():
     one = replace(cluster("a100_40"), gpus_per_node=1)
     with pytest.raises(InputError, match=r"no layout of mistral_7b fits 1 x A100 .* needs \d+\.\d"):
-        look_ahead(config(model=replace(model("mistral_7b"), max_seq_len=16384), cluster=one))
-    with pytest.raises(InputError, match="does not multiply fp8: take precision=bf16"):
+        make_outlook(config(model=replace(model("mistral_7b"), max_seq_len=16384), cluster=one))
+    with pytest.raises(InputError, match=r"does not multiply fp8\. Give precision=bf16"):
         config(precision="fp8", cluster=one)
     for change, said in (
-        ({"matmul": [0.8, 0.5]}, r"cluster.matmul=\[0.8, 0.5\], expected \[usual, best\]"),
+        ({"matmul": [0.8, 0.5]}, r"cluster.matmul=\[0.8, 0.5\], expected \[typical, best\]"),
         ({"gpu_memory_gib": float("nan")}, "cluster.gpu_memory_gib=nan, expected more than 0"),
         ({"gpu_hour_price": -1.0}, "cluster.gpu_hour_price=-1.0, expected 0 or more"),
         ({"device": "tpu"}, "cluster.device=tpu: unknown choice"),
@@ -190,12 +191,12 @@ def test_what_does_not_fit_is_refused():
 
 def test_warnings(corpus):
     short = TrainingRecipeConfig("short", 2**16, {"all": TrainingStageConfig(2048, 10**6)})
-    found = look_ahead(config(recipe=short, cluster=cluster("h100", 8), data=str(corpus.folder)))
+    found = make_outlook(config(recipe=short, cluster=cluster("h100", 8), data=str(corpus.folder)))
     said = "\n".join(found.warnings)
-    assert "The window of 4,096 is never reached: the longest sequence has 2,048" in said
+    assert "The window of 4,096 has no effect: the longest sequence has 2,048" in said
     assert "Source 'code' is read" in said
     uneven = TrainingRecipeConfig("uneven", 17 * 2048, {"all": TrainingStageConfig(2048, 10**6)})
-    found = look_ahead(config(recipe=uneven, cluster=cluster("h100", 2)))
+    found = make_outlook(config(recipe=uneven, cluster=cluster("h100", 2)))
     layouts = {layout.option.name: layout for layout in found.layouts}
     assert layouts["FSDP 16"].option.blank == pytest.approx(1 - 17 / 32)
     assert layouts["FSDP 16"].stages[0].deal.computed == 32
@@ -206,26 +207,26 @@ def test_warnings(corpus):
         "because the batch does not divide evenly over the ranks (stage 'all': 17 samples of a step"
     ) in "\n".join(found.warnings)
     small = TrainingRecipeConfig("small", 2**15, {"all": TrainingStageConfig(512, 10**6)})
-    found = look_ahead(config(recipe=small, cluster=cluster("h100", 8)))
-    assert "A GPU forwards 2,048 tokens at a time" in "\n".join(found.warnings)
-    assert not look_ahead(config()).warnings
+    found = make_outlook(config(recipe=small, cluster=cluster("h100", 8)))
+    assert "Each GPU forwards 2,048 tokens at a time" in "\n".join(found.warnings)
+    assert not make_outlook(config()).warnings
 
 
 def test_a_measurement_makes_the_range_narrow(tmp_path):
     """The shape that was measured is planned as it was measured."""
     path = Path(measured(tmp_path, ((2048, 45_000.0), (16384, 33_000.0))))
     one = replace(cluster("h200"), gpus_per_node=1)
-    outlook = look_ahead(config(cluster=one, calibration=str(path)))
+    outlook = make_outlook(config(cluster=one, calibration=str(path)))
     for stage, speed in zip(outlook.best.stages[::3], (45_000, 33_000), strict=True):
         rate = stage.tokens_per_second
         assert rate.low == pytest.approx(speed, rel=0.07)
         assert rate.high == pytest.approx(speed, rel=0.07)
         assert rate.low < rate.high
-    with pytest.raises(InputError, match="the calibration has no run with precision=fp8"):
-        look_ahead(config(cluster=one, calibration=str(path), precision="fp8"))
+    with pytest.raises(InputError, match="calibration: the file has no run with precision=fp8"):
+        make_outlook(config(cluster=one, calibration=str(path), precision="fp8"))
     path.write_text("[]")
     with pytest.raises(InputError, match="holds no `runs` with batch_tokens"):
-        look_ahead(config(cluster=one, calibration=str(path)))
+        make_outlook(config(cluster=one, calibration=str(path)))
 
 
 SURE = {"exact", "measured", "assumed"}
@@ -233,7 +234,7 @@ SURE = {"exact", "measured", "assumed"}
 
 def test_each_number_says_how_sure_it_is(tmp_path):
     """Of every layout that fits, on the page too, not of those in the terminal's table alone."""
-    outlook = look_ahead(config(show=1))
+    outlook = make_outlook(config(show=1))
     for _, _, sure in tables.totals(outlook):
         assert sure.split(",")[0] in SURE
     grids = [tables.layouts(outlook), tables.stages(outlook), tables.memory(outlook)]
@@ -241,13 +242,13 @@ def test_each_number_says_how_sure_it_is(tmp_path):
         assert set(list(grid.columns.values())[1:]) <= SURE | {"chosen"}
         assert all(len(row) == len(grid.columns) for row in grid.rows)
     assert [len(grid.rows) for grid in grids] == [len(outlook.layouts), 4, len(outlook.layouts)]
-    written = page(outlook)
+    written = render_plan(outlook)
     for grid in grids:
         for name, sure in list(grid.columns.items())[1:]:
             assert f">{name}<small>{sure}</small>" in written
         for row in grid.rows:
             assert all(f">{cell}</t" in written for cell in row)
-    calibrated = look_ahead(config(calibration=measured(tmp_path)))
+    calibrated = make_outlook(config(calibration=measured(tmp_path)))
     assert tables.stages(calibrated).columns["step, s"] == "measured"
     assert {what: sure for what, _, sure in tables.totals(calibrated)}["days"] == "measured"
 
@@ -274,7 +275,7 @@ def test_auto_takes_what_the_cluster_multiplies():
     assert config().precision == "bf16"
     laptop = config(precision="auto", cluster=cluster("laptop"), model=model("demo_12m"))
     assert laptop.precision == "fp32"
-    with pytest.raises(InputError, match="precision=bf16, but two CPU cores does not multiply"):
+    with pytest.raises(InputError, match="precision=bf16: two CPU cores does not multiply"):
         config(precision="bf16", cluster=cluster("laptop"))
     with pytest.raises(InputError, match=r"cluster\.bf16_tflops=0 and cluster\.fp32"):
         replace(cluster("laptop"), fp32_tflops=0)
@@ -308,7 +309,12 @@ def test_the_command(command, tmp_path):
         assert said in done.stdout
     written = (tmp_path / "plan.html").read_text()
     assert "http" not in written.replace("http://www.w3.org", "")
-    for said in ("Timeline by stage", "Why not the others", "s16k (16,384)", "GFLOP a token"):
+    for said in (
+        "Timeline by stage",
+        "Layouts that do not fit",
+        "s16k (16,384)",
+        "GFLOP per token",
+    ):
         assert said in written
     done = command(
         "launch",
@@ -335,7 +341,10 @@ def test_the_plan_of_a_training_command(command, corpus, tmp_path):
     assert head.startswith("small_50m, recipe demo, fp32, on 2 x 8 A100 of: ours, 'x'")
     assert "epochs of prose" in done.stdout
     away = command("launch", "plan", "cluster=h100", "--", "data.folder=nowhere")
-    assert "data.folder=nowhere is not here: planned without its sizes" in away.stdout
+    assert (
+        "data.folder=nowhere is not on this machine: planned without the corpus sizes"
+        in away.stdout
+    )
     mine.write_text("gpu: ours\nname: mine")
     for given, said in (
         ((f"cluster={mine}",), "cluster.bf16_tflops has no value: give it as"),

@@ -1,0 +1,68 @@
+"""Configuration of `python -m launch plan`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from omegaconf import MISSING
+
+from conf.errors import InputError, one_of
+from launch.plan.cluster import ClusterConfig
+from model.config import ModelConfig
+from pretrain.config import PRECISION_CHOICES, OptimConfig, ParallelConfig
+from pretrain.recipe import TrainingRecipeConfig
+
+GOOD_EPOCHS = 4.0
+"""Number of times a text can be repeated at little cost in quality (arXiv 2305.16264)."""
+
+
+@dataclass
+class PlanConfig:
+    """Keys of the run to plan, and the cluster it will use.
+
+    The arguments of a training may follow `--` instead, as for `python -m launch slurm`. All keys
+    of the run are then taken from there.
+
+    model, recipe, optim, parallel: same as for python -m pretrain.
+    init_from: a Hugging Face folder, whose model is used if no model= is given.
+    cluster: the name of a file in conf/cluster, or the path of any file.
+    nodes: number of nodes, null for that of the cluster's file.
+    precision: of the matrix products; auto is bf16 if the cluster's GPUs multiply it, else fp32.
+    max_epochs: number of passes over a source above which the plan warns.
+    data: a tokenized corpus, or null. out: the page to write, or null; overwrite: replaces such a
+        page. show: number of layouts in the table.
+    calibration: measured speeds of this GPU, a file that `python benchmarks/gpu_training.py`
+        writes, or null.
+    """
+
+    model: ModelConfig = MISSING
+    init_from: str | None = None
+    recipe: TrainingRecipeConfig = MISSING
+    optim: OptimConfig = MISSING
+    parallel: ParallelConfig = MISSING
+    cluster: ClusterConfig = MISSING
+    nodes: int | None = None
+    precision: str = "auto"
+    data: str | None = None
+    max_epochs: float = GOOD_EPOCHS
+    calibration: str | None = None
+    out: str | None = None
+    overwrite: bool = False
+    show: int = 5
+
+    def __post_init__(self) -> None:
+        one_of("precision", self.precision, PRECISION_CHOICES)
+        if self.nodes is not None:
+            self.cluster = replace(self.cluster, nodes=self.nodes)
+        if self.show < 1:
+            raise InputError(f"show={self.show}, expected at least 1.")
+        if self.precision == "auto":
+            self.precision = "bf16" if self.cluster.bf16_tflops else "fp32"
+        peaks = {"bf16": self.cluster.bf16_tflops}
+        peaks |= dict.fromkeys(("fp8", "fp8_rowwise"), self.cluster.fp8_tflops)
+        if not peaks.get(self.precision, 1.0):
+            other = "bf16" if self.cluster.bf16_tflops else "fp32"
+            raise InputError(
+                f"precision={self.precision}: {self.cluster.gpu} does not multiply "
+                f"{self.precision.removesuffix('_rowwise')}. Give precision={other}."
+            )
