@@ -19,7 +19,7 @@ SHOWN_CHARS = 1000
 
 @dataclass(frozen=True)
 class FunnelReason:
-    """What one rule of a step dropped, with examples of file, position, text and note."""
+    """The documents that one rule of a step dropped, with examples (file, position, text, note)."""
 
     name: str
     documents: int

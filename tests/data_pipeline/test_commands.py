@@ -76,7 +76,7 @@ def test_a_corpus_of_your_own(corpus, command, tmp_path):
         *("corpus.held_out_fraction=0.2", "tokenizer.vocab_size=300", "workers=1"),
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""  # Megatron's page of warnings is nobody's business
+    assert done.stderr == ""  # Megatron's page of warnings is not shown
     assert "bytes/token" in done.stdout
     manifest = load_manifest(tmp_path / "out")
     found = [
@@ -97,7 +97,7 @@ def test_web_text_is_cleaned(command, tmp_path):
         "exact_duplicates": pages[1],
         "near_duplicates": pages[2] + " The end.",
     }
-    address = pages[3] + "\nWrite to somebody@example.org for all that you want to know of it."
+    address = pages[3] + "\nWrite to reader@example.org for all that you want to know of it."
     rows = [*pages[:3], *pages[4:], address, *bad.values()]
     source = tmp_path / "pages.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
@@ -113,7 +113,7 @@ def test_web_text_is_cleaned(command, tmp_path):
         for split in ("train", "held_out")
         for document in read_documents(manifest, split, "web")
     ]
-    masked = address.replace("somebody@example.org", "email@example.com")
+    masked = address.replace("reader@example.org", "email@example.com")
     assert sorted(found) == sorted([*pages[:3], *pages[4:], masked])
     report = json.loads((tmp_path / "out" / "cleaning.json").read_text())
     steps = report["sources"]["web"]["steps"]

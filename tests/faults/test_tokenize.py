@@ -1,4 +1,4 @@
-"""Tokenizing that is killed, runs out of disk, or meets another writer."""
+"""Tokenizing that is killed, runs out of disk space, or has a concurrent writer."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if __name__ == "__main__":
 
 
 def config_for(out: Path, texts: Path, workers: int = 2) -> TokenizeConfig:
-    """Two sources with copies, rules and near duplicates, in about twenty units."""
+    """Returns a corpus of two sources with duplicates and rules, in about twenty units."""
     sources = {
         "code": SourceConfig(paths=[str(texts)], suffixes=[".py"], min_letters=0.3),
         "rows": SourceConfig("jsonl", [str(texts / "rows.jsonl")]),
@@ -82,14 +82,14 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def whole(texts, tmp_path_factory):
-    """What an uninterrupted run writes."""
+    """The files that an uninterrupted run writes."""
     out = tmp_path_factory.mktemp("whole") / "out"
     tokenize(config_for(out, texts))
     return files_of(out)
 
 
 class Run:
-    """Tokenizing in a process group of its own, ready to work."""
+    """Tokenizing in its own process group, started and waiting."""
 
     def __init__(self, config: TokenizeConfig, folder: Path, **options) -> None:
         (folder / "config.pickle").write_bytes(pickle.dumps(config))
@@ -219,7 +219,7 @@ def test_a_second_job_for_the_same_share_is_refused(texts, tmp_path):
 
 
 def small_files():
-    """Files may not grow beyond this: a write then fails as it does on a full disk."""
+    """Limits the size of files, so that a write fails as on a full disk."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
 
@@ -237,7 +237,7 @@ def test_a_disk_that_fills_up_ends_it_in_a_sentence(texts, whole, tmp_path):
 
 
 def test_a_full_file_system(texts, whole, tmp_path):
-    """The same with a real file system of 400 kB, where mounting one is allowed."""
+    """Uses a real file system of 400 kB, if mounting one is allowed."""
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = subprocess.run(
@@ -287,7 +287,7 @@ def test_killed_between_the_last_two_steps(overwrite, texts, whole, tmp_path, mo
 
 
 def test_killed_after_it_replaced_another_corpus(texts, whole, tmp_path, monkeypatch):
-    """The old corpus then lies where the new one was made, and is not taken for it."""
+    """The replaced corpus is in the work folder, and is not mistaken for the new one."""
     out = tmp_path / "out"
     config = config_for(out, texts, workers=1)
     config.corpus.held_out_fraction = 0.4

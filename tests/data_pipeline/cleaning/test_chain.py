@@ -18,7 +18,7 @@ from data_pipeline.cleaning.words import word_tokenizer
 SENTENCES = (
     "The river rises in the hills, and it takes the rain of many small valleys with it. "
     "People have lived along its banks for a very long time, because the soil is good there. "
-    "In spring the meadows are under water for some weeks, so that nobody builds on them. "
+    "In spring the meadows are under water for some weeks, so people do not build on them. "
     "The old mill that you can still see from the bridge was used until the last war. "
     "It is a place to walk to on a quiet day, with bread and cheese in a bag.\n"
 )

@@ -34,7 +34,7 @@ def chain(**options):
 def quiz(tmp_path):
     rows = [
         {"question": ITEM, "answer": "The Lothe."},
-        {"question": "Why is it dark at night over there?", "answer": "Nobody knows it so far."},
+        {"question": "Why is it dark at night over there?", "answer": "It is not known so far."},
         {"question": "Too short?", "answer": None},
     ]
     path = tmp_path / "quiz.v1.jsonl"

@@ -268,7 +268,7 @@ def test_folders_behind_links_are_read_once(tree, tmp_path):
     expected = [*names(SourceConfig(paths=[str(tree)], suffixes=[".txt"])), "p/x.txt", "p/y.txt"]
     (tree / "p").symlink_to(other)
     (tree / "q").symlink_to(other)  # the same folder again
-    (tree / "first").symlink_to(tree / "sub")  # it lies below the folder under its own name
+    (tree / "first").symlink_to(tree / "sub")  # also in the folder under its own name
     (other / "back").symlink_to(tree)
     (tree / "sub" / "here").symlink_to(".")
     (tree / "sub" / "up").symlink_to(tmp_path)
