@@ -105,7 +105,7 @@ def check(config: PretrainConfig, nproc: int) -> None:
     memory = available_memory() // nproc
     if device == "cuda":
         memory = torch.cuda.get_device_properties(0).total_memory
-    preflight(config, Job(nproc, device, node=nproc, memory=memory))
+    preflight(config, Job(nproc, device, ranks_per_node=nproc, memory_bytes=memory))
 
 
 def _gpus() -> int:

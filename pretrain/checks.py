@@ -1,17 +1,15 @@
-"""What `pretrain` refuses before it trains, as pure functions: a config, what the manifest of the
-data states and the processes of a run in; nothing, or InputError, out.
+"""Checks of a run before it starts, as pure functions that return, or raise InputError.
 
-`pretrain.setup` calls them on the processes that are there, `launch` on those that a job will have.
-Nothing here needs torch, or a device that the run is not on.
+They need the config, the plan, the manifest of the data and a description of the processes (`Job`).
+`pretrain.setup` describes the processes it runs on, `launch` those that a job will have. All checks
+of a new run are listed in `check_run`; those of a checkpoint are in `pretrain.resume_checks`.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from conf.errors import InputError, one_of
@@ -32,10 +30,9 @@ from pretrain.config import (
 )
 from pretrain.optim import check_optimizer
 from pretrain.recipe import training_config
-from pretrain.stage_network import network_after, network_of_checkpoint
 
 FP8_MULTIPLE = 16
-"""What `torch._scaled_mm` asks of the sides of its matrices."""
+"""`torch._scaled_mm` needs matrices whose sides are multiples of this."""
 FP8_CAPABILITY = (8, 9)
 """Compute capability of the first NVIDIA GPUs that multiply fp8 (Ada)."""
 
@@ -44,41 +41,53 @@ FP8_CAPABILITY = (8, 9)
 class Job:
     """The processes that a run has, or will have.
 
-    device: cpu or cuda. here: whether the run uses this machine's devices, and packages: whether it
-    uses this machine's packages; what it does not use is not looked at.
-    node: processes of one machine. memory: bytes that each of them can have. `parallel=auto` needs
-    both.
+    Attributes:
+        world_size: Number of processes.
+        device: cpu or cuda.
+        here: True if the run uses the devices of this machine, so that they can be checked.
+        packages: True if the run uses the packages of this machine.
+        ranks_per_node: Processes per machine, for `parallel=auto`.
+        memory_bytes: Memory per process, for `parallel=auto`.
     """
 
     world_size: int
     device: str
     here: bool = True
     packages: bool = True
-    node: int = 1
-    memory: int = sys.maxsize
+    ranks_per_node: int = 1
+    memory_bytes: int = sys.maxsize
 
 
-def device_of(device: str, offered: str) -> str:
-    """Returns the device that a run uses, cpu or cuda. offered: cuda where torch sees GPUs, or
-    will; else cpu. Raises InputError where GPUs are asked for and there are none."""
-    if device == "cuda" and offered != "cuda":
-        raise InputError("device=cuda, but there is no CUDA device: use device=cpu or auto.")
-    return offered if device == "auto" else device
+def device_of(device: str, available: str) -> str:
+    """Returns the device that a run uses, cpu or cuda.
+
+    Args:
+        device: The config's choice: cpu, cuda or auto.
+        available: cuda if there are GPUs, else cpu.
+
+    Raises:
+        InputError: GPUs are requested and there are none.
+    """
+    if device == "cuda" and available != "cuda":
+        raise InputError("device=cuda: there is no CUDA device. Use device=cpu or auto.")
+    return available if device == "auto" else device
 
 
 def check_run(
     config: PretrainConfig, plan: StagePlan, manifest: Manifest | None, job: Job
 ) -> tuple[int, int, int, int]:
-    """Runs all checks of a new run and returns the sizes of the mesh, in the order of MESH. Raises
-    InputError.
+    """Runs all checks of a new run and returns the sizes of the mesh, in the order of MESH.
 
-    manifest: of the data, or None where the data is not there yet: the checks that need it are left
-    out.
+    Args:
+        config: The run.
+        plan: Its stages.
+        manifest: Manifest of the data; None if it does not exist yet, which skips its checks.
+        job: The processes of the run.
     """
     if manifest is not None:
         check_vocabulary(manifest, config)
     sizes = check_layout(config.parallel, config.model, job.world_size)
-    check_batches(plan, config.parallel, config.model.max_seq_len)
+    check_stages(plan, config.parallel, config.model.max_seq_len, manifest)
     check_attention(config.parallel.attention, config.precision, job)
     check_async_tensor_parallel(config.parallel, job)
     check_objective(config.objective)
@@ -86,9 +95,6 @@ def check_run(
     check_precision(config, plan, sizes[0] * sizes[1], job)
     check_parameters(config)
     check_profile(config.profile, job)
-    if manifest is not None:
-        check_held_out(manifest, plan)
-        check_packing(manifest, plan)
     return sizes
 
 
@@ -101,8 +107,7 @@ def check_parameters(config: PretrainConfig) -> None:
 
 
 def sample_order(config: PretrainConfig, plan: StagePlan, manifest: Manifest) -> SampleOrder:
-    """Returns the order of samples of a run. Raises InputError where the plan needs more text than
-    there is."""
+    """Returns the order of samples of a run. Raises InputError if the plan needs more text."""
     return SampleOrder(
         manifest.source_tokens("train"),
         plan.stages,
@@ -115,17 +120,17 @@ def sample_order(config: PretrainConfig, plan: StagePlan, manifest: Manifest) ->
 def check_layout(
     config: ParallelConfig, model: ModelConfig, world_size: int
 ) -> tuple[int, int, int, int]:
-    """Sizes of the mesh, in the order of MESH; raises InputError where they do not fit."""
+    """Returns the sizes of the mesh, in the order of MESH. Raises InputError if they do not fit."""
     sizes = {name: getattr(config, name) for name in MESH}
     for key, size in sizes.items():
         if size < 1 and not (key == "dp_shard" and size == -1):
-            raise InputError(f"parallel.{key}={size}, expected 1 or more.")
+            raise InputError(f"parallel.{key}={size}: expected 1 or more.")
     others = config.dp_replicate * config.cp * config.tp
     shard = max(1, world_size // others) if config.dp_shard == -1 else config.dp_shard
     if others * shard != world_size:
         product = " x ".join(f"{name}={size}" for name, size in sizes.items())
         raise InputError(
-            f"parallel.{product} does not make {world_size}, the number of processes: change one "
+            f"parallel.{product} does not make {world_size}, the number of processes. Change one "
             "of them."
         )
     tp = config.tp
@@ -137,35 +142,65 @@ def check_layout(
     ):
         if size % tp:
             raise InputError(
-                f"model.{key}={size} is not divisible by parallel.tp={tp}: every tensor-parallel "
-                "rank takes an equal part."
+                f"model.{key}={size} is not divisible by parallel.tp={tp}. Every tensor-parallel "
+                "rank needs an equal part: change one of them."
             )
     return config.dp_replicate, shard, config.cp, tp
 
 
-def check_batches(plan: StagePlan, parallel: ParallelConfig, longest: int) -> None:
-    """Raises InputError where a stage's sequences cannot be split, or packed into micro-batches.
+def sequence_parts(cp: int, tp: int) -> int:
+    """Returns the number of equal parts that context and tensor parallelism need of a sequence."""
+    return tp if cp == 1 else 2 * cp * tp
 
-    longest: positions that the model has.
+
+def check_stages(
+    plan: StagePlan, parallel: ParallelConfig, max_seq_len: int, manifest: Manifest | None = None
+) -> None:
+    """Raises InputError if the sequences of a stage do not fit the model, the layout or the data.
+
+    What follows from the recipe alone, `StagePlan` has checked. What depends on the hardware,
+    `check_precision` checks.
+
+    Args:
+        plan: The stages.
+        parallel: The layout.
+        max_seq_len: Positions of the model.
+        manifest: Manifest of the data; None skips the checks that need it.
     """
-    micro_batch_tokens = parallel.micro_batch_tokens
-    cp, tp = parallel.cp, parallel.tp
-    pieces = tp if cp == 1 else 2 * cp * tp
+    micro_batch_tokens, cp, tp = parallel.micro_batch_tokens, parallel.cp, parallel.tp
     product = f"parallel.tp={tp}" if cp == 1 else f"2 x parallel.cp={cp} x parallel.tp={tp}"
+    packed = manifest.packed if manifest is not None else []
+    held_out = manifest.source_tokens("held_out") if manifest is not None else {}
     for stage in plan.stages:
         key = f"recipe.stages.{stage.name}.seq_len={stage.seq_len}"
-        if stage.seq_len > longest:
-            raise InputError(f"{key} is above model.max_seq_len={longest}.")
-        if stage.seq_len % pieces:
-            raise InputError(f"{key} is not divisible by {product}.")
+        if stage.seq_len > max_seq_len:
+            raise InputError(
+                f"{key} is above model.max_seq_len={max_seq_len}. Use shorter sequences or another "
+                "model."
+            )
+        if stage.seq_len % sequence_parts(cp, tp):
+            raise InputError(f"{key} is not divisible by {product}. Change one of them.")
         if micro_batch_tokens != AUTO and micro_batch_tokens % stage.seq_len:
             raise InputError(
-                f"parallel.micro_batch_tokens={micro_batch_tokens} is not a multiple of {key}."
+                f"parallel.micro_batch_tokens={micro_batch_tokens} is not a multiple of {key}. "
+                "Change one of them, or use auto."
             )
+        if packed and stage.seq_len not in packed:
+            raise InputError(
+                f"{key}, but the documents of {manifest and manifest.folder} were packed into "
+                f"sequences of {' or '.join(map(str, packed))}. Use one of them, or tokenize "
+                "with another corpus.fit."
+            )
+        for source, tokens in held_out.items():
+            if tokens <= stage.seq_len:
+                raise InputError(
+                    f"{key}, but the held-out split of source '{source}' has {tokens} tokens, "
+                    "fewer than one sequence. Hold out a larger fraction of the corpus."
+                )
 
 
 def check_attention(name: str, precision: str, job: Job) -> None:
-    """Raises InputError where an attention backend is not known, or cannot run in the job."""
+    """Raises InputError if an attention backend is unknown or cannot run in the job."""
     if name == "auto":
         return
     import torch
@@ -179,25 +214,27 @@ def check_attention(name: str, precision: str, job: Job) -> None:
 
 
 def check_async_tensor_parallel(config: ParallelConfig, job: Job) -> None:
-    """Raises InputError where asynchronous tensor parallelism is asked for and cannot be."""
+    """Raises InputError if asynchronous tensor parallelism is on but cannot be used."""
     if not config.async_tp:
         return
     key = "parallel.async_tp=true"
     if config.tp == 1:
-        raise InputError(f"{key}, but parallel.tp=1: give parallel.tp of 2 or more, or drop it.")
+        raise InputError(f"{key}, but parallel.tp=1. Set parallel.tp of 2 or more, or remove it.")
     if not config.compile:
-        raise InputError(f"{key} is made by the compiler: add parallel.compile=true.")
+        raise InputError(f"{key} needs the compiler. Add parallel.compile=true.")
     if job.device != "cuda":
-        raise InputError(f"{key} needs GPUs that reach each other's memory, found {job.device}.")
+        raise InputError(
+            f"{key} needs GPUs that reach each other's memory, found {job.device}. Remove it."
+        )
     if job.packages:
         import torch
 
         if not hasattr(torch._inductor.config, "_micro_pipeline_tp"):
-            raise InputError(f"{key} is not offered by torch {torch.__version__}: drop it.")
+            raise InputError(f"{key} is not supported by torch {torch.__version__}. Remove it.")
 
 
 def check_objective(objective: dict[str, Any]) -> None:
-    """Raises InputError where the objective or one of its options is not known."""
+    """Raises InputError if the objective or one of its options is unknown."""
     from pretrain.objectives import build_objective
 
     build_objective(objective)
@@ -211,9 +248,13 @@ def check_logger(config: LoggerConfig) -> None:
 
 
 def check_precision(config: PretrainConfig, plan: StagePlan, dp_size: int, job: Job) -> None:
-    """Raises InputError where a stage's precision cannot run in the job, or follow the run's.
+    """Raises InputError if a stage's precision cannot run in the job or differs too much.
 
-    dp_size: data-parallel ranks.
+    Args:
+        config: The run.
+        plan: Its stages.
+        dp_size: Number of data-parallel ranks.
+        job: The processes of the run.
     """
     parallel = config.parallel
     micro_batches: dict[int, list[int | None]] = {}
@@ -226,10 +267,10 @@ def check_precision(config: PretrainConfig, plan: StagePlan, dp_size: int, job: 
         key = f"recipe.stages.{stage.name}.precision"
         if own is not None:
             one_of(key, own, PRECISIONS)
-        # What `auto` becomes is known on the machine that trains.
+        # `auto` is resolved on the machine that trains.
         if config.precision != "auto" and (precision == "fp32") != (config.precision == "fp32"):
             raise InputError(
-                f"{key}={precision}, but precision={config.precision}: a stage can change "
+                f"{key}={precision}, but precision={config.precision}. A stage can switch "
                 "between bf16, fp8 and fp8_rowwise only."
             )
         if precision.startswith("fp8"):
@@ -242,22 +283,22 @@ def check_precision(config: PretrainConfig, plan: StagePlan, dp_size: int, job: 
             if parallel.compile is False and job.device == "cuda":
                 raise InputError(
                     f"parallel.compile=false with precision={precision}: uncompiled casts to fp8 "
-                    "cost more than its products save. Drop parallel.compile, or take "
+                    "cost more than fp8 matmuls save. Remove parallel.compile, or use "
                     "precision=bf16."
                 )
 
 
 def check_fp8_package(precision: str) -> None:
-    """Raises InputError where the package for fp8 is missing."""
+    """Raises InputError if the package for fp8 is missing."""
     if importlib.util.find_spec("torchao") is None:
         raise InputError(
-            f"precision={precision} needs the package torchao, which is not installed: "
-            "pip install -c constraints.txt torchao, or take precision=bf16."
+            f"precision={precision} needs the package torchao, which is not installed. Run "
+            "pip install -c constraints.txt torchao, or use precision=bf16."
         )
 
 
 def check_fp8_device(precision: str) -> None:
-    """Raises InputError where this machine's GPU does not multiply fp8. A CPU emulates it."""
+    """Raises InputError if this machine's GPU does not support fp8. A CPU emulates it."""
     import torch
 
     found = torch.cuda.get_device_capability()
@@ -265,17 +306,21 @@ def check_fp8_device(precision: str) -> None:
         raise InputError(
             f"precision={precision}, but {torch.cuda.get_device_name()} has compute "
             f"capability {found[0]}.{found[1]}, expected {FP8_CAPABILITY[0]}."
-            f"{FP8_CAPABILITY[1]} or more: take precision=bf16."
+            f"{FP8_CAPABILITY[1]} or more. Use precision=bf16."
         )
 
 
 def check_fp8_sides(
     precision: str, model: ModelConfig, tp: int, cp: int, micro_batch_tokens: int | None
 ) -> None:
-    """Raises InputError where a side of the matrices that fp8 multiplies is not a multiple of 16 on
-    each of `tp` and `cp` ranks.
+    """Raises InputError if a side of an fp8 matrix on a rank is not a multiple of 16.
 
-    micro_batch_tokens: the inner side of weight gradients, None where it is not known yet.
+    Args:
+        precision: fp8 or fp8_rowwise.
+        model: The network.
+        tp: Tensor-parallel ranks, which split the matrices.
+        cp: Context-parallel ranks, which split the micro-batch.
+        micro_batch_tokens: Inner side of weight gradients; None if it is not known yet.
     """
     for key, size, split, parts in (
         ("model.hidden_size", model.hidden_size, "tp", 1),
@@ -288,16 +333,16 @@ def check_fp8_sides(
             ranks = f" on each of parallel.{split}={parts} ranks" if parts > 1 else ""
             raise InputError(
                 f"precision={precision}, but {key}={size} is not a multiple of {FP8_MULTIPLE}"
-                f"{ranks}: change it, or take precision=bf16."
+                f"{ranks}. Change it, or use precision=bf16."
             )
 
 
 def check_profile(config: ProfileConfig, job: Job) -> None:
-    """Raises InputError where something is asked for that the run cannot write."""
+    """Raises InputError if the run cannot record what the profile asks for."""
     if config.memory and job.device != "cuda":
         raise InputError(
-            f"profile.memory=true, but the run is on {job.device}: snapshots of memory "
-            "exist on CUDA only, drop profile.memory."
+            f"profile.memory=true, but the run is on {job.device}. Memory snapshots exist on CUDA "
+            "only: remove profile.memory."
         )
     for rank in config.ranks:
         if not 0 <= rank < job.world_size:
@@ -307,120 +352,20 @@ def check_profile(config: ProfileConfig, job: Job) -> None:
 
 
 def check_tasks_package(config: EvaluationConfig) -> None:
-    """Raises InputError where tasks are to be scored and lm-eval is missing."""
+    """Raises InputError if tasks are to be scored and lm-eval is missing."""
     if config.tasks and importlib.util.find_spec("lm_eval") is None:
         raise InputError(
-            f"evaluation.tasks={config.tasks} needs the package lm_eval, which is not installed: "
-            'pip install -c constraints.txt -e ".[eval]", or drop evaluation.tasks.'
+            f"evaluation.tasks={config.tasks} needs the package lm_eval, which is not installed. "
+            'Run pip install -c constraints.txt -e ".[eval]", or remove evaluation.tasks.'
         )
 
 
 def check_vocabulary(manifest: Manifest, config: PretrainConfig) -> None:
-    """Raises InputError where the data's ids do not fit the model's embedding."""
+    """Raises InputError if the ids of the data exceed the model's embedding."""
     manifest.check_tokenizer()
     if manifest.vocab_size > config.model.vocab_size:
         raise InputError(
             f"{config.data.folder} has a vocabulary of {manifest.vocab_size}, larger than "
-            f"model.vocab_size={config.model.vocab_size}: take a larger model.vocab_size or "
+            f"model.vocab_size={config.model.vocab_size}. Use a larger model.vocab_size, or "
             "tokenize with a smaller tokenizer."
         )
-
-
-def check_packing(manifest: Manifest, plan: StagePlan) -> None:
-    """Raises InputError where documents were fitted into sequences of other lengths."""
-    for stage in plan.stages:
-        if manifest.packed and stage.seq_len not in manifest.packed:
-            raise InputError(
-                f"recipe.stages.{stage.name}.seq_len={stage.seq_len}, but {manifest.folder} was "
-                f"fitted into sequences of {' or '.join(map(str, manifest.packed))}: take one of "
-                "them, or tokenize with another corpus.fit."
-            )
-
-
-def check_held_out(manifest: Manifest, plan: StagePlan) -> None:
-    """Raises InputError where a source has too little held-out text to validate on."""
-    longest = max(stage.seq_len for stage in plan.stages)
-    for source, tokens in manifest.source_tokens("held_out").items():
-        if tokens <= longest:
-            raise InputError(
-                f"the held-out split of source '{source}' has {tokens} tokens, fewer than one "
-                f"sequence of {longest}: hold a larger fraction of the corpus out."
-            )
-
-
-def check_same_model(found: dict[str, object], model: ModelConfig, where: str) -> None:
-    """Raises InputError where the shape in `where` is not the config's."""
-    # A checkpoint from before a key existed has the model that the key's default describes.
-    known = {field.name: field.default for field in fields(model)} | found
-    for key, expected in asdict(model).items():
-        if key not in ("name", "init", "initializer_range") and known[key] != expected:
-            raise InputError(
-                f"model.{key}={expected}, but {where} was made with {known[key]}: use the "
-                "same model, or another run_dir."
-            )
-
-
-def check_same_network(
-    about: dict[str, Any], model: ModelConfig, plan: StagePlan, where: str
-) -> None:
-    """Raises InputError where the stage that a checkpoint ends in has another network now."""
-    stage, now = plan.at(max(0, about["step"] - 1)), network_after(model, plan, about["step"])
-    was = network_of_checkpoint(about, model, plan)
-    if was.rope_theta != now.rope_theta:
-        raise InputError(
-            f"recipe.stages.{stage.name}.rope_theta={now.rope_theta:g}, but {where} was trained "
-            f"with {was.rope_theta:g}. Restore it, and change it in a stage that is still to come."
-        )
-
-
-def _more(plan: StagePlan, name: str, tokens: int) -> str:
-    """How many tokens more a stage is to have now than it had, `N` where that is not so."""
-    now = next((s.samples * s.seq_len for s in plan.stages if s.name == name), 0)
-    return str(now - tokens) if now > tokens else "N"
-
-
-def check_resume(
-    path: Path,
-    about: dict[str, Any],
-    config: PretrainConfig,
-    data: Manifest,
-    plan: StagePlan,
-    order: SampleOrder,
-) -> None:
-    """Raises InputError where a run cannot go on from a checkpoint as it is configured now.
-
-    What is still to come may change; what was trained on may not.
-    """
-    check_same_model(about["model"], config.model, str(path))
-    if about["data"] != data.fingerprint:
-        raise InputError(
-            f"{path} was trained on other data ({about['data'][:12]}, now "
-            f"{data.fingerprint[:12]} in {config.data.folder}): restore it, or use another run_dir."
-        )
-    was = SampleOrder.from_json(json.dumps(about["plan"]))
-    stage, samples = about["position"]["stage"], about["position"]["samples"]
-    step = about["step"]
-    is_there = step <= plan.total_steps and plan.position(step) == (stage, samples)
-    same = about["order"] == order.fingerprint or order.has_same_history(was, stage, samples)
-    if is_there and same:
-        check_same_network(about, config.model, plan, str(path))
-        return
-    name, tokens = about["position"]["name"], was.stages[stage].samples * was.stages[stage].seq_len
-    seq_len = was.stages[stage].seq_len
-    stage_more = f"{{seq_len:{seq_len},tokens:{_more(plan, name, tokens)}}}"
-    advice = (
-        "seed or recipe changed; restore them, or use another run_dir. To train for longer, leave "
-        f"recipe.stages.{name}.tokens={tokens} and add '+recipe.stages.more={stage_more}'."
-    )
-    if samples * seq_len < tokens:
-        planned = was.stages[stage].planned_samples or was.stages[stage].samples
-        advice = (
-            f"seed or recipe changed; restore them, use another run_dir, or end stage '{name}' "
-            f"here with recipe.stages.{name}.tokens={samples * was.stages[stage].seq_len} "
-            f"recipe.stages.{name}.planned_tokens={planned * was.stages[stage].seq_len} and say "
-            "in a stage after it what is to change."
-        )
-    what = f"on another order of samples ({about['order'][:12]}, now {order.fingerprint[:12]})"
-    if same:
-        what = f"in other batches: its {step} steps took {samples} samples of stage '{name}'"
-    raise InputError(f"{path} was trained {what}: {advice}")

@@ -1,8 +1,8 @@
-"""What one rank reads for one step, some steps ahead of the training.
+"""Reads the micro-batches of one rank, some steps ahead of the training.
 
-The order of samples knows no ranks; a rank takes its slice of the global batch (I1), filled up with
-blank samples where the batch is not a multiple of the ranks. The order of the future is known, so
-reading ahead is a list of steps.
+The order of samples does not depend on ranks (I1). A rank takes its share of the global batch, and
+blank samples fill the last micro-batch if the batch does not divide evenly over the ranks. Since
+the order of all later steps is known, prefetching needs nothing but their numbers.
 """
 
 from __future__ import annotations
@@ -30,12 +30,15 @@ CLOSE_SECONDS = 5
 
 @dataclass
 class StepData:
-    """counts: (2 + 2 * sources,) int64 of this rank: keys seen by all queries in all layers, digest
-    of the samples, then of each source the targets and the documents that ended in them. Blank
-    samples count nowhere.
+    """Data of one step on one rank.
 
-    The digest is a sum modulo 2^64 over samples, so that its sum over ranks is the same for every
-    way to deal the samples out.
+    Attributes:
+        micro_batches: The micro-batches of this rank.
+        counts: (2 + 2 * sources,) int64: keys attended to by all queries in all layers, the digest
+            of the samples, then the targets per source, then the documents per source that end in
+            the samples. Blank samples do not count. The digest is a sum over samples modulo 2^64,
+            so that its sum over ranks does not depend on how samples are dealt to ranks.
+        wait_seconds: How long training waited for the data.
     """
 
     micro_batches: list[Batch]
@@ -46,9 +49,15 @@ class StepData:
 class Loader:
     """Reads the micro-batches of data-parallel rank `dp_rank` of `dp_size`.
 
-    prefetch_steps: steps that are read, by as many threads, while others train; 0 for none.
-    windows: of the layers, from which the keys that are seen are counted.
-    micro_batch_tokens: of a micro-batch at most.
+    Args:
+        reader: Reader of the corpus.
+        plan: Stages of the run.
+        dp_rank: This data-parallel rank.
+        dp_size: Number of data-parallel ranks.
+        micro_batch_tokens: Largest micro-batch in tokens.
+        windows: Attention window per layer, for counting the attended keys.
+        device: Device of the batches.
+        prefetch_steps: Steps that are read ahead, by as many threads; 0 for none.
     """
 
     def __init__(
@@ -70,31 +79,30 @@ class Loader:
         self.windows = Counter(windows)
         self.device = device
         self.prefetch_steps = prefetch_steps
-        self._ahead: dict[int, Future[StepData]] = {}
+        self._prefetched: dict[int, Future[StepData]] = {}
 
     def get(self, step: int) -> StepData:
-        """The micro-batches of `step` on the device; keeps those of the next steps coming.
+        """Returns the micro-batches of a step on the device, and prefetches the next steps.
 
-        Raises InputError where a shard is damaged or remote storage does not answer.
+        Raises:
+            InputError: A shard is damaged, or remote storage does not answer.
         """
         started = time.perf_counter()
-        first = self._ahead.pop(step, None) or self._start(step)
+        current = self._prefetched.pop(step, None) or self._start(step)
         wanted = range(step + 1, min(step + 1 + self.prefetch_steps, self.plan.total_steps))
-        # Where the run went somewhere else, what was read for the way before is dropped.
-        self._ahead = {coming: self._ahead.get(coming) or self._start(coming) for coming in wanted}
-        data = first.result()
-        for batch in data.micro_batches:
-            batch.tokens = batch.tokens.to(self.device, non_blocking=True)
-            batch.labels = batch.labels.to(self.device, non_blocking=True)
-            batch.sources = batch.sources.to(self.device, non_blocking=True)
-            batch.cu_seqlens = batch.cu_seqlens.to(self.device, non_blocking=True)
+        # After a rewind, steps that were prefetched for the old position are dropped.
+        self._prefetched = {
+            later: self._prefetched.get(later) or self._start(later) for later in wanted
+        }
+        data = current.result()
+        data.micro_batches = [batch.to(self.device) for batch in data.micro_batches]
         data.wait_seconds = time.perf_counter() - started
         return data
 
     def close(self) -> None:
-        """Gives threads that still read a moment; the process does not wait for slow storage."""
-        wait(self._ahead.values(), CLOSE_SECONDS)
-        self._ahead = {}
+        """Waits a few seconds for reading threads; the process can end while they still read."""
+        wait(self._prefetched.values(), CLOSE_SECONDS)
+        self._prefetched = {}
 
     def _start(self, step: int) -> Future[StepData]:
         return in_thread(lambda: self._read(step))
@@ -111,32 +119,29 @@ class Loader:
             targets.index_add_(0, batch.sources, (batch.labels != IGNORED).sum(1))
             documents += torch.from_numpy(batch.documents)
         keys = sum(
-            layers * keys_seen(batch.cu_seqlens, window)
+            layers * attended_keys(batch.cu_seqlens, window)
             for batch in real
             for window, layers in self.windows.items()
         )
-        digest = sum(map(digest_of_samples, real)) & MASK64
+        digest = sum(map(sample_digest, real)) & MASK64
         signed = digest - (1 << 64) if digest >> 63 else digest
         batches = pad_batches(real, deal, stage.seq_len, sources)
         if self.device.type == "cuda":
-            for batch in batches:
-                batch.tokens, batch.labels = batch.tokens.pin_memory(), batch.labels.pin_memory()
-                batch.cu_seqlens = batch.cu_seqlens.pin_memory()
-                batch.sources = batch.sources.pin_memory()
+            batches = [batch.pin_memory() for batch in batches]
         counts = torch.cat((torch.tensor([keys, signed]), targets, documents))
         return StepData(batches, counts, 0.0)
 
 
-def keys_seen(cu_seqlens: Tensor, window: int | None) -> int:
-    """Keys that all queries of the documents attend to together, causal and window exact."""
+def attended_keys(cu_seqlens: Tensor, window: int | None) -> int:
+    """Returns the keys that all queries attend to, exact for causal masks and windows."""
     lengths = cu_seqlens.long().diff()
     inside = lengths if window is None else lengths.clamp(max=window)
     beyond = (lengths - inside) * (window or 0)
     return int((inside * (inside + 1) // 2 + beyond).sum())
 
 
-def digest_of_samples(batch: Batch) -> int:
-    """Sum over the samples of a 64-bit hash of (sample number, its tokens)."""
+def sample_digest(batch: Batch) -> int:
+    """Returns the sum over the samples of a 64-bit hash of (sample number, tokens)."""
     total = 0
     for sample, tokens in zip(batch.samples, batch.tokens.numpy(), strict=True):
         salt = int(sample).to_bytes(16, "little")

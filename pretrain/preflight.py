@@ -22,7 +22,6 @@ from model.families.folder import read_config
 from pretrain.checkpoints import files
 from pretrain.checks import (
     Job,
-    check_resume,
     check_run,
     check_tasks_package,
     sample_order,
@@ -34,6 +33,7 @@ from pretrain.model_choice import check_initial
 from pretrain.planning.auto import pick_layout
 from pretrain.planning.layouts import Machine
 from pretrain.precision_choice import precision_before
+from pretrain.resume_checks import check_resume
 
 ENDLESS = 10**15
 """Tokens of each source where no corpus can be read."""
@@ -62,7 +62,9 @@ def check_plan(config: PretrainConfig, manifest: Manifest | None, job: Job) -> N
     plan = StagePlan(config.recipe, train_tokens(config.recipe, manifest))
     check_run(config, plan, manifest, job)
     if config.parallel.auto:
-        pick_layout(config, plan, Machine(job.world_size, job.node, job.memory, job.device))
+        pick_layout(
+            config, plan, Machine(job.world_size, job.ranks_per_node, job.memory_bytes, job.device)
+        )
     if manifest is not None:
         sample_order(config, plan, manifest)
 

@@ -21,7 +21,7 @@ from data_pipeline.store.manifest import FILE, Manifest
 from model.network import Decoder, build_meta
 from pretrain.attention_choice import choose_attention
 from pretrain.checkpoints import find
-from pretrain.checks import Job, check_layout, check_resume, check_run, sample_order
+from pretrain.checks import Job, check_layout, check_run, sample_order
 from pretrain.config import PretrainConfig
 from pretrain.hardware import environment
 from pretrain.health.changes import changed_software, check_changes
@@ -34,6 +34,7 @@ from pretrain.parallel.mesh import Layout, make_layout
 from pretrain.planning.auto import settle_parallel
 from pretrain.precision_choice import settle_precision
 from pretrain.processes import Processes
+from pretrain.resume_checks import check_resume
 from pretrain.run import Run
 
 CORPUS = "corpus"

@@ -17,7 +17,7 @@ from launch.plan.config import PlanConfig
 from launch.plan.speed import Step, StepTime, model_flops_utilization, step_time
 from model.flops import flops_per_token, parameters
 from pretrain.checkpoints.interval import best_interval
-from pretrain.checks import check_batches
+from pretrain.checks import check_stages
 from pretrain.planning.layouts import Machine, Need, Option, options
 from pretrain.planning.memory import optimizer_bytes, parameter_shapes
 from pretrain.preflight import train_tokens
@@ -164,7 +164,7 @@ def make_outlook(config: PlanConfig) -> Outlook:
     """Returns the plan of a run. Raises InputError if no layout fits."""
     cluster = config.cluster
     plan = StagePlan(config.recipe, source_tokens(config))
-    check_batches(plan, config.parallel, config.model.max_seq_len)
+    check_stages(plan, config.parallel, config.model.max_seq_len)
     machine = Machine(
         cluster.world_size,
         cluster.gpus_per_node,

@@ -36,8 +36,8 @@ def take_run_settings(config: PlanConfig, run: Training) -> PlanConfig:
         device_of(settings.device, cluster.device),
         here=False,
         packages=False,
-        node=cluster.gpus_per_node,
-        memory=int(cluster.gpu_memory_gib * GIB),
+        ranks_per_node=cluster.gpus_per_node,
+        memory_bytes=int(cluster.gpu_memory_gib * GIB),
     )
     preflight(replace(settings, data=replace(settings.data, folder=data or "")), job)
     return replace(

@@ -24,8 +24,8 @@ def check_job(config: SlurmConfig, cluster: Cluster, run: Training) -> None:
             device_of(settings.device, cluster.device),
             here=False,
             packages=not (cluster.slurm.container or cluster.slurm.python),
-            node=nproc,
-            memory=int(cluster.gpu_memory_gib * GIB) or sys.maxsize,
+            ranks_per_node=nproc,
+            memory_bytes=int(cluster.gpu_memory_gib * GIB) or sys.maxsize,
         )
         try:
             preflight(settings, job)

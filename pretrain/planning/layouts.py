@@ -19,7 +19,7 @@ from conf.text import GIB
 from data_pipeline.sampling.dealing import blank_share, deals, micro_batch_sizes
 from data_pipeline.sampling.recipe import StagePlan
 from model.config import ModelConfig
-from pretrain.checks import FP8_MULTIPLE, check_fp8_sides, check_layout
+from pretrain.checks import FP8_MULTIPLE, check_fp8_sides, check_layout, sequence_parts
 from pretrain.config import AUTO, ParallelConfig
 from pretrain.parallel.activation_checkpointing import MODES
 from pretrain.planning.memory import Memory, Sizes, Work, parameter_shapes, plan_memory
@@ -188,7 +188,7 @@ def _option(
 def micro_batches(need: Need, sizes: Sizes, machine: Machine) -> list[int]:
     """Tokens of a micro-batch that come into question, the largest first; raises InputError where
     sequences cannot be split over the layout, or fp8 cannot multiply what each rank has."""
-    pieces = sizes.tp if sizes.cp == 1 else 2 * sizes.cp * sizes.tp
+    pieces = sequence_parts(sizes.cp, sizes.tp)
     for seq_len in need.seq_lens:
         if seq_len % pieces:
             raise InputError(f"sequences of {seq_len} tokens do not split into {pieces} pieces.")

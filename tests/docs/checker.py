@@ -313,7 +313,7 @@ def train(config: PretrainConfig, processes: int) -> None:
     """Raises InputError if a run would be refused, on CPUs or on GPUs."""
     devices = ("cpu", "cuda") if config.device == "auto" else (config.device,)
     for device in devices:
-        preflight(config, Job(processes, device, here=False, node=min(8, processes)))
+        preflight(config, Job(processes, device, here=False, ranks_per_node=min(8, processes)))
 
 
 LAUNCHED: dict[str, Callable[[Any], None]] = {

@@ -51,7 +51,7 @@ def test_the_sentence_of_pretrain(case, corpus, tmp_path):
         (CPUS, {"init_from": "nowhere"}, None),
         (CPUS, {"model__vocab_size": 128}, "vocabulary of 259, larger than model.vocab_size=128"),
         (CPUS, {"data__folder": "nowhere", "parallel__tp": 8}, "does not make 4, the number of"),
-        (CPUS, {"device": "cuda"}, "device=cuda, but there is no CUDA device"),
+        (CPUS, {"device": "cuda"}, "device=cuda: there is no CUDA device"),
         (CPUS, {"device": "auto", "profile__memory": "true"}, "but the run is on cpu"),
         (GPUS, {"device": "auto", "profile__memory": "true"}, None),
         (GPUS, {"profile__memory": "true"}, "but the run is on cpu"),
@@ -113,7 +113,7 @@ def test_a_run_that_was_begun_otherwise_or_stopped(command, corpus, tmp_path):
 
 def test_the_layout_that_is_picked_is_left_to_the_run(corpus, tmp_path):
     config = settings(corpus.folder, tmp_path / "run", parallel="auto")
-    preflight(config, Job(2, "cpu", node=2, memory=8 << 30))
+    preflight(config, Job(2, "cpu", ranks_per_node=2, memory_bytes=8 << 30))
     assert config.parallel.auto
     assert config.parallel.dp_shard == -1
 

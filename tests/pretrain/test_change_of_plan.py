@@ -42,7 +42,7 @@ def test_the_mixture_changes_in_the_middle_of_a_stage(command, corpus, begun):
     assert "was trained on another order of samples" in done.stderr
     assert (
         "end stage 'short' here with recipe.stages.short.tokens=10240 "
-        "recipe.stages.short.planned_tokens=20480 and say" in done.stderr
+        "recipe.stages.short.planned_tokens=20480 and make" in done.stderr
     )
     change = {
         "recipe__stages__short__tokens": 10240,

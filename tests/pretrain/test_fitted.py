@@ -47,4 +47,4 @@ def test_a_fitted_corpus_is_trained_on_in_its_lengths_alone(command, corpus, tmp
     )
     assert refused.returncode == 2
     assert "recipe.stages.short.seq_len=64, but" in refused.stderr
-    assert "was fitted into sequences of 128 or 256" in refused.stderr
+    assert "were packed into sequences of 128 or 256" in refused.stderr

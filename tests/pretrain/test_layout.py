@@ -22,7 +22,7 @@ def test_dp_shard_takes_what_is_left():
     [
         (ParallelConfig(tp=3), 8, r"tp=3 does not make 8, the number of processes"),
         (ParallelConfig(dp_shard=3), 8, "dp_shard=3 x cp=1 x tp=1 does not make 8"),
-        (ParallelConfig(tp=0), 1, "parallel.tp=0, expected 1 or more"),
+        (ParallelConfig(tp=0), 1, "parallel.tp=0: expected 1 or more"),
         (ParallelConfig(tp=3), 3, "model.num_heads=12|model.num_kv_heads=4 is not divisible by"),
         (ParallelConfig(tp=8), 8, "model.num_heads=12 is not divisible by parallel.tp=8"),
     ],

@@ -16,7 +16,7 @@ from data_pipeline.sampling.batches import IGNORED, BatchReader
 from data_pipeline.sampling.order import SampleOrder
 from data_pipeline.sampling.recipe import RecipeConfig, StageConfig, StagePlan
 from pretrain import loader as loader_module
-from pretrain.loader import MASK64, Loader, digest_of_samples, keys_seen
+from pretrain.loader import MASK64, Loader, attended_keys, sample_digest
 from tests.patience import limit
 from tests.sealed import sealed
 
@@ -88,8 +88,8 @@ def test_the_stream_is_the_same_for_any_layout_and_restart_and_repeats_nothing(m
             assert torch.equal(torch.cat([labels for _, labels in real]), expected.labels)
             assert all((b.labels[len(b.samples) :] == IGNORED).all() for b in batches)
             keys, digest, *counts = np.sum([part.counts for part in data], axis=0)
-            assert int(digest) & MASK64 == digest_of_samples(expected) & MASK64
-            assert keys == keys_seen(expected.cu_seqlens, None)
+            assert int(digest) & MASK64 == sample_digest(expected) & MASK64
+            assert keys == attended_keys(expected.cu_seqlens, None)
             at = reader.order.locate(stage.index, samples)
             found = (expected.labels.numpy() != IGNORED).sum(axis=1)
             targets = [int(found[at.source == n].sum()) for n in range(2)]
@@ -131,19 +131,19 @@ def test_so_many_steps_are_read_ahead_and_no_more(manifest, monkeypatch):
     for _ in range(4):
         gate.release()
     loader.get(0)
-    loader_module.wait(loader._ahead.values(), limit(20))
+    loader_module.wait(loader._prefetched.values(), limit(20))
     assert sorted(read) == [0, 1, 2, 3]
-    assert sorted(loader._ahead) == [1, 2, 3]
+    assert sorted(loader._prefetched) == [1, 2, 3]
     gate.release()
     loader.get(1)
-    loader_module.wait(loader._ahead.values(), limit(20))
+    loader_module.wait(loader._prefetched.values(), limit(20))
     assert sorted(read) == [0, 1, 2, 3, 4]
     for _ in range(9):
         gate.release()
     loader.get(7)  # the run went on somewhere else
-    assert sorted(loader._ahead) == [8, 9]
+    assert sorted(loader._prefetched) == [8, 9]
     loader.get(9)
-    assert not loader._ahead
+    assert not loader._prefetched
     loader.close()
 
 
@@ -167,10 +167,10 @@ def test_a_loader_is_ahead_of_a_slower_trainer(manifest):
     plan, reader = make_plan(manifest, {"a": StageConfig(64, 40960)})
     loader = Loader(reader, plan, 0, 1, 512, [None], CPU)
     for step in range(10):
-        there = step > 0 and loader._ahead[step].done()
+        there = step > 0 and loader._prefetched[step].done()
         assert there == (step > 0)
         assert loader.get(step).wait_seconds >= 0
         loader_module.wait(
-            loader._ahead.values(), limit(20)
+            loader._prefetched.values(), limit(20)
         )  # the step trains for longer than this
     loader.close()

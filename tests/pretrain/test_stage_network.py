@@ -15,9 +15,9 @@ from data_pipeline.sampling.recipe import StagePlan
 from eval.scores.perplexity import padded, score, segments
 from model.config import ModelConfig
 from pretrain.checkpoints import files
-from pretrain.checks import check_same_network
 from pretrain.export import ExportConfig, export
 from pretrain.recipe import TrainingRecipeConfig, TrainingStageConfig
+from pretrain.resume_checks import check_same_network
 from pretrain.stage_network import network_after, network_of_checkpoint
 from tests.runs import arguments, records
 

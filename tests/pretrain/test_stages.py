@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from conf.entry import CONF_DIR
 from conf.errors import InputError
 from data_pipeline.sampling.recipe import BatchRamp, StagePlan
-from pretrain.checks import check_batches
+from pretrain.checks import check_stages
 from pretrain.config import ParallelConfig
 from pretrain.recipe import StageRate, TrainingRecipeConfig, TrainingStageConfig
 
@@ -170,9 +170,9 @@ def test_an_empty_recipe_is_refused():
 )
 def test_batches_that_cannot_be_dealt_out_are_refused(micro, cp, tp, longest, sentence):
     plan = StagePlan(recipe(a=TrainingStageConfig(512, 4096)), SOURCES)
-    check_batches(plan, ParallelConfig(micro_batch_tokens=2048), 2048)
+    check_stages(plan, ParallelConfig(micro_batch_tokens=2048), 2048)
     with pytest.raises(InputError, match=sentence):
-        check_batches(plan, ParallelConfig(micro_batch_tokens=micro, tp=tp, cp=cp), longest)
+        check_stages(plan, ParallelConfig(micro_batch_tokens=micro, tp=tp, cp=cp), longest)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from pretrain.hooks.garbage import Garbage
 from pretrain.hooks.profile import Profile
 from pretrain.hooks.recompiles import Recompiles
 from pretrain.hooks.run_files import RunFiles
-from pretrain.loader import keys_seen
+from pretrain.loader import attended_keys
 from pretrain.processes import Processes
 from pretrain.records import RecordLog, drop_steps_after, replace_lines
 from tests.conftest import ROOT
@@ -64,7 +64,7 @@ def test_keys_seen_counts_the_mask(window):
     document = torch.searchsorted(starts, position.int(), right=True)
     distance = position[:, None] - position[None, :]
     seen = (distance >= 0) & (distance < (window or 40)) & (document[:, None] == document)
-    assert keys_seen(starts, window) == int(seen.sum())
+    assert attended_keys(starts, window) == int(seen.sum())
 
 
 def test_wandb_keeps_one_run_over_a_restart(command, corpus, tmp_path):

@@ -14,8 +14,8 @@ CPU, CUDA = Job(2, "cpu"), Job(2, "cuda")
 @pytest.mark.parametrize(
     ("tp", "compiled", "device", "sentence"),
     [
-        (1, True, CUDA, "but parallel.tp=1: give"),
-        (2, False, CUDA, "add parallel.compile=true"),
+        (1, True, CUDA, "but parallel.tp=1. Set"),
+        (2, False, CUDA, "Add parallel.compile=true"),
         (2, True, CPU, "needs GPUs that reach each other's memory, found cpu"),
     ],
 )

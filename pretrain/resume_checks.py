@@ -1,0 +1,111 @@
+"""Checks that a run may continue from a checkpoint with its current config.
+
+What the run has trained on may not change; later stages may.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from conf.errors import InputError
+from data_pipeline.sampling.order import SampleOrder
+from data_pipeline.sampling.recipe import StagePlan
+from data_pipeline.sampling.stage import Stage
+from data_pipeline.store.manifest import Manifest
+from model.config import ModelConfig
+from pretrain.config import PretrainConfig
+from pretrain.stage_network import network_after, network_of_checkpoint
+
+
+def check_resume(
+    path: Path,
+    metadata: dict[str, Any],
+    config: PretrainConfig,
+    data: Manifest,
+    plan: StagePlan,
+    order: SampleOrder,
+) -> None:
+    """Raises InputError if a run cannot continue from a checkpoint with its current config.
+
+    Args:
+        path: The checkpoint, for messages.
+        metadata: Content of its manifest.
+        config: The run as it is configured now.
+        data: Manifest of the data as it is now.
+        plan: Stages as they are configured now.
+        order: Order of samples as it is configured now.
+    """
+    check_same_model(metadata["model"], config.model, str(path))
+    if metadata["data"] != data.fingerprint:
+        raise InputError(
+            f"{path} was trained on other data ({metadata['data'][:12]}, now "
+            f"{data.fingerprint[:12]} in {config.data.folder}). Restore it, or use another run_dir."
+        )
+    before = SampleOrder.from_json(json.dumps(metadata["plan"]))
+    position, step = metadata["position"], metadata["step"]
+    stage, samples, name = position["stage"], position["samples"], position["name"]
+    same_steps = step <= plan.total_steps and plan.position(step) == (stage, samples)
+    same_order = metadata["order"] == order.fingerprint or order.has_same_history(
+        before, stage, samples
+    )
+    if same_steps and same_order:
+        check_same_network(metadata, config.model, plan, str(path))
+        return
+    if same_order:
+        what = f"in other batches: its {step} steps took {samples} samples of stage '{name}'"
+    else:
+        what = (
+            f"on another order of samples ({metadata['order'][:12]}, now {order.fingerprint[:12]})"
+        )
+    advice = _advice(before.stages[stage], name, samples, plan)
+    raise InputError(f"{path} was trained {what}: seed or recipe changed. {advice}")
+
+
+def _advice(before: Stage, name: str, samples: int, plan: StagePlan) -> str:
+    """Returns what to do about a stage that had trained `samples` samples and was changed."""
+    key = f"recipe.stages.{name}"
+    if samples < before.samples:
+        planned = before.planned_samples or before.samples
+        return (
+            f"Restore them, use another run_dir, or end stage '{name}' here with "
+            f"{key}.tokens={samples * before.seq_len} "
+            f"{key}.planned_tokens={planned * before.seq_len} and make the change in a stage "
+            "after it."
+        )
+    now = next((stage.tokens for stage in plan.stages if stage.name == name), 0)
+    more = now - before.tokens if now > before.tokens else "N"
+    return (
+        "Restore them, or use another run_dir. To train for longer, leave "
+        f"{key}.tokens={before.tokens} and add "
+        f"'+recipe.stages.more={{seq_len:{before.seq_len},tokens:{more}}}'."
+    )
+
+
+def check_same_model(found: dict[str, object], model: ModelConfig, where: str) -> None:
+    """Raises InputError if the model stored in `where` differs from that of the config."""
+    # A checkpoint from before a key existed has the model that the key's default describes.
+    known = {field.name: field.default for field in fields(model)} | found
+    for key, expected in asdict(model).items():
+        if key not in ("name", "init", "initializer_range") and known[key] != expected:
+            raise InputError(
+                f"model.{key}={expected}, but {where} was made with {known[key]}. Use the "
+                "same model, or another run_dir."
+            )
+
+
+def check_same_network(
+    metadata: dict[str, Any], model: ModelConfig, plan: StagePlan, where: str
+) -> None:
+    """Raises InputError if the stage that a checkpoint ends in has another RoPE base now."""
+    step = metadata["step"]
+    now = network_after(model, plan, step)
+    before = network_of_checkpoint(metadata, model, plan)
+    if before.rope_theta != now.rope_theta:
+        stage = plan.at(max(0, step - 1))
+        raise InputError(
+            f"recipe.stages.{stage.name}.rope_theta={now.rope_theta:g}, but {where} was trained "
+            f"with {before.rope_theta:g}. Restore it, and change it in a later stage."
+        )
