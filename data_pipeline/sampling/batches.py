@@ -60,8 +60,13 @@ class Batch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        names = ("tokens", "labels", "cu_seqlens", "sources")
-        return replace(self, **{name: change(getattr(self, name)) for name in names})
+        return replace(
+            self,
+            tokens=change(self.tokens),
+            labels=change(self.labels),
+            cu_seqlens=change(self.cu_seqlens),
+            sources=change(self.sources),
+        )
 
 
 @dataclass(frozen=True)

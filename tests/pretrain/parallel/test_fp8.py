@@ -64,8 +64,8 @@ def test_torchao_is_imported_only_for_fp8():
 @pytest.mark.parametrize(
     ("changes", "tp", "cp", "tokens", "sentence"),
     [
-        ({"intermediate_size": 100}, 1, 1, 64, "intermediate_size=100 is not a multiple of 16:"),
-        ({"hidden_size": 40}, 1, 1, 64, "model.hidden_size=40 is not a multiple of 16:"),
+        ({"intermediate_size": 100}, 1, 1, 64, "intermediate_size=100 is not a multiple of 16."),
+        ({"hidden_size": 40}, 1, 1, 64, "model.hidden_size=40 is not a multiple of 16."),
         (
             {"intermediate_size": 48},
             2,
@@ -73,8 +73,8 @@ def test_torchao_is_imported_only_for_fp8():
             64,
             "=48 is not a multiple of 16 on each of parallel.tp=2",
         ),
-        ({"head_dim": 4}, 1, 1, 64, r"num_kv_heads \* head_dim=8 is not a multiple of 16:"),
-        ({}, 1, 1, 40, "tokens of a micro-batch=40 is not a multiple of 16:"),
+        ({"head_dim": 4}, 1, 1, 64, r"num_kv_heads \* head_dim=8 is not a multiple of 16."),
+        ({}, 1, 1, 40, "tokens of a micro-batch=40 is not a multiple of 16."),
         ({}, 1, 2, 48, "micro-batch=48 is not a multiple of 16 on each of parallel.cp=2"),
     ],
 )
