@@ -43,7 +43,7 @@ def write_sums(prefix: Path) -> None:
 
 
 def corpus_of(folder: Path, like: Manifest, shards: list[list[list[int]]], **fields: Any):
-    """Makes a corpus with these documents per shard in one source `a`"""
+    """Makes a corpus of one source `a` in these shards, with the tokenizer of `like`."""
     folder.mkdir(parents=True)
     for name in ("tokenizer.json", "token_bytes.npy"):
         shutil.copy(like.folder / name, folder / name)
