@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 import subprocess
@@ -119,7 +118,8 @@ def test_a_run_uses_all_examples(project, corpus):
     assert manifest["hooks"]["EarlyStop"]["best"] == pytest.approx(min(losses))
 
     for step in (0, 20):
-        run(project, "pretrain", "export", f"run={trained}", f"step={step}", f"out={step}")
+        given = [f"run={trained}", f"step={step}", f"out={step}", "dtype=float32"]
+        run(project, "pretrain", "export", *given)
     first, last = (load_file(project / str(step) / "model.safetensors") for step in (0, 20))
     frozen = [name for name in first if first[name].equal(last[name])]
     assert frozen == ["model.embed_tokens.weight"]
@@ -130,5 +130,4 @@ def test_a_run_uses_all_examples(project, corpus):
     score = project / "perplexity.json"
     given = [f"model={project / '20'}", f"data={corpus.folder}", "seq_len=128", "tokens=2048"]
     run(project, "eval", "perplexity", *given, "dtype=float32", f"out={score}")
-    assert json.loads(score.read_text())["loss"] == pytest.approx(losses[-1], abs=1e-3)
-    assert math.isfinite(losses[-1])
+    assert json.loads(score.read_text())["loss"] == pytest.approx(losses[-1], abs=1e-4)
