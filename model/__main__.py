@@ -7,13 +7,13 @@ COMMANDS = {
         config="inspect",
         schema="model.inspect:InspectConfig",
         run="model.inspect:inspect",
-        summary="prints parameters, FLOPs per token and memory of a model",
+        summary="prints the parameters, FLOPs per token and memory of a model",
     ),
     "remap_vocab": Command(
         config="remap_vocab",
         schema="model.remap_vocab:RemapVocabConfig",
         run="model.remap_vocab:remap_vocab",
-        summary="gives an exported model another tokenizer, keeping the rows of shared tokens",
+        summary="replaces a model's tokenizer and keeps the embeddings of shared tokens",
     ),
 }
 

@@ -15,7 +15,7 @@ INIT_SCHEMES = ("normal", "scaled_residual")
 
 
 class LayerConfig(NamedTuple):
-    """What may differ from layer to layer.
+    """Settings that may differ from layer to layer.
 
     Attributes:
         window: Keys that a query sees, itself included; None for full attention.
@@ -86,7 +86,7 @@ class ModelConfig:
                 "full attention."
             )
         check_window_pattern(self.window_pattern, self.num_layers, self.sliding_window)
-        # The same layers have the same pattern, so that two configs can be compared.
+        # Equal layers get equal patterns, so that configs can be compared.
         self.window_pattern = shortest_pattern([layer.window for layer in self.layers])
         family_named(self.architecture).check(vars(self))
 

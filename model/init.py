@@ -1,7 +1,7 @@
-"""Initial values, a pure function of (config, seed, parameter's name).
+"""Initial values of the parameters, a pure function of config, seed and parameter name.
 
-Each parameter has a generator of its own, so that neither the order of the modules nor the way
-they are split over processes changes a single bit of it.
+Each parameter has its own random generator. Neither the order of the modules nor their split over
+processes changes a bit of the result.
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ from torch import Tensor
 from model.config import ModelConfig
 
 RESIDUAL_WRITERS = ("o_proj.weight", "down_proj.weight")
+"""Matrices of a block whose output is added to the residual stream."""
 
 
 def initial_value(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor:
-    """The whole float32 value of the parameter `name` on the CPU: ones for norms, else
-    N(0, initializer_range), scaled for the residual's writers where `init=scaled_residual`."""
+    """Returns the whole float32 value of the parameter `name`, on the CPU.
+
+    Norms are ones. Matrices are drawn from N(0, initializer_range), which `init=scaled_residual`
+    scales down for RESIDUAL_WRITERS.
+    """
     if len(shape) == 1:
         return torch.ones(shape)
     std = config.initializer_range

@@ -1,4 +1,4 @@
-"""`python -m model inspect`: what a model costs, before anything is built."""
+"""The command `python -m model inspect`: the cost of a model, computed from its shape."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ from model.flops import FLOP_CONVENTION, flops_per_token, matmul_parameters, par
 
 @dataclass
 class InspectConfig:
-    """model: the shape; seq_len: in tokens, null for the model's longest."""
+    """Configuration of `model inspect`.
+
+    model: the shape.
+    seq_len: sequence length in tokens; null for model.max_seq_len.
+    """
 
     model: ModelConfig = MISSING
     seq_len: int | None = None
 
 
 def inspect(config: InspectConfig) -> None:
-    """Prints the table."""
+    """Prints parameters, FLOPs per token and memory of a model."""
     model = config.model
     seq_len = config.seq_len or model.max_seq_len
     if not 1 <= seq_len <= model.max_seq_len:
@@ -46,7 +50,7 @@ def inspect(config: InspectConfig) -> None:
         ),
         ("sliding window", model.describe_windows()),
         (f"training FLOPs per token at {seq_len}", f"{flops / 1e9:.3f} G"),
-        ("- attention's share", f"{attention / flops:.1%}"),
+        ("- share of attention", f"{attention / flops:.1%}"),
         ("weights, bf16", f"{2 * total / GIB:.2f} GiB"),
         ("training state, fp32 weight + gradient + AdamW", f"{16 * total / GIB:.2f} GiB"),
         ("KV cache per token, bf16", f"{model.num_layers * layer_kv_bytes:,} bytes"),

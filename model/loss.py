@@ -1,9 +1,9 @@
-"""Linear layer and cross-entropy in one, in chunks of tokens: the full logits are never held.
+"""The output layer fused with the cross-entropy, chunk by chunk, so that no full logits are held.
 
-The gradient of a chunk's logits is known as soon as its loss is, so both are made in the forward
-pass and the chunk is dropped; backward only scales (the idea of Liger Kernel, arXiv 2410.10989,
-and Cut Cross-Entropy, arXiv 2411.09009). Logits are products in the dtype of the weights; what is
-made of them, losses and softmax, is float32.
+The gradient of a chunk's logits is known as soon as its loss is. The forward pass therefore
+computes both and drops the chunk, and backward only scales the result (the idea of Liger Kernel,
+arXiv 2410.10989, and Cut Cross-Entropy, arXiv 2411.09009). Logits are matrix products in the dtype
+of the weights. Losses and softmax are computed from them in float32.
 """
 
 from __future__ import annotations
@@ -15,37 +15,41 @@ import torch
 from torch import Tensor, nn
 
 IGNORED = -100
-"""Label of a token that has no target."""
+"""Label of a token without a target."""
 CHUNK_TOKENS = 2048
+"""Tokens whose logits are held at once."""
 
 
 class VocabularyShard(Protocol):
-    """How the vocabulary is split where one process holds only some of its rows."""
+    """One rank's rows of a vocabulary that is split over ranks.
+
+    Attributes:
+        start: First token id of this shard.
+    """
 
     start: int
-    """First id held here."""
 
     def reduce_max(self, x: Tensor) -> Tensor:
-        """Largest value over all shards, elementwise."""
+        """Returns the elementwise maximum over all shards."""
 
     def reduce_sum(self, x: Tensor) -> Tensor:
-        """Sum over all shards, elementwise."""
+        """Returns the elementwise sum over all shards."""
 
 
 Penalty = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""A term that is added to the loss of each target: from the logsumexp of its logits (tokens,), the
-term and its derivative (tokens,), both float32."""
+"""A term that is added to the loss of each target. Maps the logsumexp of the target's logits to the
+term and its derivative, all of one shape and float32."""
 Losses = Callable[[Tensor, Tensor, bool, Penalty | None], tuple[Tensor, Tensor | None, Tensor]]
 """`losses_and_gradient`, or its compiled version."""
 
 
 class Head(nn.Linear):
-    """The output layer: logits without labels, the cross-entropy with them.
+    """The output layer, which returns logits, or with labels their cross-entropy.
 
-    compiled: takes the losses of whole vocabularies, where a compiler made a kernel of them.
+    Attributes:
+        compiled: Compiled loss of an unsharded vocabulary, or None.
     """
 
-    shard: VocabularyShard | None = None
     compiled: Losses | None = None
 
     def __init__(self, hidden_size: int, vocab_size: int) -> None:
@@ -65,8 +69,7 @@ class Head(nn.Linear):
             hidden.flatten(0, 1),
             self.weight,
             labels.flatten(),
-            self.shard,
-            self.compiled,
+            compiled=self.compiled,
             penalty=penalty,
         )
         return loss, *(term.view(labels.shape) for term in terms)
@@ -81,17 +84,23 @@ def linear_cross_entropy(
     chunk_tokens: int = CHUNK_TOKENS,
     penalty: Penalty | None = None,
 ) -> tuple[Tensor, ...]:
-    """Sum of -log softmax(hidden @ weight.T)[labels] over labels that are not IGNORED.
+    """Returns the sum of -log softmax(hidden @ weight.T)[labels] over labels that count.
 
-    hidden (tokens, hidden), weight (vocab, hidden), labels (tokens,) of ids in the whole
-    vocabulary; returns a float32 scalar, and its parts (tokens,), 0 where IGNORED, which have no
-    gradient. With a `shard`, `weight` holds its rows only, the loss is whole on
-    every shard, and the gradient of `hidden` is this shard's part of a sum over shards.
+    Args:
+        hidden: (tokens, hidden).
+        weight: (vocab, hidden), or this rank's rows of it.
+        labels: (tokens,) ids of the whole vocabulary, IGNORED where a token does not count.
+        shard: The rows that `weight` holds, where the vocabulary is split. Every rank then returns
+            the whole loss, and its gradient of `hidden` is one part of a sum over ranks.
+        compiled: The compiled form of `losses_and_gradient`, for an unsharded vocabulary.
+        chunk_tokens: Tokens whose logits are held at once.
+        penalty: A term that is added to the loss of each label that counts.
 
-    With a `penalty` the sum includes it, and its terms (tokens,) are returned too, 0 where IGNORED
-    and without gradient.
+    Returns:
+        The float32 sum, with the penalty in it. The losses (tokens,), 0 where IGNORED and without
+        gradient. With a penalty, its terms (tokens,), likewise.
     """
-    # Within `apply` gradients are always off, and `needs_input_grad` does not know of no_grad.
+    # Inside `apply` gradients are always disabled, and `needs_input_grad` ignores no_grad.
     grad = torch.is_grad_enabled()
     outputs = _LinearCrossEntropy.apply(
         hidden, weight, labels, shard, compiled, chunk_tokens, penalty, grad
@@ -157,8 +166,8 @@ def losses_and_gradient(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Returns losses and penalty terms (tokens,), and the gradient of logits (tokens, vocab).
 
-    This form is for a compiler, which reads the logits three times and writes the gradient once.
-    The gradient has the dtype of the logits.
+    This form is meant to be compiled: the kernel reads the logits three times and writes the
+    gradient once. The gradient has the dtype of the logits.
     """
     whole = logits.float()
     counted = (labels != IGNORED)[:, None]
@@ -176,8 +185,10 @@ def losses_and_gradient(
 def _penalized(
     logsumexp: Tensor, counted: Tensor, penalty: Penalty | None
 ) -> tuple[Tensor | None, Tensor | float]:
-    """Returns the penalty's terms (tokens,), and the factor (tokens, 1) of the softmax in the
-    gradient of the logits. logsumexp, counted: (tokens, 1)."""
+    """Returns the penalty's terms (tokens,) and the factor (tokens, 1) that scales the softmax.
+
+    The scaled softmax is part of the gradient of the logits. logsumexp and counted are (tokens, 1).
+    """
     if penalty is None:
         return None, 1.0
     term, derivative = penalty(logsumexp)
@@ -192,8 +203,10 @@ def _in_place(
     wants_grad: bool,
     penalty: Penalty | None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Does the same without a compiler, in one piece of float32 memory, for a whole vocabulary or
-    a shard of it."""
+    """Returns the same as `losses_and_gradient`, for a whole vocabulary or a shard of it.
+
+    Without a compiler it needs one float32 buffer of the size of the logits.
+    """
     logits = (hidden @ weight.t()).float()
     counted = labels != IGNORED
     local = labels - (shard.start if shard else 0)

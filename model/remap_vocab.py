@@ -1,9 +1,14 @@
-"""`python -m model remap_vocab`: another tokenizer for trained weights, as H2O-Danube2 took over
-Mistral's (arXiv 2401.16818v2, section 7), to go on training with `init_from=`.
+"""The command `python -m model remap_vocab`, which replaces the tokenizer of a trained model.
 
-A row of the embedding, and of the head, goes with what its piece stands for: pieces in both
-vocabularies keep theirs, special tokens that of their role. A new piece gets the mean of the rows
-that the old tokenizer has for its text (as in FVT, arXiv 2402.09977), or a draw.
+H2O-Danube2 took over Mistral's tokenizer in this way (arXiv 2401.16818v2, section 7). Training then
+continues with `init_from=`.
+
+Rows of the embedding and of the head are matched by the text that their tokens stand for:
+
+- A token of both vocabularies keeps its row.
+- A special token gets the row of the old token with the same role.
+- A new token gets the mean of the rows of the tokens into which the old tokenizer splits its text
+  (FVT, arXiv 2402.09977), or a random row.
 """
 
 from __future__ import annotations
@@ -28,9 +33,10 @@ from conf.errors import InputError, one_of
 from conf.output_kinds import MODEL
 from conf.outputs import Output
 from model.families.hf_forms import write_both_forms
-from model.vocabulary import BYTE_PIECE, ROLES, Vocabulary
+from model.vocabulary import BYTE_TOKEN, ROLES, Vocabulary
 
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
+"""Tensors with one row per token."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -42,11 +48,15 @@ TOKENIZER_FILES = (
 
 @dataclass
 class RemapVocabConfig:
-    """model: a Hugging Face folder; tokenizer: another one, a tokenized corpus, or a
-    tokenizer.json; out: the folder to make.
+    """Configuration of `model remap_vocab`.
 
-    init: mean_of_pieces, or normal: drawn with the mean and spread of the old rows.
-    multiple: the vocabulary is filled up to a multiple of it with rows that no id uses.
+    model: the Hugging Face folder of the model.
+    tokenizer: the new tokenizer, as a Hugging Face folder, a tokenized corpus or a tokenizer.json.
+    out: the folder to write.
+    init: rows of new tokens, either `mean_of_pieces` or `normal`, which draws them with the mean
+        and standard deviation of the old rows.
+    multiple: pads the vocabulary to a multiple of this with unused rows.
+    seed: of the random rows.
     overwrite: replaces `out`, if it is a model folder that Headwater made.
     """
 
@@ -65,15 +75,20 @@ class RemapVocabConfig:
 
 
 @dataclass
-class Source:
-    """Where a new row comes from: the mean of the old rows `of`, or, without any, a draw."""
+class RowSource:
+    """Origin of one row of the new vocabulary.
 
-    why: str
-    of: list[int] = field(default_factory=list)
+    Attributes:
+        kind: `kept`, `by role`, `mean of pieces`, `drawn` or `unused`.
+        old_rows: Ids whose rows are averaged; empty for a random or an unused row.
+    """
+
+    kind: str
+    old_rows: list[int] = field(default_factory=list)
 
 
 def remap_vocab(config: RemapVocabConfig) -> None:
-    """Writes the folder `out`, whole or not at all, and says how many rows were kept."""
+    """Writes the folder `out`, whole or not at all, and prints how many rows were kept."""
     output = Output(config.out, MODEL, config.overwrite, [config.model, config.tokenizer])
     output.check()
     folder, out = Path(config.model), config.out
@@ -81,12 +96,12 @@ def remap_vocab(config: RemapVocabConfig) -> None:
         raise InputError(
             f"model={folder} has no config.json: expected a Hugging Face model folder."
         )
-    about = json.loads((folder / "config.json").read_text())
+    stored = json.loads((folder / "config.json").read_text())
     old, new = Vocabulary(folder), Vocabulary(Path(config.tokenizer))
     files = _weight_files(folder)
-    sources = list(row_sources(old, new, about["vocab_size"], config.init))
+    sources = list(row_sources(old, new, stored["vocab_size"], config.init))
     rows = math.ceil(len(sources) / config.multiple) * config.multiple
-    sources += [Source("unused")] * (rows - len(sources))
+    sources += [RowSource("unused")] * (rows - len(sources))
 
     with output.folder() as made:
         for file in files:
@@ -96,14 +111,14 @@ def remap_vocab(config: RemapVocabConfig) -> None:
         special: dict[str, Any] = {
             f"{role}_token_id": new.special.get(role) for role in ROLES if role != "unk"
         }
-        _write_json(made / "config.json", about | {"vocab_size": rows} | special)
+        _write_json(made / "config.json", stored | {"vocab_size": rows} | special)
         generation = folder / "generation_config.json"
         if generation.is_file():
-            stated = json.loads(generation.read_text())
-            _write_json(made / generation.name, stated | special)
-        _copy_tokenizer(new, made, about)
+            settings = json.loads(generation.read_text())
+            _write_json(made / generation.name, settings | special)
+        _copy_tokenizer(new, made, stored["max_position_embeddings"])
         write_both_forms(made)
-        counts = Counter(source.why for source in sources)
+        counts = Counter(source.kind for source in sources)
         record = {
             "model": folder.name,
             "tokenizer_sha256": hashlib.sha256(new.file.read_bytes()).hexdigest(),
@@ -113,55 +128,63 @@ def remap_vocab(config: RemapVocabConfig) -> None:
             "rows": dict(counts),
         }
         _write_json(made / "remap_vocab.json", record)
-    said = ", ".join(f"{count:,} {why}" for why, count in counts.most_common())
-    print(f"{out}: {rows:,} rows: {said}; train on with init_from={out}")
+    summary = ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common())
+    print(f"{out}: {rows:,} rows ({summary}). Continue training with init_from={out}")
 
 
-def row_sources(old: Vocabulary, new: Vocabulary, old_rows: int, init: str) -> Iterator[Source]:
-    """Of each id of the new vocabulary, in order. old_rows: of the old embedding."""
+def row_sources(old: Vocabulary, new: Vocabulary, old_rows: int, init: str) -> Iterator[RowSource]:
+    """Yields the source of each row of the new vocabulary, in the order of its ids.
+
+    Args:
+        old: The tokenizer that the model was trained with.
+        new: Its new tokenizer.
+        old_rows: Rows of the old embedding.
+        init: `mean_of_pieces` or `normal`.
+    """
     by_meaning: dict[tuple[bool, bytes], list[int]] = {}
-    for number, piece in sorted(old.pieces.items()):
+    for number, token in sorted(old.tokens.items()):
         if number < old_rows:
-            by_meaning.setdefault(old.meaning(piece), []).append(number)
+            by_meaning.setdefault(old.meaning(token), []).append(number)
     roles = {new.special[role]: role for role in reversed(ROLES) if role in new.special}
     for number in range(new.size):
-        if number not in new.pieces:
-            yield Source("unused")
+        if number not in new.tokens:
+            yield RowSource("unused")
             continue
-        piece, role = new.pieces[number], roles.get(number)
+        token, role = new.tokens[number], roles.get(number)
         if role in old.special and old.special[role] < old_rows:
-            yield Source("by role", [old.special[role]])
-        elif same := by_meaning.get(new.meaning(piece)):
-            # `A` may be spelled <0x41> too: the same spelling first, then the usual one.
+            yield RowSource("by role", [old.special[role]])
+        elif same := by_meaning.get(new.meaning(token)):
+            # `A` may also be spelled <0x41>: prefer the same spelling, then the character.
             best = min(
-                same, key=lambda n: (old.pieces[n] != piece, bool(BYTE_PIECE.match(old.pieces[n])))
+                same, key=lambda n: (old.tokens[n] != token, bool(BYTE_TOKEN.match(old.tokens[n])))
             )
-            yield Source("kept", [best])
+            yield RowSource("kept", [best])
         else:
-            is_special, text = new.meaning(piece)
-            cut = [] if is_special or init == "normal" else old.cut(text)
-            yield Source("mean of pieces" if cut else "drawn", [n for n in cut if n < old_rows])
+            is_special, text = new.meaning(token)
+            parts = [] if is_special or init == "normal" else old.split(text)
+            kind = "mean of pieces" if parts else "drawn"
+            yield RowSource(kind, [part for part in parts if part < old_rows])
 
 
-def new_table(table: Tensor, sources: list[Source], seed: int, new: Vocabulary) -> Tensor:
-    """The new embedding or head, (len(sources), hidden), from the old one (rows, hidden).
+def new_table(table: Tensor, sources: list[RowSource], seed: int, new: Vocabulary) -> Tensor:
+    """Returns the new embedding or head (len(sources), hidden) from the old one (rows, hidden).
 
-    A draw is a function of seed and piece alone: the order of a vocabulary does not matter.
+    A random row depends on the seed and the token's spelling only, not on its id.
     """
     values = table.float()
-    mean, spread = values.mean(0), values.std(0)
+    mean, deviation = values.mean(0), values.std(0)
     made = torch.empty(len(sources), table.shape[1], dtype=table.dtype)
     for number, source in enumerate(sources):
-        if len(source.of) == 1:
-            made[number] = table[source.of[0]]
-        elif source.of:
-            made[number] = values[source.of].mean(0).to(table.dtype)
-        elif source.why == "unused":
+        if len(source.old_rows) == 1:
+            made[number] = table[source.old_rows[0]]
+        elif source.old_rows:
+            made[number] = values[source.old_rows].mean(0).to(table.dtype)
+        elif source.kind == "unused":
             made[number] = mean.to(table.dtype)
         else:
-            digest = hashlib.blake2b(f"{seed}:{new.pieces[number]}".encode(), digest_size=7)
+            digest = hashlib.blake2b(f"{seed}:{new.tokens[number]}".encode(), digest_size=7)
             generator = torch.Generator().manual_seed(int.from_bytes(digest.digest(), "little"))
-            drawn = mean + spread * torch.randn(table.shape[1], generator=generator)
+            drawn = mean + deviation * torch.randn(table.shape[1], generator=generator)
             made[number] = drawn.to(table.dtype)
     return made
 
@@ -172,13 +195,15 @@ def _weight_files(folder: Path) -> list[str]:
         return sorted(set(json.loads(index.read_text())["weight_map"].values()))
     if (folder / "model.safetensors").is_file():
         return ["model.safetensors"]
-    raise InputError(f"model={folder} has no model.safetensors (nor its index).")
+    raise InputError(
+        f"model={folder} has no model.safetensors (nor its index): expected safetensors weights."
+    )
 
 
 def _write_weights(
-    source: Path, target: Path, sources: list[Source], seed: int, new: Vocabulary
+    source: Path, target: Path, sources: list[RowSource], seed: int, new: Vocabulary
 ) -> None:
-    """One file of weights, with the tables in it changed."""
+    """Copies one weight file and replaces the TABLES in it."""
     with safe_open(source, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = file.metadata()
@@ -186,11 +211,11 @@ def _write_weights(
         if name in tensors:
             tensors[name] = new_table(tensors[name], sources, seed, new)
     save_file(tensors, target, metadata=metadata)
-    target.chmod(0o644)  # safetensors writes them for the owner alone
+    target.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
 def _write_index(folder: Path, target: Path, files: list[str]) -> None:
-    """The index of the new files: the names stay where they were."""
+    """Writes the index of the new files, which hold the same tensors as the old ones."""
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     size = 0
     for name in files:
@@ -202,17 +227,17 @@ def _write_index(folder: Path, target: Path, files: list[str]) -> None:
     _write_json(target / "model.safetensors.index.json", index)
 
 
-def _copy_tokenizer(new: Vocabulary, target: Path, about: dict[str, Any]) -> None:
-    """The tokenizer's files; what transformers wants beside a tokenizer.json where it is alone."""
+def _copy_tokenizer(new: Vocabulary, target: Path, max_seq_len: int) -> None:
+    """Copies the tokenizer's files and writes a tokenizer_config.json where there is none."""
     for name in TOKENIZER_FILES:
         if (new.folder / name).is_file():
             shutil.copyfile(new.folder / name, target / name)
     shutil.copyfile(new.file, target / "tokenizer.json")
     if not (target / "tokenizer_config.json").is_file():
-        named = {f"{role}_token": new.pieces[number] for role, number in new.special.items()}
+        named = {f"{role}_token": new.tokens[number] for role, number in new.special.items()}
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": about["max_position_embeddings"],
+            "model_max_length": max_seq_len,
             "clean_up_tokenization_spaces": False,
         }
         _write_json(target / "tokenizer_config.json", settings | named)

@@ -1,4 +1,4 @@
-"""What the pieces of a tokenizer stand for, so that two tokenizers can be compared."""
+"""The text that each token of a tokenizer stands for, so that two tokenizers can be compared."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from tokenizers import Tokenizer
 from conf.errors import InputError
 
 ROLES = ("bos", "eos", "pad", "unk")
-BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+"""Spelling of a single byte in SentencePiece vocabularies."""
 
 
 def _byte_characters() -> dict[str, int]:
-    """GPT-2's character for each byte, turned round: visible ones are themselves, the others the
-    characters from 256 on."""
-    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [byte for byte in range(256) if byte not in visible]
-    characters = {chr(byte): byte for byte in visible}
-    return characters | {chr(256 + number): byte for number, byte in enumerate(hidden)}
+    """Returns the byte of each character of GPT-2's byte-level alphabet.
+
+    Printable bytes stand for themselves; the others are the characters from 256 on.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    characters = {chr(byte): byte for byte in printable}
+    return characters | {chr(256 + number): byte for number, byte in enumerate(others)}
 
 
 BYTES = _byte_characters()
@@ -30,40 +33,45 @@ CHARACTERS = {byte: character for character, byte in BYTES.items()}
 
 
 class Vocabulary:
-    """The tokenizer of a Hugging Face folder, of a tokenized corpus, or a tokenizer.json.
+    """The tokens of a tokenizer.
 
-    size: numbers that ids go up to, more than there are pieces where there are gaps.
-    special: id of each of ROLES that it has.
-
-    Raises InputError where there is none, or a special token is not in it.
+    Attributes:
+        folder: Folder of the tokenizer.
+        file: Its tokenizer.json.
+        size: Largest id + 1, which is more than the number of tokens where ids are unused.
+        special: Id of each of ROLES that the tokenizer has.
     """
 
     def __init__(self, path: Path) -> None:
+        """Reads a Hugging Face folder, a tokenized corpus, or a tokenizer.json.
+
+        Raises InputError where there is no tokenizer, or a special token is not in it.
+        """
         self.folder = path.parent if path.is_file() else path
         self.file = path if path.is_file() else path / "tokenizer.json"
         if not self.file.is_file():
             raise InputError(
-                f"{self.file} does not exist: expected a tokenizer.json (of a slow tokenizer, "
-                "transformers makes one when it saves it)."
+                f"{self.file} does not exist: expected a tokenizer.json. If the folder has a slow "
+                "tokenizer, load and save it with transformers, which writes one."
             )
         try:
             self.tokenizer = Tokenizer.from_file(str(self.file))
         except Exception as error:
             raise InputError(f"{self.file} is not a tokenizer.json ({error}).") from None
-        about = json.loads(self.file.read_text())
+        content = json.loads(self.file.read_text())
         self.ids: dict[str, int] = self.tokenizer.get_vocab()
         self.size = max(self.ids.values()) + 1
-        self.added = {entry["content"]: entry["special"] for entry in about["added_tokens"]}
-        types = json.dumps([about.get("decoder"), about.get("pre_tokenizer")])
-        self.byte_level = '"ByteLevel"' in types
+        self._added = {entry["content"]: entry["special"] for entry in content["added_tokens"]}
+        types = json.dumps([content.get("decoder"), content.get("pre_tokenizer")])
+        self._byte_level = '"ByteLevel"' in types
         self.special = self._special()
 
     def _special(self) -> dict[str, int]:
         found: dict[str, int] = {}
         manifest = _read(self.folder / "manifest.json").get("tokenizer", {})
-        stated = _read(self.folder / "tokenizer_config.json")
+        settings = _read(self.folder / "tokenizer_config.json")
         for role in ROLES:
-            token = stated.get(f"{role}_token")
+            token = settings.get(f"{role}_token")
             token = token["content"] if isinstance(token, dict) else token
             if token is not None and token not in self.ids:
                 raise InputError(
@@ -76,29 +84,32 @@ class Vocabulary:
         return found
 
     @cached_property
-    def pieces(self) -> dict[int, str]:
+    def tokens(self) -> dict[int, str]:
         """The spelling of each id."""
-        return {number: piece for piece, number in self.ids.items()}
+        return {number: token for token, number in self.ids.items()}
 
-    def meaning(self, piece: str) -> tuple[bool, bytes]:
-        """Whether a piece is a special token, and the bytes of the text that it stands for."""
-        if piece in self.added:
-            return self.added[piece], piece.encode()
-        if self.byte_level:
-            return False, bytes(BYTES[character] for character in piece)
-        if byte := BYTE_PIECE.fullmatch(piece):
+    def meaning(self, token: str) -> tuple[bool, bytes]:
+        """Returns True if a token is special, and the bytes of the text that it stands for."""
+        if token in self._added:
+            return self._added[token], token.encode()
+        if self._byte_level:
+            return False, bytes(BYTES[character] for character in token)
+        if byte := BYTE_TOKEN.fullmatch(token):
             return False, bytes.fromhex(byte[1])
-        return False, piece.replace("▁", " ").encode()
+        return False, token.replace("▁", " ").encode()
 
-    def cut(self, text: bytes) -> list[int]:
-        """Ids of the pieces that the model of the tokenizer cuts a piece of text into, empty where
-        it has none for it. No normalizer has a say, which might add a space."""
-        if self.byte_level:
+    def split(self, text: bytes) -> list[int]:
+        """Returns the ids of the tokens into which the tokenizer splits the text of one token.
+
+        The list is empty where the tokenizer has no tokens for it. The normalizer is not applied,
+        since it might add a space.
+        """
+        if self._byte_level:
             spelled = "".join(CHARACTERS[byte] for byte in text)
         else:
             try:
                 spelled = text.decode().replace(" ", "▁")
-            except UnicodeDecodeError:  # a part of a character
+            except UnicodeDecodeError:  # part of a character
                 known = (self.ids.get(f"<0x{byte:02X}>") for byte in text)
                 return [number for number in known if number is not None]
         found: Any = self.tokenizer.model.tokenize(spelled)

@@ -1,5 +1,7 @@
-"""`python -m pretrain export`: a step of a run as a folder that stock `transformers`, vLLM and
-lm-eval load with no code of ours."""
+"""The command `python -m pretrain export`, which writes a step of a run as a Hugging Face folder.
+
+Stock `transformers`, vLLM and lm-eval load the folder without any code of this project.
+"""
 
 from __future__ import annotations
 
@@ -40,13 +42,17 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 @dataclass
 class ExportConfig:
-    """run: a run folder; step: `latest`, or a step that has a checkpoint; 0 is the model before
-    training, made again from the config.
+    """Configuration of `pretrain export`.
 
-    chat_template: the format that a chat model tuned from it will speak.
+    run: the run folder.
+    step: `latest`, or a step with a checkpoint; 0 is the model before training, rebuilt from the
+        config.
+    out: the folder to write.
+    dtype: of the weights, `bfloat16` or `float32`.
+    chat_template: the template that is stored with the tokenizer, for tuning.
     overwrite: replaces `out`, if it is a model folder that Headwater made.
-    data: the corpus of the run where its folder keeps no copy of the tokenizer and the corpus has
-        moved; null for the copy, else the corpus that the run names.
+    data: the corpus of the run, needed only where the run folder has no copy of the tokenizer and
+        the corpus has moved.
     """
 
     run: str = MISSING
@@ -89,17 +95,19 @@ def export(config: ExportConfig) -> None:
 
 
 def corpus_of(run_dir: Path, folder: str, asked: bool) -> Manifest:
-    """Returns the manifest of the corpus that a run was trained on, with its tokenizer at hand.
+    """Returns the manifest of the corpus that a run was trained on, with its tokenizer available.
 
-    The copy in the run folder is taken, which runs of earlier versions lack, unless `asked` for the
-    one in `folder`.
+    Args:
+        run_dir: The run folder.
+        folder: The corpus, for runs of earlier versions, which have no copy of the manifest.
+        asked: Reads `folder` even where there is a copy.
 
     Raises:
-        InputError: there is none, or it is of another tokenizer than the run.
+        InputError: No manifest is found, or its tokenizer is not that of the run.
     """
-    kept = run_dir / CORPUS
-    if not asked and (kept / FILE).is_file():
-        manifest = load_manifest(kept)
+    copy = run_dir / CORPUS
+    if not asked and (copy / FILE).is_file():
+        manifest = load_manifest(copy)
     else:
         try:
             manifest = open_corpus(folder)
@@ -122,7 +130,7 @@ def corpus_of(run_dir: Path, folder: str, asked: bool) -> Manifest:
 
 
 def read_run_config(run_dir: Path) -> PretrainConfig:
-    """The config that a run folder was made with."""
+    """Returns the config that a run was started with."""
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise InputError(f"{path} does not exist: expected run={run_dir} to be a run folder.")
@@ -136,8 +144,8 @@ def initial_weights(run: PretrainConfig) -> Iterator[tuple[str, Tensor]]:
     """Returns the parameters before the first step."""
     if run.init_from and not (Path(run.init_from) / "config.json").is_file():
         raise InputError(
-            f"step=0: the run began with init_from={run.init_from}, which is not there. Restore "
-            "that folder, or export a step that has a checkpoint."
+            f"step=0: the run started from init_from={run.init_from}, which does not exist. "
+            "Restore that folder, or export a step with a checkpoint."
         )
     initial = InitialWeights(run)
     shapes = build_meta(run.model).named_parameters()
@@ -145,8 +153,14 @@ def initial_weights(run: PretrainConfig) -> Iterator[tuple[str, Tensor]]:
 
 
 def write_tokenizer(folder: Path, manifest: Manifest, longest: int, chat_template: str) -> None:
-    """Writes a tokenizer.json that encodes texts as those of the corpus are, and what else
-    `transformers` wants."""
+    """Writes the tokenizer of a corpus with the settings that `transformers` needs.
+
+    Args:
+        folder: The folder to write to.
+        manifest: The corpus.
+        longest: Positions of the model.
+        chat_template: The chat template to store.
+    """
     content, pieces = exported_tokenizer(manifest)
     (folder / "tokenizer.json").write_text(content)
     named = {f"{role}_token": piece for role, piece in pieces.items()}
@@ -164,9 +178,14 @@ def write_tokenizer(folder: Path, manifest: Manifest, longest: int, chat_templat
 def export_card(
     run: PretrainConfig, model: ModelConfig, manifest: Manifest, step: int, tokens: int
 ) -> str:
-    """Returns the README.md of an exported folder.
+    """Returns the README.md of the folder.
 
-    model: the network as it is at this step.
+    Args:
+        run: The config of the run.
+        model: The network at the exported step.
+        manifest: The corpus of the run.
+        step: The exported step.
+        tokens: Tokens trained on until then.
     """
     facts = {
         "parameters": f"{parameters(model):,}",

@@ -1,7 +1,7 @@
-"""`init_from=<folder>` without `model=`: the model is that of the folder.
+"""The model of a run that is given as `init_from=<folder>` without `model=`.
 
-The model becomes one more choice of the group `model`, so that keys such as `model.max_seq_len`
-apply on top of it as on top of any other.
+The folder's model becomes a further choice of the group `model`, so that keys such as
+`model.max_seq_len` override its fields like those of any other choice.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ CHOICE = "of_init_from"
 
 
 def take_model(arguments: list[str], config_name: str) -> list[str]:
-    """Returns the arguments of a command, with the model of `init_from` where no `model=` is given.
+    """Returns the arguments of a command, with the model of `init_from` where `model=` is absent.
 
-    config_name: of the command's primary config. Raises InputError where the folder has no model
-    that the decoder can be.
+    Args:
+        arguments: The command line.
+        config_name: Name of the command's primary config.
+
+    Raises:
+        InputError: The network cannot be the folder's model.
     """
     from hydra.core.config_store import ConfigStore
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -32,50 +36,61 @@ def take_model(arguments: list[str], config_name: str) -> list[str]:
         return arguments
     if given["init_from"].is_sweep_override():
         raise InputError(
-            f"{given['init_from'].input_line}: the shape of the model follows from one folder. "
-            "Give model= too, or start a run for each folder."
+            f"{given['init_from'].input_line}: a sweep over folders does not say which model. "
+            "Add model=, or start one run per folder."
         )
     path = Path(str(folder))
-    known = None if (path / "config.json").is_file() else of_run(arguments, config_name, path)
-    store(ConfigStore.instance(), known or of_folder(path))
+    known = (
+        None if (path / "config.json").is_file() else _model_of_run(arguments, config_name, path)
+    )
+    _store(ConfigStore.instance(), known or _model_of_folder(path))
     return [f"model={CHOICE}", *arguments]  # in front of options such as --cfg
 
 
-def of_folder(folder: Path) -> dict[str, Any]:
-    """Returns the shape of a Hugging Face folder's model, under the name of the folder."""
+def _model_of_folder(folder: Path) -> dict[str, Any]:
+    """Returns the model of a Hugging Face folder, under the name of the folder."""
     from model.families.folder import read_config
 
     return asdict(read_config(folder)) | {"name": folder.resolve().name}
 
 
-def of_run(arguments: list[str], config_name: str, folder: Path) -> dict[str, Any] | None:
-    """Returns the shape that the run folder states, where the run was begun from `folder`: a resume
-    does not need that folder any more. None where there is no such run."""
+def _model_of_run(arguments: list[str], config_name: str, folder: Path) -> dict[str, Any] | None:
+    """Returns the model that a run folder states, where its run was started from `folder`.
+
+    A resumed run thus does not need `folder` again. Returns None where there is no such run.
+    """
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
     from conf.overrides import compose_command
 
-    store(ConfigStore.instance(), {"name": folder.resolve().name})
+    _store(ConfigStore.instance(), {"name": folder.resolve().name})
     overrides = [argument for argument in arguments if "=" in argument and argument[:1] != "-"]
     composed = compose_command(config_name, [*overrides, f"model={CHOICE}"])
     path = Path(str(composed.get("run_dir"))) / "config.yaml"
     if not path.is_file():
         return None
-    begun: Any = OmegaConf.to_container(OmegaConf.load(path))
-    return begun["model"] if begun.get("init_from") == str(composed.init_from) else None
+    started: Any = OmegaConf.to_container(OmegaConf.load(path))
+    return started["model"] if started.get("init_from") == str(composed.init_from) else None
 
 
-def store(configs: Any, model: dict[str, Any]) -> None:
-    """Makes a model the choice."""
+def _store(configs: Any, model: dict[str, Any]) -> None:
+    """Stores a model as the choice CHOICE of the group `model`."""
     configs.store(group="model", name=CHOICE, node=model)
 
 
 def check_initial(found: ModelConfig, model: ModelConfig, folder: str) -> list[str]:
-    """Returns what a run changes of the model that it starts from, a sentence for each key; a
-    longer context needs no other weights. Raises InputError where the shapes differ.
+    """Returns one sentence per key that a run changes in the model that it starts from.
 
-    found: what the folder holds.
+    Only max_seq_len and rope_theta may change, since they need no other weights.
+
+    Args:
+        found: The model in the folder.
+        model: The model of the run.
+        folder: The folder.
+
+    Raises:
+        InputError: The models differ in another key.
     """
     changes = []
     for key, now in asdict(model).items():
@@ -85,8 +100,7 @@ def check_initial(found: ModelConfig, model: ModelConfig, folder: str) -> list[s
         if key not in ("max_seq_len", "rope_theta"):
             raise InputError(
                 f"model.{key}={now}, but init_from={folder} has {was}. Leave model= and "
-                f"model.{key} out, and the model is that of the folder, or start from a folder of "
-                "this shape."
+                f"model.{key} out to use the model of the folder, or choose another folder."
             )
         changes.append(f"model.{key}={now} in this run; init_from={folder} has {was}.")
     return changes

@@ -2,7 +2,8 @@
 
 A family is one file with one adapter, and one entry here. An adapter says which features of the
 network its Hugging Face class has, and converts the configuration and the names of the weights.
-`folder.py` reads and writes folders through it.
+`folder.py` reads and writes folders through it, and `hf_forms.py` makes them loadable by both
+transformers 4 and 5.
 """
 
 from __future__ import annotations

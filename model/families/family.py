@@ -37,7 +37,7 @@ class Family:
         hf_class: Name of the class in `transformers`.
         features: Names of OPTIONAL_FEATURES that the class has.
         fixed: Values of features that the class always has.
-        hf_defaults: What the class assumes for fields that a config.json lacks.
+        hf_defaults: Values that the class assumes for fields that a config.json lacks.
     """
 
     hf_class: ClassVar[str]

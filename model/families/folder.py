@@ -34,7 +34,7 @@ COMMON_DEFAULTS: Fields = {
     "initializer_range": 0.02,
     "tie_word_embeddings": False,
 }
-"""What `transformers` assumes for fields that a config.json lacks."""
+"""Values that `transformers` assumes for fields that a config.json lacks."""
 
 
 def hf_config(

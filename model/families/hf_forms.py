@@ -1,8 +1,8 @@
-"""A Hugging Face folder in the forms of transformers 4 and 5 at once.
+"""Hugging Face folders that both transformers 4 and transformers 5 load.
 
-Version 5 writes what version 4 does not read: RoPE as `rope_parameters` only, where version 4 would
-take its default of 10,000 without a word, and a class of tokenizer that version 4 does not have.
-Releases of vLLM, llama.cpp's converter and others read a folder through version 4.
+Version 5 writes files that version 4 misreads. It states RoPE as `rope_parameters` only, for which
+version 4 silently assumes its default base of 10,000, and it names a tokenizer class that version 4
+does not have. Some releases of vLLM, llama.cpp's converter and others read folders with version 4.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ Settings = dict[str, Any]
 
 
 def write_both_forms(folder: Path) -> None:
-    """Adds to `config.json` and to the tokenizer's settings in a folder what the other version of
-    transformers needs to load the same model."""
+    """Adds the other version's fields to a folder's config.json and tokenizer settings."""
     path = folder / "config.json"
     write_json(path, config_in_both_forms(json.loads(path.read_text(encoding="utf-8"))))
     path = folder / "tokenizer_config.json"
@@ -35,10 +34,10 @@ def config_in_both_forms(config: Settings) -> Settings:
     rope = config.get("rope_parameters")
     if rope is None and "rope_theta" in config:
         scaling = dict(config.get("rope_scaling") or {})
-        kind = scaling.pop("type", None)  # as before transformers 4.43
+        kind = scaling.pop("type", None)  # the name before transformers 4.43
         scaling.setdefault("rope_type", kind or "default")
         made["rope_parameters"] = {"rope_theta": config["rope_theta"], **scaling}
-    elif rope and "rope_theta" in rope:  # else it holds one set of them per kind of layer
+    elif rope and "rope_theta" in rope:  # otherwise it has one entry per kind of layer
         scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
         made["rope_theta"] = rope["rope_theta"]
         if "partial_rotary_factor" in scaling:
@@ -49,7 +48,7 @@ def config_in_both_forms(config: Settings) -> Settings:
 
 
 def tokenizer_in_both_forms(settings: Settings) -> Settings:
-    """Returns a tokenizer_config.json whose class and special tokens both versions know."""
+    """Returns a tokenizer_config.json whose class and special tokens both versions load."""
     made = dict(settings)
     if settings.get("tokenizer_class") == "TokenizersBackend":
         made["tokenizer_class"] = "PreTrainedTokenizerFast"
@@ -70,5 +69,5 @@ def special_tokens(settings: Settings) -> Settings:
 
 
 def write_json(path: Path, content: Settings) -> None:
-    """Writes a file of settings as transformers does."""
+    """Writes a JSON file in the format of transformers."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,6 +1,8 @@
-"""Tensor parallelism whose gathers and scatters run while the matrices beside them are multiplied
-(asynchronous TP): torch.compile cuts each product into as many parts as there are ranks and fetches
-one while it multiplies another, over memory that the GPUs of a machine share."""
+"""Asynchronous tensor parallelism, which overlaps communication with matrix products.
+
+torch.compile splits each matrix product into one part per rank, and transfers one part while it
+multiplies another. Transfers use symmetric memory, which the GPUs of a node share.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 
 def apply_async_tensor_parallel(mesh: DeviceMesh) -> None:
-    """Tells the compiler; to be called before it compiles."""
+    """Switches asynchronous TP on in the compiler; call it before anything is compiled."""
     from torch.distributed._symmetric_memory import enable_symm_mem_for_group
 
     torch._inductor.config._micro_pipeline_tp = True

@@ -1,8 +1,11 @@
-"""Tensor and sequence parallelism of a decoder, applied from outside (arXiv 1909.08053 for the
-split of the matrices, 2205.05198 for the sequence-parallel norms).
+"""Tensor and sequence parallelism of a decoder.
 
-Between the blocks activations are split along the sequence; a block gathers them before its
-matrices and scatters the sum after. Heads, MLP columns and the vocabulary are split.
+Attention heads, MLP columns and the vocabulary are split over ranks (Megatron, arXiv 1909.08053).
+Between the matrix products activations are split along the sequence, so that norms are not computed
+twice (arXiv 2205.05198):
+
+    split --norm--> split --all-gather--> q, k, v --attention--> o --reduce-scatter--> split
+    split --norm--> split --all-gather--> gate, up ------------> down --reduce-scatter--> split
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ HEADS = 2
 
 
 def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
-    """Splits `model` in place over the one-dimensional `mesh`."""
+    """Splits `model` in place over a one-dimensional mesh."""
     attention_input = PrepareModuleInput(
         input_layouts=(SEQUENCE, None, None, None),
         desired_input_layouts=(Replicate(), None, None, None),
@@ -65,7 +68,7 @@ def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
             },
         )
         if model.config.qk_norm:
-            # Each rank normalizes its heads, and the gradient of the weight is summed over ranks.
+            # Each rank normalizes its own heads. The weight's gradient is summed over ranks.
             norm = SequenceParallel(sequence_dim=HEADS, use_local_output=True)
             parallelize_module(block, mesh, {"self_attn.q_norm": norm, "self_attn.k_norm": norm})
     model.lm_head = VocabularyParallelHead(model.lm_head, mesh)
@@ -73,8 +76,10 @@ def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
 
 
 class VocabularyParallelHead(Head):
-    """A head that holds its rank's rows of the vocabulary; the logits are never gathered for the
-    loss, only three numbers a token are (arXiv 1909.08053, section 3)."""
+    """A head that holds one rank's rows of the vocabulary.
+
+    For the loss no logits are gathered, only three numbers per token (arXiv 1909.08053, section 3).
+    """
 
     def __init__(self, head: Head, mesh: DeviceMesh) -> None:
         super().__init__(head.in_features, head.out_features)
@@ -83,19 +88,19 @@ class VocabularyParallelHead(Head):
         self.start = mesh.get_local_rank() * (head.out_features // mesh.size())
 
     def reduce_max(self, x: Tensor) -> Tensor:
-        """Largest value over all shards, elementwise."""
+        """Returns the elementwise maximum over all ranks; changes `x` in place."""
         dist.all_reduce(x, dist.ReduceOp.MAX, group=self.mesh.get_group())
         return x
 
     def reduce_sum(self, x: Tensor) -> Tensor:
-        """Sum over all shards, elementwise."""
+        """Returns the elementwise sum over all ranks; changes `x` in place."""
         dist.all_reduce(x, group=self.mesh.get_group())
         return x
 
     def forward(  # type: ignore[override]
         self, hidden: Tensor, labels: Tensor | None = None, penalty: Penalty | None = None
     ) -> Tensor | tuple[Tensor, ...]:
-        """hidden: (batch, seq, hidden), split along seq; labels whole. As `Head`."""
+        """Returns what `Head` returns, from hidden (batch, seq, hidden) split along seq."""
         rows = cast(DTensor, hidden).redistribute(placements=[Replicate()])
         local = rows.to_local(grad_placements=[Partial()])
         weight = cast(DTensor, self.weight).to_local()

@@ -176,7 +176,7 @@ def test_training_goes_on(command, tmp_path):
     ):  # fmt: skip
         done = command(*arguments_)
         assert (done.returncode, done.stderr) == (0, "")
-    assert "train on with init_from=" in done.stdout
+    assert "Continue training with init_from=" in done.stdout
     losses = []
     for name, start in (("fresh", None), ("more", tmp_path / "swapped")):
         settings = {"model__vocab_size": 320, "init_from": start, "stop_after": 1}

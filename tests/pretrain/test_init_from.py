@@ -58,7 +58,7 @@ def test_a_folder_alone_gives_the_model_and_a_resume_does_without_it(
     assert [line["step"] for line in records(run_dir)] == [1, 2, 3]
     done = command("pretrain", "export", f"run={run_dir}", f"out={tmp_path / 'out'}", "step=0")
     assert done.returncode == 2
-    assert f"step=0: the run began with init_from={folder}, which is not there." in done.stderr
+    assert f"step=0: the run started from init_from={folder}, which does not exist." in done.stderr
     done = command(*without_model(corpus, tmp_path / "other", **longer))
     assert done.returncode == 2
     assert f"{folder}/config.json does not exist" in done.stderr
@@ -124,4 +124,4 @@ def test_a_folder_that_is_no_model_is_refused(command, corpus, tmp_path, content
 def test_a_sweep_over_folders_needs_a_model(command, corpus, tmp_path):
     done = command(*without_model(corpus, tmp_path / "run", init_from="a,b"), "--multirun")
     assert done.returncode == 2
-    assert "init_from=a,b: the shape of the model follows from one folder" in done.stderr
+    assert "init_from=a,b: a sweep over folders does not say which model" in done.stderr
