@@ -97,7 +97,8 @@ def check(config: PretrainConfig, nproc: int) -> None:
     """Raises InputError where the run would be refused as so many processes of this machine."""
     import torch
 
-    from pretrain.checks import Job, device_of
+    from pretrain.checks import Job
+    from pretrain.config import device_of
     from pretrain.planning.auto import available_memory
     from pretrain.preflight import preflight
 

@@ -58,21 +58,6 @@ class Job:
     memory_bytes: int = sys.maxsize
 
 
-def device_of(device: str, available: str) -> str:
-    """Returns the device that a run uses, cpu or cuda.
-
-    Args:
-        device: The config's choice: cpu, cuda or auto.
-        available: cuda if there are GPUs, else cpu.
-
-    Raises:
-        InputError: GPUs are requested and there are none.
-    """
-    if device == "cuda" and available != "cuda":
-        raise InputError("device=cuda: there is no CUDA device. Use device=cpu or auto.")
-    return available if device == "auto" else device
-
-
 def check_run(
     config: PretrainConfig, plan: StagePlan, manifest: Manifest | None, job: Job
 ) -> tuple[int, int, int, int]:

@@ -312,3 +312,18 @@ class PretrainConfig:
     def precision_of(self, stage: ScheduledStage) -> str:
         """Returns the stage's own precision, or the run's."""
         return training_config(stage).precision or self.precision
+
+
+def device_of(device: str, available: str) -> str:
+    """Returns the device that a run uses, cpu or cuda.
+
+    Args:
+        device: The config's choice: cpu, cuda or auto.
+        available: cuda if there are GPUs, else cpu.
+
+    Raises:
+        InputError: GPUs are requested and there are none.
+    """
+    if device == "cuda" and available != "cuda":
+        raise InputError("device=cuda: there is no CUDA device. Use device=cpu or auto.")
+    return available if device == "auto" else device

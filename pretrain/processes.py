@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from conf.errors import EXIT_HANG, RunAborted
-from pretrain.checks import device_of
+from pretrain.config import device_of
 
 START_SECONDS = "HEADWATER_START_SECONDS"
 """Environment variable: how long ranks wait for each other at the start. The default is 600."""

@@ -9,7 +9,8 @@ from conf.text import GIB
 from launch.plan.config import PlanConfig
 from launch.plan.outlook import source_tokens
 from launch.training import Training
-from pretrain.checks import Job, device_of
+from pretrain.checks import Job
+from pretrain.config import device_of
 from pretrain.preflight import preflight
 
 

@@ -8,7 +8,8 @@ from conf.errors import InputError
 from conf.text import GIB
 from launch.slurm.settings import Cluster, SlurmConfig
 from launch.training import Training
-from pretrain.checks import Job, device_of
+from pretrain.checks import Job
+from pretrain.config import device_of
 
 
 def check_job(config: SlurmConfig, cluster: Cluster, run: Training) -> None:

@@ -17,7 +17,8 @@ from launch.slurm.check import check_job
 from launch.slurm.settings import Cluster, SlurmConfig, SlurmSettings
 from launch.training import Training
 from launch.ui.commands import Form, Started, train
-from pretrain.checks import Job, device_of
+from pretrain.checks import Job
+from pretrain.config import device_of
 from pretrain.preflight import preflight, train_tokens
 from pretrain.recipe import TrainingRecipeConfig
 from tests.pretrain.test_bad_input import CASES
