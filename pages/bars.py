@@ -82,7 +82,7 @@ class Histogram:
 
     edges: ascending positive bin edges, one more than shares.
     shares: percent per bin.
-    marks: labelled positions on the x axis.
+    marks: labeled positions on the x axis.
     """
 
     title: str
@@ -132,7 +132,7 @@ class Bands:
 
     spans: (start, end) of each span on the x axis.
     bands: layers from bottom to top.
-    marks: labelled positions on the x axis.
+    marks: labeled positions on the x axis.
     """
 
     title: str

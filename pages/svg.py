@@ -37,7 +37,7 @@ class Series:
 class Chart:
     """A line chart.
 
-    marks: labelled positions on the x axis, such as the starts of stages.
+    marks: labeled positions on the x axis, such as the starts of stages.
     bottom, top: limits of the y axis, None to fit the points.
     """
 

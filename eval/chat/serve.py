@@ -24,6 +24,7 @@ from urllib.request import urlopen
 from omegaconf import MISSING
 
 from conf.errors import InputError, RunAborted, one_of
+from conf.gradio_page import check_installed, check_port, import_gradio, launch_page
 from eval.chat.requests import TOO_LONG
 from eval.devices import DTYPES, resolve_device, resolve_dtype
 from eval.find_model import find_model
@@ -77,29 +78,20 @@ def serve(config: ServeConfig) -> None:
             is in use.
         RunAborted: the endpoint exited or did not start.
     """
-    check_packages(config)
+    check_installed("serve", PACKAGES)
+    check_engine(config.engine)
     folder = find_model(config.model)
     if config.page:
         check_chat_template(config.model, folder)
     for key in ("port", "api_port") if config.page else ("api_port",):
-        check_port_free(key, getattr(config, key))
+        check_port(key, getattr(config, key))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the endpoint too
     with endpoint(config, folder) as process:
         url = f"http://localhost:{config.api_port}/v1"
         print(f"endpoint: {url}, model {folder}", flush=True)
         if config.page:
             page = chat_page(folder, url)
-            page.launch(
-                server_name=config.host,
-                server_port=config.port,
-                share=config.share,
-                prevent_thread_lock=True,
-                quiet=True,
-                css=PAGE_CSS,
-            )
-            print(f"page: http://localhost:{config.port}", flush=True)
-            if page.share_url:
-                print(f"public: {page.share_url}", flush=True)
+            launch_page(page, config.host, config.port, config.share, PAGE_CSS)
         try:
             code = process.wait()
         except KeyboardInterrupt:
@@ -107,17 +99,9 @@ def serve(config: ServeConfig) -> None:
     raise RunAborted(f"the endpoint exited with code {code}; its output is above.", 1)
 
 
-def check_packages(config: ServeConfig) -> None:
-    """Raises InputError if a required package or program is not installed."""
-    import importlib.util
-
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(
-            f"serve needs {', '.join(missing)}, which is not installed. Run "
-            'pip install -c constraints.txt -e ".[chat]"'
-        )
-    if config.engine == "vllm" and shutil.which("vllm") is None:
+def check_engine(engine: str) -> None:
+    """Raises InputError if the program of the engine is not installed."""
+    if engine == "vllm" and shutil.which("vllm") is None:
         raise InputError(
             "engine=vllm: the command vllm is not installed. Install it, or give "
             "engine=transformers."
@@ -135,18 +119,6 @@ def check_chat_template(model: str, folder: Path) -> None:
         f"model={model}: has no chat template, which the page needs. Tune it first "
         "(python -m finetune sft), or give page=false."
     )
-
-
-def check_port_free(key: str, port: int) -> None:
-    """Raises InputError if a port is in use."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError:
-            raise InputError(f"{key}={port}: is in use on this machine. Choose another.") from None
 
 
 def endpoint_command(config: ServeConfig, folder: Path, dtype: str) -> list[str]:
@@ -202,9 +174,7 @@ def responds(url: str) -> bool:
 
 def chat_page(folder: Path, endpoint: str) -> Any:
     """Returns the chat page, with its settings for sampling."""
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    import gradio
-
+    gradio = import_gradio()
     return gradio.ChatInterface(
         make_responder(str(folder), endpoint),
         title=f"{folder.name} · Headwater",

@@ -121,12 +121,12 @@ def cards(run: RunFolder, results: Record | None) -> list[dict[str, str]]:
                 }
             )
     rate = statistics.median(record["tokens_per_second"] for record in run.train)
-    utilisation = statistics.median(record["mfu"] for record in run.train)
+    mfu = statistics.median(record["mfu"] for record in run.train)
     found.append(
         {
             "label": "throughput",
             "value": f"{short_number(rate)}",
-            "note": f"tokens/s, median; MFU {utilisation:.0%}",
+            "note": f"tokens/s, median; MFU {mfu:.0%}",
         }
     )
     seconds = sum(record["step_seconds"] for record in run.train)

@@ -13,7 +13,7 @@ from pages.svg import Chart, Series, short_number, smoothed
 
 SMOOTHING_FRACTION = 0.02
 """Half width of the smoothing window, as a fraction of all points."""
-MAX_LABELLED_MARKS = 4
+MAX_LABELED_MARKS = 4
 """If there are more restarts or skipped steps than this, their marks have no label."""
 MAX_DOTS = 40
 """Lines with more points than this are drawn without dots."""
@@ -29,10 +29,54 @@ def training_charts(run: RunFolder, styles: dict[str, str]) -> list[Drawing]:
 
     styles: the CSS class of each source.
     """
+    marks = event_marks(run)
+    unlabeled = tuple((tokens, "") for tokens, _ in marks)  # small charts have no room for labels
+
+    def over_tokens(key: str) -> list[Point]:
+        return [(r["tokens"], r[key]) for r in run.train if r.get(key) is not None]
+
+    def small(title: str, unit: str, lines: list[Series], **settings: Any) -> Drawing:
+        return draw(Chart(title, unit, lines, marks=unlabeled, bottom=0.0, **settings))
+
+    loss, norms, rates = over_tokens("loss"), over_tokens("grad_norm"), over_tokens("learning_rate")
+    loss_top = _typical_top(loss, 0.05) if len(loss) > LONG_RUN_STEPS else None
+    norm_top = _typical_top(norms, 0.1)
+    lines = [
+        Series("train, each step", loss, "s0", faint=True),
+        Series("train, smoothed", smooth(loss), "s0"),
+        *_validation_lines(run, styles),
+    ]
+    unit = _with_clipped_maximum("nats per token", loss, loss_top)
+    return [
+        draw(Chart("Loss", unit, lines, marks=marks, top=loss_top), is_wide=True),
+        small(
+            "Throughput",
+            "tokens per second",
+            _with_average(over_tokens("tokens_per_second")),
+            format_y=short_number,
+        ),
+        small(
+            "MFU",
+            "fraction of peak FLOP/s",
+            _with_average(over_tokens("mfu")),
+            format_y=lambda value: f"{value:.0%}",
+        ),
+        small("Learning rate", "", [Series("learning rate", rates, "s0")], format_y=short_number),
+        small(
+            "Gradient norm",
+            _with_clipped_maximum("before clipping", norms, norm_top),
+            _with_average(norms),
+            top=norm_top,
+        ),
+    ]
+
+
+def event_marks(run: RunFolder) -> tuple[tuple[float, str], ...]:
+    """Returns the positions and labels of stage starts, restarts, rewinds and skipped steps."""
     restarts = run.events("resume")
     skipped = [record["tokens"] for record in run.train if record.get("skipped")]
-    restart = "restart" if len(restarts) <= MAX_LABELLED_MARKS else ""
-    named = (
+    restart = "restart" if len(restarts) <= MAX_LABELED_MARKS else ""
+    return (
         *(
             (event["tokens"], f"{event['stage']}: sequences of {event['seq_len']}")
             for event in run.events("stage")
@@ -40,87 +84,26 @@ def training_charts(run: RunFolder, styles: dict[str, str]) -> list[Drawing]:
         ),
         *((event["tokens"], restart) for event in restarts),
         *((event["tokens"], "rewind") for event in run.events("rewind")),
-        *((tokens, "skipped") for tokens in skipped[:MAX_LABELLED_MARKS]),
-        *((tokens, "") for tokens in skipped[MAX_LABELLED_MARKS:]),
+        *((tokens, "skipped") for tokens in skipped[:MAX_LABELED_MARKS]),
+        *((tokens, "") for tokens in skipped[MAX_LABELED_MARKS:]),
     )
-    marks = tuple((tokens, "") for tokens, _ in named)  # small charts have no room for labels
 
-    def over_tokens(key: str) -> list[Point]:
-        return [(r["tokens"], r[key]) for r in run.train if r.get(key) is not None]
 
-    loss = over_tokens("loss")
+def _validation_lines(run: RunFolder, styles: dict[str, str]) -> list[Series]:
+    """Returns a line of held-out loss per source."""
     sources = run.validation[-1]["sources"] if run.validation else {}
-    lines = [
-        Series("train, each step", loss, "s0", faint=True),
-        Series("train, smoothed", smooth(loss), "s0"),
-        *(
-            Series(
-                f"validation, {source}",
-                [
-                    (record["tokens"], record["sources"][source]["loss"])
-                    for record in run.validation
-                    if source in record["sources"]
-                ],
-                styles.get(source, "s0"),
-                dots=len(run.validation) <= MAX_DOTS,
-            )
-            for source in sources
-        ),
-    ]
-    norms = over_tokens("grad_norm")
-    top = _typical_top(norms, 0.1)
-    loss_top = _typical_top(loss, 0.05) if len(loss) > LONG_RUN_STEPS else None
     return [
-        draw(
-            Chart(
-                "Loss",
-                _with_clipped_maximum("nats per token", loss, loss_top),
-                lines,
-                marks=named,
-                top=loss_top,
-            ),
-            is_wide=True,
-        ),
-        draw(
-            Chart(
-                "Throughput",
-                "tokens per second",
-                _with_mean(over_tokens("tokens_per_second")),
-                marks=marks,
-                bottom=0.0,
-                format_y=short_number,
-            )
-        ),
-        draw(
-            Chart(
-                "MFU",
-                "fraction of peak FLOP/s",
-                _with_mean(over_tokens("mfu")),
-                marks=marks,
-                bottom=0.0,
-                format_y=lambda value: f"{value:.0%}",
-            )
-        ),
-        draw(
-            Chart(
-                "Learning rate",
-                "",
-                [Series("learning rate", over_tokens("learning_rate"), "s0")],
-                marks=marks,
-                bottom=0.0,
-                format_y=short_number,
-            )
-        ),
-        draw(
-            Chart(
-                "Gradient norm",
-                _with_clipped_maximum("before clipping", norms, top),
-                _with_mean(norms),
-                marks=marks,
-                bottom=0.0,
-                top=top,
-            )
-        ),
+        Series(
+            f"validation, {source}",
+            [
+                (record["tokens"], record["sources"][source]["loss"])
+                for record in run.validation
+                if source in record["sources"]
+            ],
+            styles.get(source, "s0"),
+            dots=len(run.validation) <= MAX_DOTS,
+        )
+        for source in sources
     ]
 
 
@@ -146,7 +129,7 @@ def score_charts(run: RunFolder) -> list[Drawing]:
                 found.append(Series(label, values, style, dots=len(values) <= MAX_DOTS))
         return found
 
-    def drawn(unit: str, metrics: Sequence[str], **settings: Any) -> list[Drawing]:
+    def charts(unit: str, metrics: Sequence[str], **settings: Any) -> list[Drawing]:
         found = lines(metrics)
         if len(found) == 1:  # a single line has no legend
             unit = f"{unit}: {found[0].name}"
@@ -154,8 +137,8 @@ def score_charts(run: RunFolder) -> list[Drawing]:
         return [draw(chart, is_wide=len(found) > MAX_HALF_WIDTH_LINES)] if found else []
 
     return [
-        *drawn("correct answers", ACCURACIES, bottom=0.0, format_y=lambda value: f"{value:.0%}"),
-        *drawn("bits per byte", ["bits_per_byte"]),
+        *charts("correct answers", ACCURACIES, bottom=0.0, format_y=lambda value: f"{value:.0%}"),
+        *charts("bits per byte", ["bits_per_byte"]),
     ]
 
 
@@ -171,7 +154,7 @@ def tuning_charts(metrics: list[Record], unit: str) -> list[Drawing]:
         for kind in ("train", "validation")
     }
 
-    def drawn(title: str, unit: str, key: str, **settings: Any) -> Drawing:
+    def chart(title: str, unit: str, key: str, **settings: Any) -> Drawing:
         lines = [
             Series(
                 kind,
@@ -184,12 +167,12 @@ def tuning_charts(metrics: list[Record], unit: str) -> list[Drawing]:
         return draw(Chart(title, unit, lines, x_label="steps", **settings))
 
     charts = [
-        drawn("Loss", unit, "loss"),
-        drawn("Learning rate", "", "learning_rate", bottom=0.0, format_y=short_number),
+        chart("Loss", unit, "loss"),
+        chart("Learning rate", "", "learning_rate", bottom=0.0, format_y=short_number),
     ]
     if any("reward_margin" in record for records in kinds.values() for record in records):
         charts += [
-            drawn(
+            chart(
                 "Reward accuracy",
                 "fraction of pairs whose chosen answer has the higher reward",
                 "reward_accuracy",
@@ -197,7 +180,7 @@ def tuning_charts(metrics: list[Record], unit: str) -> list[Drawing]:
                 top=1.0,
                 format_y=lambda value: f"{value:.0%}",
             ),
-            drawn(
+            chart(
                 "Reward margin",
                 "chosen minus rejected answer",
                 "reward_margin",
@@ -212,7 +195,7 @@ def smooth(points: list[Point]) -> list[Point]:
     return smoothed(points, max(1, round(SMOOTHING_FRACTION * len(points))))
 
 
-def _with_mean(points: list[Point]) -> list[Series]:
+def _with_average(points: list[Point]) -> list[Series]:
     return [
         Series("each step", points, "s0", faint=True),
         Series("smoothed", smooth(points), "s0"),
@@ -220,7 +203,7 @@ def _with_mean(points: list[Point]) -> list[Series]:
 
 
 def _typical_top(points: list[Point], first: float) -> float | None:
-    """Returns the maximum after a first fraction of the points, which may be far above the rest."""
+    """Returns the maximum after the first fraction of points, which may be far above the rest."""
     later = [y for _, y in points[int(first * len(points)) :] if math.isfinite(y)]
     return max(later) if later else None
 

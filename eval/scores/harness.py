@@ -56,16 +56,7 @@ def lm_eval(config: LmEvalConfig) -> None:
     selection = select(config)
     if config.chat:
         check_chat_templates(folders)
-    out = Path(config.out)
-    known = {}
-    if out.exists() and not config.overwrite:
-        known = load_results(out, "out")["models"]
-        others = ", ".join(name for name in known if name not in folders)
-        if others:
-            raise InputError(
-                f"out={out}: holds scores of {others}, which would be lost. Add them to models, "
-                "choose another file (compare reads several), or give overwrite=true."
-            )
+    stored = stored_scores(config)
     device = resolve_device(config.device)
     dtypes = {
         name: resolve_dtype(config.dtype, folder, device, f"models.{name}")
@@ -76,7 +67,7 @@ def lm_eval(config: LmEvalConfig) -> None:
         for name, folder in folders.items()
     }
     done = {
-        name: known[name] for name in known if known[name]["fingerprint"] == fingerprints.get(name)
+        name: model for name, model in stored.items() if model["fingerprint"] == fingerprints[name]
     }
     manager = None
     for name, folder in folders.items():
@@ -112,7 +103,26 @@ def lm_eval(config: LmEvalConfig) -> None:
         console.print(render_suite(suite))
     if config.logger.wandb != "disabled":
         log_scores(config, results)
-    console.print(f"{out}: {len(folders)} models", soft_wrap=True)
+    console.print(f"{config.out}: {len(folders)} models", soft_wrap=True)
+
+
+def stored_scores(config: LmEvalConfig) -> dict[str, Any]:
+    """Returns the models of an existing result file that is to be extended.
+
+    Raises:
+        InputError: the file holds models that would be lost.
+    """
+    out = Path(config.out)
+    if config.overwrite or not out.exists():
+        return {}
+    models: dict[str, Any] = load_results(out, "out")["models"]
+    others = ", ".join(name for name in models if name not in config.models)
+    if others:
+        raise InputError(
+            f"out={out}: holds scores of {others}, which would be lost. Add them to models, "
+            "choose another file (compare reads several), or give overwrite=true."
+        )
+    return models
 
 
 def check_chat_templates(folders: dict[str, Path]) -> None:

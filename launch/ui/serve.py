@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import signal
-import socket
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from conf.errors import InputError
+from conf.gradio_page import check_installed, check_port, import_gradio, launch_page
 
 
 @dataclass
@@ -38,35 +36,15 @@ def ui(config: UiConfig) -> None:
 
     Raises InputError where gradio is missing or the port is taken.
     """
-    if importlib.util.find_spec("gradio") is None:
-        raise InputError(
-            'ui needs gradio, which is not installed: pip install -c constraints.txt -e ".[chat]"'
-        )
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((config.host, config.port))
-        except OSError as error:
-            raise InputError(
-                f"host={config.host} port={config.port}: {error.strerror}; choose another."
-            ) from None
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # it reads it when imported
+    check_installed("ui", ["gradio"])
+    check_port("port", config.port, config.host)
+    import_gradio()
     from launch.ui.commands import Started
     from launch.ui.page import CHAT, CSS, build
 
     started = Started()
     page = build(Path(config.runs), started, config.port + 1)
-    page.launch(
-        server_name=config.host,
-        server_port=config.port,
-        share=config.share,
-        prevent_thread_lock=True,
-        quiet=True,
-        css=CSS,
-    )
-    print(f"page: http://localhost:{config.port}", flush=True)
-    if page.share_url:
-        print(f"public: {page.share_url}", flush=True)
+    launch_page(page, config.host, config.port, config.share, CSS)
     over = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: over.set())
