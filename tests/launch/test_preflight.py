@@ -60,7 +60,11 @@ def test_the_sentence_of_pretrain(case, corpus, tmp_path):
         (CPUS, {"profile__ranks": "[3]"}, None),
         (CPUS, {"profile__ranks": "[4]"}, "rank 4, expected 0 to 3"),
         (CPUS, {"parallel__attention": "flex"}, "attention=flex cannot run on cpu"),
-        (CPUS, {"evaluation__tasks": "[local]"}, "evaluation.tasks=local: evaluation.task_folder is not"),
+        (
+            CPUS,
+            {"evaluation__tasks": "[local]"},
+            "evaluation.tasks=local: evaluation.task_folder is not",
+        ),
         (SMALL, {"parallel": "auto"}, "no layout that fits"),
     ],
 )
