@@ -1,4 +1,4 @@
-"""What training adds to a stage of a recipe: learning rate, precision and RoPE base."""
+"""Training settings of the stages of a recipe: learning rate, precision and RoPE base."""
 
 from __future__ import annotations
 

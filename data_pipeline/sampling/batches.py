@@ -71,7 +71,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class DocumentBoundaries:
-    """How document boundaries are detected.
+    """Settings of the detection of document boundaries.
 
     Attributes:
         eos_id: EOS, if it marks all boundaries; None if the index of each shard tells them.

@@ -51,7 +51,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class SampleLocations:
-    """Where samples are stored.
+    """Locations of samples in the streams of their sources.
 
     Attributes:
         source: (n,) index in `SampleOrder.sources`.
