@@ -29,7 +29,7 @@ FILTER_BITS = (16, 26)
 
 
 def make(config: CleaningConfig) -> Step:
-    """Makes the step; raises InputError if no set is given or one cannot be read."""
+    """Makes the step `decontaminate`; raises InputError without a readable evaluation set."""
     options = config.decontaminate
     index = NgramIndex(options.n_gram, options.min_words, options.min_matches)
     for name, items in evaluation_sets(options):

@@ -10,7 +10,7 @@ LABEL = "__label__"
 
 
 def make(config: CleaningConfig) -> Step:
-    """Makes the step; raises InputError without a fastText model that has the languages."""
+    """Makes the step `language`; raises InputError without a model that has the languages."""
     options = config.language
     if options.model is None:
         raise InputError(

@@ -17,7 +17,7 @@ LIKE_IP = re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]")
 
 
 def make(config: CleaningConfig) -> Step:
-    """Makes the step, which replaces addresses by `email` and `ip` of the options."""
+    """Makes the step `pii`, which replaces addresses by `email` and `ip` of the options."""
     silence_datatrove()
     from datatrove.pipeline.formatters.pii import PIIFormatter, public_ip_validator
 

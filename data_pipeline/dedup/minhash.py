@@ -101,7 +101,7 @@ def resolve(folder: Path) -> NDArray[np.int64]:
 
 
 def clusters(edges: Edges) -> Edges:
-    """Returns the connected components as edges from their smallest node to each other node.
+    """Returns connected components as edges from the smallest node to every other node.
 
     The result has shape (n, 2) and is sorted by its second column.
     """

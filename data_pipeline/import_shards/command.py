@@ -27,10 +27,12 @@ from data_pipeline.import_shards.adopt import adopt, check_dtypes
 from data_pipeline.import_shards.config import ImportConfig
 from data_pipeline.import_shards.listing import Pair, list_pairs, shard_file
 from data_pipeline.store.manifest import FILE, Manifest
+from data_pipeline.text.corpus import TokenizerConfig
 from data_pipeline.tokenizing.corpus_tokenizer import write_adopted_tokenizer
 from data_pipeline.tokenizing.tokenizer import (
     document_tokenizer,
     load_tokenizer,
+    special_ids,
     token_bytes,
     vocab_size_of,
 )
@@ -53,8 +55,14 @@ def import_shards(config: ImportConfig) -> None:
         if pair.prefix.resolve().is_relative_to(out.resolve()):
             raise InputError(f"out={out} contains {pair.prefix}.bin. Choose another folder.")
     path = Path(config.tokenizer)
-    ids = _special_ids(load_tokenizer(path), config)
-    special = [t for t in (config.eos_token, config.bos_token, config.pad_token) if t]
+    tokens = TokenizerConfig(
+        path=config.tokenizer,
+        pad_token=config.pad_token or config.eos_token,
+        bos_token=config.bos_token or config.eos_token,
+        eos_token=config.eos_token,
+    )
+    ids = special_ids(load_tokenizer(path), tokens, group="")
+    special = [tokens.eos_token, tokens.bos_token, tokens.pad_token]
     tokenizer = Tokenizer.from_str(document_tokenizer(path, special, keep_added=True)[0])
     with output.folder() as folder:
         np.save(folder / "token_bytes.npy", token_bytes(tokenizer))
@@ -93,20 +101,6 @@ def _print_warnings(
     ]
     for warning in warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False)
-
-
-def _special_ids(tokenizer: Tokenizer, config: ImportConfig) -> dict[str, int]:
-    ids = {}
-    for name in ("pad", "bos", "eos"):
-        key = f"{name}_token" if getattr(config, f"{name}_token") else "eos_token"
-        number = tokenizer.token_to_id(getattr(config, key))
-        if number is None:
-            raise InputError(
-                f"{key}={getattr(config, key)} is not in the vocabulary of {config.tokenizer}. "
-                "Choose a token of that vocabulary."
-            )
-        ids[f"{name}_id"] = number
-    return ids
 
 
 def _adopt_all(

@@ -162,19 +162,24 @@ def vocab_size_of(tokenizer: Tokenizer) -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
-def special_ids(tokenizer: Tokenizer, config: TokenizerConfig) -> dict[str, int]:
-    """Returns the ids of pad, bos and eos; raises InputError if the tokenizer lacks one."""
-    ids = {}
-    for name in ROLES:
-        piece = getattr(config, f"{name}_token")
-        number = tokenizer.token_to_id(piece)
+def special_ids(
+    tokenizer: Tokenizer, config: TokenizerConfig, group: str = "tokenizer."
+) -> dict[str, int]:
+    """Returns the ids of pad, bos and eos; raises InputError if the tokenizer lacks one.
+
+    `group` is the prefix of the config's keys in the error.
+    """
+    pieces = dict(zip(ROLES, _special_tokens(config), strict=True))
+    ids: dict[str, int] = {}
+    for role in reversed(ROLES):  # eos first, because the others may default to it
+        number = tokenizer.token_to_id(pieces[role])
         if number is None:
             raise InputError(
-                f"tokenizer.{name}_token={piece} is not in the vocabulary of {config.path}. "
+                f"{group}{role}_token={pieces[role]} is not in the vocabulary of {config.path}. "
                 "Choose a token of that vocabulary."
             )
-        ids[f"{name}_id"] = number
-    return ids
+        ids[role] = number
+    return {f"{role}_id": ids[role] for role in ROLES}
 
 
 def token_bytes(tokenizer: Tokenizer) -> NDArray[np.uint16]:
