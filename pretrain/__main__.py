@@ -1,5 +1,4 @@
-"""`python -m pretrain [train] key=value ...`, `... memory model=...`, `... export run=...`,
-`... checkpoints dir=...`."""
+"""The command line of pretraining: `python -m pretrain [COMMAND] key=value ...`."""
 
 from conf.entry import Command, main
 
@@ -16,25 +15,25 @@ COMMANDS = {
         schema="pretrain.planning.command:MemoryConfig",
         run="pretrain.planning.command:memory",
         complete="pretrain.model_choice:take_model",
-        summary="lists the layouts of a model that fit, with the memory of each rank",
+        summary="lists the layouts of a model that fit into memory, with the bytes of each rank",
     ),
     "checkpoints": Command(
         config="checkpoints",
         schema="pretrain.checkpoints.command:CheckpointsConfig",
         run="pretrain.checkpoints.command:checkpoints",
-        summary="lists the checkpoints of a run with verdicts; do=verify reads all of their bytes",
+        summary="lists the checkpoints of a run and their state; do=verify reads every byte",
     ),
     "export": Command(
         config="export",
         schema="pretrain.export:ExportConfig",
         run="pretrain.export:export",
-        summary="writes a step of a run as a Hugging Face folder",
+        summary="exports a step of a run as a Hugging Face folder",
     ),
     "receipts": Command(
         config="receipts",
         schema="pretrain.health.receipts:ReceiptsConfig",
         run="pretrain.health.receipts:receipts",
-        summary="says whether two runs did the same, to the bit",
+        summary="compares two runs bit by bit",
     ),
 }
 

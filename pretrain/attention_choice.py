@@ -1,10 +1,10 @@
-"""Which attention backend each stage runs on: the fastest one here, timed once at the start.
+"""Chooses the attention backend of each stage: the fastest one, timed once at the start.
 
-What is fastest depends on the GPU, the packages, the head's size, the window and the documents of
-the data, so `parallel.attention=auto` times every backend that exists here on the first batch of
-each sequence length. Rank 0 times and decides: one that chose otherwise would round otherwise.
-A CPU has two that are better one with a window and one without: nothing is timed, so that a run
-there is the same bit for bit each time.
+The fastest backend depends on the GPU, the packages, the head size, the window and the documents of
+the data, so `parallel.attention=auto` times every usable backend on the first batch of each
+sequence length. Rank 0 times and decides for all ranks, because backends round differently. Nothing
+is timed on a CPU, so that its runs are reproducible bit for bit: there one backend is faster with a
+window, and one without.
 """
 
 from __future__ import annotations
@@ -36,8 +36,11 @@ ITERATIONS = 5
 
 @dataclass
 class Timing:
-    """Of one sequence length. seconds: of a forward and backward pass of one layer on one
-    micro-batch by backend, for those that ran; failed: why others did not."""
+    """The backend of one sequence length, with the times of all candidates.
+
+    seconds: per backend, forward and backward pass of one layer on one micro-batch.
+    failed: per backend that could not run, the reason.
+    """
 
     backend: str
     seconds: dict[str, float] = field(default_factory=dict)
@@ -51,10 +54,10 @@ def choose_attention(
     layout: Layout,
     processes: Processes,
 ) -> dict[int, Timing]:
-    """The backend for each sequence length of the plan, the same on all ranks.
+    """Returns the backend of each sequence length of the plan, the same on all ranks.
 
-    Raises InputError where the config names one that is unknown or cannot run here. Under context
-    parallelism whole sequences are timed.
+    Raises InputError where the config names a backend that cannot run here. With context
+    parallelism, whole sequences are timed.
     """
     name, dtype = config.parallel.attention, compute_dtype(config.precision)
     if name != "auto":
@@ -90,10 +93,10 @@ def choose_attention(
 
 
 def fastest(candidates: Sequence[str], work: Callable[[str], Callable[[], None]]) -> Timing:
-    """Times the candidates and names the fastest; nothing is timed where there is one only.
+    """Times the candidates and returns the fastest; a single candidate is not timed.
 
-    work: a candidate's name -> a function that does its work once. One that fails (a shape that
-    its kernels do not take, memory) is passed over; RuntimeError where all fail.
+    work: returns a function that does a candidate's work once. Candidates that fail (unsupported
+    shapes, memory) are skipped. Raises RuntimeError if all fail.
     """
     if len(candidates) == 1:
         return Timing(candidates[0])
@@ -101,7 +104,7 @@ def fastest(candidates: Sequence[str], work: Callable[[str], Callable[[], None]]
     for name in candidates:
         try:
             timing.seconds[name] = seconds_of(work(name))
-        except Exception as why:  # kernels refuse in ways of their own; the reason is kept
+        except Exception as why:  # each kernel has its own errors; the reason is kept
             timing.failed[name] = str(why).split("\n")[0][:200]
     if not timing.seconds:
         raise RuntimeError(f"no attention backend ran here: {timing.failed}")
@@ -110,7 +113,7 @@ def fastest(candidates: Sequence[str], work: Callable[[str], Callable[[], None]]
 
 
 def seconds_of(work: Callable[[], None]) -> float:
-    """The quickest of a few times, after one that compiles and fills caches."""
+    """Returns the shortest of several times, after a warm-up that compiles and fills caches."""
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     work()
     best = float("inf")
@@ -132,11 +135,19 @@ def forward_backward(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Callable[[], None]:
-    """One layer's attention and its gradients on a backend, over the heads of one of `tp` ranks;
-    where the windows of the layers differ, that of all layers.
+    """Returns a function that runs one layer's attention and its gradients on a backend.
 
-    shape: (batch, seq). cu_seqlens: (documents + 1,) int32 starts of documents, on the device; None
-    where every sequence is one.
+    It runs the heads of one of `tp` ranks, and all layers where their windows differ.
+
+    Args:
+        name: The backend.
+        model: Config of the network.
+        shape: (batch, seq).
+        tp: Number of tensor-parallel ranks.
+        cu_seqlens: (documents + 1,) int32 starts of documents, on the device; None where every
+            sequence is one document.
+        device: Device of the inputs.
+        dtype: Dtype of the inputs.
     """
     assert model.head_dim is not None
     heads = [model.num_heads // tp, model.num_kv_heads // tp, model.num_kv_heads // tp]

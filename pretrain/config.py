@@ -1,4 +1,4 @@
-"""What a training run is made of, as `conf/command/pretrain.yaml` and its groups state it."""
+"""Config of a training run: `conf/command/pretrain.yaml` and its groups."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ PRECISIONS = ("fp32", "bf16", "fp8", "fp8_rowwise")
 AUTO = "auto"
 PRECISION_CHOICES = (AUTO, *PRECISIONS)
 MESH = ("dp_replicate", "dp_shard", "cp", "tp")
-"""Dimensions of the device mesh, the outermost first: neighbours talk most."""
+"""Dimensions of the device mesh, outermost to innermost. Inner dimensions communicate most."""
 
 
 @dataclass
 class DataConfig:
-    """folder: made by `python -m data_pipeline tokenize`, local or a URL such as s3://bucket/corpus.
+    """The tokenized corpus.
 
-    max_epochs: how often a source may be read; a plan that needs more is refused.
-    prefetch_steps: steps that are read while one trains.
-    cache_bytes: of a remote corpus on this machine's disk, for each process.
+    folder: output of `python -m data_pipeline tokenize`, local or a URL such as s3://bucket/corpus.
+    max_epochs: times that a source may be read; a recipe that needs more is refused.
+    prefetch_steps: steps that are read ahead while another one trains.
+    cache_bytes: disk space of the cache of a remote corpus, per process.
     """
 
     folder: str = MISSING
@@ -37,7 +38,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.prefetch_steps < 0:
-            raise InputError(f"data.prefetch_steps={self.prefetch_steps}, expected 0 or more.")
+            raise InputError(f"data.prefetch_steps={self.prefetch_steps}: expected 0 or more.")
 
 
 @dataclass
@@ -94,36 +95,35 @@ class OptimConfig:
         if (self.decay_tokens > 0) != (self.schedule == "wsd"):
             raise InputError(
                 f"optim.decay_tokens={self.decay_tokens} with optim.schedule={self.schedule}: "
-                "schedule=wsd needs decay_tokens above 0, the others take none."
+                "schedule=wsd needs decay_tokens above 0, and the other schedules must not have it."
             )
         if self.min_learning_rate > self.learning_rate:
             raise InputError(
-                f"optim.min_learning_rate={self.min_learning_rate} is above "
+                f"optim.min_learning_rate={self.min_learning_rate}: expected at most "
                 f"optim.learning_rate={self.learning_rate}."
             )
 
 
 @dataclass
 class ParallelConfig:
-    """How the processes share the work; -1 for dp_shard takes all that the others leave.
+    """Division of the work between processes; -1 for dp_shard takes all remaining processes.
 
-    dp_replicate: copies of the model; dp_shard: processes that split weights and optimizer states
-        (FSDP2) and have samples of their own; cp: processes that share every sequence (context
-        parallel), which split weights too; tp: processes that share every matrix and, between
-        them, the sequence.
-    micro_batch_tokens: tokens of one forward pass on one rank at most; what is missing to
-        recipe.global_batch_tokens is accumulated. auto takes what fits, from the plan of memory.
-    activation_checkpointing: what backward computes again to save memory: none, selective (all but
-        matrix products and attention), or full (whole blocks).
-    reshard_after_forward: whether a block's gathered weights are dropped between its forward and
-        backward pass; null drops them only where processes split the weights, and nowhere else
-        takes the time to make them twice.
-    compile: torch.compile of each block, true or false; auto compiles on CUDA, and on a CPU whose
-        run is long enough to earn the time back.
-    async_tp: tensor parallel's talk runs while matrices are multiplied; compiled, on GPUs.
-    attention: backend, `auto` or one of `model.attention.backends`.
-    auto: takes sizes, micro_batch_tokens and activation_checkpointing (at least what is given)
-        from the plan of memory.
+    dp_replicate: replicas of the model.
+    dp_shard: processes that shard weights and optimizer states (FSDP2), each with its own samples.
+    cp: processes that split every sequence (context parallelism). They shard weights too.
+    tp: processes that split every matrix, and the sequence between matrices (tensor parallelism).
+    micro_batch_tokens: most tokens of one forward pass on one rank; gradients are accumulated up to
+        recipe.global_batch_tokens. auto takes what fits into memory.
+    activation_checkpointing: what is recomputed in backward to save memory: none, selective (all
+        but matrix products and attention), or full (whole blocks).
+    reshard_after_forward: whether the gathered weights of a block are freed between its forward and
+        backward pass; null frees them where several processes shard the weights.
+    compile: torch.compile of each block, true or false. auto compiles on CUDA, and on a CPU if the
+        run is long enough to save more time than compiling takes.
+    async_tp: overlaps tensor-parallel communication with matrix products; needs compile and GPUs.
+    attention: auto, or a backend of `model.attention.backends`.
+    auto: chooses sizes, micro_batch_tokens and activation_checkpointing (at least the given one)
+        that fit into memory.
     """
 
     dp_replicate: int = 1
@@ -153,16 +153,17 @@ class ParallelConfig:
         if self.compile not in (AUTO, True, False):
             raise InputError(f"parallel.compile={self.compile}: expected auto, true or false.")
 
-    def gathers_twice(self, shards: int) -> bool:
-        """Whether backward gathers the weights again that `shards` processes split."""
+    def reshards_after_forward(self, shards: int) -> bool:
+        """Returns whether backward gathers again the weights that `shards` processes shard."""
         return shards > 1 if self.reshard_after_forward is None else self.reshard_after_forward
 
 
 @dataclass
 class ValidationConfig:
-    """every_steps: 0 for only before the first and after the last step.
+    """Held-out loss during training.
 
-    tokens: held-out tokens of each source at each validation.
+    every_steps: 0 for only before the first and after the last step.
+    tokens: held-out tokens per source and validation.
     """
 
     every_steps: int = 100
@@ -171,9 +172,9 @@ class ValidationConfig:
 
 @dataclass
 class EvaluationConfig:
-    """Tasks of lm-eval on the model in place. tasks, task_folder, num_fewshot, limit: as
-    `python -m eval lm_eval` takes them; no tasks, no evaluation.
+    """Tasks of lm-eval on the model in training.
 
+    tasks, task_folder, num_fewshot, limit: those of `python -m eval lm_eval`.
     every_steps: 0 for only after the last step.
     """
 
@@ -187,24 +188,27 @@ class EvaluationConfig:
         for key, least in (("limit", 1), ("every_steps", 0)):
             value = getattr(self, key)
             if value is not None and value < least:
-                raise InputError(f"evaluation.{key}={value}, expected {least} or more.")
+                raise InputError(f"evaluation.{key}={value}: expected {least} or more.")
 
 
 @dataclass
 class CheckpointConfig:
-    """When the state is saved (beside after the last step), which saves stay, and where.
+    """Checkpoints in addition to the final one: how often, how many, and where.
 
-    every_steps, every_tokens, every_minutes: 0 for never; whichever comes first.
-    interval: null, or `auto`: instead of every_steps, the interval that loses the least (Daly) at
-        the measured cost of a save and mttf_hours, the mean time between failures of the whole job.
-    short_lived_every_steps: saves between those, each only until the next of either kind.
-    keep_last: how many stay on disk; keep_every: and those of multiples of so many steps;
-        keep_best: and so many with the lowest held-out loss, of those saved at a validation.
-    asynchronous: files are written while the training goes on.
-    wait_seconds: that a save waits for an earlier one before it is left out.
-    timeout_minutes: after which a writer counts as hung and is killed.
-    copy_to: a URL (s3://bucket/run ...) that gets a copy of each, less the short-lived ones; a run
-        folder without them, or with bad ones, is filled from there.
+    every_steps, every_tokens, every_minutes: intervals, of which the first to pass counts; 0 for
+        never.
+    interval: null, or auto for the interval that loses the least time (Daly), given the measured
+        cost of a save and mttf_hours; it replaces every_steps.
+    mttf_hours: mean time between failures of the whole job.
+    short_lived_every_steps: more saves in between, each kept only until the next save.
+    keep_last: number of checkpoints kept on disk.
+    keep_every: also keeps multiples of this step permanently; 0 for none.
+    keep_best: also keeps this number of checkpoints with the lowest held-out loss.
+    asynchronous: writes files while training continues.
+    wait_seconds: time that a save waits for an earlier one before it is skipped.
+    timeout_minutes: time after which a writer counts as hung and is killed.
+    copy_to: URL (s3://bucket/run) of a mirror of all but short-lived checkpoints. Checkpoints that
+        are missing or damaged in the run folder are restored from it.
     """
 
     every_steps: int = 100
@@ -223,36 +227,37 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         if self.keep_last < 1:
-            raise InputError(f"checkpoint.keep_last={self.keep_last}, expected at least 1.")
+            raise InputError(f"checkpoint.keep_last={self.keep_last}: expected 1 or more.")
         if self.timeout_minutes <= 0:
             raise InputError(
-                f"checkpoint.timeout_minutes={self.timeout_minutes}, expected more than 0."
+                f"checkpoint.timeout_minutes={self.timeout_minutes}: expected more than 0."
             )
         for key in (
             *("every_steps", "every_tokens", "every_minutes", "short_lived_every_steps"),
             *("mttf_hours", "keep_every", "keep_best", "wait_seconds"),
         ):
             if getattr(self, key) < 0:
-                raise InputError(f"checkpoint.{key}={getattr(self, key)}, expected 0 or more.")
+                raise InputError(f"checkpoint.{key}={getattr(self, key)}: expected 0 or more.")
         if self.copy_to is not None and "://" not in self.copy_to:
             raise InputError(
-                f"checkpoint.copy_to={self.copy_to}, expected a URL such as s3://bucket/run."
+                f"checkpoint.copy_to={self.copy_to}: expected a URL such as s3://bucket/run."
             )
         if self.interval is not None:
             one_of("checkpoint.interval", self.interval, ("auto",))
             if not self.mttf_hours:
                 raise InputError(
-                    "checkpoint.interval=auto needs checkpoint.mttf_hours, the mean time between "
-                    "failures of the whole job in hours (3700 / nodes on common clusters)."
+                    "checkpoint.interval=auto: checkpoint.mttf_hours is missing. Give the mean "
+                    "time between failures of the whole job (3700 / nodes on common clusters)."
                 )
 
 
 @dataclass
 class ProfileConfig:
-    """Files in `profile/` of the run folder.
+    """Traces of steps, in `profile/` of the run folder.
 
-    steps: to trace, counted from 1; neighbours share a file. ranks: that write one each.
-    memory: a snapshot of CUDA's memory too.
+    steps: steps to trace, counted from 1; consecutive steps share a file.
+    ranks: ranks that write a file each.
+    memory: also writes snapshots of CUDA memory.
     """
 
     steps: list[int] = field(default_factory=list)
@@ -261,25 +266,25 @@ class ProfileConfig:
 
     def __post_init__(self) -> None:
         if any(step < 1 for step in self.steps):
-            raise InputError(f"profile.steps={self.steps}, expected steps from 1 on.")
+            raise InputError(f"profile.steps={self.steps}: expected numbers from 1 on.")
 
 
 @dataclass
 class PretrainConfig:
-    """One run. `run_dir` holds all of it; the same command run again continues it.
+    """One training run. The same command, run again, continues it.
 
-    init_from: a Hugging Face folder to start from, null for fresh weights. Without model= the model
-        is the folder's; model.max_seq_len and model.rope_theta may differ from it.
-    precision: fp32, or bf16 with float32 master weights and reductions, or that with the matrix
-        products of the blocks in fp8 (fp8: one scale a matrix, fp8_rowwise: one a row); auto is
-        bf16 where every process's hardware multiplies it, else fp32, and what the run was made
-        with where it is resumed.
-    objective: name of the loss to minimize, and its options; validation is cross-entropy always.
-    allow_change: keys or groups of the config that may differ from the last start's, such as optim.
-    gc_every_steps: Python's garbage is collected on all ranks after these; 0 leaves it to Python.
-    report: a finished run ends in report.html of its folder (python -m eval report).
-    stop_after: ends the run after this many steps of the plan (the schedule is the plan's), as if
-        interrupted there, with a checkpoint; null for all of them.
+    run_dir: folder with all files of the run.
+    init_from: a Hugging Face folder to start from; null for random weights. Without model=, the
+        model is that of the folder. model.max_seq_len and model.rope_theta may differ from it.
+    precision: fp32; bf16 with float32 master weights and reductions; or bf16 with the blocks'
+        matrix products in fp8 (fp8: one scale per matrix, fp8_rowwise: one per row). auto is bf16
+        if every process's hardware multiplies it, else fp32. A resumed run keeps its precision.
+    objective: name and options of the loss to minimize. Validation measures the cross-entropy.
+    allow_change: keys or groups of the config that may differ from the last start, such as optim.
+    gc_every_steps: interval of Python's garbage collection on all ranks; 0 leaves it to Python.
+    report: whether a finished run writes report.html (python -m eval report).
+    stop_after: steps after which the run ends with a checkpoint, as if it was interrupted; the
+        schedule remains that of the whole plan. null for all steps.
     """
 
     name: str = MISSING

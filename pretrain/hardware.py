@@ -1,4 +1,4 @@
-"""What the machine is, and how many FLOP/s it could do: the denominator of MFU."""
+"""Description of the machine, and its peak FLOP/s, which is the denominator of MFU."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import torch
 from conf.machine import cpu_name, matrix_speed
 
 PEAKS: tuple[tuple[str, float, float], ...] = (
-    # (pattern of the device's name, FLOP/s in bf16, in fp8): dense tensor-core peaks of the
-    # vendors' data sheets, the variants of a chip before the chip; 0 where it has no fp8.
+    # (pattern of the device name, FLOP/s in bf16, in fp8): dense tensor-core peaks of the vendors'
+    # data sheets, with the variants of a chip before the chip itself; 0 without fp8.
     (r"GB200", 2500e12, 5000e12),
     (r"B200", 2250e12, 4500e12),
     (r"(H100|H200) NVL", 835.5e12, 1671e12),
@@ -37,15 +37,15 @@ PACKAGES = ("torch", "megatron-core", "datasets", "tokenizers", "hydra-core", "w
 
 
 def compute_dtype(precision: str) -> torch.dtype:
-    """The type of activations and gathered weights; fp8 is only inside of matrix products."""
+    """Returns the dtype of activations and gathered weights; fp8 is used in products only."""
     return torch.float32 if precision == "fp32" else torch.bfloat16
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """Returns the FLOP/s of one device and where the number is from: its data sheet, or measured.
+    """Returns the FLOP/s of one device, and the source of the number.
 
-    A CPU, and a GPU that is not in the table, is measured by its own matrix product: an upper
-    bound that this process, with its number of threads, can really reach.
+    It is from the data sheet of a GPU in the table. For other devices it is measured with a matrix
+    product, which this process can reach with its number of threads.
     """
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
@@ -58,14 +58,16 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
 
 
 def fp8_peak(device: torch.device) -> float | None:
-    """Returns the dense fp8 peak of a GPU's data sheet; None where it has none, or is not known."""
+    """Returns the dense fp8 peak of a GPU's data sheet; None without fp8 or data sheet."""
     found = data_sheet(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     return (found[1] or None) if found is not None else None
 
 
 def data_sheet(name: str) -> tuple[float, float] | None:
-    """Returns the dense peaks in bf16 and fp8 of the GPU that torch calls `name`; None where it is
-    not in the table, and for a slice of one (MIG), which has a part of its peak."""
+    """Returns the dense peaks in bf16 and fp8 of the GPU that torch calls `name`.
+
+    Returns None for GPUs outside the table and for a slice of a GPU (MIG).
+    """
     if "MIG" in name:
         return None
     for pattern, bf16, fp8 in PEAKS:
@@ -75,7 +77,7 @@ def data_sheet(name: str) -> tuple[float, float] | None:
 
 
 def environment(device: torch.device, world_size: int) -> dict[str, Any]:
-    """What a run ran on: git commit, packages, hardware."""
+    """Returns the environment of a run: git commit, packages, hardware."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     return {
         "git_commit": _git("rev-parse", "HEAD"),
@@ -97,18 +99,16 @@ def _git(*arguments: str) -> str | None:
 
 
 def memory_peak_bytes(device: torch.device) -> int:
-    """Returns the most memory this process has held since `reset_memory_peak`: of its GPU, or on a
-    CPU of the machine."""
+    """Returns the peak memory of this process since `reset_memory_peak`, on its device."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def reset_memory_peak(device: torch.device) -> None:
-    """Begins to count the peak again: what the set-up took, such as the timing of attention, is not
-    what a step needs."""
+    """Resets the peak, which excludes the setup, such as the timing of attention, from it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
-    with suppress(OSError):  # Linux resets the resident set's high-water mark, others keep it
+    with suppress(OSError):  # only Linux can reset the peak of the resident set
         Path("/proc/self/clear_refs").write_text("5")

@@ -1,4 +1,4 @@
-"""`precision=auto`: what the ranks of a run compute in, the same on all of them."""
+"""Chooses the precision of `precision=auto`, the same on all ranks."""
 
 from __future__ import annotations
 
@@ -20,8 +20,12 @@ from pretrain.processes import Processes
 
 @dataclass(frozen=True)
 class Report:
-    """What one rank knows: whether it multiplies bf16 and why, what the run was made with (rank 0
-    alone looks), and what to warn of."""
+    """One rank's view of the precision.
+
+    native: whether its hardware multiplies bf16; reason: why.
+    made_with: the precision of earlier starts of the run, read by rank 0 only.
+    warning: printed if it is not empty.
+    """
 
     native: bool
     reason: str
@@ -30,11 +34,10 @@ class Report:
 
 
 def settle_precision(config: PretrainConfig, processes: Processes) -> str:
-    """Sets `config.precision` where it is `auto`, the same on every rank: every rank calls it.
-    Returns the reason, which rank 0 has printed.
+    """Sets `config.precision` where it is `auto`; every rank calls it.
 
-    Warns, with a measurement, of a precision that was asked for by name and that a CPU has no
-    units for.
+    Returns the reason, which rank 0 has printed. Warns, with a measurement, if a precision was
+    given for which a CPU has no units.
     """
     asked = config.precision
     found = processor(processes.device)
@@ -49,13 +52,13 @@ def settle_precision(config: PretrainConfig, processes: Processes) -> str:
     dist.all_gather_object(reports, Report(verdict.native, verdict.reason, made_with, warning))
     config.precision, reason = decide(asked, reports)
     if processes.is_main:
-        said = next((f"warning: {r.warning}" for r in reports if r.warning), reason)
-        print(said, end="\n" if said else "", flush=True)
+        line = next((f"warning: {r.warning}" for r in reports if r.warning), reason)
+        print(line, end="\n" if line else "", flush=True)
     return reason
 
 
 def decide(asked: str, reports: list[Report]) -> tuple[str, str]:
-    """Returns the precision of all ranks, and a sentence on why; empty where it was given."""
+    """Returns the precision of all ranks, and the reason; empty if the precision was given."""
     if asked != "auto":
         return asked, ""
     lacking = next((rank for rank, report in enumerate(reports) if not report.native), None)
@@ -70,14 +73,16 @@ def decide(asked: str, reports: list[Report]) -> tuple[str, str]:
     if compute_dtype(made_with) == compute_dtype(fitting):
         return made_with, f"{kept}."
     return made_with, (
-        f"{kept}, though this machine would take {fitting} ({reason}): to change it, give "
+        f"{kept}, though this machine would take {fitting} ({reason}). To change it, give "
         f"precision={fitting} 'allow_change=[precision]'."
     )
 
 
 def precision_before(config: PretrainConfig) -> str | None:
-    """Returns the precision that a run with checkpoints was last started with; None where there is
-    none to continue from, or its checkpoints do not say."""
+    """Returns the precision of the last start of a run that has checkpoints.
+
+    Returns None without checkpoints, or if they do not state a precision.
+    """
     run_dir = Path(config.run_dir)
     manifests = _manifests(run_dir / "checkpoints", config.checkpoint.copy_to)
     if manifests is None:
@@ -89,8 +94,11 @@ def precision_before(config: PretrainConfig) -> str | None:
 
 
 def _manifests(folder: Path, copy: str | None) -> list[dict[str, Any]] | None:
-    """Manifests that state a precision, newest first, of the checkpoints that are here, else of the
-    newest in the object store; None where there are no checkpoints."""
+    """Returns the checkpoint manifests that state a precision, newest first.
+
+    They are those of the folder, else that of the newest checkpoint in the mirror. Returns None
+    where there are no checkpoints.
+    """
     here = files.listed(folder)
     found = []
     try:
@@ -100,6 +108,6 @@ def _manifests(folder: Path, copy: str | None) -> list[dict[str, Any]] | None:
             found = [copies.manifest(copy, steps[0])]
         else:
             return None
-    except (OSError, ValueError, StorageError):  # whoever loads it will say so
+    except (OSError, ValueError, StorageError):  # loading the checkpoint reports the error
         return []
     return [manifest for manifest in found if "precision" in manifest]

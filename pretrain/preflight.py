@@ -1,8 +1,8 @@
-"""What a run would be refused for, checked before it is started or queued.
+"""Checks of a run before it is started or queued.
 
-`launch` calls this for the processes that a job will have. What is not there yet, or cannot be seen
-from this machine (data that an earlier step makes, a URL, a folder of the cluster), is left to the
-run itself.
+`launch` calls them for the processes that a job will have. Things that do not exist yet or cannot
+be seen from this machine (data that an earlier step makes, a URL, a folder of the cluster) are left
+to the checks of the run itself.
 """
 
 from __future__ import annotations
@@ -36,13 +36,15 @@ from pretrain.precision_choice import precision_before
 from pretrain.resume_checks import check_resume
 
 ENDLESS = 10**15
-"""Tokens of each source where no corpus can be read."""
+"""Tokens per source where no corpus can be read."""
 
 
 def preflight(config: PretrainConfig, job: Job) -> None:
-    """Raises InputError, in the words of `python -m pretrain`, where the run would be refused as
-    this job. Writes nothing."""
-    config = copy.deepcopy(config)  # what is settled here is not the caller's
+    """Raises the InputError with which `python -m pretrain` would refuse the run as this job.
+
+    Writes nothing.
+    """
+    config = copy.deepcopy(config)  # choices made here must not reach the caller
     check_stop_file(Path(config.run_dir))
     if config.precision == "auto":
         config.precision = fitting_precision(config, job)
@@ -57,8 +59,7 @@ def preflight(config: PretrainConfig, job: Job) -> None:
 
 
 def check_plan(config: PretrainConfig, manifest: Manifest | None, job: Job) -> None:
-    """Raises InputError where the layout, the recipe and the data do not fit each other or the
-    job."""
+    """Raises InputError where layout, recipe, data and job do not fit each other."""
     plan = StagePlan(config.recipe, train_tokens(config.recipe, manifest))
     check_run(config, plan, manifest, job)
     if config.parallel.auto:
@@ -70,23 +71,26 @@ def check_plan(config: PretrainConfig, manifest: Manifest | None, job: Job) -> N
 
 
 def check_last_start(config: PretrainConfig, manifest: Manifest, newest: Path) -> None:
-    """Raises InputError where a run that was begun cannot go on as it is configured now.
+    """Raises InputError where a run cannot continue with this config.
 
-    newest: its last checkpoint, whose bytes are verified when the run starts.
+    newest: its last checkpoint. Its bytes are verified only when the run starts.
     """
     plan = StagePlan(config.recipe, manifest.source_tokens("train"))
     try:
         about = files.read_manifest(newest)
     except (OSError, ValueError):
-        return  # the run goes back to the one before it
+        return  # the run falls back to the checkpoint before it
     order = sample_order(config, plan, manifest)
     check_resume(newest, about, config, manifest, plan, order)
     check_changes(config)
 
 
 def fitting_precision(config: PretrainConfig, job: Job) -> str:
-    """Returns what `auto` becomes: what the run was made with, or what this machine multiplies;
-    still `auto` where the job is elsewhere."""
+    """Returns the value of `precision=auto`.
+
+    It is the precision of earlier starts, else the one that this machine multiplies; still `auto`
+    where the job runs elsewhere.
+    """
     here = replace(config.checkpoint, copy_to=None)  # an object store may not answer for minutes
     before = precision_before(replace(config, checkpoint=here))
     if before or not job.here:
@@ -95,8 +99,7 @@ def fitting_precision(config: PretrainConfig, job: Job) -> str:
 
 
 def check_tasks(config: EvaluationConfig, job: Job) -> None:
-    """Raises InputError where lm-eval or a task that is to be scored during training is not
-    there."""
+    """Raises InputError where lm-eval or a task to score during training is missing."""
     elsewhere = config.task_folder and not job.here and not Path(config.task_folder).exists()
     if not config.tasks or not job.packages or elsewhere:
         return
@@ -107,16 +110,20 @@ def check_tasks(config: EvaluationConfig, job: Job) -> None:
 
 
 def readable_manifest(folder: str, job: Job) -> Manifest | None:
-    """Returns the manifest of a corpus, or None where it is left to the run to read it: it is
-    remote, or is not there and the job does not run on this machine."""
+    """Returns the manifest of a corpus, or None where only the run can read it.
+
+    That is a remote corpus, or a missing one if the job does not run on this machine.
+    """
     if is_remote(folder) or not (job.here or (Path(folder) / FILE).is_file()):
         return None
     return load_manifest(folder)
 
 
 def train_tokens(recipe: RecipeConfig, manifest: Manifest | None) -> Mapping[str, int]:
-    """Returns the training tokens of each source; endless for those that the recipe names where
-    there is no corpus."""
+    """Returns the training tokens per source.
+
+    Without a corpus these are the sources that the recipe names, with ENDLESS tokens each.
+    """
     if manifest is not None:
         return manifest.source_tokens("train")
     named = {source for stage in recipe.stages.values() for source in stage.mixture}

@@ -1,4 +1,4 @@
-"""What `setup` builds and `Trainer` runs."""
+"""A training run, as `setup` builds it for the trainer."""
 
 from __future__ import annotations
 

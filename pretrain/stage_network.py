@@ -1,7 +1,7 @@
-"""The network as it is at a step: what a stage changes of `model`, in one place.
+"""The network config at a step, with the changes that a stage makes to `model`.
 
-The training, validation, tasks, checkpoints and exports all ask here, so that what is exported is
-what was trained.
+Training, validation, tasks, checkpoints and exports all use it, so that the exported network is the
+trained one.
 """
 
 from __future__ import annotations
@@ -15,20 +15,22 @@ from pretrain.recipe import training_config
 
 
 def network_of(model: ModelConfig, stage: ScheduledStage) -> ModelConfig:
-    """Returns the network of a stage; model: that of the run."""
+    """Returns the network of a stage. model: the network of the run."""
     return replace(model, rope_theta=training_config(stage).rope_theta or model.rope_theta)
 
 
 def network_after(model: ModelConfig, plan: StagePlan, step: int) -> ModelConfig:
-    """Returns the network of a run after `step` steps: that of the stage of the last of them."""
+    """Returns the network after `step` steps, which is that of the stage of the last step."""
     return network_of(model, plan.at(max(0, step - 1)))
 
 
 def network_of_checkpoint(
     about: dict[str, Any], model: ModelConfig, plan: StagePlan
 ) -> ModelConfig:
-    """Returns the network whose weights a checkpoint holds; about: what it states. Checkpoints from
-    before they stated it have the one that follows from the run's config."""
+    """Returns the network whose weights a checkpoint contains. about: its metadata.
+
+    The metadata of old checkpoints does not have it; there it follows from the run's config.
+    """
     if "network" not in about:
         return network_after(model, plan, about["step"])
     known = {field.name for field in fields(ModelConfig)}

@@ -23,7 +23,7 @@ from pretrain.health.flight_recorder import turn_on_flight_recorder
 from pretrain.health.outcome import FINISHED, STOPPED, writing_outcome
 from pretrain.health.receipts import Receipts
 from pretrain.health.replay import Replay
-from pretrain.health.restarts import count_start, ended_well
+from pretrain.health.restarts import count_start, reset_starts
 from pretrain.health.run_lock import locked
 from pretrain.health.stop import StopRequests, check_stop_file
 from pretrain.health.stragglers import Stragglers
@@ -133,7 +133,7 @@ def run_training(
         on_exit.callback(hook.on_leave, trainer)
     trainer.train()
     if processes.is_main:
-        ended_well(Path(config.run_dir))
+        reset_starts(Path(config.run_dir))
         if config.report and trainer.step == run.plan.total_steps:
             write_page(Path(config.run_dir))
     if trainer.step == run.plan.total_steps:

@@ -1,5 +1,22 @@
-"""The training loop. What a run is made of is built in `setup`; what happens beside the steps is
-in `hooks`."""
+"""The training loop.
+
+`setup.prepare` builds a run, `Trainer` runs its steps, and hooks do everything around a step. In
+step n the trainer and the hooks are called in this order:
+
+    hooks.before_step              the stage's settings are applied, validation is over
+    train_step                     per micro-batch: objective, backward
+        hooks.before_optimizer_step    gradients are reduced, scaled and clipped
+        optimizer.step                 unless the step is bad (health/bad_steps.py)
+    hooks.on_record                the record of step n - 1, whose numbers are on the host by now
+    hooks.after_step               validation, checkpoint, stop requests
+
+Losses and gradients are sums until the end, so that every layout takes the same step. A batch of
+three samples with 10, 20 and 30 targets on two ranks, with micro-batches of one sample:
+
+    rank 0     sample 0, then sample 1     loss sums   L0 + L1     10 + 20 targets
+    rank 1     sample 2, then a blank      loss sums   L2 + 0      30 targets
+    all ranks                              loss = (L0 + L1 + L2) / 60, and so for the gradient
+"""
 
 from __future__ import annotations
 
@@ -35,12 +52,7 @@ from pretrain.stage_network import network_after
 
 
 class Trainer:
-    """Runs the plan from the newest checkpoint to its end.
-
-    step: steps done, of `plan.total_steps`.
-    stopping: why the run ends at the next step border, as all ranks agreed.
-    must_save: a checkpoint is due after this step, whatever the interval says; on all ranks.
-    """
+    """Runs the steps of a plan. Its public attributes are described in `hooks.TrainerView`."""
 
     def __init__(
         self, config: PretrainConfig, processes: Processes, run: Run, bad_steps: BadSteps
@@ -70,7 +82,7 @@ class Trainer:
         self.peak, self.fp8_peak = (all_reduce_sum(peaks, self.layout.dp) * ranks).tolist()
 
     def train(self) -> None:
-        """Trains until the plan's end, or `stop_after`."""
+        """Trains until the end of the plan, `stop_after`, or a stop request."""
         reset_memory_peak(self.processes.device)
         total = self.plan.total_steps
         end = total if self.config.stop_after is None else min(self.config.stop_after, total)
@@ -108,15 +120,15 @@ class Trainer:
         self.loader.close()
 
     def train_step(self) -> PendingStep:
-        """One optimizer step. Gradients of summed losses are accumulated, and divided by the
-        number of targets of the whole batch once: every layout takes the same step."""
+        """Runs one optimizer step and returns its numbers, which are still on the device."""
         stage = self.plan.at(self.step)
         data = self.loader.get(self.step)
         self.data_wait_seconds = data.wait_seconds
         device, dp = self.processes.device, self.layout.dp
         counts = all_reduce_sum(data.counts.to(device, non_blocking=True), dp)
         sums = torch.zeros(len(self.sources) + len(self.objective.metrics), device=device)
-        # FSDP averages over its ranks; the fixed divisor keeps the sums small meanwhile.
+        # FSDP averages over its ranks. A fixed divisor keeps the sums small until the number of
+        # targets of the whole batch is known.
         batch_tokens = self.plan.batch_tokens(self.step)
         weight = self.layout.data.size() / batch_tokens
         for index, batch in enumerate(data.micro_batches):
@@ -144,7 +156,7 @@ class Trainer:
         return PendingStep(self._record(data, rate), sums, grad_norm, verdict, counts)
 
     def _record(self, data: StepData, rate: float) -> dict[str, Any]:
-        """What the host knows of the step that just ran."""
+        """Returns what the host knows about the step that was just launched."""
         stage = self.plan.at(self.step)
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
@@ -169,6 +181,7 @@ class Trainer:
         }
 
     def _publish_step(self, pending: PendingStep) -> None:
+        """Completes the record of a step with its numbers, and sends it to all hooks."""
         keys, digest, *counts = pending.counts.tolist()
         names, sums = self.order.sources, pending.sums.tolist()
         losses, metrics = sums[: len(names)], sums[len(names) :]
@@ -202,8 +215,11 @@ class Trainer:
             hook.on_record(record)
 
     def _fp8_utilization(self, step: int, flops_per_second: float) -> dict[str, float]:
-        """Returns the share of the fp8 peak, where the linears of a step, counted from 1, multiply
-        fp8 on a GPU whose peak is known; `mfu` is of the bf16 peak, so that precisions compare."""
+        """Returns the utilization of the fp8 peak in a step with fp8 linears, counted from 1.
+
+        It is empty where the GPU's peak is not known. `mfu` always refers to the bf16 peak, so that
+        precisions can be compared.
+        """
         precision = self.config.precision_of(self.plan.at(step - 1))
         if not self.fp8_peak or not precision.startswith("fp8"):
             return {}
@@ -216,7 +232,7 @@ class Trainer:
             self._publish_step(pending)
 
     def publish(self, record: dict[str, Any]) -> None:
-        """Gives hooks a line about the steps done so far; the time it took is not a step's."""
+        """Sends a record about the steps done so far to all hooks, outside of step times."""
         self.flush()
         common = {"step": self.step, "tokens": self.plan.tokens_at(self.step), "time": time.time()}
         for hook in self.hooks:
@@ -259,7 +275,7 @@ class Trainer:
         }
 
     def describe(self) -> str:
-        """One paragraph on what is about to run."""
+        """Returns a paragraph about the run."""
         sizes = [f"{name}={size}" for name, size in self.layout.sizes().items()]
         start = f"resuming after step {self.step}" if self.step else "from fresh weights"
         if not self.step and self.config.init_from:

@@ -66,7 +66,7 @@ def traffic(
     parts = model.num_layers + (1 if model.tie_embeddings else 2)
     found: list[Traffic] = []
     if shards > 1:
-        gathered = 2 if parallel.gathers_twice(shards) else 1
+        gathered = 2 if parallel.reshards_after_forward(shards) else 1
         found += [
             Traffic(
                 "shard",

@@ -1,4 +1,4 @@
-"""What differs between a start and the one before it: of the config, and of the software."""
+"""Differences between two starts of a run, in its config and in its software."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from conf.text import flatten
 from pretrain.config import PretrainConfig
 
 GUARDED = ("optim", "objective", "precision", "init_from")
-"""What decides how the weights are updated; model, data and the order of what was trained on are
-held against the checkpoint."""
+"""Keys that decide how the weights are updated. Model, data and order are compared with the
+checkpoint instead."""
 FREE = ("run_dir", "name", "stop_after", "allow_change")
-"""What means something else at each start."""
+"""Keys that may have another value at each start."""
 
 
 def check_changes(config: PretrainConfig) -> dict[str, tuple[Any, Any]]:
-    """What of the config is not as it was at the last start: (before, now) by key.
+    """Returns (before, now) of each key that changed since the last start.
 
-    Raises InputError with all of them where one is guarded and not named in `allow_change`, itself
-    or by the group that it is in.
+    Raises InputError with all guarded keys that changed and that `allow_change` names neither
+    directly nor by their group.
     """
     path = Path(config.run_dir) / "config.yaml"
     if not path.exists():
@@ -40,21 +40,21 @@ def check_changes(config: PretrainConfig) -> dict[str, tuple[Any, Any]]:
     if refused:
         difference = ", ".join(f"{key} was {found[key][0]}, now {found[key][1]}" for key in refused)
         raise InputError(
-            f"{config.run_dir} was begun with other settings ({difference}): restore them, or say "
-            f"that they are meant to change with 'allow_change=[{','.join(refused)}]'."
+            f"{config.run_dir} was begun with other settings ({difference}). Restore them, or "
+            f"allow the change with 'allow_change=[{','.join(refused)}]'."
         )
     return found
 
 
 def settings(config: Any) -> dict[str, Any]:
-    """Returns the values of a config by dotted key; parameter groups are one value."""
+    """Returns the values of a config by dotted key. All parameter groups are one value."""
     content: Any = OmegaConf.to_container(config)
     groups = content.get("optim", {}).pop("groups", {})
     return flatten(content) | {"optim.groups": groups}
 
 
 def changed_software(run_dir: Path, now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Packages, Python and git commit that are not those of the last start: (before, now)."""
+    """Returns (before, now) of each package, Python or git commit that changed."""
     path = run_dir / "env.json"
     try:
         before = flatten(json.loads(path.read_text()))

@@ -1,4 +1,4 @@
-"""Settings of `health`."""
+"""Config of the group `health`."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ from conf.errors import InputError, one_of
 
 @dataclass
 class HealthConfig:
-    """time_limit_minutes: after the start, when the run saves and stops to be started again; null
-        for none.
-    spikes: of loss or gradient norm: log, skip their update, or rewind (updates them, but goes back
-        after rewind_after in a row). What is not finite is always skipped.
-    spike_score: a spike is that many robust standard deviations above the median of the last
-        spike_window good steps of the stage; 0 for never.
-    rewind_after: bad steps in a row before the run goes back to a checkpoint from before them and
-        goes on with new data; 0 for never. Logged spikes do not count.
-    rewinds_at_most: within spike_window steps, before the run gives up.
-    step_seconds, pause_seconds: that a step, and the work between two steps or a step that may
-        compile, can take before the run is ended as hung; step_seconds=0 for no watchdog.
-    straggler_every_steps: slow ranks are looked for; 0 for never. straggler_ratio: to the lower
-        median of the ranks, from which one is slow.
-    compare_every_steps: copies of the weights are compared, and their fingerprint goes into
-        receipts.jsonl; 0 for never and no receipts.
-    replay_steps: to do twice and compare to the bit, counted from 1.
-    restarts_at_most: starts of a run, after the first, from the same checkpoint; 0 for any number.
+    """Detection and handling of faults during training.
+
+    time_limit_minutes: time after the start at which the run saves and stops, to be started again;
+        null for no limit.
+    spikes: what happens at a spike of the loss or the gradient norm. log records it, skip also
+        skips its update, and rewind applies it but rewinds after rewind_after spikes in a row.
+        Steps that are not finite are always skipped.
+    spike_score: robust standard deviations above the median of the last spike_window good steps of
+        the stage from which a step is a spike; 0 for never.
+    rewind_after: bad steps in a row after which the run returns to a checkpoint from before them
+        and continues with new data; 0 for never. Logged spikes do not count.
+    rewinds_at_most: rewinds within spike_window steps, after which the run ends.
+    restarts_at_most: restarts from the same checkpoint, after which the run ends; 0 for any number.
+    step_seconds: time after which a step counts as hung and the run ends; 0 for no watchdog.
+    pause_seconds: the same for the work between two steps, and for a step that may compile.
+    straggler_every_steps: interval at which slow ranks are detected; 0 for never.
+    straggler_ratio: ratio to the lower median of the ranks from which a rank is slow.
+    compare_every_steps: interval at which replicas of the weights are compared and their
+        fingerprint is written to receipts.jsonl; 0 for never, and no receipts.
+    replay_steps: steps to run twice and compare bit by bit, counted from 1.
     """
 
     time_limit_minutes: float | None = None
@@ -55,7 +58,7 @@ class HealthConfig:
             "compare_every_steps",
         ):
             if getattr(self, key) < 0:
-                raise InputError(f"health.{key}={getattr(self, key)}, expected 0 or more.")
+                raise InputError(f"health.{key}={getattr(self, key)}: expected 0 or more.")
         limit = self.time_limit_minutes
         if limit is not None and limit <= 0:
-            raise InputError(f"health.time_limit_minutes={limit}, expected above 0 or null.")
+            raise InputError(f"health.time_limit_minutes={limit}: expected more than 0, or null.")

@@ -21,15 +21,18 @@ INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def bits(tensor: Tensor) -> Tensor:
-    """Sum modulo 2^64 of the bit patterns, a 0-d int64 tensor on the same device."""
+    """Returns the sum of the bit patterns modulo 2^64, a 0-d int64 tensor on the same device."""
     return tensor.detach().view(INTEGERS[tensor.element_size()]).sum(dtype=torch.int64)
 
 
 @torch.no_grad()
 def local_sums(model: nn.Module) -> Tensor:
-    """(1 + len(MESH),) int64 of this rank: its part of the whole model's sum, where every value is
-    counted on one rank only; then for each dimension of the mesh the sum over the parameters that
-    are copied along it."""
+    """Returns this rank's checksums, (1 + len(MESH),) int64.
+
+    The first is its part of the sum over the whole model, in which each value is counted on one
+    rank only. Then follows, per dimension of the mesh, the sum over the parameters that are
+    replicated along it.
+    """
     first = next(model.parameters())
     device = first.to_local().device if isinstance(first, DTensor) else first.device
     sums = torch.zeros(1 + len(MESH), dtype=torch.int64, device=device)
@@ -51,7 +54,7 @@ def local_sums(model: nn.Module) -> Tensor:
 
 
 def gather(sums: Tensor, world_size: int) -> list[list[int]]:
-    """`local_sums` of all ranks; waits for the device."""
+    """Returns `local_sums` of all ranks, and waits for the device."""
     if world_size == 1:
         return [sums.tolist()]
     parts = [torch.empty_like(sums) for _ in range(world_size)]
@@ -60,15 +63,17 @@ def gather(sums: Tensor, world_size: int) -> list[list[int]]:
 
 
 def fingerprint(gathered: list[list[int]]) -> str:
-    """Of the whole model, in hexadecimal."""
+    """Returns the fingerprint of the whole model, in hexadecimal."""
     return f"{sum(row[0] for row in gathered) % 2**64:016x}"
 
 
 def unequal_replicas(
     gathered: list[list[int]], layout: Layout
 ) -> list[tuple[list[int], list[int]]]:
-    """(ranks with other weights, ranks they were compared with) for each group of copies that are
-    not equal; where there is no majority, all of them against none."""
+    """Returns (deviating ranks, ranks they were compared with) per group of unequal replicas.
+
+    Where no value has a majority, all ranks of the group deviate, from no others.
+    """
     found = []
     ranks = layout.mesh.mesh
     for index in range(len(MESH)):
@@ -83,6 +88,6 @@ def unequal_replicas(
 
 
 def _factor(name: str) -> int:
-    """An odd signed number of 64 bits."""
+    """Returns an odd signed 64-bit number that belongs to the name."""
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True) | 1

@@ -1,4 +1,4 @@
-"""NCCL's flight recorder: the last collectives of each rank, dumped where one hangs."""
+"""Turns on NCCL's flight recorder, which dumps each rank's last collectives after a hang."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 
 ENTRIES = 20_000
-"""Collectives that a rank remembers: some steps of a model of 8B; a few MB."""
+"""Collectives that a rank remembers: a few steps of an 8B model, in a few MB."""
 
 
 def turn_on_flight_recorder(run_dir: str) -> None:
-    """Sets the environment that NCCL's process group reads when it is made; what the user has set
-    stays. `torchfrtrace` reads the dumps, one a rank, `<run_dir>/logs/flight_recorder_<rank>`."""
+    """Sets the variables that NCCL's process group reads, unless the user has set them.
+
+    Each rank dumps to `<run_dir>/logs/flight_recorder_<rank>`, which `torchfrtrace` reads.
+    """
     prefix = str(Path(run_dir).absolute() / "logs" / "flight_recorder_")
     for name, value in (
         ("TORCH_FR_BUFFER_SIZE", str(ENTRIES)),

@@ -1,4 +1,4 @@
-"""A few numbers of every rank, on the CPU, one step late: no rank waits for another in it."""
+"""An asynchronous all-gather whose result is returned one call later, so that no rank waits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pretrain.processes import Processes
 
 
 class LateGather:
-    """Gathers `width` numbers over all ranks. The group is made by all ranks at once."""
+    """Gathers `width` numbers per rank on the CPU. All ranks must create it at the same time."""
 
     def __init__(self, processes: Processes, width: int = 1) -> None:
         self.world_size = processes.world_size
@@ -19,9 +19,11 @@ class LateGather:
         self._under_way: tuple[dist.Work, list[Tensor]] | None = None
 
     def exchange(self, mine: list[float]) -> list[list[float]]:
-        """Hands in this rank's numbers, and returns by rank those of the call before (at the first
-        call, none). All ranks call it equally often and get the same answer. A process that is
-        alone gets its own at once."""
+        """Submits this rank's numbers, and returns those of all ranks in the call before.
+
+        The first call returns an empty list. All ranks must call it equally often, and get the same
+        result. With one process it returns the process's own numbers at once.
+        """
         if self.group is None:
             return [mine]
         before = self.collect()
@@ -32,7 +34,7 @@ class LateGather:
         return before
 
     def collect(self) -> list[list[float]]:
-        """What is under way, by rank; none where nothing is."""
+        """Waits for the last call, and returns its numbers by rank; empty if there was none."""
         if self._under_way is None:
             return []
         work, parts = self._under_way

@@ -1,5 +1,7 @@
-"""`outcome.json` of a run folder: how the last process ended. torchrun turns every exit code but 0
-into 1; who starts runs again reads the code there."""
+"""`outcome.json` of a run folder: how the last process ended.
+
+torchrun turns every exit code except 0 into 1, so programs that restart runs read the code here.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,16 @@ from pretrain.processes import Processes
 
 FILE = "outcome.json"
 FINISHED, STOPPED = "finished", "stopped"
-"""Causes of a run that ends with 0: all steps are done, or as many as `stop_after`."""
+"""Causes of a run that ends with exit code 0: all steps are done, or `stop_after` was reached."""
 BEGUN = ("config.yaml", "slurm", "logs")
-"""The run's own, and folders of who launched it: a refused start leaves nothing elsewhere."""
+"""Names in a folder that a run or its launcher has written. A refused start writes nowhere else."""
 
 
 def write_outcome(run_dir: Path, code: int, cause: str) -> None:
-    """Writes the file where a run was begun or launched. The first rank to write it has the cause:
-    what the others meet after it is that this one is gone."""
+    """Writes the file in the folder of a run that has begun.
+
+    The first rank to write it knows the cause: the other ranks fail because this one is gone.
+    """
     if any((run_dir / name).exists() for name in BEGUN):
         about = {"code": code, "cause": cause, "time": time.time()}
         temporary = run_dir / f"{FILE}.{os.environ.get('RANK', '0')}.tmp"
@@ -41,7 +45,7 @@ def write_outcome(run_dir: Path, code: int, cause: str) -> None:
 
 
 def read_outcome(run_dir: Path) -> dict[str, Any] | None:
-    """Returns what the file states, or None where there is none."""
+    """Returns the content of the file, or None where there is none."""
     try:
         found = json.loads((run_dir / FILE).read_text())
     except (OSError, ValueError):
@@ -51,16 +55,18 @@ def read_outcome(run_dir: Path) -> dict[str, Any] | None:
 
 @dataclass
 class Outcome:
-    """The cause of a run's good end."""
+    """Cause of a successful end; the run sets it."""
 
     cause: str = FINISHED
 
 
 @contextmanager
 def writing_outcome(run_dir: Path, processes: Processes) -> Iterator[Outcome]:
-    """Around a whole run, on all ranks: rank 0 writes that it is done, the first rank that fails
-    writes why. The run within states the cause of a good end. While the run goes, and after a
-    kill, there is no file."""
+    """Writes the outcome of the run inside it; all ranks use it.
+
+    Rank 0 writes a successful end, and the first rank that fails writes its error. While the run
+    is active, and after it was killed, there is no file.
+    """
     if processes.is_main:
         with suppress(OSError):  # a folder that cannot be written is refused by the checks
             (run_dir / FILE).unlink(missing_ok=True)

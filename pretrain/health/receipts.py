@@ -1,9 +1,9 @@
-"""`receipts.jsonl`: what each step did, to the bit, as a chain.
+"""`receipts.jsonl`: the exact result of each step, as a hash chain.
 
-A line holds the step, the digest of its tokens, the bits of its loss and gradient norm, every
-`health.compare_every_steps` and at the end the fingerprint of the weights, and a hash of all that
-and of the line before. Two runs whose last lines are equal did the same from the first step on.
-The file is not part of `ledger.jsonl`, which is the same for every layout.
+A line has the step, the digest of its tokens, the bits of its loss and gradient norm, and a hash of
+all that and of the previous line. Every `health.compare_every_steps`, and at the end, it also has
+the fingerprint of the weights. Two runs with equal last lines did the same from the first step on.
+The results depend on the layout, unlike `ledger.jsonl`, which is the same for every layout.
 """
 
 from __future__ import annotations
@@ -27,8 +27,11 @@ FILE = "receipts.jsonl"
 
 
 class Receipts(Hook):
-    """All ranks, before the hook of checkpoints: weights that are not equal where they must be are
-    not saved. Comparing waits for the device, once in `every_steps`."""
+    """Compares the replicas of the weights and writes receipts; all ranks.
+
+    It runs before checkpoints, so that weights that differ between replicas are not saved. The
+    comparison waits for the device, once every `every_steps`.
+    """
 
     order = Order.VERIFY
 
@@ -40,7 +43,7 @@ class Receipts(Hook):
         self.chain = ""
 
     def on_start(self, trainer: TrainerView) -> None:
-        """Goes on with the chain."""
+        """Continues the chain of the file."""
         if self.is_main:
             path = self.lines.path
             drop_steps_after(path, trainer.step)
@@ -48,7 +51,7 @@ class Receipts(Hook):
             self.chain = lines[-1]["chain"] if lines else ""
 
     def after_step(self, trainer: TrainerView) -> None:
-        """Compares the copies of the weights. Raises RunAborted on all ranks where they differ."""
+        """Compares replicas when due. Raises RunAborted on all ranks where they differ."""
         step = trainer.step
         is_last = step == trainer.plan.total_steps
         if not self.every_steps or not (step % self.every_steps == 0 or is_last):
@@ -57,23 +60,23 @@ class Receipts(Hook):
         unequal = fingerprint.unequal_replicas(gathered, trainer.layout)
         if unequal:
             groups = "; ".join(
-                f"rank {_names(wrong)} not what rank {_names(right)} has"
+                f"rank {_names(wrong)} differs from rank {_names(right)}"
                 if right
-                else f"ranks {_names(wrong)} do not agree"
+                else f"ranks {_names(wrong)} differ from each other"
                 for wrong, right in unequal
             )
             raise RunAborted(
-                f"copies of the weights differ after step {step} ({groups}): a bit was flipped, or "
-                f"computed wrongly, in the last {self.every_steps} steps; test that machine, leave "
-                "it out, and start again from a checkpoint before them.",
+                f"replicas of the weights differ after step {step} ({groups}), likely through "
+                f"silent data corruption in the last {self.every_steps} steps. Test that machine, "
+                "exclude it, and restart from a checkpoint before these steps.",
                 EXIT_CORRUPT,
             )
         self.weights[step] = fingerprint.fingerprint(gathered)
 
     def on_record(self, record: Mapping[str, Any]) -> None:
-        """Writes the line of a step."""
+        """Writes the receipt of a step."""
         if record["kind"] != "train":
-            self.lines.close()  # once in many steps
+            self.lines.close()  # rare, unlike train records
         if not self.is_main or record["kind"] != "train" or not self.every_steps:
             return
         step = record["step"]
@@ -90,26 +93,26 @@ class Receipts(Hook):
 
 
 def link(before: str, line: Mapping[str, Any]) -> str:
-    """The chain's value at a line."""
+    """Returns the hash of a line and of the hash before it."""
     content = json.dumps([before, {k: v for k, v in line.items() if k != "chain"}], sort_keys=True)
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All lines. Raises InputError where there are none, or the chain is broken."""
+    """Returns all lines. Raises InputError where there are none, or the chain is broken."""
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         before = ""
         for number, line in enumerate(lines, 1):
             if link(before, line) != line["chain"]:
                 raise InputError(
-                    f"{path}: line {number} does not follow from the ones before it: the file was "
-                    "changed; compare the runs' weights instead."
+                    f"{path}: the hash of line {number} does not match, so the file was changed. "
+                    "Compare the weights of the runs instead."
                 )
             before = line["chain"]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
-            f"{path} cannot be read ({error}): name a run that wrote receipts "
+            f"{path} cannot be read ({error}). Choose a run that wrote receipts "
             "(health.compare_every_steps above 0)."
         ) from None
     return lines
@@ -117,15 +120,20 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 @dataclass
 class ReceiptsConfig:
-    """a, b: run folders."""
+    """Two runs to compare.
+
+    a, b: run folders.
+    """
 
     a: str = MISSING
     b: str = MISSING
 
 
 def receipts(config: ReceiptsConfig) -> None:
-    """Says whether two runs did the same, to the bit, as far as both went; where not, ends with 1
-    and says where they part."""
+    """Prints whether two runs are equal to the bit, over the steps that both did.
+
+    Raises RunAborted at the first difference.
+    """
     one, other = (read(Path(run) / FILE) for run in (config.a, config.b))
     for ours, theirs in zip(one, other, strict=False):
         differ = [k for k in ours | theirs if k != "chain" and ours.get(k) != theirs.get(k)]
@@ -133,10 +141,10 @@ def receipts(config: ReceiptsConfig) -> None:
             values = ", ".join(
                 f"{key} {_shown(ours, key)} and {_shown(theirs, key)}" for key in differ
             )
-            raise RunAborted(f"the runs part at step {ours['step']}: {values}.", EXIT_FAILED)
+            raise RunAborted(f"the runs differ from step {ours['step']} on: {values}.", EXIT_FAILED)
     both = min(len(one), len(other))
     if not both:
-        raise InputError(f"{config.a} and {config.b} have no step in common: let both train first.")
+        raise InputError(f"{config.a} and {config.b} have no step in common. Train both first.")
     weights = sum("weights" in line for line in one[:both])
     print(
         f"equal to the bit: tokens, loss and gradient norm of {both} steps, weights at {weights} "
@@ -144,7 +152,7 @@ def receipts(config: ReceiptsConfig) -> None:
     )
     for run, lines in ((config.a, one), (config.b, other)):
         if len(lines) > both:
-            print(f"{run} has {len(lines) - both} steps more")
+            print(f"{run} has {len(lines) - both} more steps")
 
 
 def _shown(line: Mapping[str, Any], key: str) -> str:

@@ -1,5 +1,8 @@
-"""Does chosen steps twice from the same state and compares every bit: a machine that computes
-wrongly now and then, or a kernel that is not deterministic, gives other numbers."""
+"""Runs chosen steps twice from the same state and compares every bit.
+
+A machine that sometimes computes wrongly, or a kernel that is not deterministic, gives different
+results.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,10 @@ from pretrain.hooks import Hook, Order, PendingStep, TrainerView
 
 
 class Replay(Hook):
-    """All ranks. Needs memory for the weights and the optimizer's states once more at these steps,
-    counted from 1."""
+    """Replays the given steps, counted from 1; all ranks.
+
+    These steps need memory for a second copy of the weights and optimizer states.
+    """
 
     order = Order.VERIFY
 
@@ -26,7 +31,7 @@ class Replay(Hook):
         self.first: list[Tensor] = []
 
     def before_step(self, trainer: TrainerView) -> None:
-        """Does the step, keeps its numbers, and undoes it."""
+        """Runs the step, keeps its numbers, and restores the state before it."""
         if trainer.step + 1 not in self.steps:
             return
         trainer.flush()
@@ -40,7 +45,7 @@ class Replay(Hook):
                 tensor.copy_(value)
 
     def after_step(self, trainer: TrainerView) -> None:
-        """Compares. Raises RunAborted on all ranks where one differs."""
+        """Compares the second run. Raises RunAborted on all ranks where a bit differs."""
         if not self.first:
             return
         assert trainer.pending is not None
@@ -53,20 +58,20 @@ class Replay(Hook):
         trainer.publish({"kind": "event", "event": "replay", "unequal_ranks": wrong})
         if wrong:
             raise RunAborted(
-                f"step {trainer.step} gave other numbers when it was done again, on rank "
-                f"{', '.join(map(str, wrong))}: a machine computes wrongly, or a kernel is not "
-                "deterministic (take parallel.attention=sdpa and fp32 to tell them apart).",
+                f"step {trainer.step} gave different numbers when it was replayed, on rank "
+                f"{', '.join(map(str, wrong))}. A machine computes wrongly, or a kernel is not "
+                "deterministic: with parallel.attention=sdpa precision=fp32 only the former does.",
                 EXIT_CORRUPT,
             )
 
     def _numbers(self, trainer: TrainerView, pending: PendingStep) -> list[Tensor]:
-        """What the step left on this rank, in sums that any bit changes."""
+        """Returns checksums of the state and numbers that a step left on this rank."""
         sums = torch.stack([bits(tensor).cpu() for tensor in state_of(trainer)])
         return [sums, bits(pending.sums).cpu(), bits(pending.grad_norm).cpu()]
 
 
 def state_of(trainer: TrainerView) -> list[Tensor]:
-    """This rank's parts of the weights and of the optimizer's states, in one order."""
+    """Returns this rank's shards of the weights and optimizer states, in a fixed order."""
     tensors: list[Tensor] = [*trainer.model.parameters()]
     for parameter in trainer.model.parameters():
         states = trainer.optimizer.state.get(parameter, {})

@@ -1,5 +1,4 @@
-"""Ends crash loops: a fault that comes back at the same place each time is not cured by starting
-again. What counts are starts without progress, not starts."""
+"""Detects crash loops, which are repeated starts from the same checkpoint without progress."""
 
 from __future__ import annotations
 
@@ -17,8 +16,11 @@ FILE = "restarts.json"
 
 
 def count_start(run_dir: Path, step: int, at_most: int, processes: Processes) -> None:
-    """Counts a start from `step`; raises RunAborted on all ranks where more than `at_most` starts
-    after the first came no further (0: any number)."""
+    """Counts a start from `step`.
+
+    Raises RunAborted on all ranks after more than `at_most` restarts without a later checkpoint. 0
+    allows any number.
+    """
     path = run_dir / FILE
     answer: list[Any] = [0]
     if processes.is_main:
@@ -33,12 +35,12 @@ def count_start(run_dir: Path, step: int, at_most: int, processes: Processes) ->
     dist.broadcast_object_list(answer, src=0)
     if at_most and answer[0] > at_most + 1:
         raise RunAborted(
-            f"{run_dir} was started {answer[0] - 1} times from step {step} and came to no later "
-            f"checkpoint: find the cause in the logs of these starts, then remove {path}.",
+            f"{run_dir} was started {answer[0] - 1} times from step {step} without reaching "
+            f"another checkpoint. Find the cause in the logs of these starts, then remove {path}.",
             EXIT_GAVE_UP,
         )
 
 
-def ended_well(run_dir: Path) -> None:
-    """Forgets the starts, after a run that ended as it was asked to; rank 0 calls it."""
+def reset_starts(run_dir: Path) -> None:
+    """Resets the count after a run that ended as requested; rank 0 calls it."""
     (run_dir / FILE).unlink(missing_ok=True)

@@ -1,8 +1,9 @@
-"""One job a run folder: `lock` in it names who has it.
+"""The lock of a run folder, so that only one job at a time uses it.
 
-On one machine the kernel's lock decides, and lets go when the process dies. Between machines, where
-file systems may not share such locks, the holder touches the file every few seconds: a lock of
-another host that nobody touches is a dead one's. No clock is compared with another's.
+On one machine the kernel's file lock decides, and is released when its process dies. File systems
+may not share such locks between machines, so the holder also touches the file every few seconds: a
+lock of another host that is not touched belongs to a dead process. No clocks of different machines
+are compared.
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ from pretrain.processes import Processes
 
 TOUCH_SECONDS = 5.0
 WATCH_SECONDS = 4 * TOUCH_SECONDS
-"""How long a start watches another host's lock for a sign of life."""
+"""Time for which a start watches another host's lock for a touch."""
 
 
 @contextmanager
 def locked(run_dir: Path, processes: Processes) -> Iterator[None]:
-    """Holds the run folder; all ranks call it, rank 0 takes the lock. Raises InputError on all of
-    them where another job has it. Leaves no folder behind in which nothing was written."""
+    """Holds the lock of a run folder; all ranks call it, and rank 0 takes the lock.
+
+    Raises InputError on all ranks where another job has it. Removes a folder that remained empty.
+    """
     lock: RunLock | None = None
     answer: list[Any] = [None]
     if processes.is_main:
@@ -40,7 +43,7 @@ def locked(run_dir: Path, processes: Processes) -> Iterator[None]:
         except InputError as error:
             answer = [error]
         except OSError:
-            pass  # a folder that cannot be written is refused by the checks that follow
+            pass  # later checks refuse a folder that cannot be written
     dist.broadcast_object_list(answer, src=0)
     if answer[0] is not None:
         raise answer[0]
@@ -52,7 +55,7 @@ def locked(run_dir: Path, processes: Processes) -> Iterator[None]:
 
 
 class RunLock:
-    """Takes the lock of a folder, which it makes where it is missing."""
+    """The lock of a folder, which is created if it is missing."""
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / "lock"
@@ -64,7 +67,7 @@ class RunLock:
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(self.file), os.stat(self.path)):
                     break
-            os.close(self.file)  # its holder removed it meanwhile
+            os.close(self.file)  # the holder removed the file in the meantime
         holder = _read(self.file)
         here = socket.gethostname()
         if holder and holder.get("host") != here and self._is_touched():
@@ -78,7 +81,7 @@ class RunLock:
         threading.Thread(target=self._touch, daemon=True, name="run lock").start()
 
     def release(self) -> None:
-        """Removes the lock, and the folder where nothing else is in it."""
+        """Removes the lock, and the folder if it is empty."""
         self._released.set()
         self.path.unlink(missing_ok=True)
         os.close(self.file)
@@ -91,7 +94,7 @@ class RunLock:
         except BlockingIOError:
             return False
         except OSError:
-            pass  # this file system has no such locks: signs of life must do
+            pass  # this file system has no such locks: only touches count
         return True
 
     def _is_touched(self) -> bool:
@@ -104,7 +107,7 @@ class RunLock:
         return False
 
     def _touched_at(self) -> int:
-        file = os.open(self.path, os.O_RDONLY)  # network file systems look again at an open
+        file = os.open(self.path, os.O_RDONLY)  # opening makes network file systems refresh
         try:
             return os.fstat(file).st_mtime_ns
         finally:
@@ -119,7 +122,8 @@ class RunLock:
         job = f", job {holder['job']}" if holder.get("job") else ""
         who = f"pid {holder.get('pid', '?')} on {holder.get('host', 'this host')}{job}"
         return (
-            f"{self.path.parent} is in use by {who}: wait for it, stop it, or take another run_dir."
+            f"{self.path.parent} is in use by {who}. Wait for it, stop it, or choose another "
+            "run_dir."
         )
 
 

@@ -1,7 +1,7 @@
-"""Stops at a step border when asked to: by a signal to any rank, a time limit or a stop file.
+"""Stops a run between two steps: on a signal to any rank, at a time limit, or on a stop file.
 
-Each step every rank hands in what it was asked; all read the answers one step later, so that all
-stop after the same step (I8). One checkpoint is written there, by the hook of checkpoints.
+Each step every rank submits its request, and all ranks read the requests one step later, so that
+all stop after the same step (I8). The hook of checkpoints saves there.
 """
 
 from __future__ import annotations
@@ -21,25 +21,28 @@ from pretrain.processes import Processes
 
 STOP_FILE = "STOP"
 LOOK_SECONDS = 1.0
-"""Between looks for the stop file, which may lie on a network."""
+"""Interval between checks for the stop file, which may be on a network file system."""
 SAME_REQUEST_SECONDS = 1.0
-"""Ctrl-C reaches a rank twice, from the terminal and from torchrun: signals this close together
-are one request."""
+"""Signals this close together are one request: Ctrl-C reaches a rank twice, from the terminal and
+from torchrun."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
-TIME_LIMIT, FILE = 1001, 1002  # beside the numbers of signals
+TIME_LIMIT, FILE = 1001, 1002  # outside the range of signal numbers
 STARTED = time.monotonic()
 
 
 def check_stop_file(run_dir: Path) -> None:
-    """Raises InputError where a stop file lies: it stops until it is removed, requeues too."""
+    """Raises InputError where a stop file exists, which also stops requeued jobs."""
     path = run_dir / STOP_FILE
     if path.exists():
-        raise InputError(f"{path} is there, which stops the run: remove it to go on.")
+        raise InputError(f"stop file {path} exists. Remove it to start this run.")
 
 
 class StopRequests(Hook):
-    """All ranks. The first request stops after a step or two; a second signal ends this process at
-    once, with 128 plus its number."""
+    """Stops the run on request; all ranks.
+
+    The first request stops it after a step or two. A second signal ends this process at once, with
+    exit code 128 plus the signal's number.
+    """
 
     order = Order.CONTROL
 
@@ -54,7 +57,7 @@ class StopRequests(Hook):
         self.before: dict[signal.Signals, object] = {}
 
     def on_start(self, trainer: TrainerView) -> None:
-        """Takes the signals over; not that of a closed terminal, where `nohup` has it ignored."""
+        """Installs the signal handlers, except for SIGHUP if `nohup` ignores it."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in SIGNALS:
@@ -62,7 +65,7 @@ class StopRequests(Hook):
                 self.before[number] = signal.signal(number, self._handle)
 
     def after_step(self, trainer: TrainerView) -> None:
-        """Tells the others, and stops where one of them said so before this step."""
+        """Submits this rank's request, and stops if a rank had one before this step."""
         if self.is_main:
             self._look()
         answers = self.gather.exchange([self.asked])
@@ -72,7 +75,7 @@ class StopRequests(Hook):
                 trainer.must_save = True
 
     def on_end(self, trainer: TrainerView) -> None:
-        """Gives the signals back."""
+        """Restores the signal handlers."""
         self.gather.collect()
         for number, handler in self.before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
@@ -97,5 +100,5 @@ class StopRequests(Hook):
         if asked == TIME_LIMIT:
             return "time limit"
         if asked == FILE:
-            return f"{self.path} is there"
+            return f"stop file {self.path}"
         return f"{signal.Signals(asked).name} on rank {rank}"

@@ -1,8 +1,8 @@
-"""Names ranks that are slow.
+"""Detects slow ranks.
 
-Collectives make all ranks equally slow, so what is compared is what a rank does alone: waiting for
-its data, and the optimizer's update of its part (torch's AdamW; Muon talks in it). A rank is named
-where its mean over the last steps is well above that of the ranks' lower median, twice in a row.
+Collectives make all ranks equally slow, so only work that a rank does alone is compared: waiting
+for its data, and the optimizer's update of its shard (AdamW's; Muon's contains collectives). A rank
+is reported when its mean over the last steps is well above the ranks' lower median, twice in a row.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pretrain.hooks import Hook, Order, TrainerView
 from pretrain.processes import Processes
 
 LEAST_SHARE = 0.05
-"""Of a step's time that a difference must be to matter."""
+"""Least difference that matters, as a fraction of a step's time."""
 
 
 class Stragglers(Hook):
-    """All ranks. Publishes an event, and prints a line, for each slow rank."""
+    """Publishes an event and prints a line for each slow rank; all ranks."""
 
     order = Order.VERIFY
 
@@ -39,7 +39,7 @@ class Stragglers(Hook):
         self.marks: list[tuple[Any, Any]] = []
 
     def on_start(self, trainer: TrainerView) -> None:
-        """Times the end of the optimizer's update."""
+        """Registers the clock at the end of the optimizer's update."""
         if self.on:
             self.began = time.perf_counter()
             trainer.optimizer.register_step_post_hook(lambda *_: self._stop())
@@ -50,7 +50,7 @@ class Stragglers(Hook):
             self.marks.append((self._now(), None))
 
     def after_step(self, trainer: TrainerView) -> None:
-        """Adds up, and compares every few steps."""
+        """Adds up times, and compares them when due."""
         if not self.on:
             return
         self.seconds[0] += trainer.data_wait_seconds
@@ -64,7 +64,7 @@ class Stragglers(Hook):
             self._compare(trainer, answers)
 
     def on_end(self, trainer: TrainerView) -> None:
-        """Ends the gather under way."""
+        """Completes the pending gather."""
         if self.on:
             self.gather.collect()
 
@@ -94,8 +94,10 @@ class Stragglers(Hook):
 
 
 def slow(answers: list[list[float]], ratio: float) -> list[tuple[int, str]]:
-    """Ranks and what they are slow at. answers: of each rank the seconds of data, of the optimizer
-    and of everything."""
+    """Returns slow ranks, and what each is slow at.
+
+    answers: per rank the seconds of data, of the optimizer, and of whole steps.
+    """
     found = []
     for column, what in enumerate(("data", "optimizer")):
         usual = median_low(answer[column] for answer in answers) if answers else 0.0

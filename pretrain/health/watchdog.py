@@ -1,13 +1,14 @@
-"""Ends a run that hangs, in bounded time, and says who it waits for.
+"""Ends a run that hangs, in bounded time, and names the rank that the others wait for.
 
-A thread of each rank looks at how long the main thread has been in what it does. Beyond the limit
-every rank writes its Python stacks, its step and its last collectives to `logs/hang/`, waits a
-moment for the others' files, and the lowest rank that answers names the one that is late: it wrote
-nothing (stopped, or gone), or it has begun fewer collectives than the others. Then all end.
+A thread of each rank measures how long the main thread has been busy with its current activity.
+Beyond the limit every rank writes its Python stacks, its step and its last collectives to
+`logs/hang/` and waits a moment for the files of the others. The lowest rank with a file then names
+the late one, which wrote nothing (it is stopped or gone) or began fewer collectives than the
+others. Then all ranks exit.
 
-A rank that another one's failure leaves waiting ends soon after the cause is written.
+A rank that waits because another one failed exits soon after the cause is written.
 
-A rank whose interpreter is stuck has no thread that runs; for it a timer in C, re-armed each step,
+If the interpreter itself is stuck, no thread runs. A timer in C, which every step resets, then
 writes the stacks and ends the process a little later.
 """
 
@@ -34,15 +35,16 @@ from pretrain.hooks import Hook, Order, TrainerView
 from pretrain.processes import Processes
 
 GRACE_SECONDS = 5.0
-"""For the files of the other ranks."""
+"""Time to wait for the files of the other ranks."""
 LOOK_SECONDS = 5.0
-"""Between looks at whether another rank has failed."""
+"""Interval between checks whether another rank has failed."""
 
 
 class Watchdog(Hook):
-    """All ranks, the first of all hooks: what the others do between steps has its own limit.
+    """Limits the time of steps and of the work between them; all ranks.
 
-    The first step of a process and of a stage may compile, and counts as work between steps.
+    It is the first hook, so that the work of the others counts as work between steps. So does the
+    first step of a process or a stage, which may compile.
     """
 
     order = Order.TIME
@@ -56,8 +58,10 @@ class Watchdog(Hook):
         self.ends = float("inf")
 
     def on_start(self, trainer: TrainerView) -> None:
-        """Starts the thread, and sets the timeout of all process groups: theirs is the last word,
-        where a watchdog itself is gone."""
+        """Starts the thread, and sets the timeout of all process groups.
+
+        Their timeout is the fallback if the watchdog thread dies.
+        """
         if not self.step_seconds:
             return
         self.first_step = trainer.step
@@ -73,22 +77,22 @@ class Watchdog(Hook):
         threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
 
     def before_step(self, trainer: TrainerView) -> None:
-        """A step begins."""
+        """Starts the clock of a step."""
         fresh = trainer.step in (self.first_step, trainer.plan.at(trainer.step).first_step)
         limit = self.pause_seconds if fresh else self.step_seconds
         self._begin(f"step {trainer.step + 1}", limit)
 
     def after_step(self, trainer: TrainerView) -> None:
-        """What follows are other hooks: validation, tasks, checkpoints."""
+        """Starts the clock of the work of other hooks: validation, tasks, checkpoints."""
         self._begin(f"the work after step {trainer.step}", self.pause_seconds)
 
     def on_end(self, trainer: TrainerView) -> None:
-        """Off."""
+        """Disarms the watchdog."""
         self.ends = float("inf")
         faulthandler.cancel_dump_traceback_later()
 
     def path(self, rank: int) -> Path:
-        """What a rank writes when the run hangs."""
+        """Returns the file that a rank writes when the run hangs."""
         return self.folder / f"rank_{rank}.json"
 
     def _begin(self, what: str, seconds: float) -> None:
@@ -121,12 +125,14 @@ class Watchdog(Hook):
         os._exit(EXIT_HANG)
 
     def _follow(self) -> None:
-        """Ends this rank where another has failed: on a GPU it would wait for it in a kernel, where
-        neither an error nor a signal of torchrun reaches it."""
+        """Exits if another rank has failed.
+
+        On a GPU this rank may wait in a kernel, which neither errors nor signals can interrupt.
+        """
         ended = read_outcome(self.run_dir)
         if ended is None or not ended["code"]:
             return
-        time.sleep(GRACE_SECONDS)  # for its own error, where it meets one
+        time.sleep(GRACE_SECONDS)  # lets this rank report its own error first
         if self.ends < float("inf"):
             os._exit(ended["code"])
 
@@ -145,10 +151,10 @@ class Watchdog(Hook):
 
 
 def who_is_late(answers: Mapping[int, Mapping[str, Any] | None]) -> str:
-    """A sentence on the ranks that the others wait for. answers: what each wrote, if it did."""
+    """Returns a sentence on the ranks that the others wait for. answers: the file of each rank."""
     silent = [rank for rank, about in answers.items() if not about]
     if silent:
-        return f"{_ranks(silent)} gave no sign of life"
+        return f"{_ranks(silent)} did not respond"
     counts = {rank: about["collectives"] for rank, about in answers.items() if about}
     late = [rank for rank, count in counts.items() if count == min(counts.values())]
     if len(late) == len(counts):
@@ -158,12 +164,12 @@ def who_is_late(answers: Mapping[int, Mapping[str, Any] | None]) -> str:
 
 
 def groups() -> list[Any]:
-    """Returns all process groups; none where this torch does not list them."""
+    """Returns all process groups, or none where this torch version does not list them."""
     return list(getattr(getattr(distributed_c10d, "_world", None), "pg_map", ()))
 
 
 def collectives() -> int:
-    """Collectives that this rank has begun, in all groups."""
+    """Returns the number of collectives that this rank has begun, in all groups."""
     total = 0
     for group in groups():
         try:
@@ -174,7 +180,7 @@ def collectives() -> int:
 
 
 def last_collectives(number: int = 3) -> list[dict[str, Any]]:
-    """The last ones that the flight recorder remembers, oldest first."""
+    """Returns the last collectives that the flight recorder remembers, oldest first."""
     dump = getattr(torch._C._distributed_c10d, "_dump_fr_trace_json", None)
     try:
         entries = json.loads(dump(True, False))["entries"] if dump else []

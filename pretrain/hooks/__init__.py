@@ -36,7 +36,7 @@ class PendingStep:
 
 
 class TrainerView(Protocol):
-    """What a hook sees of the trainer.
+    """The part of the trainer that hooks use.
 
     checkpoints: the folder of checkpoints.
     dp_rank, dp_size: data-parallel rank and number of ranks.
@@ -91,7 +91,7 @@ class TrainerView(Protocol):
 
 
 class Order(IntEnum):
-    """When a hook is called within a step. Hooks of equal order are called as they were listed."""
+    """Position of a hook within a step. Hooks of equal order are called as they were listed."""
 
     TIME = 0
     """Measures everything that follows."""

@@ -1,4 +1,4 @@
-"""Takes the attention backend that was chosen for each stage; all ranks."""
+"""Sets the attention backend of each stage; all ranks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from pretrain.hooks import Hook, Order, TrainerView
 
 
 class AttentionByStage(Hook):
-    """choice: by sequence length."""
+    """Switches between the backends that were chosen at the start.
+
+    choice: per sequence length.
+    """
 
     order = Order.SETTINGS
 
@@ -17,12 +20,12 @@ class AttentionByStage(Hook):
         self.choice = choice
 
     def on_start(self, trainer: TrainerView) -> None:
-        """Takes the first one, and publishes all with their times."""
+        """Sets the first backend, and publishes all backends with their times."""
         self.before_step(trainer)
         for seq_len, timing in self.choice.items():
             record = {"kind": "event", "event": "attention", "seq_len": seq_len}
             trainer.publish(record | asdict(timing))
 
     def before_step(self, trainer: TrainerView) -> None:
-        """Changes it with the sequence length."""
+        """Sets the backend of the stage's sequence length."""
         trainer.model.attention = self.choice[trainer.plan.at(trainer.step).seq_len].backend

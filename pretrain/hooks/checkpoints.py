@@ -1,4 +1,4 @@
-"""Saves when it is time, after the last step and where another hook asks for it; all ranks."""
+"""Saves checkpoints when due, after the last step, and on request of other hooks; all ranks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pretrain.hooks import Hook, Order, TrainerView
 
 
 class Checkpoints(Hook):
-    """Begins saves and says how they ended. To end a run early: `save`, then `finish`."""
+    """Begins saves, and publishes their outcomes."""
 
     order = Order.SAVE
 
@@ -33,7 +33,7 @@ class Checkpoints(Hook):
         self.saved = -1
 
     def on_start(self, trainer: TrainerView) -> None:
-        """Sets the clock."""
+        """Opens the saver and the mirror, and starts the clock of time-based intervals."""
         config = self.config
         keep = Retention(config.keep_last, config.keep_every, config.keep_best)
         self.saver = Saver(
@@ -55,17 +55,17 @@ class Checkpoints(Hook):
                 config.timeout_minutes * 60,
                 lambda steps, problem: self.copied.put((steps, problem)),
             )
-            self.copier.wake()  # a run that was killed may have left some
+            self.copier.wake()  # an earlier process may have been killed before it mirrored all
         if config.every_minutes or config.interval == "auto":
             self.clock = Clock(trainer.step, time.monotonic())
 
     def on_record(self, record: Mapping[str, Any]) -> None:
-        """Keeps the held-out loss, for keep_best."""
+        """Remembers the held-out loss, for keep_best."""
         if record["kind"] == "validation":
             self.validation = record["step"], record["loss"]
 
     def after_step(self, trainer: TrainerView) -> None:
-        """Saves when it is due."""
+        """Saves when due."""
         self._report(trainer)
         last = trainer.must_save or trainer.step == trainer.plan.total_steps
         trainer.must_save = False
@@ -74,30 +74,32 @@ class Checkpoints(Hook):
         if lasting or (often and trainer.step % often == 0):
             self.save(trainer, short_lived=not lasting, patient=last)
         if last or (self.saved == trainer.step and not self.config.asynchronous):
-            self.finish(trainer, must_hold=last)
+            self.finish(trainer, must_succeed=last)
 
     def before_rewind(self, trainer: TrainerView) -> None:
-        """Waits for the save under way, which may be the one to go back to."""
+        """Waits for the pending save, which the rewind may load."""
         self.finish(trainer)
 
     def on_end(self, trainer: TrainerView) -> None:
-        """Waits for the save and the copy under way."""
+        """Waits for the pending save and its mirror."""
         self.finish(trainer)
         if self.copier is not None:
             self.copier.wait()
         self._report(trainer)
 
     def on_leave(self, trainer: TrainerView) -> None:
-        """Nothing may use the job's store once it is gone."""
-        if hasattr(self, "saver"):  # not where the start itself failed
+        """Closes the saver, because nothing may use the job's store once it is gone."""
+        if hasattr(self, "saver"):  # `on_start` may have failed
             self.saver.leave()
 
     def save(self, trainer: TrainerView, short_lived: bool = False, patient: bool = False) -> None:
-        """Begins a save of this step unless there is one; every rank calls it. patient: not left
-        out for an earlier one, which ends in bounded time."""
+        """Begins a save of this step, unless it is saved already; every rank calls it.
+
+        patient: waits for an earlier save, in bounded time, instead of skipping this one.
+        """
         if self.saved == trainer.step:
             return
-        trainer.flush()  # what the checkpoint covers is in the logs before it
+        trainer.flush()  # the logs must contain every step that the checkpoint covers
         about = trainer.checkpoint_metadata()
         if short_lived:
             about["short_lived"] = True
@@ -114,16 +116,18 @@ class Checkpoints(Hook):
         if self.clock is not None:
             self.clock.saved(time.monotonic())
 
-    def finish(self, trainer: TrainerView, must_hold: bool = False) -> None:
-        """Waits for the save under way; every rank calls it. must_hold: raises CheckpointError
-        where it failed."""
+    def finish(self, trainer: TrainerView, must_succeed: bool = False) -> None:
+        """Waits for the pending save; every rank calls it.
+
+        must_succeed: raises CheckpointError if this step is not saved.
+        """
         problem = self.saver.agreed_outcome()
         self._report(trainer)
-        if must_hold and (problem is not None or self.saved != trainer.step):
+        if must_succeed and (problem is not None or self.saved != trainer.step):
             raise CheckpointError(
                 f"the last step, {trainer.step}, could not be saved in {trainer.checkpoints} "
-                f"({problem or 'an earlier save hangs'}): make room there, and run the same "
-                "command again from the checkpoint before it."
+                f"({problem or 'an earlier save hangs'}). Make room there and run the same command "
+                "again; it continues from the previous checkpoint."
             )
 
     def _is_due(self, trainer: TrainerView) -> bool:
@@ -152,7 +156,7 @@ class Checkpoints(Hook):
         return best_interval(cost_seconds, self.config.mttf_hours * 3600)
 
     def _report(self, trainer: TrainerView) -> None:
-        """Publishes how saves ended; rank 0 knows."""
+        """Publishes the outcomes of saves and mirrors, which rank 0 receives."""
         while not self.saver.outcomes.empty():
             outcome = self.saver.outcomes.get()
             if outcome.problem is not None:
@@ -174,7 +178,7 @@ class Checkpoints(Hook):
             if problem is not None:
                 print(
                     f"ALARM: {self.config.copy_to} has no copy of the newest checkpoint: {problem} "
-                    "Training goes on; the next one tries again.",
+                    "Training continues; the next checkpoint retries.",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -183,11 +187,11 @@ class Checkpoints(Hook):
                 trainer.publish({"kind": "event", "event": "copied", "path": f"step_{step}"})
 
     def _alarm(self, trainer: TrainerView, step: int, problem: str) -> None:
-        """The run goes on, and says that it is less safe than it should be."""
+        """Reports a save that failed; training continues."""
         if trainer.processes.is_main:
             print(
-                f"ALARM: the checkpoint of step {step} was not saved: {problem} Training goes on; "
-                "the next save tries again.",
+                f"ALARM: the checkpoint of step {step} was not saved: {problem} Training "
+                "continues; the next save retries.",
                 file=sys.stderr,
                 flush=True,
             )

@@ -1,8 +1,8 @@
-"""Energy that the run took, where the machine counts it; all ranks.
+"""Measures the energy of the run, where the machine counts it; all ranks.
 
-A GPU is asked through NVML (`nvidia-ml-py`), a machine's CPU packages through RAPL, which Linux
-shows to root under /sys/class/powercap. Both count up by themselves: nothing is polled between two
-readings. What cannot be read is left out of the records.
+GPUs are read through NVML (`nvidia-ml-py`), and CPU packages through RAPL, which Linux exposes to
+root under /sys/class/powercap. Both are hardware counters, so nothing is polled between two
+readings. Values that cannot be read are not recorded.
 """
 
 from __future__ import annotations
@@ -24,38 +24,41 @@ EVERY_STEPS = 100
 POWERCAP = Path("/sys/class/powercap")
 
 Meter = Callable[[], float]
-"""Joules since the last call; the first one since it was made."""
+"""Returns joules since the last call, or since the meter was created."""
 
 
 class Energy(Hook):
-    """Publishes an event every `EVERY_STEPS` and at the end: `seconds`, and `gpu_joules` of all
-    processes' GPUs and `cpu_joules` of all machines, each where all of them can be read."""
+    """Publishes an event every `EVERY_STEPS` and at the end.
+
+    It has `seconds`, `gpu_joules` of all processes and `cpu_joules` of all machines, if all of them
+    can be read.
+    """
 
     def __init__(self, processes: Processes) -> None:
         on_gpu = processes.device.type == "cuda"
         first_here = os.environ.get("LOCAL_RANK", "0") == "0"
         self.gpu = nvml(processes.device) if on_gpu else None
-        # One process reads what all of a machine share.
+        # The processes of a machine share the CPU counters, so that only one reads them.
         self.cpu = rapl() if first_here else lambda: 0.0
         self.gather = LateGather(processes, 3)
 
     def on_start(self, trainer: TrainerView) -> None:
-        """Starts to count."""
+        """Starts counting."""
         self.began = time.perf_counter()
         self._read()
 
     def after_step(self, trainer: TrainerView) -> None:
-        """Hands in what this process read, and publishes what all read the time before."""
+        """Submits this process's reading, and publishes the previous readings of all."""
         if trainer.step % EVERY_STEPS == 0:
             self._publish(trainer, self.gather.exchange(self._read()))
 
     def on_end(self, trainer: TrainerView) -> None:
-        """Publishes the rest."""
+        """Publishes the remaining readings."""
         self._publish(trainer, self.gather.exchange(self._read()))
         self._publish(trainer, self.gather.collect())
 
     def _read(self) -> list[float]:
-        """Joules of GPU and CPU, and seconds, since the last time; nan is not known."""
+        """Returns joules of GPU and CPU, nan if unknown, and seconds since the last reading."""
         seconds, self.began = time.perf_counter() - self.began, time.perf_counter()
         return [*(meter() if meter else math.nan for meter in (self.gpu, self.cpu)), seconds]
 
@@ -74,7 +77,7 @@ class Energy(Hook):
 
 
 def nvml(device: torch.device) -> Meter | None:
-    """Of one GPU; None where NVML or its counter (Volta and later) is not there."""
+    """Returns the meter of a GPU; None without NVML or its counter (Volta and later)."""
     try:
         import pynvml
 
@@ -82,38 +85,40 @@ def nvml(device: torch.device) -> Meter | None:
         uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
         handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
         return difference(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3)
-    except Exception:  # no package, no driver, no such counter: each in a way of its own
+    except Exception:  # no package, driver or counter; each raises its own error
         return None
 
 
 def rapl() -> Meter | None:
-    """Of the CPU packages of this machine, memory not counted; None where they cannot be read."""
+    """Returns the meter of this machine's CPU packages without memory; None if unreadable."""
     meters = []
-    for package in sorted(POWERCAP.glob("intel-rapl:*")):  # AMD's too; parts have a second colon
+    for package in sorted(
+        POWERCAP.glob("intel-rapl:*")
+    ):  # also AMD's; subdomains have a second colon
         if package.name.count(":") > 1 or not (package / "energy_uj").is_file():
             continue
         try:
             span = joules(package / "max_energy_range_uj")
             meters.append(difference(partial(joules, package / "energy_uj"), span))
-        except (OSError, ValueError):  # only root may read it
+        except (OSError, ValueError):  # readable by root only
             return None
     return (lambda: sum(meter() for meter in meters)) if meters else None
 
 
 def joules(file: Path) -> float:
-    """Of a file that holds microjoules."""
+    """Returns the value of a file in microjoules."""
     return int(file.read_text()) / 1e6
 
 
 def difference(counter: Callable[[], float], span: float = math.inf) -> Meter:
-    """A meter of a counter in joules that begins anew at `span`; nan from where it fails."""
+    """Returns a meter of a counter in joules that wraps around at `span`; nan if it fails."""
     last = counter()
 
     def meter() -> float:
         nonlocal last
         try:
             now = counter()
-        except Exception:  # a driver that went away must not end the run
+        except Exception:  # a lost driver must not end the run
             return math.nan
         used, last = now - last, now
         return used if used >= 0 else used + span

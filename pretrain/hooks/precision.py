@@ -1,4 +1,4 @@
-"""Matrix products in the precision of each stage; all ranks."""
+"""Sets the precision of the matrix products of each stage; all ranks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pretrain.parallel.fp8 import apply_fp8
 
 
 class PrecisionByStage(Hook):
-    """Turns the linears of all blocks into those of the stage's precision, between steps."""
+    """Converts the linears of all blocks when the precision changes between two stages."""
 
     order = Order.SETTINGS
 
@@ -17,11 +17,11 @@ class PrecisionByStage(Hook):
         self.now = config.precision
 
     def on_start(self, trainer: TrainerView) -> None:
-        """Takes that of the stage in which this process begins."""
+        """Sets the precision of the stage in which this process begins."""
         self.before_step(trainer)
 
     def before_step(self, trainer: TrainerView) -> None:
-        """Changes it with the stage."""
+        """Sets the precision of the next step's stage."""
         wanted = self.config.precision_of(trainer.plan.at(trainer.step))
         if wanted != self.now:
             apply_fp8(trainer.model, wanted, trainer.processes.device)

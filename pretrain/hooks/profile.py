@@ -1,4 +1,4 @@
-"""Traces and memory snapshots of chosen steps, in `profile/` of the run folder."""
+"""Writes traces and memory snapshots of chosen steps to `profile/` of the run folder."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from pretrain.hooks import Hook, Order, TrainerView
 
 
 class Profile(Hook):
-    """A Chrome trace, and with `memory` on CUDA a snapshot for pytorch.org/memory_viz, of each run
-    of neighbouring steps in `config.steps`.
+    """Writes a Chrome trace per sequence of consecutive steps in `config.steps`.
 
-    Steps count from 1, as in metrics.jsonl. Steps that are profiled are slower; the others are
-    not touched.
+    With `memory` on CUDA it also writes a snapshot for pytorch.org/memory_viz. Steps count from 1,
+    as in metrics.jsonl. Only profiled steps become slower.
     """
 
     order = Order.TIME
@@ -29,7 +28,7 @@ class Profile(Hook):
         self.profiler: profile | None = None
 
     def before_step(self, trainer: TrainerView) -> None:
-        """Starts at the first step of a run of them; names each in the trace."""
+        """Starts at the first of consecutive steps, and labels each step in the trace."""
         step = trainer.step + 1
         if step not in self.steps:
             return
@@ -47,7 +46,7 @@ class Profile(Hook):
         self.label.__enter__()
 
     def after_step(self, trainer: TrainerView) -> None:
-        """Ends at the last step of a run of them, and writes the files."""
+        """Stops at the last of consecutive steps, and writes the files."""
         step = trainer.step
         if self.profiler is None or step not in self.steps:
             return
@@ -56,7 +55,7 @@ class Profile(Hook):
             self._write(step)
 
     def on_end(self, trainer: TrainerView) -> None:
-        """Writes what was under way where the run stops early."""
+        """Writes an unfinished trace if the run stops early."""
         if self.profiler is not None:
             self._write(trainer.step)
 

@@ -1,4 +1,4 @@
-"""The line that a person watches; rank 0 only."""
+"""Shows progress on the terminal; rank 0 only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOG_SECONDS = 10.0
 
 
 class ProgressLine(Hook):
-    """A live line on a terminal; in a log file a line every few seconds."""
+    """Shows a live line on a terminal, and prints a line every few seconds to a log file."""
 
     order = Order.RECORD
 
@@ -26,7 +26,7 @@ class ProgressLine(Hook):
         self.printed_at = 0.0
 
     def on_start(self, trainer: TrainerView) -> None:
-        """Says what runs, and opens the bar."""
+        """Prints a description of the run, and opens the bar."""
         self.total = trainer.plan.total_steps
         self.total_tokens = trainer.plan.total_tokens
         self.console.print(trainer.describe(), highlight=False, soft_wrap=True)
@@ -38,7 +38,7 @@ class ProgressLine(Hook):
             self.task = self.bar.add_task("", total=self.total, completed=trainer.step)
 
     def on_record(self, record: Mapping[str, Any]) -> None:
-        """Shows a train line; prints the others above it."""
+        """Shows a train record, and prints other records above it."""
         step = record["step"]
         if record["kind"] == "train":
             line = self._line(record)

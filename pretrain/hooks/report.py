@@ -1,4 +1,4 @@
-"""The page that a finished run ends in: `python -m eval report`, as a process of its own."""
+"""Writes the report of a finished run with `python -m eval report`, in a separate process."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ SECONDS = 120
 
 
 def write_page(run_dir: Path) -> None:
-    """Writes report.html of the run folder; rank 0 calls it. Where that fails a line says so: the
-    run is whole without it."""
+    """Writes report.html to the run folder; rank 0 calls it.
+
+    A failure is printed as a warning, since the run is complete without the report.
+    """
     command = [sys.executable, "-m", "eval", "report", f"run={run_dir}", f"out={run_dir / NAME}"]
     command.append("overwrite=true")
     try:

@@ -1,4 +1,4 @@
-"""Held-out loss and bits per byte of each source while the model trains; all ranks."""
+"""Measures held-out loss and bits per byte per source during training; all ranks."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pretrain.parallel import drop_gathered
 
 
 class Validation(Hook):
-    """Before the first step, at an interval, and after the last step.
+    """Validates before the first step, at an interval, and after the last step.
 
-    The samples are dealt over the data-parallel ranks as those of a step are, with blank ones where
-    they do not come out even, since every rank must take part in every gathering of weights.
+    Samples are split over the data-parallel ranks like those of a step. Blank samples fill uneven
+    shares, because every rank must take part in every all-gather of weights.
     """
 
     order = Order.EVALUATE
@@ -28,13 +28,13 @@ class Validation(Hook):
         self.config = config
 
     def on_start(self, trainer: TrainerView) -> None:
-        """Scores a fresh model."""
+        """Validates an untrained model."""
         self.token_bytes = torch.from_numpy(trainer.manifest.token_bytes().astype("int64"))
         if trainer.step == 0:
             self._validate(trainer)
 
     def after_step(self, trainer: TrainerView) -> None:
-        """Scores at the interval and at the end."""
+        """Validates when due."""
         every = self.config.every_steps
         if trainer.step == trainer.plan.total_steps or (every and trainer.step % every == 0):
             self._validate(trainer)
@@ -42,7 +42,7 @@ class Validation(Hook):
     def _validate(self, trainer: TrainerView) -> None:
         manifest = trainer.manifest
         if not manifest.source_tokens("held_out"):
-            return  # nothing was held out: imported shards may come without
+            return  # imported shards may have no held-out split
         seq_len = trainer.plan.at(max(0, trainer.step - 1)).seq_len
         most_rows = max(1, trainer.config.parallel.micro_batch_tokens // seq_len)
         group = trainer.layout.dp.get_group()
@@ -52,7 +52,7 @@ class Validation(Hook):
             if not count:
                 raise InputError(
                     f"{trainer.config.data.folder}: the held-out split of source '{source}' is "
-                    f"shorter than one sequence of {seq_len} tokens: hold more out."
+                    f"shorter than one sequence of {seq_len} tokens. Hold out more."
                 )
             deal = Deal.of(count, trainer.dp_size, most_rows)
             real = held_out_batches(

@@ -39,7 +39,7 @@ OBJECTIVES = {
 
 
 class Loss(NamedTuple):
-    """What an objective returns for a batch.
+    """Sums over the targets of a batch.
 
     total: () float32, the sum over targets whose gradient is taken.
     by_sample: (batch,) float32, the cross-entropy of each sample, without gradient.

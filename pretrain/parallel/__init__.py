@@ -54,7 +54,7 @@ def apply_data_parallel(
     if compute_dtype(precision) == torch.bfloat16:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     parts: list[tuple[nn.Module, bool | None]]
-    again = config.gathers_twice(layout.data.size(-1))
+    again = config.reshards_after_forward(layout.data.size(-1))
     parts = [(block, again) for block in model.layers]
     if not model.config.tie_embeddings:
         # Its gradients are the first that are there, the embedding's the last.

@@ -257,7 +257,7 @@ def _plan(
         max(need.seq_lens),
         accumulates=need.plan is None or any(deal.micro_batches > 1 for _, deal in dealt),
         checkpointing=mode,
-        reshard=need.parallel.gathers_twice(sizes.dp_shard * sizes.cp),
+        reshard=need.parallel.reshards_after_forward(sizes.dp_shard * sizes.cp),
         dense_mask=machine.device == "cpu" or need.parallel.attention == "sdpa",
         device=machine.device,
     )

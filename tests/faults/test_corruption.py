@@ -60,7 +60,10 @@ def test_a_flipped_bit_of_one_copy_is_found(layout, command, corpus, tmp_path):
     training = arguments(corpus.folder, run_dir, checkpoint__every_steps=4, **QUICK, **changes)
     done = command("tests.faults.faulty", "flip", "1", "4", *training[1:], processes=processes)
     assert "exitcode  : 88" in done.stderr
-    assert "copies of the weights differ after step 4 (ranks 0, 1 do not agree)" in done.stderr
+    assert (
+        "replicas of the weights differ after step 4 (ranks 0, 1 differ from each other)"
+        in done.stderr
+    )
     assert not list((run_dir / "checkpoints").glob("step_*"))
 
 
@@ -76,7 +79,7 @@ def test_a_step_done_twice(command, corpus, tmp_path):
             *arguments(corpus.folder, run_dir, **changes)[1:],
         )
         assert done.returncode == code, done.stderr
-    assert "step 3 gave other numbers when it was done again, on rank 0" in done.stderr
+    assert "step 3 gave different numbers when it was replayed, on rank 0" in done.stderr
     events = [r for r in records(tmp_path / "none", "event") if r["event"] == "replay"]
     assert [(event["step"], event["unequal_ranks"]) for event in events] == [(1, []), (3, [])]
     whole = tmp_path / "whole"
@@ -118,7 +121,7 @@ def test_receipts_prove_that_a_resumed_run_is_the_uninterrupted_one(
     assert "equal to the bit: tokens, loss and gradient norm of 20 steps, weights at 10" in (
         capsys.readouterr().out
     )
-    with pytest.raises(RunAborted, match=r"the runs part at step 1: digest .*, loss [\d.]+ and"):
+    with pytest.raises(RunAborted, match=r"runs differ from step 1 on: digest .*, loss [\d.]+ and"):
         receipts(ReceiptsConfig(str(tmp_path / "whole"), str(tmp_path / "other")))
     done = command("pretrain", "receipts", f"a={tmp_path / 'whole'}", f"b={tmp_path / 'nowhere'}")
     assert done.returncode == 2
@@ -127,5 +130,5 @@ def test_receipts_prove_that_a_resumed_run_is_the_uninterrupted_one(
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     lines[3]["loss"] = "0x1.8p+1"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(InputError, match="line 4 does not follow from the ones before"):
+    with pytest.raises(InputError, match="hash of line 4 does not match"):
         read(path)

@@ -40,7 +40,7 @@ def test_a_second_job_is_refused_and_a_dead_ones_lock_is_not(tmp_path, monkeypat
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    expected = rf"run is in use by pid {holder.pid} on {socket.gethostname()}, job 4711: wait"
+    expected = rf"run is in use by pid {holder.pid} on {socket.gethostname()}, job 4711\. Wait"
     with pytest.raises(InputError, match=expected):
         RunLock(tmp_path / "run")
     holder.kill()
@@ -129,7 +129,7 @@ def test_a_crash_loop_ends(command, corpus, tmp_path):
         done = command("tests.faults.faulty", "error", "0", "7", *training[1:])
         assert done.returncode == code, done.stderr
         assert json.loads((run_dir / "outcome.json").read_text())["code"] == code
-    assert "was started 2 times from step 5 and came to no later checkpoint" in done.stderr
+    assert "was started 2 times from step 5 without reaching another checkpoint" in done.stderr
 
 
 def test_wandb_that_does_not_answer_costs_no_step_its_time(command, corpus, tmp_path):

@@ -15,7 +15,7 @@ QUICK = {"validation__every_steps": 0, "checkpoint__every_steps": 0}
 SOON = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "2"}
 
 
-@pytest.mark.parametrize(("fault", "said"), [("SIGSTOP", "gave no sign of life"), ("sleep", None)])
+@pytest.mark.parametrize(("fault", "said"), [("SIGSTOP", "did not respond"), ("sleep", None)])
 def test_a_rank_that_does_not_come_is_named(fault, said, command, corpus, tmp_path):
     run_dir = tmp_path / "run"
     training = arguments(corpus.folder, run_dir, health__step_seconds=limit(4), **QUICK)
@@ -40,7 +40,7 @@ def test_who_is_late():
     def about(collectives, doing="step 3"):
         return {"collectives": collectives, "doing": doing}
 
-    assert who_is_late({0: about(9), 1: None, 2: about(9)}) == "rank 1 gave no sign of life"
+    assert who_is_late({0: about(9), 1: None, 2: about(9)}) == "rank 1 did not respond"
     answers = {0: about(9), 1: about(9), 2: about(7, "the work after step 2")}
     assert who_is_late(answers) == "rank 2 is behind the others, in the work after step 2"
     assert who_is_late({0: about(7), 1: about(7), 2: about(9)}).startswith("ranks 0, 1 is behind")

@@ -112,7 +112,7 @@ def test_a_run_that_was_begun_otherwise_or_stopped(command, corpus, tmp_path):
             local.check(settings(corpus.folder, run_dir, **changes), 1)
         assert sentence in str(refused.value)
     (run_dir / "STOP").touch()
-    with pytest.raises(InputError, match="STOP is there, which stops the run"):
+    with pytest.raises(InputError, match="STOP exists"):
         local.check(settings(corpus.folder, run_dir), 1)
 
 

@@ -56,20 +56,20 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "profile before the first step": (
         {"profile__steps": "[0]"},
-        "profile.steps=[0], expected steps from 1 on",
+        "profile.steps=[0]: expected numbers from 1 on",
     ),
     "interval without a time to failure": (
         {"checkpoint__interval": "auto"},
-        "checkpoint.interval=auto needs checkpoint.mttf_hours",
+        "checkpoint.interval=auto: checkpoint.mttf_hours is missing",
     ),
-    "negative keep": ({"checkpoint__keep_best": -1}, "checkpoint.keep_best=-1, expected 0 or"),
+    "negative keep": ({"checkpoint__keep_best": -1}, "checkpoint.keep_best=-1: expected 0 or"),
     "no time to write": (
         {"checkpoint__timeout_minutes": 0},
-        "checkpoint.timeout_minutes=0.0, expected more than 0",
+        "checkpoint.timeout_minutes=0.0: expected more than 0",
     ),
     "a copy beside it": (
         {"checkpoint__copy_to": "copies"},
-        "checkpoint.copy_to=copies, expected a URL such as s3://bucket/run",
+        "checkpoint.copy_to=copies: expected a URL such as s3://bucket/run",
     ),
     "no model to start from": ({"init_from": "nowhere"}, "nowhere/config.json does not exist"),
 }

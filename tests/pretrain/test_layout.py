@@ -38,7 +38,7 @@ def test_a_vocabulary_that_does_not_split_is_refused():
 
 
 def test_weights_that_nobody_splits_stay_gathered_unless_memory_is_short():
-    assert not ParallelConfig().gathers_twice(shards=1)
-    assert ParallelConfig().gathers_twice(shards=2)
-    assert ParallelConfig(reshard_after_forward=True).gathers_twice(shards=1)
-    assert not ParallelConfig(reshard_after_forward=False).gathers_twice(shards=8)
+    assert not ParallelConfig().reshards_after_forward(shards=1)
+    assert ParallelConfig().reshards_after_forward(shards=2)
+    assert ParallelConfig(reshard_after_forward=True).reshards_after_forward(shards=1)
+    assert not ParallelConfig(reshard_after_forward=False).reshards_after_forward(shards=8)

@@ -178,7 +178,7 @@ def asked_to_stop(lab: Lab, trial: int) -> Outcome:
     wrong = check(run.start((fault, rank, step)), {EXIT_REQUEUE})
     stop = run.dir / "STOP"
     if not wrong and stop.exists():
-        wrong = check(run.start(), {EXIT_BAD_INPUT}, "STOP is there")
+        wrong = check(run.start(), {EXIT_BAD_INPUT}, "STOP exists")
         stop.unlink()
     outcome = run.goes_on(wrong)
     if not outcome.wrong and outcome.lost:

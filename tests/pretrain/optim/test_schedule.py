@@ -57,7 +57,7 @@ def test_bad_settings_are_refused():
         OptimConfig(learning_rate=1.0, schedule="wsd")
     with pytest.raises(InputError, match=r"optim.decay_tokens=5 with optim.schedule=cosine"):
         OptimConfig(learning_rate=1.0, decay_tokens=5)
-    with pytest.raises(InputError, match=r"optim.min_learning_rate=2.0 is above"):
+    with pytest.raises(InputError, match=r"optim.min_learning_rate=2.0: expected at most"):
         OptimConfig(learning_rate=1.0, min_learning_rate=2.0)
 
 
