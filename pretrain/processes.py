@@ -36,8 +36,8 @@ class Processes:
 
 def start(device: str) -> Processes:
     """Joins the process group that `torchrun` set up, or makes one of this process alone."""
-    offered = "cuda" if torch.cuda.is_available() else "cpu"
-    use_cuda = device_of(device, offered) == "cuda"
+    available = "cuda" if torch.cuda.is_available() else "cpu"
+    use_cuda = device_of(device, available) == "cuda"
     backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
     if "RANK" in os.environ:
         die_with_launcher()

@@ -25,8 +25,8 @@ class Checkpoints(Hook):
 
     order = Order.SAVE
 
-    def __init__(self, config: CheckpointConfig, aside: Aside) -> None:
-        self.config, self.aside = config, aside
+    def __init__(self, config: CheckpointConfig, writer: Aside) -> None:
+        self.config, self.writer = config, writer
         self.clock: Clock | None = None
         self.cost_seconds = 0.0
         self.validation: tuple[int, float] | None = None
@@ -39,7 +39,7 @@ class Checkpoints(Hook):
         self.saver = Saver(
             trainer.checkpoints,
             trainer.processes,
-            self.aside,
+            self.writer,
             keep,
             config.timeout_minutes * 60,
             config.wait_seconds,
@@ -48,7 +48,7 @@ class Checkpoints(Hook):
         self.copied: queue.Queue[tuple[list[int], str | None]] = queue.Queue()
         if config.copy_to and trainer.processes.is_main:
             self.copier = Copier(
-                self.aside,
+                self.writer,
                 trainer.checkpoints,
                 config.copy_to,
                 keep,
@@ -100,14 +100,14 @@ class Checkpoints(Hook):
         if self.saved == trainer.step:
             return
         trainer.flush()  # the logs must contain every step that the checkpoint covers
-        about = trainer.checkpoint_metadata()
+        metadata = trainer.checkpoint_metadata()
         if short_lived:
-            about["short_lived"] = True
+            metadata["short_lived"] = True
         if self.validation is not None and self.validation[0] == trainer.step:
-            about["validation_loss"] = self.validation[1]
+            metadata["validation_loss"] = self.validation[1]
         if patient:
             self.saver.wait()
-        problem = self.saver.save(trainer.step, trainer.model, trainer.optimizer, about)
+        problem = self.saver.save(trainer.step, trainer.model, trainer.optimizer, metadata)
         if problem is not None:
             self._alarm(trainer, trainer.step, problem)
             return
