@@ -21,7 +21,7 @@ CHAT_TEMPLATE = (
 
 @pytest.fixture(scope="session")
 def named_corpus(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    """A corpus whose documents have names, as those that data_pipeline makes."""
+    """A corpus whose documents have names, like those of data_pipeline."""
     manifest = make_corpus(tmp_path_factory.mktemp("eval") / "corpus", held_out=40_000)
     for shards in manifest.splits["held_out"].values():
         for entry in shards:
@@ -77,13 +77,13 @@ def model(make_model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def chat_model(make_model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another one, with a chat template."""
+    """A different model, with a chat template."""
     return make_model(tmp_path_factory.mktemp("model") / "chat", seed=1, chat=True)
 
 
 @pytest.fixture(scope="session")
 def tasks(named_corpus: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tasks of `named_corpus`, small."""
+    """A folder of small tasks of `named_corpus`."""
     out = tmp_path_factory.mktemp("tasks") / "local"
     config = BuildTasksConfig(
         corpus=str(named_corpus.folder),

@@ -1,6 +1,7 @@
-"""Rows in the formats of the suites' data sets, as task files of the same names beside them.
+"""Writes random rows in the formats of the suites' data sets, and task files that read them.
 
-No data set can be fetched in a test. Prompts, choices and metrics stay those of lm-eval."""
+Tests cannot download data sets. Prompts, choices and metrics remain those of lm-eval.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from typing import Any
 import yaml
 
 ROWS = 28
-"""More than the 25 examples that a question may be shown."""
+"""Rows per task: more than the 25 few-shot examples of a question."""
 WORDS = ["river", "stone", "light", "green", "seven", "paper", "north", "sugar", "metal", "quiet"]
 
 
@@ -154,7 +155,7 @@ GROUPS = {
     ),
 }
 WRITTEN = ("triviaqa", "gsm8k", "bbh_cot_fewshot_boolean_expressions", "coqa")
-"""Tasks that let the model write."""
+"""Tasks that generate text."""
 
 
 def write_suites(folder: Path, new_tokens: int = 8) -> Path:

@@ -1,4 +1,4 @@
-"""The commands as they are given: bad input is one sentence and leaves nothing."""
+"""The commands of `python -m eval`: bad input is one sentence and leaves no output."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_what_does_not_exist_is_named(command, tmp_path, name):
+def test_missing_inputs_are_named(command, tmp_path, name):
     arguments, sentence = REFUSED[name]
     out = [] if name in ("fetch", "chat", "serve", "published") else [f"out={tmp_path / 'out'}"]
     done = command("eval", name, *arguments.split(), *out)
@@ -63,8 +63,8 @@ def test_a_wrong_key_value_or_command_is_named(command, arguments, sentence):
     assert sentence in done.stderr
 
 
-def test_generate_writes_where_it_is_told(command, chat_model, tmp_path):
-    """And torchao, which transformers imports, keeps quiet."""
+def test_generate_writes_to_out(command, chat_model, tmp_path):
+    """torchao, which transformers imports, prints nothing."""
     out = tmp_path / "deep" / "samples.jsonl"
     done = command(
         "eval",

@@ -1,5 +1,4 @@
-"""What a model is computed in: its stored type where the device multiplies it, and every command
-says so."""
+"""The dtype that a model computes in, and its record in the outputs of commands."""
 
 import dataclasses
 import json
@@ -26,7 +25,7 @@ ZEN4 = Processor("cpu", "AMD EPYC 9654", frozenset({"avx2", "avx512f", "avx512_b
 
 @pytest.fixture
 def on(monkeypatch):
-    """Makes another machine of this one."""
+    """Pretends that this machine has another processor."""
 
     def on(found: Processor) -> None:
         monkeypatch.setattr(devices, "processor", lambda device: found)
@@ -63,7 +62,7 @@ def test_float32_weights_stay_float32(on, model):
         assert resolve_dtype("auto", model, "cpu") == "float32"
 
 
-def test_a_type_by_name_is_taken_and_warned_of(on, bf16_model, capsys):
+def test_an_explicit_dtype_is_used_with_a_warning(on, bf16_model, capsys):
     on(AVX2)
     assert resolve_dtype("bfloat16", bf16_model, "cpu") == "bfloat16"
     said = capsys.readouterr().err
@@ -76,7 +75,7 @@ def test_a_type_by_name_is_taken_and_warned_of(on, bf16_model, capsys):
         resolve_dtype("half", bf16_model, "cpu")
 
 
-def test_the_stored_type_is_that_of_the_config_else_of_the_weights(bf16_model, tmp_path):
+def test_stored_dtype_comes_from_the_config_or_the_weights(bf16_model, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(bf16_model, folder)
     assert stored_dtype(folder) == "bfloat16"
@@ -96,7 +95,7 @@ def test_the_stored_type_is_that_of_the_config_else_of_the_weights(bf16_model, t
 
 
 @pytest.mark.parametrize(("found", "computed"), [(AVX2, "float32"), (ZEN4, "bfloat16")])
-def test_a_loaded_model_is_of_that_type(on, bf16_model, found, computed):
+def test_a_loaded_model_has_the_resolved_dtype(on, bf16_model, found, computed):
     on(found)
     loaded = load_model(str(bf16_model), device="cpu")
     assert loaded.dtype == computed
@@ -104,7 +103,7 @@ def test_a_loaded_model_is_of_that_type(on, bf16_model, found, computed):
 
 
 def test_float32_gives_what_weights_stored_in_float32_give(on, bf16_model, tmp_path):
-    """Every value of bf16 is one of float32, so that nothing but the products changes."""
+    """Every bf16 value is a float32 value, so only the products change."""
     from transformers import AutoModelForCausalLM
 
     wide = tmp_path / "wide"
@@ -116,7 +115,7 @@ def test_float32_gives_what_weights_stored_in_float32_give(on, bf16_model, tmp_p
     assert torch.equal(narrow.model(ids).logits, exact.model(ids).logits)
 
 
-def test_perplexity_and_samples_say_it(on, bf16_model, named_corpus, tmp_path, capsys):
+def test_perplexity_and_samples_record_the_dtype(on, bf16_model, named_corpus, tmp_path, capsys):
     on(AVX2)
     out = tmp_path / "perplexity.json"
     data = str(named_corpus.folder)
@@ -129,7 +128,9 @@ def test_perplexity_and_samples_say_it(on, bf16_model, named_corpus, tmp_path, c
 
 
 @pytest.mark.slow
-def test_lm_eval_says_it_and_does_not_mix_machines(on, bf16_model, tasks, tmp_path, monkeypatch):
+def test_lm_eval_records_the_dtype_and_rescores_on_another_machine(
+    on, bf16_model, tasks, tmp_path, monkeypatch
+):
     config = LmEvalConfig(
         models={"mine": str(bf16_model)},
         task_folder=str(tasks),
@@ -154,7 +155,7 @@ def test_lm_eval_says_it_and_does_not_mix_machines(on, bf16_model, tasks, tmp_pa
     assert scored == ["float32", "bfloat16"]
 
 
-def test_models_of_several_types_are_told_apart():
+def test_models_with_several_dtypes_are_listed():
     def of(**types):
         models = {name: {"settings": {"computed_in": kind}} for name, kind in types.items()}
         return {"models": models | {"old": {"settings": {}}}}

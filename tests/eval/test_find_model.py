@@ -1,4 +1,4 @@
-"""What `model=` may name: a folder, a run, one of its checkpoints, a name on the Hub."""
+"""Values of `model=`: a folder, a run, a checkpoint of a run, a name on the Hub."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from eval.find_model import newest_step
 
 @pytest.fixture
 def run(tmp_path):
-    """A run folder as far as it matters here, with checkpoints of steps 4 and 12."""
+    """A minimal run folder with checkpoints of steps 4 and 12."""
     run = tmp_path / "run"
     for step in ("step_4", "step_12"):
         (run / "checkpoints" / step).mkdir(parents=True)
@@ -29,7 +29,7 @@ def run(tmp_path):
 
 @pytest.fixture
 def exported(monkeypatch, model):
-    """Stands for the export command; its calls."""
+    """Replaces the export command and records its calls."""
     calls = []
 
     def export(command, **_):
@@ -43,11 +43,11 @@ def exported(monkeypatch, model):
     return calls
 
 
-def test_a_folder_is_itself(model):
+def test_a_hugging_face_folder_is_returned_unchanged(model):
     assert find(str(model)) == model
 
 
-def test_a_run_is_its_newest_whole_checkpoint(run, exported):
+def test_a_run_resolves_to_its_newest_complete_checkpoint(run, exported):
     assert newest_step(run) == "step_12"
     assert find(str(run)) == run / "export" / "step_12"
     assert find(str(run)) == run / "export" / "step_12"
@@ -60,7 +60,7 @@ def test_a_step_of_a_run(run, exported):
     assert exported == ["4", "0"]
 
 
-def test_a_checkpoint_that_was_made_again_is_exported_again(run, exported):
+def test_a_newer_checkpoint_is_exported_again(run, exported):
     find(str(run))
     manifest = run / "checkpoints" / "step_12" / "manifest.json"
     later = (run / "export" / "step_12" / "config.json").stat().st_mtime + 10
@@ -69,8 +69,8 @@ def test_a_checkpoint_that_was_made_again_is_exported_again(run, exported):
     assert exported == ["12", "12"]
 
 
-def test_an_export_that_fails_says_why(run, command):
-    """The real command: this config is none."""
+def test_a_failed_export_reports_its_reason(run, command):
+    """The real command fails, because this config is not valid."""
     with pytest.raises(InputError, match="exporting step_12 failed: "):
         find(str(run), "models.mine")
 
@@ -83,7 +83,7 @@ def test_a_run_without_checkpoints(tmp_path):
 
 
 def hub(tmp_path, monkeypatch, model, **files):
-    """A cache of the Hub in which `owner/tiny` is."""
+    """A cache of the Hub that contains `owner/tiny`."""
     from huggingface_hub import constants
 
     home = tmp_path / "hub"
@@ -96,7 +96,7 @@ def hub(tmp_path, monkeypatch, model, **files):
     return snapshot
 
 
-def test_a_name_on_the_hub_is_taken_from_the_cache(tmp_path, monkeypatch, model):
+def test_a_hub_name_is_resolved_from_the_cache(tmp_path, monkeypatch, model):
     snapshot = hub(tmp_path, monkeypatch, model)
     found = find("owner/tiny")
     assert found.resolve() == snapshot.resolve()
@@ -104,7 +104,7 @@ def test_a_name_on_the_hub_is_taken_from_the_cache(tmp_path, monkeypatch, model)
     assert find(f"owner/tiny@{'a' * 40}").resolve() == snapshot.resolve()
 
 
-def test_a_name_that_cannot_be_had(tmp_path, monkeypatch, model):
+def test_a_hub_name_that_cannot_be_downloaded(tmp_path, monkeypatch, model):
     hub(tmp_path, monkeypatch, model)
     with pytest.raises(InputError) as caught:
         find("owner/huge", "models.mine")

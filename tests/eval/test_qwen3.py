@@ -36,7 +36,7 @@ def trained(command, named_corpus, tmp_path_factory):
     return folder
 
 
-def test_its_loss_in_stock_transformers_is_that_of_validation(trained, named_corpus):
+def test_loss_in_stock_transformers_equals_validation(trained, named_corpus):
     model = AutoModelForCausalLM.from_pretrained(trained / "base")
     assert type(model) is Qwen3ForCausalLM
     assert model.config.layer_types == LAYER_TYPES

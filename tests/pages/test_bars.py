@@ -13,7 +13,7 @@ from pages.drawing import PHONE, WIDE, drawing
 
 
 def rectangles(svg: str, style: str) -> list[dict[str, float]]:
-    """x, y, width and height of the filled rectangles of a style."""
+    """Returns x, y, width and height of the filled rectangles of a style."""
     found = [e for e in ElementTree.fromstring(svg) if f"fill {style}" in e.get("class", "")]
     return [{k: float(e.attrib[k]) for k in ("x", "y", "width", "height")} for e in found]
 
@@ -32,7 +32,7 @@ def test_bars_are_to_scale_and_stack(size):
     assert rest["x"] + rest["width"] <= size[0]
 
 
-def test_long_names_are_cut_and_all_text_is_escaped():
+def test_long_names_are_truncated_and_all_text_is_escaped():
     name = "<script>" + "x" * 200
     svg = Bars("<t>", [Bar(name, "<5>", (Part(1, "s1"),))]).svg(*PHONE)
     assert "<script>" not in svg
@@ -69,6 +69,6 @@ def test_bands_fill_the_plot():
     assert high["height"] + low["height"] == pytest.approx(whole["height"], abs=1.5)
 
 
-def test_nothing_to_draw_is_no_drawing():
+def test_an_empty_chart_draws_nothing():
     charts: list[Any] = [Bars("t", []), Histogram("t", [], [], "s1", "x"), Bands("t", [], [])]
     assert [drawing("t", "", chart.svg, []).wide for chart in charts] == [""] * 3

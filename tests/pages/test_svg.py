@@ -84,7 +84,7 @@ def test_points_stay_inside_and_text_is_escaped():
     assert "&lt;t&gt;" in drawn
 
 
-def test_labels_that_would_touch_stand_in_two_rows():
+def test_overlapping_labels_move_to_another_row():
     line = Series("a", [(0.0, 1.0), (100.0, 2.0)], "s0")
     marks = [(50.0, "the first"), (52.0, "the second"), (90.0, "x")]
     drawn = Chart("t", "", [line], marks=marks).svg(400, 200)
@@ -92,7 +92,7 @@ def test_labels_that_would_touch_stand_in_two_rows():
     assert rows[0] == rows[2] != rows[1]
 
 
-def test_a_label_without_room_is_left_out_and_the_first_marks_choose():
+def test_a_label_without_space_is_dropped_and_earlier_marks_come_first():
     line = Series("a", [(0.0, 1.0), (100.0, 2.0)], "s0")
     marks = [(99.0, "the stage"), *((90.0 + number, "restart") for number in range(9))]
     drawn = Chart("t", "", [line], marks=marks).svg(400, 200)
@@ -106,7 +106,7 @@ def test_a_label_without_room_is_left_out_and_the_first_marks_choose():
     assert all(x + 6.4 * len(text) < 400 for x, _, text in labels)
 
 
-def test_nothing_to_draw_is_no_drawing():
+def test_an_empty_chart_draws_nothing():
     assert Chart("t", "", [Series("a", [], "s0")]).svg(100, 100) == ""
     assert Chart("t", "", [Series("a", [(1.0, math.nan)], "s0")]).svg(100, 100) == ""
 

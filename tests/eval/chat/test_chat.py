@@ -1,4 +1,4 @@
-"""Talking to a model: in the terminal, over the endpoint, and on the page."""
+"""Chat with a model: in the terminal, over the endpoint, and on the page."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def user(text: Any) -> dict[str, Any]:
     return {"role": "user", "content": text}
 
 
-def test_pieces_make_up_what_generate_writes(loaded):
+def test_streamed_pieces_equal_the_generated_text(loaded):
     config = ChatConfig("", temperature=0, max_new_tokens=12, repetition_penalty=1.0)
     ids = conversation_ids(loaded, [user("one")])
     assert loaded.tokenizer.decode(ids[0]) == "<user>one</s><assistant>"
@@ -60,7 +60,7 @@ def test_pieces_make_up_what_generate_writes(loaded):
     assert "".join(pieces) == loaded.tokenizer.decode(whole, skip_special_tokens=True)
 
 
-def test_the_oldest_turns_are_forgotten(loaded):
+def test_the_oldest_turns_are_dropped(loaded):
     turns = []
     for number in range(40):
         turns += [user(f"question {number}"), {"role": "assistant", "content": f"no {number}"}]
@@ -74,8 +74,8 @@ def test_the_oldest_turns_are_forgotten(loaded):
     assert text.endswith("<user>last</s><assistant>")
 
 
-def test_a_question_keeps_its_marks_and_its_end(loaded):
-    """However long it is, and however long the answer may become."""
+def test_a_truncated_question_keeps_its_role_markers_and_its_end(loaded):
+    """This holds for any length of the question and of the answer."""
     question = "".join(f"word{number} " for number in range(200)) + "end"
     for room in (20, 500, 512, 4096):
         for asked in ("What is the capital?", question):
@@ -103,8 +103,8 @@ def test_a_system_prompt_that_is_not_unicode_is_named():
         system_turn("be k\udce9")
 
 
-def test_the_page_forgets_the_oldest_turns_where_the_model_does_not_see_them(monkeypatch):
-    """As the terminal's chat does."""
+def test_the_page_drops_the_oldest_turns_of_a_long_conversation(monkeypatch):
+    """The chat in the terminal does the same."""
     openai = pytest.importorskip("openai", reason="openai is not installed (extra chat)")
     httpx = pytest.importorskip("httpx")
     asked = []
@@ -132,10 +132,10 @@ def test_the_page_forgets_the_oldest_turns_where_the_model_does_not_see_them(mon
 
 
 @pytest.mark.slow
-def test_questions_come_through_a_pipe(chat_model):
+def test_questions_are_read_from_a_pipe(chat_model):
     done = subprocess.run(
         [sys.executable, "-m", "eval", "chat", f"model={chat_model}", "max_new_tokens=8"],
-        input=b"one\n\n/new\ncaf\xe9\n",  # the last one is no UTF-8
+        input=b"one\n\n/new\ncaf\xe9\n",  # the last line is not UTF-8
         cwd=ROOT,
         env=os.environ | QUIET,
         capture_output=True,
@@ -177,7 +177,7 @@ def test_settings_are_checked(make, message):
         make()
 
 
-def test_engines_are_started_on_the_folder(tmp_path):
+def test_commands_of_the_engines(tmp_path):
     vllm = ServeConfig("m", engine="vllm", host="::", api_port=9)
     assert endpoint_command(vllm, tmp_path, "bfloat16") == [
         *("vllm", "serve", str(tmp_path), "--dtype", "bfloat16", "--host", "::", "--port", "9")
@@ -188,7 +188,7 @@ def test_engines_are_started_on_the_folder(tmp_path):
     assert own[-6:] == ["--device", "cpu", "--host", "0.0.0.0", "--port", "8000"]
 
 
-def test_a_port_that_is_taken_is_named():
+def test_a_port_in_use_is_named():
     with socket.socket() as other:
         other.bind(("", 0))
         other.listen()
@@ -205,7 +205,7 @@ def test_parts_of_a_message():
 
 @pytest.fixture(scope="module")
 def served(chat_model, tmp_path_factory) -> Iterator[tuple[int, int]]:
-    """Ports of a page and of an endpoint that are up."""
+    """Returns the ports of a running page and endpoint."""
     pytest.importorskip("gradio", reason="gradio is not installed (extra chat)")
     pytest.importorskip("openai", reason="openai is not installed (extra chat)")
     page, api = free_port(), free_port()
@@ -235,7 +235,7 @@ def served(chat_model, tmp_path_factory) -> Iterator[tuple[int, int]]:
         assert probe.connect_ex(("127.0.0.1", api)) != 0
 
 
-def test_the_openai_client_gets_what_the_model_says(served, chat_model, loaded):
+def test_the_openai_client_receives_the_generated_text(served, chat_model, loaded):
     from openai import OpenAI
 
     client = OpenAI(base_url=f"http://127.0.0.1:{served[1]}/v1", api_key="none")
@@ -268,7 +268,7 @@ def test_the_openai_client_gets_what_the_model_says(served, chat_model, loaded):
         ("responses", {"input": []}, "input: must be a non-empty list"),
     ],
 )
-def test_what_the_endpoint_cannot_answer_is_told(served, path, changes, words):
+def test_the_endpoint_rejects_invalid_requests(served, path, changes, words):
     body = {"messages": [user("one")], "max_tokens": 4} if path.startswith("chat") else {}
     request = Request(
         f"http://127.0.0.1:{served[1]}/v1/{path}",
@@ -283,8 +283,8 @@ def test_what_the_endpoint_cannot_answer_is_told(served, path, changes, words):
 
 
 def test_requests_of_every_kind_are_answered(served, chat_model, loaded):
-    """A developer's turn is the system's; parts are joined; what a message spells is text; an
-    answer ends with the model's context."""
+    """`developer` becomes `system`, parts are joined, special tokens in messages are text, and an
+    answer is limited to the context length."""
     from openai import OpenAI
 
     client = OpenAI(base_url=f"http://127.0.0.1:{served[1]}/v1", api_key="none")

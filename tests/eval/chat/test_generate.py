@@ -71,8 +71,8 @@ def test_chat_uses_the_models_template(run, chat_model):
     assert row["reference"] == "yes"
 
 
-def test_a_chat_that_spells_special_tokens_is_text(run, chat_model):
-    """As in tuning: `</s>` in a question does not end it."""
+def test_special_tokens_spelled_in_a_chat_are_plain_text(run, chat_model):
+    """`</s>` in a question does not end it, the same as in tuning."""
     from eval.chat.chat import conversation_ids, truncated_ids
     from eval.load_model import load_model
 
@@ -109,8 +109,8 @@ def test_prompts_of_a_text_file(run, tmp_path):
     assert [row["prompt"] for row in run(prompts_file=str(file))] == ["one", "two"]
 
 
-def test_prompts_are_read_as_people_have_them(run, tmp_path):
-    """With a byte order mark, compressed, in an array; content as text or in parts."""
+def test_prompt_files_in_common_formats(run, tmp_path):
+    """A byte order mark, compression, an array; content as text or in parts."""
     parts = [{"type": "text", "text": "o"}, {"type": "text", "text": "ne"}]
     rows = [{"prompt": "one"}, {"prompt": [{"role": "user", "content": parts}]}]
     for name, text in (
@@ -124,7 +124,7 @@ def test_prompts_are_read_as_people_have_them(run, tmp_path):
         assert [row["prompt"] for row in found] == ["one", "one"], name
 
 
-def test_a_prompt_that_is_longer_than_the_model_sees_is_named(run):
+def test_a_prompt_longer_than_the_context_is_named(run):
     for length in (512, 2000):
         with pytest.raises(
             InputError, match=rf"has {length} tokens, but the context length of model=.* is 512"
@@ -132,7 +132,7 @@ def test_a_prompt_that_is_longer_than_the_model_sees_is_named(run):
             run(prompts=["a" * length])
 
 
-def test_ended_says_whether_the_model_stopped_by_itself(run):
+def test_ended_is_true_after_an_eos_token(run):
     row = run(prompts=["x"], max_new_tokens=1)[0]
     assert row["ended"] is (row["generated"] == "")
 
@@ -183,7 +183,7 @@ def test_rows_without_a_prompt_are_named(run, tmp_path):
     assert "reference" not in run(prompts_file=str(file))[0]
 
 
-def test_what_a_template_refuses_is_a_sentence(run, make_model, tmp_path):
+def test_prompts_that_the_template_rejects(run, make_model, tmp_path):
     folder = make_model(tmp_path / "strict", chat=True)
     template = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('no system') }}{% endif %}"
     (folder / "chat_template.jinja").write_text(template + "{{ messages[0]['content'] }}")
@@ -200,7 +200,7 @@ def test_a_file_in_another_encoding_is_named(run, tmp_path, name):
         run(prompts_file=str(tmp_path / name))
 
 
-def test_damaged_model_is_a_sentence(run, make_model, tmp_path):
+def test_a_damaged_model_is_reported_in_one_sentence(run, make_model, tmp_path):
     folder = make_model(tmp_path / "damaged")
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match="does not load"):

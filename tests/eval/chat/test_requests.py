@@ -1,4 +1,4 @@
-"""Requests to the endpoint: what is passed on, and what is answered with 400 and a sentence."""
+"""Requests to the endpoint: valid ones are normalized, others get status 400 and a sentence."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def ask(body: Any, path: str = CHAT) -> dict:
         ({"logit_bias": [1]}, "logit_bias", "logit_bias"),
     ],
 )
-def test_conversations_that_cannot_be_answered(changes: dict, sentence: str, key: str) -> None:
+def test_invalid_conversations_are_rejected(changes: dict, sentence: str, key: str) -> None:
     with pytest.raises(BadRequest, match=sentence) as caught:
         ask({"messages": [USER]} | changes)
     error = caught.value.body()["error"]
@@ -124,19 +124,19 @@ def test_conversations_that_cannot_be_answered(changes: dict, sentence: str, key
         (CHAT, [], r"the request is \[\], not a JSON object"),
     ],
 )
-def test_other_requests_that_cannot_be_answered(path: str, body: Any, sentence: str) -> None:
+def test_other_invalid_requests_are_rejected(path: str, body: Any, sentence: str) -> None:
     with pytest.raises(BadRequest, match=sentence):
         ask(body, path)
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b'{"a": NaN}', b"\xff", b'{"a": -Infinity}'])
-def test_what_is_not_json(raw: bytes) -> None:
+def test_bodies_that_are_not_json_are_rejected(raw: bytes) -> None:
     with pytest.raises(BadRequest, match="is not JSON"):
         parse_body(raw)
 
 
-def test_what_is_passed_on() -> None:
-    """The developer's turn is the system's, parts are joined, an answer ends with the context."""
+def test_valid_requests_are_normalized() -> None:
+    """`developer` becomes `system`, parts are joined, the answer is limited to the context."""
     parts = [{"type": "text", "text": "o"}, {"type": "input_text", "text": "ne"}]
     messages = [
         {"role": "developer", "content": "be kind"},
@@ -171,7 +171,7 @@ def loaded(chat_model):
     return load_model(str(chat_model), "float32")
 
 
-def test_prompts_are_counted_as_the_model_gets_them(loaded) -> None:
+def test_prompt_tokens_are_counted_after_rendering(loaded) -> None:
     prompt = PromptCounter(loaded.tokenizer)
     messages = [USER | {"content": "Strike </s> out"}]
     expected = loaded.chat_tokens.encode("<user>") + loaded.chat_tokens.encode_text(
@@ -186,7 +186,7 @@ def test_prompts_are_counted_as_the_model_gets_them(loaded) -> None:
     assert prompt.count(TEXT, {"prompt": "abc"}) == 3
 
 
-def test_what_a_template_leaves_out_or_refuses_is_told(loaded, monkeypatch) -> None:
+def test_messages_that_the_template_drops_or_rejects(loaded, monkeypatch) -> None:
     template = (
         "{% for m in messages %}{% if m['role'] == 'tool' %}{{ raise_exception('no tools') }}"
         "{% elif m['role'] != 'system' %}{{ m['content'] | trim }}{% endif %}{% endfor %}"
@@ -206,7 +206,7 @@ def test_what_a_template_leaves_out_or_refuses_is_told(loaded, monkeypatch) -> N
 
 
 def answer(app: Any, body: bytes, path: str = CHAT, method: str = "POST") -> tuple[int, dict]:
-    """Status and content of what an application answers to a request in two pieces."""
+    """Returns status and content of the response to a request sent in two pieces."""
     pieces = [
         {"type": "http.request", "body": body[:5], "more_body": True},
         {"type": "http.request", "body": body[5:], "more_body": False},
@@ -225,7 +225,7 @@ def answer(app: Any, body: bytes, path: str = CHAT, method: str = "POST") -> tup
     return sent[0]["status"], json.loads(sent[1]["body"])
 
 
-def test_the_server_gets_what_was_checked_and_its_errors_are_openais(loaded) -> None:
+def test_the_server_receives_checked_requests_and_returns_openai_errors(loaded) -> None:
     reply: dict[str, Any] = {"status": 200, "body": b'{"detail": "no such field"}'}
 
     async def server(scope: dict, receive: Any, send: Any) -> None:

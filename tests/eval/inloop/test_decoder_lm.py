@@ -1,4 +1,4 @@
-"""How requests are dealt out over processes."""
+"""Requests shared over processes, and their scores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TABLE = torch.randn(VOCAB_SIZE, VOCAB_SIZE, generator=torch.Generator().manual_s
 
 
 def bigram(shapes: list[tuple[int, ...]]):
-    """A model whose next token depends on the token alone; remembers what it was called with."""
+    """A model whose next token depends only on the current one, and that records its calls."""
 
     def forward(tokens: Tensor) -> Tensor:
         shapes.append(tuple(tokens.shape))
@@ -37,7 +37,7 @@ def by_hand(context: list[int], scored: list[int]) -> tuple[float, bool]:
 
 
 def requests(count: int) -> list[tuple[str | None, list[int], list[int]]]:
-    """Of many lengths; every third is what the model would say."""
+    """Returns requests of many lengths; greedy decoding produces every third continuation."""
     draw = torch.Generator().manual_seed(1)
     made: list[tuple[str | None, list[int], list[int]]] = []
     for number in range(count):
@@ -62,7 +62,7 @@ def make(path, shapes, group=None, batch_tokens: int | None = 256) -> DecoderLM:
     ("batch_tokens", "expected_shapes"),
     [(256, {(3, 66), (1, 129), (1, 162)}), (None, {(16, 150), (8, 48)})],
 )
-def test_scores_are_those_of_each_request_alone(tmp_path, batch_tokens, expected_shapes):
+def test_batched_scores_equal_those_of_single_requests(tmp_path, batch_tokens, expected_shapes):
     shapes: list[tuple[int, ...]] = []
     asked = requests(23)
     asked += [(None, asked[0][1], [*asked[0][2][:-1], last]) for last in (5, 6)]
@@ -76,7 +76,7 @@ def test_scores_are_those_of_each_request_alone(tmp_path, batch_tokens, expected
 
 
 @pytest.mark.parametrize("batch_tokens", [256, None])
-def test_a_text_is_scored_in_windows(tmp_path, batch_tokens):
+def test_long_texts_are_scored_in_windows(tmp_path, batch_tokens):
     class Request:
         args = ("a sentence of some length, " * 20,)
 
@@ -105,7 +105,7 @@ def score_share(rank: int, ranks: int, folder) -> None:
 
 
 @pytest.mark.slow
-def test_uneven_shares_take_the_same_passes(tmp_path):
+def test_processes_with_fewer_requests_run_as_many_passes(tmp_path):
     """23 requests over 3 processes; one that sees others than the rest ends all with an error."""
     mp.spawn(score_share, (3, tmp_path), nprocs=3)
     model = make(tmp_path, [])

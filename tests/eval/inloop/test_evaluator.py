@@ -1,4 +1,4 @@
-"""Loss and bits per byte inside of training."""
+"""Loss and bits per byte during training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 class Bigram(nn.Module):
-    """The chance of the next token depends on the token alone."""
+    """A model whose next token depends only on the current one."""
 
     def __init__(self, table: Tensor) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def table(seed: int = 0) -> Tensor:
     return torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(seed))
 
 
-def test_a_model_that_knows_nothing_scores_the_logarithm_of_its_vocabulary():
+def test_a_uniform_model_scores_the_logarithm_of_its_vocabulary():
     score = evaluate(
         Bigram(torch.zeros(VOCAB, VOCAB)),
         make_batches(3),

@@ -1,5 +1,4 @@
-"""lm-eval's tasks on the model as it is spread: the same numbers for every layout, and those of the
-export."""
+"""lm-eval tasks on the sharded model: all layouts have the same scores, equal to the export's."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from pretrain.hooks.tasks import Tasks
 from tests.runs import arguments, records
 
 LIMIT = 7
-"""Of 12 questions and 5 texts: 28 and 5 requests do not come out even over 3 processes."""
+"""Samples per task: the requests of 12 questions and 5 texts do not divide by 3 processes."""
 LAYOUTS = {
     "fsdp3": (3, {}),
     "fsdp2_tp2": (4, {"parallel__tp": 2}),
@@ -48,7 +47,7 @@ def single(command, named_corpus, tasks, tmp_path_factory):
 
 
 def test_scores_are_those_of_the_export(single, command, tasks, tmp_path):
-    """To the bit: both make the same passes, and on a CPU the same kernels sum in them."""
+    """They are equal bit for bit: both run the same passes with the same kernels on a CPU."""
     exported = tmp_path / "exported"
     done = command("pretrain", "export", f"run={single}", f"out={exported}", "dtype=float32")
     assert done.returncode == 0, done.stderr
@@ -93,12 +92,12 @@ def test_every_layout_has_the_same_scores(layout, single, command, named_corpus,
         ({"tasks": "local"}, "evaluation.tasks=local: evaluation.task_folder is not set"),
     ],
 )
-def test_tasks_that_are_not_there(settings, sentence):
+def test_missing_tasks_are_named(settings, sentence):
     with pytest.raises(InputError, match=sentence):
         Tasks(EvaluationConfig(**settings))
 
 
-def test_tasks_that_write_text_are_refused(tmp_path):
+def test_tasks_that_generate_text_are_refused(tmp_path):
     (tmp_path / "data.jsonl").write_text('{"question": "1 + 1", "answer": "2"}\n')
     (tmp_path / "sums.yaml").write_text(
         "task: sums\ndataset_path: json\noutput_type: generate_until\ntest_split: test\n"
@@ -126,7 +125,7 @@ def test_bad_tasks_end_a_run_before_anything_is_written(command, named_corpus, t
 def test_requests_that_the_model_cannot_answer_end_a_run_before_it_trains(
     command, named_corpus, tmp_path
 ):
-    """Not at the first evaluation, after days."""
+    """The run must not fail at its first evaluation, which may be days later."""
     (tmp_path / "data.jsonl").write_text(f'{{"q": "1 + 1", "a": "{"two " * 2000}"}}\n')
     (tmp_path / "sums.yaml").write_text(
         "task: sums\ndataset_path: json\noutput_type: loglikelihood\ntest_split: test\n"

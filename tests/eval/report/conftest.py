@@ -20,7 +20,7 @@ VOID = {"meta", "br", "wbr", "hr", "img", "link", "input"}
 
 
 class Balanced(HTMLParser):
-    """Fails where a tag is closed that is not open; collects the text."""
+    """Parses a page, fails if tags are not balanced, and collects the text."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ def results(tmp_path) -> Path:
 
 @pytest.fixture
 def tuned(model, tmp_path) -> dict[str, str]:
-    """Folders as finetune leaves them: SFT, then DPO of its result, with a validation."""
+    """Folders like those of finetune: SFT, then DPO of its result, with validation."""
     record = {
         "inputs": "1nputs",
         "rows": 321,

@@ -69,7 +69,7 @@ def test_tuned_models_have_a_card(page, tuned):
         page(card=tuned["chat"])
 
 
-def test_a_card_tells_of_all_that_led_to_its_model_and_of_nothing_else(page, tuned, model, run):
+def test_a_card_lists_the_stages_that_led_to_its_model(page, tuned, model, run):
     chat, answers = Path(tuned["chat"]), Path(tuned["answers"])
     record = json.loads((chat / "dpo.json").read_text())
     (chat / "dpo.json").write_text(json.dumps(record | {"model": str(answers)}))
@@ -142,12 +142,12 @@ OVERLAPS = """
   return found;
 })()
 """
-"""What is written over other text of a drawing, or out of it, or out of the page."""
+"""Lists texts that overlap in a drawing, leave it, or leave the page."""
 
 
 def test_pages_can_be_read(page, run, lines, tuned, suite_results, tmp_path):
     """No text on other text and nothing beyond the page's edge: with other runs for comparison and
-    tuned models; and where restarts, skipped steps and a stage lie close together."""
+    tuned models; and where restarts, skipped steps and a stage are close to each other."""
     out = tmp_path / "pages" / "report.html"
     page(results=str(suite_results), others={"other": str(run)}, tuned=tuned)
     shutil.copy(out, tmp_path / "tuned.html")

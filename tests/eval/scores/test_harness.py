@@ -42,7 +42,7 @@ def results(config) -> dict:
 
 
 def log_likelihoods(model: Path, context: str, choices: list[str]) -> list[float]:
-    """Of each choice after the context, in nats."""
+    """Returns the log-likelihood of each choice after the context, in nats."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -57,7 +57,7 @@ def log_likelihoods(model: Path, context: str, choices: list[str]) -> list[float
     return found
 
 
-def test_accuracy_is_that_of_the_likelier_choice(model, tasks, results):
+def test_accuracy_picks_the_likeliest_choice(model, tasks, results):
     right = []
     for row in read_json_lines(tasks / "bytes_code_continuation.jsonl"):
         scores = log_likelihoods(model, row["context"], row["choices"])
@@ -71,9 +71,7 @@ def test_accuracy_is_that_of_the_likelier_choice(model, tasks, results):
     assert found["num_fewshot"] == 0
 
 
-def test_mutual_information_takes_off_what_the_choice_has_without_its_context(
-    model, tasks, results
-):
+def test_mutual_information_subtracts_the_likelihood_without_context(model, tasks, results):
     right = []
     for row in read_json_lines(tasks / "bytes_prose_continuation.jsonl"):
         scores = log_likelihoods(model, row["context"], row["choices"])
@@ -84,7 +82,7 @@ def test_mutual_information_takes_off_what_the_choice_has_without_its_context(
     assert found["metrics"]["acc_mutual_info"]["value"] == pytest.approx(statistics.fmean(right))
 
 
-def test_bits_per_byte_is_that_of_the_text(model, tasks, results):
+def test_bits_per_byte_equals_a_direct_computation(model, tasks, results):
     nats = size = 0.0
     for row in read_json_lines(tasks / "bytes_prose_perplexity.jsonl"):
         # lm-eval puts the tokenizer's BOS before a text.
@@ -98,7 +96,7 @@ def test_bits_per_byte_is_that_of_the_text(model, tasks, results):
     assert found["chance"] is None
 
 
-def test_file_says_what_was_measured_how(results, model):
+def test_the_result_file_records_settings_and_versions(results, model):
     assert list(results["models"]) == ["base", "other"]
     assert results["models"]["base"]["folder"] == str(model)
     assert results["packages"]["lm_eval"]
@@ -108,7 +106,7 @@ def test_file_says_what_was_measured_how(results, model):
 
 
 def test_the_machine_is_not_described(config, tmp_path, monkeypatch):
-    """lm-eval starts programs for that, and git complains where the folder is no repository."""
+    """lm-eval would start programs for that, and git complains outside of a repository."""
     from lm_eval import evaluator
 
     def started(*_: object) -> None:
@@ -119,7 +117,7 @@ def test_the_machine_is_not_described(config, tmp_path, monkeypatch):
     harness.lm_eval(dataclasses.replace(config, limit=1, out=str(tmp_path / "results.json")))
 
 
-def test_what_is_done_is_skipped(config, results, make_model, tmp_path, monkeypatch):
+def test_scored_models_are_skipped(config, results, make_model, tmp_path, monkeypatch):
     ran = []
     score = harness.score_model
 
@@ -144,8 +142,8 @@ def test_what_is_done_is_skipped(config, results, make_model, tmp_path, monkeypa
     assert list(load_results(Path(config.out))["models"]) == ["base", "other", "third"]
 
 
-def test_interrupted_call_keeps_what_is_done(config, tmp_path, monkeypatch, capfd):
-    """And git is not asked about a folder that may be no repository."""
+def test_an_interrupted_call_keeps_finished_models(config, tmp_path, monkeypatch, capfd):
+    """git is not called, as the folder may be outside of a repository."""
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "results.json"
     score = harness.score_model
@@ -162,7 +160,7 @@ def test_interrupted_call_keeps_what_is_done(config, tmp_path, monkeypatch, capf
     assert "git" not in capfd.readouterr().err
 
 
-def test_table_has_a_line_a_metric(results):
+def test_table_has_one_row_per_metric(results):
     found = [(task, metric) for task, metric, _ in rows(results)]
     assert ("bytes_code_continuation", "acc_mutual_info") in found
     assert ("bytes_code_perplexity", "bits_per_byte") in found
@@ -194,7 +192,7 @@ def test_standard_error_of_a_ratio_is_the_bootstraps():
     assert bits_per_byte_stderr(samples[:1]) is None
 
 
-def test_suites_are_danubes():
+def test_suites_match_the_danube_reports():
     assert {"danube_zero_shot", "open_llm_v1"} <= set(known_suites())
     zero = select(LmEvalConfig(models={"m": "x"}, tasks="danube_zero_shot", out="out"))
     shots = {choice.task: (choice.num_fewshot, choice.metric) for choice in zero.choices}
@@ -214,7 +212,7 @@ def test_suites_are_danubes():
 
 
 def test_suites_name_tasks_and_metrics_of_lm_eval():
-    """Looked up in the folders of their tasks: to index all of lm-eval takes most of a minute."""
+    """They are read from the folders of their tasks, as indexing all of lm-eval takes a minute."""
     from lm_eval.tasks import TaskManager
 
     root = Path(str(resources.files("lm_eval"))) / "tasks"
@@ -236,7 +234,7 @@ def test_shots_for_all_tasks(tasks):
     assert {choice.num_fewshot for choice in select(config).choices} == {2}
 
 
-def test_a_folder_and_a_list_are_tasks(tasks):
+def test_tasks_from_a_folder_and_a_list(tasks):
     by_folder = select(LmEvalConfig(models={"m": "x"}, tasks=str(tasks), out="out"))
     assert len(by_folder.choices) == 6
     assert not by_folder.built_in
@@ -246,7 +244,7 @@ def test_a_folder_and_a_list_are_tasks(tasks):
     assert not listed.built_in
 
 
-def test_a_group_stands_for_its_tasks(config, tasks, tmp_path):
+def test_a_group_replaces_its_tasks_in_tables(config, tasks, tmp_path):
     names = ["bytes_code_continuation", "bytes_prose_continuation"]
     (tmp_path / "tasks").mkdir()
     group = {
@@ -318,7 +316,7 @@ def test_lost_data_file_is_named(tasks, tmp_path):
         select(LmEvalConfig(models={"m": "x"}, task_folder=str(tmp_path), out="out"))
 
 
-def test_data_set_that_is_not_cached_is_a_sentence(command, model, tmp_path):
+def test_an_uncached_data_set_is_reported_in_one_sentence(command, model, tmp_path):
     task = {
         "task": "far_away",
         "dataset_path": "headwater/no-such-data",

@@ -45,7 +45,7 @@ def scores(model, named_corpus, tmp_path_factory) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["code", "prose"])
-def test_trainer_and_export_agree(decoder, named_corpus, scores, source):
+def test_trainer_and_export_have_the_same_loss(decoder, named_corpus, scores, source):
     sizes = torch.from_numpy(named_corpus.token_bytes().astype("int64"))
     batches = held_out_batches(named_corpus, source, SEQ_LEN, 4, TOKENS)
     ours = evaluate(decoder, batches, sizes, torch.device("cpu"))
@@ -55,7 +55,7 @@ def test_trainer_and_export_agree(decoder, named_corpus, scores, source):
     assert theirs["bits_per_byte"] == pytest.approx(ours.bits_per_byte, rel=1e-5)
 
 
-def test_a_run_is_a_model_too(model, named_corpus, scores, tmp_path):
+def test_a_run_can_be_given_as_the_model(model, named_corpus, scores, tmp_path):
     step = tmp_path / "run" / "export" / "step_3"  # as find_model leaves it
     shutil.copytree(model, step)
     checkpoint, out = tmp_path / "run" / "checkpoints" / "step_3", tmp_path / "scores.json"
@@ -68,8 +68,8 @@ def test_a_run_is_a_model_too(model, named_corpus, scores, tmp_path):
 
 
 @pytest.mark.slow
-def test_loss_is_that_of_each_document_alone(model, named_corpus, scores):
-    """Document by document, without padding and masks."""
+def test_loss_equals_that_of_single_documents(model, named_corpus, scores):
+    """The loss computed per document, without padding and masks."""
     from transformers import AutoModelForCausalLM
 
     hf = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
@@ -93,7 +93,7 @@ def test_loss_is_that_of_each_document_alone(model, named_corpus, scores):
     assert scores["sources"]["code"]["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
 
 
-def test_all_sources_weigh_by_tokens(scores):
+def test_the_total_loss_weights_sources_by_tokens(scores):
     parts = scores["sources"].values()
     total = sum(part["tokens"] for part in parts)
     mean = sum(part["loss"] * part["tokens"] for part in parts) / total

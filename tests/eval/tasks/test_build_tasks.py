@@ -1,4 +1,4 @@
-"""Tasks out of held-out files."""
+"""Tasks built from held-out files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAMES = [
 
 @pytest.fixture
 def settings(named_corpus, tmp_path):
-    """Makes a config with overrides."""
+    """Returns a config with overrides."""
 
     def make(**overrides) -> BuildTasksConfig:
         values: dict[str, Any] = {
@@ -45,7 +45,7 @@ def held_out(manifest, source):
     return [document.text for document in read_documents(manifest, "held_out", source)]
 
 
-def test_a_task_file_reads_the_rows_beside_it(tasks):
+def test_a_task_file_reads_its_rows(tasks):
     assert sorted(path.stem for path in tasks.glob("*.yaml")) == sorted(NAMES)
     for name in NAMES:
         content = yaml.safe_load((tasks / f"{name}.yaml").read_text())
@@ -56,7 +56,7 @@ def test_a_task_file_reads_the_rows_beside_it(tasks):
 
 
 @pytest.mark.parametrize("source", ["code", "prose"])
-def test_the_right_choice_is_what_follows_in_a_document(tasks, named_corpus, source):
+def test_the_correct_choice_follows_the_context_in_a_document(tasks, named_corpus, source):
     texts = held_out(named_corpus, source)
     rows = read_json_lines(tasks / f"bytes_{source}_continuation.jsonl")
     assert len(rows) == 12
@@ -71,7 +71,7 @@ def test_the_right_choice_is_what_follows_in_a_document(tasks, named_corpus, sou
                 assert row["context"] + choice not in "\0".join(texts)
 
 
-def test_nothing_but_meaning_tells_the_choices_apart(tasks):
+def test_choices_have_one_length_and_clean_ends(tasks):
     for source in ("code", "prose"):
         for row in read_json_lines(tasks / f"bytes_{source}_continuation.jsonl"):
             assert len(set(row["choices"])) == 4
@@ -97,7 +97,7 @@ def test_perplexity_reads_beginnings_of_held_out_documents(tasks, named_corpus):
         assert any(text.startswith(row["text"]) for text in texts)
 
 
-def test_the_seed_decides(settings, tmp_path):
+def test_the_seed_determines_the_tasks(settings, tmp_path):
     def made(name, seed):
         build_tasks(settings(out=str(tmp_path / name), seed=seed))
         files = sorted((tmp_path / name).glob("*.jsonl"))
@@ -108,7 +108,7 @@ def test_the_seed_decides(settings, tmp_path):
     assert made("c", 1) != first
 
 
-def test_what_is_there_is_not_made_again(settings, tmp_path, capsys):
+def test_existing_tasks_are_not_rebuilt(settings, tmp_path, capsys):
     build_tasks(settings())
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "tasks").iterdir()}
     build_tasks(settings())
@@ -122,7 +122,7 @@ def test_what_is_there_is_not_made_again(settings, tmp_path, capsys):
     assert len(read_json_lines(tmp_path / "tasks" / "bytes_code_continuation.jsonl")) == 8
 
 
-def test_a_folder_of_something_else_is_never_replaced(settings, tmp_path):
+def test_foreign_folders_are_never_replaced(settings, tmp_path):
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "precious").write_text("keep me")
     with pytest.raises(InputError, match="the folder holds precious, which is not part of"):
@@ -145,7 +145,7 @@ def test_bad_input_leaves_nothing(settings, tmp_path, changes, sentence):
     assert not list(tmp_path.iterdir())
 
 
-def test_documents_that_repeat_each_other_are_no_choices(settings, named_corpus, tmp_path):
+def test_duplicate_documents_are_not_used_as_choices(settings, named_corpus, tmp_path):
     from tests.corpora import byte_tokenizer, write_shard
 
     copied = tmp_path / "copied"

@@ -1,5 +1,4 @@
-"""The published suites on models of other families, from rows of the same formats, and what stands
-beside the results: the reports' own tables, and the differences between models."""
+"""The published suites on models of other families, published tables, and comparisons of models."""
 
 from __future__ import annotations
 
@@ -33,7 +32,7 @@ from tests.eval.local_suites import write_suites
 
 LIMIT = 2
 RUN = ["danube_zero_shot", "danube3_academic"]
-"""open_llm_v1 is a part of the second one."""
+"""Suites to run; open_llm_v1 is contained in the second one."""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,7 @@ def suites(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def families(tmp_path_factory) -> dict[str, str]:
-    """Random models that are made like GPT-2 and like Falcon."""
+    """Random models with the architectures of GPT-2 and Falcon."""
     from transformers import (
         FalconConfig,
         FalconForCausalLM,
@@ -76,7 +75,7 @@ def families(tmp_path_factory) -> dict[str, str]:
     }
     for name, model in made.items():
         model.save_pretrained(root / name)
-        # As theirs: one token stands before, after and between texts.
+        # Like the originals, one token is used before, after and between texts.
         PreTrainedTokenizerFast(
             tokenizer_object=byte_tokenizer(), bos_token="</s>", eos_token="</s>"
         ).save_pretrained(root / name)
@@ -85,7 +84,7 @@ def families(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def results(families, suites, tmp_path_factory) -> dict[str, Path]:
-    """Files of results by suite."""
+    """Result files by suite."""
     folder = tmp_path_factory.mktemp("results")
     for suite in RUN:
         harness.lm_eval(
@@ -103,7 +102,7 @@ def results(families, suites, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suite", RUN)
-def test_other_families_go_through_a_suite(results, suite):
+def test_suites_run_on_other_model_families(results, suite):
     content = load_results(results[suite])
     assert list(content["models"]) == ["gpt2", "falcon"]
     for model in content["models"].values():
@@ -138,7 +137,7 @@ def test_published_rows_have_the_averages_that_the_reports_print(suite, model, s
     assert row.average == pytest.approx(average, abs=0.011)
 
 
-def test_every_published_table_is_of_a_suite_or_has_columns():
+def test_every_published_table_has_a_suite_or_columns():
     counts = {suite: len(published_rows(suite)) for suite in known_suites()}
     assert counts == {"danube_zero_shot": 15, "open_llm_v1": 21, "danube3_academic": 7}
     assert "https://arxiv.org/abs/2401.16818" in str(published_rows("danube_zero_shot")[0].source)
@@ -148,7 +147,7 @@ def test_every_published_table_is_of_a_suite_or_has_columns():
         assert {len(scores) for scores in content["models"].values()} == {len(content["columns"])}
 
 
-def test_an_average_may_be_all_that_is_known():
+def test_a_model_with_only_an_average():
     (row,) = [row for row in published_rows("open_llm_v1") if row.model == "Qwen 1.8B Chat"]
     assert row.average == 42.94
     assert set(row.scores) == {None}
@@ -168,14 +167,14 @@ def test_the_leaderboard_is_a_part_of_the_academic_suite():
     assert set(suite_choices("open_llm_v1")) < set(suite_choices("danube3_academic"))
 
 
-def test_other_shots_are_no_suite(suites):
+def test_other_numbers_of_shots_are_not_a_suite(suites):
     config = LmEvalConfig(
         models={"m": "x"}, tasks="open_llm_v1", task_folder=str(suites), num_fewshot=1, out="out"
     )
     assert select(config).suites == []
 
 
-def test_a_task_in_two_ways_is_refused():
+def test_a_task_with_two_numbers_of_shots_is_refused():
     config = LmEvalConfig(models={"m": "x"}, tasks=["danube_zero_shot", "open_llm_v1"], out="out")
     with pytest.raises(InputError, match="arc_challenge is selected with 0 and with 25"):
         select(config)
@@ -225,7 +224,7 @@ def test_differences_are_taken_sample_by_sample():
     assert paired_stderr({"each": {}}, {"each": {}}, "acc") is None
 
 
-def test_models_of_two_files(results, tmp_path):
+def test_results_of_two_files_are_merged(results, tmp_path):
     one, other = results["danube3_academic"], results["danube_zero_shot"]
     both = merge_results([one, other])
     assert list(both["models"]) == [
@@ -244,7 +243,7 @@ def test_models_of_two_files(results, tmp_path):
     assert together["models"]["gpt2"]["settings"]["suites"] == RUN[::-1]
 
 
-def test_compare_names_what_is_not_there(results, tmp_path):
+def test_compare_names_missing_models_and_files(results, tmp_path):
     path = str(results["danube3_academic"])
     with pytest.raises(
         InputError, match=r"baseline=gpt: the results have no such model \(did you mean 'gpt2'"
@@ -255,8 +254,8 @@ def test_compare_names_what_is_not_there(results, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_data_set_that_cannot_be_had_is_named(tmp_path):
-    """A file of ours that asks for a data set of the Hub: what is missing, and how to get it."""
+def test_a_data_set_that_cannot_be_downloaded_is_named(tmp_path):
+    """A local task file that reads a Hub data set; the error says how to get it."""
     (tmp_path / "mine.yaml").write_text(
         "task: mine\ndataset_path: owner/rows\ndataset_name: hard\noutput_type: multiple_choice\n"
         "test_split: test\ndoc_to_text: '{{q}}'\ndoc_to_target: 0\ndoc_to_choice: '{{c}}'\n"
@@ -270,7 +269,7 @@ def test_a_data_set_that_cannot_be_had_is_named(tmp_path):
 
 
 def test_squad_scores():
-    """By the official script's rules; CoQA's F1 rests on them."""
+    """The rules are those of the official script; CoQA's F1 uses them."""
     assert squad_metrics.compute_exact("The river.", "river") == 1
     assert squad_metrics.compute_exact("river", "rivers") == 0
     # Two of three words found, two of two wanted.

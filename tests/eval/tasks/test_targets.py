@@ -1,4 +1,4 @@
-"""Tasks whose samples have no right answer, or ask for more than a model sees, are named."""
+"""Tasks with unanswerable samples, or with requests beyond the context length, are named."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROW = {"q": "Which number?", "choices": ["0", "1", "2"], "label": 1}
 
 
 def write_task(folder: Path, rows: list[dict], **settings: Any) -> Path:
-    """A task with a sample per row."""
+    """Writes a task with one sample per row."""
     folder.mkdir(exist_ok=True)
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     task = {
@@ -100,7 +100,7 @@ def labels(*found: Any) -> list[dict]:
         ),
     ],
 )
-def test_tasks_of_ones_own_with_samples_that_cannot_be_right(tmp_path, rows, settings, words):
+def test_local_tasks_with_unanswerable_samples_are_refused(tmp_path, rows, settings, words):
     with pytest.raises(InputError, match=f"^tasks=quiz: .*{words}"):
         load(write_task(tmp_path, rows, **settings))
     with pytest.raises(InputError, match=r"^evaluation\.tasks=quiz: "):
@@ -116,7 +116,7 @@ def test_tasks_of_ones_own_with_samples_that_cannot_be_right(tmp_path, rows, set
         (labels([0, 9], [1]), {"doc_to_target": "label"}),  # one of several is enough
     ],
 )
-def test_tasks_whose_samples_can_be_right(tmp_path, rows, settings):
+def test_tasks_with_answerable_samples_are_accepted(tmp_path, rows, settings):
     load(write_task(tmp_path, rows, **settings))
 
 
@@ -124,14 +124,14 @@ def test_samples_beyond_the_limit_do_not_count(tmp_path):
     load(write_task(tmp_path, labels(0, 1, "A")), limit=2)
 
 
-def test_one_of_the_choices_as_lm_eval_compares():
+def test_targets_are_compared_as_in_lm_eval():
     right: list[object] = [0, 2, 1.0, "b", True]
     wrong: list[object] = [3, -1, 1.5, "1", None, "B", -100]
     assert [is_choice(target, ["a", "b", "c"]) for target in right] == [True] * len(right)
     assert [is_choice(target, ["a", "b", "c"]) for target in wrong] == [False] * len(wrong)
 
 
-def test_texts_without_a_target_are_told(tmp_path, capsys):
+def test_texts_without_a_target_are_reported(tmp_path, capsys):
     load(
         write_task(
             tmp_path,
@@ -145,8 +145,8 @@ def test_texts_without_a_target_are_told(tmp_path, capsys):
     assert told in capsys.readouterr().out
 
 
-def test_tasks_of_lm_evals_own_are_told_unless_none_is_right(tmp_path, capsys, monkeypatch):
-    """As HellaSwag's test rows, whose labels are not published."""
+def test_built_in_tasks_with_unanswerable_samples_are_reported(tmp_path, capsys, monkeypatch):
+    """HellaSwag's test rows are an example: their labels are not published."""
     monkeypatch.setattr("eval.tasks.load._is_local", lambda *_: False)
     load(write_task(tmp_path / "some", labels(0, 1, "")))
     assert "tasks=quiz: 1 of 3 samples of quiz have no correct choice" in capsys.readouterr().out
@@ -154,8 +154,8 @@ def test_tasks_of_lm_evals_own_are_told_unless_none_is_right(tmp_path, capsys, m
         load(write_task(tmp_path / "all", labels("A", "B")))
 
 
-def test_what_lm_eval_warns_of_is_told(score, tmp_path, capsys, monkeypatch):
-    """Its warnings about scores, each once with its count."""
+def test_warnings_of_lm_eval_are_printed(score, tmp_path, capsys, monkeypatch):
+    """Each kind of warning about scores is printed once, with its count."""
     monkeypatch.setattr("eval.tasks.load.unanswerable", lambda *_: None)
     folder = write_task(tmp_path / "tasks", labels(0, 1, 2, "A", "B"))
     assert score(folder)["samples"] == 5
@@ -188,7 +188,7 @@ def test_what_lm_eval_warns_of_is_told(score, tmp_path, capsys, monkeypatch):
         ),
     ],
 )
-def test_requests_that_no_model_of_this_length_answers(
+def test_requests_beyond_the_context_length_are_refused(
     score, corpus, tmp_path, rows, settings, words
 ):
     folder = write_task(tmp_path / "tasks", rows, **settings)
@@ -199,7 +199,7 @@ def test_requests_that_no_model_of_this_length_answers(
         Tasks(EvaluationConfig(tasks=str(folder))).check(corpus, 512)
 
 
-def test_questions_that_lose_their_beginning_are_told(score, corpus, tmp_path, capsys):
+def test_truncated_questions_are_counted(score, corpus, tmp_path, capsys):
     folder = write_task(tmp_path / "tasks", [ROW, ROW | {"q": LONG}])
     assert score(folder)["samples"] == 2
     told = "quiz: 3 requests exceed the model's context length and lost their beginning."
@@ -208,7 +208,7 @@ def test_questions_that_lose_their_beginning_are_told(score, corpus, tmp_path, c
     assert told in capsys.readouterr().out
 
 
-def test_texts_that_are_longer_than_the_model_sees_are_scored_in_windows(score, corpus, tmp_path):
+def test_texts_longer_than_the_context_are_scored_in_windows(score, corpus, tmp_path):
     metrics = [{"metric": "bits_per_byte"}]
     settings = {"output_type": "loglikelihood_rolling", "metric_list": metrics}
     rows = [{"t": LONG * 2}, {"t": "a"}]
@@ -217,7 +217,7 @@ def test_texts_that_are_longer_than_the_model_sees_are_scored_in_windows(score, 
     Tasks(EvaluationConfig(tasks=str(folder))).check(corpus, 512)
 
 
-def test_tasks_that_write_more_than_the_model_sees(score, tmp_path, capsys):
+def test_tasks_that_generate_more_than_the_context_are_refused(score, tmp_path, capsys):
     settings = {"output_type": "generate_until", "metric_list": [{"metric": "exact_match"}]}
     rows = [{"q": LONG, "label": "x"}]
     for asked in ({"max_gen_toks": 512}, {"max_new_tokens": 4096}):
@@ -232,7 +232,7 @@ def test_tasks_that_write_more_than_the_model_sees(score, tmp_path, capsys):
     assert "quiz: 1 requests exceed the model's context length" in capsys.readouterr().out
 
 
-def test_a_check_leaves_the_generators_as_they_were(corpus, tmp_path):
+def test_a_check_restores_the_random_generators(corpus, tmp_path):
     import random
 
     hook = Tasks(EvaluationConfig(tasks=str(write_task(tmp_path, [ROW] * 3))))
