@@ -1,4 +1,4 @@
-"""What is still to come of a run may change, what it was trained on may not."""
+"""The later part of a run may be changed, the part that it was trained on may not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ATOM = {"recipe__atom_tokens": 128}
 
 @pytest.fixture(scope="module")
 def begun(command, corpus, tmp_path_factory):
-    """A run of 20 steps in two stages, stopped after 5 of the first one's 10."""
+    """A run of 20 steps in two stages, stopped after 5 of the 10 steps of the first."""
     run_dir = tmp_path_factory.mktemp("begun") / "run"
     done = command(*arguments(corpus.folder, run_dir, stop_after=5, **ATOM))
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""From rows to a run: a corpus whose documents were fitted into sequences, with ranges masked."""
+"""A run on a corpus whose documents were packed into sequences, with masked ranges."""
 
 from __future__ import annotations
 

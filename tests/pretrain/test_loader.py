@@ -1,4 +1,4 @@
-"""What the ranks of a run read, together, for any layout, number of reading threads and restart."""
+"""All ranks of a run together read the same samples in any layout, also after a restart."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def manifest(corpus, tmp_path_factory):
 
 
 def make_plan(manifest, stages, batch=4096, seed=0):
-    """A plan and a reader of it."""
+    """Returns a plan and a reader of its samples."""
     plan = StagePlan(RecipeConfig("r", batch, stages), manifest.source_tokens("train"))
     order = SampleOrder(manifest.source_tokens("train"), plan.stages, seed)
     return plan, BatchReader(manifest, order)
@@ -48,9 +48,11 @@ def runs(draw):
         tokens = 4096 * draw(st.integers(1, 4))
         planned = tokens + 4096 * draw(st.integers(1, 9)) if draw(st.booleans()) else None
         if planned and number < 2:
-            sizes = [n for n in sizes if n <= sizes[0]]  # what comes next must not be longer
+            sizes = [
+                n for n in sizes if n <= sizes[0]
+            ]  # the next stage must not have longer sequences
         stages[f"s{number}"] = StageConfig(
-            sizes[0] if planned else draw(st.sampled_from(sizes)), tokens, mixture, None, planned
+            sizes[0] if planned else draw(st.sampled_from(sizes)), tokens, mixture, planned
         )
         sizes = [n for n in sizes if n <= stages[f"s{number}"].seq_len] if planned else sizes
     ranks = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 16, 64, 300])
@@ -140,7 +142,7 @@ def test_so_many_steps_are_read_ahead_and_no_more(manifest, monkeypatch):
     assert sorted(read) == [0, 1, 2, 3, 4]
     for _ in range(9):
         gate.release()
-    loader.get(7)  # the run went on somewhere else
+    loader.get(7)  # after a rewind or a jump
     assert sorted(loader._prefetched) == [8, 9]
     loader.get(9)
     assert not loader._prefetched
@@ -148,7 +150,7 @@ def test_so_many_steps_are_read_ahead_and_no_more(manifest, monkeypatch):
 
 
 def test_a_damaged_shard_ends_the_step_that_reads_it(corpus, tmp_path):
-    """Also where it was read ahead, and every rank that meets it says so."""
+    """The error is raised for prefetched data too, and printed by every rank that reads it."""
     manifest = sealed(corpus, tmp_path / "c")
     plan, reader = make_plan(manifest, {"a": StageConfig(64, 102_400)})
     path = manifest.folder / "train/prose-00001.bin"
@@ -163,14 +165,13 @@ def test_a_damaged_shard_ends_the_step_that_reads_it(corpus, tmp_path):
 
 
 def test_a_loader_is_ahead_of_a_slower_trainer(manifest):
-    """What a step needs is there when the step before it has trained for long enough."""
+    """The data of a step is ready once the step before it has trained for long enough."""
     plan, reader = make_plan(manifest, {"a": StageConfig(64, 40960)})
     loader = Loader(reader, plan, 0, 1, 512, [None], CPU)
     for step in range(10):
         there = step > 0 and loader._prefetched[step].done()
         assert there == (step > 0)
         assert loader.get(step).wait_seconds >= 0
-        loader_module.wait(
-            loader._prefetched.values(), limit(20)
-        )  # the step trains for longer than this
+        # The step trains for longer than this.
+        loader_module.wait(loader._prefetched.values(), limit(20))
     loader.close()

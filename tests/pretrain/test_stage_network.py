@@ -27,7 +27,7 @@ OWN_BASE = {"recipe__stages__long__rope_theta": 50.0, "checkpoint__keep_last": 9
 
 @pytest.fixture(scope="module")
 def run(command, corpus, tmp_path_factory):
-    """A run whose last stage has its own base, from a replayed first step of that stage on."""
+    """A run whose last stage has its own RoPE base, with its first step replayed."""
     folder = tmp_path_factory.mktemp("stage_network")
     made = arguments(corpus.folder, folder / "run", health__replay_steps="[11]", **OWN_BASE)
     done = command(*made, processes=2)
@@ -41,7 +41,7 @@ def exported(run_dir, out, step="latest"):
 
 
 def losses_in_transformers(folder, corpus, seq_len):
-    """Loss of each source in stock transformers."""
+    """Returns the loss per source in stock transformers."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     sizes = torch.from_numpy(corpus.token_bytes().astype("int64"))
     return {
@@ -78,7 +78,7 @@ def test_an_export_has_the_network_of_its_step(run, tmp_path, step, base):
 
 
 def test_an_export_of_a_checkpoint_from_before_it_stated_its_network(run, tmp_path):
-    """It follows from the run's config."""
+    """The network of an older checkpoint follows from the config of its run."""
     older = tmp_path / "run"
     (older / "checkpoints").mkdir(parents=True)
     (older / "config.yaml").write_text((run / "config.yaml").read_text())

@@ -1,4 +1,4 @@
-"""Batch, ramp, learning rate and precision of a stage, in one run."""
+"""A run with its own batch, ramp, learning rate and precision per stage."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_each_stage_has_its_own(whole):
 
 
 def test_two_processes_resume_within_each_stage(command, corpus, whole, tmp_path):
-    """Within the ramp, and within the stage of another precision."""
+    """The run is resumed within the ramp and within the stage of another precision."""
     run_dir = tmp_path / "run"
     for end in (3, 14, 17):
         ranks = 1 if end == 17 else 2

@@ -1,4 +1,4 @@
-"""The plan of a recipe."""
+"""Plans of recipes in steps and samples."""
 
 import pytest
 from hypothesis import given
@@ -60,8 +60,7 @@ def test_a_ramp_gives_every_size_its_share():
     batches=st.lists(st.sampled_from([None, 8192]), min_size=4),
 )
 def test_steps_take_all_samples_of_a_plan_in_order(budgets, ramps, batches):
-    """Every sample of every stage is in one step, the steps' tokens add up, and a sample's step is
-    found from its number."""
+    """Every sample is in one step, tokens add up, and `step_of` inverts `samples_at`."""
     stages = {
         f"s{number}": TrainingStageConfig(
             512 * 2 ** (number % 2),

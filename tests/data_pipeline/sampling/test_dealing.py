@@ -1,5 +1,7 @@
-"""Any number of samples over any number of ranks: none is lost, none is there twice, and the blank
-ones cost little and are valid."""
+"""Any number of samples is dealt to any number of ranks, without loss or repetition.
+
+Blank samples cost little and are valid.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""I1 and I3: the order of samples, property by property."""
+"""Properties of the order of samples (I1 and I3)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ SEQ_LENS = (8, 16, 32)
 
 @st.composite
 def orders(draw, ended_early=False):
-    """Orders of one to three sources and one to three stages; with `ended_early` some of these end
-    before their time, and the next one has sequences that what is left can be cut into."""
+    """Draws orders of one to three sources and one to three stages.
+
+    With `ended_early`, some stages are ended early, and the next one has sequences into which the
+    remainder can be cut.
+    """
     sources = {f"s{i}": draw(st.integers(200, 40_000)) for i in range(draw(st.integers(1, 3)))}
     stages: list[Stage] = []
     for _ in range(draw(st.integers(1, 3))):
@@ -40,7 +43,7 @@ def orders(draw, ended_early=False):
 
 
 def everything(order: SampleOrder):
-    """(stage, source, epoch, start) of every sample of the plan, in order."""
+    """Yields (stage, source, epoch, start) of every sample of the plan, in order."""
     for number, stage in enumerate(order.stages):
         at = order.locate(number, np.arange(stage.samples))
         yield from zip(
@@ -135,7 +138,7 @@ def test_mixture_is_exact_for_ten_trillion_tokens():
 @given(orders() | orders(ended_early=True))
 @settings(max_examples=120, deadline=None)
 def test_no_token_comes_twice_within_an_epoch(order):
-    """Across stages of different length and mixture."""
+    """The stages differ in sequence length and mixture."""
     served: Counter[tuple[int, int, int]] = Counter()
     for stage, source, epoch, start in everything(order):
         seq_len = order.stages[stage].seq_len
@@ -221,7 +224,7 @@ def test_find_in_a_trillion_tokens():
 
 @st.composite
 def changes(draw):
-    """A plan, a point in its first or second stage, and what comes after it instead."""
+    """Draws a plan, a point in its first or second stage, and what replaces the rest."""
     order = draw(orders())
     stage = draw(st.integers(0, len(order.stages) - 1))
     old = order.stages[stage]
@@ -238,8 +241,10 @@ def changes(draw):
 @given(changes())
 @settings(max_examples=120, deadline=None)
 def test_a_change_of_mixture_and_length_at_any_point_loses_and_repeats_nothing(change):
-    """The past stays as it is, sample by sample; from there on every source goes on where it
-    stood: all that was begun before the change is served exactly once."""
+    """Earlier samples stay the same, and every source continues where it was.
+
+    Every window that was started before the change is served exactly once.
+    """
     before, after, stage, samples = change
     for number in range(stage + 1):
         count = samples if number == stage else before.stages[number].samples
@@ -254,7 +259,7 @@ def test_a_change_of_mixture_and_length_at_any_point_loses_and_repeats_nothing(c
             served[source, epoch, unit] += 1
     assert max(served.values()) == 1
     carried = len(after._remainders[stage + 1].source)
-    if after.stages[stage + 1].samples >= carried:  # else the last ones are still to come
+    if after.stages[stage + 1].samples >= carried:  # otherwise some are served later
         begun = after._first_atom[stage + 1] - after._first_atom[stage]
         total = samples * after.stages[stage].seq_len + carried * after.stages[stage + 1].seq_len
         assert total == begun.sum() * after.atom + carried_into(after, stage)
@@ -369,7 +374,7 @@ def test_stages_that_do_not_fit_are_refused():
 
 @pytest.mark.parametrize("sample", [-1, 10, 500])
 def test_a_sample_outside_of_its_stage_is_refused(sample):
-    """Beyond the last window there is no range to permute: it would walk for ever."""
+    """Beyond the last window there is no range to permute, and cycle walking would not end."""
     order = SampleOrder({"a": 9999}, [Stage(16, 10, {"a": 1})], 0)
     with pytest.raises(IndexError, match="stage 0 has samples 0 to 9, asked for"):
         order.locate(0, np.array([3, sample]))

@@ -1,5 +1,7 @@
-"""A corpus in an S3 server on loopback gives the batches that a local one gives, and its faults are
-named before a batch."""
+"""A corpus in an S3 server on loopback gives the batches of the local one.
+
+Damage is reported before it is in a batch.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ URL = "s3://bucket/corpus"
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """A cache folder of its own, and no cache of another test in this process."""
+    """Gives each test its own cache folder and block cache."""
     monkeypatch.setenv("HEADWATER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(block_cache, "_shared", None)
     return tmp_path / "cache"
@@ -44,7 +46,7 @@ def local(corpus, tmp_path):
 
 @pytest.fixture
 def upload(s3):
-    """Puts a folder into the store, in place of what was there."""
+    """Returns a function that replaces the content of the store by a folder."""
 
     def put(folder: Path) -> None:
         fs, path = storage._open_store(URL)
@@ -99,14 +101,14 @@ def test_blocks_come_once_many_at_a_time_and_no_index_does(local, upload, s3):
     reader = BatchReader(manifest, plan(manifest))
     s3.gets = 0
     reader.read(0, np.arange(200))
-    # Neighbouring blocks of a shard are one range: a request for each .bin and each .sums.
+    # Adjacent blocks of a shard are one range: one request per .bin and per .sums.
     assert s3.gets == 8
     reader.read(0, np.arange(200))
     assert s3.gets == 8
 
 
 def test_the_cache_is_bounded(local, upload, s3, monkeypatch):
-    """Of 8 blocks it keeps 3; what went is fetched again, and the batches stay right."""
+    """The cache keeps 3 of 8 blocks, evicted blocks are fetched again, and batches stay right."""
     upload(local.folder)
     manifest = open_corpus(URL)
     monkeypatch.setattr(block_cache, "MIN_CACHE_BYTES", BLOCK_BYTES)
@@ -153,7 +155,7 @@ def test_threads_that_want_the_same_blocks_ask_once(local, upload, s3):
         thread.join()
     for batch in found:
         same(batch, expected)
-    assert s3.gets <= 4 + 4 * 6  # each block once; the sums may come to several threads
+    assert s3.gets <= 4 + 4 * 6  # each block once, checksums perhaps once per thread
 
 
 def test_errors_and_slow_answers_are_survived(local, upload, s3):
@@ -343,8 +345,10 @@ def test_a_full_disk_is_said(monkeypatch):
 def test_a_run_on_a_remote_corpus_is_the_local_one(
     local, upload, s3, command, tmp_path, cache, capsys
 ):
-    """The command, in processes of its own: the same tokens; where the store goes away, it ends
-    with its own exit code; and `where` finds the documents without a local index."""
+    """The command reads the same tokens, and `where` finds the documents without a local index.
+
+    If the store is down, the command ends with its own exit code.
+    """
     upload(local.folder)
     settings = s3.environment() | {"HEADWATER_CACHE": str(cache)}
     changes = {"stop_after": 2, "validation__every_steps": 0}

@@ -1,4 +1,4 @@
-"""Our reader against Megatron's own, and what it refuses."""
+"""Our reader finds what Megatron's own reader finds, and refuses damaged shards."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.sealed import change_manifest, corpus_of, sealed, write_mask
 
 
 def concatenated(manifest, source):
-    """The stream of a source as Megatron reads it, and where its documents begin."""
+    """Returns the stream of a source as Megatron reads it, and where its documents start."""
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
     documents = []
@@ -38,7 +38,7 @@ def concatenated(manifest, source):
 
 
 def read(stream, start, count):
-    """Tokens of a stream, and where documents begin after the first, by the index."""
+    """Returns tokens of a stream, and where the index says that documents start after the first."""
     tokens, begins = np.empty((1, count), np.int64), np.zeros((1, count - 1), bool)
     stream.read(np.array([start]), tokens, np.array([0]), begins)
     return tokens[0], np.flatnonzero(begins[0]) + 1
@@ -106,7 +106,7 @@ def test_held_out_batches_are_consecutive(corpus):
 
 
 def batches_of(manifest, count=600):
-    """Every sample of a plan that reads all of `code`, batch by batch."""
+    """Returns every sample of a plan that reads all of `code`, batch by batch."""
     order = SampleOrder(manifest.source_tokens("train"), [Stage(64, count, {"code": 1})], 3)
     reader = BatchReader(manifest, order)
     return [reader.read(0, range(i, i + 8)) for i in range(0, count, 8)]
@@ -130,7 +130,7 @@ def flip(content, at):
 
 
 def test_a_flipped_bit_is_named_with_shard_and_tokens_before_it_is_in_a_batch(corpus, tmp_path):
-    """In the last block, which is shorter, and in the first."""
+    """The bit is in the last block, which is shorter, and then in the first."""
     manifest = sealed(corpus, tmp_path / "c")
     path = manifest.folder / "train/code-00001.bin"
     size = path.stat().st_size
@@ -248,7 +248,7 @@ def test_a_manifest_of_another_type_is_refused(corpus, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["uint16", "int32"])
 def test_an_id_beyond_the_vocabulary_is_refused_with_shard_and_offset(dtype, corpus, tmp_path):
-    """With its checksum in order: the writer had another tokenizer."""
+    """The checksum is right, because the writer had another tokenizer."""
     documents = [[5] * 99 + [2] for _ in range(40)]
     wrong = -7 if dtype == "int32" else 60_000
     documents[12][34] = wrong
@@ -306,8 +306,10 @@ def test_masked_tokens_are_read_and_not_predicted(corpus, tmp_path):
 
 @pytest.mark.parametrize("pad_id", [0, 2])
 def test_padding_has_no_loss_and_is_a_document_of_its_own(pad_id, corpus, tmp_path):
-    """Two blocks of 16; also where a tokenizer pads with its EOS. The second block is filled by a
-    piece of a long document, which goes on somewhere else."""
+    """There are blocks of 16 tokens, and the tokenizer may pad with its EOS.
+
+    A piece of a long document fills the second block; its continuation is stored elsewhere.
+    """
     first = [5, 6, 7, 2, 8, 9, 2, 10, 11, 12, 2] + [pad_id] * 5
     second = list(range(20, 36))
     third = [13] * 9 + [2] + [pad_id] * 6
@@ -329,7 +331,7 @@ def test_padding_has_no_loss_and_is_a_document_of_its_own(pad_id, corpus, tmp_pa
 
 
 def test_documents_of_several_sequences_are_read_by_document(tmp_path):
-    """As GPT-NeoX and sentence-split Megatron corpora have them."""
+    """GPT-NeoX and sentence-split Megatron corpora have such documents."""
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
     builder = IndexedDatasetBuilder(str(tmp_path / "s.bin"), dtype=np.uint16)
@@ -343,7 +345,7 @@ def test_documents_of_several_sequences_are_read_by_document(tmp_path):
 
 
 def test_finding_documents_does_not_copy_the_index(tmp_path):
-    """Its arrays are unaligned, which makes numpy's own search copy all of them."""
+    """The arrays of an index are unaligned, so that numpy's own search would copy them."""
     documents = 200_000
     header = HEADER.pack(MAGIC, 1, 8, documents, documents + 1)
     lengths = np.full(documents, 4, np.int32)

@@ -1,4 +1,4 @@
-"""Files in an object store: what is read, and what happens when the store fails or is slow."""
+"""Files in an object store are read, written and listed, also if the store fails or is slow."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_store_that_fails_is_asked_again(put, s3, status):
     s3.status, s3.fail_next, s3.gets = status, 3, 0
     ranges = [(0, 10), (10, 20), (500, 510), (990, 1000)]
     assert storage.read_ranges(url, ranges) == [b"0123456789"] * 4
-    assert s3.gets == 4 + 3  # only what failed is asked for again
+    assert s3.gets == 4 + 3  # only failed parts are requested again
 
 
 def test_a_store_that_stays_down_ends_with_one_sentence(put, s3):

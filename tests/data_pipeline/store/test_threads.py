@@ -1,4 +1,4 @@
-"""Threads are kept for the next call, and a fork has its own."""
+"""Threads are reused by later calls, and a forked process starts its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""verify: a whole folder passes, and every fault is named with its file and place."""
+"""An intact folder passes `verify`, and each fault is listed with its file and place."""
 
 from __future__ import annotations
 
@@ -232,13 +232,15 @@ def test_command(folder, command):
     assert "3 problems in 1 files" in line
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # its __del__
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # the reader's __del__ fails
 def test_megatron_finds_what_differs(folder):
     files = [SHARD, "train/prose-00000"]
     assert list(differences(folder, files, "uint16")) == []
     index = (folder / f"{SHARD}.idx").read_bytes()
     documents = Shard(folder / SHARD).documents
-    # Borders moved by a sequence: as many documents, of other tokens.
+    # Boundaries moved by one sequence: the same number of documents, with other tokens.
     borders = np.frombuffer(index, "<i8", offset=len(index) - 8 * (documents + 1)).copy()
     borders[1:-1] -= 1
     (folder / f"{SHARD}.idx").write_bytes(index[: -8 * (documents + 1)] + borders.tobytes())
