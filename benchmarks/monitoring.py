@@ -35,7 +35,7 @@ from pretrain.train import make_hooks
 from pretrain.trainer import Trainer
 from tests.corpora import make_corpus
 
-METHODS = ("before_step", "after_step", "on_record")
+METHODS = ("before_step", "before_optimizer_step", "after_step", "on_record")
 
 
 class Turns(Hook):

@@ -106,7 +106,7 @@ def memory_peak_bytes(device: torch.device) -> int:
 
 
 def reset_memory_peak(device: torch.device) -> None:
-    """Resets the peak, which excludes the setup, such as the timing of attention, from it."""
+    """Resets the peak, so that it excludes the setup, such as the timing of attention."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return

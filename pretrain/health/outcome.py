@@ -55,14 +55,14 @@ def read_outcome(run_dir: Path) -> dict[str, Any] | None:
 
 @dataclass
 class Outcome:
-    """Cause of a successful end; the run sets it."""
+    """Holds the cause of a successful end, which the run sets."""
 
     cause: str = FINISHED
 
 
 @contextmanager
 def writing_outcome(run_dir: Path, processes: Processes) -> Iterator[Outcome]:
-    """Writes the outcome of the run inside it; all ranks use it.
+    """Writes the outcome of the run that it wraps; all ranks use it.
 
     Rank 0 writes a successful end, and the first rank that fails writes its error. While the run
     is active, and after it was killed, there is no file.

@@ -93,7 +93,7 @@ class Receipts(Hook):
 
 
 def link(before: str, line: Mapping[str, Any]) -> str:
-    """Returns the hash of a line and of the hash before it."""
+    """Returns the hash of a line, chained to the hash before it."""
     content = json.dumps([before, {k: v for k, v in line.items() if k != "chain"}], sort_keys=True)
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 

@@ -60,7 +60,7 @@ class Replay(Hook):
             raise RunAborted(
                 f"step {trainer.step} gave different numbers when it was replayed, on rank "
                 f"{', '.join(map(str, wrong))}. A machine computes wrongly, or a kernel is not "
-                "deterministic: with parallel.attention=sdpa precision=fp32 only the former does.",
+                "deterministic; parallel.attention=sdpa precision=fp32 rules out the latter.",
                 EXIT_CORRUPT,
             )
 

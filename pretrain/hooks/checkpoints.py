@@ -88,7 +88,7 @@ class Checkpoints(Hook):
         self._report(trainer)
 
     def on_leave(self, trainer: TrainerView) -> None:
-        """Closes the saver, because nothing may use the job's store once it is gone."""
+        """Closes the saver while the job's store still exists."""
         if hasattr(self, "saver"):  # `on_start` may have failed
             self.saver.leave()
 
