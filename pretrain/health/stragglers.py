@@ -89,7 +89,9 @@ class Stragglers(Hook):
                 | {"milliseconds": mine, "median_milliseconds": usual}
             )
             if self.is_main:
-                print(f"warning: rank {rank} is slow at {what}: {mine:.1f} ms, median {usual:.1f} ms.")
+                print(
+                    f"warning: rank {rank} is slow at {what}: {mine:.1f} ms, median {usual:.1f} ms."
+                )
         self.suspects = found
 
 
