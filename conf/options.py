@@ -1,10 +1,9 @@
-"""Options of a named choice, such as an objective, checked against the dataclass that has them."""
+"""Options of a named choice, such as an optimizer, checked against the dataclass that has them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any
+from typing import Any, get_type_hints
 
 from conf.errors import InputError, did_you_mean
 
@@ -17,15 +16,16 @@ def read_options(key: str, schema: type, given: Mapping[str, Any]) -> Any:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    names = [option.name for option in fields(schema)]
     options = OmegaConf.structured(schema)
+    OmegaConf.set_readonly(options, False)  # it is for a frozen dataclass
+    hints = get_type_hints(schema)
     for name, value in given.items():
-        if name not in names:
-            known = did_you_mean(name, names) or " (there are no options)"
+        if name not in options:
+            known = did_you_mean(name, map(str, options)) or " (there are no options)"
             raise InputError(f"{key}.{name}={value}: unknown option{known}.")
         try:
             options[name] = value
-        except OmegaConfBaseException as error:
-            problem = str(error).splitlines()[0].rstrip(".")
-            raise InputError(f"{key}.{name}={value}: {problem}.") from None
+        except OmegaConfBaseException:
+            kind = getattr(hints[name], "__name__", hints[name])
+            raise InputError(f"{key}.{name}={value}: expected a value of type {kind}.") from None
     return OmegaConf.to_object(options)

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from conf.errors import InputError, did_you_mean, one_of
+from conf.errors import InputError, one_of
+from conf.options import read_options
 from pretrain.config import OptimConfig
 
 if TYPE_CHECKING:
@@ -75,25 +76,7 @@ def optimizer_of(name: str) -> Optimizer:
 
 def options_of(config: OptimConfig) -> Any:
     """Returns the dataclass of the optimizer's own options. Raises InputError for a bad one."""
-    schema = optimizer_of(config.name).options
-    defaults: dict[str, Any] = {option.name: option.default for option in fields(schema)}
-    given: dict[str, Any] = {}
-    for key, value in config.options.items():
-        if key not in defaults:
-            known = did_you_mean(key, defaults) or " (it has none)"
-            raise InputError(
-                f"optim.options.{key}={value}: {config.name} does not have this option{known}."
-            )
-        kind: type = type(defaults[key])
-        try:
-            given[key] = kind(value)
-        except (TypeError, ValueError):
-            given[key] = None
-        if given[key] != value:
-            raise InputError(
-                f"optim.options.{key}={value}: expected a value of type {kind.__name__}."
-            )
-    return schema(**given)
+    return read_options("optim.options", optimizer_of(config.name).options, config.options)
 
 
 def with_all_options(config: OptimConfig) -> OptimConfig:

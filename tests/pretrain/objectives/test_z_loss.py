@@ -98,7 +98,7 @@ def test_z_loss_shrinks_the_normalizer_and_stays_out_of_the_recorded_loss(
 def test_a_bad_coefficient_is_refused():
     with pytest.raises(InputError, match=r"objective\.coefficient=-1.*0 or more"):
         build_objective({"name": "z_loss", "coefficient": -1})
-    with pytest.raises(InputError, match=r"objective\.coefficient=high: .*Float"):
+    with pytest.raises(InputError, match=r"coefficient=high: expected a value of type float"):
         build_objective({"name": "z_loss", "coefficient": "high"})
     with pytest.raises(InputError, match=r"objective\.coeficient=1: .*did you mean 'coefficient'"):
         build_objective({"name": "z_loss", "coeficient": 1})
