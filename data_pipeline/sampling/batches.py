@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipeline.sampling.dealing import Deal
-from data_pipeline.sampling.order import Ints, SampleLocations, SampleOrder
+from data_pipeline.sampling.locations import Ints, SampleLocations
+from data_pipeline.sampling.order import SampleOrder
 from data_pipeline.store.corpus import open_stream
 from data_pipeline.store.manifest import Manifest
 from data_pipeline.store.remote import remote_url

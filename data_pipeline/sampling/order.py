@@ -7,7 +7,7 @@ sequences of 2 tokens and weights 2:1, seed 0. w4 is the part of `web` that star
     atoms, 4 tokens      w0 w4 w8 w12           c0 c4      the last token is only ever a label
     1. mixture, 2:1      web  code  web  web   code  web   the source of atom t
     2. permuted atoms    w0   c4    w4   w12   c0    w8    each once per epoch of its source
-    3. cut in samples    w0 w2  c4 c6  w4 w6  w12 w14  c0 c2  w8 w10       2 tokens each
+    3. cut into samples  w0 w2  c4 c6  w4 w6  w12 w14  c0 c2  w8 w10       2 tokens each
        and shuffled      w12 c4 w4 w2 c0 w0 w14 w10 c2 w6 w8 c6            samples 0 to 11
 
 1. `Mixture` decides which source serves atom t.
@@ -32,57 +32,19 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from conf.errors import InputError
 from data_pipeline.sampling.feistel import UInts, derive_key, mix, permute, unpermute
+from data_pipeline.sampling.locations import Ints, SampleLocations, TokenUses
 from data_pipeline.sampling.mixture import Mixture
 from data_pipeline.sampling.stage import Stage, check_atom
 
-Ints = NDArray[np.int64]
 WINDOW_ATOMS = 256
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class SampleLocations:
-    """Locations of samples in the streams of their sources.
-
-    Attributes:
-        source: (n,) index in `SampleOrder.sources`.
-        epoch: (n,) epoch of the source, counted from 0.
-        start: (n,) token offset in the source's stream.
-    """
-
-    source: Ints
-    epoch: Ints
-    start: Ints
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, part: Any) -> SampleLocations:
-        return SampleLocations(self.source[part], self.epoch[part], self.start[part])
-
-    @classmethod
-    def empty(cls, shape: tuple[int, ...] = (0,)) -> SampleLocations:
-        """Returns locations of zeros in a shape, by default none."""
-        return cls(*np.zeros((3, *shape), np.int64))
-
-
-@dataclass(frozen=True)
-class TokenUses:
-    """Samples that hold tokens of a source, (n,) each, in the order of training."""
-
-    stage: Ints
-    sample: Ints
-    epoch: Ints
-    start: Ints
 
 
 class SampleOrder:

@@ -37,11 +37,11 @@ def differences(folder: Path, files: Iterable[str], dtype: str) -> Iterator[tupl
             continue
         ours = Shard(folder / file, dtype)
         boundaries = theirs.document_indices
-        if len(boundaries) - 1 != ours.documents:
+        if len(boundaries) - 1 != ours.index.documents:
             found = len(boundaries) - 1
-            yield file, f"Megatron-core finds {found} documents, we find {ours.documents}"
+            yield file, f"Megatron-core finds {found} documents, we find {ours.index.documents}"
             continue
-        for number in sorted({0, ours.documents // 2, ours.documents - 1}):
+        for number in sorted({0, ours.index.documents // 2, ours.index.documents - 1}):
             start, end = boundaries[number : number + 2]
             tokens = [theirs[sequence] for sequence in range(start, end)] or [[]]
             first, after = ours.index.document(number)

@@ -171,18 +171,9 @@ class Shard:
         """The `.idx` file, which is not needed to read tokens."""
         return ShardIndex(self.idx, self._expected_dtype)
 
-    @property
-    def documents(self) -> int:
-        """Number of documents."""
-        return self.index.documents
-
     def document_starts(self, start: int, end: int) -> Ints:
         """Returns the token offsets of the documents that start in [start, end)."""
         return self.index.document_starts(start, end)
-
-    def document_of(self, offset: int) -> int:
-        """Returns the number of the document that contains the token at `offset`."""
-        return self.index.document_of(offset)
 
     def read(self, offset: int, out: NDArray[np.integer]) -> None:
         """Fills `out` with the tokens from `offset` on.

@@ -1,5 +1,7 @@
 """Plans of recipes in steps and samples."""
 
+from dataclasses import fields
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +9,13 @@ from omegaconf import OmegaConf
 
 from conf.entry import CONF_DIR
 from conf.errors import InputError
-from data_pipeline.sampling.recipe import BatchRamp, StagePlan
+from data_pipeline.sampling.recipe import (
+    TRAINING_KEYS,
+    BatchRamp,
+    StageConfig,
+    StagePlan,
+    plan_from_mapping,
+)
 from pretrain.checks import check_stages
 from pretrain.config import ParallelConfig
 from pretrain.recipe import StageRate, TrainingRecipeConfig, TrainingStageConfig
@@ -194,3 +202,13 @@ def test_recipes_of_the_model_family(name, trillions, web):
     if web:
         assert [stage.weights["web"] for stage in plan.stages] == web
         assert all(sum(s.weights.values()) == pytest.approx(1) for s in plan.stages)
+
+
+def test_the_data_pipeline_ignores_the_keys_of_training():
+    added = {field.name for field in fields(TrainingStageConfig)}
+    assert added - {field.name for field in fields(StageConfig)} == set(TRAINING_KEYS)
+    stage = {"seq_len": 64, "tokens": 128, "precision": "fp8", "learning_rate": {"shape": "x"}}
+    recipe = {"global_batch_tokens": 64, "stages": {"a": stage}}
+    assert plan_from_mapping(recipe, {"web": 1000}).total_steps == 2
+    with pytest.raises(InputError, match=r"recipe is not valid \(Key 'mixtrue' not in"):
+        plan_from_mapping(recipe | {"stages": {"a": stage | {"mixtrue": {}}}}, {"web": 1000})

@@ -339,9 +339,9 @@ def test_documents_of_several_sequences_are_read_by_document(tmp_path):
     builder.add_document(torch.arange(5), [2, 3])
     builder.finalize(str(tmp_path / "s.idx"))
     shard = Shard(tmp_path / "s")
-    assert shard.documents == 2
+    assert shard.index.documents == 2
     assert shard.document_starts(0, 15).tolist() == [0, 10]
-    assert [shard.document_of(offset) for offset in (0, 9, 10, 14)] == [0, 0, 1, 1]
+    assert [shard.index.document_of(offset) for offset in (0, 9, 10, 14)] == [0, 0, 1, 1]
 
 
 def test_finding_documents_does_not_copy_the_index(tmp_path):
@@ -358,7 +358,7 @@ def test_finding_documents_does_not_copy_the_index(tmp_path):
     shard = Shard(tmp_path / "s", "uint16")
     tracemalloc.start()
     assert shard.document_starts(1001, 1013).tolist() == [1004, 1008, 1012]
-    assert shard.document_of(1003) == 250
+    assert shard.index.document_of(1003) == 250
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 100_000  # the offsets take 1.6 MB

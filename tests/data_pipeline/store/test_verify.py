@@ -239,7 +239,7 @@ def test_megatron_finds_what_differs(folder):
     files = [SHARD, "train/prose-00000"]
     assert list(differences(folder, files, "uint16")) == []
     index = (folder / f"{SHARD}.idx").read_bytes()
-    documents = Shard(folder / SHARD).documents
+    documents = Shard(folder / SHARD).index.documents
     # Boundaries moved by one sequence: the same number of documents, with other tokens.
     borders = np.frombuffer(index, "<i8", offset=len(index) - 8 * (documents + 1)).copy()
     borders[1:-1] -= 1
