@@ -1,5 +1,7 @@
-"""No file of the product imports a file that imports it, however far the way and wherever the
-import stands: at the top, inside a function or for type checking only."""
+"""There are no import circles in the product, of any length.
+
+Imports count at the top, inside a function and for type checking.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from data_pipeline.text.corpus import CorpusConfig, SourceConfig, TokenizerConfi
 from tests.conf.test_entry import STAGES
 
 NOT_OUTPUTS = {("launch", "demo"), ("launch", "chain")}
-"""Their `out` is a folder of runs, in which every step has an output of its own."""
+"""Commands whose `out` is a folder of runs, in which every step has a separate output."""
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("data_pipeline", "tokenize"): {
         "corpus": CorpusConfig(
@@ -98,7 +98,7 @@ EVERY = [pytest.param(*entry, id="-".join(entry[:2])) for entry in commands()]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
-    """Runs a command whose inputs do not exist: the output is looked at before them."""
+    """Runs a command whose inputs do not exist: the output is checked before them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
@@ -110,7 +110,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
 
 
 def tree(folder: Path) -> dict[str, str | None]:
-    """All that lies in a folder."""
+    """Returns the contents of all files in a folder."""
     return {
         str(path.relative_to(folder)): path.read_text() if path.is_file() else None
         for path in folder.rglob("*")
@@ -156,7 +156,7 @@ def test_a_place_without_a_name_is_refused(stage, name, command, run, tmp_path):
 
 @pytest.mark.parametrize(("stage", "name", "command"), EVERY)
 def test_its_own_is_replaced_only_when_asked(stage, name, command, run, tmp_path, monkeypatch):
-    """Where the output may be replaced it is the inputs that are missing."""
+    """If the output may be replaced, the error is about the missing inputs."""
     place(tmp_path / "out", OWN[name])
     before = tree(tmp_path)
     if name not in ("lm_eval", "tokenize", "build_tasks", "sft", "dpo"):  # may be up to date

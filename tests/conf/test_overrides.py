@@ -35,7 +35,7 @@ SCHEMAS: dict[str, type] = {
 
 
 def composed(config: str, *arguments: str) -> Any:
-    """What a command line comes to."""
+    """Composes a command line."""
     schema = SCHEMAS[config]
     store_schema(config, schema)
     made = readable(list(arguments), config, schema)
@@ -170,7 +170,7 @@ def test_the_printed_default_of_tuning(config):
     ],
 )
 def test_a_mixture(arguments, expected):
-    """As a whole it replaces what the recipe has, an entry is added to it."""
+    """A whole mixture replaces the recipe's, a single entry is added to it."""
     words = [f"recipe.stages.long.mixture{argument}" for argument in arguments]
     stages = composed("pretrain", "recipe=demo", *words).recipe.stages
     assert stages.long.mixture == expected

@@ -74,8 +74,10 @@ def documents_of(run, step, rank=None, chars=0):
 
 @pytest.mark.parametrize("line", LINES, ids=lambda line: f"step{line['step']}")
 def test_the_documents_of_a_step_are_those_of_its_samples(line, run, order, tokenized):
-    """The texts of a sample's rows, one after the other, are the sample, token by token; each is a
-    part of the document that its row names."""
+    """The texts of a sample's rows, concatenated, are the sample, token by token.
+
+    Each is a part of the document that its row names.
+    """
     tokenizer = load_tokenizer(tokenized.tokenizer_path)
     eos = tokenizer.decode([tokenized.tokenizer["eos_id"]], skip_special_tokens=False)
     texts = {

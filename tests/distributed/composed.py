@@ -1,5 +1,7 @@
-"""Loss and gradients of one batch under several precisions and checkpointing modes, on the mesh of
-this torchrun: `python -m tests.distributed.composed OUT TP`."""
+"""Loss and gradients of one batch under several precisions and checkpointing modes.
+
+`python -m tests.distributed.composed OUT TP` runs on the mesh of this torchrun.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Danube's four stages, thirty-two times shorter, in one go on four processes."""
+"""Danube's four stages, thirty-two times shorter, without interruption on four processes."""
 
 from __future__ import annotations
 

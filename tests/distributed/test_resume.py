@@ -1,4 +1,4 @@
-"""I2: killed at any step, resumed with any number of processes, the stream goes on exactly."""
+"""I2: killed at any step and resumed with any number of processes, the stream continues exactly."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ def whole(command, corpus, tmp_path_factory):
 
 
 def kill_after(step, corpus, run_dir, checkpoint=True):
-    """Starts a run on two processes and kills all of them, the launcher too, once `step` is done
-    (with a validation after every step, the run says so itself) and, where asked for, there is a
-    checkpoint: a fast machine is steps ahead of the writer of its first one. For the same reason
-    the steps are slowed down: the run must not be over before it is killed."""
+    """Starts a run on two processes and kills all of them, with the launcher, once `step` is done.
+
+    A validation after every step prints its number. If requested, it waits for a checkpoint: a fast
+    machine is steps ahead of the writer of its first one. For the same reason the steps are slowed
+    down, so that the run is not finished before it is killed.
+    """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", "-m", "tests.faults.faulty", "slow_optimizer", "1", "1"]
     command += arguments(corpus.folder, run_dir, validation__every_steps=1)[1:]

@@ -1,5 +1,7 @@
-"""Bytes that a training step sends, counted, for several layouts of this torchrun's processes:
-`python -m tests.distributed.traffic OUT`."""
+"""Counts the bytes that a training step sends, for several layouts of this torchrun's processes.
+
+`python -m tests.distributed.traffic OUT`
+"""
 
 from __future__ import annotations
 
@@ -68,8 +70,11 @@ SENT = {
 
 
 class Counted(TorchDispatchMode):
-    """Payload bytes by kind of collective: of a gather what it gathers, of a scatter what is
-    scattered. blocking: calls that the host waits for at once."""
+    """Payload bytes by kind of collective.
+
+    Attributes:
+        blocking: Number of calls for which the host waits at once.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +109,7 @@ def case(name: str) -> tuple[ModelConfig, ParallelConfig]:
 
 
 def counted(layout: Layout, shape: ModelConfig, config: ParallelConfig) -> dict[str, Any]:
-    """Of one optimizer step."""
+    """Counts the communication of one optimizer step."""
     model = build_meta(shape)
     parallelize(model, layout, config, "bf16")
     fill(model, torch.device("cpu"), lambda name, size: initial_value(name, size, shape, 0))

@@ -1,5 +1,8 @@
-"""`python -m tests.faults.faulty FAULT RANK STEP key=value ...`: a training run in which one rank
-meets a fault right before a step (counted from 1) or steps, `4-6`; rank `all` for all."""
+"""A training run with a fault on one rank, right before a step.
+
+`python -m tests.faults.faulty FAULT RANK STEP key=value ...`. Steps are counted from 1, several are
+`4-6`; rank `all` means all ranks.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +78,7 @@ def stop_file(trainer: TrainerView) -> None:
 
 
 def kill_in_backward(trainer: TrainerView) -> None:
-    """When the gradient has come to the first block."""
+    """Kills the process when the gradient reaches the first block."""
 
     def kill(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -165,8 +168,10 @@ def drift_once(trainer: TrainerView) -> None:
 
 
 def local_weight(trainer: TrainerView) -> Tensor:
-    """This rank's part of the last norm's weight, as integers; not the gathered copy of it that
-    FSDP still has after a validation, which the next step drops."""
+    """Returns this rank's shard of the last norm's weight, as integers.
+
+    It is not the gathered copy that FSDP still has after a validation and drops in the next step.
+    """
     for module in trainer.model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -176,7 +181,7 @@ def local_weight(trainer: TrainerView) -> Tensor:
 
 
 def flip(trainer: TrainerView) -> None:
-    """Not the last bit: rounding may heal that one before anybody looks."""
+    """Flips a bit other than the last, which rounding may restore before the comparison."""
     local_weight(trainer)[3] ^= 1 << 12
 
 
@@ -190,12 +195,11 @@ def drift(trainer: TrainerView) -> None:
 
 
 LATE = threading.Event()
-"""Whether a writer of checkpoints that stands still has done so for long enough."""
+"""Set when a stopped writer of checkpoints has been stopped for long enough."""
 
 
 def only_a_writer_that_hangs_is_late() -> None:
-    """Puts the event in place of the time limit, which writers that are merely slow exceed on a
-    busy machine."""
+    """Replaces the time limit, which slow writers exceed on a busy machine, by the event."""
     pids: dict[object, int] = {}
 
     def answer(connection: Connection, ends: float) -> Any:
@@ -221,7 +225,7 @@ write_durably = files.write_durably
 
 
 def damaged_shard(trainer: TrainerView) -> None:
-    """As where it is read."""
+    """Raises the error that reading a damaged shard raises."""
     raise DamagedShard("code.bin is missing: tokenize the corpus again.")
 
 

@@ -1,6 +1,8 @@
-"""Checkpoints under faults: killed in every phase of a save, damaged, poisoned, no room, no right
-to write, a writer that hangs. Real processes; afterwards the same command ends with the weights of
-an uninterrupted run, bit for bit."""
+"""Checkpoints under faults, on real processes.
+
+Killed in every phase of a save, damaged, poisoned, no space, no permission to write, a writer that
+hangs. Afterwards the same command ends with the weights of an uninterrupted run, bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -135,7 +137,7 @@ def test_a_file_system_that_hangs_holds_nothing_up(run, whole):
     assert "the file system did not answer in 1800 s" in causes[5]
     assert "the save before it is still being written by rank 0" in causes[10]
     assert len(records(run.dir)) == 20
-    assert "is finished" in run.ends_as(whole)  # it was durable, though nobody could say so
+    assert "is finished" in run.ends_as(whole)  # it was durable, though no process could report it
 
 
 def flip(path):
@@ -171,7 +173,7 @@ def test_where_all_are_damaged_nothing_starts_over(copy):
     before = (copy.dir / "metrics.jsonl").read_bytes()
     for step in (5, 10):
         flip(copy.checkpoints / f"step_{step}" / ".metadata")
-    for _ in range(2):  # the same when they are set aside already
+    for _ in range(2):  # the same when they are renamed already
         ended = copy.start(processes=1)
         assert ended.codes == [EXIT_CHECKPOINT]
         assert f"error: no checkpoint in {copy.checkpoints} is whole" in ended.said
@@ -188,13 +190,13 @@ class Evil:
 
 
 def poison(path):
-    """Of the right size, so that only its content tells."""
+    """Writes a file of the right size, so that only its content is wrong."""
     size, payload = path.stat().st_size, pickle.dumps(Evil())
     path.write_bytes(payload + b"\0" * (size - len(payload)))
 
 
 def forge(checkpoint):
-    """What somebody does who wants it to be loaded."""
+    """Updates the manifest like an attacker would."""
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     manifest.pop("hash")
     manifest["files"] = {name: files.entry(checkpoint / name) for name in manifest["files"]}
@@ -221,8 +223,7 @@ def test_a_forged_value_is_not_run(tmp_path):
 
 
 def in_a_mount(options, run, script, **changes):
-    """A run whose folder of checkpoints is a file system of its own; script: what its lines are
-    piped through."""
+    """Runs with a separate file system for the checkpoints; output is piped through `script`."""
     run.checkpoints.mkdir(parents=True)
     command = [sys.executable, "-m", *arguments(run.corpus.folder, run.dir, **QUICK | changes)]
     mount = f"mount -t tmpfs -o {options} none {run.checkpoints}"

@@ -63,7 +63,7 @@ def test_the_first_outcome_is_the_cause(tmp_path, monkeypatch):
 
 
 def test_a_rank_that_waits_ends_after_another_has_failed(tmp_path):
-    """As one does that is in a kernel of a GPU."""
+    """A rank inside a GPU kernel waits in the same way."""
     (tmp_path / "logs" / "hang").mkdir(parents=True)
     program = (
         "import sys, threading, types\n"

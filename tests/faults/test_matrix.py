@@ -1,5 +1,7 @@
-"""A fast selection of the matrix of faults: rows that no other test covers, once each. `make
-faults` runs all of it."""
+"""A fast selection of the matrix of faults: rows that no other test covers, once each.
+
+`make faults` runs all of it.
+"""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def test_command(base: Path, preferences: Path, tmp_path: Path, command) -> None
 
 
 def test_two_processes_give_one_process_curve(config: DpoConfig, command, tmp_path: Path) -> None:
-    """With the validation loss, and wandb beside the folder."""
+    """With the validation loss, and wandb in addition to the folder."""
     config.validation, config.validate_every, config.batch_size = config.data, 2, 8
     dpo(config)
     options = [f"{key}={getattr(config, key)}" for key in ("model", "data", "validation")]

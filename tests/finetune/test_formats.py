@@ -122,8 +122,10 @@ TREES = [
 
 @pytest.mark.parametrize("nulls", [True, False])
 def test_oasst2(tmp_path: Path, nulls: bool) -> None:
-    """Ranks to conversations and to pairs of the best and the worst answer, in one language; from
-    a table, which has nulls, and from the authors' jsonl, which leaves them out."""
+    """Ranks become conversations, and pairs of the best and the worst answer, in one language.
+
+    The rows are those of a table, which has nulls, and of the authors' jsonl, which omits them.
+    """
     path = tmp_path / "oasst2.jsonl"
     rows = [{key: row[key] for key in row if nulls or row[key] is not None} for row in TREES]
     path.write_text("\n".join(map(json.dumps, rows)))

@@ -100,7 +100,7 @@ def test_refused(tmp_path: Path, lines: list, words: str) -> None:
 
 
 def test_content_in_parts(tmp_path: Path) -> None:
-    """As OpenAI's clients write it, in messages or in their place; tool calls may be empty."""
+    """Content like OpenAI's clients write it, in messages or in their place; no tool calls."""
     parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "3 + 5?"}]
     rows = [
         {"messages": [USER | {"content": parts}, ANSWER | {"tool_calls": []}]},
@@ -127,8 +127,11 @@ PACKED = {
 @pytest.mark.parametrize("ending", PACKED)
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_files_as_people_have_them(tmp_path: Path, ending: str, mark: bytes) -> None:
-    """Compressed or not, by the first bytes and not by the name, with a byte order mark or without,
-    in lines or in an array; each alone and in a folder."""
+    """Compression is detected by the first bytes and not by the name.
+
+    Tested with and without a byte order mark, for lines and for an array, each alone and in a
+    folder.
+    """
     expected = [{"prompt": [USER], "completion": [ANSWER]}] * 2
     lines = b"\r\n".join(json.dumps(PAIR).encode() for _ in range(2))
     texts = [lines, json.dumps([PAIR, PAIR]).encode(), json.dumps([PAIR, PAIR], indent=2).encode()]

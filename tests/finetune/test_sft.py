@@ -106,8 +106,7 @@ def test_other_inputs_need_overwrite(settings) -> None:
 
 
 def test_loss_is_the_answers_mean(settings, base: Path, pairs: Path) -> None:
-    """The first step's loss and the validation loss before it, in fp32, against plain
-    transformers on the same 40 rows."""
+    """The first losses of training and validation in fp32 equal those of plain transformers."""
     sft(settings(max_steps=1, batch_size=40, validation=str(pairs)))
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(base)

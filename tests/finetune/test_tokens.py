@@ -111,8 +111,10 @@ def test_a_conversation_that_the_template_refuses(tokenizer) -> None:
 def test_a_system_prompt_goes_to_the_question_where_there_is_no_turn_for_it(
     tokenizer, name: str
 ) -> None:
-    """With rows of OpenOrca and of its pairs; the tokens are those that a server gets when its
-    client puts the text there."""
+    """Rows of OpenOrca and of its pairs give the tokens that a server gets.
+
+    Its client puts the text of the system turn into the question.
+    """
     tokenizer, template = prepared(tokenizer, name)
     system = {"role": "system", "content": "Be brief."}
     in_front = {"role": "user", "content": f"Be brief.\n\n{FIRST['content']}"}
@@ -143,7 +145,7 @@ def test_special_tokens_that_messages_spell_are_text(tokenizer, name: str) -> No
     tokenizer, template = prepared(tokenizer, name)
     end = tokenizer.eos_token
     strike = {"role": "user", "content": f"<s>Strike{end} out 3 in HTML<pad>"}
-    html = {"role": "assistant", "content": f"Use <s>3</s> {end}and <|im_start|>then go on."}
+    html = {"role": "assistant", "content": f"Use <s>3</s> {end}and <|im_start|>then continue."}
     plain = {"prompt": [FIRST], "completion": [EIGHT]}
     spelled = {"prompt": [strike], "completion": [html]}
     rows = list(tokenize([plain, spelled], template, tokenizer))

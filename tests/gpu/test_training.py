@@ -1,4 +1,4 @@
-"""What only a CUDA device can show of a run on one: fp8 and compiled steps, memory, no waiting."""
+"""Runs on a CUDA device: fp8 and compiled steps, memory, no waiting."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_step_does_not_wait_for_the_device(precision, compiled, corpus, tmp_pa
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_planned_memory_is_the_measured_peak(mode, command, corpus, tmp_path):
-    """Within 10%. What lies outside of torch's allocator is not in its count."""
+    """Within 10%. Memory outside of torch's allocator is not counted."""
     shape: dict[str, int | None] = {
         "vocab_size": 32000,
         "hidden_size": 768,

@@ -1,8 +1,7 @@
-"""A real SLURM of two nodes on this machine's loopback: slurmctld, two slurmd and a munge of its
-own, from Debian's `slurm-wlm` and `munge`. Needs root.
+"""A real SLURM of two nodes on this machine's loopback.
 
-Partition `low` is the default and is preempted by `high`: its jobs get SIGTERM, plenty of time,
-SIGKILL, and are requeued.
+It runs slurmctld, two slurmd and a separate munge, from Debian's `slurm-wlm` and `munge`. It needs
+root.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ PartitionName=high Nodes=ALL State=UP PriorityTier=10 PreemptMode=OFF
 
 
 class Cluster:
-    """Its daemons, and SLURM's commands asked of it."""
+    """The daemons of a SLURM cluster, and SLURM's commands on it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -80,7 +79,7 @@ class Cluster:
         self._came_back = 0.0
 
     def ask(self, *command: str) -> str:
-        """What a command of SLURM's prints."""
+        """Returns the output of a SLURM command."""
         done = subprocess.run(
             command,
             env=os.environ | self.environment,
@@ -99,8 +98,10 @@ class Cluster:
     def wait(
         self, until: Callable[[], object], what: str, seconds: float = WAIT_SECONDS, job: str = ""
     ) -> None:
-        """Looks until something is true; fails with the state of the cluster where it is not.
-        job: that may have been requeued meanwhile, and then need not wait two minutes."""
+        """Waits until something is true; fails with the state of the cluster otherwise.
+
+        `job` may have been requeued meanwhile, and then need not wait two minutes.
+        """
         seconds = limit(seconds)
         deadline = time.monotonic() + seconds
         while not until():
@@ -122,7 +123,7 @@ class Cluster:
         return self.job(number)["JobState"]
 
     def said(self, job: str) -> str:
-        """Of a job, by the controller."""
+        """Returns what the controller knows of a job."""
         lines = (self.folder / "slurmctld.log").read_text().splitlines()
         return "\n".join([str(self.job(job)), *(line for line in lines if f"JobId={job}" in line)])
 
@@ -143,7 +144,7 @@ class Cluster:
             self.thaw(ranks)
 
     def thaw(self, ranks: list[int]) -> None:
-        """Lets stopped processes go on."""
+        """Continues stopped processes."""
         for pid in ranks:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
@@ -216,7 +217,7 @@ class Cluster:
         self.wait(self.is_idle, "both nodes to be idle")
 
     def is_idle(self) -> bool:
-        """Whether both nodes are up with nothing to do."""
+        """Returns True if both nodes are up and idle."""
         return self.ask("sinfo", "-h", "-p", "low", "-o", "%D %t") == "2 idle"
 
     def stop(self) -> None:
@@ -231,12 +232,15 @@ class Cluster:
                 os.kill(pid, signal.SIGTERM)
 
     def _may_start_again(self, job: str) -> bool:
-        """Whether a requeued job waits for its time alone, and nothing of its last start is left.
+        """Returns True if a requeued job only waits for its start time.
+
+        Nothing of its last start may be left.
 
         Its old processes must be gone, whose end SLURM would take for that of the new ones. And
         slurmd refuses credentials of the second in which it revoked the job's last ("Job credential
         revoked"): at the requeue, which SLURM writes down as the submission, or when a lost
-        node comes back."""
+        node comes back.
+        """
         about = self.job(job)
         if about["Reason"] != "BeginTime":
             return False
@@ -245,7 +249,7 @@ class Cluster:
         return time.time() > revoked + REVOKED_SECONDS and not self._ending(job)
 
     def _ending(self, job: str) -> bool:
-        """Whether processes of a job or SLURM's beside them are there."""
+        """Returns True if processes of a job, or SLURM's processes for it, still exist."""
         if any(self._running(f"SLURM_JOB_ID={job}")):
             return True
         for folder in Path("/proc").iterdir():
@@ -264,8 +268,10 @@ class Cluster:
         return [int(path.read_text())] if path.is_file() else []
 
     def _running(self, *variables: str) -> Iterator[tuple[int, bytes]]:
-        """Processes of the jobs of this cluster whose environment has the variables, each with its
-        command line, without spaces."""
+        """Returns the processes of this cluster's jobs whose environment has the variables.
+
+        Each has its command line, without spaces.
+        """
         wanted = {f"SLURM_CONF={self.conf}".encode(), *map(str.encode, variables)}
         for folder in Path("/proc").iterdir():
             if folder.name.isdigit():
@@ -276,13 +282,15 @@ class Cluster:
 
 
 def parent(pid: int) -> int:
-    """Of a process."""
+    """Returns the parent of a process."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def signalled(pid: int, number: int) -> bool:
-    """Whether a signal waits to be handled by a process, or has ended it: SLURM wakes what it
-    signals."""
+    """Returns True if a signal is pending for a process, or has ended it.
+
+    SLURM wakes the processes that it signals.
+    """
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:

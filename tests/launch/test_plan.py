@@ -119,8 +119,10 @@ def test_sizes_of_mpt():
 
 
 def test_danubes_trillion():
-    """39.5 days and 7,592 GPU-hours at 36.6k tokens/s a GPU, with the blocks in fp8; plain data
-    parallel first, since it fits."""
+    """39.5 days and 7,592 GPU-hours at 36.6k tokens/s per GPU, with the blocks in fp8.
+
+    Plain data parallelism is first, because it fits.
+    """
     outlook = make_outlook(config(precision="fp8"))
     assert outlook.best.option.name == "replicate"
     assert outlook.days.low < 39.5 < outlook.days.high
@@ -233,7 +235,7 @@ SURE = {"exact", "measured", "assumed"}
 
 
 def test_each_number_says_how_sure_it_is(tmp_path):
-    """Of every layout that fits, on the page too, not of those in the terminal's table alone."""
+    """Every layout that fits has labels, on the page too, not only those in the terminal."""
     outlook = make_outlook(config(show=1))
     for _, _, sure in tables.totals(outlook):
         assert sure.split(",")[0] in SURE

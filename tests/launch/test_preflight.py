@@ -1,5 +1,7 @@
-"""What `pretrain` refuses before it trains, `launch` refuses before it starts or queues anything:
-the same sentence, exit code 2, and nothing written."""
+"""`launch` refuses what `pretrain` refuses, before it starts or queues anything.
+
+The sentence is the same, the exit code is 2, and nothing is written.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Training on a real SLURM of two nodes, see `slurm_cluster`: one test, so that there is one
-cluster however the tests are spread over workers."""
+"""Training on a real SLURM of two nodes, see `slurm_cluster`.
+
+It is one test, so that there is one cluster for any distribution of tests over workers.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +49,8 @@ slurm:
 """
 SIGNAL_NOW = 15
 """A time limit in minutes: a job that has run for one minute (15 minutes less `signal_seconds`)
-gets SLURM's signal as soon as SLURM looks at the limits, which it does each half minute."""
-# The second node may come to have another numpy: then that node is wrong.
+gets SLURM's signal as soon as SLURM checks the limits, every half minute."""
+# The second node may get another numpy: then that node is wrong.
 PYTHON = f"""\
 #!/bin/bash
 other=$(dirname "$0")/other
@@ -131,8 +133,11 @@ def events(run_dir: Path, *names: str) -> list[dict]:
 
 @pytest.mark.timeout(1200)
 def test_a_cluster_s_day(corpus, tmp_path, monkeypatch, subtests):
-    """Undisturbed: `whole`. Disturbed: `limited`, whose ranks stand still for SLURM's signal ahead
-    of the time limit while small jobs run beside it."""
+    """Undisturbed: `whole`.
+
+    Disturbed: `limited`, whose ranks are stopped for SLURM's signal ahead of the time limit while
+    small jobs run.
+    """
     with laboratory(tmp_path, str(corpus.folder)) as lab:
         monkeypatch.setenv("SLURM_CONF", lab.slurm.environment["SLURM_CONF"])
         with subtests.test("two nodes train as one job"):
@@ -161,8 +166,10 @@ def two_nodes_train_as_one_job(lab: Lab) -> None:
 
 @contextmanager
 def limited(lab: Lab) -> Iterator[tuple[str, list[int]]]:
-    """The same run, frozen after a few steps, and then given a time limit that is about to be
-    over; gives its job and ranks."""
+    """Starts the same run, freezes it after a few steps, and gives it a time limit that ends soon.
+
+    Returns its job and ranks.
+    """
     run_dir = lab.folder / "limited"
     training = lab.training("limited", **LONG | {"logger": "wandb"})
     options = ("nodes=2", "time=25", "node_check=false")
@@ -176,8 +183,10 @@ def limited(lab: Lab) -> Iterator[tuple[str, list[int]]]:
 
 
 def small_jobs(lab: Lab, frozen: str) -> None:
-    """All are submitted before the first is looked at. SLURM's signal wakes the frozen job, which
-    is then not to start before they are through."""
+    """All are submitted before the first is checked.
+
+    SLURM's signal wakes the frozen job, which is then not to start before they are through.
+    """
     kinds = (
         a_sweep_of_two_by_two,
         a_chain_of_real_jobs,

@@ -1,4 +1,4 @@
-"""What needs no SLURM: the job's text, the points of a sweep, the verdict, the node check."""
+"""Parts that need no SLURM: the job's text, the points of a sweep, the verdict, the node check."""
 
 from __future__ import annotations
 

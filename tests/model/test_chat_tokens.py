@@ -32,7 +32,7 @@ def byte_level() -> tuple[Any, Any]:
 
 
 def metaspace() -> tuple[Any, Any]:
-    """As Llama 2 and Mistral: a space before the first word of a text only."""
+    """Makes a tokenizer like Llama 2's: a space before the first word of a text only."""
     made = Tokenizer(models.BPE(unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     made.decoder = decoders.Metaspace(prepend_scheme="first", split=False)
@@ -40,7 +40,7 @@ def metaspace() -> tuple[Any, Any]:
 
 
 def unigram() -> tuple[Any, Any]:
-    """As T5: special tokens are pieces of the vocabulary that text could match."""
+    """Makes a tokenizer like T5's: text could match its special tokens."""
     made = Tokenizer(models.Unigram())
     made.pre_tokenizer = pre_tokenizers.Metaspace()
     made.decoder = decoders.Metaspace()

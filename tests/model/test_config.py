@@ -1,4 +1,4 @@
-"""What a decoder cannot be is refused by name."""
+"""Impossible decoders are refused by name."""
 
 import pytest
 

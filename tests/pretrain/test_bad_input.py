@@ -67,7 +67,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         {"checkpoint__timeout_minutes": 0},
         "checkpoint.timeout_minutes=0.0: expected more than 0",
     ),
-    "a copy beside it": (
+    "a copy next to it": (
         {"checkpoint__copy_to": "copies"},
         "checkpoint.copy_to=copies: expected a URL such as s3://bucket/run",
     ),

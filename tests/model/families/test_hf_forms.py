@@ -84,7 +84,7 @@ def test_what_version_5_saves_gets_the_form_of_version_4(folder):
 
 
 def test_remap_vocab_writes_both_forms(folder, tmp_path):
-    """Of a model that version 5 saved, with the tokenizer of a folder or of a bare file."""
+    """A model that version 5 saved, with the tokenizer of a folder or of a single file."""
     for name, tokenizer in {"a": folder, "b": folder / "tokenizer.json"}.items():
         out = tmp_path / name
         remap_vocab(RemapVocabConfig(str(folder), str(tokenizer), str(out)))

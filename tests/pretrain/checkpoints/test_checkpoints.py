@@ -1,4 +1,4 @@
-"""Which checkpoints stay, when the next is due, work done aside, what the command says."""
+"""Checkpoints: which are kept, when one is due, the writer process, the command's output."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def powercap(tmp_path, monkeypatch):
 
 
 def test_cpu_packages(powercap):
-    """Parts of a package are in it already; a counter begins anew at its range of 1000 J."""
+    """Parts of a package are in it already; a counter restarts at its range of 1000 J."""
     meter = rapl()
     assert meter is not None
     powercap(package0=107, package0_0=57, package1=5)
@@ -84,7 +84,7 @@ def test_gpu(driver, monkeypatch):
 
 
 def publish(hook: Energy, steps: int) -> list[dict]:
-    """What a run of so many steps would publish."""
+    """Publishes the records of a run of so many steps."""
     found: list[dict] = []
     trainer: Any = SimpleNamespace(step=0, publish=found.append)
     hook.on_start(trainer)
@@ -120,7 +120,7 @@ def joules_of_two(rank: int, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_processes_add_up(tmp_path):
-    """What only some of them can read is not known."""
+    """Energy that only some processes can read is unknown."""
     mp.spawn(joules_of_two, (tmp_path,), nprocs=2)
     for rank in range(2):
         events = torch.load(tmp_path / str(rank))

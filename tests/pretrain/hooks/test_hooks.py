@@ -1,4 +1,4 @@
-"""What happens beside the steps."""
+"""Hooks: what happens around the steps."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_compiled_blocks_give_the_same_losses_and_compile_once_a_stage(command, 
 
 
 class Steps:
-    """What hooks see of a trainer with stages of 6 and 4 steps."""
+    """The view that hooks have of a trainer with stages of 6 and 4 steps."""
 
     def __init__(self, run_dir):
         self.step, self.published = 0, []

@@ -1,4 +1,4 @@
-"""What a hook can rely on: its order, its state in checkpoints, and the moment before an update."""
+"""Guarantees for a hook: its order, its state in checkpoints, and the call before an update."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class First(Hook):
 
 
 class Counter(Hook):
-    """Counts steps, and looks at the gradients and weights of each."""
+    """Counts steps, and checks the gradients and weights of each."""
 
     order = Order.SETTINGS
 

@@ -67,8 +67,10 @@ def plan_of(*stages):
 
 
 def test_a_stage_has_a_rate_of_its_own():
-    """A constant stage holds what it finds, a falling one goes on from there; stages without a
-    rate follow the run's."""
+    """A constant stage keeps the rate before it, a falling one continues from it.
+
+    Stages without a rate follow the run's.
+    """
     plan = plan_of(
         TrainingStageConfig(10, 1000),
         TrainingStageConfig(10, 1000, learning_rate=StageRate("constant")),

@@ -63,8 +63,10 @@ def test_it_takes_the_simplest_that_fits():
 
 
 def test_blank_samples_are_weighed_with_what_else_a_layout_costs():
-    """Danube's 72 sequences of 16,384 go to 8 ranks as they are; on 64 processes it costs less to
-    share them than to fill 128 rows, which 64 ranks would."""
+    """Danube's 72 sequences of 16,384 fit on 8 ranks.
+
+    On 64 processes it costs less to share sequences than to fill 128 rows, as 64 ranks would.
+    """
     asked = need(load("danube_1_8b"), (2048, 4096, 8192, 16384), 1_179_648)
     chosen = choose(asked, Machine(8, 8, 80 * GIB))
     assert (chosen.name, chosen.blank) == ("replicate", 0)
@@ -82,8 +84,10 @@ def test_blank_samples_are_weighed_with_what_else_a_layout_costs():
 
 
 def test_the_micro_batch_that_leaves_the_fewest_blank():
-    """72 sequences on 16 ranks are 5 on some: in pieces of 4 they would be 6 rows, in pieces of 5,
-    or of 1, they are 5."""
+    """72 sequences on 16 ranks are 5 on some ranks.
+
+    With micro-batches of 4 they would be 6 rows; with 5, or 1, they are 5.
+    """
     model = load("small_15m")
     asked = need(model, (4096,), 72 * 4096)
     sizes = Sizes(1, 16)
@@ -100,7 +104,7 @@ def test_the_micro_batch_that_leaves_the_fewest_blank():
 
 
 def test_a_micro_batch_of_sequences_that_do_not_divide_each_other():
-    """Their least common multiple would be 128,000 tokens."""
+    """The least common multiple of the lengths would be 128,000 tokens."""
     asked = need(load("small_15m"), (1000, 1024), 1_024_000)
     alone = Machine(1, 1, 80 * GIB)
     tokens = fit(asked, Sizes(), alone).parallel.micro_batch_tokens
@@ -163,7 +167,7 @@ def test_a_run_says_why_and_a_resumed_one_may_choose_another(command, corpus, tm
 
 
 def test_a_micro_batch_is_kept_until_the_layout_changes(command, corpus, tmp_path):
-    """What `auto` became is printed, and stands in config.yaml and env.json."""
+    """The choice of `auto` is printed, and recorded in config.yaml and env.json."""
     run_dir = tmp_path / "run"
     default: dict[str, Any] = {
         f"parallel__{key}": "auto" for key in ("micro_batch_tokens", "compile")

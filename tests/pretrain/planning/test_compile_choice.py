@@ -78,7 +78,7 @@ def test_a_resumed_run_keeps_its_choice(choice):
         True,
         "parallel.compile=auto keeps true, with which this run was made.",
     )
-    # What was made in bf16 without compiling does not go on so in fp8.
+    # A run in bf16 without compilation does not continue without it in fp8.
     assert choice(device="cuda", precision="bf16", before=False)[0] is False
     assert choice(device="cuda", precision="fp8", before=False)[0] is True
 

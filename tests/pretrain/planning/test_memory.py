@@ -126,7 +126,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("features", [{}, {"tie_embeddings": True}, QWEN3], ids=str)
 def test_state_is_that_of_the_split_model(features):
-    """Of odd sizes too: 344 rows do not split evenly over 8 ranks of 2 or 16."""
+    """Odd sizes too: 344 rows do not split evenly over 8 ranks of 2 or 16."""
     config = ModelConfig(**MODEL | features)
     with fake_ranks(8):
         for name, layout in LAYOUTS.items():
@@ -136,7 +136,7 @@ def test_state_is_that_of_the_split_model(features):
             planned = plan_memory(config, parameter_shapes(config), sizes, Work("bf16", 512, 256))
             assert planned.weights == counted.weights, name
             assert planned.gradients == counted.gradients, name
-            # AdamW counts its steps too, in 4 bytes a parameter.
+            # AdamW counts its steps too, in 4 bytes per tensor.
             assert 0 <= counted.optimizer - planned.optimizer <= 4 * 64, name
 
 
@@ -177,7 +177,7 @@ def test_plain_data_parallel_comes_first_where_it_fits():
 
 
 def test_memory_sums_up():
-    """Danube on one H100 by hand: 16 bytes a parameter, 2.1 MB a token."""
+    """Danube on one H100 by hand: 16 bytes per parameter, 2.1 MB per token."""
     config = load("danube_1_8b")
     shapes = parameter_shapes(config)
     planned = plan_memory(config, shapes, Sizes(8), Work("bf16", 16384, 2048))
