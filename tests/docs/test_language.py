@@ -7,14 +7,11 @@ import pytest
 from tests.docs.language import ROOT, Finding, files, findings
 
 NOT_YET_CLEAN: tuple[str, ...] = (
-    "conf",
-    "eval",
-    "finetune",
     "launch",
     "model",
-    "pages",
     "pretrain",
-    "tests",
+    "tests/faults",
+    "tests/launch",
 )
 """Files and folders that still have findings. The aim is that it is empty."""
 ALLOWED: dict[tuple[str, str], str] = {}

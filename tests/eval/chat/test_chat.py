@@ -283,8 +283,11 @@ def test_the_endpoint_rejects_invalid_requests(served, path, changes, words):
 
 
 def test_requests_of_every_kind_are_answered(served, chat_model, loaded):
-    """`developer` becomes `system`, parts are joined, special tokens in messages are text, and an
-    answer is limited to the context length."""
+    """Requests of other clients get the same answers as the page's.
+
+    `developer` becomes `system`, parts are joined, special tokens in messages are text, and an answer
+    is limited to the context length.
+    """
     from openai import OpenAI
 
     client = OpenAI(base_url=f"http://127.0.0.1:{served[1]}/v1", api_key="none")

@@ -146,8 +146,11 @@ OVERLAPS = """
 
 
 def test_pages_can_be_read(page, run, lines, tuned, suite_results, tmp_path):
-    """No text on other text and nothing beyond the page's edge: with other runs for comparison and
-    tuned models; and where restarts, skipped steps and a stage are close to each other."""
+    """No text overlaps other text or exceeds the page.
+
+    Tested with other runs for comparison and tuned models, and with restarts, skipped steps and a
+    stage close to each other.
+    """
     out = tmp_path / "pages" / "report.html"
     page(results=str(suite_results), others={"other": str(run)}, tuned=tuned)
     shutil.copy(out, tmp_path / "tuned.html")

@@ -143,7 +143,7 @@ def test_scored_models_are_skipped(config, results, make_model, tmp_path, monkey
 
 
 def test_an_interrupted_call_keeps_finished_models(config, tmp_path, monkeypatch, capfd):
-    """git is not called, as the folder may be outside of a repository."""
+    """Git is not called, as the folder may be outside of a repository."""
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "results.json"
     score = harness.score_model
