@@ -283,10 +283,10 @@ def test_the_endpoint_rejects_invalid_requests(served, path, changes, words):
 
 
 def test_requests_of_every_kind_are_answered(served, chat_model, loaded):
-    """Requests of other clients get the same answers as the page's.
+    """Requests are normalized before they are answered.
 
-    `developer` becomes `system`, parts are joined, special tokens in messages are text, and an answer
-    is limited to the context length.
+    `developer` becomes `system`, parts are joined, special tokens in messages are text, and an
+    answer is limited to the context length.
     """
     from openai import OpenAI
 
