@@ -1,4 +1,4 @@
-"""What adapters state of their Hugging Face classes is what the classes have."""
+"""The statements of adapters about their Hugging Face classes is what the classes have."""
 
 from __future__ import annotations
 
