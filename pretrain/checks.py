@@ -84,8 +84,8 @@ def check_run(
 
 
 def check_parameters(config: PretrainConfig) -> None:
-    """Raises InputError where the optimizer does not fit the parameters of the model."""
-    from model.network import build_meta  # torch, when it is needed
+    """Raises InputError if the optimizer does not fit the parameters of the model."""
+    from model.network import build_meta  # imports torch
 
     parameters = build_meta(config.model).named_parameters()
     check_optimizer(config.optim, {name: parameter.ndim for name, parameter in parameters})
@@ -226,14 +226,14 @@ def check_objective(objective: dict[str, Any]) -> None:
 
 
 def check_logger(config: LoggerConfig) -> None:
-    """Raises InputError where a logger is not known."""
+    """Raises InputError if a logger is unknown."""
     from pretrain.hooks.loggers import check_loggers
 
     check_loggers(config)
 
 
 def check_precision(config: PretrainConfig, plan: StagePlan, dp_size: int, job: Job) -> None:
-    """Raises InputError if a stage's precision cannot run in the job or differs too much.
+    """Raises InputError if a stage's precision cannot run in the job, or the run cannot switch to it.
 
     Args:
         config: The run.
@@ -332,7 +332,7 @@ def check_profile(config: ProfileConfig, job: Job) -> None:
     for rank in config.ranks:
         if not 0 <= rank < job.world_size:
             raise InputError(
-                f"profile.ranks names rank {rank}, expected 0 to {job.world_size - 1}."
+                f"profile.ranks names rank {rank}. Expected ranks from 0 to {job.world_size - 1}."
             )
 
 

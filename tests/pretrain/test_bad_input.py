@@ -52,7 +52,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "profile of no rank": (
         {"profile__ranks": "[1]"},
-        "profile.ranks names rank 1, expected 0 to 0",
+        "profile.ranks names rank 1. Expected ranks from 0 to 0",
     ),
     "profile before the first step": (
         {"profile__steps": "[0]"},
