@@ -233,7 +233,7 @@ def check_logger(config: LoggerConfig) -> None:
 
 
 def check_precision(config: PretrainConfig, plan: StagePlan, dp_size: int, job: Job) -> None:
-    """Raises InputError if a stage's precision cannot run in the job, or the run cannot switch to it.
+    """Raises InputError if a stage's precision cannot run in the job or follow that of the run.
 
     Args:
         config: The run.

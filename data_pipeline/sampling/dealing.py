@@ -17,13 +17,20 @@ from dataclasses import dataclass
 
 from data_pipeline.sampling.recipe import Level, StagePlan
 
-MAX_QUIET_BLANK_FRACTION = 0.03
+REPORTED_BLANK_FRACTION = 0.03
 """Fraction of blank samples above which `blank_note` reports them."""
 
 
 @dataclass(frozen=True)
 class Deal:
-    """The samples of a step on `ranks` ranks, each with `micro_batches` of `rows` rows."""
+    """Distribution of the samples of a step over data-parallel ranks.
+
+    Attributes:
+        samples: Samples of the step.
+        ranks: Number of ranks.
+        rows: Rows per micro-batch.
+        micro_batches: Micro-batches per rank.
+    """
 
     samples: int
     ranks: int
@@ -34,7 +41,8 @@ class Deal:
     def of(cls, samples: int, ranks: int, max_rows: int) -> Deal:
         """Returns the deal with the fewest micro-batches of at most `max_rows` rows.
 
-        Of these, it has the fewest rows: fewer than the micro-batches of all ranks are blank.
+        Among those, it is the one with the fewest rows. So each micro-batch has less than one blank
+        row on average.
         """
         share = -(-samples // ranks)
         micro_batches = -(-share // max_rows)
@@ -56,13 +64,13 @@ class Deal:
 
 
 def deal_step(plan: StagePlan, step: int, ranks: int, micro_batch_tokens: int) -> Deal:
-    """Returns how the samples of a step are dealt, in micro-batches of at most so many tokens."""
+    """Returns the deal of a step, with micro-batches of at most `micro_batch_tokens`."""
     max_rows = max(1, micro_batch_tokens // plan.at(step).seq_len)
     return Deal.of(plan.level(step).samples_per_step, ranks, max_rows)
 
 
 def deals(plan: StagePlan, ranks: int, micro_batch_tokens: int) -> Iterator[tuple[Level, Deal]]:
-    """Yields each level of a plan with how its steps are dealt."""
+    """Yields each level of a plan with the deal of its steps."""
     for level in plan.levels:
         yield level, deal_step(plan, level.first_step, ranks, micro_batch_tokens)
 
@@ -85,9 +93,9 @@ def blank_share(plan: StagePlan, ranks: int, micro_batch_tokens: int) -> float:
 
 
 def blank_note(plan: StagePlan, ranks: int, micro_batch_tokens: int) -> str | None:
-    """Returns a note if more than 3% of the computed tokens are blank, else None."""
+    """Returns a warning if more than 3% of the computed tokens are blank, else None."""
     whole = blank_share(plan, ranks, micro_batch_tokens)
-    if whole <= MAX_QUIET_BLANK_FRACTION:
+    if whole <= REPORTED_BLANK_FRACTION:
         return None
     level, deal = max(deals(plan, ranks, micro_batch_tokens), key=lambda pair: pair[1].blank_share)
     stage = plan.stages[level.stage]
