@@ -275,6 +275,11 @@ def _choice(found: list[str], word: Word, choices: list[str]) -> list[str]:
     replaced = isinstance(value, dict) and f"~{word.key}" in found  # by the keys of a file
     if not replaced and (not isinstance(value, str | list) or not value):
         known = ", ".join(choices)
+        if "," in word.value and set(word.value.split(",")) <= set(choices):
+            raise InputError(
+                f"{word.key}={word.value}: several choices. Write {word.key}=[{word.value}] to "
+                "merge them, or add --multirun to run one after the other."
+            )
         raise InputError(f"{word.key}={word.value}: unknown choice (known: {known}).")
     for choice in value if isinstance(value, list) else ():
         one_of(word.key, str(choice), choices)

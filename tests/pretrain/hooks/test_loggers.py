@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from conf.errors import InputError
+from conf.overrides import readable
 from conf.wandb_run import LoggerConfig
+from pretrain.config import PretrainConfig
 from pretrain.hooks.loggers import build_loggers, check_loggers, scalars
 from pretrain.hooks.wandb_logger import WandbLogger
 from tests.runs import settings
@@ -26,6 +28,13 @@ def test_choices(given, chosen, tmp_path):
     assert config.logger.chosen() == chosen
     hooks = build_loggers(tmp_path, config.logger)
     assert [isinstance(hook, WandbLogger) for hook in hooks] == [True] * len(chosen)
+
+
+def test_several_loggers_are_a_list():
+    with pytest.raises(InputError, match=r"Write logger=\[files,wandb\] to merge them"):
+        readable(["logger=files,wandb"], "pretrain", PretrainConfig)
+    with pytest.raises(InputError, match=r"logger=wanb: unknown choice.*'wandb'"):
+        readable(["logger=[files,wanb]"], "pretrain", PretrainConfig)
 
 
 def test_an_unknown_logger_is_refused():
