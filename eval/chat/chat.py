@@ -49,9 +49,9 @@ class ChatConfig:
         if self.max_new_tokens < 1:
             raise InputError(f"max_new_tokens={self.max_new_tokens}: must be at least 1.")
         if self.temperature < 0:
-            raise InputError(f"temperature={self.temperature}: must be 0 or more.")
+            raise InputError(f"temperature={self.temperature}: must be at least 0.")
         if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p={self.top_p}: must be greater than 0 and at most 1.")
+            raise InputError(f"top_p={self.top_p}: must be above 0 and at most 1.")
         if self.repetition_penalty <= 0:
             raise InputError(f"repetition_penalty={self.repetition_penalty}: must be above 0.")
 

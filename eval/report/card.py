@@ -32,10 +32,10 @@ def card_output(folder: str | Path) -> Output:
     return Output(Path(folder) / "README.md", CARD, overwrite=True, key="card")
 
 
-def write_card(folder: Path, page: Content, results: Content | None) -> None:
+def write_card(folder: Path, content: Content, results: Content | None) -> None:
     """Writes README.md from the content of the report.
 
-    page: content of the report.
+    content: content of the report.
     results: scores of lm_eval.
 
     Raises:
@@ -46,7 +46,7 @@ def write_card(folder: Path, page: Content, results: Content | None) -> None:
             f"card={folder}: is not a Hugging Face folder, as it has no config.json. Give a folder "
             "made by python -m pretrain export or by finetune."
         )
-    card_output(folder).write(header(folder, page, results) + body(folder, page))
+    card_output(folder).write(header(folder, content, results) + body(folder, content))
 
 
 def check_network(folder: Path, network: ModelConfig) -> None:
@@ -64,14 +64,14 @@ def check_network(folder: Path, network: ModelConfig) -> None:
             )
 
 
-def header(folder: Path, page: Content, results: Content | None) -> str:
+def header(folder: Path, content: Content, results: Content | None) -> str:
     """Returns the YAML metadata for the Hub, with the scores as a `model-index`."""
     metadata: Content = {"tags": ["headwater"]}
     scores = scores_of(folder, results)
     if scores:
         metadata["model-index"] = [
             {
-                "name": page["name"],
+                "name": content["name"],
                 "results": [
                     {
                         "task": {"type": "text-generation"},
@@ -102,19 +102,19 @@ def scores_of(folder: Path, results: Content | None) -> list[tuple[str, str, flo
     ]
 
 
-def body(folder: Path, page: Content) -> str:
+def body(folder: Path, content: Content) -> str:
     """Returns the Markdown text of the card."""
-    tuned = tuned_stages(folder, page)
+    tuned = tuned_stages(folder, content)
     parts = [
-        f"# {page['name']}",
-        " ".join([page["summary"], *(stage["sentence"] for stage in tuned)]),
+        f"# {content['name']}",
+        " ".join([content["summary"], *(stage["sentence"] for stage in tuned)]),
         loading_example(),
         "## Data",
         markdown_table(
             ["source", "documents", "tokens", "tokens consumed", "epochs"],
             [
                 [r["source"], r["documents"], r["tokens"], r["seen"], r["epochs"]]
-                for r in page["data"]
+                for r in content["data"]
             ],
         ),
         "## Training",
@@ -128,59 +128,63 @@ def body(folder: Path, page: Content) -> str:
                     *(s["name"], s["seq_len"], s["rope_theta"], s["tokens"], s["steps"]),
                     *(s["mixture"], s["loss"]),
                 ]
-                for s in page["stages"]
+                for s in content["stages"]
             ],
         ),
-        " ".join(page["incidents"]),
+        " ".join(content["incidents"]),
         *(f"## {s['title']}\n\n{markdown_table(['', ''], s['facts'])}" for s in tuned),
         "## Cost",
-        markdown_table(["", ""], page["cost"]),
+        markdown_table(["", ""], content["cost"]),
     ]
-    if page["evaluation"]:
-        names = page["evaluation"]["models"]
-        parts += [
-            "## Evaluation",
-            markdown_table(
-                ["task", "metric", *names], [scores_row(row) for row in page["evaluation"]["rows"]]
-            ),
-            f"Value ± standard error. {page['evaluation']['limited']}",
-        ]
-    for suite in page["suites"]:
-        cited = [f"{number}. {source}" for number, source in enumerate(suite["sources"], 1)]
-        parts += [
-            f"### {suite['name']}, percent",
-            markdown_table(
-                ["model", *suite["heads"], "average"], [suite_row(r) for r in suite["rows"]]
-            ),
-            "\n".join(cited),
-        ]
-    parts += ["## Lineage", markdown_table(["", ""], page["lineage"])]
+    parts += score_parts(content)
+    parts += ["## Lineage", markdown_table(["", ""], content["lineage"])]
     return "\n\n".join(part for part in parts if part.strip()) + "\n"
 
 
-def tuned_stages(folder: Path, page: Content) -> list[Content]:
+def score_parts(content: Content) -> list[str]:
+    """Returns the tables of scores, if the report has any."""
+    parts = []
+    if content["evaluation"]:
+        evaluation = content["evaluation"]
+        lines = [scores_row(row) for row in evaluation["rows"]]
+        parts += [
+            "## Evaluation",
+            markdown_table(["task", "metric", *evaluation["models"]], lines),
+            f"Value ± standard error. {evaluation['limited']}",
+        ]
+    for suite in content["suites"]:
+        lines = [suite_row(row) for row in suite["rows"]]
+        parts += [
+            f"### {suite['name']}, percent",
+            markdown_table(["model", *suite["heads"], "average"], lines),
+            "\n".join(f"{number}. {source}" for number, source in enumerate(suite["sources"], 1)),
+        ]
+    return parts
+
+
+def tuned_stages(folder: Path, content: Content) -> list[Content]:
     """Returns the tuning stages of the report that led to the model of a folder.
 
     Raises:
         InputError: the model was tuned from another model, or in a stage that is missing from the
             report.
     """
-    stages = {stage["folder"].resolve(): stage for stage in page["tuning"]}
+    stages = {stage["folder"].resolve(): stage for stage in content["tuning"]}
     found: list[Content] = []
     current = folder.resolve()
     while record_name(current) is not None:
         if current not in stages:
             raise InputError(
                 f"card={folder}: is a tuned model, but the report lacks its stage {current}. Give "
-                " tuned.NAME= for it and for each folder that it was tuned from, in order."
+                "tuned.NAME= for it and for each folder that it was tuned from, in order."
             )
         if stages[current] in found:  # the folder was replaced by its own tuned model
             break
         found.insert(0, stages[current])
         current = Path(stages[current]["model"]).resolve()
     if found and not current.is_dir():  # it was moved; rely on the order of the report
-        return page["tuning"][: page["tuning"].index(found[0])] + found
-    check_network(current, page["network"])
+        return content["tuning"][: content["tuning"].index(found[0])] + found
+    check_network(current, content["network"])
     return found
 
 
