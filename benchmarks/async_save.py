@@ -33,7 +33,7 @@ from model.config import ModelConfig
 from model.network import Decoder
 from pretrain.checkpoints.retention import Retention
 from pretrain.checkpoints.saver import Saver
-from pretrain.checkpoints.writer_process import Aside
+from pretrain.checkpoints.writer_process import WriterProcess
 from pretrain.processes import start
 
 
@@ -46,13 +46,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to save")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/async_save.json"))
     options = parser.parse_args()
-    aside = Aside()
+    writer = WriterProcess()
     processes = start("cpu")
     config = model_config(options.model, tiny=False)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        saver = Saver(Path(folder), processes, aside, Retention(last=1), 1800, 0)
+        saver = Saver(Path(folder), processes, writer, Retention(last=1), 1800, 0)
         figures = measure(config, saver, options.tokens, options.pairs)
-    aside.close()
+    writer.close()
     dist.destroy_process_group()
     about = {"model": options.model, "tokens_per_step": options.tokens}
     write_results(options.out, {"machine": machine(), **about, **figures})
@@ -100,7 +100,7 @@ def measure(config: ModelConfig, saver: Saver, tokens: int, pairs: int) -> dict[
         saver.wait()
         outcome = saver.outcomes.get()
         assert outcome.problem is None, outcome.problem
-        held.append(outcome.held_seconds)
+        held.append(outcome.stall_seconds)
         durable.append(outcome.seconds)
         plain.append(plain_step())
         figures = (plain[-2], saving[-1], plain[-1], held[-1], durable[-1])

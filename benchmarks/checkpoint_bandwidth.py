@@ -28,7 +28,7 @@ from model.network import Decoder
 from pretrain.checkpoints import files, read
 from pretrain.checkpoints.retention import Retention
 from pretrain.checkpoints.saver import Saver
-from pretrain.checkpoints.writer_process import Aside
+from pretrain.checkpoints.writer_process import WriterProcess
 from pretrain.processes import start
 
 
@@ -42,7 +42,7 @@ def main() -> None:
         "--out", type=Path, default=Path("benchmarks/results/checkpoint_bandwidth.json")
     )
     options = parser.parse_args()
-    aside = Aside()
+    writer = WriterProcess()
     processes = start("cpu")
     model = Decoder(model_config(options.model, tiny=False))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
@@ -53,7 +53,7 @@ def main() -> None:
     rates: dict[str, list[float]] = {"write": [], "dd_write": [], "load": [], "dd_read": []}
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        saver = Saver(folder, processes, aside, Retention(last=1), 1800, 0)
+        saver = Saver(folder, processes, writer, Retention(last=1), 1800, 0)
         for number in range(options.repeats + 1):
             began = time.perf_counter()
             assert saver.save(number, model, optimizer, {}) is None
@@ -77,7 +77,7 @@ def main() -> None:
             if number:  # the first makes the plan and the memory
                 for kind, value in seconds.items():
                     rates[kind].append(size / value)
-    aside.close()
+    writer.close()
     dist.destroy_process_group()
     medians = {f"{kind}_bytes_per_second": median(values) for kind, values in rates.items()}
     about = {"machine": machine(), "model": options.model, "checkpoint_bytes": size}

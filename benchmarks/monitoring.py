@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.cpu_training import BATCH, SEQ, small_model
 from benchmarks.figures import write_results
 from benchmarks.machine import machine
-from pretrain.checkpoints.writer_process import Aside
+from pretrain.checkpoints.writer_process import WriterProcess
 from pretrain.config import DataConfig, OptimConfig, ParallelConfig, PretrainConfig
 from pretrain.health.bad_steps import BadSteps
 from pretrain.hooks import Hook
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/monitoring.json"))
     options = parser.parse_args()
     os.environ |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
-    aside = Aside()
+    writer = WriterProcess()
     processes = start("cpu")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["WANDB_DIR"] = folder
@@ -93,12 +93,12 @@ def main() -> None:
         run = prepare(config, processes)
         trainer = Trainer(config, processes, run, BadSteps(config.health, 1))
         spent = [0.0]
-        hooks = make_hooks(trainer, run, [], aside)
+        hooks = make_hooks(trainer, run, [], writer)
         hooks = [hook for hook in hooks if type(hook).__name__ not in ("Validation", "Checkpoints")]
         turns = Turns([timed(hook, spent) for hook in hooks], options.steps)
         trainer.hooks = turns.everything
         trainer.train()
-    aside.close()
+    writer.close()
     full, bare = turns.seconds[True], turns.seconds[False]
     pairs = list(zip(map(median, full), map(median, bare), strict=True))[1:]
     step = median(seconds for turn in full for seconds in turn)

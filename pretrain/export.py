@@ -79,7 +79,7 @@ def export(config: ExportConfig) -> None:
         step, tokens, weights = 0, 0, initial_weights(run)
         model = network_after(run.model, plan, 0)
     else:
-        path, about = find.find(run_dir / "checkpoints", config.step)
+        path, about = find.checkpoint_of_step(run_dir / "checkpoints", config.step)
         step, tokens, weights = about["step"], about["tokens"], read.weights(path)
         model = network_of_checkpoint(about, run.model, plan)
     special = {

@@ -14,7 +14,7 @@ from model.families.folder import HFWeights, read_config
 from model.init import initial_value
 from model.network import Decoder
 from pretrain.checkpoints import read
-from pretrain.checkpoints.find import newest_agreed
+from pretrain.checkpoints.find import latest_common_checkpoint
 from pretrain.config import PretrainConfig
 from pretrain.model_choice import check_initial
 from pretrain.parallel import fill
@@ -57,7 +57,7 @@ class InitialState:
     @classmethod
     def find(cls, config: PretrainConfig, folder: Path, processes: Processes) -> InitialState:
         """Returns the newest checkpoint in the folder that all ranks can read, else step 0."""
-        found = newest_agreed(folder, processes, config.checkpoint.copy_to)
+        found = latest_common_checkpoint(folder, processes, config.checkpoint.copy_to)
         return cls(weights=InitialWeights(config)) if found is None else cls(*found)
 
     @property

@@ -11,8 +11,7 @@ from omegaconf import OmegaConf
 
 from conf.machine import bf16_verdict, processor, slow_warning
 from data_pipeline.store.storage import StorageError
-from pretrain.checkpoints import files
-from pretrain.checkpoints import mirror as copies
+from pretrain.checkpoints import files, mirror
 from pretrain.config import PRECISIONS, PretrainConfig
 from pretrain.hardware import compute_dtype
 from pretrain.processes import Processes
@@ -99,13 +98,13 @@ def _manifests(folder: Path, copy: str | None) -> list[dict[str, Any]] | None:
     They are those of the folder, else that of the newest checkpoint in the mirror. Returns None
     where there are no checkpoints.
     """
-    here = files.listed(folder)
+    here = files.checkpoints_in(folder)
     found = []
     try:
         if here:
             found = [files.read_manifest(path) for path in here if files.verdict(path) is None]
-        elif copy and (steps := copies.steps(copy)):
-            found = [copies.manifest(copy, steps[0])]
+        elif copy and (steps := mirror.steps(copy)):
+            found = [mirror.manifest(copy, steps[0])]
         else:
             return None
     except (OSError, ValueError, StorageError):  # loading the checkpoint reports the error

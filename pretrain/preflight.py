@@ -51,7 +51,7 @@ def preflight(config: PretrainConfig, job: Job) -> None:
     check_tasks(config.evaluation, job)
     manifest = readable_manifest(config.data.folder, job)
     check_plan(config, manifest, job)
-    saved = files.listed(Path(config.run_dir) / "checkpoints")
+    saved = files.checkpoints_in(Path(config.run_dir) / "checkpoints")
     if saved and manifest is not None:
         check_last_start(config, manifest, saved[0])
     elif not saved and config.init_from and (job.here or Path(config.init_from).is_dir()):

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from conf.errors import EXIT_FAILED, EXIT_REQUEUE, InputError, RunAborted
 from conf.terminal import print_error, tolerate_broken_output
 from data_pipeline.store.corpus import open_corpus
-from pretrain.checkpoints.writer_process import Aside
+from pretrain.checkpoints.writer_process import WriterProcess
 from pretrain.config import PretrainConfig
 from pretrain.health.bad_steps import BadSteps
 from pretrain.health.flight_recorder import turn_on_flight_recorder
@@ -54,7 +54,7 @@ def train(config: PretrainConfig) -> None:
     """Trains from the newest checkpoint of the run folder, or from step 0, to the plan's end."""
     faulthandler.enable()  # prints the stack of a process that ends with SIGBUS or SIGSEGV
     turn_on_flight_recorder(config.run_dir)
-    writer = Aside()  # forked before there is any memory that a fork would copy
+    writer = WriterProcess()  # forked before there is any memory that a fork would copy
     run_dir = Path(config.run_dir)
     with tolerate_broken_output(), shutdown_on_exit(writer):
         processes = start(config.device)
@@ -68,7 +68,7 @@ def train(config: PretrainConfig) -> None:
 
 
 @contextmanager
-def shutdown_on_exit(writer: Aside) -> Iterator[None]:
+def shutdown_on_exit(writer: WriterProcess) -> Iterator[None]:
     """Leaves the process group and ends the writer at the end of a process.
 
     When all ranks end together, they wait until rank 0 has closed its files, because torchrun ends
@@ -106,7 +106,7 @@ def exit_at_once(error: Exception) -> NoReturn:
 
 
 def run_training(
-    config: PretrainConfig, processes: Processes, writer: Aside, on_exit: ExitStack
+    config: PretrainConfig, processes: Processes, writer: WriterProcess, on_exit: ExitStack
 ) -> str:
     """Prepares the run and trains. Returns FINISHED, or STOPPED by `stop_after`.
 
@@ -151,7 +151,7 @@ def run_training(
     return STOPPED
 
 
-def make_hooks(trainer: Trainer, run: Run, tasks: list[Tasks], writer: Aside) -> list[Hook]:
+def make_hooks(trainer: Trainer, run: Run, tasks: list[Tasks], writer: WriterProcess) -> list[Hook]:
     """Returns the hooks of this rank, in the order in which they are called."""
     config, processes = trainer.config, trainer.processes
     run_dir, health = Path(config.run_dir), config.health

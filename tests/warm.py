@@ -142,6 +142,8 @@ def _fork(rank: int, port: int, task: dict[str, Any]) -> int:
     try:
         signal.alarm(task["patience"])  # ends the rank, and with it the run
         os.environ |= task["environment"]
+        if "HEADWATER_FAULT" in task["environment"]:
+            importlib.import_module("tests.faults.writer_faults").install()
         if processes:
             os.environ |= {
                 "RANK": str(rank),

@@ -1,18 +1,28 @@
-"""Checkpoints that are either whole and verified or not there (I7).
+"""Checkpoints that are complete and verified, or do not exist (I7).
 
-`step_N/` holds the shards of torch.distributed.checkpoint and, written last, `manifest.json` with
-the size and hash of every file and the position in the data.
+A run with `checkpoint.every_steps=50` that was killed during its third save, on two ranks:
 
-| file | |
-|---|---|
-| `files` | names, manifests, hashes, verdicts, quarantine |
-| `aside` | a process beside the trainer, for work on files that may hang or die |
-| `staging` | what this rank saves, copied to memory that this process shares |
-| `saver` | a save from the step's border to the commit |
-| `commit` | the parts of a save that touch files |
-| `retention`, `interval` | which ones stay, when the next is due |
-| `read` | loading, without running anybody's pickle |
-| `find` | which one to go on from |
-| `copies` | to and from an object store |
-| `command` | `python -m pretrain checkpoints` |
+    checkpoints/
+      latest                  {"checkpoint": "step_100"}
+      step_50.corrupt/        quarantined: a file did not match its hash
+      step_100/
+        __0_0.distcp          shards of rank 0, as torch.distributed.checkpoint writes them
+        __1_0.distcp          shards of rank 1
+        .metadata             which tensor is in which file
+        manifest.json         size and hash of each file, position in the data; written last
+      step_150.tmp-5d1f/      unfinished; the next start removes it
+
+A save goes through these files, while training continues after the second line:
+
+    training  hooks/checkpoints.py   decides with `interval` that a save is due
+              saver, staging         plan the items and copy them to shared memory
+    thread    saver                  waits for the writer, and collects the votes of all ranks
+    process   writer_process         runs the following; can hang or die without the trainer
+              commit, direct_io      write the shards and read them back from the disk
+              commit, files          write the manifest, rename step_150.tmp-5d1f to step_150
+              retention              chooses which old checkpoints are deleted
+              mirror                 uploads the checkpoint to an object store
+
+A start goes through `find` (the newest checkpoint that all ranks verify, or a download from the
+mirror) and `read` (loads it into any layout). `python -m pretrain checkpoints` is `command`.
 """

@@ -1,4 +1,4 @@
-"""`python -m pretrain checkpoints`: what a run could go on from."""
+"""`python -m pretrain checkpoints`: the checkpoints of a run, listed, verified or exported."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from omegaconf import MISSING
 from conf.chat import ChatTemplate
 from conf.errors import InputError
 from data_pipeline.store import storage
-from pretrain.checkpoints import files
-from pretrain.checkpoints import mirror as copies
+from pretrain.checkpoints import files, mirror
 from pretrain.checkpoints.files import CheckpointError
 from pretrain.config import one_of
 from pretrain.export import DTYPES, ExportConfig, export
@@ -22,9 +21,10 @@ from pretrain.export import DTYPES, ExportConfig, export
 
 @dataclass
 class CheckpointsConfig:
-    """dir: a run folder, its folder of checkpoints, or the URL of their copies.
+    """Configuration of the command.
 
-    do: list (sizes alone are checked), verify (all bytes are read), or export.
+    dir: a run folder, its folder of checkpoints, or the URL of their mirror.
+    do: list (checks names and sizes), verify (reads all bytes), or export.
     step, out, dtype, chat_template, overwrite, data: for do=export, as `python -m pretrain export`
         takes them.
     """
@@ -46,11 +46,11 @@ class CheckpointsConfig:
 
 
 Row = tuple[str, dict[str, Any] | None, str | None]
-"""Name, manifest where it can be read, what is wrong."""
+"""Name, manifest where it can be read, and what is wrong."""
 
 
 def checkpoints(config: CheckpointsConfig) -> None:
-    """Lists; raises CheckpointError where one that could be resumed from is bad."""
+    """Prints the table. Raises CheckpointError where a committed checkpoint is damaged."""
     if config.do == "export":
         assert config.out is not None
         run = run_folder(config.dir)
@@ -59,15 +59,19 @@ def checkpoints(config: CheckpointsConfig) -> None:
         return
     rows = list(_remote(config) if storage.is_remote(config.dir) else _local(config))
     if not rows:
-        raise InputError(f"{config.dir} holds no checkpoint: give a run folder, or their URL.")
-    print(table(rows, "verified" if config.do == "verify" else "sizes are right"))
+        raise InputError(
+            f"dir={config.dir} has no checkpoint. Give a run folder, or the URL of a mirror."
+        )
+    print(table(rows, "verified" if config.do == "verify" else "sizes match"))
     bad = [problem for name, _, problem in rows if problem and files.step_of(name) is not None]
     if bad:
-        raise CheckpointError(f"{len(bad)} of {len(rows)} are bad; the newest: {bad[0]}")
+        raise CheckpointError(
+            f"{len(bad)} of {len(rows)} checkpoints are damaged. The newest: {bad[0]}"
+        )
 
 
 def table(rows: list[Row], good: str) -> str:
-    """The rows as text, in columns."""
+    """Returns the rows as text in columns. good: verdict on checkpoints without a problem."""
     cells = [("checkpoint", "tokens", "GB", "held-out loss", "kind", "layout", "verdict")]
     for name, about, problem in rows:
         about = about or {}
@@ -90,11 +94,11 @@ def table(rows: list[Row], good: str) -> str:
 
 
 def run_folder(folder: str) -> Path:
-    """The run that a folder belongs to; raises InputError for a URL, which has no config."""
+    """Returns the run that a folder belongs to. Raises InputError for a URL."""
     if storage.is_remote(folder):
         raise InputError(
-            f"dir={folder} holds copies alone: do=export needs the run folder, where "
-            "checkpoint.copy_to brings them back."
+            f"dir={folder} is a mirror without the run's config. do=export needs the run folder, "
+            "to which checkpoint.copy_to downloads the checkpoints."
         )
     path = Path(folder)
     return path.parent if path.name == "checkpoints" else path
@@ -104,19 +108,19 @@ def _local(config: CheckpointsConfig) -> list[Row]:
     folder = run_folder(config.dir) / "checkpoints"
     check: Callable[[Path], str | None] = files.verify if config.do == "verify" else files.verdict
     rows: list[Row] = []
-    for path in files.listed(folder):
+    for path in files.checkpoints_in(folder):
         rows.append((path.name, _readable(partial(files.read_manifest, path)), check(path)))
-    for path in files.quarantined(folder):
+    for path in files.quarantined_in(folder):
         about = _readable(partial(files.read_manifest, path))
-        rows.append((path.name, about, "set aside: it was found bad at a start"))
+        rows.append((path.name, about, "quarantined: a start found it damaged"))
     return rows
 
 
 def _remote(config: CheckpointsConfig) -> list[Row]:
     rows: list[Row] = []
-    for step in copies.steps(config.dir):
-        about = _readable(partial(copies.manifest, config.dir, step))
-        problem = copies.verify(config.dir, step) if config.do == "verify" else None
+    for step in mirror.steps(config.dir):
+        about = _readable(partial(mirror.manifest, config.dir, step))
+        problem = mirror.verify(config.dir, step) if config.do == "verify" else None
         rows.append((f"step_{step}", about, problem))
     return rows
 

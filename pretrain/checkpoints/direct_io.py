@@ -1,8 +1,8 @@
-"""Files written and read past the page cache.
+"""Files that are written and read past the page cache (`O_DIRECT`).
 
-Through the page cache, a checkpoint costs the training several seconds of CPU a GB in copies and
-writeback, and pushes out the shards of data that the cache held; and what is read back from it is
-memory, not the disk. Where a file system cannot go past its cache, the same goes through it.
+Through the page cache, the copies and the writeback of a checkpoint cost several times the CPU
+time, and the cache loses the shards of training data that it held. What is read back must come from
+the disk and not from memory. On a file system without direct I/O the same code uses the cache.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import fcntl
 import io
 import mmap
 import os
-import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,56 +20,34 @@ from typing import Any
 import xxhash
 from torch.distributed.checkpoint.filesystem import FileSystem
 
-BLOCK_BYTES = 16 << 20  # a multiple of every disk's block
-
-
-REST_SECONDS = 0.05
-
-
-class Pace:
-    """A `share` of one core's time, with a rest after each whole block; none once `hurry` says so,
-    or `seconds` have passed: a slow disk must not have the writer taken for one that hangs. Waiting
-    for the disk is no work: it holds nobody up."""
-
-    def __init__(self, share: float, seconds: float, hurry: Callable[[], bool]) -> None:
-        self.share, self.hurry = share, hurry
-        self._began, self._worked = time.monotonic(), time.process_time()
-        self._ends = self._began + seconds
-
-    def rest(self) -> None:
-        """As long as the block before it calls for."""
-        worked = time.process_time() - self._worked
-        ends = min(self._began + worked / self.share, self._ends)
-        while (left := ends - time.monotonic()) > 0 and not self.hurry():
-            time.sleep(min(left, REST_SECONDS))
-        self._began, self._worked = time.monotonic(), time.process_time()
+BLOCK_BYTES = 16 << 20
+"""Bytes per write and read, a multiple of the block size of every disk."""
 
 
 class DirectFile(io.RawIOBase):
-    """A new file that is durable when it closes. digest: XXH3-128 of what was written to it."""
+    """A new file that is durable once it is closed, and hashed while it is written."""
 
-    def __init__(self, path: Path, pace: Pace | None = None) -> None:
-        self._pace = pace
+    def __init__(self, path: Path) -> None:
         self._file = _open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        self._block = mmap.mmap(-1, BLOCK_BYTES)  # on a page's border, as direct writes need
+        self._block = mmap.mmap(-1, BLOCK_BYTES)  # page-aligned, as direct I/O requires
         self._filled = self._written = 0
         self._hash = xxhash.xxh3_128()
 
     @property
     def digest(self) -> str:
-        """XXH3-128, in hexadecimal digits."""
+        """Returns the XXH3-128 of what was written, in hexadecimal digits."""
         return self._hash.hexdigest()
 
     def writable(self) -> bool:
-        """It is."""
+        """Returns True, as the interface of files requires."""
         return True
 
     def tell(self) -> int:
-        """Bytes written."""
+        """Returns the number of bytes written so far."""
         return self._written + self._filled
 
     def write(self, data: Any) -> int:
-        """Takes all of `data`."""
+        """Accepts all of `data`, and writes each block as it becomes full."""
         view = memoryview(data).cast("B")
         self._hash.update(view)
         taken = 0
@@ -80,60 +57,55 @@ class DirectFile(io.RawIOBase):
             self._filled += len(part)
             taken += len(part)
             if self._filled == BLOCK_BYTES:
-                self._put(BLOCK_BYTES)
-                if self._pace:
-                    self._pace.rest()
+                self._write_block(BLOCK_BYTES)
         return taken
 
     def close(self) -> None:
-        """Writes the rest, and waits until the disk has it all."""
+        """Writes the last block and waits until the disk has the whole file."""
         if self.closed:
             return
         try:
-            _buffer(self._file)  # the rest is no whole block
-            self._put(self._filled)
+            _use_page_cache(self._file)  # direct I/O takes whole blocks only
+            self._write_block(self._filled)
             os.fsync(self._file)
         finally:
             super().close()
             os.close(self._file)
 
-    def _put(self, count: int) -> None:
+    def _write_block(self, count: int) -> None:
         with memoryview(self._block) as block:
             done = 0
             while done < count:
                 try:
                     done += os.write(self._file, block[done:count])
                 except OSError as error:
-                    if error.errno != errno.EINVAL or not _buffer(self._file):
+                    if error.errno != errno.EINVAL or not _use_page_cache(self._file):
                         raise
         self._written += count
         self._filled = 0
 
 
-class DirectFiles(FileSystem):
-    """DCP's files, each a `DirectFile`. digests: of those that are closed, by name."""
+class DirectFileSystem(FileSystem):
+    """DCP's file system with `DirectFile`s. digests: of closed files by name."""
 
-    def __init__(self, pace: Pace | None = None) -> None:
+    def __init__(self) -> None:
         self.digests: dict[str, str] = {}
-        self._pace = pace
 
     @contextmanager
     def create_stream(
         self, path: str | os.PathLike[str], mode: str
     ) -> Generator[io.IOBase, None, None]:
-        """A new file."""
-        with DirectFile(Path(path), self._pace) as file:
+        """Yields a new file."""
+        with DirectFile(Path(path)) as file:
             yield file
         self.digests[Path(path).name] = file.digest
 
 
-def digest(path: Path, pace: Pace | None = None) -> str:
-    """XXH3-128 of what the disk has."""
+def digest(path: Path) -> str:
+    """Returns the XXH3-128 of what the disk has."""
     state = xxhash.xxh3_128()
     for block in _blocks(path):
         state.update(block)
-        if pace and len(block) == BLOCK_BYTES:
-            pace.rest()
     return state.hexdigest()
 
 
@@ -141,12 +113,12 @@ def _blocks(path: Path) -> Iterator[memoryview]:
     file = _open(path, os.O_RDONLY)
     view = memoryview(mmap.mmap(-1, BLOCK_BYTES))
     try:
-        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)  # where it goes through the cache
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)  # without direct I/O
         while True:
             try:
                 count = os.readv(file, [view])
-            except OSError as error:  # at the end of a file that is no whole block, too
-                if error.errno != errno.EINVAL or not _buffer(file):
+            except OSError as error:  # also at the end of a file that is not a whole block
+                if error.errno != errno.EINVAL or not _use_page_cache(file):
                     raise
                 continue
             if count == 0:
@@ -165,8 +137,8 @@ def _open(path: Path, flags: int) -> int:
         return os.open(path, flags, 0o666)
 
 
-def _buffer(file: int) -> bool:
-    """Sends the rest of a file through the page cache; whether it went past it before."""
+def _use_page_cache(file: int) -> bool:
+    """Switches direct I/O of an open file off, and returns whether it was on."""
     flags = fcntl.fcntl(file, fcntl.F_GETFL)
     fcntl.fcntl(file, fcntl.F_SETFL, flags & ~os.O_DIRECT)
     return bool(flags & os.O_DIRECT)

@@ -1,4 +1,4 @@
-"""Which checkpoint to go on from."""
+"""Finds the checkpoint that a run resumes from."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import torch.distributed as dist
 from conf.errors import InputError
 from data_pipeline.store.storage import StorageError
 from data_pipeline.store.threads import in_thread
-from pretrain.checkpoints import commit, files
-from pretrain.checkpoints import mirror as copies
+from pretrain.checkpoints import commit, files, mirror
 from pretrain.checkpoints.files import CheckpointError
 from pretrain.processes import Processes
 
@@ -23,22 +22,27 @@ WAIT_SECONDS = 30.0
 Found = tuple[Path, dict[str, Any]]
 
 
-def newest_agreed(folder: Path, processes: Processes, copy: str | None = None) -> Found | None:
-    """The newest whole checkpoint, or None where there never was one; every rank calls it.
+def latest_common_checkpoint(
+    folder: Path, processes: Processes, url: str | None = None
+) -> Found | None:
+    """Returns the newest complete checkpoint, the same on all ranks, or None for a new run.
 
-    copy: a URL that holds copies; what is newer there, or bad here, is brought from it; where that
-    does not answer, what is here must do. Each rank reads its share of the files. Rank 0 decides,
-    and puts the bad ones out of the way. Raises CheckpointError where there are checkpoints but not
-    one of them is whole, StorageError where none is here and the copies are out of reach: starting
-    over without a word would be worse.
+    Every rank calls it and verifies its share of the files. Rank 0 decides, and quarantines damaged
+    checkpoints. Raises CheckpointError where there are checkpoints but none is complete, and
+    StorageError where there is none and the mirror does not answer, because starting over silently
+    would be worse.
+
+    url: of a mirror in an object store. A checkpoint that is newer there, or damaged here, is
+        downloaded; where the mirror does not answer, the newest local one is taken.
     """
     problems: list[str] = []
-    brought: set[int] = set()
+    downloaded: set[int] = set()
     while True:
-        name, bad = _on_main(lambda: _candidate(folder, copy, brought), processes)
+        name, bad = _on_main(lambda: _candidate(folder, url, downloaded), processes)
         if name is None:
             if bad:
-                raise nothing_whole(folder, problems + [f"{folder / n} is set aside." for n in bad])
+                problems += [f"{folder / one} is quarantined." for one in bad]
+                raise no_complete_checkpoint(folder, problems)
             return None
         problem = _verify_together(folder / name, processes)
         if problem is None:
@@ -46,44 +50,44 @@ def newest_agreed(folder: Path, processes: Processes, copy: str | None = None) -
         problems.append(problem)
         if processes.is_main:
             moved = files.quarantine(folder / name)
-            print(f"warning: {problem} It is now {moved.name}; going back to the one before it.")
+            print(f"warning: {problem} It was renamed to {moved.name}; trying the one before it.")
         dist.barrier()
 
 
-def nothing_whole(folder: Path, problems: list[str]) -> CheckpointError:
-    """The error where every checkpoint is bad."""
+def no_complete_checkpoint(folder: Path, problems: list[str]) -> CheckpointError:
+    """Returns the error for a folder whose checkpoints are all damaged."""
     return CheckpointError(
-        f"no checkpoint in {folder} is whole, {len(problems)} were looked at; the newest: "
+        f"no checkpoint in {folder} is complete, {len(problems)} were tried. The newest: "
         f"{problems[0]} Remove the folder to start over."
     )
 
 
-def newest(folder: Path) -> Found | None:
-    """As `newest_agreed` for one process that only reads: nothing is moved."""
+def latest_checkpoint(folder: Path) -> Found | None:
+    """Returns the newest complete checkpoint without moving any, for a single reading process."""
     problems = []
-    for path in files.listed(folder):
+    for path in files.checkpoints_in(folder):
         problem = files.verify(path)
         if problem is None:
             return path, files.read_manifest(path)
         problems.append(problem)
-    problems += [f"{path} is set aside." for path in files.quarantined(folder)]
+    problems += [f"{path} is quarantined." for path in files.quarantined_in(folder)]
     if problems:
-        raise nothing_whole(folder, problems)
+        raise no_complete_checkpoint(folder, problems)
     return None
 
 
-def find(folder: Path, step: str) -> Found:
-    """The checkpoint of a step, or of `latest`; raises InputError where it is not there."""
+def checkpoint_of_step(folder: Path, step: str) -> Found:
+    """Returns the checkpoint of a step, or of `latest`. Raises InputError where there is none."""
     if step == "latest":
-        found = newest(folder)
+        found = latest_checkpoint(folder)
         if found is None:
-            raise InputError(f"{folder} holds no checkpoint: train first, or name another run.")
+            raise InputError(f"{folder} has no checkpoint. Train first, or name another run.")
         return found
     path = folder / f"step_{step}"
     if not path.is_dir():
-        steps = [p.name.removeprefix("step_") for p in files.listed(folder)]
+        steps = [p.name.removeprefix("step_") for p in files.checkpoints_in(folder)]
         known = ", ".join(steps) or "none"
-        raise InputError(f"{path} does not exist, expected one of the steps: {known}.")
+        raise InputError(f"{path} does not exist. Take one of the steps: {known}.")
     problem = files.verify(path)
     if problem:
         raise CheckpointError(problem)
@@ -91,13 +95,15 @@ def find(folder: Path, step: str) -> Found:
 
 
 def prepare_folder(folder: Path, processes: Processes) -> None:
-    """Sweeps what interrupted saves left, and tries on every rank whether a checkpoint could be
-    written. Raises CheckpointError where not: better now than after the first hours."""
+    """Removes unfinished saves and checks on every rank that the folder can be written to.
+
+    Raises CheckpointError where it cannot, rather than after the first hours of training.
+    """
     problem: str | None = None
     if processes.is_main:
-        commit.sweep(folder)
+        commit.remove_unfinished(folder)
     try:
-        commit.probe(folder, processes.rank)
+        commit.try_writing(folder, processes.rank)
     except OSError as error:
         problem = f"{error.strerror}: {error.filename or folder}"
     answers: list[Any] = [None] * processes.world_size
@@ -105,32 +111,36 @@ def prepare_folder(folder: Path, processes: Processes) -> None:
     for rank, found in enumerate(answers):
         if found is not None:
             raise CheckpointError(
-                f"rank {rank} cannot write checkpoints to {folder} ({found}): make it writable, "
-                "make room, or take another run_dir."
+                f"rank {rank} cannot write checkpoints to {folder} ({found}). Make it writable, "
+                "free space, or take another run_dir."
             )
 
 
-def _candidate(folder: Path, copy: str | None, brought: set[int]) -> tuple[str | None, list[str]]:
-    """The newest checkpoint that is here, or comes from the copy, and those that are set aside."""
-    here = files.listed(folder)
-    newest_here = files.step_of(here[0].name) if here else None
-    if copy:
+def _candidate(folder: Path, url: str | None, downloaded: set[int]) -> tuple[str | None, list[str]]:
+    """Returns the newest checkpoint, local or downloaded, and the quarantined ones."""
+    local = files.checkpoints_in(folder)
+    newest_local = files.step_of(local[0].name) if local else None
+    if url:
         try:
-            there = [step for step in copies.steps(copy) if step not in brought]
-            if there and (newest_here is None or there[0] > newest_here):
-                name = copies.bring(folder, copy, there[0]).name
-                brought.add(there[0])
+            remote = [step for step in mirror.steps(url) if step not in downloaded]
+            if remote and (newest_local is None or remote[0] > newest_local):
+                name = mirror.download(folder, url, remote[0]).name
+                downloaded.add(remote[0])
                 return name, []
         except StorageError as error:
-            if not here:
+            if not local:
                 raise
-            print(f"warning: {error} Going on from what is in {folder}.")
-    return (here[0].name if here else None), [path.name for path in files.quarantined(folder)]
+            print(f"warning: {error} Resuming from the checkpoints in {folder}.")
+    quarantined = [path.name for path in files.quarantined_in(folder)]
+    return (local[0].name if local else None), quarantined
 
 
 def _on_main(call: Callable[[], T], processes: Processes) -> T:
-    """What rank 0 finds, however long that takes: the others' patience is renewed meanwhile. An
-    InputError is raised on all."""
+    """Returns what rank 0 finds. An InputError is raised on all ranks.
+
+    Rank 0 may take arbitrarily long: a broadcast every WAIT_SECONDS keeps the others from timing
+    out.
+    """
     future = in_thread(call) if processes.is_main else None
     while True:
         answer: list[Any] = [None]
@@ -150,9 +160,10 @@ def _on_main(call: Callable[[], T], processes: Processes) -> T:
 
 
 def _verify_together(path: Path, processes: Processes) -> str | None:
+    """Returns what is wrong with a checkpoint, or None, the same on all ranks."""
     if not processes.is_main:  # a network file system may show new names late
-        ends = time.monotonic() + VISIBLE_SECONDS
-        while not path.is_dir() and time.monotonic() < ends:
+        deadline = time.monotonic() + VISIBLE_SECONDS
+        while not path.is_dir() and time.monotonic() < deadline:
             time.sleep(0.1)
     mine = files.verify(path, (processes.rank, processes.world_size))
     problems: list[Any] = [None] * processes.world_size

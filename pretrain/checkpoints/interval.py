@@ -1,19 +1,21 @@
-"""When the next checkpoint is due."""
+"""Decides when the next checkpoint is due."""
 
 from __future__ import annotations
 
 import math
 
 LOOKS = 2
-"""How often, in the time that is left, the clock is read again: step times change."""
+"""How often the clock is read in the time that is left, because step times change."""
 FIRST_LOOK_STEPS = 10
 
 
 def best_interval(cost_seconds: float, mttf_seconds: float) -> float:
-    """Seconds between checkpoints that lose the least: sqrt(2 C M) of Young (CACM 17(9), 1974)
-    with the next terms of Daly (FGCS 22(3), 2006), within 1% of the optimum for C < M / 2.
+    """Returns the seconds between checkpoints that lose the least time.
 
-    cost_seconds: C, what a save holds the training up; mttf_seconds: M, mean time to failure of the
+    sqrt(2 C M) of Young (CACM 17(9), 1974) with the next terms of Daly (FGCS 22(3), 2006), within
+    1% of the optimum for C < M / 2.
+
+    cost_seconds: C, how long a save blocks training. mttf_seconds: M, mean time to failure of the
     whole job.
     """
     cost, mttf = cost_seconds, mttf_seconds
@@ -24,8 +26,10 @@ def best_interval(cost_seconds: float, mttf_seconds: float) -> float:
 
 
 class Clock:
-    """Answers on rank 0, for all, whether a span of time has passed, at steps that it names ahead:
-    nobody has to talk at the others."""
+    """Decides on rank 0, for all ranks, whether a time has passed since the last save.
+
+    It names in `look_at` the next step at which to ask, so that the ranks communicate at few steps.
+    """
 
     def __init__(self, step: int, now: float) -> None:
         self.saved_at = now
@@ -33,15 +37,15 @@ class Clock:
         self._seen_at, self._seen_step = now, step
 
     def is_due(self, step: int, now: float, seconds: float) -> bool:
-        """Whether `seconds` have passed since the last save; says in `look_at` when to ask next."""
-        pace = (now - self._seen_at) / max(1, step - self._seen_step)
+        """Returns whether `seconds` have passed since the last save, and updates `look_at`."""
+        step_seconds = (now - self._seen_at) / max(1, step - self._seen_step)
         self._seen_at, self._seen_step = now, step
         left = self.saved_at + seconds - now
-        due = left <= pace / 2
-        steps = (seconds if due else left) / max(pace, 1e-6)
+        due = left <= step_seconds / 2
+        steps = (seconds if due else left) / max(step_seconds, 1e-6)
         self.look_at = step + max(1, int(steps / LOOKS))
         return due
 
     def saved(self, now: float) -> None:
-        """A save began: the span counts from now."""
+        """Restarts the clock at a save."""
         self.saved_at = now

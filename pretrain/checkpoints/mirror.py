@@ -1,5 +1,8 @@
-"""Copies of checkpoints in an object store. The manifest goes there last and away first: what has
-one is whole."""
+"""Mirrors checkpoints in an object store.
+
+The manifest of a checkpoint is uploaded last and deleted first, so one that has a manifest is
+complete.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,11 @@ from conf.errors import InputError
 from data_pipeline.store import storage
 from pretrain.checkpoints import files
 from pretrain.checkpoints.retention import Retention
-from pretrain.checkpoints.writer_process import Aside, AsideError
+from pretrain.checkpoints.writer_process import WriterError, WriterProcess
 
 
 def steps(url: str) -> list[int]:
-    """The steps that are there whole, newest first. Raises StorageError."""
+    """Returns the steps of complete checkpoints, newest first. Raises StorageError."""
     found = []
     for file in storage.list_files(url):
         folder, name = file.path.rsplit("/", 1)
@@ -32,36 +35,38 @@ def steps(url: str) -> list[int]:
 
 
 def manifest(url: str, step: int) -> dict[str, Any]:
-    """The manifest of a copy. Raises ValueError where it is damaged, StorageError."""
+    """Returns a checkpoint's manifest. Raises StorageError, or ValueError where it is damaged."""
     with storage.open_binary(_file(url, step, files.MANIFEST)) as file:
         return files.parse_manifest(file.read())
 
 
-def bring(folder: Path, url: str, step: int) -> Path:
-    """Copies a checkpoint from the store into a folder; its files are the caller's to verify."""
+def download(folder: Path, url: str, step: int) -> Path:
+    """Downloads a checkpoint into a folder. The caller must verify its files."""
     final = folder / f"step_{step}"
     temporary = folder / f"step_{step}.tmp-copy"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     names = [files.MANIFEST]
-    with contextlib.suppress(ValueError):  # the verdict on what came will say so
+    with contextlib.suppress(ValueError):  # the caller finds that when it verifies
         names += manifest(url, step)["files"]
     files.in_parallel(lambda n: storage.fetch(_file(url, step, n), temporary / n), names)
-    files.sync(temporary)
+    files.fsync_path(temporary)
     os.rename(temporary, final)
-    files.sync(folder)
+    files.fsync_path(folder)
     return final
 
 
-def send(folder: Path, url: str, keep: Retention) -> list[int]:
-    """Copies to the store what it lacks, oldest first, and removes there what `keep` says; the
-    steps that were sent. Runs aside."""
-    there = set(steps(url))
-    sent = []
-    for path in reversed(files.listed(folder)):
+def upload_missing(folder: Path, url: str, keep: Retention) -> list[int]:
+    """Uploads the checkpoints that the mirror lacks, oldest first, and deletes expired ones there.
+
+    Returns the uploaded steps. Runs in the writer process.
+    """
+    mirrored = set(steps(url))
+    uploaded = []
+    for path in reversed(files.checkpoints_in(folder)):
         about = files.read_manifest(path)
         step = about["step"]
-        if about.get("short_lived") or step in there:
+        if about.get("short_lived") or step in mirrored:
             continue
         files.in_parallel(
             lambda name: storage.upload(path / name, _file(url, step, name)),  # noqa: B023
@@ -73,22 +78,22 @@ def send(folder: Path, url: str, keep: Retention) -> list[int]:
         }
         for name, entry in about["files"].items():
             if sizes.get(name) != entry["bytes"]:
-                raise InputError(f"{_file(url, step, name)} did not arrive whole.")
+                raise InputError(f"{_file(url, step, name)} was not uploaded completely.")
         storage.upload(path / files.MANIFEST, _file(url, step, files.MANIFEST))
-        sent.append(step)
+        uploaded.append(step)
     known = {}
     for step in steps(url):
         with contextlib.suppress(ValueError):
             known[step] = manifest(url, step)
-    for step in keep.gone(known):
+    for step in keep.expired(known):
         storage.delete(_file(url, step, files.MANIFEST))
         for name in known[step]["files"]:
             storage.delete(_file(url, step, name))
-    return sent
+    return uploaded
 
 
 def verify(url: str, step: int) -> str | None:
-    """None where the files of a copy have their sizes and hashes, else what is wrong."""
+    """Returns what is wrong with a checkpoint of the mirror, or None; reads all of its files."""
     try:
         about = manifest(url, step)["files"]
     except ValueError as error:
@@ -109,47 +114,47 @@ def verify(url: str, step: int) -> str | None:
     return next((problem for problem in files.in_parallel(check, sorted(about)) if problem), None)
 
 
-class Copier:
-    """Sends what is new, one call after the other, while the training goes on; rank 0 only.
+class Uploader:
+    """Uploads new checkpoints in a background thread of rank 0, one call after the other.
 
-    said: called in the thread with the steps that were sent, or with what is wrong.
+    on_result: called in the thread with the uploaded steps, or with what is wrong.
     """
 
     def __init__(
         self,
-        aside: Aside,
+        writer: WriterProcess,
         folder: Path,
         url: str,
         keep: Retention,
         seconds: float,
-        said: Callable[[list[int], str | None], None],
+        on_result: Callable[[list[int], str | None], None],
     ) -> None:
-        self._call = lambda: aside.call(send, folder, url, keep, seconds=seconds)
-        self._said = said
-        self._again = threading.Event()
+        self._call = lambda: writer.call(upload_missing, folder, url, keep, seconds=seconds)
+        self._on_result = on_result
+        self._requested = threading.Event()
         self._thread: threading.Thread | None = None
 
     def wake(self) -> None:
-        """There is something to send."""
-        self._again.set()
+        """Starts an upload of what is new."""
+        self._requested.set()
         if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._work, daemon=True, name="copies")
+            self._thread = threading.Thread(target=self._work, daemon=True, name="mirror")
             self._thread.start()
 
     def wait(self) -> None:
-        """Waits until all is sent, or failed."""
+        """Waits until everything is uploaded or has failed."""
         if self._thread is not None:
             self._thread.join()
-        if self._again.is_set():  # it came when the thread was about to end
+        if self._requested.is_set():  # the request came while the thread was ending
             self._work()
 
     def _work(self) -> None:
-        while self._again.is_set():
-            self._again.clear()
+        while self._requested.is_set():
+            self._requested.clear()
             try:
-                self._said(self._call(), None)
-            except AsideError as error:
-                self._said([], f"{error}")
+                self._on_result(self._call(), None)
+            except WriterError as error:
+                self._on_result([], f"{error}")
 
 
 def _file(url: str, step: int, name: str) -> str:

@@ -1,14 +1,13 @@
-"""Loading a checkpoint into any layout, without running what a pickle in it says (I11).
+"""Loads a checkpoint into any layout without unpickling arbitrary objects (I11).
 
-DCP's `.metadata` is a pickle, and it reads values that are no tensors with `weights_only=False`: a
-checkpoint from elsewhere could run anything. Here only the names below are known to the one, and
-`weights_only=True` reads the others.
+DCP's `.metadata` is a pickle, and DCP reads values that are not tensors with `weights_only=False`:
+a checkpoint from an untrusted source could execute anything. Here the metadata may reference only
+the names in KNOWN, and the other values are read with `weights_only=True`.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import pickle
 import warnings
 from collections.abc import Iterator
@@ -42,22 +41,22 @@ KNOWN = {
 
 class _Metadata(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """The few names that DCP's metadata is made of."""
+        """Returns one of the few names that DCP's metadata consists of."""
         is_type = module == "torch" and (
             name == "Size" or isinstance(getattr(torch, name, None), torch.dtype)
         )
         if is_type or name in KNOWN.get(module, ()):
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        raise pickle.UnpicklingError(f"it references {module}.{name}")
 
 
 class SafeReader(FileSystemReader):
-    """Reads DCP's files; raises CheckpointError where a pickle asks for more than data."""
+    """Reads DCP's files. Raises CheckpointError where a pickle references more than plain data."""
 
     _metadata: Metadata | None = None
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The metadata, read once."""
+        """Returns the metadata, which is read once."""
         if self._metadata is None:
             path = Path(self.path) / ".metadata"
             try:
@@ -65,35 +64,35 @@ class SafeReader(FileSystemReader):
                     self._metadata = _Metadata(file).load()
             except (pickle.UnpicklingError, EOFError, AttributeError) as error:
                 raise CheckpointError(
-                    f"{path} is no metadata of a checkpoint ({error}), and was not run: remove "
-                    "the checkpoint, and find out where it came from."
+                    f"{path} is not valid checkpoint metadata ({error}); it was not unpickled. "
+                    "Remove the checkpoint, and find out where it came from."
                 ) from None
             self._metadata.storage_meta = self._metadata.storage_meta or StorageMeta()
         return self._metadata
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Values that are no tensors are looked at first."""
+        """Reads the items of a plan, after checking the file names of values without tensors."""
         for item in plan.items:
             if item.type == LoadItemType.BYTE_IO:
                 about = self.storage_data[item.storage_index]
                 if "/" in about.relative_path or about.transform_descriptors:
                     raise CheckpointError(
-                        f"{self.path}: {about.relative_path} is not a file of it."
+                        f"{self.path}: {about.relative_path} is not one of its files."
                     )
         return super().read_data(plan, planner)
 
 
 class SafePlanner(DefaultLoadPlanner):
-    """Fills tensors and plain values."""
+    """Loads tensors and plain values, and no other objects."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        """A value that is no tensor."""
+        """Loads a value that is not a tensor."""
         try:
             plain = torch.load(value, weights_only=True)
         except pickle.UnpicklingError as error:
             raise CheckpointError(
-                f"{read_item.dest_index.fqn} in a checkpoint is no plain value, and was not run: "
-                f"{str(error).splitlines()[0]}"
+                f"{read_item.dest_index.fqn} in a checkpoint is not a plain value; it was not "
+                f"unpickled: {str(error).splitlines()[0]}"
             ) from None
         clean = io.BytesIO()
         torch.save(plain, clean)
@@ -109,7 +108,7 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None
     """
     state = state_of(model, optimizer)
     groups = state["optimizer"].pop("param_groups")
-    _fill(state, SafeReader(path))
+    _load_into(state, SafeReader(path))
     state["optimizer"]["param_groups"] = groups
     set_state_dict(
         model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
@@ -117,29 +116,19 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None
 
 
 def weights(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """The whole parameters of a checkpoint by name, one at a time, on one process."""
+    """Yields the whole parameters of a checkpoint by name, one at a time, in one process."""
     reader = SafeReader(path)
     about = reader.read_metadata().state_dict_metadata
     for name, tensor in about.items():
         if name.startswith("model.") and isinstance(tensor, TensorStorageMetadata):
             plain = name.removeprefix("model.")
             value = torch.empty(tensor.size, dtype=tensor.properties.dtype)
-            _fill({"model": {plain: value}}, reader, no_dist=True)
+            _load_into({"model": {plain: value}}, reader, no_dist=True)
             yield plain, value
 
 
-def weight_bytes(path: Path) -> int:
-    """Bytes of all parameters, as they are stored."""
-    about = SafeReader(path).read_metadata().state_dict_metadata
-    return sum(
-        math.prod(tensor.size) * tensor.properties.dtype.itemsize
-        for name, tensor in about.items()
-        if name.startswith("model.") and isinstance(tensor, TensorStorageMetadata)
-    )
-
-
-def _fill(state: dict[str, Any], reader: SafeReader, no_dist: bool = False) -> None:
-    reader.read_metadata()  # its error, and not DCP's report of it
+def _load_into(state: dict[str, Any], reader: SafeReader, no_dist: bool = False) -> None:
+    reader.read_metadata()  # raises its own error instead of DCP's report
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         try:

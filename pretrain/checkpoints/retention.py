@@ -1,4 +1,4 @@
-"""Which checkpoints stay."""
+"""Chooses which checkpoints are kept."""
 
 from __future__ import annotations
 
@@ -12,25 +12,28 @@ from pretrain.checkpoints import files
 
 @dataclass(frozen=True)
 class Retention:
-    """last: the newest ones; every: those of multiples of so many steps, for ever; best: those with
-    the lowest held-out loss. A short-lived one stays until a newer one is there."""
+    """How many checkpoints are kept.
+
+    last: the newest ones. every: those of steps that are multiples of it, permanently. best: those
+    with the lowest held-out loss. A short-lived checkpoint is kept until a newer one exists.
+    """
 
     last: int = 2
     every: int = 0
     best: int = 0
 
     def choose(self, folder: Path) -> list[Path]:
-        """Those of a folder that can go. The newest never does."""
+        """Returns the checkpoints of a folder that can be deleted, never the newest."""
         known = {}
-        for path in files.listed(folder):
+        for path in files.checkpoints_in(folder):
             try:
                 known[path] = files.read_manifest(path)
             except (OSError, ValueError):
-                continue  # a bad one is for the next start to find, and to keep for a person
-        return self.gone(known)
+                continue  # the next start finds a damaged one and keeps it for inspection
+        return self.expired(known)
 
-    def gone(self, known: dict[Any, dict[str, Any]]) -> list[Any]:
-        """Of checkpoints by their manifests, the newest first, those that can go."""
+    def expired(self, known: dict[Any, dict[str, Any]]) -> list[Any]:
+        """Returns those that can be deleted. known: manifests by checkpoint, newest first."""
         lasting = [path for path in known if not known[path].get("short_lived")]
         losses = [(known[path].get("validation_loss"), path) for path in lasting]
         scored = [(loss, path) for loss, path in losses if loss is not None and isfinite(loss)]

@@ -1,8 +1,8 @@
-"""A save, from the border of a step to the commit; all ranks.
+"""One save, from the step boundary to the commit, on all ranks.
 
-Ranks talk to each other at the border alone, where they stand together anyway. Afterwards a thread
-of each waits for its writer and puts its vote into the job's store, where rank 0 counts: whoever
-hangs or fails is named, and no collective is left half done.
+Ranks communicate only at the step boundary, where they are synchronized anyway. Afterwards a thread
+of each rank waits for its writer process and puts its vote into the job's store, where rank 0
+counts the votes. A rank that hangs or fails is named, and no collective is left unfinished.
 """
 
 from __future__ import annotations
@@ -25,25 +25,19 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from pretrain.checkpoints import commit, staging
 from pretrain.checkpoints.retention import Retention
-from pretrain.checkpoints.writer_process import Aside, AsideError
+from pretrain.checkpoints.writer_process import WriterError, WriterProcess
 from pretrain.processes import Processes
 
 POLL_SECONDS = 0.05
 GRACE_SECONDS = 10.0
-CPU_SHARE = 0.05
-"""Of a core's time, for a writer where the training computes on the same cores: a step's threads
-wait for each other, so that each core it takes holds up all of them."""
-PACED_PART = 10
-"""It does so for a tenth of the time that it may take."""
-
 
 Vote = tuple[Any, str | None]
-"""What a rank wrote (the manifest's entries, DCP's results), or why not."""
+"""What a rank wrote (the manifest's entries, DCP's results), or the reason why it did not."""
 
 
 @dataclass
 class Save:
-    """A save under way. name: the same on all ranks, and of no other save."""
+    """A save in progress. name: unique to it, and the same on all ranks."""
 
     step: int
     name: str
@@ -52,134 +46,130 @@ class Save:
     staged: staging.Staged | None = None
     copied: torch.cuda.Event | None = None
     problem: str | None = None
-    held_seconds: float = 0.0
+    stall_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a save ended. problem: None where it is committed.
+    """Result of a save. problem: None where it is committed.
 
-    held_seconds: that the training waited; seconds: until it was durable; bytes: of this rank.
+    stall_seconds: how long it blocked training. seconds: until it was durable. bytes: of this rank.
+    removed: names of the checkpoints that were deleted.
     """
 
     step: int
     problem: str | None
-    held_seconds: float
+    stall_seconds: float
     seconds: float
     bytes: int
     removed: list[str]
 
 
 class Saver:
-    """Saves one at a time.
+    """Saves one checkpoint at a time.
 
-    seconds: that each part of a save may take before it is killed; patience: that a save waits for
-        the one before it, in seconds, before it is left out.
-    held_seconds: that the last save held the training up on this rank.
+    timeout_seconds: after which each part of a save is killed.
+    wait_timeout_seconds: how long a save waits for the previous one before it is skipped.
+    stall_seconds: how long the last save blocked training on this rank.
     """
 
     def __init__(
         self,
         folder: Path,
         processes: Processes,
-        aside: Aside,
+        writer: WriterProcess,
         keep: Retention,
-        seconds: float,
-        patience: float,
+        timeout_seconds: float,
+        wait_timeout_seconds: float,
     ) -> None:
-        self.folder, self.processes, self.aside, self.keep = folder, processes, aside, keep
-        self.seconds, self.patience = seconds, patience
+        self.folder, self.processes, self.writer, self.keep = folder, processes, writer, keep
+        self.timeout_seconds, self.wait_timeout_seconds = timeout_seconds, wait_timeout_seconds
         self.outcomes: queue.Queue[Outcome] = queue.Queue()
-        self.held_seconds = 0.0
+        self.stall_seconds = 0.0
         self._planner = staging.Planner()
         self._store = dist.PrefixStore("checkpoints", _get_default_store())
         self._thread: threading.Thread | None = None
         self._last: Outcome | None = None
-        self._leaving = False
+        self._abandoned = False
 
     def save(
         self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, about: dict[str, Any]
     ) -> str | None:
-        """Begins a save, or says why not; every rank calls it, and all get the same answer.
+        """Starts a save, or returns why it is skipped. Every rank calls it, with the same result.
 
-        about: what else the manifest states, JSON.
+        about: further JSON content of the manifest.
         """
         started = time.monotonic()
-        self.wait(self.patience)
+        self.wait(self.wait_timeout_seconds)
         answers: list[Any] = [None] * self.processes.world_size
         dist.all_gather_object(answers, (self.busy, uuid.uuid4().hex[:8]))
         late = [str(rank) for rank, (busy, _) in enumerate(answers) if busy]
         if late:
-            return f"the save before it is still being written by rank {', '.join(late)}"
+            return f"the previous one is still being written by rank {', '.join(late)}"
         save = Save(step, answers[0][1], {"step": step, **about}, started)
         planner, plan = self._planner.plan(staging.state_of(model, optimizer))
         try:
-            save.staged, sources = staging.places(planner, plan)
-            memory = self.aside.memory(save.staged.bytes, self.processes.device.type == "cuda")
-            memory[staging.HURRY] = 0
-            staging.copy(save.staged, sources, memory)
+            save.staged, sources = staging.allocate(planner, plan)
+            memory = self.writer.memory(save.staged.bytes, self.processes.device.type == "cuda")
+            staging.copy_to_memory(save.staged, sources, memory)
             if self.processes.device.type == "cuda":
                 save.copied = torch.cuda.Event()
                 save.copied.record()
         except (OSError, RuntimeError, MemoryError) as error:
             save.problem = f"it cannot be copied to memory ({error})"
-        save.held_seconds = self.held_seconds = time.monotonic() - started
+        save.stall_seconds = self.stall_seconds = time.monotonic() - started
         self._thread = threading.Thread(
-            target=self._finish_or_leave, args=(save,), daemon=True, name="checkpoint"
+            target=self._finish_or_abandon, args=(save,), daemon=True, name="checkpoint"
         )
         self._thread.start()
         return None
 
     @property
     def busy(self) -> bool:
-        """Whether this rank has a save under way."""
+        """Returns whether this rank has a save in progress."""
         return self._thread is not None and self._thread.is_alive()
 
     def wait(self, seconds: float | None = None) -> None:
-        """Waits for this rank's part of the save under way, which ends in bounded time."""
+        """Waits for this rank's part of the save in progress, which ends in bounded time."""
         if self._thread is not None:
-            self.aside.memory(1)[staging.HURRY] = 1
             self._thread.join(seconds)
 
-    def leave(self) -> None:
-        """Gives a save under way a last few seconds, then lets it go."""
+    def abandon(self) -> None:
+        """Gives a save in progress GRACE_SECONDS to finish, then stops waiting for it."""
         self.wait(GRACE_SECONDS)
-        self._leaving = True
+        self._abandoned = True
 
-    def agreed_outcome(self) -> str | None:
-        """Waits for the save under way; what is wrong with it, the same on every rank."""
+    def common_outcome(self) -> str | None:
+        """Waits for the save in progress and returns its problem or None, the same on all ranks."""
         self.wait()
         answer = [self._last.problem if self._last else None]
         dist.broadcast_object_list(answer, src=0)
         return answer[0]
 
-    def _finish_or_leave(self, save: Save) -> None:
-        """`_finish`; where the job's store is gone nobody can commit, as when torchrun was killed,
-        which holds it."""
+    def _finish_or_abandon(self, save: Save) -> None:
+        """Runs `_finish`; without the job's store, which torchrun holds, no rank can commit."""
         try:
             self._finish(save)
         except dist.DistError:
             problem = "the job's store is gone."
-            self._last = Outcome(save.step, problem, save.held_seconds, 0.0, 0, [])
+            self._last = Outcome(save.step, problem, save.stall_seconds, 0.0, 0, [])
 
     def _finish(self, save: Save) -> None:
-        """What follows the border, in a thread: this rank's files and vote; rank 0's commit."""
+        """Writes this rank's files and votes; rank 0 also commits. Runs in a thread."""
         temporary = self.folder / f"step_{save.step}.tmp-{save.name}"
         vote: Vote = (None, save.problem)
         if save.problem is None:
             try:
                 if save.copied is not None:
                     save.copied.synchronize()
-                share = CPU_SHARE if self.processes.device.type == "cpu" else 1.0
-                wrote = self.aside.call(
-                    *(commit.write_shards, temporary, save.step, save.staged, share),
-                    self.seconds / PACED_PART,
-                    seconds=self.seconds,
+                wrote = self.writer.call(
+                    *(commit.write_shards, temporary, save.staged),
+                    seconds=self.timeout_seconds,
                 )
                 vote = (wrote, None)
-            except AsideError as error:
+            except WriterError as error:
                 vote = (None, f"{error}")
-        if self._leaving:
+        if self._abandoned:
             return
         key = f"{save.name}/{self.processes.rank}"
         self._store.set(key, base64.b64encode(pickle.dumps(vote)).decode())
@@ -188,40 +178,40 @@ class Saver:
         removed: list[str] = []
         problem: str | None = None
         try:
-            votes = self._count(save)
+            votes = self._collect_votes(save)
             final = self.folder / f"step_{save.step}"
-            removed = self.aside.call(
+            removed = self.writer.call(
                 commit.commit,
                 *(temporary, final, self._planner.metadata, votes, save.about, self.keep),
-                seconds=self.seconds,
+                seconds=self.timeout_seconds,
             )
-        except AsideError as error:
+        except WriterError as error:
             problem = f"{error}"
             self._discard(temporary)
         seconds = time.monotonic() - save.started
         size = save.staged.bytes if save.staged else 0
-        self._last = Outcome(save.step, problem, save.held_seconds, seconds, size, removed)
+        self._last = Outcome(save.step, problem, save.stall_seconds, seconds, size, removed)
         self.outcomes.put(self._last)
 
-    def _count(self, save: Save) -> list[Any]:
-        """What all ranks wrote. Raises AsideError naming those that failed or did not vote."""
+    def _collect_votes(self, save: Save) -> list[Any]:
+        """Returns what each rank wrote. Raises WriterError where a rank failed or is silent."""
         keys = [f"{save.name}/{rank}" for rank in range(self.processes.world_size)]
-        ends = save.started + self.seconds + GRACE_SECONDS
+        deadline = save.started + self.timeout_seconds + GRACE_SECONDS
         while not self._store.check(keys):
-            if self._leaving:
-                raise AsideError("the run ended before.")
-            if time.monotonic() > ends:
+            if self._abandoned:
+                raise WriterError("the run ended before it was written.")
+            if time.monotonic() > deadline:
                 silent = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
-                raise AsideError(f"rank {', '.join(map(str, silent))} did not say that it wrote.")
+                raise WriterError(f"rank {', '.join(map(str, silent))} did not report its files.")
             time.sleep(POLL_SECONDS)
         votes: list[Vote] = [pickle.loads(base64.b64decode(self._store.get(key))) for key in keys]
         for key in keys:
             self._store.delete_key(key)
         for rank, (_, problem) in enumerate(votes):
             if problem is not None:
-                raise AsideError(f"rank {rank}: {problem}")
+                raise WriterError(f"rank {rank}: {problem}")
         return [wrote for wrote, _ in votes]
 
     def _discard(self, temporary: Path) -> None:
-        with contextlib.suppress(AsideError):  # the next start sweeps it
-            self.aside.call(commit.discard, temporary, seconds=self.seconds)
+        with contextlib.suppress(WriterError):  # the next start removes it
+            self.writer.call(commit.discard, temporary, seconds=self.timeout_seconds)

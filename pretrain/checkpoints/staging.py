@@ -1,4 +1,4 @@
-"""What this rank writes of a checkpoint, and its copy in memory that another process sees."""
+"""Plans what this rank writes of a checkpoint, and copies it to memory shared with the writer."""
 
 from __future__ import annotations
 
@@ -16,21 +16,18 @@ from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemT
 from torch.distributed.checkpoint.state_dict import get_state_dict
 
 ALIGNMENT = 64
-HURRY = 0
-"""The byte of the shared memory that says, with a 1, that the training waits for the writer; the
-tensors begin behind it."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a tensor lies in the shared memory."""
+class Slot:
+    """Position of a tensor in the shared memory."""
 
     offset: int
     dtype: torch.dtype
     shape: torch.Size
 
     def view(self, memory: mmap.mmap) -> Tensor:
-        """The tensor there."""
+        """Returns the tensor that the memory holds there."""
         count = self.shape.numel()
         if count == 0:
             return torch.empty(self.shape, dtype=self.dtype)
@@ -40,23 +37,26 @@ class Place:
 
 @dataclass(frozen=True)
 class Staged:
-    """A rank's part of a checkpoint: pickles and places by item, in the order of the plan."""
+    """A rank's part of a checkpoint: pickles and slots, in the order of the plan's items."""
 
     plan: SavePlan
-    contents: list[bytes | Place]
+    contents: list[bytes | Slot]
     bytes: int
 
     def values(self, memory: mmap.mmap) -> list[io.BytesIO | Tensor]:
-        """What a storage writer takes for each item."""
+        """Returns the value of each item, as a storage writer takes it."""
         return [
-            content.view(memory) if isinstance(content, Place) else io.BytesIO(content)
+            content.view(memory) if isinstance(content, Slot) else io.BytesIO(content)
             for content in self.contents
         ]
 
 
 class Planner:
-    """The plan of who writes what: every replicated value once. Made at the first save (every rank
-    takes part), kept while shapes stay, which is as long as the process."""
+    """Assigns each value of a checkpoint to one rank, replicated values too.
+
+    All ranks take part in the first plan. It is kept while the shapes stay the same, which is as
+    long as the process lives.
+    """
 
     def __init__(self) -> None:
         self._plan: SavePlan | None = None
@@ -64,7 +64,7 @@ class Planner:
         self.metadata: Metadata | None = None
 
     def plan(self, state: dict[str, Any]) -> tuple[DefaultSavePlanner, SavePlan]:
-        """The planner that resolves items of this state, and this rank's items."""
+        """Returns the planner that resolves items of this state, and this rank's items."""
         planner = DefaultSavePlanner()
         rank = dist.get_rank()
         planner.set_up_planner(state, is_coordinator=rank == 0)
@@ -77,7 +77,7 @@ class Planner:
             answers: list[Any] = [None] * dist.get_world_size()
             if plans is not None:
                 answers, self.metadata = planner.create_global_plan(plans)
-                # The path is not touched here: the plan gets the names of its files alone.
+                # This only names the files of the plan; the path is not used.
                 answers = FileSystemWriter(".").prepare_global_plan(answers)
             mine: list[Any] = [None]
             dist.scatter_object_list(mine, answers if rank == 0 else None)
@@ -86,20 +86,20 @@ class Planner:
 
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What a checkpoint holds, by names that do not depend on the layout."""
+    """Returns what a checkpoint stores, by names that do not depend on the layout."""
     weights, states = get_state_dict(model, optimizer)
     return {"model": weights, "optimizer": states}
 
 
-def places(planner: DefaultSavePlanner, plan: SavePlan) -> tuple[Staged, list[Tensor | None]]:
-    """Where each item of a plan will lie, and the tensors to copy there."""
-    contents: list[bytes | Place] = []
+def allocate(planner: DefaultSavePlanner, plan: SavePlan) -> tuple[Staged, list[Tensor | None]]:
+    """Returns a slot for each tensor of a plan, and the tensors to copy there."""
+    contents: list[bytes | Slot] = []
     sources: list[Tensor | None] = []
-    end = ALIGNMENT
+    end = 0
     for item in plan.items:
         data = resolve(planner, item)
         if isinstance(data, Tensor):
-            contents.append(Place(end, data.dtype, data.shape))
+            contents.append(Slot(end, data.dtype, data.shape))
             end += -(-data.numel() * data.element_size() // ALIGNMENT) * ALIGNMENT
             sources.append(data)
         else:
@@ -109,14 +109,17 @@ def places(planner: DefaultSavePlanner, plan: SavePlan) -> tuple[Staged, list[Te
 
 
 def resolve(planner: DefaultSavePlanner, item: WriteItem) -> Tensor | io.BytesIO:
-    """This rank's value of an item."""
+    """Returns this rank's value of an item."""
     data = planner.resolve_data(item)
     return data if item.type == WriteItemType.BYTE_IO else cast(Tensor, data).detach()
 
 
-def copy(staged: Staged, sources: list[Tensor | None], memory: mmap.mmap) -> None:
-    """Copies the tensors. From a GPU that is queued behind the step's kernels and before the next
-    one's: the host goes on, and must synchronise before it reads."""
+def copy_to_memory(staged: Staged, sources: list[Tensor | None], memory: mmap.mmap) -> None:
+    """Copies the tensors to their slots.
+
+    From a GPU, the copy is queued between the kernels of this step and the next; the host does not
+    wait, and must synchronize before it reads.
+    """
     for content, source in zip(staged.contents, sources, strict=True):
-        if isinstance(content, Place) and source is not None:
+        if isinstance(content, Slot) and source is not None:
             content.view(memory).copy_(source, non_blocking=True)

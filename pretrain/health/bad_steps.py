@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from conf.errors import EXIT_GAVE_UP, InputError, RunAborted
-from pretrain.checkpoints.find import find
+from pretrain.checkpoints.find import checkpoint_of_step
 from pretrain.health.config import HealthConfig
 from pretrain.hooks import Hook, Order, TrainerView
 
@@ -175,7 +175,7 @@ def newest_before(folder: Path, step: int) -> tuple[Path, dict[str, Any]] | None
     for found in sorted((int(name.removeprefix("step_")) for name in names), reverse=True):
         if found < step:
             try:
-                return find(folder, str(found))
+                return checkpoint_of_step(folder, str(found))
             except InputError as error:
                 print(f"warning: {error}")
     return None

@@ -12,10 +12,10 @@ import torch.distributed as dist
 
 from pretrain.checkpoints.files import CheckpointError
 from pretrain.checkpoints.interval import Clock, best_interval
-from pretrain.checkpoints.mirror import Copier
+from pretrain.checkpoints.mirror import Uploader
 from pretrain.checkpoints.retention import Retention
 from pretrain.checkpoints.saver import Outcome, Saver
-from pretrain.checkpoints.writer_process import Aside
+from pretrain.checkpoints.writer_process import WriterProcess
 from pretrain.config import CheckpointConfig
 from pretrain.hooks import Hook, Order, TrainerView
 
@@ -25,7 +25,7 @@ class Checkpoints(Hook):
 
     order = Order.SAVE
 
-    def __init__(self, config: CheckpointConfig, writer: Aside) -> None:
+    def __init__(self, config: CheckpointConfig, writer: WriterProcess) -> None:
         self.config, self.writer = config, writer
         self.clock: Clock | None = None
         self.cost_seconds = 0.0
@@ -44,10 +44,10 @@ class Checkpoints(Hook):
             config.timeout_minutes * 60,
             config.wait_seconds,
         )
-        self.copier: Copier | None = None
+        self.copier: Uploader | None = None
         self.copied: queue.Queue[tuple[list[int], str | None]] = queue.Queue()
         if config.copy_to and trainer.processes.is_main:
-            self.copier = Copier(
+            self.copier = Uploader(
                 self.writer,
                 trainer.checkpoints,
                 config.copy_to,
@@ -90,7 +90,7 @@ class Checkpoints(Hook):
     def on_leave(self, trainer: TrainerView) -> None:
         """Closes the saver while the job's store still exists."""
         if hasattr(self, "saver"):  # `on_start` may have failed
-            self.saver.leave()
+            self.saver.abandon()
 
     def save(self, trainer: TrainerView, short_lived: bool = False, patient: bool = False) -> None:
         """Begins a save of this step, unless it is saved already; every rank calls it.
@@ -112,7 +112,7 @@ class Checkpoints(Hook):
             self._alarm(trainer, trainer.step, problem)
             return
         self.saved = trainer.step
-        self.cost_seconds = self.saver.held_seconds
+        self.cost_seconds = self.saver.stall_seconds
         if self.clock is not None:
             self.clock.saved(time.monotonic())
 
@@ -121,7 +121,7 @@ class Checkpoints(Hook):
 
         must_succeed: raises CheckpointError if this step is not saved.
         """
-        problem = self.saver.agreed_outcome()
+        problem = self.saver.common_outcome()
         self._report(trainer)
         if must_succeed and (problem is not None or self.saved != trainer.step):
             raise CheckpointError(
@@ -171,7 +171,7 @@ class Checkpoints(Hook):
             }
             record |= _numbers(outcome)
             if self.config.interval == "auto":
-                record["interval_seconds"] = self._interval_seconds(outcome.held_seconds)
+                record["interval_seconds"] = self._interval_seconds(outcome.stall_seconds)
             trainer.publish(record)
         while not self.copied.empty():
             steps, problem = self.copied.get()
@@ -202,7 +202,7 @@ class Checkpoints(Hook):
 
 def _numbers(outcome: Outcome) -> dict[str, Any]:
     return {
-        "held_seconds": outcome.held_seconds,
+        "held_seconds": outcome.stall_seconds,
         "seconds": outcome.seconds,
         "bytes": outcome.bytes,
         "removed": outcome.removed,

@@ -29,7 +29,7 @@ from conf.entry import main
 from data_pipeline.store.shards import DamagedShard
 from pretrain.__main__ import COMMANDS
 from pretrain.checkpoints import files
-from pretrain.checkpoints.writer_process import Aside
+from pretrain.checkpoints.writer_process import WriterProcess
 from pretrain.hooks import Hook, TrainerView
 from tests.patience import limit
 
@@ -211,7 +211,7 @@ def only_a_writer_that_hangs_is_late() -> None:
         pids.setdefault(connection, found)  # the first thing that a writer says
         return found
 
-    Aside._answer = staticmethod(answer)  # type: ignore[method-assign]
+    WriterProcess._answer = staticmethod(answer)  # type: ignore[assignment,method-assign]
 
 
 def no_latest(path: Path, content: Any) -> None:
@@ -284,7 +284,7 @@ if __name__ == "__main__":
     del sys.argv[1:4]
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     if fault == "blind" and os.environ.get("RANK") == rank:
-        files.listed = lambda folder: []  # as a file system that shows new names late
+        files.checkpoints_in = lambda folder: []  # as a file system that shows new names late
     if fault in ("late", "no_latest"):
         only_a_writer_that_hangs_is_late()
     if fault == "no_latest":

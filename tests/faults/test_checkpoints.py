@@ -20,10 +20,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from conf.errors import EXIT_CHECKPOINT, EXIT_STORAGE
-from pretrain.checkpoints import files, read
-from pretrain.checkpoints import mirror as copies
-from pretrain.checkpoints.files import FAULT, CheckpointError
+from pretrain.checkpoints import files, mirror, read
+from pretrain.checkpoints.files import CheckpointError
 from tests.conftest import ROOT
+from tests.faults.writer_faults import FAULT
 from tests.patience import limit
 from tests.runs import arguments, ledger, records
 from tests.s3_server import BUCKET
@@ -52,7 +52,7 @@ class Run:
         return self.warm.run(command, processes, self.dir.parent / "said", **more)
 
     def steps(self):
-        return [files.step_of(path.name) for path in files.listed(self.checkpoints)]
+        return [files.step_of(path.name) for path in files.checkpoints_in(self.checkpoints)]
 
     def events(self, name):
         return [record for record in records(self.dir, "event") if record["event"] == name]
@@ -135,7 +135,7 @@ def test_a_file_system_that_hangs_holds_nothing_up(run, whole):
     assert set(ended.codes) <= {EXIT_CHECKPOINT, -signal.SIGKILL}  # the first to go ends the other
     causes = {event["of_step"]: event["cause"] for event in run.events("checkpoint_failed")}
     assert "the file system did not answer in 1800 s" in causes[5]
-    assert "the save before it is still being written by rank 0" in causes[10]
+    assert "the previous one is still being written by rank 0" in causes[10]
     assert len(records(run.dir)) == 20
     assert "is finished" in run.ends_as(whole)  # it was durable, though no process could report it
 
@@ -176,7 +176,7 @@ def test_where_all_are_damaged_nothing_starts_over(copy):
     for _ in range(2):  # the same when they are renamed already
         ended = copy.start(processes=1)
         assert ended.codes == [EXIT_CHECKPOINT]
-        assert f"error: no checkpoint in {copy.checkpoints} is whole" in ended.said
+        assert f"error: no checkpoint in {copy.checkpoints} is complete" in ended.said
         assert "Remove the folder to start over" in ended.said
     assert (copy.dir / "metrics.jsonl").read_bytes() == before
 
@@ -199,7 +199,7 @@ def forge(checkpoint):
     """Updates the manifest like an attacker would."""
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     manifest.pop("hash")
-    manifest["files"] = {name: files.entry(checkpoint / name) for name in manifest["files"]}
+    manifest["files"] = {name: files.file_entry(checkpoint / name) for name in manifest["files"]}
     files.write_manifest(checkpoint, manifest)
 
 
@@ -209,7 +209,10 @@ def test_a_forged_pickle_is_not_run(copy):
         forge(copy.checkpoints / f"step_{step}")
     ended = copy.start(processes=1)
     assert ended.codes == [EXIT_CHECKPOINT], ended.said
-    assert "is no metadata of a checkpoint (it asks for posix.mkdir), and was not run" in ended.said
+    assert (
+        "is not valid checkpoint metadata (it references posix.mkdir); it was not unpickled"
+        in ended.said
+    )
     assert not PROOF.exists()
 
 
@@ -217,8 +220,8 @@ def test_a_forged_value_is_not_run(tmp_path):
     with pytest.warns(UserWarning, match="is disabled"):
         dcp.save({"optimizer": {"lr": Evil()}}, checkpoint_id=tmp_path, no_dist=True)
     state = {"optimizer": {"lr": 0.1}}
-    with pytest.raises(CheckpointError, match=r"optimizer.lr in a checkpoint is no plain value"):
-        read._fill(state, read.SafeReader(tmp_path), no_dist=True)
+    with pytest.raises(CheckpointError, match=r"optimizer.lr in a checkpoint is not a plain value"):
+        read._load_into(state, read.SafeReader(tmp_path), no_dist=True)
     assert not PROOF.exists()
 
 
@@ -272,15 +275,15 @@ def test_copies_bring_back_what_is_lost_or_bad(run, whole, s3):
     store = s3.environment() | {"HEADWATER_RETRIES": "2"}
     changes = {"checkpoint__copy_to": url, "environment": store}
     assert run.start(stop_after=10, **changes).codes == [0, 0]
-    assert copies.steps(url) == [10, 5]
-    assert copies.verify(url, 10) is None
+    assert mirror.steps(url) == [10, 5]
+    assert mirror.verify(url, 10) is None
     nowhere = {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}
     away = run.start(stop_after=10, **changes | {"environment": store | nowhere})
-    assert f"Going on from what is in {run.checkpoints}" in away.said
+    assert f"Resuming from the checkpoints in {run.checkpoints}" in away.said
     assert "resuming after step 10" in away.said
     flip(run.checkpoints / "step_10" / "__0_0.distcp")
     assert "resuming after step 10" in run.start(**changes).said  # the copy's
-    assert copies.steps(url) == [20, 15]  # what stays here stays there
+    assert mirror.steps(url) == [20, 15]  # what stays here stays there
     shutil.rmtree(run.checkpoints)
     assert "is finished" in run.start(**changes).said
     assert run.ends_as(whole)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from conf.errors import EXIT_FAILED
 from pretrain.checkpoints import files
-from pretrain.checkpoints.files import FAULT
 from tests.conftest import ROOT
 from tests.faults.matrix import Outcome, row
 from tests.faults.matrix.lab import EVERY, PATIENCE, STEPS, Lab, check, drawn
+from tests.faults.writer_faults import FAULT
 from tests.patience import limit
 
 KILLED = {-signal.SIGKILL}
@@ -93,7 +93,7 @@ def killed_in_a_save(lab: Lab, trial: int) -> Outcome:
         delay = {"HEADWATER_FAULT_SECONDS": str(random.uniform(0, 0.25))}
         ended = run.start(("kill_soon", random.randrange(2), step), environment=delay)
     wrong = check(ended, KILLED)
-    damaged = [path.name for path in files.listed(run.checkpoints) if files.verify(path)]
+    damaged = [path.name for path in files.checkpoints_in(run.checkpoints) if files.verify(path)]
     return run.goes_on(wrong or (f"{damaged} are listed and damaged" if damaged else ""))
 
 

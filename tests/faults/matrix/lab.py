@@ -152,7 +152,7 @@ class Run:
 
     def steps(self) -> list[int]:
         """Returns the steps of the checkpoints, newest first."""
-        found = map(files.step_of, (path.name for path in files.listed(self.checkpoints)))
+        found = map(files.step_of, (path.name for path in files.checkpoints_in(self.checkpoints)))
         return [step for step in found if step is not None]
 
     def last_step(self) -> int:

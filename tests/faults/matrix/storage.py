@@ -9,10 +9,10 @@ import signal
 
 from conf.errors import EXIT_BAD_INPUT, EXIT_CHECKPOINT, EXIT_REQUEUE
 from pretrain.checkpoints import files
-from pretrain.checkpoints.files import FAULT
 from tests.faults.matrix import Outcome, row
 from tests.faults.matrix.kills import AGAIN, KILLED
 from tests.faults.matrix.lab import EVERY, STEPS, Lab, Run, check, drawn
+from tests.faults.writer_faults import FAULT
 from tests.runs import records
 
 OLDER = "it is renamed, and an older one is used; " + AGAIN
@@ -81,7 +81,7 @@ def flipped_bit(lab: Lab, trial: int) -> Outcome:
     content = bytearray(path.read_bytes())
     content[random.randrange(len(content))] ^= 1 << random.randrange(8)
     path.write_bytes(content)
-    return _set_aside(run)
+    return _is_quarantined(run)
 
 
 @row(10, "a file of a checkpoint is truncated, missing or added", OLDER, trials=9)
@@ -95,10 +95,10 @@ def wrong_files(lab: Lab, trial: int) -> Outcome:
         path.unlink()
     else:
         (step / "__7_0.distcp").write_bytes(random.randbytes(100))
-    return _set_aside(run)
+    return _is_quarantined(run)
 
 
-def _set_aside(run: Run) -> Outcome:
+def _is_quarantined(run: Run) -> Outcome:
     """Checks that the checkpoint of step 6 is named and that of step 3 is used."""
     outcome = run.goes_on()
     if not outcome.wrong and not (run.checkpoints / "step_6.corrupt").is_dir():
@@ -126,7 +126,7 @@ def poisoned(lab: Lab, trial: int) -> Outcome:
         if trial:  # by an attacker, so that it is loaded
             manifest = json.loads((folder / "manifest.json").read_text())
             manifest.pop("hash")
-            manifest["files"] = {name: files.entry(folder / name) for name in manifest["files"]}
+            manifest["files"] = {one: files.file_entry(folder / one) for one in manifest["files"]}
             files.write_manifest(folder, manifest)
     wrong = check(run.start(), {EXIT_CHECKPOINT})
     return Outcome(wrong or ("the program was run" if proof.exists() else ""))
@@ -139,7 +139,7 @@ def all_damaged(lab: Lab, trial: int) -> Outcome:
     for step in (3, 6):
         os.truncate(run.checkpoints / f"step_{step}" / "__0_0.distcp", 100 + trial)
     for _ in range(2):
-        wrong = check(run.start(), {EXIT_CHECKPOINT}, "is whole", "Remove the folder")
+        wrong = check(run.start(), {EXIT_CHECKPOINT}, "is complete", "Remove the folder")
     if (run.dir / "metrics.jsonl").read_bytes() != before:
         wrong = "it started over"
     return Outcome(wrong)

@@ -21,7 +21,7 @@ from pretrain.checkpoints import files, read
 from pretrain.checkpoints.command import CheckpointsConfig, checkpoints
 from pretrain.checkpoints.interval import Clock, best_interval
 from pretrain.checkpoints.retention import Retention
-from pretrain.checkpoints.writer_process import Aside, AsideError
+from pretrain.checkpoints.writer_process import WriterError, WriterProcess
 from tests.patience import limit
 from tests.runs import arguments, records
 
@@ -50,7 +50,7 @@ def test_what_stays(keep, stay):
         *[(10, 1.0, False), (20, math.nan, False), (30, 2.0, False), (35, 0.5, True)],
         *[(40, 3.0, False), (50, math.nan, False), (60, None, True)],
     )
-    gone = set(keep.gone(known))
+    gone = set(keep.expired(known))
     assert known.keys() - gone == stay
 
 
@@ -111,18 +111,18 @@ def hang():
 
 
 def test_a_call_aside_is_bounded_and_the_next_one_starts_afresh():
-    aside = Aside()
+    writer = WriterProcess()
     try:
-        assert aside.call(add, 1, 2, seconds=limit(20)) == 3
-        with pytest.raises(AsideError, match="ValueError: no"):
-            aside.call(fail, "no", seconds=limit(20))
-        with pytest.raises(AsideError, match="the process that writes died"):
-            aside.call(end, seconds=limit(20))
-        with pytest.raises(AsideError, match=r"did not answer in 0\.5 s"):
-            aside.call(hang, seconds=0.5)
-        assert aside.call(add, "a", "b", seconds=limit(20)) == "ab"
+        assert writer.call(add, 1, 2, seconds=limit(20)) == 3
+        with pytest.raises(WriterError, match="ValueError: no"):
+            writer.call(fail, "no", seconds=limit(20))
+        with pytest.raises(WriterError, match="the process that writes died"):
+            writer.call(end, seconds=limit(20))
+        with pytest.raises(WriterError, match=r"did not answer in 0\.5 s"):
+            writer.call(hang, seconds=0.5)
+        assert writer.call(add, "a", "b", seconds=limit(20)) == "ab"
     finally:
-        aside.close()
+        writer.close()
 
 
 def test_weights_are_written_a_file_at_a_time(tmp_path):
@@ -174,7 +174,7 @@ def test_long_and_short_lived_ones(trained):
     assert steps == [3, 4, 6, 8, 9, 12, 15, 16, 18, 20]
     gone = {name for event in saved for name in event["removed"]}
     assert {"step_3", "step_6", "step_9", "step_15", "step_18"} <= gone
-    stayed = [files.step_of(path.name) for path in files.listed(run_dir / "checkpoints")]
+    stayed = [files.step_of(path.name) for path in files.checkpoints_in(run_dir / "checkpoints")]
     losses = {r["step"]: r["loss"] for r in records(run_dir, "validation") if r["step"]}
     assert set(stayed) == {20, 16, 8, min(losses, key=lambda step: losses[step])}
 
@@ -209,7 +209,7 @@ def test_the_list_has_verdicts(trained, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:2] == ["checkpoint", "tokens"]
     assert lines[1].startswith("step_20")
-    assert lines[1].endswith("sizes are right")
+    assert lines[1].endswith("sizes match")
     command(run_dir / "checkpoints", do="verify")
     assert "verified" in capsys.readouterr().out
     metadata = run_dir / "checkpoints" / "step_16" / ".metadata"
@@ -234,8 +234,8 @@ def test_any_step_is_exported(trained, tmp_path):
     [
         ({"do": "check"}, r"do=check: unknown choice"),
         ({"do": "export"}, r"do=export needs out=FOLDER"),
-        ({"folder": "nowhere"}, r"nowhere holds no checkpoint"),
-        ({"folder": "s3://a/b", "do": "export", "out": "x"}, r"holds copies alone"),
+        ({"folder": "nowhere"}, r"nowhere has no checkpoint"),
+        ({"folder": "s3://a/b", "do": "export", "out": "x"}, r"is a mirror without the run"),
     ],
 )
 def test_what_is_refused(settings, sentence):

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from pretrain.checkpoints import files
-from pretrain.checkpoints.writer_process import Aside
+from pretrain.checkpoints.writer_process import WriterProcess
 from pretrain.health.bad_steps import LEAST_STEPS, BadSteps
 from pretrain.health.config import HealthConfig
 from pretrain.hooks import Hook, Order, in_order
@@ -60,7 +60,7 @@ def test_hooks_are_called_in_their_stated_order():
 def test_state_is_in_the_checkpoint_and_restored_by_a_resumed_run(corpus, tmp_path):
     changes = {"validation__every_steps": 0, "checkpoint__keep_last": 9}
     config = settings(corpus.folder, tmp_path / "run", **changes)
-    writer = Aside()
+    writer = WriterProcess()
     processes = start("cpu")
     try:
         counters = []
