@@ -61,7 +61,7 @@ def ours(work: Work) -> Step:
     from pretrain.hooks.allocator import keep_freed_memory
     from pretrain.optim import build_optimizer
     from pretrain.optim.clip import scale_and_clip
-    from pretrain.parallel import fill, parallelize
+    from pretrain.parallel import materialize, parallelize
     from pretrain.parallel.mesh import make_layout
     from pretrain.processes import start
 
@@ -72,7 +72,7 @@ def ours(work: Work) -> Step:
         compile=work.compiled, activation_checkpointing=work.activation_checkpointing
     )
     parallelize(model, layout, parallel, work.precision)
-    fill(model, device, lambda name, shape: initial_value(name, shape, work))
+    materialize(model, device, lambda name, shape: initial_value(name, shape, work))
     optimizer = build_optimizer(
         model,
         OptimConfig(

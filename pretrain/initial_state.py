@@ -17,7 +17,7 @@ from pretrain.checkpoints import read
 from pretrain.checkpoints.find import latest_common_checkpoint
 from pretrain.config import PretrainConfig
 from pretrain.model_choice import check_initial
-from pretrain.parallel import fill
+from pretrain.parallel import materialize
 from pretrain.processes import Processes
 
 
@@ -73,7 +73,7 @@ class InitialState:
     def materialize(self, model: Decoder, device: torch.device) -> None:
         """Allocates a sharded meta model on the device, and initializes it at step 0."""
         if self.weights is not None:
-            fill(model, device, self.weights.value)
+            materialize(model, device, self.weights.value)
         else:
             model.to_empty(device=device)
             model.tie()

@@ -18,7 +18,7 @@ from launch.plan.speed import Step, StepTime, model_flops_utilization, step_time
 from model.flops import flops_per_token, parameters
 from pretrain.checkpoints.interval import best_interval
 from pretrain.checks import check_stages
-from pretrain.planning.layouts import Machine, Need, Option, options
+from pretrain.planning.layouts import LayoutCandidate, Machine, candidates, requirements_of
 from pretrain.planning.memory import optimizer_bytes, parameter_shapes
 from pretrain.preflight import train_tokens
 from pretrain.recipe import training_config
@@ -80,7 +80,7 @@ class StageOutlook:
 class LayoutOutlook:
     """A layout that fits, with all stages."""
 
-    option: Option
+    option: LayoutCandidate
     stages: list[StageOutlook]
 
     @property
@@ -120,7 +120,7 @@ class Outlook:
     config: PlanConfig
     plan: StagePlan
     layouts: list[LayoutOutlook]
-    refused: list[Option]
+    refused: list[LayoutCandidate]
     reliability: Reliability
     epochs: dict[str, float]
     warnings: list[str] = field(default_factory=list)
@@ -171,15 +171,7 @@ def make_outlook(config: PlanConfig) -> Outlook:
         int(cluster.gpu_memory_gib * GIB),
         cluster.device,
     )
-    need = Need(
-        config.model,
-        config.precision,
-        config.optim.name,
-        config.parallel,
-        tuple(stage.seq_len for stage in plan.stages),
-        plan,
-    )
-    found = options(need, machine)
+    found = candidates(requirements_of(config, plan), machine)
     calibration = Calibration.read(Path(config.calibration)) if config.calibration else None
     shapes = parameter_shapes(config.model)
     state_bytes = optimizer_bytes(shapes, config.optim.name) / sum(
@@ -208,7 +200,7 @@ def make_outlook(config: PlanConfig) -> Outlook:
     def rank(layout: LayoutOutlook) -> int:
         return int(math.log(layout.days.typical / fastest) / math.log(TIE_RATIO))
 
-    # The sort is stable, so equally fast layouts stay in the order of `options`, simplest first.
+    # The sort is stable, so equally fast layouts stay in the order of `candidates`, simplest first.
     fitting.sort(key=rank)
     days = fitting[0].days.typical
     passes = epochs(config, plan)
@@ -235,7 +227,7 @@ def stage_outlook(
     config: PlanConfig,
     plan: StagePlan,
     stage: ScheduledStage,
-    option: Option,
+    option: LayoutCandidate,
     calibration: Calibration | None,
     state_bytes: float,
 ) -> StageOutlook:

@@ -13,10 +13,10 @@ from pages.bars import Bar, Bars, Part
 from pages.drawing import drawing
 from pages.page import render
 from pages.svg import short_number
-from pretrain.planning.memory import KIND
+from pretrain.planning.memory import CONFIDENCE
 
 TEMPLATE = Path(__file__).parent / "templates" / "plan.html"
-MEMORY_STYLES = {name: f"s{number}" for number, name in enumerate(KIND)}
+MEMORY_STYLES = {name: f"s{number}" for number, name in enumerate(CONFIDENCE)}
 TIME_STYLES = {
     "matmul": "s1",
     "attention": "s2",

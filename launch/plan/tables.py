@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from conf.text import GIB, format_duration
 from launch.plan.outlook import DAY_SECONDS, Estimate, LayoutOutlook, Outlook
 from model.flops import matmul_parameters, parameters
-from pretrain.planning.memory import KIND, Memory
+from pretrain.planning.memory import CONFIDENCE, Memory
 
 EXACT, MEASURED, ASSUMED, CHOSEN = "exact", "measured", "assumed", "chosen"
 TEXT_COLUMNS = ("layout", "stage", "recomputed")
@@ -84,7 +84,7 @@ def memory(outlook: Outlook, at_most: int | None = None) -> Grid:
         found = memory_of(layout)
         parts = [f"{size / GIB:.2f}" for size in asdict(found).values()]
         rows.append([layout.option.name, *parts, f"{found.total / GIB:.1f}"])
-    columns = {"layout": "", **KIND, "total": ASSUMED}
+    columns = {"layout": "", **CONFIDENCE, "total": ASSUMED}
     return Grid("memory per GPU at the peak, GiB", columns, rows)
 
 

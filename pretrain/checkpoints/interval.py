@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 LOOKS = 2
-"""How often the clock is read in the time that is left, because step times change."""
+"""Number of times that the clock is read in the time left, because step times change."""
 FIRST_LOOK_STEPS = 10
 
 

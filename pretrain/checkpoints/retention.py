@@ -12,7 +12,7 @@ from pretrain.checkpoints import files
 
 @dataclass(frozen=True)
 class Retention:
-    """How many checkpoints are kept.
+    """Numbers of checkpoints to keep.
 
     last: the newest ones. every: those of steps that are multiples of it, permanently. best: those
     with the lowest held-out loss. A short-lived checkpoint is kept until a newer one exists.

@@ -32,7 +32,7 @@ POLL_SECONDS = 0.05
 GRACE_SECONDS = 10.0
 
 Vote = tuple[Any, str | None]
-"""What a rank wrote (the manifest's entries, DCP's results), or the reason why it did not."""
+"""Result of a rank's writing (entries of the manifest, DCP's results), or why it failed."""
 
 
 @dataclass

@@ -10,7 +10,7 @@ from data_pipeline.store.manifest import Manifest
 from pretrain.checks import check_tasks_package
 from pretrain.config import EvaluationConfig
 from pretrain.hooks import Hook, Order, TrainerView
-from pretrain.parallel import drop_gathered
+from pretrain.parallel import reshard_parameters
 
 
 class Tasks(Hook):
@@ -69,7 +69,7 @@ class Tasks(Hook):
             trainer.layout.dp.get_group(),
         )
         found = self.tasks.score(model, verbose=False)  # the warnings were printed by `check`
-        drop_gathered(trainer.model)
+        reshard_parameters(trainer.model)
         trainer.model.attention = backend
         scores = {
             task: {name: metric["value"] for name, metric in entry["metrics"].items()}

@@ -12,7 +12,7 @@ from data_pipeline.sampling.dealing import Deal
 from eval.inloop.evaluator import evaluate
 from pretrain.config import ValidationConfig
 from pretrain.hooks import Hook, Order, TrainerView
-from pretrain.parallel import drop_gathered
+from pretrain.parallel import reshard_parameters
 
 
 class Validation(Hook):
@@ -70,7 +70,7 @@ class Validation(Hook):
                 "bits_per_byte": score.bits_per_byte,
                 "tokens": score.tokens,
             }
-        drop_gathered(trainer.model)
+        reshard_parameters(trainer.model)
         tokens = sum(score["tokens"] for score in scores.values())
         loss = sum(score["loss"] * score["tokens"] for score in scores.values()) / tokens
         trainer.publish({"kind": "validation", "loss": loss, "sources": scores})

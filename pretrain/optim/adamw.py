@@ -15,7 +15,7 @@ STATE_BYTES = 8
 
 @dataclass(frozen=True)
 class AdamWOptions:
-    """AdamW has no options besides the keys of `optim`."""
+    """Options of AdamW: it has none, because the keys of `optim` are enough."""
 
 
 def build(

@@ -1,6 +1,25 @@
-"""Everything that makes a decoder run on many devices, applied from outside in one order:
-tensor parallel, context parallel, fp8, activation checkpointing, compile, data parallel. The
-network itself knows nothing of it.
+"""Everything that makes a decoder run on many devices, applied from outside in a fixed order.
+
+The network contains none of it. With 8 processes and `parallel.dp_replicate=2 parallel.tp=2`, the
+mesh is 2 x 2 x 1 x 2, inner dimensions communicating most:
+
+    dp_replicate   0                       1                       whole copies of the model
+    dp_shard       0           1           0           1           shards of weights and states
+    cp             0           0           0           0           parts of each sequence
+    tp             0     1     0     1     0     1     0     1     parts of each matrix
+    rank           0     1     2     3     4     5     6     7
+
+Take q_proj of a block, 512 x 512. Tensor parallelism gives ranks 0 and 1 256 of its rows each.
+FSDP2 splits those rows again, over ranks 0 and 2, and keeps 128 of them with their optimizer state.
+Ranks 4 to 7 hold the same as ranks 0 to 3. In a step, ranks 0 and 2 all-gather their 256 rows
+before the block runs, then reduce-scatter the gradients of the rows, and ranks 0 and 4 all-reduce
+their part. Samples are dealt to the dp dimensions: ranks 0 and 1 read the same ones.
+
+`parallelize` applies, in this order: tensor parallelism (`tensor`, `async_tensor`), context
+parallelism (`context`), fp8 (`fp8`), activation checkpointing (`activation_checkpointing`),
+compilation (`compile`) and FSDP2 (here, with `cpu_overlap` on CPUs). Each step sees the modules as
+the one before left them, for example a compiled block includes its recomputation, and FSDP2's
+hooks run outside of it.
 """
 
 from __future__ import annotations
@@ -27,11 +46,11 @@ from pretrain.parallel.tensor import apply_tensor_parallel
 
 
 def parallelize(model: Decoder, layout: Layout, config: ParallelConfig, precision: str) -> None:
-    """Splits a decoder on the meta device in place over a layout.
+    """Shards a decoder on the meta device over a layout, in place.
 
-    Weights and their optimizer states stay float32; with precision=bf16 they are gathered and
-    computed with in bfloat16, and gradients are reduced in float32. fp8 is that, with the matrix
-    products of the blocks in fp8.
+    Weights and optimizer states stay in float32. With precision=bf16, weights are gathered and
+    multiplied in bfloat16, and gradients are reduced in float32. With fp8, the matrix products of
+    the blocks are in fp8 in addition.
     """
     if layout.tp.size() > 1:
         apply_tensor_parallel(model, layout.tp)
@@ -41,7 +60,7 @@ def parallelize(model: Decoder, layout: Layout, config: ParallelConfig, precisio
         model.sequence_sharding = ContextParallel(layout.cp)
     apply_fp8(model, precision, torch.device(layout.mesh.device_type))
     apply_activation_checkpointing(model, config.activation_checkpointing)
-    if config.compile is True:  # `auto` has become true or false where a run trains
+    if config.compile is True:  # a run has replaced `auto` before
         compile_blocks(model)
     apply_data_parallel(model, layout, config, precision)
 
@@ -49,44 +68,48 @@ def parallelize(model: Decoder, layout: Layout, config: ParallelConfig, precisio
 def apply_data_parallel(
     model: Decoder, layout: Layout, config: ParallelConfig, precision: str
 ) -> None:
-    """FSDP2 block by block; replicated over `dp_replicate` where that is more than one (HSDP)."""
+    """Applies FSDP2 to each block, the head and the model, with replicas for HSDP."""
     policy = MixedPrecisionPolicy()
     if compute_dtype(precision) == torch.bfloat16:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     parts: list[tuple[nn.Module, bool | None]]
-    again = config.reshards_after_forward(layout.data.size(-1))
-    parts = [(block, again) for block in model.layers]
+    reshards = config.reshards_after_forward(layout.data.size(-1))
+    parts = [(block, reshards) for block in model.layers]
     if not model.config.tie_embeddings:
-        # Its gradients are the first that are there, the embedding's the last.
+        # Its gradients are ready first, those of the embedding last.
         parts.append((model.lm_head, False))
     for part, reshard in [*parts, (model, None)]:
         fully_shard(part, mesh=layout.data, mp_policy=policy, reshard_after_forward=reshard)
     if layout.mesh.device_type == "cpu" and layout.data.size() > 1:
-        split: Any = [model, *(part for part, _ in parts)]
-        overlap_on_cpu(split, replicated=layout.data.ndim > 1)
+        modules: Any = [model, *(part for part, _ in parts)]
+        overlap_on_cpu(modules, replicated=layout.data.ndim > 1)
 
 
-def drop_gathered(model: nn.Module) -> None:
-    """Frees the weights that a forward pass without a backward one has left gathered, so that
-    between steps the parameters are the split ones, and no stale copy outlives a change of them."""
+def reshard_parameters(model: nn.Module) -> None:
+    """Frees weights that stayed gathered after a forward pass without a backward pass.
+
+    Between steps the parameters are then the sharded ones, and no gathered copy becomes stale.
+    """
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 @torch.no_grad()
-def fill(model: Decoder, device: torch.device, value: Callable[[str, torch.Size], Tensor]) -> None:
-    """Gives a split decoder storage on `device` and fills each parameter from its whole value.
+def materialize(
+    model: Decoder, device: torch.device, value: Callable[[str, torch.Size], Tensor]
+) -> None:
+    """Allocates the shards on `device` and initializes each parameter from its whole value.
 
-    value: (name, whole shape) -> the whole tensor; asked for one parameter at a time, so that no
-        process ever holds more than one whole parameter.
+    value: (name, whole shape) -> the whole tensor. It is called for one parameter at a time, so
+        that no process ever holds more than one whole parameter.
     """
     model.to_empty(device=device)
     for name, parameter in model.named_parameters():
         whole = value(name, parameter.shape).to(device, parameter.dtype)
         assert isinstance(parameter, DTensor)
-        # Every rank makes the whole value by itself: no broadcast.
-        part = distribute_tensor(
+        # Every rank computes the whole value, so nothing is broadcast.
+        shard = distribute_tensor(
             whole, parameter.device_mesh, parameter.placements, src_data_rank=None
         )
-        parameter.to_local().copy_(part.to_local())
+        parameter.to_local().copy_(shard.to_local())

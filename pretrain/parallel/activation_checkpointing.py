@@ -1,8 +1,8 @@
-"""What a block keeps between forward and backward, and what it computes again.
+"""Activation checkpointing: which activations of a block are kept, and which are recomputed.
 
-Per token and block, full checkpointing keeps only the block's input; selective checkpointing keeps
-the outputs of matrix products and attention too, and computes the cheap rest (norms, rotations,
-SiLU, sums) again, which costs memory traffic but nearly no FLOPs.
+Per token and block, full checkpointing keeps only the block's input. Selective checkpointing also
+keeps the outputs of matrix products and attention, and recomputes the rest (norms, rotations, SiLU,
+sums), which costs memory traffic but almost no FLOPs.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ KEPT_OPS = frozenset(
         "torch_attn._varlen_attn",
         "flash_attn._flash_attn_varlen_forward",
         "flex_attention",
-        # Under tensor parallelism: what other ranks would have to send once more.
+        # Under tensor parallelism, to avoid repeating the communication.
         "_c10d_functional.reduce_scatter_tensor",
         "_c10d_functional.all_reduce",
     )
 )
-"""Selective checkpointing keeps the outputs of these."""
+"""Operators whose outputs selective checkpointing keeps."""
 
 
 def apply_activation_checkpointing(model: Decoder, mode: str) -> None:
-    """Makes every block compute again in place; `none` leaves them as they are.
+    """Enables recomputation in every block, in place; mode is one of MODES.
 
-    The blocks stay the modules that they were, with their names and hooks. FSDP's hooks lie
-    outside: a block's weights are gathered once for recomputation and backward.
+    The blocks stay the same modules, with their names and hooks. FSDP's hooks run outside of the
+    recomputation, so weights are gathered once for recomputation and backward.
     """
     if mode == "none":
         return
     for block in model.layers:
-        # The class, not a function in the instance, so that one compiled graph serves all blocks.
+        # A class instead of a function per instance, so that all blocks share a compiled graph.
         block.__class__ = _SelectiveBlock if mode == "selective" else _FullBlock
 
 
@@ -73,6 +73,6 @@ class _SelectiveBlock(Block):
 
 
 def _policy(_: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    # By name: an op may be registered only when its backend is first imported.
+    # By name, because an operator may be registered only when its backend is imported.
     kept = str(getattr(op, "overloadpacket", op)) in KEPT_OPS
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE

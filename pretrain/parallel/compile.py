@@ -1,8 +1,8 @@
-"""torch.compile block by block, and the loss: one graph serves all blocks, so that compiling is
-quick, and FSDP gathers weights between graphs.
+"""Compiles each block and the loss with torch.compile.
 
-A graph is compiled for each shape: once a stage, and once more without gradients for validation.
-Anything else that changes from step to step must be a tensor of a fixed shape.
+All blocks share one graph, so compilation is quick, and FSDP gathers weights between graphs. A
+graph is compiled per shape: once per stage, and again without gradients for validation. Anything
+else that changes between steps must be a tensor of fixed shape.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from torch._dynamo.utils import counters
 from model.loss import losses_and_gradient
 from model.network import Decoder
 
-GRAPHS_AT_MOST = 64
-"""torch gives up after 8 graphs of one function: four stages, with and without gradients."""
+MAX_GRAPHS = 64
+"""Limit of graphs per function; torch's own limit is 8, for four stages and their validation."""
 
 
 def compile_blocks(model: Decoder) -> None:
-    """Compiles each block and the loss when first called; an error where one cannot be."""
+    """Makes each block and the loss compile at their first call, or fail there."""
     limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, GRAPHS_AT_MOST)
+    limits.recompile_limit = max(limits.recompile_limit, MAX_GRAPHS)
     for block in model.layers:
         block.compile(fullgraph=True, dynamic=False)
     model.lm_head.compiled = torch.compile(losses_and_gradient, fullgraph=True, dynamic=False)
 
 
 def compiled_graphs() -> int:
-    """Graphs that torch.compile has made in this process so far."""
+    """Returns the number of graphs that this process has compiled."""
     return counters["stats"]["unique_graphs"]

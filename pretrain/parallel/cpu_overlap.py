@@ -1,8 +1,8 @@
-"""FSDP2's communication beside the computation of CPUs.
+"""Overlaps FSDP2's communication with computation on CPUs.
 
-FSDP2 hides its collectives behind CUDA streams. A CPU has none, and there each of them blocks the
-thread that computes. Here they are asynchronous instead: gloo's threads gather a block's weights
-while the one before it computes, and reduce a block's gradients while the next ones are found.
+FSDP2 overlaps them by CUDA streams. A CPU has none, so each collective blocks the computing thread.
+Here the collectives are asynchronous: gloo's threads all-gather a block's weights while the
+previous block computes, and reduce-scatter a block's gradients while the next ones are computed.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from torch.distributed.fsdp import FSDPModule
 
 
 def overlap_on_cpu(parts: Sequence[FSDPModule], replicated: bool) -> None:
-    """Makes the collectives of what `fully_shard` has split asynchronous.
+    """Makes the collectives of modules under `fully_shard` asynchronous.
 
-    parts: the model, then what it has split inside, in the order of the forward pass.
-    replicated: gradients are summed over replicas after they are scattered, which FSDP2 does at
-        once: then only the gathering of weights overlaps.
+    parts: the model, then its sharded submodules in the order of the forward pass.
+    replicated: whether gradients are also all-reduced over replicas. FSDP2 does that right after
+        the reduce-scatter, so only the all-gathers overlap then.
     """
     gather_ahead = getattr(parts[0], "_set_unshard_async_op", None)
-    if gather_ahead is not None:  # else gathering blocks, as it does without this module
+    if gather_ahead is not None:  # else all-gathers block, as without this module
         gather_ahead(True)
-    # The backward pass gathers ahead by itself.
+    # The backward pass prefetches by itself.
     for part, following in pairwise(parts):
         part.set_modules_to_forward_prefetch([following])
     if not replicated:
@@ -38,11 +38,13 @@ def overlap_on_cpu(parts: Sequence[FSDPModule], replicated: bool) -> None:
 
 
 class AsyncReduceScatter:
-    """Waited for at the end of the backward pass. The trainer reduces once a step, so nothing
-    looks at what is reduced before."""
+    """A reduce-scatter that is awaited at the end of the backward pass.
+
+    The trainer reduces gradients once per step, so nothing reads them earlier.
+    """
 
     def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """What FSDP2 sends from and receives in."""
+        """Returns a buffer that FSDP2 sends from or receives into."""
         return torch.empty(*size, dtype=dtype, device=device)
 
     def __call__(
@@ -53,8 +55,8 @@ class AsyncReduceScatter:
         op: Any,
         async_op: bool = False,
     ) -> dist.Work:
-        """Starts it, and lets the end of the backward pass wait for it."""
-        # torch 2.13 has another name for it and warns of the old one.
+        """Starts the reduce-scatter and makes the end of the backward pass wait for it."""
+        # torch 2.13 renamed it and warns about the old name.
         reduce: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
         work = reduce(output_tensor, input_tensor, op, group, async_op=True)
         assert work is not None

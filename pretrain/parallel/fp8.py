@@ -1,9 +1,9 @@
-"""fp8 matrix products through torchao: every linear of attention and MLP; head and embedding stay
-in bf16, as in H2O-Danube (arXiv 2401.16818, section 3).
+"""fp8 matrix products of the linear layers of attention and MLP, through torchao.
 
-Weights, optimizer states and the gathering of weights keep their types: a converted linear casts
-its bf16 operands to fp8 by scales found on the spot. On a CPU the products are emulated: the
-numbers are rounded to fp8, then multiplied in higher precision.
+Head and embedding stay in bf16, as in H2O-Danube (arXiv 2401.16818, section 3). Weights, optimizer
+states and all-gathers keep their dtypes: a converted linear casts its bf16 operands to fp8 with
+dynamic scales. On a CPU the products are emulated: operands are rounded to fp8 and multiplied in
+higher precision.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from conf.terminal import silence_torchao
 from model.network import Decoder
 
 SCALING = {"fp8": "tensorwise", "fp8_rowwise": "rowwise"}
-"""torchao's recipe for each value of `precision`."""
+"""Recipe of torchao for each value of `precision`."""
 
 
 def apply_fp8(model: Decoder, precision: str, device: torch.device) -> None:
-    """Turns the linears of all blocks into those of `precision` in place.
+    """Converts the linear layers of all blocks to `precision`, in place.
 
-    precision: `fp8` (one scale a matrix, fastest), `fp8_rowwise` (one a row, more exact), or any
-        other for plain linears. May be called again, between steps, to change it.
+    It may be called again between steps, to change the precision.
+
+    precision: `fp8` (one scale per matrix, fastest), `fp8_rowwise` (one per row, more exact), or
+        any other for plain linear layers.
     """
     linears = [module for module in model.layers.modules() if isinstance(module, nn.Linear)]
     for linear in linears:
@@ -38,14 +40,14 @@ def apply_fp8(model: Decoder, precision: str, device: torch.device) -> None:
     config = replace(recipe, emulate=device.type == "cpu")
     plain = vars(nn.Linear(1, 1)).keys()
     for linear in linears:
-        # torchao makes a new module; its nature is given to the old one, which keeps its place,
-        # its weight and the hooks of tensor parallelism.
+        # torchao creates a new module. The old one takes over its class and attributes, and keeps
+        # its name, its weight and the hooks of tensor parallelism.
         fp8 = convert_to_float8_training(linear, config=config)
         linear.__dict__ |= {key: value for key, value in vars(fp8).items() if key not in plain}
         linear.__class__ = type(fp8)
 
 
 def fp8_linears(model: Decoder) -> list[str]:
-    """Names of the linears whose products are in fp8."""
+    """Returns the names of the linear layers that multiply in fp8."""
     named = model.layers.named_modules(prefix="layers")
     return [n for n, m in named if isinstance(m, nn.Linear) and type(m) is not nn.Linear]

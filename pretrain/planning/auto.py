@@ -1,5 +1,7 @@
-"""`parallel=auto`, `parallel.micro_batch_tokens=auto` and `parallel.compile=auto`: what the plan of
-memory, and the length of the run, say for the processes that are here."""
+"""Resolves `parallel=auto`, `parallel.micro_batch_tokens=auto` and `parallel.compile=auto`.
+
+The memory plan and the length of the run decide, for the processes of the run.
+"""
 
 from __future__ import annotations
 
@@ -20,27 +22,27 @@ from data_pipeline.sampling.recipe import StagePlan
 from pretrain.checks import check_layout
 from pretrain.config import AUTO, MESH, ParallelConfig, PretrainConfig
 from pretrain.planning.compile_choice import choose_compile
-from pretrain.planning.layouts import Machine, Need, choose, fit, options
+from pretrain.planning.layouts import Machine, candidates, choose, fit, requirements_of
 from pretrain.planning.memory import Sizes
 from pretrain.processes import Processes
 
 
 def settle_parallel(config: PretrainConfig, plan: StagePlan, processes: Processes) -> list[str]:
-    """Sets what of `config.parallel` is `auto`, the same on every rank: every rank calls it.
-    Returns the reasons, a sentence each.
+    """Replaces each `auto` in `config.parallel`, and returns the reasons as sentences.
 
-    A run that is resumed on the same layout keeps its micro-batch, and on the same kind of device
-    whether it is compiled. Raises InputError where no layout fits.
+    Every rank calls it, with the same result. A run that is resumed in the same layout keeps its
+    micro-batch, and on the same kind of device it keeps `compile`. Raises InputError where no
+    layout fits.
     """
-    answer: list[Any] = [made_with(config, processes) if processes.is_main else None]
+    answer: list[Any] = [previous_settings(config, processes) if processes.is_main else None]
     dist.broadcast_object_list(answer, src=0)
     before: dict[str, Any] = answer[0]
     reasons: list[str] = []
     if config.parallel.auto:
-        reasons = pick_layout(config, plan, measure(processes))
+        reasons = pick_layout(config, plan, measure_machine(processes))
     mesh = check_layout(config.parallel, config.model, processes.world_size)
     if config.parallel.micro_batch_tokens == AUTO:
-        machine = measure(processes)
+        machine = measure_machine(processes)
         reasons.append(pick_micro_batch(config, plan, machine, Sizes(*mesh), before))
     if config.parallel.compile == AUTO:
         answer = [None]
@@ -54,9 +56,12 @@ def settle_parallel(config: PretrainConfig, plan: StagePlan, processes: Processe
     return reasons + ([note] if note else [])
 
 
-def made_with(config: PretrainConfig, processes: Processes) -> dict[str, Any]:
-    """Returns what a run with checkpoints was made with: `micro_batch_tokens` where the layout is
-    the same now, `compile` where the device is; nothing of a new run."""
+def previous_settings(config: PretrainConfig, processes: Processes) -> dict[str, Any]:
+    """Returns the settings of the last start that a resumed run keeps; empty for a new run.
+
+    They are `micro_batch_tokens` where the layout is the same, and `compile` where the kind of
+    device is.
+    """
     run_dir = Path(config.run_dir)
     if not any((run_dir / "checkpoints").glob("step_*")):
         return {}
@@ -72,7 +77,7 @@ def made_with(config: PretrainConfig, processes: Processes) -> dict[str, Any]:
         if machine["device_type"] == processes.device.type:
             found["compile"] = then["compile"]
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        return {}  # the files of a start are a courtesy: without them it is chosen again
+        return {}  # without these files it is chosen again
     return found
 
 
@@ -83,46 +88,33 @@ def pick_micro_batch(
     sizes: Sizes,
     before: dict[str, Any],
 ) -> str:
-    """Sets `micro_batch_tokens` of a given layout, and returns the reason."""
-    need = need_of(config, plan)
+    """Replaces `micro_batch_tokens=auto` of a given layout, and returns the reason."""
+    requirements = requirements_of(config, plan)
     kept = before.get("micro_batch_tokens")
-    if isinstance(kept, int) and kept >= max(need.seq_lens):
+    if isinstance(kept, int) and kept >= max(requirements.seq_lens):
         parallel = replace(config.parallel, micro_batch_tokens=kept)
-        if fit(replace(need, parallel=parallel), sizes, machine).problem is None:
+        if fit(replace(requirements, parallel=parallel), sizes, machine).problem is None:
             config.parallel = parallel
             return f"parallel.micro_batch_tokens=auto keeps {kept}, with which this run was made."
-    best = fit(need, sizes, machine)
+    best = fit(requirements, sizes, machine)
     if best.memory is None:
         raise InputError(f"{best.problem}.")
     tokens = best.parallel.micro_batch_tokens
     config.parallel = replace(config.parallel, micro_batch_tokens=tokens)
     if best.problem is not None:
         return (
-            f"warning: parallel.micro_batch_tokens=auto takes {tokens}, the smallest, though by "
+            f"warning: parallel.micro_batch_tokens=auto takes {tokens}, the smallest, although by "
             f"the plan it {best.problem}. Take more processes, parallel=auto or "
             "parallel.activation_checkpointing=full."
         )
     return (
         f"parallel.micro_batch_tokens=auto takes {tokens}: planned {best.memory.total / GIB:.2f} "
-        f"GiB of {machine.memory / GIB:.2f} per process."
-    )
-
-
-def need_of(config: PretrainConfig, plan: StagePlan) -> Need:
-    """Returns what the run asks of a layout."""
-    return Need(
-        config.model,
-        config.precision,
-        config.optim.name,
-        config.parallel,
-        tuple(stage.seq_len for stage in plan.stages),
-        plan,
+        f"GiB of {machine.memory_bytes / GIB:.2f} per process."
     )
 
 
 def pick_layout(config: PretrainConfig, plan: StagePlan, machine: Machine) -> list[str]:
-    """Sets the layout, micro-batch and recomputation of `config.parallel`, which is `auto`, and
-    returns why, a line or two.
+    """Sets the layout, micro-batch and recomputation of `parallel=auto`, and returns the reasons.
 
     Raises InputError where nothing fits, or where a size is given too.
     """
@@ -130,12 +122,12 @@ def pick_layout(config: PretrainConfig, plan: StagePlan, machine: Machine) -> li
     for name in MESH:
         if getattr(config.parallel, name) != defaults[name]:
             raise InputError(
-                f"parallel.{name}={getattr(config.parallel, name)} is given, but parallel=auto "
-                "picks it: drop it, or take parallel=fsdp."
+                f"parallel.{name}={getattr(config.parallel, name)}: parallel=auto chooses this "
+                "size. Drop the key, or take parallel=fsdp."
             )
-    need = need_of(config, plan)
-    best = choose(need, machine)
-    passed = [option for option in options(need, machine) if option.problem is not None]
+    requirements = requirements_of(config, plan)
+    best = choose(requirements, machine)
+    passed = [option for option in candidates(requirements, machine) if option.problem is not None]
     assert best.memory is not None
     config.parallel = best.parallel
     sizes = " x ".join(f"{name}={getattr(best.parallel, name)}" for name in MESH)
@@ -144,33 +136,33 @@ def pick_layout(config: PretrainConfig, plan: StagePlan, machine: Machine) -> li
         f"parallel=auto takes {best.name}: {sizes}, "
         f"micro_batch_tokens={best.parallel.micro_batch_tokens}, "
         f"activation_checkpointing={best.parallel.activation_checkpointing}; planned "
-        f"{best.memory.total / GIB:.2f} GiB of {machine.memory / GIB:.2f} a process "
+        f"{best.memory.total / GIB:.2f} GiB of {machine.memory_bytes / GIB:.2f} per process "
         f"({', '.join(f'{name} {size / GIB:.2f}' for name, size in parts)})"
     ]
     if passed:
-        lines.append(f"passed over: {passed[0].name} {passed[0].problem}")
+        lines.append(f"rejected: {passed[0].name} {passed[0].problem}")
     return lines
 
 
-def measure(processes: Processes) -> Machine:
-    """What the least of all processes has, so that all choose the same."""
+def measure_machine(processes: Processes) -> Machine:
+    """Returns the least memory and ranks per node of all processes, so that all choose the same."""
     node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     device = processes.device
-    least = torch.tensor([memory_each(device, node), node], device=device)
+    least = torch.tensor([memory_per_process(device, node), node], device=device)
     dist.all_reduce(least, dist.ReduceOp.MIN)
     memory, node = least.tolist()
     return Machine(processes.world_size, node, memory, device.type)
 
 
-def memory_each(device: torch.device, node: int) -> int:
-    """Returns the bytes that each of `node` processes on this machine can have."""
+def memory_per_process(device: torch.device, processes: int) -> int:
+    """Returns the bytes that each of several processes on this machine can use."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return available_memory() // node
+    return available_memory() // processes
 
 
 def available_memory() -> int:
-    """Bytes that this machine, or the container that we are in, can still give."""
+    """Returns the free bytes of this machine, or of the container that limits this process."""
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():

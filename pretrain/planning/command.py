@@ -1,4 +1,4 @@
-"""`python -m pretrain memory`: which layouts of a model fit, and what each rank then holds."""
+"""`python -m pretrain memory`: which layouts of a model fit, and what each rank holds in them."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from data_pipeline.sampling.recipe import RecipeConfig, StageConfig, StagePlan
 from model.config import ModelConfig
 from pretrain.config import PRECISION_CHOICES, OptimConfig, ParallelConfig
 from pretrain.planning.fake_ranks import fake_ranks, state_bytes
-from pretrain.planning.layouts import USABLE, Machine, Need, Option, options
-from pretrain.planning.memory import KIND
+from pretrain.planning.layouts import USABLE, LayoutCandidate, Machine, candidates, requirements_of
+from pretrain.planning.memory import CONFIDENCE
 
 
 @dataclass
 class MemoryConfig:
-    """world_size: processes, of which `node` share a machine; gpu_memory_gib: of each.
+    """Configuration of the command.
 
-    seq_len: in tokens, null for the model's longest. global_batch_tokens: of a step, null where
-        any will do (a step then has several micro-batches).
-    init_from: a Hugging Face folder, whose model is taken where no model= is given.
-    show: layouts in the table at most.
-    build: splits the model for every layout that fits on a fake process group and counts its
-        weights, gradients and optimizer states; false shows the calculated ones.
-    parallel: its layout is what is looked for, and the micro-batch where that is auto; the rest is
-        taken as it is.
-    precision: auto is bf16 here, which GPUs multiply.
+    world_size: number of processes. node: processes per machine. gpu_memory_gib: of each process.
+    seq_len: in tokens, null for the model's longest. global_batch_tokens: per step; null for any,
+        with several micro-batches per step.
+    init_from: a Hugging Face folder whose model is taken where no model= is given.
+    show: most layouts in the table.
+    build: shards the model for each layout of the table on a fake process group and counts its
+        weights, gradients and optimizer states; false shows the planned ones.
+    parallel: the layout is searched, and the micro-batch where it is auto; other keys apply.
+    precision: auto means bf16 here, which GPUs multiply.
     """
 
     model: ModelConfig = MISSING
@@ -52,54 +52,50 @@ class MemoryConfig:
             self.precision = "bf16"
         for key in ("world_size", "node", "gpu_memory_gib", "show"):
             if getattr(self, key) <= 0:
-                raise InputError(f"{key}={getattr(self, key)}, expected more than 0.")
+                raise InputError(f"{key}={getattr(self, key)}: expected more than 0.")
         longest = self.model.max_seq_len
         if self.seq_len is not None and not 1 <= self.seq_len <= longest:
-            raise InputError(f"seq_len={self.seq_len} is outside 1 to model.max_seq_len={longest}.")
+            raise InputError(f"seq_len={self.seq_len}: expected 1 to model.max_seq_len={longest}.")
 
 
 def memory(config: MemoryConfig) -> None:
-    """Prints the table of layouts that fit, best first, and why the others do not."""
+    """Prints the layouts that fit as a table, best first, and why the others do not fit."""
     machine = Machine(config.world_size, config.node, int(config.gpu_memory_gib * GIB))
     seq_len, batch = config.seq_len or config.model.max_seq_len, config.global_batch_tokens
     plan = None
     if batch is not None:
         if batch < 1 or batch % seq_len:
-            raise InputError(f"global_batch_tokens={batch} is not a multiple of seq_len={seq_len}.")
+            raise InputError(
+                f"global_batch_tokens={batch}: expected a multiple of seq_len={seq_len}."
+            )
         plan = StagePlan(RecipeConfig("one", batch, {"one": StageConfig(seq_len, batch)}), {"": 1})
-    need = Need(
-        config.model,
-        config.precision,
-        config.optim.name,
-        config.parallel,
-        (seq_len,),
-        plan,
-    )
-    found = options(need, machine)
+    found = candidates(requirements_of(config, plan, (seq_len,)), machine)
     fitting = [option for option in found if option.problem is None]
     console = table_console()
     if fitting:
-        console.print(_table(config, need, fitting[: config.show]))
+        console.print(_table(config, seq_len, fitting[: config.show]))
     if fitting[config.show :]:
         names = ", ".join(option.name for option in fitting[config.show :])
-        console.print(f"these fit too: {names}", highlight=False, soft_wrap=True)
+        console.print(f"also fitting: {names}", highlight=False, soft_wrap=True)
     for option in found:
         if option.problem is not None:
             console.print(f"{option.name}: {option.problem}", highlight=False, soft_wrap=True)
 
 
-def _table(config: MemoryConfig, need: Need, fitting: list[Option]) -> Table:
+def _table(config: MemoryConfig, seq_len: int, fitting: list[LayoutCandidate]) -> Table:
     table = Table(
         title=f"{config.model.name} on {config.world_size} x {config.gpu_memory_gib:g} GiB, "
-        f"{config.precision}, sequences of {need.seq_lens[0]}: GiB of a rank",
-        caption=f"{USABLE:.0%} of the memory is planned with",
+        f"{config.precision}, sequences of {seq_len}: GiB per rank",
+        caption=f"planned against {USABLE:.0%} of GPU memory",
         title_justify="left",
         caption_justify="left",
     )
-    for name in ("", "layout", "micro-batch", "blank", "recomputed", *KIND, "total"):
+    for name in ("", "layout", "micro-batch", "blank", "recomputed", *CONFIDENCE, "total"):
         is_text = name in ("layout", "recomputed")
         table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
-    table.add_row("", "", "tokens", "exact", "", *KIND.values(), "", style="dim", end_section=True)
+    table.add_row(
+        "", "", "tokens", "exact", "", *CONFIDENCE.values(), "", style="dim", end_section=True
+    )
     with fake_ranks(config.world_size) if config.build else nullcontext():
         for place, option in enumerate(fitting, 1):
             assert option.memory is not None

@@ -1,4 +1,4 @@
-"""`parallel.compile=auto`: whether compiled blocks are worth their compiling here."""
+"""Resolves `parallel.compile=auto`: decides whether compiling the blocks pays in a run."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from pretrain.hardware import compute_dtype, peak_flops
 from pretrain.processes import Processes
 
 CPU_GAIN = 1.3
-"""Of compiled blocks in bf16 on CPUs that multiply it (1.26 to 1.33 in benchmarks/LOG.md); in fp32
-they gain nothing there, since nearly all of a step is matrix products."""
+"""Speed-up by compiled blocks in bf16 on CPUs that multiply it (1.26 to 1.33 in benchmarks/LOG.md).
+In fp32 there is none, because nearly all of a step is matrix products."""
 CPU_SHARE_OF_PEAK = 0.5
-"""That an eager step reaches on a CPU (assumed)."""
+"""Fraction of the peak that an eager step reaches on a CPU (assumed)."""
 COMPILE_SECONDS = 80
-"""Of one sequence length on two cores, with and without gradients (51 to 82 measured)."""
+"""Time to compile for one sequence length on two cores, for training and validation (51 to 82
+measured)."""
 
 
 def choose_compile(
     config: PretrainConfig, plan: StagePlan, processes: Processes, before: bool | None
 ) -> tuple[bool, str]:
-    """Returns whether to compile, and the reason in a sentence.
+    """Returns whether to compile, and the reason as a sentence.
 
-    before: what the run was made with, where it is resumed on the same kind of device.
+    before: setting of the last start, where the run is resumed on the same kind of device.
     """
     key = "parallel.compile=auto"
     is_fp8 = any(config.precision_of(stage).startswith("fp8") for stage in plan.stages)
@@ -38,7 +39,7 @@ def choose_compile(
     if missing is not None:
         return False, f"{key} does not compile: {missing}."
     if on_gpu:
-        return True, f"{key} compiles: blocks take less time and memory on a GPU."
+        return True, f"{key} compiles: on a GPU, compiled blocks take less time and memory."
     if config.precision == "fp32":
         return False, f"{key} does not compile: on a CPU in fp32 it gains nothing."
     verdict = bf16_verdict(processor(processes.device))
@@ -51,18 +52,20 @@ def choose_compile(
 
 
 def decide(eager: float, lengths: int) -> tuple[bool, str]:
-    """Returns whether compiling `lengths` sequence lengths pays in a run on a CPU that takes
-    `eager` seconds without it, and the reason."""
+    """Returns whether compiling pays on a CPU, and the reason as a sentence.
+
+    eager: seconds that the run takes without compiling. lengths: number of sequence lengths.
+    """
     saved, spent = eager * (1 - 1 / CPU_GAIN), COMPILE_SECONDS * lengths
     does = "compiles" if saved > spent else "does not compile"
     return saved > spent, (
-        f"parallel.compile=auto {does}: of some {eager:,.0f} s it would save {saved:,.0f} and take "
-        f"{spent}."
+        f"parallel.compile=auto {does}: of about {eager:,.0f} s it would save {saved:,.0f} and "
+        f"take {spent}."
     )
 
 
 def eager_seconds(config: PretrainConfig, plan: StagePlan, peak: float) -> float:
-    """Returns how long the run takes about. peak: FLOP/s of all processes."""
+    """Returns an estimate of the run's seconds. peak: FLOP/s of all processes."""
     flops = sum(
         stage.tokens * flops_per_token(config.model, stage.seq_len) for stage in plan.stages
     )
@@ -71,7 +74,7 @@ def eager_seconds(config: PretrainConfig, plan: StagePlan, peak: float) -> float
 
 
 def missing_compiler(device: str) -> str | None:
-    """Returns what torch.compile lacks on this machine, as a clause; None where it has all."""
+    """Returns what torch.compile lacks on this machine, as a clause, or None."""
     if device == "cuda":
         if importlib.util.find_spec("triton") is None:
             return "the package triton, which compiles for GPUs, is not installed"
@@ -79,5 +82,5 @@ def missing_compiler(device: str) -> str | None:
     else:
         names = [os.environ.get("CXX", ""), "g++", "c++", "clang++"]
     if not any(name and shutil.which(name) for name in names):
-        return f"no C compiler is here ({', '.join(name for name in names if name)})"
+        return f"this machine has no C compiler ({', '.join(name for name in names if name)})"
     return None

@@ -1,5 +1,7 @@
-"""The really split model on a laptop: torch's fake process group stands for all other ranks, fake
-tensors for all numbers. Nothing is allocated, nothing is sent."""
+"""Shards the model with torch's fake process group to count exact bytes.
+
+One process acts as rank 0 of any number of ranks, on fake tensors: it allocates and sends nothing.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ from pretrain.parallel.mesh import make_layout
 
 @dataclass(frozen=True)
 class StateBytes:
-    """What rank 0, the fullest, holds from step to step. seconds: that building it took."""
+    """Bytes that rank 0, the fullest, keeps between steps. seconds: how long building it took."""
 
     weights: int
     gradients: int
@@ -48,7 +50,7 @@ def fake_ranks(world_size: int) -> Iterator[None]:
 def state_bytes(
     config: ModelConfig, parallel: ParallelConfig, precision: str, optim: OptimConfig
 ) -> StateBytes:
-    """Builds and splits the model as a run does, takes a step on it, and counts."""
+    """Returns the bytes of a model that is built and sharded as in a run, after one step."""
     started = time.perf_counter()
     layout = make_layout(check_layout(parallel, config, dist.get_world_size()), torch.device("cpu"))
     model = build_meta(config)
@@ -64,14 +66,14 @@ def state_bytes(
         return StateBytes(
             weights=sum(map(local_bytes, model.parameters())),
             gradients=sum(local_bytes(parameter.grad) for parameter in model.parameters()),
-            # Beside the moments there is a count of steps for each parameter, 4 bytes.
+            # Includes the count of steps of each parameter, 4 bytes.
             optimizer=sum(local_bytes(state) for state in states),
             seconds=time.perf_counter() - started,
         )
 
 
 def local_bytes(tensor: Tensor | None) -> int:
-    """Bytes of this rank's part of a tensor."""
+    """Returns the bytes of this rank's shard of a tensor."""
     if tensor is None:
         return 0
     local = tensor.to_local() if isinstance(tensor, DTensor) else tensor

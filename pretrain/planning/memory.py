@@ -1,13 +1,13 @@
-"""The plan of memory: what the fullest rank holds at the peak of a step, in closed form.
+"""The memory plan: what the fullest rank holds at the peak of a step, in closed form.
 
-State (weights, gradients, optimizer) is exact: it follows from the shapes and the split.
+The state (weights, gradients, optimizer) is exact: it follows from the shapes and the layout.
 Activations are what autograd saves in this code, counted as in Korthikanti et al. (arXiv
-2205.05198, section 4) for our blocks; tests hold them against measured bytes; torch.compile saves
-less. The rest is what FSDP2 keeps around the block at work (torch's notes on `fully_shard`), an
-estimate from above.
+2205.05198, section 4) for our blocks. Tests compare them with measured bytes; torch.compile saves
+less. The rest is an upper bound of what FSDP2 keeps around the running block (torch's notes on
+`fully_shard`).
 
-The peak lies where the last block's backward begins: all activations are there, all gradients of
-earlier micro-batches too.
+The peak is where the backward pass of the last block begins: all activations exist, and all
+gradients of earlier micro-batches.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from pretrain.optim import optimizer_of
 
 FP32 = 4
 GATHERED_BLOCKS = 2
-"""The block at work and the next one, which is gathered meanwhile."""
+"""The running block, and the next one, which is prefetched."""
 RUNTIME_BYTES = 1 << 30
-"""Of libraries and communication on a GPU outside of torch's allocator (assumed)."""
+"""Memory of libraries and communication on a GPU outside of torch's allocator (assumed)."""
 
 
 class Sizes(NamedTuple):
-    """Sizes of the device mesh, in its order."""
+    """Sizes of the device mesh, in the order of its dimensions."""
 
     dp_replicate: int = 1
     dp_shard: int = 1
@@ -45,14 +45,14 @@ class Sizes(NamedTuple):
 class Memory:
     """Bytes of one rank at the peak, by part.
 
-    weights, gradients, optimizer: the sharded state, float32.
-    gathered: weights of the blocks at work, of embedding and head, in the type of computation.
-    unreduced: gradients of whole matrices beyond `gradients`: FSDP2 sums the micro-batches of a
-        step in float32 before it reduces them once.
-    activations: what is kept for backward, and what a block computes again.
-    loss: gradients of the head and of its input, which are made in the forward pass, and the
-        logits of one chunk or the gradients inside of a block, whichever is more.
-    buffers: of collectives, and of libraries.
+    weights, gradients, optimizer: the sharded state, in float32.
+    gathered: gathered weights of the running blocks, embedding and head, in the compute dtype.
+    unreduced: unsharded gradients in addition to `gradients`, because FSDP2 sums the micro-batches
+        of a step in float32 before it reduces them once.
+    activations: what is kept for the backward pass, and what a block recomputes.
+    loss: gradients of the head and of its input, which the forward pass computes, and the logits of
+        one chunk or the gradients inside a block, whichever is more.
+    buffers: of collectives and of libraries.
     """
 
     weights: int
@@ -66,16 +66,16 @@ class Memory:
 
     @property
     def state(self) -> int:
-        """What stays from step to step, gradients included."""
+        """Returns the bytes of weights, gradients and optimizer state."""
         return self.weights + self.gradients + self.optimizer
 
     @property
     def total(self) -> int:
-        """All parts."""
+        """Returns the sum of all parts."""
         return sum(asdict(self).values())
 
 
-KIND = {
+CONFIDENCE = {
     "weights": "exact",
     "gradients": "exact",
     "optimizer": "exact",
@@ -85,19 +85,22 @@ KIND = {
     "loss": "assumed",
     "buffers": "assumed",
 }
-"""How sure each part is: exact follows from the shapes and the split; assumed is a count of what
-autograd and FSDP2 keep, which the tests hold against real bytes, or a round number (buffers)."""
+"""Confidence of each part.
+
+An exact part follows from the shapes and the layout. An assumed part is a count of what autograd
+and FSDP2 keep, which tests compare with measured bytes, or a round number (buffers).
+"""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one rank does in a forward pass.
+    """The work of one rank in a forward pass.
 
-    micro_batch_tokens: of the rank's whole sequences, before context parallelism shares them.
-    accumulates: whether a step has more micro-batches than one.
+    micro_batch_tokens: of whole sequences, before context parallelism splits them.
+    accumulates: whether a step has more than one micro-batch.
     checkpointing: `none`, `selective` or `full`.
-    reshard: whether blocks are gathered again for backward.
-    dense_mask: attention by `sdpa` under a mask, (sequences, 1, seq, seq) for each layer.
+    reshard: whether the weights of blocks are gathered again for the backward pass.
+    dense_mask: whether attention is `sdpa` under a mask (sequences, 1, seq, seq) per layer.
     device: `cuda` or `cpu`.
     """
 
@@ -112,12 +115,12 @@ class Work:
 
     @property
     def fused_norm(self) -> bool:
-        """Whether RMSNorm is one kernel; on a CPU its float32 steps are saved."""
+        """Returns whether RMSNorm is one kernel; on a CPU its float32 intermediates are saved."""
         return self.device == "cuda"
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
-    """Whole shapes of all parameters by name."""
+    """Returns the whole shapes of all parameters by name."""
     return {name: p.shape for name, p in build_meta(config).named_parameters()}
 
 
@@ -128,7 +131,7 @@ def plan_memory(
     work: Work,
     optimizer: str = "adamw",
 ) -> Memory:
-    """The plan for one layout. shapes: `parameter_shapes(config)`."""
+    """Returns the plan for one layout. shapes: `parameter_shapes(config)`."""
     size = compute_dtype(work.precision).itemsize
     local = {name: _split_by_tp(name, shape, sizes.tp) for name, shape in shapes.items()}
     shards = sizes.dp_shard * sizes.cp
@@ -141,7 +144,7 @@ def plan_memory(
     gathered_blocks = min(config.num_layers, GATHERED_BLOCKS) if work.reshard else config.num_layers
     tokens = work.micro_batch_tokens // sizes.cp
     loss_kept, loss_chunk = loss_bytes(config, tokens, sizes.tp, size)
-    # Gathered weights are copied out of a buffer, gradients into one; two of each are under way.
+    # Gathered weights are copied out of a buffer and gradients into one; two of each are in use.
     buffers = 2 * block * (size + FP32) if shards > 1 else 0
     return Memory(
         weights=FP32 * sharded,
@@ -156,8 +159,11 @@ def plan_memory(
 
 
 def _split_by_tp(name: str, shape: torch.Size, tp: int) -> torch.Size:
-    """Megatron's split (arXiv 1909.08053): norms whole, two matrices by columns, the rest by rows
-    of the (out, in) weight."""
+    """Returns the local shape in Megatron's tensor parallelism (arXiv 1909.08053).
+
+    Norms are replicated, two matrices are split by columns of the (out, in) weight and the rest by
+    rows.
+    """
     if len(shape) == 1:
         return shape
     rows, columns = shape
@@ -173,7 +179,7 @@ def optimizer_bytes(shapes: Mapping[str, torch.Size], optimizer: str) -> int:
 
 
 def activation_bytes(config: ModelConfig, sizes: Sizes, work: Work) -> int:
-    """Bytes that a micro-batch keeps for backward, the block that is computed again included."""
+    """Returns the bytes that a micro-batch keeps for backward, with those of a recomputed block."""
     size = compute_dtype(work.precision).itemsize
     tokens = work.micro_batch_tokens // sizes.cp
     block = tokens * _block_bytes(config, sizes.tp, size, work.fused_norm)
@@ -193,14 +199,17 @@ def activation_bytes(config: ModelConfig, sizes: Sizes, work: Work) -> int:
 
 
 def _norm_bytes(config: ModelConfig, tp: int, size: int, fused: bool) -> int:
-    """Per token: the input and a float32 number; without the fused kernel the float32 input and
-    the normalised one."""
+    """Returns the bytes per token of an RMSNorm.
+
+    It keeps its input and a float32 number; without the fused kernel, its float32 input and the
+    normalized input.
+    """
     hidden = config.hidden_size // tp
     return FP32 + (size * hidden if fused else 2 * FP32 * hidden)
 
 
 def _qk_norm_bytes(config: ModelConfig, tp: int, size: int, fused: bool) -> int:
-    """Per token: the same for each head of queries and keys, where they are normalised."""
+    """Returns the bytes per token of the norms of queries and keys, where there are any."""
     if not config.qk_norm:
         return 0
     width = (config.query_size + config.kv_size) // tp
@@ -209,9 +218,11 @@ def _qk_norm_bytes(config: ModelConfig, tp: int, size: int, fused: bool) -> int:
 
 
 def _block_bytes(config: ModelConfig, tp: int, size: int, fused_norm: bool) -> int:
-    """Per token, without keys and values: two norms; their outputs, which the matrices take whole
-    under tensor parallelism; rotated queries, attention's output and its log-sum-exp; gate, its
-    SiLU, up, and their product."""
+    """Returns the bytes per token of a block, without keys and values.
+
+    They are of two norms and their outputs, which are whole under tensor parallelism; the rotated
+    queries, the output of attention and its log-sum-exp; the gate, its SiLU, up, and their product.
+    """
     matrices = (2 * config.query_size + 4 * config.intermediate_size) // tp
     return (
         2 * _norm_bytes(config, tp, size, fused_norm)
@@ -222,7 +233,7 @@ def _block_bytes(config: ModelConfig, tp: int, size: int, fused_norm: bool) -> i
 
 
 def _attention_bytes(config: ModelConfig, sizes: Sizes, work: Work, size: int) -> int:
-    """Keys and values that a block's queries see, and the mask of `sdpa` in their type."""
+    """Returns the bytes of keys and values that a block's queries see, and of the `sdpa` mask."""
     sequences = work.micro_batch_tokens // work.seq_len
     own = work.seq_len // sizes.cp
     keys = work.seq_len
@@ -233,8 +244,10 @@ def _attention_bytes(config: ModelConfig, sizes: Sizes, work: Work, size: int) -
 
 
 def _selected_bytes(config: ModelConfig, tp: int, size: int) -> int:
-    """Per token: outputs of the seven matrices and of attention, as
-    `pretrain.parallel.activation_checkpointing` keeps them."""
+    """Returns the bytes per token that selective activation checkpointing keeps of a block.
+
+    They are the outputs of the seven matrices and of attention.
+    """
     split = 2 * config.query_size + 2 * config.kv_size + 2 * config.intermediate_size
     reduced = 2 * config.hidden_size // tp if tp > 1 else 0
     values = split // tp + 2 * config.hidden_size + reduced
@@ -242,7 +255,7 @@ def _selected_bytes(config: ModelConfig, tp: int, size: int) -> int:
 
 
 def loss_bytes(config: ModelConfig, tokens: int, tp: int, size: int) -> tuple[int, int]:
-    """Of `model.loss`: what stays until backward, and what one chunk of tokens takes."""
+    """Returns the bytes that the loss keeps until backward, and those of one chunk of tokens."""
     rows = config.vocab_size // tp
     kept = size * tokens * config.hidden_size + FP32 * rows * config.hidden_size
     logits = min(tokens, CHUNK_TOKENS) * rows * (FP32 if size == FP32 else FP32 + size)
@@ -250,6 +263,8 @@ def loss_bytes(config: ModelConfig, tokens: int, tp: int, size: int) -> tuple[in
 
 
 def block_gradient_bytes(config: ModelConfig, tp: int, size: int) -> int:
-    """Per token: the largest gradients that a block's backward holds at once, those of the MLP's
-    three inner values and of its input and output."""
+    """Returns the bytes per token of the gradients that a block's backward holds at its peak.
+
+    They are of the MLP's three inner values, its input and its output.
+    """
     return size * (3 * config.intermediate_size // tp + 2 * config.hidden_size)

@@ -17,7 +17,7 @@ from model.init import initial_value
 from model.network import build_meta
 from pretrain.checks import check_layout
 from pretrain.config import ParallelConfig
-from pretrain.parallel import fill, parallelize
+from pretrain.parallel import materialize, parallelize
 from pretrain.parallel.fp8 import apply_fp8, fp8_linears
 from pretrain.parallel.mesh import make_layout
 from pretrain.processes import start
@@ -46,7 +46,9 @@ def main(out: str, tp: int) -> None:
         config.activation_checkpointing = mode
         model = build_meta(MODEL)
         parallelize(model, layout, config, precision)
-        fill(model, processes.device, lambda name, shape: initial_value(name, shape, MODEL, 0))
+        materialize(
+            model, processes.device, lambda name, shape: initial_value(name, shape, MODEL, 0)
+        )
         loss = model(tokens, tokens.roll(-1, 1))
         (loss * layout.dp.size()).backward()  # FSDP averages
         total = loss.detach().clone()

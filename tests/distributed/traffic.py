@@ -24,7 +24,7 @@ from pretrain.checks import check_layout
 from pretrain.config import OptimConfig, ParallelConfig
 from pretrain.optim import build_optimizer
 from pretrain.optim.clip import scale_and_clip
-from pretrain.parallel import fill, parallelize
+from pretrain.parallel import materialize, parallelize
 from pretrain.parallel.mesh import Layout, make_layout
 from pretrain.processes import start
 from tests.model.shapes import tiny
@@ -112,7 +112,7 @@ def counted(layout: Layout, shape: ModelConfig, config: ParallelConfig) -> dict[
     """Counts the communication of one optimizer step."""
     model = build_meta(shape)
     parallelize(model, layout, config, "bf16")
-    fill(model, torch.device("cpu"), lambda name, size: initial_value(name, size, shape, 0))
+    materialize(model, torch.device("cpu"), lambda name, size: initial_value(name, size, shape, 0))
     optimizer = build_optimizer(model, OptimConfig(learning_rate=1e-3))
     tokens = torch.randint(0, 256, (BATCH, SEQ), generator=torch.Generator().manual_seed(0))
     for _ in range(2):  # the first one also makes what later ones find

@@ -20,10 +20,10 @@ from pretrain.planning.layouts import (
     LARGE,
     LARGE_ON_CPU,
     Machine,
-    Need,
+    RunRequirements,
+    candidates,
     choose,
     fit,
-    options,
 )
 from pretrain.planning.memory import Sizes
 from pretrain.processes import start
@@ -34,10 +34,10 @@ from tests.runs import arguments, ledger, records, settings
 BIG = Machine(16, 8, 80 * GIB)
 
 
-def need(model: ModelConfig, seq_lens=(2048,), batch=None, **changes) -> Need:
+def need(model: ModelConfig, seq_lens=(2048,), batch=None, **changes) -> RunRequirements:
     parallel = ParallelConfig(auto=True, **changes)
     plan = None if batch is None else plan_of(batch, seq_lens)
-    return Need(model, "bf16", "adamw", parallel, seq_lens, plan)
+    return RunRequirements(model, "bf16", "adamw", parallel, seq_lens, plan)
 
 
 def plan_of(batch, seq_lens):
@@ -71,7 +71,7 @@ def test_blank_samples_are_weighed_with_what_else_a_layout_costs():
     chosen = choose(asked, Machine(8, 8, 80 * GIB))
     assert (chosen.name, chosen.blank) == ("replicate", 0)
     assert chosen.parallel.micro_batch_tokens == 16384
-    found = options(asked, Machine(64, 8, 80 * GIB))
+    found = candidates(asked, Machine(64, 8, 80 * GIB))
     by_name = {option.name: option for option in found}
     # 10, 11, 20 and 44% of rows are blank in the stages: 9, 5, 3 and 2 of 576, 288, 144 and 72.
     computed = 4 * 1_179_648 / (1_179_648 + 64 * 16384 * (5 / 4 + 3 / 2 + 2))
@@ -114,7 +114,7 @@ def test_a_micro_batch_of_sequences_that_do_not_divide_each_other():
 
 
 def test_what_does_not_fit_is_said():
-    with pytest.raises(InputError, match=r"no layout that fits: the smallest, .* needs .* GiB"):
+    with pytest.raises(InputError, match=r"no layout that fits. The smallest, .* needs .* GiB"):
         choose(need(load("mistral_7b")), Machine(2, 2, 24 * GIB))
 
 
@@ -122,7 +122,7 @@ def test_sizes_that_are_given_too_are_refused(corpus, tmp_path):
     config = settings(corpus.folder, tmp_path, parallel="auto", parallel__tp=2)
     recipe = TrainingRecipeConfig("r", 2048, {"s": TrainingStageConfig(64, 2048)})
     machine = Machine(1, 1, 1 << 40, "cpu")
-    with pytest.raises(InputError, match=r"parallel.tp=2 is given, but parallel=auto picks it"):
+    with pytest.raises(InputError, match=r"parallel.tp=2: parallel=auto chooses this size"):
         pick_layout(config, StagePlan(recipe, {"a": 10_000}), machine)
 
 

@@ -45,7 +45,7 @@ def test_gpus_compile_and_short_runs_on_cpus_do_not(choice, monkeypatch):
     assert choice(device="cuda", precision="fp32")[0] is True
     assert choice(precision="bf16") == (
         False,
-        "parallel.compile=auto does not compile: of some 0 s it would save 0 and take 80.",
+        "parallel.compile=auto does not compile: of about 0 s it would save 0 and take 80.",
     )
     assert choice(LONG, precision="bf16")[0] is True
     assert choice(LONG, precision="bf16", stop_after=10)[0] is False

@@ -17,7 +17,7 @@ from pretrain.checks import check_layout
 from pretrain.config import OptimConfig, ParallelConfig
 from pretrain.parallel.activation_checkpointing import MODES, apply_activation_checkpointing
 from pretrain.planning.fake_ranks import fake_ranks, state_bytes
-from pretrain.planning.layouts import Machine, Need, options
+from pretrain.planning.layouts import Machine, RunRequirements, candidates
 from pretrain.planning.memory import (
     Sizes,
     Work,
@@ -152,8 +152,8 @@ def test_real_models_on_64_ranks(model):
     """Acceptance of the plan: the really split model, on a CPU, with nothing allocated."""
     config = load(model)
     machine = Machine(64, 8, 80 * GIB)
-    need = Need(config, "bf16", "adamw", ParallelConfig(), (2048,))
-    found = options(need, machine)
+    need = RunRequirements(config, "bf16", "adamw", ParallelConfig(), (2048,))
+    found = candidates(need, machine)
     fitting = [option for option in found if option.problem is None]
     assert {"HSDP 8x8", "FSDP 64", "FSDP 8 x TP8"} <= {option.name for option in fitting}
     with fake_ranks(64):
@@ -166,11 +166,11 @@ def test_real_models_on_64_ranks(model):
 
 
 def test_plain_data_parallel_comes_first_where_it_fits():
-    danube = Need(load("danube_1_8b"), "bf16", "adamw", ParallelConfig(), (16384,))
-    names = [option.name for option in options(danube, Machine(8, 8, 80 * GIB))]
+    danube = RunRequirements(load("danube_1_8b"), "bf16", "adamw", ParallelConfig(), (16384,))
+    names = [option.name for option in candidates(danube, Machine(8, 8, 80 * GIB))]
     assert names[:3] == ["replicate", "FSDP 8", "FSDP 4 x CP2"]
-    seven = Need(load("mistral_7b"), "bf16", "adamw", ParallelConfig(), (8192,))
-    last = options(seven, Machine(64, 8, 80 * GIB))[-1]
+    seven = RunRequirements(load("mistral_7b"), "bf16", "adamw", ParallelConfig(), (8192,))
+    last = candidates(seven, Machine(64, 8, 80 * GIB))[-1]
     assert last.name == "replicate"
     assert last.problem is not None
     assert "GiB for micro-batches of 8192 tokens with activation_checkpointing=full" in last.problem
@@ -203,10 +203,10 @@ def test_the_command_lists_layouts_and_says_why_others_fail(command):
     row = next(line for line in done.stdout.splitlines() if "FSDP 8 " in line)
     assert f"{7_241_732_096 * 4 / 8 / GIB:.2f}" in row
     assert "replicate: needs 1" in done.stdout
-    assert "these fit too: " in done.stdout
+    assert "also fitting: " in done.stdout
 
 
 def test_the_command_refuses(command):
     done = command("pretrain", "memory", "seq_len=99999")
     assert done.returncode == 2
-    assert "seq_len=99999 is outside 1 to model.max_seq_len=16384" in done.stderr
+    assert "seq_len=99999: expected 1 to model.max_seq_len=16384" in done.stderr
