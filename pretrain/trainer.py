@@ -95,14 +95,8 @@ class Trainer:
         while self.step < end and not self.stopping:
             stage = self.plan.at(self.step)
             if self.step == stage.first_step:
-                self.publish(
-                    {
-                        "kind": "event",
-                        "event": "stage",
-                        "stage": stage.name,
-                        "seq_len": stage.seq_len,
-                    }
-                )
+                record = {"kind": "event", "event": "stage", "stage": stage.name}
+                self.publish(record | {"seq_len": stage.seq_len})
             for hook in self.hooks:
                 hook.before_step(self)
             previous, self.pending = self.pending, self.train_step()
