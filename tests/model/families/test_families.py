@@ -1,4 +1,4 @@
-"""The statements of adapters about their Hugging Face classes is what the classes have."""
+"""Adapters state exactly what their Hugging Face classes have."""
 
 from __future__ import annotations
 
