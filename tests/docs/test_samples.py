@@ -14,10 +14,13 @@ QUOTED = {
     },
     "docs/evaluation.md": {
         "eval/scores/perplexity.py": ["loss, nats per token", "bits per byte"],
-        "eval/scores/harness.py": ["value ± standard error"],
+        "eval/scores/results.py": ["value ± standard error"],
         "eval/scores/compare.py": ["difference to "],
     },
-    "docs/memory.md": {"pretrain/planning/command.py": ["micro-batch", "unreduced"]},
+    "docs/memory.md": {
+        "pretrain/planning/command.py": ["micro-batch"],
+        "pretrain/planning/memory.py": ["unreduced"],
+    },
     "README.md": {
         "launch/demo.py": ["validation loss ", " nats per token", "done in "],
         "conf/command/demo.yaml": [

@@ -18,7 +18,7 @@ FAULT = "HEADWATER_FAULT"
 
 
 def install() -> None:
-    """Wraps the functions of a save between which the phases lie; call it in the trainer."""
+    """Wraps the functions of a save that separate the phases; call it in the trainer."""
     from torch.distributed.checkpoint import FileSystemWriter
 
     from pretrain.checkpoints import commit, files
