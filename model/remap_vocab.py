@@ -32,7 +32,7 @@ from torch import Tensor
 from conf.errors import InputError, one_of
 from conf.output_kinds import MODEL
 from conf.outputs import Output
-from model.families.hf_forms import write_both_forms
+from model.families.hf_forms import tokenizer_settings, write_both_forms, write_json
 from model.vocabulary import BYTE_TOKEN, ROLES, Vocabulary
 
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
@@ -111,11 +111,11 @@ def remap_vocab(config: RemapVocabConfig) -> None:
         special: dict[str, Any] = {
             f"{role}_token_id": new.special.get(role) for role in ROLES if role != "unk"
         }
-        _write_json(made / "config.json", stored | {"vocab_size": rows} | special)
+        write_json(made / "config.json", stored | {"vocab_size": rows} | special)
         generation = folder / "generation_config.json"
         if generation.is_file():
             settings = json.loads(generation.read_text())
-            _write_json(made / generation.name, settings | special)
+            write_json(made / generation.name, settings | special)
         _copy_tokenizer(new, made, stored["max_position_embeddings"])
         write_both_forms(made)
         counts = Counter(source.kind for source in sources)
@@ -127,7 +127,7 @@ def remap_vocab(config: RemapVocabConfig) -> None:
             "vocab_size": rows,
             "rows": dict(counts),
         }
-        _write_json(made / "remap_vocab.json", record)
+        write_json(made / "remap_vocab.json", record)
     summary = ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common())
     print(f"{out}: {rows:,} rows ({summary}). Continue training with init_from={out}")
 
@@ -224,7 +224,7 @@ def _write_index(folder: Path, target: Path, files: list[str]) -> None:
                 part = file.get_tensor(key)
                 size += part.numel() * part.element_size()
     index["metadata"] = index.get("metadata", {}) | {"total_size": size}
-    _write_json(target / "model.safetensors.index.json", index)
+    write_json(target / "model.safetensors.index.json", index)
 
 
 def _copy_tokenizer(new: Vocabulary, target: Path, max_seq_len: int) -> None:
@@ -234,14 +234,6 @@ def _copy_tokenizer(new: Vocabulary, target: Path, max_seq_len: int) -> None:
             shutil.copyfile(new.folder / name, target / name)
     shutil.copyfile(new.file, target / "tokenizer.json")
     if not (target / "tokenizer_config.json").is_file():
-        named = {f"{role}_token": new.tokens[number] for role, number in new.special.items()}
-        settings = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": max_seq_len,
-            "clean_up_tokenization_spaces": False,
-        }
-        _write_json(target / "tokenizer_config.json", settings | named)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
+        special = {role: new.tokens[number] for role, number in new.special.items()}
+        settings = tokenizer_settings(special, max_seq_len)
+        write_json(target / "tokenizer_config.json", settings)

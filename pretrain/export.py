@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import MISSING, OmegaConf
@@ -29,6 +28,7 @@ from data_pipeline.tokenizing.corpus_tokenizer import exported_tokenizer
 from model.config import ModelConfig
 from model.families import family_named
 from model.families.folder import hf_config, save_weights
+from model.families.hf_forms import special_tokens, tokenizer_settings, write_json
 from model.flops import parameters
 from model.network import build_meta
 from pretrain.checkpoints import find, read
@@ -79,34 +79,34 @@ def export(config: ExportConfig) -> None:
         step, tokens, weights = 0, 0, initial_weights(run)
         model = network_after(run.model, plan, 0)
     else:
-        path, about = find.checkpoint_of_step(run_dir / "checkpoints", config.step)
-        step, tokens, weights = about["step"], about["tokens"], read.weights(path)
-        model = network_of_checkpoint(about, run.model, plan)
+        path, metadata = find.checkpoint_of_step(run_dir / "checkpoints", config.step)
+        step, tokens, weights = metadata["step"], metadata["tokens"], read.weights(path)
+        model = network_of_checkpoint(metadata, run.model, plan)
     special = {
         f"{name}_token_id": manifest.tokenizer[f"{name}_id"] for name in ("bos", "eos", "pad")
     }
     with output.folder() as folder:
         save_weights(folder, weights, DTYPES[config.dtype], family_named(model.architecture))
-        _write(folder / "config.json", hf_config(model, special, config.dtype))
-        _write(folder / "generation_config.json", {"_from_model_config": False, **special})
+        write_json(folder / "config.json", hf_config(model, special, config.dtype))
+        write_json(folder / "generation_config.json", {"_from_model_config": False, **special})
         write_tokenizer(folder, manifest, model.max_seq_len, config.chat_template.template)
         (folder / "README.md").write_text(export_card(run, model, manifest, step, tokens))
     print(f"{config.out}: {model.name} after {step} steps ({tokens:,} tokens), {config.dtype}")
 
 
-def corpus_of(run_dir: Path, folder: str, asked: bool) -> Manifest:
+def corpus_of(run_dir: Path, folder: str, ignore_copy: bool) -> Manifest:
     """Returns the manifest of the corpus that a run was trained on, with its tokenizer available.
 
     Args:
         run_dir: The run folder.
         folder: The corpus, for runs of earlier versions, which have no copy of the manifest.
-        asked: Reads `folder` even where there is a copy.
+        ignore_copy: Reads `folder` even where the run folder has a copy.
 
     Raises:
         InputError: No manifest is found, or its tokenizer is not that of the run.
     """
     copy = run_dir / CORPUS
-    if not asked and (copy / FILE).is_file():
+    if not ignore_copy and (copy / FILE).is_file():
         manifest = load_manifest(copy)
     else:
         try:
@@ -152,26 +152,20 @@ def initial_weights(run: PretrainConfig) -> Iterator[tuple[str, Tensor]]:
     return ((name, initial.value(name, parameter.shape)) for name, parameter in shapes)
 
 
-def write_tokenizer(folder: Path, manifest: Manifest, longest: int, chat_template: str) -> None:
+def write_tokenizer(folder: Path, manifest: Manifest, max_seq_len: int, chat_template: str) -> None:
     """Writes the tokenizer of a corpus with the settings that `transformers` needs.
 
     Args:
         folder: The folder to write to.
         manifest: The corpus.
-        longest: Positions of the model.
+        max_seq_len: Positions of the model.
         chat_template: The chat template to store.
     """
     content, pieces = exported_tokenizer(manifest)
     (folder / "tokenizer.json").write_text(content)
-    named = {f"{role}_token": piece for role, piece in pieces.items()}
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": longest,
-        "clean_up_tokenization_spaces": False,
-        **named,
-    }
-    _write(folder / "tokenizer_config.json", settings)
-    _write(folder / "special_tokens_map.json", named)
+    settings = tokenizer_settings(pieces, max_seq_len)
+    write_json(folder / "tokenizer_config.json", settings)
+    write_json(folder / "special_tokens_map.json", special_tokens(settings))
     (folder / "chat_template.jinja").write_text(chat_template)
 
 
@@ -200,7 +194,3 @@ def export_card(
         "seed": str(run.seed),
     }
     return model_card(run.name, "A base model pretrained from scratch with Headwater.", facts)
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")

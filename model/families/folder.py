@@ -137,7 +137,10 @@ class HFWeights:
         """Returns the whole tensor of the decoder's parameter `name`, in the file's dtype."""
         stored = self._family.hf_name(name)
         if stored not in self._files:
-            raise InputError(f"{self.folder} has no tensor {stored}: is it another architecture?")
+            raise InputError(
+                f"{self.folder} has no tensor {stored}: its config.json and weights do not match. "
+                "Copy the folder again."
+            )
         with safe_open(self.folder / self._files[stored], "pt") as file:
             return file.get_tensor(stored)
 

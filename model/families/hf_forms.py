@@ -8,6 +8,7 @@ does not have. Some releases of vLLM, llama.cpp's converter and others read fold
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,21 @@ def tokenizer_in_both_forms(settings: Settings) -> Settings:
     if isinstance(settings.get("extra_special_tokens"), list):  # a dictionary in version 4
         made["additional_special_tokens"] = made.pop("extra_special_tokens")
     return made
+
+
+def tokenizer_settings(special: Mapping[str, str], max_seq_len: int) -> Settings:
+    """Returns the tokenizer_config.json of a tokenizer.json.
+
+    Args:
+        special: Spellings of the special tokens by role, such as `bos`.
+        max_seq_len: Positions of the model.
+    """
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": max_seq_len,
+        "clean_up_tokenization_spaces": False,
+        **{f"{role}_token": token for role, token in special.items()},
+    }
 
 
 def special_tokens(settings: Settings) -> Settings:

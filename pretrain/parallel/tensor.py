@@ -29,6 +29,7 @@ from model.loss import Head, Penalty, linear_cross_entropy
 from model.network import Decoder
 
 SEQUENCE = Shard(1)
+"""Placement of activations (batch, seq, hidden) between the matrix products."""
 HEADS = 2
 """Dimension of the heads in queries and keys (batch, seq, heads, head_dim)."""
 
