@@ -1,1 +1,7 @@
-"""The order of samples: a pure function of the config."""
+"""The way from a recipe to batches, a pure function of the config.
+
+recipe     stages of a recipe, and the plan of steps and samples that follows from them (stage)
+order      the tokens that sample i of a stage holds (mixture, feistel, locations)
+dealing    the samples of a step that a rank takes
+batches    samples as tensors
+"""

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
+from data_pipeline.sampling.locations import Ints
+
 UNITS = 2**24
 """Weights are multiples of 1 / UNITS. t * UNITS fits 63 bits up to 5e11 atoms."""
 
