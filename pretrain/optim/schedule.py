@@ -1,4 +1,4 @@
-"""Learning rate by tokens: the same curve whatever the batch size."""
+"""The learning rate as a function of consumed tokens, independent of the batch size."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ SHAPES: dict[str, Callable[[float], float]] = {
     "sqrt": lambda progress: 1 - math.sqrt(progress),
     "constant": lambda progress: 1.0,
 }
-"""From 1 to 0 over a progress from 0 to 1; constant stays at 1."""
+"""Curves that fall from 1 to 0 over a progress from 0 to 1; constant stays at 1."""
 
 
 def learning_rate(config: OptimConfig, plan: StagePlan, tokens: int) -> float:
-    """The rate for the step that ends at `tokens` consumed tokens: its stage's own where the recipe
-    gives one, else that of `optim` over the whole plan."""
+    """Returns the rate of the step that ends at `tokens` consumed tokens.
+
+    It is the rate of the stage where the recipe sets one, else that of `optim` over the whole plan.
+    """
     stage = next(stage for stage in plan.stages if tokens <= stage.first_token + stage.tokens)
     rate, progress = (
         training_config(stage).learning_rate,
@@ -34,17 +36,17 @@ def learning_rate(config: OptimConfig, plan: StagePlan, tokens: int) -> float:
 
 
 def _rate_before(config: OptimConfig, plan: StagePlan, stage: ScheduledStage) -> float:
-    """The rate that the stage before ends with; the run's top where there is none."""
+    """Returns the rate at the end of the previous stage, or the peak for the first."""
     return learning_rate(config, plan, stage.first_token) if stage.index else config.learning_rate
 
 
 def run_rate(config: OptimConfig, tokens: int, total_tokens: int) -> float:
-    """The rate of `optim` alone, in a plan of `total_tokens`.
+    """Returns the rate of `optim` in a plan of `total_tokens`, without rates of stages.
 
-    Linear from 0 over `warmup_tokens`, then `schedule` down to `min_learning_rate` at
-    `total_tokens`. cosine: SGDR, arXiv 1608.03983; wsd: warm-up, stable, decay over the last
-    `decay_tokens`, arXiv 2404.06395, with the decay of `decay_shape`, of which 1 - sqrt did best
-    in arXiv 2405.18392.
+    It rises linearly from 0 over `warmup_tokens`, then follows `schedule` down to
+    `min_learning_rate` at `total_tokens`. cosine is SGDR (arXiv 1608.03983). wsd is warm-up,
+    stable, decay over the last `decay_tokens` (arXiv 2404.06395); of its decay shapes, 1 - sqrt was
+    best in arXiv 2405.18392.
     """
     if tokens < config.warmup_tokens:
         return config.learning_rate * tokens / config.warmup_tokens

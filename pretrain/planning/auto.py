@@ -127,7 +127,7 @@ def pick_layout(config: PretrainConfig, plan: StagePlan, machine: Machine) -> li
             )
     requirements = requirements_of(config, plan)
     best = choose(requirements, machine)
-    passed = [option for option in candidates(requirements, machine) if option.problem is not None]
+    rejected = [one for one in candidates(requirements, machine) if one.problem is not None]
     assert best.memory is not None
     config.parallel = best.parallel
     sizes = " x ".join(f"{name}={getattr(best.parallel, name)}" for name in MESH)
@@ -139,8 +139,8 @@ def pick_layout(config: PretrainConfig, plan: StagePlan, machine: Machine) -> li
         f"{best.memory.total / GIB:.2f} GiB of {machine.memory_bytes / GIB:.2f} per process "
         f"({', '.join(f'{name} {size / GIB:.2f}' for name, size in parts)})"
     ]
-    if passed:
-        lines.append(f"rejected: {passed[0].name} {passed[0].problem}")
+    if rejected:
+        lines.append(f"rejected: {rejected[0].name} {rejected[0].problem}")
     return lines
 
 

@@ -14,7 +14,13 @@ from data_pipeline.sampling.recipe import RecipeConfig, StageConfig, StagePlan
 from model.config import ModelConfig
 from pretrain.config import PRECISION_CHOICES, OptimConfig, ParallelConfig
 from pretrain.planning.fake_ranks import fake_ranks, state_bytes
-from pretrain.planning.layouts import USABLE, LayoutCandidate, Machine, candidates, requirements_of
+from pretrain.planning.layouts import (
+    USABLE_FRACTION,
+    LayoutCandidate,
+    Machine,
+    candidates,
+    requirements_of,
+)
 from pretrain.planning.memory import CONFIDENCE
 
 
@@ -86,7 +92,7 @@ def _table(config: MemoryConfig, seq_len: int, fitting: list[LayoutCandidate]) -
     table = Table(
         title=f"{config.model.name} on {config.world_size} x {config.gpu_memory_gib:g} GiB, "
         f"{config.precision}, sequences of {seq_len}: GiB per rank",
-        caption=f"planned against {USABLE:.0%} of GPU memory",
+        caption=f"planned against {USABLE_FRACTION:.0%} of GPU memory",
         title_justify="left",
         caption_justify="left",
     )

@@ -25,19 +25,17 @@ from pretrain.config import AUTO, OptimConfig, ParallelConfig
 from pretrain.parallel.activation_checkpointing import MODES
 from pretrain.planning.memory import Memory, Sizes, Work, parameter_shapes, plan_memory
 
-USABLE = 0.95
+USABLE_FRACTION = 0.95
 """Fraction of the memory to plan with; torch's allocator loses the rest to fragmentation."""
-SMALL = 4096
+SMALL_TOKENS = 4096
 """Tokens per micro-batch below which matrix products are slower (assumed)."""
-LARGE = 32768
+LARGE_TOKENS = 32768
 """Tokens per micro-batch above which nothing gets faster on a GPU (assumed)."""
-LARGE_ON_CPU = 4096
+LARGE_TOKENS_ON_CPU = 4096
 """Tokens per micro-batch above which they no longer fit into the caches of a CPU (assumed)."""
-HALVED = 0.01
+HALVING_COST = 0.01
 """Share of a step lost by each halving of the largest micro-batch (assumed), to be compared with
 the share of blank samples."""
-
-
 COST = {"selective": 0.05, "full": 0.33, "sharded": 0.02, "tp": 0.08, "cp": 0.05, "small": 0.1}
 """Shares of a step that a layout loses (assumed, for ranking only).
 
@@ -72,12 +70,13 @@ class HasRequirements(Protocol):
 
 
 def requirements_of(
-    config: HasRequirements, plan: StagePlan | None, seq_lens: Sequence[int] = ()
+    config: HasRequirements, plan: StagePlan | None, seq_lens: tuple[int, ...] = ()
 ) -> RunRequirements:
     """Returns what a config requires of a layout. seq_lens: needed where there is no plan."""
-    lengths = seq_lens or [stage.seq_len for stage in plan.stages] if plan else seq_lens
+    if plan is not None:
+        seq_lens = tuple(stage.seq_len for stage in plan.stages)
     return RunRequirements(
-        config.model, config.precision, config.optim.name, config.parallel, tuple(lengths), plan
+        config.model, config.precision, config.optim.name, config.parallel, seq_lens, plan
     )
 
 
@@ -135,7 +134,7 @@ def cost(parallel: ParallelConfig, machine: Machine) -> float:
     over_nodes = shards * parallel.tp > machine.ranks_per_node
     sharded = COST["sharded"] * (1 + over_nodes) if shards > 1 else 0.0
     tokens = parallel.micro_batch_tokens  # still `auto` in layouts that are not possible
-    small = COST["small"] * (tokens != AUTO and tokens // parallel.cp < SMALL)
+    small = COST["small"] * (tokens != AUTO and tokens // parallel.cp < SMALL_TOKENS)
     split = COST["tp"] * math.log2(parallel.tp) + COST["cp"] * math.log2(parallel.cp)
     return COST.get(parallel.activation_checkpointing, 0.0) + sharded + small + split
 
@@ -198,7 +197,7 @@ def _candidate(
             memory = _plan_memory(requirements, sizes, machine, mode, count, shapes)
             parallel = replace(parallel, activation_checkpointing=mode, micro_batch_tokens=count)
             last = LayoutCandidate(name, parallel, memory, blank=_blank(requirements, sizes, count))
-            if memory.total <= USABLE * machine.memory_bytes:
+            if memory.total <= USABLE_FRACTION * machine.memory_bytes:
                 fitting.append(last)
         if fitting:
             return min(fitting, key=lambda one: _micro_batch_cost(one, machine))
@@ -210,7 +209,7 @@ def _candidate(
         f"needs {last.memory.total / GIB:.1f} GiB for micro-batches of "
         f"{last.parallel.micro_batch_tokens} tokens with "
         f"activation_checkpointing={last.parallel.activation_checkpointing} ({parts}), and "
-        f"{USABLE * machine.memory_bytes / GIB:.1f} GiB ({USABLE:.0%} of "
+        f"{USABLE_FRACTION * machine.memory_bytes / GIB:.1f} GiB ({USABLE_FRACTION:.0%} of "
         f"{machine.memory_bytes / GIB:.1f}) are usable"
     )
     return replace(last, problem=problem)
@@ -227,7 +226,7 @@ def micro_batches(requirements: RunRequirements, sizes: Sizes, machine: Machine)
         if seq_len % pieces:
             raise InputError(f"sequences of {seq_len} tokens cannot be split into {pieces} parts.")
     longest, ranks = max(requirements.seq_lens), sizes.dp_replicate * sizes.dp_shard
-    large = LARGE if machine.device == "cuda" else LARGE_ON_CPU
+    large = LARGE_TOKENS if machine.device == "cuda" else LARGE_TOKENS_ON_CPU
     most = max(1, large * sizes.cp // longest)
     if requirements.parallel.micro_batch_tokens != AUTO:
         counts = [requirements.parallel.micro_batch_tokens]
@@ -272,7 +271,7 @@ def _micro_batch_cost(candidate: LayoutCandidate, machine: Machine) -> float:
     return (
         cost(parallel, machine)
         + candidate.blank
-        - HALVED * math.log2(parallel.micro_batch_tokens / parallel.cp)
+        - HALVING_COST * math.log2(parallel.micro_batch_tokens / parallel.cp)
     )
 
 

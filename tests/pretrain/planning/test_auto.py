@@ -17,8 +17,8 @@ from model.config import ModelConfig
 from pretrain.config import ParallelConfig
 from pretrain.planning.auto import available_memory, pick_layout, settle_parallel
 from pretrain.planning.layouts import (
-    LARGE,
-    LARGE_ON_CPU,
+    LARGE_TOKENS,
+    LARGE_TOKENS_ON_CPU,
     Machine,
     RunRequirements,
     candidates,
@@ -108,9 +108,9 @@ def test_a_micro_batch_of_sequences_that_do_not_divide_each_other():
     asked = need(load("small_15m"), (1000, 1024), 1_024_000)
     alone = Machine(1, 1, 80 * GIB)
     tokens = fit(asked, Sizes(), alone).parallel.micro_batch_tokens
-    assert 16_384 < tokens <= LARGE
+    assert 16_384 < tokens <= LARGE_TOKENS
     on_cpu = replace(alone, device="cpu")
-    assert fit(asked, Sizes(), on_cpu).parallel.micro_batch_tokens <= LARGE_ON_CPU
+    assert fit(asked, Sizes(), on_cpu).parallel.micro_batch_tokens <= LARGE_TOKENS_ON_CPU
 
 
 def test_what_does_not_fit_is_said():
