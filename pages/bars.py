@@ -58,8 +58,10 @@ class Bars:
         drawn = [svg_start(width, height, self.title)]
         for number, bar in enumerate(self.bars):
             top = ROW * number
-            room = int((width - CHARACTER_WIDTH * 1.2 * len(bar.text)) / (CHARACTER_WIDTH * 1.15))
-            label = bar.label if len(bar.label) <= room else bar.label[: room - 1] + "…"
+            max_chars = int(
+                (width - CHARACTER_WIDTH * 1.2 * len(bar.text)) / (CHARACTER_WIDTH * 1.15)
+            )
+            label = bar.label if len(bar.label) <= max_chars else bar.label[: max_chars - 1] + "…"
             drawn.append(
                 f'<text class="name" x="0" y="{top + 15}">{escape(label)}</text>'
                 f'<text class="axis" x="{width}" y="{top + 15}" text-anchor="end">'
@@ -162,8 +164,8 @@ class Bands:
                     tall = max(0.5, bottom - top - 0.7)
                     drawn.append(_fill(Part(share, band.style), x, top, size, tall, "0"))
                 below += share
-        found = ticks(0, end, max(3, width // 130))
-        drawn += [plot.x_tick(tick, self.format_x(tick)) for tick in found if tick <= end]
+        x_ticks = ticks(0, end, max(3, width // 130))
+        drawn += [plot.x_tick(tick, self.format_x(tick)) for tick in x_ticks if tick <= end]
         drawn.append(_below_axis(width, height, self.x_label))
         drawn += plot.vertical_marks(self.marks)
         return "".join([*drawn, "</svg>"])

@@ -125,7 +125,7 @@ class Plot:
         A label is placed at the top, right or left of its line, in the first row without overlap.
         Earlier marks are placed first, and labels without space are dropped.
         """
-        taken: list[tuple[int, float, float]] = []
+        occupied: list[tuple[int, float, float]] = []
         for value, label in marks:
             x, size = self.x(value), CHARACTER_WIDTH * len(label)
             yield (
@@ -134,9 +134,9 @@ class Plot:
             )
             for start, row in product((x + 5, x - 5 - size), range(LABEL_ROWS)):
                 end = start + size + 4
-                free = all(row != r or end < left or start > right for r, left, right in taken)
+                free = all(row != r or end < left or start > right for r, left, right in occupied)
                 if label and free and start >= MARGIN_LEFT and start + size < self.width:
-                    taken.append((row, start, end))
+                    occupied.append((row, start, end))
                     yield (
                         f'<text class="mark-label" x="{start:.1f}" '
                         f'y="{MARGIN_TOP - 4 + 15 * row}">{escape(label)}</text>'
@@ -153,10 +153,11 @@ class Plot:
         path = "".join(f"M{'L'.join(piece if len(piece) > 1 else piece * 2)}" for piece in pieces)
         look = f"line {series.style}" + (" faint" if series.faint else "")
         drawn = f'<path class="{look}" d="{path}"/>'
-        places = [place.split() for piece in pieces for place in piece]
-        if series.dots or len(places) == 1:
+        positions = [position.split() for piece in pieces for position in piece]
+        if series.dots or len(positions) == 1:
             drawn += "".join(
-                f'<circle class="dot {series.style}" cx="{x}" cy="{y}" r="3"/>' for x, y in places
+                f'<circle class="dot {series.style}" cx="{x}" cy="{y}" r="3"/>'
+                for x, y in positions
             )
         return drawn
 

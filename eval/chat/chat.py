@@ -139,7 +139,7 @@ def conversation_ids(loaded: LoadedModel, messages: Messages) -> Any:
 
 
 def truncated_ids(loaded: LoadedModel, messages: Messages, max_new_tokens: int) -> Any:
-    """Returns the token ids of a conversation, truncated to leave room for the answer, (1, tokens).
+    """Returns the token ids of a conversation, truncated to leave space for an answer, (1, tokens).
 
     At most half of the context length is reserved for the answer. The oldest questions and answers
     are dropped first, then the beginning of the last question.

@@ -71,8 +71,8 @@ class PromptCounter:
 
 def _messages(body: Body) -> list[Body]:
     """Returns the conversation of a request to the responses path."""
-    given = body["input"]
-    messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
+    content = body["input"]
+    messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
     if "instructions" in body:
         first = {"role": "system", "content": body["instructions"]}
         return read_messages([first], "instructions") + messages
@@ -201,8 +201,9 @@ def main() -> None:
     load = ModelManager._load_processor
 
     def load_as_text(*parts: Any, **settings: Any) -> Any:
-        made = load(*parts, **settings)
-        return escape_special_tokens(made) if isinstance(made, PreTrainedTokenizerBase) else made
+        processor = load(*parts, **settings)
+        is_tokenizer = isinstance(processor, PreTrainedTokenizerBase)
+        return escape_special_tokens(processor) if is_tokenizer else processor
 
     server.build_server = build_with_validation  # patched, as this process only serves
     ModelManager._load_processor = load_as_text  # type: ignore[method-assign]

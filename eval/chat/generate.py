@@ -120,10 +120,10 @@ def read_prompts(config: GenerateConfig) -> list[dict[str, Any]]:
             raise InputError(f"prompts_file={path}: is not a file. Give a text or jsonl file.")
         if path.name.endswith(JSON_ENDINGS):
             for place, row in json_objects(path, "prompts_file"):
-                read = {"prompt": read_prompt(row, "prompt", place)}
+                prompt_row = {"prompt": read_prompt(row, "prompt", place)}
                 if row.get("completion") is not None:
-                    read["reference"] = plain_text(read_prompt(row, "completion", place))
-                rows.append(read)
+                    prompt_row["reference"] = plain_text(read_prompt(row, "completion", place))
+                rows.append(prompt_row)
         else:
             lines = read_text(path, "prompts_file").splitlines()
             rows += [{"prompt": line} for line in lines if line.strip()]
@@ -141,26 +141,26 @@ def read_prompt(row: dict[str, Any], key: str, place: str) -> Prompt:
     Raises:
         InputError: there are neither.
     """
-    given = row.get(key)
-    if not isinstance(given, str | list):
+    value = row.get(key)
+    if not isinstance(value, str | list):
         raise InputError(f"{place} has no '{key}'. Each row needs text or messages there.")
     try:
-        if isinstance(given, str):
-            return text_of(given)
-        return [read_message(message) for message in given]
+        if isinstance(value, str):
+            return text_of(value)
+        return [read_message(message) for message in value]
     except ValueError as error:
-        raise InputError(f"{place}: '{key}' is {given!r:.60}: {error}.") from None
+        raise InputError(f"{place}: '{key}' is {value!r:.60}: {error}.") from None
 
 
-def read_message(given: Any) -> dict[str, str]:
+def read_message(value: Any) -> dict[str, str]:
     """Returns a message with its content as text.
 
     Raises:
         ValueError: it is not a message.
     """
-    if not isinstance(given, dict) or not isinstance(given.get("role"), str):
+    if not isinstance(value, dict) or not isinstance(value.get("role"), str):
         raise ValueError("expected messages, each with a role and content")
-    return {"role": text_of(given["role"]), "content": text_of(given.get("content"))}
+    return {"role": text_of(value["role"]), "content": text_of(value.get("content"))}
 
 
 def complete(
@@ -189,17 +189,17 @@ def complete(
                 f"the model's chat template rejects {messages!s:.80} ({error})."
             ) from None
         assert isinstance(rendered, str)
-        text, given = tokens.plain(rendered), tokens.encode(rendered)
+        text, prompt_ids = tokens.plain(rendered), tokens.encode(rendered)
     else:
         text = plain_text(prompt)
-        given = tokenizer(text)["input_ids"]
+        prompt_ids = tokenizer(text)["input_ids"]
     longest = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
-    if len(given) >= longest:
+    if len(prompt_ids) >= longest:
         raise InputError(
-            f"the prompt {text!r:.40} has {len(given)} tokens, but the context length of "
+            f"the prompt {text!r:.40} has {len(prompt_ids)} tokens, but the context length of "
             f"model={config.model} is {longest}, completion included. Shorten the prompt."
         )
-    inputs = torch.tensor([given], device=loaded.device)
+    inputs = torch.tensor([prompt_ids], device=loaded.device)
     sampling: dict[str, Any] = {"do_sample": False}
     if config.temperature > 0:
         sampling = {

@@ -105,27 +105,27 @@ def check_request(path: str, body: Body, count: TokenCount, longest: int) -> Bod
     return body
 
 
-def read_messages(given: object, key: str) -> list[Body]:
+def read_messages(messages: object, key: str) -> list[Body]:
     """Returns the messages of a conversation with their content as text.
 
     Raises:
         BadRequest: there are no messages, or one has an unknown role or content other than text.
     """
-    if not isinstance(given, list) or not given:
+    if not isinstance(messages, list) or not messages:
         raise BadRequest(f"{key}: must be a non-empty list of messages.", key)
-    return [_message(message, f"{key}[{number}]") for number, message in enumerate(given)]
+    return [_read_message(message, f"{key}[{number}]") for number, message in enumerate(messages)]
 
 
-def _message(given: Any, key: str) -> Body:
-    if not isinstance(given, dict):
+def _read_message(content: Any, key: str) -> Body:
+    if not isinstance(content, dict):
         raise BadRequest(f"{key}: must be a message with role and content.", key)
-    role = "system" if given.get("role") == "developer" else given.get("role")
+    role = "system" if content.get("role") == "developer" else content.get("role")
     if role not in ROLES:
         raise BadRequest(
             f"{key}.role: {role!r:.40} is not a role. Use one of developer, {', '.join(ROLES)}.",
             f"{key}.role",
         )
-    message = {**given, "role": role}
+    message = {**content, "role": role}
     if calls := message.pop("tool_calls", None):
         message["tool_calls"] = _tool_calls(calls, f"{key}.tool_calls")
     elif "content" not in message:

@@ -56,10 +56,10 @@ def check_network(folder: Path, network: ModelConfig) -> None:
     """
     exported = read_config(folder)
     for key in SHAPE:
-        found, expected = getattr(exported, key), getattr(network, key)
-        if found != expected and not (key == "vocab_size" and found > expected):
+        actual, expected = getattr(exported, key), getattr(network, key)
+        if actual != expected and not (key == "vocab_size" and actual > expected):
             raise InputError(
-                f"card={folder}: its {key} is {found}, but the run's is {expected}. Give a folder "
+                f"card={folder}: its {key} is {actual}, but the run's is {expected}. Give a folder "
                 "that was exported from this run, or tuned from such a folder."
             )
 
@@ -170,7 +170,7 @@ def tuned_stages(folder: Path, content: Content) -> list[Content]:
             report.
     """
     stages = {stage["folder"].resolve(): stage for stage in content["tuning"]}
-    found: list[Content] = []
+    ancestors: list[Content] = []
     current = folder.resolve()
     while record_name(current) is not None:
         if current not in stages:
@@ -178,14 +178,14 @@ def tuned_stages(folder: Path, content: Content) -> list[Content]:
                 f"card={folder}: is a tuned model, but the report lacks its stage {current}. Give "
                 "tuned.NAME= for it and for each folder that it was tuned from, in order."
             )
-        if stages[current] in found:  # the folder was replaced by its own tuned model
+        if stages[current] in ancestors:  # the folder was replaced by its own tuned model
             break
-        found.insert(0, stages[current])
+        ancestors.insert(0, stages[current])
         current = Path(stages[current]["model"]).resolve()
-    if found and not current.is_dir():  # it was moved; rely on the order of the report
-        return content["tuning"][: content["tuning"].index(found[0])] + found
+    if ancestors and not current.is_dir():  # it was moved; rely on the order of the report
+        return content["tuning"][: content["tuning"].index(ancestors[0])] + ancestors
     check_network(current, content["network"])
-    return found
+    return ancestors
 
 
 def scores_row(row: Content) -> list[str]:

@@ -91,10 +91,10 @@ def summary(run: RunFolder, manifest: Manifest) -> str:
 
 def cards(run: RunFolder, results: Record | None) -> list[dict[str, str]]:
     """Returns the key figures, each with a label, a value and a note."""
-    found = []
+    figures = []
     if run.validation:
         first, last = run.validation[0], run.validation[-1]
-        found.append(
+        figures.append(
             {
                 "label": "validation loss",
                 "value": f"{last['loss']:.3f}",
@@ -105,14 +105,16 @@ def cards(run: RunFolder, results: Record | None) -> list[dict[str, str]]:
             f"{source} {score['bits_per_byte']:.2f}" for source, score in last["sources"].items()
         )
         mean = statistics.fmean(s["bits_per_byte"] for s in last["sources"].values())
-        found.append({"label": "bits per byte", "value": f"{mean:.2f}", "note": f"mean of {bits}"})
+        figures.append(
+            {"label": "bits per byte", "value": f"{mean:.2f}", "note": f"mean of {bits}"}
+        )
     shown = set()
     for task, _, scores in rows(results) if results else ():
         best = max(scores, key=lambda name: scores[name]["value"])
         guess = scores[best]["chance"]
-        if guess is not None and task not in shown and len(found) < 4:
+        if guess is not None and task not in shown and len(figures) < 4:
             shown.add(task)
-            found.append(
+            figures.append(
                 {
                     "label": task.replace("_", " "),
                     "value": f"{scores[best]['value']:.1%}",
@@ -122,7 +124,7 @@ def cards(run: RunFolder, results: Record | None) -> list[dict[str, str]]:
             )
     rate = statistics.median(record["tokens_per_second"] for record in run.train)
     mfu = statistics.median(record["mfu"] for record in run.train)
-    found.append(
+    figures.append(
         {
             "label": "throughput",
             "value": f"{short_number(rate)}",
@@ -131,14 +133,14 @@ def cards(run: RunFolder, results: Record | None) -> list[dict[str, str]]:
     )
     seconds = sum(record["step_seconds"] for record in run.train)
     processes = run.env["world_size"]
-    found.append(
+    figures.append(
         {
             "label": "time in steps",
             "value": format_duration(seconds),
             "note": f"{processes:,} process{'es' * (processes > 1)} on {run.env['device']}",
         }
     )
-    return found
+    return figures
 
 
 def agreement(run: RunFolder, file: str) -> dict[str, Any]:
@@ -148,15 +150,15 @@ def agreement(run: RunFolder, file: str) -> dict[str, Any]:
         raise InputError(
             f"perplexity={path}: does not exist. Create it with python -m eval perplexity."
         )
-    found = json.loads(path.read_text())
-    if "sources" not in found or not run.validation:
+    exported = json.loads(path.read_text())
+    if "sources" not in exported or not run.validation:
         raise InputError(f"perplexity={path}: has no loss to compare with that of run={run.path}.")
-    last, theirs = run.validation[-1], found["loss"]
-    text = f"The exported folder in stock transformers has a held-out loss of {theirs:.4f}"
-    if targets(found) != targets(last):
+    last, exported_loss = run.validation[-1], exported["loss"]
+    text = f"The exported folder in stock transformers has a held-out loss of {exported_loss:.4f}"
+    if targets(exported) != targets(last):
         text += f", but on different samples than the trainer's loss of {last['loss']:.4f}."
         return {"text": text, "agrees": False}
-    difference = abs(theirs / last["loss"] - 1)
+    difference = abs(exported_loss / last["loss"] - 1)
     text += (
         f"; the trainer's last validation gave {last['loss']:.4f} on the same samples, "
         f"a difference of {difference:.2%}."
@@ -189,13 +191,13 @@ def samples(config: ReportConfig) -> list[dict[str, Any]]:
             ) from None
     shown = []
     for number in range(min(config.max_samples, max(map(len, files.values()), default=0))):
-        found = {name: rows[number] for name, rows in files.items() if number < len(rows)}
-        first = next(iter(found.values()))
+        completions = {name: rows[number] for name, rows in files.items() if number < len(rows)}
+        first = next(iter(completions.values()))
         shown.append(
             {
                 "prompt": first["prompt"],
                 "reference": first.get("reference"),
-                "answers": [(name, row["generated"].strip()) for name, row in found.items()],
+                "answers": [(name, row["generated"].strip()) for name, row in completions.items()],
             }
         )
     return shown

@@ -30,7 +30,7 @@ def training_charts(run: RunFolder, styles: dict[str, str]) -> list[Drawing]:
     styles: the CSS class of each source.
     """
     marks = event_marks(run)
-    unlabeled = tuple((tokens, "") for tokens, _ in marks)  # small charts have no room for labels
+    unlabeled = tuple((tokens, "") for tokens, _ in marks)  # small charts have no space for labels
 
     def over_tokens(key: str) -> list[Point]:
         return [(r["tokens"], r[key]) for r in run.train if r.get(key) is not None]
@@ -118,23 +118,23 @@ def score_charts(run: RunFolder) -> list[Drawing]:
         return []
 
     def lines(metrics: Sequence[str]) -> list[Series]:
-        found: list[Series] = []
+        series: list[Series] = []
         for task in dict.fromkeys(task for record in scored for task in record["tasks"]):
             points = [(r["tokens"], r["tasks"][task]) for r in scored if task in r["tasks"]]
             metric = next((name for name in metrics if name in points[0][1]), None)
             if metric is not None:
                 label = f"{task}, {metric}".replace("_", " ")
                 values = [(tokens, scores[metric]) for tokens, scores in points]
-                style = f"s{len(found) % LINE_STYLES}"
-                found.append(Series(label, values, style, dots=len(values) <= MAX_DOTS))
-        return found
+                style = f"s{len(series) % LINE_STYLES}"
+                series.append(Series(label, values, style, dots=len(values) <= MAX_DOTS))
+        return series
 
     def charts(unit: str, metrics: Sequence[str], **settings: Any) -> list[Drawing]:
-        found = lines(metrics)
-        if len(found) == 1:  # a single line has no legend
-            unit = f"{unit}: {found[0].name}"
-        chart = Chart("Scores while training", unit, found, **settings)
-        return [draw(chart, is_wide=len(found) > MAX_HALF_WIDTH_LINES)] if found else []
+        series = lines(metrics)
+        if len(series) == 1:  # a single line has no legend
+            unit = f"{unit}: {series[0].name}"
+        chart = Chart("Scores while training", unit, series, **settings)
+        return [draw(chart, is_wide=len(series) > MAX_HALF_WIDTH_LINES)] if series else []
 
     return [
         *charts("correct answers", ACCURACIES, bottom=0.0, format_y=lambda value: f"{value:.0%}"),

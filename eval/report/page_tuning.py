@@ -31,17 +31,17 @@ def read_tuned(name: str, folder: Path) -> Record:
     Raises:
         InputError: finetune did not make the folder.
     """
-    found = record_name(folder)
-    if found is None or not (folder / "metrics.jsonl").is_file():
+    file = record_name(folder)
+    if file is None or not (folder / "metrics.jsonl").is_file():
         raise InputError(
             f"tuned.{name}={folder}: has no {' or '.join(METHODS)} with metrics.jsonl. Give a "
             "folder made by python -m finetune."
         )
-    record = json.loads((folder / found).read_text())
+    record = json.loads((folder / file).read_text())
     return record | {
         "name": name,
         "folder": folder,
-        "method": found,
+        "method": file,
         "metrics": read_metrics(folder),
     }
 

@@ -65,8 +65,8 @@ class RunFolder:
     @property
     def checkpoints(self) -> list[str]:
         """Names of the checkpoints on disk, oldest first."""
-        found = [p.name for p in self.path.glob("checkpoints/step_*") if p.suffix != ".tmp"]
-        return sorted(found, key=lambda name: int(name.removeprefix("step_")))
+        names = [p.name for p in self.path.glob("checkpoints/step_*") if p.suffix != ".tmp"]
+        return sorted(names, key=lambda name: int(name.removeprefix("step_")))
 
 
 def read_run(path: Path, key: str = "run") -> RunFolder:
@@ -95,7 +95,7 @@ def read_metrics(folder: Path) -> list[Record]:
     """Returns the records of metrics.jsonl, except an incomplete last line."""
     path = folder / "metrics.jsonl"
     text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole == text:
+    complete = text[: text.rfind("\n") + 1]
+    if complete == text:
         return read_json_lines(path, "metrics")
-    return [json.loads(line) for line in whole.splitlines() if line]
+    return [json.loads(line) for line in complete.splitlines() if line]

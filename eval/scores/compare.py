@@ -96,15 +96,15 @@ def compare(config: CompareConfig) -> None:
             )
     chosen = dict.fromkeys([baseline, *names])
     results["models"] = {name: results["models"][name] for name in chosen}
-    found = differences(results, baseline)
+    all_differences = differences(results, baseline)
     console = table_console()
     console.print(scores_table(results))
     for suite in suite_tables(results):
         console.print(render_suite(suite))
-    if found:
-        console.print(differences_table(found, baseline))
+    if all_differences:
+        console.print(differences_table(all_differences, baseline))
     if output:
-        content = {"baseline": baseline, "differences": [asdict(one) for one in found]}
+        content = {"baseline": baseline, "differences": [asdict(one) for one in all_differences]}
         output.write(json.dumps(content, indent=1))
 
 
@@ -138,7 +138,7 @@ def merge_results(paths: list[Path]) -> dict[str, Any]:
 def differences(results: dict[str, Any], baseline: str) -> list[Difference]:
     """Returns the difference of each model to the baseline, per row of the score table."""
     models = results["models"]
-    found = []
+    all_differences = []
     for task, metric, scores in rows(results):
         if baseline not in scores:
             continue
@@ -153,8 +153,8 @@ def differences(results: dict[str, Any], baseline: str) -> list[Difference]:
                 both = scores[name]["stderr"], scores[baseline]["stderr"]
                 stderr = math.hypot(*both) if None not in both else None
             value = scores[name]["value"] - scores[baseline]["value"]
-            found.append(Difference(task, metric, name, value, stderr, is_paired))
-    return found
+            all_differences.append(Difference(task, metric, name, value, stderr, is_paired))
+    return all_differences
 
 
 def paired_stderr(one: dict[str, Any], other: dict[str, Any], metric: str) -> float | None:
@@ -171,9 +171,9 @@ def paired_stderr(one: dict[str, Any], other: dict[str, Any], metric: str) -> fl
     return statistics.stdev(deltas) / math.sqrt(len(deltas))
 
 
-def differences_table(found: list[Difference], baseline: str) -> Table:
+def differences_table(all_differences: list[Difference], baseline: str) -> Table:
     """Returns a table with one row per metric and one column per model."""
-    names = list(dict.fromkeys(one.model for one in found))
+    names = list(dict.fromkeys(one.model for one in all_differences))
     table = Table(
         title=f"difference to {baseline} ± standard error",
         title_justify="left",
@@ -186,7 +186,7 @@ def differences_table(found: list[Difference], baseline: str) -> Table:
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     lines: dict[tuple[str, str], dict[str, Difference]] = {}
-    for one in found:
+    for one in all_differences:
         lines.setdefault((one.task, one.metric), {})[one.model] = one
     for (task, metric), by_model in lines.items():
         arrow = " ↓" if metric in LOWER_IS_BETTER else ""

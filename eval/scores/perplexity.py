@@ -79,13 +79,13 @@ def perplexity(config: PerplexityConfig) -> None:
     console = Console()
     scores: dict[str, Score] = {}
     for source in manifest.source_tokens("held_out"):
-        found = list(held_out_batches(manifest, source, config.seq_len, 1, config.tokens))
-        if not found:
+        held_out = list(held_out_batches(manifest, source, config.seq_len, 1, config.tokens))
+        if not held_out:
             raise InputError(
                 f"data={config.data}: the held-out split of source '{source}' has fewer than "
                 f"seq_len={config.seq_len} tokens. Lower seq_len."
             )
-        batches = padded(segments(found), config.batch_tokens)
+        batches = padded(segments(held_out), config.batch_tokens)
         shown = track(batches, source, console=console, disable=not console.is_terminal)
         scores[source] = score(loaded.model, shown, sizes, loaded.device)
     tokens = sum(entry.tokens for entry in scores.values())
@@ -109,8 +109,8 @@ def check_same_tokenizer(config: PerplexityConfig, folder: Path, manifest: Manif
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise InputError(f"model={config.model}: has no tokenizer.json.")
-    theirs = Tokenizer.from_file(str(path)).get_vocab()
-    if theirs != Tokenizer.from_file(str(manifest.tokenizer_path)).get_vocab():
+    vocabulary = Tokenizer.from_file(str(path)).get_vocab()
+    if vocabulary != Tokenizer.from_file(str(manifest.tokenizer_path)).get_vocab():
         raise InputError(
             f"model={config.model}: its vocabulary differs from that of data={config.data}. "
             "Give the corpus that the model was trained on."

@@ -160,9 +160,9 @@ def suite_tables(results: dict[str, Any]) -> list[SuiteTable]:
             for choice in choices:
                 entry = model["tasks"].get(choice.task, {"metrics": {}})
                 metric = metric_of(entry, choice.metric)
-                found = entry["metrics"].get(metric, {"value": None, "stderr": None})
-                scores.append(_percent(found["value"]))
-                errors.append(_percent(found["stderr"]))
+                score = entry["metrics"].get(metric, {"value": None, "stderr": None})
+                scores.append(_percent(score["value"]))
+                errors.append(_percent(score["stderr"]))
             rows.append(Row(name, scores, errors))
         rows += published_rows(suite)
         tables.append(SuiteTable(suite, [choice.task for choice in choices], rows))

@@ -63,8 +63,8 @@ def rows(results: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, dict[str
         scored = {
             name: model["tasks"][task] for name, model in models.items() if task in model["tasks"]
         }
-        found = {metric: None for entry in scored.values() for metric in entry["metrics"]}
-        metrics = {metric: None for metric in (*ACCURACIES, *found) if metric in found}
+        names = {metric: None for entry in scored.values() for metric in entry["metrics"]}
+        metrics = {metric: None for metric in (*ACCURACIES, *names) if metric in names}
         if any(in_group(models[name]["tasks"], task) for name in scored):
             continue
         shown = next(iter(scored.values()))["shown"]
@@ -85,8 +85,8 @@ def rows(results: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, dict[str
 
 def metric_of(entry: dict[str, Any], shown: str | None) -> str | None:
     """Returns a metric's key in a task's entry, which may include the name of a filter."""
-    found = (m for m in entry["metrics"] if shown in (m, m.split(",")[0]))
-    return next(found, None)
+    keys = (m for m in entry["metrics"] if shown in (m, m.split(",")[0]))
+    return next(keys, None)
 
 
 def in_group(tasks: dict[str, Any], task: str) -> bool:
@@ -114,15 +114,15 @@ def computed_in(results: dict[str, Any]) -> str:
 
     It names the dtype once if all models share it, and is empty if no model states one.
     """
-    found: dict[str, list[str]] = {}
+    by_dtype: dict[str, list[str]] = {}
     for name, model in results["models"].items():
-        found.setdefault(model["settings"].get("computed_in", ""), []).append(name)
-    found.pop("", None)
-    if not found:
+        by_dtype.setdefault(model["settings"].get("computed_in", ""), []).append(name)
+    by_dtype.pop("", None)
+    if not by_dtype:
         return ""
-    if len(found) == 1 and len(next(iter(found.values()))) == len(results["models"]):
-        return f", computed in {next(iter(found))}"
-    parts = (f"{', '.join(names)} in {dtype}" for dtype, names in found.items())
+    if len(by_dtype) == 1 and len(next(iter(by_dtype.values()))) == len(results["models"]):
+        return f", computed in {next(iter(by_dtype))}"
+    parts = (f"{', '.join(names)} in {dtype}" for dtype, names in by_dtype.items())
     return f", computed: {'; '.join(parts)}"
 
 

@@ -95,13 +95,13 @@ def build_tasks(config: BuildTasksConfig) -> None:
     sources = sorted(manifest.source_tokens("held_out"))
     if not sources:
         raise InputError(f"corpus={config.corpus}: has no held-out split to build tasks from.")
-    made: dict[str, int] = {}
+    samples: dict[str, int] = {}
     with output.folder() as folder:
         for source in sources:
-            made |= write_tasks(folder, out.resolve(), manifest, source, config)
-        made_of = {"format": 1, "inputs": inputs, "corpus": manifest.name, "tasks": made}
-        (folder / RECORD).write_text(json.dumps(made_of, indent=1) + "\n")
-    for name, count in made.items():
+            samples |= write_tasks(folder, out.resolve(), manifest, source, config)
+        record = {"format": 1, "inputs": inputs, "corpus": manifest.name, "tasks": samples}
+        (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+    for name, count in samples.items():
         print(f"{out}/{name}.yaml: {count} samples")
 
 
@@ -119,8 +119,8 @@ def write_tasks(
         "continuation": list(questions(texts, config, draw)),
     }
     rows["word_order"] = list(shuffled(rows["continuation"], draw))
-    for kind, found in rows.items():
-        if not found:
+    for kind, content_rows in rows.items():
+        if not content_rows:
             raise InputError(
                 f"corpus={config.corpus}: source '{source}' has too little held-out text for a "
                 f"{kind} task. Hold out more, or lower continuation_chars and context_chars."
@@ -184,9 +184,9 @@ def questions(
     Labels are balanced, and no position in a document is used twice.
     """
     cuts = [spaces_between_words(text, config.continuation_chars[1]) for text in texts]
-    contexts = [[cut for cut in found if cut >= config.context_chars] for found in cuts]
-    usable = [number for number, found in enumerate(contexts) if found]
-    others = [number for number, found in enumerate(cuts) if found]
+    contexts = [[cut for cut in positions if cut >= config.context_chars] for positions in cuts]
+    usable = [number for number, positions in enumerate(contexts) if positions]
+    others = [number for number, positions in enumerate(cuts) if positions]
     total = min(config.questions, sum(len(contexts[number]) for number in usable))
     if len(others) < CHOICES:
         return
@@ -221,19 +221,19 @@ def wrong_choices(
 ) -> Iterator[str]:
     """Yields CHOICES - 1 different continuations, each from a different document."""
     seen = {real}
-    left = draw.sample(others, len(others))
+    remaining = draw.sample(others, len(others))
     while len(seen) < CHOICES:
-        if not left:
+        if not remaining:
             raise InputError(
                 "the held-out documents repeat each other too often to find wrong choices. "
                 "Deduplicate the corpus, or hold out more of it."
             )
-        number = left.pop()
+        number = remaining.pop()
         start = draw.choice(cuts[number])
-        found = texts[number][start : start + length]
-        if number != document and found not in seen:
-            seen.add(found)
-            yield found
+        choice = texts[number][start : start + length]
+        if number != document and choice not in seen:
+            seen.add(choice)
+            yield choice
 
 
 def shuffled(rows: list[dict[str, Any]], draw: random.Random) -> Iterator[dict[str, Any]]:

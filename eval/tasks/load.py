@@ -132,8 +132,8 @@ def data_set(manager: TaskManager, task: str) -> str:
     listed = members if isinstance(members, list) else []
     names = [member if isinstance(member, str) else member.get("task") for member in listed]
     names += [name for name, entry in index.items() if task in entry.tags]
-    found = next((name for name in names if name in index and name != task), None)
-    return data_set(manager, found) if found else "(several data sets)"
+    first = next((name for name in names if name in index and name != task), None)
+    return data_set(manager, first) if first else "(several data sets)"
 
 
 def _load(manager: TaskManager, name: str) -> dict[str, Any]:
@@ -162,10 +162,10 @@ def _check_answers(task: Any, is_local: bool, key: str, limit: int | None) -> No
 
     Some of lm-eval's own tasks have such samples on purpose; for those it prints a note.
     """
-    found = unanswerable(task, limit)
-    if found is None:
+    problem = unanswerable(task, limit)
+    if problem is None:
         return
-    sentence, applies_to_all = found
+    sentence, applies_to_all = problem
     if (applies_to_all or is_local) and task.OUTPUT_TYPE != "generate_until":
         raise InputError(f"{key}: {sentence}.")
     print_on_main(f"{key}: {sentence}.")

@@ -46,7 +46,7 @@ def score_tasks(
         # second per call, its result is not used, and git complains outside of a repository.
         disabled = dict.fromkeys(("add_env_info", "get_git_commit_hash"), lambda *_: None)
         with replaced(evaluator, **disabled), _warnings_printed() if verbose else nullcontext():
-            found = evaluator.simple_evaluate(
+            output = evaluator.simple_evaluate(
                 model=model,
                 tasks=[choice.task for choice in chosen],
                 task_manager=manager,
@@ -55,13 +55,15 @@ def score_tasks(
                 apply_chat_template=chat,
                 bootstrap_iters=1000,
             )
-        if found is None:
+        if output is None:
             continue
         shown = {choice.task: choice.metric for choice in chosen}
-        groups = {task: group for group, tasks in found["group_subtasks"].items() for task in tasks}
-        for task in found["results"]:
+        groups = {
+            task: group for group, tasks in output["group_subtasks"].items() for task in tasks
+        }
+        for task in output["results"]:
             group = None if task in shown else groups.get(task)
-            scored[task] = task_entry(found, task) | {"shown": shown.get(task), "group": group}
+            scored[task] = task_entry(output, task) | {"shown": shown.get(task), "group": group}
     for task, count in getattr(model, "truncated", {}).items() if verbose else ():
         print_on_main(
             f"{task}: {count} requests exceed the model's context length and lost their beginning."
@@ -71,16 +73,16 @@ def score_tasks(
     return {task: scored[task] for task in order if task in scored}
 
 
-def task_entry(found: Any, task: str) -> dict[str, Any]:
+def task_entry(output: Any, task: str) -> dict[str, Any]:
     """Converts lm-eval's results of a task to its entry in a result file."""
-    tasks = leaf_tasks(found, task)
-    samples = [sample for leaf in tasks for sample in found["samples"].get(leaf, [])]
+    tasks = leaf_tasks(output, task)
+    samples = [sample for leaf in tasks for sample in output["samples"].get(leaf, [])]
     metrics, per_sample = {}, {}
-    for key, value in found["results"][task].items():
+    for key, value in output["results"][task].items():
         metric, _, filtered = key.partition(",")
         if not isinstance(value, float | int) or metric.endswith("_stderr") or not filtered:
             continue
-        stderr = found["results"][task].get(f"{metric}_stderr,{filtered}")
+        stderr = output["results"][task].get(f"{metric}_stderr,{filtered}")
         if metric == "bits_per_byte" and samples:
             stderr = bits_per_byte_stderr([sample[metric] for sample in samples])
         name = metric if filtered == "none" else key
@@ -88,17 +90,17 @@ def task_entry(found: Any, task: str) -> dict[str, Any]:
         if digits := sample_digits(samples, metric, filtered):
             per_sample[name] = digits
         metrics[name] = {"value": float(value), "stderr": float(stderr) if known else None}
-    settings = found["configs"].get(tasks[0], {})
+    settings = output["configs"].get(tasks[0], {})
     output_type = settings.get("output_type")
     # For mutual information every choice is requested twice, with the context and without.
     choices = [len(row["resps"]) // (2 if "acc_mutual_info" in row else 1) for row in samples]
     is_choice = output_type == "multiple_choice" and choices
     return {
         "metrics": metrics,
-        "samples": sum(found["n-samples"][leaf]["effective"] for leaf in tasks),
+        "samples": sum(output["n-samples"][leaf]["effective"] for leaf in tasks),
         "chance": sum(1 / count for count in choices) / len(choices) if is_choice else None,
-        "num_fewshot": found["n-shot"].get(task),
-        "version": found["versions"].get(task),
+        "num_fewshot": output["n-shot"].get(task),
+        "version": output["versions"].get(task),
         "output_type": output_type,
         "each": per_sample,
         "samples_sha256": hashlib.sha256(
@@ -115,10 +117,10 @@ def sample_digits(samples: list[dict[str, Any]], metric: str, filtered: str) -> 
     return "".join(str(int(score)) for score in scores if score is not None)
 
 
-def leaf_tasks(found: Any, task: str) -> list[str]:
+def leaf_tasks(output: Any, task: str) -> list[str]:
     """Returns the tasks of a group and its subgroups, or the task itself."""
-    parts = found["group_subtasks"].get(task)
-    return [leaf for part in parts for leaf in leaf_tasks(found, part)] if parts else [task]
+    parts = output["group_subtasks"].get(task)
+    return [leaf for part in parts for leaf in leaf_tasks(output, part)] if parts else [task]
 
 
 def bits_per_byte_stderr(samples: list[tuple[float, int]]) -> float | None:

@@ -30,13 +30,13 @@ def compute_exact(gold: str, predicted: str) -> int:
 
 def compute_f1(gold: str, predicted: str) -> float:
     """Returns the F1 of the shared words; two empty texts score 1."""
-    wanted, found = normalize_answer(gold).split(), normalize_answer(predicted).split()
-    if not wanted or not found:
-        return float(wanted == found)
-    common = sum((Counter(wanted) & Counter(found)).values())
+    wanted, given = normalize_answer(gold).split(), normalize_answer(predicted).split()
+    if not wanted or not given:
+        return float(wanted == given)
+    common = sum((Counter(wanted) & Counter(given)).values())
     if common == 0:
         return 0.0
-    precision, recall = common / len(found), common / len(wanted)
+    precision, recall = common / len(given), common / len(wanted)
     return 2 * precision * recall / (precision + recall)
 
 
