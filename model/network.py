@@ -47,7 +47,7 @@ class Decoder(nn.Module):
         labels: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         per_sample: bool = False,
-        of_ids: Tensor | None = None,
+        id_mask: Tensor | None = None,
         penalty: Penalty | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         """Returns the logits of tokens, or with labels the sum of their cross-entropy.
@@ -58,7 +58,7 @@ class Decoder(nn.Module):
             cu_seqlens: (documents + 1,) int32 starts of documents over the flattened tokens, padded
                 with batch * seq; None where every sequence is one document.
             per_sample: Also returns the sum of each sample's losses, (batch,), without gradient.
-            of_ids: (vocab,) bool; also returns the sum over the labels whose ids it marks, without
+            id_mask: (vocab,) bool; also returns the sum over the labels whose ids it marks, without
                 gradient.
             penalty: A term that is added to the loss of each label (`model.loss.Penalty`). With
                 per_sample, the float32 sum of the terms follows, without gradient.
@@ -86,8 +86,8 @@ class Decoder(nn.Module):
         if per_sample:
             sums = [losses.sum(1), *(term.sum() for term in terms)]
             return loss, *map(self.sequence_sharding.combine, sums)
-        if of_ids is not None:
-            chosen = losses * of_ids[batch.labels.clamp(min=0)]
+        if id_mask is not None:
+            chosen = losses * id_mask[batch.labels.clamp(min=0)]
             return loss, self.sequence_sharding.combine(chosen.sum())
         return loss
 

@@ -40,7 +40,7 @@ def evaluate(
 
     Every rank of `group` passes its own batches and the same number of them.
 
-    model(tokens, labels, cu_seqlens, of_ids=mask) returns two summed losses: over all labels that
+    model(tokens, labels, cu_seqlens, id_mask=mask) returns two summed losses: over all labels that
     are not IGNORED, and over those whose ids are marked in `mask` (vocab,).
     token_bytes: (vocab,) number of bytes of text that each id encodes.
     """
@@ -52,7 +52,7 @@ def evaluate(
         tokens += counted.numel()
         bytes_ += int(token_bytes[counted].sum())
         on_device = (part.to(device) for part in (batch.tokens, batch.labels, batch.cu_seqlens))
-        losses += torch.stack(model(*on_device, of_ids=text)).double()
+        losses += torch.stack(model(*on_device, id_mask=text)).double()
     sums = torch.cat([losses, losses.new_tensor([tokens, bytes_])])
     if group is not None:
         dist.all_reduce(sums, group=group)

@@ -26,11 +26,11 @@ class Bigram(nn.Module):
         self.table = table
 
     def forward(
-        self, tokens: Tensor, labels: Tensor, cu_seqlens: Tensor, of_ids: Tensor
+        self, tokens: Tensor, labels: Tensor, cu_seqlens: Tensor, id_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
         logits = self.table[tokens].flatten(0, 1)
         losses = nn.functional.cross_entropy(logits, labels.flatten(), reduction="none")
-        return losses.sum(), losses[of_ids[labels.flatten().clamp(min=0)]].sum()
+        return losses.sum(), losses[id_mask[labels.flatten().clamp(min=0)]].sum()
 
 
 def make_batches(count: int, seed: int = 0) -> list[Batch]:
