@@ -142,8 +142,8 @@ def compared(seconds: dict[str, list[float]]) -> dict[str, Any]:
 
 def lm_eval(model: Path, tasks: Path, folder: Path, limit: int) -> float:
     """Returns the seconds of loading and scoring a model, as the command does it."""
+    from eval.scores.config import LmEvalConfig
     from eval.scores.harness import lm_eval
-    from eval.tasks.suites import LmEvalConfig
 
     out = folder / "results.json"
     config = LmEvalConfig(

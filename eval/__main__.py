@@ -12,7 +12,7 @@ COMMANDS = {
     ),
     "lm_eval": Command(
         config="lm_eval",
-        schema="eval.tasks.suites:LmEvalConfig",
+        schema="eval.scores.config:LmEvalConfig",
         run="eval.scores.harness:lm_eval",
         summary="scores models side by side on lm-eval tasks, local or built in",
     ),

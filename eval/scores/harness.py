@@ -21,11 +21,12 @@ from conf.wandb_run import check_key, open_run
 from eval.devices import resolve_device, resolve_dtype
 from eval.files import digest_of
 from eval.find_model import find_model
+from eval.scores.config import LmEvalConfig
 from eval.scores.published import render_suite, suite_tables
 from eval.scores.results import FORMAT, load_results, rows, scores_table
 from eval.tasks.load import index_tasks, load_tasks, quiet
 from eval.tasks.score import score_tasks
-from eval.tasks.suites import LmEvalConfig, Selection, select
+from eval.tasks.suites import Selection, select
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager

@@ -14,9 +14,9 @@ from eval.chat.generate import GenerateConfig, generate
 from eval.devices import resolve_dtype, stored_dtype
 from eval.load_model import load_model
 from eval.scores import harness
+from eval.scores.config import LmEvalConfig
 from eval.scores.perplexity import PerplexityConfig, perplexity
 from eval.scores.results import computed_in, load_results, scores_table
-from eval.tasks.suites import LmEvalConfig
 from tests.corpora import read_json_lines
 
 AVX2 = Processor("cpu", "AMD EPYC 7763", frozenset({"avx", "avx2"}))

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
 
 from data_pipeline.sampling.batches import IGNORED, held_out_batches
 from eval.scores import harness
+from eval.scores.config import LmEvalConfig
 from eval.scores.results import load_results
-from eval.tasks.suites import LmEvalConfig
 from tests.runs import arguments, records
 
 pytestmark = pytest.mark.slow

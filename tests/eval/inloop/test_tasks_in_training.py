@@ -8,8 +8,8 @@ import pytest
 
 from conf.errors import InputError
 from eval.scores import harness
+from eval.scores.config import LmEvalConfig
 from eval.scores.results import load_results
-from eval.tasks.suites import LmEvalConfig
 from pretrain.config import EvaluationConfig
 from pretrain.hooks.tasks import Tasks
 from tests.runs import arguments, records

@@ -16,10 +16,11 @@ import yaml
 
 from conf.errors import InputError
 from eval.scores import harness
+from eval.scores.config import LmEvalConfig
 from eval.scores.results import format_score, load_results, rows, scores_table
 from eval.tasks.load import load_tasks
 from eval.tasks.score import bits_per_byte_stderr
-from eval.tasks.suites import LmEvalConfig, Selection, known_suites, select
+from eval.tasks.suites import Selection, known_suites, select
 from tests.corpora import read_json_lines
 
 pytestmark = pytest.mark.slow

@@ -15,6 +15,7 @@ from conf.errors import InputError
 from conf.wandb_run import LoggerConfig
 from eval.scores import harness
 from eval.scores.compare import CompareConfig, compare, differences, merge_results, paired_stderr
+from eval.scores.config import LmEvalConfig
 from eval.scores.published import (
     PublishedConfig,
     print_published,
@@ -26,7 +27,7 @@ from eval.scores.published import (
 from eval.scores.results import load_results
 from eval.tasks import squad_metrics
 from eval.tasks.fetch import FetchConfig, fetch
-from eval.tasks.suites import LmEvalConfig, known_suites, select, suite_choices
+from eval.tasks.suites import known_suites, select, suite_choices
 from tests.corpora import VOCAB_SIZE, byte_tokenizer
 from tests.eval.local_suites import write_suites
 

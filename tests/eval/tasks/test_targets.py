@@ -11,9 +11,10 @@ import yaml
 
 from conf.errors import InputError
 from eval.scores import harness
+from eval.scores.config import LmEvalConfig
 from eval.scores.results import load_results
 from eval.tasks.load import load_tasks, quiet
-from eval.tasks.suites import LmEvalConfig, select
+from eval.tasks.suites import select
 from eval.tasks.targets import is_choice
 from pretrain.config import EvaluationConfig
 from pretrain.hooks.tasks import Tasks
