@@ -1,4 +1,4 @@
-"""Config keys that were renamed: the old name still works and is answered with one sentence.
+"""Config keys that were renamed: the old names still work, and one sentence names the new one.
 
 `RENAMED` is all that a renamed key needs. It serves command lines, the YAML files that a command
 composes, and the `config.yaml` of runs that were made under the old name.
@@ -21,7 +21,9 @@ RENAMED = {
     "optim.muon_momentum": "optim.options.momentum",
     "optim.muon_steps": "optim.options.ns_steps",
 }
-"""Dotted key as it was, and as it is now."""
+"""Current name of each dotted key by its old one."""
+MUON_ONLY = ("optim.muon_momentum", "optim.muon_steps")
+"""Keys that old configs list for every optimizer; those of another one than Muon are dropped."""
 
 
 def current_key(key: str) -> str:
@@ -43,6 +45,9 @@ def rename_keys(content: Any, package: str = "", announce: bool = True) -> Any:
         holder, name = _holder(content, _relative(old, package))
         if holder is None or name not in holder:
             continue
+        if old in MUON_ONLY and holder.get("name", "muon") != "muon":
+            del holder[name]
+            continue
         target, new_name = _holder(content, _relative(new, package), create=True)
         if target is None or new_name in target:
             raise InputError(f"{old}={holder[name]}: {new}, its new name, is given too. Remove it.")
@@ -53,7 +58,7 @@ def rename_keys(content: Any, package: str = "", announce: bool = True) -> Any:
 
 
 def load_run_config(path: Path) -> Any:
-    """Returns the `config.yaml` of a run, in today's names, as an OmegaConf config."""
+    """Returns the `config.yaml` of a run with current names, as an OmegaConf config."""
     from omegaconf import OmegaConf
 
     stored = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
@@ -72,7 +77,7 @@ def rename_in_yaml() -> None:
         """Reads YAML files, and renames their keys."""
 
         def load_config(self, config_path: str) -> ConfigResult:
-            """Returns a file of a group, `optim/adamw`, in today's names."""
+            """Returns a file of a group, such as `optim/adamw`, with current names."""
             result = super().load_config(config_path)
             package = result.header.get("package") or "_group_"
             group = config_path.rpartition("/")[0].replace("/", ".")

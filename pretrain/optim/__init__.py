@@ -80,8 +80,7 @@ def options_of(config: OptimConfig) -> Any:
 
 
 def with_all_options(config: OptimConfig) -> OptimConfig:
-    """Returns the config with the default of each option that is not given, so that a run folder
-    records them."""
+    """Returns the config with all options of its optimizer, so that a run folder records them."""
     return replace(config, options=asdict(options_of(config)))
 
 

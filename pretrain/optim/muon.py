@@ -1,5 +1,7 @@
-"""Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon): momentum, made orthogonal, for the
-matrices of the blocks; AdamW for embedding, head and norms.
+"""Muon for the matrices of the blocks, AdamW for embedding, head and norms.
+
+Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) orthogonalizes the momentum of each
+matrix and takes that as the update.
 
 The update of a sharded matrix is that of the whole matrix: the matrix is gathered, every rank makes
 it orthogonal and keeps its shard. `torch.optim.Muon` lets DTensor shard the Newton-Schulz iteration

@@ -51,6 +51,11 @@ def test_in_the_record_of_a_run(tmp_path):
     }
 
 
+def test_options_of_muon_in_the_record_of_another_optimizer_are_dropped():
+    stored = {"optim": {"name": "adamw", "clip_norm": 1.0, "muon_momentum": 0.95, "muon_steps": 5}}
+    assert rename_keys(stored) == {"optim": {"name": "adamw", "max_grad_norm": 1.0}}
+
+
 def test_both_names_at_once_are_refused():
     with pytest.raises(InputError, match=r"optim\.clip_norm=1: optim\.max_grad_norm, its new name"):
         rename_keys({"optim": {"clip_norm": 1, "max_grad_norm": 2}})
