@@ -1,7 +1,7 @@
 """Everything that makes a decoder run on many devices, applied from outside in a fixed order.
 
 The network contains none of it. With 8 processes and `parallel.dp_replicate=2 parallel.tp=2`, the
-mesh is 2 x 2 x 1 x 2, inner dimensions communicating most:
+mesh is 2 x 2 x 1 x 2; inner dimensions communicate most:
 
     dp_replicate   0                       1                       whole copies of the model
     dp_shard       0           1           0           1           shards of weights and states
@@ -9,17 +9,17 @@ mesh is 2 x 2 x 1 x 2, inner dimensions communicating most:
     tp             0     1     0     1     0     1     0     1     parts of each matrix
     rank           0     1     2     3     4     5     6     7
 
-Take q_proj of a block, 512 x 512. Tensor parallelism gives ranks 0 and 1 256 of its rows each.
-FSDP2 splits those rows again, over ranks 0 and 2, and keeps 128 of them with their optimizer state.
-Ranks 4 to 7 hold the same as ranks 0 to 3. In a step, ranks 0 and 2 all-gather their 256 rows
-before the block runs, then reduce-scatter the gradients of the rows, and ranks 0 and 4 all-reduce
-their part. Samples are dealt to the dp dimensions: ranks 0 and 1 read the same ones.
+Take the q_proj weight of a block, 512 x 512. Tensor parallelism gives 256 of its rows to rank 0 and
+256 to rank 1. FSDP2 shards the rows of rank 0 over ranks 0 and 2, so each keeps 128 rows and their
+optimizer state. Ranks 4 to 7 are replicas of ranks 0 to 3. In a step, ranks 0 and 2 all-gather
+their 256 rows before the block runs and reduce-scatter the gradients afterwards; then ranks 0 and 4
+all-reduce the gradients of their shard. Ranks 0 and 1 read the same samples, ranks 0, 2, 4 and 6
+different ones.
 
 `parallelize` applies, in this order: tensor parallelism (`tensor`, `async_tensor`), context
 parallelism (`context`), fp8 (`fp8`), activation checkpointing (`activation_checkpointing`),
-compilation (`compile`) and FSDP2 (here, with `cpu_overlap` on CPUs). Each step sees the modules as
-the one before left them, for example a compiled block includes its recomputation, and FSDP2's
-hooks run outside of it.
+compilation (`compile`) and FSDP2 (here, with `cpu_overlap` on CPUs). Each step applies to the result
+of the previous one: a compiled block includes its recomputation, and FSDP2's hooks run outside.
 """
 
 from __future__ import annotations
