@@ -18,8 +18,9 @@ different ones.
 
 `parallelize` applies, in this order: tensor parallelism (`tensor`, `async_tensor`), context
 parallelism (`context`), fp8 (`fp8`), activation checkpointing (`activation_checkpointing`),
-compilation (`compile`) and FSDP2 (here, with `cpu_overlap` on CPUs). Each step applies to the result
-of the previous one: a compiled block includes its recomputation, and FSDP2's hooks run outside.
+compilation (`compile`) and FSDP2 (here, with `cpu_overlap` on CPUs). Each step applies to the
+result of the previous one: a compiled block includes its recomputation, and FSDP2's hooks run
+outside.
 """
 
 from __future__ import annotations
