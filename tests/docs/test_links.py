@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.docs.test_commands import PAGES
+from tests.docs.test_extend import blocks
 
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([\w-]+))?\)")
 
@@ -33,11 +34,23 @@ def test_the_index_lists_every_page():
     assert pages <= listed, sorted(pages - listed)
 
 
+FOLDERS = ("conf", "data_pipeline", "eval", "finetune", "launch", "model", "pages", "pretrain")
+FILE = re.compile(
+    rf"`((?:{'|'.join(FOLDERS)}|tests|benchmarks)/[\w/]+\.(?:py|yaml|md|json|sbatch))[`:]"
+)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_named_on_a_page_exist(page):
+    added = {block.path for block in blocks()} if page == "docs/extend.md" else set()
+    for name in FILE.findall((ROOT / page).read_text()):
+        assert name in added or (ROOT / name).exists(), f"{page}: {name} does not exist"
+
+
 def test_files_named_in_code_exist():
     """Pages that code, configs and scripts refer to as `docs/NAME.md`."""
     suffixes = {".py", ".yaml", ".sbatch", ".j2", ".html"}
-    folders = ("conf", "data_pipeline", "eval", "finetune", "launch", "model", "pages", "pretrain")
-    files = [f for folder in folders for f in (ROOT / folder).rglob("*") if f.suffix in suffixes]
+    files = [f for folder in FOLDERS for f in (ROOT / folder).rglob("*") if f.suffix in suffixes]
     for file in files:
         for name in re.findall(r"\bdocs/\w+\.md", file.read_text()):
             assert (ROOT / name).exists(), f"{file.relative_to(ROOT)}: {name} does not exist"
