@@ -29,8 +29,8 @@ from model.attention.windowed import masked_out_keys
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-WITHOUT_DENSE_MASK = ("flex", "varlen", "flash")
-"""Backends that describe the mask in a compact form at any length."""
+VARLEN_BACKENDS = ("varlen", "flash")
+"""Backends that take the starts of documents instead of a mask."""
 
 
 class QueryRange(NamedTuple):
@@ -156,7 +156,7 @@ def attention_mask(
         elif backend == "blocks" and window is not None:
             documents = _document_numbers(cu_seqlens, batch, seq_len)
             block.masked_out = masked_out_keys(documents, window, *part)
-        elif backend in WITHOUT_DENSE_MASK:
+        elif backend in VARLEN_BACKENDS:
             block.cu_seqlens_q = _local_starts(cu_seqlens, seq_len, part.start, part.end)
             block.cu_seqlens_k = _local_starts(cu_seqlens, seq_len, part.first_key, part.end)
         elif not is_plain_causal:
