@@ -1,1 +1,1 @@
-"""Where it runs: this machine, a cluster; and the demo of the whole path."""
+"""Starts runs on this machine or a SLURM cluster, plans them, and runs the demo of all stages."""

@@ -1,25 +1,25 @@
-"""`python -m launch demo|plan|local|slurm|... key=value ... [-- key=value ... of pretrain]`."""
+"""The command line `python -m launch COMMAND key=value ... [-- key=value ... of pretrain]`."""
 
 import sys
 
 from conf.entry import Command, main
 from conf.errors import InputError
 from launch.plan.cluster import expand_cluster_file
-from launch.training import quote_more, take_overrides
+from launch.training import take_overrides
 
 COMMANDS = {
     "demo": Command(
         config="demo",
         schema="launch.pipeline:PipelineConfig",
         run="launch.demo:demo",
-        summary="the whole path on this machine: raw text to an evaluated chat model",
+        summary="runs all stages on this machine: raw text to an evaluated chat model",
     ),
     "plan": Command(
         config="plan",
         schema="launch.plan.config:PlanConfig",
         run="launch.plan.show:plan",
         complete="pretrain.model_choice:take_model",
-        summary="what a run will need, take and cost: layouts, memory, days, price",
+        summary="plans a run: layouts, memory, days, cost",
     ),
     "local": Command(
         config="local",
@@ -38,7 +38,7 @@ COMMANDS = {
         config="chain",
         schema="launch.slurm.chain:ChainConfig",
         run="launch.slurm.chain:chain",
-        summary="text to report as SLURM jobs, each after the one before it",
+        summary="runs all stages as SLURM jobs, each after the previous one",
     ),
     "status": Command(
         config="status",
@@ -50,19 +50,19 @@ COMMANDS = {
         config="stop",
         schema="launch.slurm.manage:StopConfig",
         run="launch.slurm.manage:stop",
-        summary="ends a run gracefully: stop run=runs/x; it saves and stays stopped",
+        summary="ends a run gracefully: stop run=runs/x saves a checkpoint and stays stopped",
     ),
     "doctor": Command(
         config="doctor",
         schema="launch.doctor.config:DoctorConfig",
         run="launch.doctor.command:doctor",
-        summary="what Headwater would choose on this machine, and why; what is missing for what",
+        summary="shows the defaults on this machine with reasons, and missing packages",
     ),
     "ui": Command(
         config="ui",
         schema="launch.ui.serve:UiConfig",
         run="launch.ui.serve:ui",
-        summary="a page in the browser: choose a recipe, plan, train here, watch, chat",
+        summary="serves a page in the browser: choose a recipe, plan, train, watch, chat",
     ),
 }
 
@@ -74,5 +74,4 @@ if __name__ == "__main__":
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    quote_more()
     main("launch", COMMANDS)

@@ -1,4 +1,4 @@
-"""`python -m launch demo`: the whole path on this machine, with a plain picture of progress."""
+"""`python -m launch demo`: runs all stages on this machine and shows their progress."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from launch.pipeline import Outcome, Pipeline, PipelineConfig, StepFailed
 
 
 def demo(config: PipelineConfig) -> None:
-    """Runs the pipeline and prints what came out; exits with 1 where a step failed."""
+    """Runs the pipeline and prints its results; exits with 1 if a step failed."""
     console = Console()
     pipeline = Pipeline(config)
-    picture = Picture(config, console)
+    display = ProgressDisplay(config, console)
     try:
-        with picture:
-            for outcome in pipeline.run(picture.on_line):
-                picture.on_outcome(outcome)
+        with display:
+            for outcome in pipeline.run(display.on_line):
+                display.on_outcome(outcome)
     except StepFailed as error:
         console.print(f"[red]failed[/red] {error}", highlight=False, soft_wrap=True)
         sys.exit(EXIT_FAILED)
-    if picture.all_skipped:
-        console.print("All is done already; nothing was run.")
-    summarise(config, console)
+    if display.all_skipped:
+        console.print("All steps were done already; nothing was run.")
+    print_summary(config, console)
 
 
-class Picture:
-    """On a terminal a live list of the steps, elsewhere a line as each begins, talks and ends."""
+class ProgressDisplay:
+    """A live list of the steps on a terminal, and plain lines of their output elsewhere."""
 
     def __init__(self, config: PipelineConfig, console: Console) -> None:
         self.steps = config.steps
         self.console = console
         self.outcomes: dict[str, Outcome] = {}
-        self.said = ""
+        self.last_line = ""
         self.announced = ""
         self.spinner = Spinner("dots")
         self.live = Live(console=console, get_renderable=self._render, refresh_per_second=8)
 
-    def __enter__(self) -> Picture:
+    def __enter__(self) -> ProgressDisplay:
         if self.console.is_terminal:
             self.live.start()
         return self
@@ -57,14 +57,14 @@ class Picture:
 
     @property
     def all_skipped(self) -> bool:
-        """Whether no step had to run."""
+        """Returns whether no step had to run."""
         return all(outcome.skipped for outcome in self.outcomes.values())
 
     def on_line(self, name: str, line: str) -> None:
-        """A step printed a line."""
+        """Shows a line that a step printed."""
         if not line.strip():
             return
-        self.said = line.strip()
+        self.last_line = line.strip()
         if not self.console.is_terminal:
             if self.announced != name:
                 self.announced = name
@@ -73,12 +73,12 @@ class Picture:
             print(f"      {line}", flush=True)
 
     def on_outcome(self, outcome: Outcome) -> None:
-        """A step is done."""
+        """Shows that a step is done."""
         self.outcomes[outcome.name] = outcome
-        self.said = ""
+        self.last_line = ""
         if not self.console.is_terminal:
             title = self.steps[outcome.name].title
-            how = "was done before" if outcome.skipped else f"done in {outcome.seconds:.0f} s"
+            how = "done before" if outcome.skipped else f"done in {outcome.seconds:.0f} s"
             print(f"[{len(self.outcomes)}/{len(self.steps)}] {title}: {how}", flush=True)
 
     def _render(self) -> Group:
@@ -93,14 +93,14 @@ class Picture:
                 table.add_row(self.spinner, Text(step.title, style="bold"), "")
             else:
                 table.add_row(" ", Text(step.title, style="dim"), "")
-        said = Text(self.said, style="dim", overflow="ellipsis", no_wrap=True)
-        return Group(table, said)
+        last_line = Text(self.last_line, style="dim", overflow="ellipsis", no_wrap=True)
+        return Group(table, last_line)
 
 
-def summarise(config: PipelineConfig, console: Console) -> None:
-    """Prints the figures of the run and the address of its report."""
+def print_summary(config: PipelineConfig, console: Console) -> None:
+    """Prints the validation loss of the run and the address of its report."""
     out = Path(config.out)
-    losses = [r["loss"] for r in records(out / "metrics.jsonl") if r["kind"] == "validation"]
+    losses = [r["loss"] for r in read_records(out / "metrics.jsonl") if r["kind"] == "validation"]
     if losses:
         console.print(
             f"\nvalidation loss {losses[0]:.3f} -> {losses[-1]:.3f} nats per token", highlight=False
@@ -109,6 +109,6 @@ def summarise(config: PipelineConfig, console: Console) -> None:
     console.print(f"report: {Path(report).resolve().as_uri()}", highlight=False, soft_wrap=True)
 
 
-def records(path: Path) -> list[dict[str, Any]]:
-    """Lines of a jsonl file."""
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Returns the rows of a jsonl file, or [] if it does not exist."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

@@ -1,4 +1,4 @@
-"""`python -m launch local nproc=N -- key=value ...`: pretrain on this machine, under torchrun."""
+"""`python -m launch local nproc=N -- key=value ...`: pretraining on this machine with torchrun."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ if TYPE_CHECKING:
     from pretrain.config import PretrainConfig
 
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
-"""A terminal's Ctrl-C reaches torchrun by itself."""
+"""Signals that are forwarded to torchrun; Ctrl-C in a terminal reaches it directly."""
 
 
 @dataclass
 class LocalConfig:
-    """Runs torchrun here, one log a rank in `logs/` of the run folder, and ends with the run's own
-    exit code. Behind `--` stand overrides of `python -m pretrain` (its --help shows them).
+    """Runs torchrun on this machine and exits with the run's own exit code.
 
-    nproc: processes, null for one a GPU (one where there is none).
+    The overrides of `python -m pretrain` follow `--` (its --help shows them). The run folder has
+    one log per rank in `logs/`.
 
-    shutdown_seconds: that a stop may take with its checkpoint, before torchrun kills.
+    nproc: number of processes, null for one per GPU (one without GPUs).
+    shutdown_seconds: time for a stop with its checkpoint, before torchrun kills the ranks.
     dry_run: only prints the command.
     """
 
@@ -39,11 +40,11 @@ class LocalConfig:
 
     def __post_init__(self) -> None:
         if self.nproc is not None and self.nproc < 1:
-            raise InputError(f"nproc={self.nproc}, expected 1 or more, or null for one a GPU.")
+            raise InputError(f"nproc={self.nproc}, expected 1 or more, or null for one per GPU.")
 
 
 def local(config: LocalConfig) -> None:
-    """Runs torchrun; exits with the run's own code, which torchrun hides."""
+    """Runs torchrun, and exits with the run's own exit code, which torchrun hides."""
     run = training.compose(training.overrides)
     nproc = config.nproc or _gpus()
     check(run.settings(), nproc)
@@ -69,12 +70,15 @@ def local(config: LocalConfig) -> None:
     ended = training.outcome(run.run_dir)
     if code and ended is not None:
         code = ended["code"] or code
-        print(f"ended with {code}: {ended['cause']}", file=sys.stderr)  # torchrun says much else
+        print(f"ended with {code}: {ended['cause']}", file=sys.stderr)  # after torchrun's output
     sys.exit(code)
 
 
 def torchrun(nproc: int, logs: Path, overrides: list[str]) -> list[str]:
-    """Its command line: each rank's output in a file of its own, rank 0's here too."""
+    """Returns the command line of torchrun.
+
+    The output of each rank goes to its own file, and that of rank 0 also to the terminal.
+    """
     options = ["--standalone", "--nproc-per-node", str(nproc), "--log-dir", str(logs)]
     options += ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
     options += ["--redirects", "3", "--tee", "3", "--local-ranks-filter", "0"]
@@ -89,12 +93,12 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
         try:
             code = process.wait()
             return 128 - code if code < 0 else code
-        except KeyboardInterrupt:  # torchrun and its processes got it too, and save
+        except KeyboardInterrupt:  # torchrun and the ranks received it too, and save
             continue
 
 
 def check(config: PretrainConfig, nproc: int) -> None:
-    """Raises InputError where the run would be refused as so many processes of this machine."""
+    """Raises InputError if the run would be refused with `nproc` processes on this machine."""
     import torch
 
     from pretrain.checks import Job

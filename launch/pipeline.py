@@ -1,8 +1,8 @@
-"""A chain of commands of the stages, described as data, that continues where it stopped.
+"""Runs a sequence of commands that a config describes, and continues where it stopped.
 
-Each step is a process of its own with a log file. A step is done when it ended well with the same
-command after the same steps before it, and what it makes is there; so a second call runs only what
-is missing or changed.
+Each step is a separate process with a log file. A step is done if it succeeded with the same
+command after the same previous steps, and its output exists. A second call therefore runs only the
+steps that are missing or changed.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from conf.files import write_text
 class StepConfig:
     """One command.
 
-    command: what follows `python -m`, e.g. `pretrain name=demo`.
-    makes: file or folder that is there when the step is done.
-    processes: 0 for a plain process, else `torchrun` with as many.
+    title: shown while it runs.
+    command: the arguments of `python -m`, such as `pretrain name=demo`.
+    makes: file or folder that exists when the step is done.
+    processes: 0 for a plain process, else the number of processes of `torchrun`.
     """
 
     title: str = MISSING
@@ -41,10 +42,11 @@ class StepConfig:
 
 @dataclass
 class PipelineConfig:
-    """Steps by name, run in the order in which they are written.
+    """Steps by name, in the order in which they run.
 
-    out: folder of logs and of `pipeline.json`, which remembers what is done.
-    data: folder of the tokenized corpus. processes: for the steps that are distributed.
+    name: of the run.
+    out: folder of the logs and of `pipeline.json`, which records the steps that are done.
+    data: folder of the tokenized corpus. processes: number for the distributed steps.
     """
 
     name: str = MISSING
@@ -55,7 +57,7 @@ class PipelineConfig:
 
 
 class StepFailed(Exception):
-    """A step's process ended with a code other than 0."""
+    """Raised if a step's process exits with a code other than 0, or makes no output."""
 
     def __init__(self, name: str, code: int, log: Path, tail: str) -> None:
         super().__init__(f"step '{name}' ended with code {code}; its log is {log}:\n{tail}")
@@ -64,7 +66,7 @@ class StepFailed(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a step went: `skipped` where it was done before, and how long it took then or now."""
+    """Result of a step: whether it was `skipped` as done before, and the seconds it took."""
 
     name: str
     skipped: bool
@@ -72,19 +74,24 @@ class Outcome:
 
 
 class Pipeline:
-    """Runs the steps of a config; `on_line(name, line)` is called with what a step prints."""
+    """Runs the steps of a config."""
 
     def __init__(self, config: PipelineConfig) -> None:
         if not config.steps:
             raise InputError("steps is empty: a pipeline needs at least one step.")
         self.config = config
         self.logs = Path(config.out) / "logs"
-        self._memory = Path(config.out) / "pipeline.json"
+        self._record = Path(config.out) / "pipeline.json"
 
     def run(self, on_line: Callable[[str, str], None]) -> Iterator[Outcome]:
-        """Runs what is not done, yielding after every step; raises StepFailed at the first that
-        fails."""
-        done = json.loads(self._memory.read_text()) if self._memory.is_file() else {}
+        """Runs the steps that are not done, and yields after every step.
+
+        `on_line(name, line)` is called with each line that a step prints.
+
+        Raises:
+            StepFailed: a step failed; the steps after it do not run.
+        """
+        done = json.loads(self._record.read_text()) if self._record.is_file() else {}
         chain = ""
         for name, step in self.config.steps.items():
             chain = hashlib.sha256(f"{chain}{step.command}{step.processes}".encode()).hexdigest()
@@ -100,7 +107,7 @@ class Pipeline:
                 )
             seconds = time.monotonic() - started
             done[name] = {"chain": chain, "seconds": round(seconds, 1)}
-            self._remember(done)
+            write_text(self._record, json.dumps(done, indent=1))
             yield Outcome(name, False, seconds)
 
     def _run_step(self, name: str, step: StepConfig, on_line: Callable[[str, str], None]) -> None:
@@ -127,17 +134,14 @@ class Pipeline:
                     on_line(name, line.rstrip())
                 code = process.wait()
             except BaseException:
-                process.terminate()  # torchrun passes it on to its workers
+                process.terminate()  # torchrun forwards the signal to its workers
                 raise
         if code:
             raise StepFailed(name, code, log, "".join(lines[-15:]))
 
-    def _remember(self, done: dict[str, dict[str, object]]) -> None:
-        write_text(self._memory, json.dumps(done, indent=1))
-
 
 def arguments(step: StepConfig) -> list[str]:
-    """The command line of a step."""
+    """Returns the command line of a step."""
     command = [sys.executable, "-u", "-m"]
     if step.processes:
         command += ["torch.distributed.run", "--standalone"]
@@ -146,6 +150,6 @@ def arguments(step: StepConfig) -> list[str]:
 
 
 def environment(step: StepConfig) -> dict[str, str]:
-    """This process's environment, with the cores shared out over a step's processes."""
+    """Returns this process's environment, with the cores divided among a step's processes."""
     threads = max(1, len(os.sched_getaffinity(0)) // max(1, step.processes))
     return {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore", **os.environ}

@@ -1,7 +1,8 @@
-"""The training command behind `--` on the command line, and what it composes to."""
+"""The training whose arguments follow `--` on the command line, and its composed config."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import subprocess
@@ -16,29 +17,32 @@ if TYPE_CHECKING:
     from pretrain.config import PretrainConfig
 
 overrides: list[str] = []
-"""What stands behind `--`; set by `launch.__main__`."""
-typed: list[str] = []
-"""The whole command line, as it was given."""
+"""The arguments after `--`; set by `launch.__main__`."""
+command_line: list[str] = []
+"""All arguments, as they were given."""
 TRAINING_KEYS = ("model", "recipe", "optim", "parallel", "precision", "checkpoint", "validation")
-"""Those groups of `python -m pretrain` that people may give to a launcher."""
+"""Groups of `python -m pretrain` that are often given to a launcher by mistake."""
 WITH_TRAINING = ("local", "slurm", "chain", "plan")
+"""Commands that take the arguments of a training after `--`."""
 SWEEP = ("--multirun", "-m")
 
 
 def take_overrides() -> None:
-    """Takes `-- key=value ...` out of the arguments: Hydra would read them as this command's.
-    Raises InputError for a key of the training that stands before it, and for a command that has no
-    training."""
-    typed[:] = sys.argv[1:]
+    """Moves the arguments after `--` from sys.argv to `overrides`, so that Hydra ignores them.
+
+    Raises:
+        InputError: a key of the training precedes `--`, or the command has no training.
+    """
+    command_line[:] = sys.argv[1:]
     name = sys.argv[1] if sys.argv[1:] else ""
     if "--" in sys.argv:
         at = sys.argv.index("--")
         overrides[:] = sys.argv[at + 1 :]
         del sys.argv[at:]
         if name not in WITH_TRAINING:
-            raise InputError(f"{name} has no training: give its keys without `--` before them.")
+            raise InputError(f"{name} has no training. Give its keys without `--` before them.")
     sys.argv[1:] = ["dry_run=true" if part == "--dry-run" else part for part in sys.argv[1:]]
-    if name == "slurm":  # a sweep is of the training, on whichever side it is said
+    if name == "slurm":  # a sweep is one of the training, on either side of `--`
         overrides[:0] = [part for part in sys.argv if part in SWEEP]
         sys.argv[:] = [part for part in sys.argv if part not in SWEEP]
     if name in WITH_TRAINING and (overrides or name != "plan"):
@@ -46,24 +50,14 @@ def take_overrides() -> None:
             key = re.split(r"[.=]", argument.lstrip("+~"))[0]
             if key in TRAINING_KEYS:
                 raise InputError(
-                    f"{argument} is of the training: put it behind `--`, as in "
+                    f"{argument} is a key of the training. Put it after `--`, as in "
                     f"python -m launch {name} ... -- {argument}"
                 )
 
 
-def quote_more() -> None:
-    """Quotes what stands behind `more.STEP=`, the words of a command line, which Hydra would read
-    as a value of its own."""
-    for number, argument in enumerate(sys.argv):
-        key, _, words = argument.partition("=")
-        if key.startswith("more.") and not words.startswith(("'", '"')):
-            escaped = words.replace("'", "\\'")
-            sys.argv[number] = f"{key}='{escaped}'"
-
-
 @dataclass(frozen=True)
 class Training:
-    """`python -m pretrain` with overrides. config: as YAML."""
+    """A run of `python -m pretrain` with overrides; `config` is its composed config as YAML."""
 
     overrides: list[str]
     config: str
@@ -71,7 +65,7 @@ class Training:
     run_dir: Path
 
     def settings(self) -> PretrainConfig:
-        """Returns the config as the run will have it. Raises InputError."""
+        """Returns the config as the run will have it. Raises InputError if it is wrong."""
         from omegaconf import OmegaConf
 
         from conf.entry import to_settings
@@ -83,22 +77,43 @@ class Training:
 
 
 def compose(given: list[str]) -> Training:
-    """Composes the run's config as the run will, in a process of its own. Raises InputError."""
-    # Here, since a job's own script reads `outcome` where there may be no packages.
+    """Returns a training, composed in a separate process as the run will be.
+
+    Raises:
+        InputError: the overrides are wrong.
+    """
+    # Imported here, because a job's own script calls `outcome` with a Python without packages.
     from omegaconf import OmegaConf
 
     if any(part.startswith("-") for part in given):
         raise InputError(
-            f"-- {' '.join(given)}: expected overrides of pretrain, key=value, and no options."
+            f"-- {' '.join(given)}: only overrides key=value of pretrain can follow, not options."
         )
     text = answer(["pretrain", *given, "--resolve", "--cfg", "job"])
     config: Any = OmegaConf.create(text)
     return Training(given, text, str(config.name), Path(str(config.run_dir)))
 
 
+def compose_command_line(words: list[str]) -> Any:
+    """Returns the checked settings of a command line.
+
+    words: the arguments of `python -m`: folder, command and overrides.
+
+    Raises:
+        InputError: the command would refuse the settings.
+    """
+    from conf.entry import compose_settings
+    from conf.errors import did_you_mean
+
+    commands = importlib.import_module(f"{words[0]}.__main__").COMMANDS
+    name = words[1] if len(words) > 1 else ""
+    if name not in commands:
+        raise InputError(f"unknown command '{name}'{did_you_mean(name, commands)}.")
+    return compose_settings(commands[name], words[2:])
+
+
 def answer(command: list[str]) -> str:
-    """What `python -m command` prints. Raises InputError with the same sentence where it is refused
-    there."""
+    """Returns the output of `python -m command`. Raises InputError with its message if it fails."""
     done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
     if done.returncode:
         raise InputError(done.stderr.strip().split("\n")[-1].removeprefix("error: "))
@@ -106,7 +121,7 @@ def answer(command: list[str]) -> str:
 
 
 def outcome(run_dir: Path) -> dict[str, Any] | None:
-    """How the last process of a run ended; None while it runs, and after a kill."""
+    """Returns how the last process of a run ended, or None while it runs and after a kill."""
     try:
         found: dict[str, Any] = json.loads((run_dir / "outcome.json").read_text())
     except (OSError, ValueError):

@@ -1,1 +1,1 @@
-"""`python -m launch doctor`: what Headwater would choose on this machine, and why."""
+"""`python -m launch doctor`: the defaults that Headwater chooses on this machine, with reasons."""

@@ -1,4 +1,4 @@
-"""`python -m launch doctor`: prints facts and advice, to read and to paste into a bug report."""
+"""`python -m launch doctor`: prints facts about the machine and advice, also for bug reports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from conf.errors import InputError
 from conf.text import GIB
-from launch.doctor.advice import advice, lacking, slower
+from launch.doctor.advice import advice, compare_speeds, missing_lines
 from launch.doctor.config import DoctorConfig
 from launch.doctor.facts import collect
 
@@ -16,35 +16,35 @@ WIDTH = 14
 
 
 def doctor(config: DoctorConfig) -> None:
-    """Prints what is found. Raises InputError for a device that is not here."""
+    """Prints the report. Raises InputError for a device that the machine does not have."""
     import torch
 
     has_cuda = torch.cuda.is_available()
     if config.device == "cuda" and not has_cuda:
-        raise InputError("device=cuda, but torch sees no CUDA device: use device=cpu or auto.")
+        raise InputError("device=cuda: torch sees no CUDA device. Give device=cpu or auto.")
     device = "cuda" if has_cuda and config.device != "cpu" else "cpu"
     facts = collect(device, config.measure)
     if config.json:
         print(json.dumps(facts | {"advice": list(advice(facts))}, indent=1))
         return
-    for name, text in lines(facts):
+    for name, text in report_lines(facts):
         print(f"{name:<{WIDTH}}{text}")
 
 
-def lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yields the report line by line: a name, empty where the line before goes on, and a text."""
+def report_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields the report line by line: a name, empty to continue the previous one, and a text."""
     cpu, precision, memory = facts["cpu"], facts["precision"], facts["memory"]
     system = facts["system"]
     yield "system", f"{system['platform']}, Python {system['python']}"
     cores = f"{cpu['usable_cores']} of {cpu['cores']} cores, {cpu['threads']} threads"
     yield "cpu", f"{cpu['name']}, {cores}; torch's own kernels: {cpu['torch_kernels']}"
-    yield "", f"features: {' '.join(cpu['features']) or 'none that matter here'}"
+    yield "", f"features: {' '.join(cpu['features']) or 'none that affect speed'}"
     yield from named("gpu", gpu_lines(facts["gpus"]) or ["none that torch sees"])
     yield "device", f"device=auto takes {'the GPU' if facts['device'] == 'cuda' else 'the CPU'}"
     yield "precision", f"precision=auto takes {precision['auto']}: {precision['reason']}"
     if facts["device"] == "cuda":
-        fp8 = "can" if precision["fp8"] else "cannot (compute capability 8.9 or more is needed)"
-        yield "", f"precision=fp8 {fp8} be taken"
+        fp8 = "supported" if precision["fp8"] else "not supported (needs compute capability 8.9)"
+        yield "", f"precision=fp8 is {fp8}"
     for kind, speed in facts["speed"].items():
         size = speed["size"]
         yield (
@@ -52,23 +52,25 @@ def lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
             f"{kind}: {speed['flops_per_second'] / 1e9:,.1f} GFLOP/s ({size} x {size})",
         )
     if facts["speed"]:
-        yield "", slower(facts["speed"])
+        yield "", compare_speeds(facts["speed"])
     yield (
         "memory",
         f"{memory['available'] / GIB:.1f} GiB available of {memory['total'] / GIB:.1f}",
     )
     for name, place in (("disk", facts["disk"]["here"]), ("", facts["disk"]["temporary"])):
-        yield name, room(place)
-    yield "shared memory", room(facts["shared_memory"])
+        yield name, free_space(place)
+    yield "shared memory", free_space(facts["shared_memory"])
     yield "open files", f"{facts['open_files']['soft']} (at most {facts['open_files']['hard']})"
-    yield from named("network", [interface(one) for one in facts["interfaces"]] or ["none"])
+    interfaces = [interface_line(interface) for interface in facts["interfaces"]]
+    yield from named("network", interfaces or ["none"])
     if facts["infiniband"]:
         yield "", f"InfiniBand: {' '.join(facts['infiniband'])}"
     yield from named("environment", [f"{k}={v}" for k, v in facts["variables"].items()])
-    programs = [name for name, there in facts["programs"].items() if there]
+    programs = [name for name, is_installed in facts["programs"].items() if is_installed]
     yield "programs", " ".join(programs) or "none"
     yield "versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    yield from named("missing", list(lacking(facts["missing"], facts["gpus"])) or ["nothing"])
+    missing = list(missing_lines(facts["missing"], facts["gpus"]))
+    yield from named("missing", missing or ["nothing"])
     yield from named("advice", list(advice(facts)) or ["none"])
 
 
@@ -79,21 +81,22 @@ def named(name: str, texts: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def gpu_lines(gpus: list[dict[str, Any]]) -> list[str]:
-    """Returns a text per GPU."""
+    """Returns one text per GPU."""
     return [
         f"{gpu['name']}, compute capability {gpu['capability']}, {gpu['memory'] / GIB:.0f} GiB"
         for gpu in gpus
     ]
 
 
-def room(place: dict[str, Any] | None) -> str:
-    """Returns how much is free of a file system."""
+def free_space(place: dict[str, Any] | None) -> str:
+    """Returns the free space of a file system as text."""
     if place is None:
-        return "not there"
+        return "does not exist"
     return f"{place['path']}: {place['free'] / GIB:.1f} GiB free of {place['total'] / GIB:.1f}"
 
 
-def interface(about: dict[str, Any]) -> str:
-    """Returns a network interface in words."""
-    speed = about["mbit_per_second"]
-    return f"{about['name']} {about['state']}{f', {speed:,} Mbit/s' if speed else ''}".strip()
+def interface_line(interface: dict[str, Any]) -> str:
+    """Returns a network interface as text."""
+    speed = interface["mbit_per_second"]
+    rate = f", {speed:,} Mbit/s" if speed else ""
+    return f"{interface['name']} {interface['state']}{rate}".strip()

@@ -1,4 +1,4 @@
-"""What `python -m launch doctor` may be told."""
+"""Configuration of `python -m launch doctor`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from conf.errors import one_of
 
 @dataclass
 class DoctorConfig:
-    """device: what a run would be on, auto for the GPU where there is one.
+    """Configuration of the report on this machine.
 
+    device: the device of a run, auto for the GPU if there is one.
     json: prints everything as JSON, for programs.
-    measure: false leaves out the speed of matrix products, the only part that computes.
+    measure: whether to measure the speed of matrix products, the only part that computes.
     """
 
     device: str = "auto"

@@ -1,5 +1,7 @@
-"""What is found on this machine, as plain values: nothing here judges, and nothing fails where a
-part of the system cannot be read."""
+"""Collects facts about this machine as plain values, without judging them.
+
+Parts of the system that cannot be read are reported as missing.
+"""
 
 from __future__ import annotations
 
@@ -30,24 +32,24 @@ from conf.machine import (
 from pretrain.planning.auto import available_memory
 
 NAME = "headwater"
-TELLING = ("avx", "avx2", "fma", "avx512f", "avx512_vnni", "asimd", "sve", *BF16_FEATURES)
-"""Features of a CPU that are shown, of the hundred that it has."""
+SHOWN_FEATURES = ("avx", "avx2", "fma", "avx512f", "avx512_vnni", "asimd", "sve", *BF16_FEATURES)
+"""CPU features that the report shows, out of some hundred."""
 VARIABLES = (
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"),
     *("ATEN_CPU_CAPABILITY", "CUDA_VISIBLE_DEVICES", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"),
     *("NCCL_IB_DISABLE", "HF_HUB_OFFLINE", "HF_HOME", "TORCHINDUCTOR_CACHE_DIR", "TMPDIR"),
 )
-"""Variables of the environment that change what a run does."""
+"""Environment variables that affect a run."""
 PROGRAMS = ("git", "g++", "clang++", "make", "sbatch", "nvidia-smi")
 
 
 def collect(device: str, measure: bool) -> dict[str, Any]:
-    """Returns everything that is found. device: cpu or cuda."""
+    """Returns all facts; `device` is cpu or cuda, and `measure` includes measured speeds."""
     import torch
 
     found = processor(device)
     verdict = bf16_verdict(found)
-    features = processor("cpu").features & {*TELLING, *FP16_FEATURES}
+    features = processor("cpu").features & {*SHOWN_FEATURES, *FP16_FEATURES}
     return {
         "system": {"platform": platform.platform(), "python": sys.version.split()[0]},
         "cpu": {
@@ -82,7 +84,7 @@ def collect(device: str, measure: bool) -> dict[str, Any]:
 
 
 def usable_cores() -> int:
-    """Returns the cores that this process may run on, which only Linux restricts."""
+    """Returns the number of cores that this process may use, which only Linux restricts."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -99,19 +101,19 @@ def gpus() -> list[dict[str, Any]]:
 
     found = []
     for number in range(torch.cuda.device_count()):
-        about = torch.cuda.get_device_properties(number)
-        capability = f"{about.major}.{about.minor}"
-        found.append({"name": about.name, "capability": capability, "memory": about.total_memory})
+        gpu = torch.cuda.get_device_properties(number)
+        capability = f"{gpu.major}.{gpu.minor}"
+        found.append({"name": gpu.name, "capability": capability, "memory": gpu.total_memory})
     return found
 
 
 def total_memory() -> int:
-    """Returns the bytes of memory of the machine."""
+    """Returns the size of the machine's memory in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def space(path: str) -> dict[str, Any] | None:
-    """Returns total and free bytes of the file system of a path; None where there is none."""
+    """Returns total and free bytes of the file system of a path, or None if it does not exist."""
     try:
         usage = shutil.disk_usage(path)
     except OSError:
@@ -120,26 +122,26 @@ def space(path: str) -> dict[str, Any] | None:
 
 
 def open_files() -> tuple[int, int]:
-    """Returns how many files a process may open, and how high it may set that itself."""
+    """Returns the soft and the hard limit on open files."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)
 
 
 def interfaces(folder: Path) -> list[dict[str, Any]]:
-    """Returns the network interfaces with their state and, where the driver says, Mbit/s."""
+    """Returns the network interfaces with their state and, if the driver reports it, Mbit/s."""
     found = []
     for name in names_in(folder) or [name for _, name in socket.if_nameindex()]:
-        about: dict[str, Any] = {"name": name, "state": "", "mbit_per_second": None}
+        interface: dict[str, Any] = {"name": name, "state": "", "mbit_per_second": None}
         with suppress(OSError):
-            about["state"] = (folder / name / "operstate").read_text().strip()
+            interface["state"] = (folder / name / "operstate").read_text().strip()
         with suppress(OSError, ValueError):
             speed = int((folder / name / "speed").read_text())
-            about["mbit_per_second"] = speed if speed > 0 else None
-        found.append(about)
+            interface["mbit_per_second"] = speed if speed > 0 else None
+        found.append(interface)
     return found
 
 
 def names_in(folder: Path) -> list[str]:
-    """Returns the names in a folder, empty where there is none."""
+    """Returns the names in a folder, or [] if it does not exist."""
     try:
         return sorted(path.name for path in folder.iterdir())
     except OSError:
@@ -147,22 +149,22 @@ def names_in(folder: Path) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of torch and of all that the project asks for, where installed."""
+    """Returns the versions of the project and of its installed requirements."""
     import torch
 
-    asked = {one.name for one in requirements()}
-    there = installed()
-    found = {name: there[name] for name in sorted(asked & there.keys())}
-    return {NAME: there.get(NAME, "not installed as a package"), **found, "cuda": cuda(torch)}
+    required = {requirement.name for requirement in requirements()}
+    packages = installed()
+    found = {name: packages[name] for name in sorted(required & packages.keys())}
+    return {NAME: packages.get(NAME, "not installed as a package"), **found, "cuda": cuda(torch)}
 
 
 def cuda(torch: Any) -> str:
-    """Returns what this torch was built for."""
+    """Returns the CUDA or ROCm version that this torch was built for."""
     return str(torch.version.cuda or torch.version.hip or "none: this torch is for CPUs")
 
 
 def requirements() -> list[Requirement]:
-    """Returns what the project asks for, with its extras as markers."""
+    """Returns the requirements of the project, with its extras as markers."""
     try:
         lines = metadata.requires(NAME) or []
     except metadata.PackageNotFoundError:
@@ -175,27 +177,29 @@ def requirements() -> list[Requirement]:
 
 
 def installed() -> dict[str, str]:
-    """Returns the installed packages with their versions, by names as pip compares them."""
+    """Returns the versions of the installed packages by normalized name."""
     found = {}
     for package in metadata.distributions():
         name = package.metadata["Name"]
         if name:
-            found[normal(name)] = package.version
+            found[normalize(name)] = package.version
     return found
 
 
-def normal(name: str) -> str:
-    """Returns the name of a package as pip compares it."""
+def normalize(name: str) -> str:
+    """Returns the name of a package in pip's normalized form."""
     return name.lower().replace("_", "-").replace(".", "-")
 
 
-def missing(asked: Sequence[Requirement], there: Mapping[str, str]) -> dict[str, list[str]]:
-    """Returns the packages that each extra lacks or has in another version, `base` for the base
-    install; extras that lack nothing are left out."""
+def missing(required: Sequence[Requirement], packages: Mapping[str, str]) -> dict[str, list[str]]:
+    """Returns the packages that each extra lacks or has in a wrong version.
+
+    The base install is the extra `base`, and extras that lack nothing are omitted.
+    """
     found: dict[str, list[str]] = {}
-    for one in asked:
+    for one in required:
         extra = extra_of(one)
-        version = there.get(normal(one.name))
+        version = packages.get(normalize(one.name))
         if version is None:
             found.setdefault(extra, []).append(one.name)
         elif not one.specifier.contains(version, prereleases=True):
@@ -203,7 +207,7 @@ def missing(asked: Sequence[Requirement], there: Mapping[str, str]) -> dict[str,
     return found
 
 
-def extra_of(one: Requirement) -> str:
-    """Returns the extra that a requirement belongs to."""
-    text = str(one.marker or "")
+def extra_of(requirement: Requirement) -> str:
+    """Returns the extra that a requirement belongs to, or `base`."""
+    text = str(requirement.marker or "")
     return text.split("extra == ")[1].split()[0].strip("\"')") if "extra == " in text else "base"

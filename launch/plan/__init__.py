@@ -1,1 +1,1 @@
-"""What a run will need, take and cost, before it is queued."""
+"""The plan of a run: its layouts, memory, time and cost, before it starts."""

@@ -1,1 +1,1 @@
-"""Training as SLURM jobs: one file written by `submit` and read by a person, `job.sbatch`."""
+"""Training as SLURM jobs: `submit` writes and submits one readable script, `job.sbatch`."""

@@ -1,16 +1,15 @@
-"""`python -m launch chain cluster=... name=...`: from text to report as SLURM jobs, each after the
-one before it has ended well."""
+"""`python -m launch chain cluster=... name=...`: text to report as a sequence of SLURM jobs.
+
+Each job starts after the previous one succeeded.
+"""
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import yaml
-from jinja2 import Environment, StrictUndefined
 from omegaconf import MISSING
 
 from conf.errors import EXIT_DONE, InputError, did_you_mean
@@ -18,25 +17,25 @@ from conf.files import write_text
 from launch import training
 from launch.pipeline import StepConfig
 from launch.slurm.check import check_job
-from launch.slurm.script import job_script, python_of, sbatch_options, srun_options
+from launch.slurm.script import job_script, sbatch_options, step_script
 from launch.slurm.settings import Cluster, SlurmConfig, check_time, read_cluster
 from launch.slurm.submit import PACKAGES, check_idle, need_slurm, snapshot, submit, write_folder
 
-TEMPLATE = Path(__file__).with_name("step.sbatch.j2")
 PRETRAIN = "pretrain"
-"""The step that is a job of `python -m launch slurm`; the others are one command each."""
+"""Name of the step that is a job of `python -m launch slurm`; the others are one command each."""
 
 
 @dataclass
 class ChainStep(StepConfig):
     """A step as a job.
 
-    array: jobs that share its work, 0 for one job. rounds: so often the array is submitted, each
-        time after the one before; where jobs share several phases of work, none waits for another.
-    gpus: that it asks for, null for all of a node.
-    sbatch: further options of this step, as `partition=cpu`; they win over the cluster's.
-    needs: keys that must have a value when the step is submitted.
-    optional: keys of the command that are left out with the step that makes what they name.
+    array: number of jobs that share its work, 0 for one job. rounds: number of times the array is
+        submitted, each after the previous one, for work in several phases, so that no job of an
+        array has to wait for another.
+    gpus: GPUs of the job, null for all of a node.
+    sbatch: additional options of this step, such as `partition=cpu`; they override the cluster's.
+    needs: keys of the chain that must have a value when the step is submitted.
+    optional: keys of the command that are dropped together with the step that makes their file.
     """
 
     array: int = 0
@@ -49,22 +48,23 @@ class ChainStep(StepConfig):
 
 @dataclass
 class ChainConfig:
-    """Submits the steps in the order in which they stand in the config, one job each. A step whose
-    result is there already is left out; where one fails, those after it are cancelled.
+    """Submits the steps in the order of the config, one job per step.
 
-    Behind `--` stand the overrides of the training, as for `python -m launch slurm`.
+    A step whose result exists is skipped. If a step fails, the steps after it are cancelled. The
+    overrides of the training follow `--`, as for `python -m launch slurm`.
 
-    name: of the run. cluster: a file of `conf/cluster` by its name, or any file by its path.
+    name: of the run. cluster: the name of a file in `conf/cluster`, or the path of any file.
     data: folder of the tokenized corpus. out: the run folder.
-    corpus, tokenizer: as in `python -m data_pipeline tokenize`.
+    corpus, tokenizer: same as for `python -m data_pipeline tokenize`.
     answers: jsonl of conversations for sft. preferences: jsonl of better and worse answers for dpo.
-    tasks: as in `python -m eval lm_eval`.
-    more: further overrides of a step, as in more.sft="epochs=2 learning_rate=1e-5".
+    tasks: same as for `python -m eval lm_eval`.
+    more: additional overrides of a step, such as more.sft="epochs=2 learning_rate=1e-5".
     nodes, nproc: of the training. time: limit of each job, null for the cluster's.
-    only: the steps to submit, as in only=[export,sft], empty for all.
+    only: the steps to submit, such as only=[export,sft], empty for all.
     after: ids of jobs to wait for.
     node_check: compares and times the nodes before the training.
-    dry_run: prints the jobs, and writes and submits nothing.
+    dry_run: prints the jobs without writing or submitting anything.
+    steps: the steps by name (conf/command/chain.yaml).
     """
 
     name: str = MISSING
@@ -108,7 +108,19 @@ def chain(config: ChainConfig) -> None:
         if run is not None and name == PRETRAIN:
             text = job_script(job, cluster, run, f"step {PRETRAIN} of {config.name}")
         else:
-            text = step_script(config, cluster, job, name, step)
+            options = [*sbatch_options(job, cluster, step.gpus), *step.sbatch]
+            if step.array:
+                options.append(f"array=0-{step.array - 1}")
+            text = step_script(
+                job,
+                cluster,
+                out,
+                config.name,
+                name,
+                step,
+                options=options,
+                is_array=step.array > 0,
+            )
         if config.dry_run:
             times = f", {step.rounds} times" if step.rounds > 1 else ""
             print(f"# ---- {name}: {step.title}{times}\n{text}")
@@ -126,8 +138,10 @@ def chain(config: ChainConfig) -> None:
 
 
 def training_of(config: ChainConfig, cluster: Cluster, step: ChainStep) -> training.Training:
-    """Composes the run of the step that trains. Raises InputError where it would be refused; what
-    needs the data is left to the run where an earlier step makes it."""
+    """Returns the composed run of the training step. Raises InputError if it would be refused.
+
+    Checks that need the data are skipped if an earlier step makes the data.
+    """
     run = training.compose([*shlex.split(step.command)[1:], *training.overrides])
     try:
         check_job(job_of(config, config.nodes, []), cluster, run)
@@ -137,7 +151,7 @@ def training_of(config: ChainConfig, cluster: Cluster, step: ChainStep) -> train
 
 
 def job_of(config: ChainConfig, nodes: int, after: list[str]) -> SlurmConfig:
-    """Returns what a step's job asks for."""
+    """Returns the resources of a step's job."""
     return SlurmConfig(
         cluster=config.cluster,
         nodes=nodes,
@@ -149,24 +163,24 @@ def job_of(config: ChainConfig, nodes: int, after: list[str]) -> SlurmConfig:
 
 
 def chosen_steps(config: ChainConfig) -> dict[str, ChainStep]:
-    """The steps to submit: those of `only`, or all whose result is not there yet."""
+    """Returns the steps to submit: those of `only`, or all whose result does not exist yet."""
     for key, names in (("only", config.only), ("more", config.more)):
         for name in names:
             if name not in config.steps:
-                raise InputError(f"{key}: '{name}' is no step{did_you_mean(name, config.steps)}.")
+                raise InputError(f"{key}: unknown step '{name}'{did_you_mean(name, config.steps)}.")
     chosen = {}
     for name, step in config.steps.items():
         made = is_made(config, name, step)
         if name in config.only or not (config.only or made):
             chosen[name] = step
         elif made:
-            print(f"{name}: {step.makes} is there already", flush=True)
+            print(f"{name}: {step.makes} exists already", flush=True)
     for name, step in chosen.items():
         for key in step.needs:
             if not getattr(config, key):
                 raise InputError(
-                    f"{key} has no value: step {name} needs {key}=..., or leave the step out with "
-                    f"only=[{','.join(other for other in chosen if other != name)}]."
+                    f"{key} has no value, but step {name} needs it. Give {key}=..., or skip the "
+                    f"step with only=[{','.join(other for other in chosen if other != name)}]."
                 )
     makers = {step.makes: name for name, step in config.steps.items()}
     return {
@@ -176,12 +190,14 @@ def chosen_steps(config: ChainConfig) -> dict[str, ChainStep]:
 
 
 def check_step(name: str, step: ChainStep) -> None:
-    """Raises InputError for a key that a step's command does not have, or for data and tasks that
-    it would refuse (commands with a key `check` can tell): it would fail after days."""
+    """Raises InputError if a step's command would refuse its settings, which may be days later.
+
+    Commands with a key `check` also check their data or tasks.
+    """
     words = shlex.split(step.command)
     if name != PRETRAIN and words[0] in PACKAGES:
         try:
-            if "check" in yaml.safe_load(training.answer([*words, "--cfg", "job"])):
+            if hasattr(training.compose_command_line(words), "check"):
                 training.answer([*words, "check=true"])
         except InputError as error:
             raise InputError(f"step {name}: {error}") from None
@@ -190,8 +206,17 @@ def check_step(name: str, step: ChainStep) -> None:
 def command_of(
     name: str, step: ChainStep, makers: dict[str, str], chosen: Mapping[str, object]
 ) -> str:
-    """A step's command without the optional words that name what nobody makes. makers: the step
-    that makes a path. Raises InputError for such a word that is not optional."""
+    """Returns a step's command without optional arguments whose file no chosen step makes.
+
+    Args:
+        name: the step.
+        step: its config.
+        makers: the step that makes each path.
+        chosen: the steps to submit.
+
+    Raises:
+        InputError: a required file neither exists nor is made by a chosen step.
+    """
     kept = []
     for word in step.command.split():
         key, _, path = word.partition("=")
@@ -200,47 +225,15 @@ def command_of(
             kept.append(word)
         elif key not in step.optional:
             raise InputError(
-                f"only: step {name} reads {path}, which is not there: add step {maker}, which "
-                f"makes it."
+                f"only: step {name} reads {path}, which does not exist. Add step {maker}, which "
+                "makes it."
             )
     return " ".join(kept)
 
 
 def is_made(config: ChainConfig, name: str, step: ChainStep) -> bool:
-    """Whether a step has nothing to do. A training has checkpoints long before it is done."""
+    """Returns whether a step is done; a training has checkpoints long before that."""
     if name == PRETRAIN:
         ended = training.outcome(Path(config.out))
         return ended is not None and ended["code"] == EXIT_DONE
     return Path(step.makes).exists()
-
-
-def step_script(
-    config: ChainConfig, cluster: Cluster, job: SlurmConfig, name: str, step: ChainStep
-) -> str:
-    """The text of a job that is one command."""
-    folder = Path(config.out).absolute() / "slurm"
-    slurm = cluster.slurm
-    options = [*sbatch_options(job, cluster, step.gpus), *step.sbatch]
-    if step.array:
-        options.append(f"array=0-{step.array - 1}")
-    command = step.command
-    if step.processes:
-        nproc = config.nproc or cluster.gpus_per_node
-        command = f"torch.distributed.run --standalone --nproc-per-node {nproc} -m {command}"
-    template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(
-        TEMPLATE.read_text()
-    )
-    return template.render(
-        title=f"step {name} of {config.name}",
-        name=shlex.quote(f"{config.name}-{name}"),
-        options=options,
-        log=folder / (f"{name}-%a.log" if step.array else f"{name}.log"),
-        cwd=shlex.quote(os.getcwd()),
-        modules=slurm.modules,
-        setup=slurm.setup,
-        code=shlex.quote(str(folder / "code")),
-        env={key: shlex.quote(str(value)) for key, value in slurm.env.items()},
-        srun_options=srun_options(cluster, folder.parent),
-        python=python_of(cluster),
-        command=command,
-    )

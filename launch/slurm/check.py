@@ -1,4 +1,4 @@
-"""A training job held against what `python -m pretrain` would refuse, before it is queued."""
+"""Checks a training job before it is queued, as `python -m pretrain` would check it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from pretrain.config import device_of
 
 
 def check_job(config: SlurmConfig, cluster: Cluster, run: Training) -> None:
-    """Raises InputError where the run would be refused on the nodes of the job, or on fewer that
-    `min_nodes` lets it start with."""
+    """Raises InputError if the run would be refused on the job's nodes, or on any fewer of them.
+
+    The smallest number of nodes is `min_nodes`.
+    """
     from pretrain.preflight import preflight  # imports torch, which `launch status` does without
 
     settings = run.settings()

@@ -1,4 +1,4 @@
-"""`python -m launch status` and `python -m launch stop run=...`."""
+"""`python -m launch status` shows runs and their jobs, `python -m launch stop run=...` ends one."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from launch.slurm.submit import Job, active_jobs
 from launch.training import outcome
 
 RECENT_STEPS = 20
-"""Whose tokens/s the time to the end is taken from."""
+"""Number of last steps from which tokens/s and the time left are computed."""
 
 
 @dataclass
 class StatusConfig:
-    """Reads run folders and asks SLURM where it is here; changes nothing.
+    """Reads run folders and queries SLURM if it is installed; changes nothing.
 
     runs: a folder of runs, or one run.
     """
@@ -35,11 +35,12 @@ class StatusConfig:
 
 @dataclass
 class StopConfig:
-    """Writes a file `STOP` into the run folder: the run saves a checkpoint and ends, and does not
-    start again before the file is removed. A job that still waits is cancelled, and of a chain the
-    step that runs, where it is no training.
+    """Writes a file `STOP` into the run folder, which makes the run save a checkpoint and end.
 
-    run: its folder. now: cancels the job at once, without a checkpoint.
+    The run does not start again before the file is removed. Pending jobs are cancelled, and so is a
+    running step of a chain that is not a training.
+
+    run: the run folder. now: cancels the job at once, without a checkpoint.
     """
 
     run: str = MISSING
@@ -47,8 +48,8 @@ class StopConfig:
 
 
 @dataclass(frozen=True)
-class State:
-    """A run as its folder and SLURM tell it."""
+class RunStatus:
+    """The status of a run, from its folder and SLURM."""
 
     run_dir: Path
     state: str
@@ -63,18 +64,18 @@ class State:
 
 
 def status(config: StatusConfig) -> None:
-    """Prints a line for each run."""
+    """Prints one line per run."""
     folder = Path(config.runs)
     found = sorted(p.parent for p in folder.rglob("metrics.jsonl")) if folder.is_dir() else []
     queued = sorted(p.parent.parent for p in folder.rglob("slurm/jobs.jsonl"))
     runs = sorted({*found, *queued})
     if not runs:
-        raise InputError(f"runs={folder}: no run lies there, expected a folder of runs or one run.")
+        raise InputError(f"runs={folder}: no run was found. Give a folder of runs or one run.")
     table = Table(box=None, pad_edge=False)
     for title in ("run", "state", "jobs", "step", "loss", "tokens/s", "ETA", "restarts", "log"):
         right = title in ("step", "loss", "tokens/s", "ETA", "restarts")
         table.add_column(title, justify="right" if right else "left", overflow="fold")
-    for run in map(look, runs):
+    for run in map(read_status, runs):
         table.add_row(
             str(run.run_dir),
             run.state,
@@ -91,8 +92,8 @@ def status(config: StatusConfig) -> None:
     Console(width=None if console.is_terminal else 250, highlight=False).print(table)
 
 
-def look(run_dir: Path) -> State:
-    """Reads a run folder and asks SLURM."""
+def read_status(run_dir: Path) -> RunStatus:
+    """Returns the status of a run from its folder and SLURM."""
     records = _records(run_dir / "metrics.jsonl")
     steps = [record for record in records if record["kind"] == "train"]
     starts = [r for r in records if r.get("event") in ("start", "resume")]
@@ -106,7 +107,7 @@ def look(run_dir: Path) -> State:
     left = total_tokens - last["tokens"] if last and total_tokens else None
     logs = sorted((run_dir / "logs").glob("*/attempt_*/0/stderr.log"), key=_modified)
     log = run_dir / "slurm" / "job.log"
-    return State(
+    return RunStatus(
         run_dir,
         state,
         ", ".join(job.number for job in active),
@@ -121,7 +122,7 @@ def look(run_dir: Path) -> State:
 
 
 def _state(run_dir: Path, active: list[Job], last: dict[str, Any] | None) -> str:
-    """Of a chain, the step that runs, or the first that waits."""
+    """Returns the state of a run; for a chain, of its running step or else the first pending."""
     if active:
         job = next((job for job in active if job.state == "RUNNING"), active[0])
         step = "" if job.script == "job" else f"{job.script} "
@@ -131,11 +132,11 @@ def _state(run_dir: Path, active: list[Job], last: dict[str, Any] | None) -> str
         return str(ended["cause"]) if ended["code"] == 0 else f"ended with {ended['code']}"
     if last and time.time() - last["time"] < max(60.0, 5 * last["step_seconds"]):
         return "running"
-    return "waits" if last is None else "no sign of life"
+    return "waiting" if last is None else "not responding"
 
 
 def _plan(run_dir: Path) -> tuple[int | None, int | None]:
-    """Tokens and steps of the whole run, as its config plans them."""
+    """Returns the planned tokens and steps of the whole run, or None if it has no config."""
     from omegaconf import OmegaConf
 
     from data_pipeline.sampling.recipe import plan_from_mapping
@@ -144,7 +145,7 @@ def _plan(run_dir: Path) -> tuple[int | None, int | None]:
         if path.exists():
             config: Any = OmegaConf.to_container(OmegaConf.load(path))
             recipe = config["recipe"]
-            # How many tokens a source has changes no batch.
+            # The number of tokens of a source does not change the batches.
             mixtures = [stage.get("mixture") or {} for stage in recipe["stages"].values()]
             sources = {name: 1 for mixture in mixtures for name in mixture} or {"": 1}
             plan = plan_from_mapping(recipe, sources)
@@ -153,15 +154,15 @@ def _plan(run_dir: Path) -> tuple[int | None, int | None]:
 
 
 def stop(config: StopConfig) -> None:
-    """Asks a run to save and stop, and to stay stopped; or ends its job at once."""
+    """Requests that a run saves and stays stopped, or cancels its job at once."""
     run_dir = Path(config.run)
     if not run_dir.is_dir():
-        raise InputError(f"run={run_dir}: there is no such folder, expected a run's.")
+        raise InputError(f"run={run_dir}: the folder does not exist. Give a run folder.")
     active = active_jobs(run_dir)
     if config.now and not active:
-        raise InputError(f"run={run_dir} now=true: no job of it waits or runs.")
+        raise InputError(f"run={run_dir} now=true: the run has no pending or running job.")
     if not active and not any((run_dir / name).exists() for name in ("config.yaml", "slurm")):
-        raise InputError(f"run={run_dir}: no run lies there, expected its folder.")
+        raise InputError(f"run={run_dir}: the folder holds no run. Give a run folder.")
     training = [job for job in active if job.script == "job" and job.state != "PENDING"]
     cancel = [job.number for job in active if config.now or job not in training]
     if cancel:
@@ -170,17 +171,17 @@ def stop(config: StopConfig) -> None:
     if not config.now and (training or not active):
         stop_file = run_dir / "STOP"
         stop_file.touch()
-        print(f"{stop_file} is there: the run saves and stops; remove it to start again.")
+        print(f"Wrote {stop_file}: the run saves and stops. Remove the file to start it again.")
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    """All events and the last steps: a long run has a million lines, of which few are read."""
+    """Returns all events and the last steps; of the million lines of a long run, few are parsed."""
     events: list[str] = []
     steps: deque[str] = deque(maxlen=RECENT_STEPS)
     if path.exists():
         with path.open() as file:
             for line in file:
-                if line.endswith("\n"):  # the last may be half written
+                if line.endswith("\n"):  # the last line may be incomplete
                     (steps if line.startswith('{"kind": "train"') else events).append(line)
     return [json.loads(line) for line in [*events, *steps]]
 

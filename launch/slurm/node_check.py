@@ -1,8 +1,9 @@
-"""`torchrun ... -m launch.slurm.node_check FOLDER GPUS GIB`: seconds before the first step, by all
-ranks of a job. Each node states its GPUs, disk, code and packages, and is timed in a matrix product
-and an all-reduce of its own ranks; `FOLDER/nodes.json` has all of it. A node that is wrong or slow
-is named in one line, written into `FOLDER/exclude`, and ends the check with 75: the job is requeued
-without it.
+"""Compares and times the nodes of a job, seconds before its first step.
+
+All ranks run `torchrun ... -m launch.slurm.node_check FOLDER GPUS GIB`. Each node reports its GPUs,
+disk, code and packages, and measures a matrix product and an all-reduce of its own ranks;
+`FOLDER/nodes.json` holds the results. A wrong or slow node is printed with the reason and written
+to `FOLDER/exclude`. The check then exits with 75, and the job is requeued without that node.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ import conf
 from conf.errors import EXIT_STORAGE
 
 PACKAGES = ("torch", "numpy", "hydra-core", "safetensors", "torchao", "flash-attn")
-SLOW = 1.5
-"""A node is slow where it takes this times the median of all nodes, and a bit more."""
-MORE_SECONDS, MORE_SECONDS_CPU = 0.3e-3, 0.1
-"""Shorter differences are noise; CPUs of a test or a laptop are shared, and say little."""
+SLOW_RATIO = 1.5
+"""A node is slow if it takes more than this times the median of all nodes, plus a tolerance."""
+TOLERANCE_SECONDS, TOLERANCE_SECONDS_CPU = 0.3e-3, 0.1
+"""Shorter differences are noise. The CPUs of a test or a laptop are shared and vary more."""
 MIN_FREE_GIB = 1.0
-MAX_CLOCK_SECONDS = 5.0
+MAX_CLOCK_SKEW_SECONDS = 5.0
 TIMEOUT = timedelta(minutes=5)
 
 
 @dataclass
 class Node:
-    """What one rank says of its node; times in seconds."""
+    """Properties and measurements of a node, reported by one rank."""
 
     name: str
     gpus: int
@@ -51,42 +52,50 @@ class Node:
     all_reduce_seconds: float
 
 
-def judge(nodes: list[Node], gpus: int, gpu_memory_gib: float, cuda: bool) -> dict[str, str]:
-    """Names the wrong and the slow, with the reason. nodes: the slowest rank of each. What most
-    nodes have is right."""
+def find_problems(
+    nodes: list[Node], gpus: int, gpu_memory_gib: float, cuda: bool
+) -> dict[str, str]:
+    """Returns the wrong and the slow nodes with the reason; the majority counts as right.
+
+    Args:
+        nodes: the slowest rank of each node.
+        gpus: expected number of GPUs per node.
+        gpu_memory_gib: expected memory per GPU.
+        cuda: whether the measurements ran on GPUs.
+    """
     problems: dict[str, list[str]] = {node.name: [] for node in nodes}
-    more = MORE_SECONDS if cuda else MORE_SECONDS_CPU
+    tolerance = TOLERANCE_SECONDS if cuda else TOLERANCE_SECONDS_CPU
     codes = [node.code for node in nodes]
     code = max(codes, key=codes.count)
     packages = [json.dumps(node.packages, sort_keys=True) for node in nodes]
-    usual = json.loads(max(packages, key=packages.count))
+    majority = json.loads(max(packages, key=packages.count))
     clock = statistics.median(node.clock for node in nodes)
     for node in nodes:
-        say = problems[node.name].append
+        report = problems[node.name].append
         if node.gpus < gpus:
-            say(f"{node.gpus} GPUs, expected {gpus}")
-        # A card's own name for its size is rounded up, and the driver takes a share.
+            report(f"{node.gpus} GPUs, expected {gpus}")
+        # The advertised size of a card is rounded up, and the driver takes a part of it.
         elif gpus and node.gpu_memory_gib < 0.9 * gpu_memory_gib:
-            say(f"{node.gpu_memory_gib:.0f} GiB a GPU, expected {gpu_memory_gib:.0f}")
+            report(f"{node.gpu_memory_gib:.0f} GiB per GPU, expected {gpu_memory_gib:.0f}")
         if node.free_gib < MIN_FREE_GIB:
-            say(f"{node.free_gib:.1f} GiB free for temporary files")
-        if abs(node.clock - clock) > MAX_CLOCK_SECONDS:
-            say(f"its clock is {node.clock - clock:+.0f} s off")
+            report(f"{node.free_gib:.1f} GiB free for temporary files")
+        if abs(node.clock - clock) > MAX_CLOCK_SKEW_SECONDS:
+            report(f"clock skew {node.clock - clock:+.0f} s against the median node")
         if node.code != code:
-            say("other code")
-        for name in sorted(usual | node.packages):
-            if usual.get(name) != node.packages.get(name):
-                say(f"{name} {node.packages.get(name)}, elsewhere {usual.get(name)}")
+            report("code that differs from the other nodes")
+        for name in sorted(majority | node.packages):
+            if majority.get(name) != node.packages.get(name):
+                report(f"{name} {node.packages.get(name)}, elsewhere {majority.get(name)}")
         for what in ("matmul", "all_reduce"):
-            taken = getattr(node, f"{what}_seconds")
-            middle = statistics.median_low(getattr(other, f"{what}_seconds") for other in nodes)
-            if taken > SLOW * middle + more:
-                say(f"{what} takes {taken * 1e3:.1f} ms, elsewhere {middle * 1e3:.1f}")
-    return {name: "; ".join(said) for name, said in problems.items() if said}
+            seconds = getattr(node, f"{what}_seconds")
+            median = statistics.median_low(getattr(other, f"{what}_seconds") for other in nodes)
+            if seconds > SLOW_RATIO * median + tolerance:
+                report(f"{what} takes {seconds * 1e3:.1f} ms, elsewhere {median * 1e3:.1f}")
+    return {name: "; ".join(found) for name, found in problems.items() if found}
 
 
 def code_digest() -> str:
-    """Of the Python files that this process imports the project from."""
+    """Returns a digest of the Python files from which this process imports the project."""
     root = Path(conf.__file__).parent.parent
     total = hashlib.sha256()
     for package in ("conf", "data_pipeline", "model", "pretrain"):
@@ -96,12 +105,12 @@ def code_digest() -> str:
 
 
 def node_name() -> str:
-    """As SLURM calls it."""
+    """Returns the name of this node in SLURM, or else its host name."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def look(device: torch.device, local: dist.ProcessGroup) -> Node:
-    """What is here. The ranks of the node call it together."""
+def measure_node(device: torch.device, local: dist.ProcessGroup) -> Node:
+    """Returns the properties and measurements of this node; all of its ranks must call it."""
     cuda = device.type == "cuda"
     packages = {}
     for name in PACKAGES:
@@ -129,35 +138,35 @@ def look(device: torch.device, local: dist.ProcessGroup) -> Node:
 
 
 def best_time(work, cuda: bool, times: int = 5) -> float:  # type: ignore[no-untyped-def]
-    """Seconds of the fastest of several calls, after one that warms up."""
-    taken = []
+    """Returns the seconds of the fastest of several calls, after a warm-up call."""
+    seconds = []
     for _ in range(times + 1):
         started = time.perf_counter()
         work()
         if cuda:
             torch.cuda.synchronize()
-        taken.append(time.perf_counter() - started)
-    return min(taken[1:])
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:])
 
 
-def slowest(nodes: list[Node]) -> list[Node]:
-    """One for each name, with the worst of its ranks."""
+def slowest_ranks(nodes: list[Node]) -> list[Node]:
+    """Returns one entry per node, with the worst values of its ranks."""
     kept: dict[str, Node] = {}
     for node in nodes:
         seen = kept.setdefault(node.name, node)
         seen.matmul_seconds = max(seen.matmul_seconds, node.matmul_seconds)
         seen.all_reduce_seconds = max(seen.all_reduce_seconds, node.all_reduce_seconds)
         seen.gpu_memory_gib = min(seen.gpu_memory_gib, node.gpu_memory_gib)
-    return [kept[name] for name in sorted(kept)]  # of equal votes, the first node's counts
+    return [kept[name] for name in sorted(kept)]  # in a tie of votes, the first node is right
 
 
 def check(folder: Path, gpus: int, gpu_memory_gib: float) -> int:
-    """Runs the check on all ranks; returns the exit code, the same on each."""
+    """Runs the check on all ranks and returns the exit code, which is the same on all."""
     cuda = gpus > 0 and torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda and device.index < torch.cuda.device_count():
         torch.cuda.set_device(device)
-    elif cuda:  # fewer than expected, which is to be said, not to end in a traceback
+    elif cuda:  # fewer GPUs than expected, which is reported instead of a traceback
         device, cuda = torch.device("cpu"), False
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=TIMEOUT)
     rank = dist.get_rank()
@@ -167,13 +176,13 @@ def check(folder: Path, gpus: int, gpu_memory_gib: float) -> int:
         name: dist.new_group([r for r, other in enumerate(names) if other == name])
         for name in dict.fromkeys(names)
     }
-    node = look(device, groups[node_name()])
+    node = measure_node(device, groups[node_name()])
     dist.barrier()
     node.clock = time.time()  # ranks leave a barrier within milliseconds
     every: list[Node] = [node] * len(names)
     dist.all_gather_object(every, node)
-    nodes = slowest(every)
-    problems = judge(nodes, gpus, gpu_memory_gib, cuda)
+    nodes = slowest_ranks(every)
+    problems = find_problems(nodes, gpus, gpu_memory_gib, cuda)
     if rank == 0:
         for one in nodes:
             print(

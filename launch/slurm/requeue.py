@@ -1,5 +1,7 @@
-"""`python -m launch.slurm.requeue FOLDER`: puts this job back into the queue, without the nodes
-that the node check named in `FOLDER/exclude`."""
+"""Requeues this job without the nodes that the node check wrote to `FOLDER/exclude`.
+
+The job script runs `python -m launch.slurm.requeue FOLDER`.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,11 @@ TRIES = 20
 
 
 def requeue(folder: Path, job: str) -> None:
-    """SLURM changes a job's excluded nodes only while it waits: so it is held, changed and
-    released, by this process, which lives a few seconds longer than its job's script."""
+    """Requeues the job, and changes its excluded nodes if there are any.
+
+    SLURM changes the excluded nodes of a job only while it is pending. The job is therefore held,
+    changed and released by this process, which outlives the job script by a few seconds.
+    """
     exclude = folder / "exclude"
     nodes = ",".join(exclude.read_text().split()) if exclude.exists() else ""
     if not nodes:

@@ -1,4 +1,4 @@
-"""Settings of `python -m launch slurm` and the file of a cluster."""
+"""Configuration of `python -m launch slurm`, and the reader of a cluster's file."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from conf.errors import InputError, one_of
 from launch.plan.cluster import ClusterConfig, read_cluster_file
 
 TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|INFINITE|UNLIMITED", re.IGNORECASE)
-"""Minutes, minutes:seconds, hours:minutes:seconds, days-hours and so on, as sbatch has them."""
+"""Time limits of sbatch: minutes, minutes:seconds, hours:minutes:seconds, days-hours and so on."""
 
 
 def check_time(key: str, value: str | None) -> None:
-    """Raises InputError where a time limit is none of SLURM's forms."""
+    """Raises InputError unless a time limit has one of SLURM's forms."""
     if value is not None and not TIME.fullmatch(value):
         raise InputError(
             f"{key}={value} is not a time limit of SLURM. Write hours as 12:00:00, days as "
@@ -29,16 +29,18 @@ def check_time(key: str, value: str | None) -> None:
 
 @dataclass
 class SlurmConfig:
-    """A training job, or with `-- --multirun key=a,b ...` one for each point of a sweep. Behind
-    `--` stand overrides of `python -m pretrain` (its --help shows them).
+    """A training job, or with `-- --multirun key=a,b ...` one job per point of a sweep.
 
-    cluster: a file of `conf/cluster` by its name, or any file by its path.
-    nodes: of the job; min_nodes: with fewer left it starts all the same.
-    nproc: processes a node, null for one a GPU.
-    time: limit in SLURM's form (`2-00:00:00`), null for the cluster's; partition: likewise.
-    after: ids of jobs that must have ended well before.
+    The overrides of `python -m pretrain` follow `--` (its --help shows them).
+
+    cluster: the name of a file in `conf/cluster`, or the path of any file.
+    nodes: of the job. min_nodes: smallest number of nodes to start with, null for `nodes`.
+    nproc: processes per node, null for one per GPU.
+    time: limit in SLURM's form (`2-00:00:00`), null for the cluster's. partition: null for the
+        cluster's.
+    after: ids of jobs that must succeed first.
     node_check: compares and times the nodes before the first step.
-    dry_run: prints the job, and writes and submits nothing.
+    dry_run: prints the job without writing or submitting anything.
     """
 
     cluster: str = MISSING
@@ -61,19 +63,22 @@ class SlurmConfig:
 
 @dataclass
 class SlurmSettings:
-    """The cluster's file has gpus_per_node, gpu_memory_gib, device (cuda or cpu) and slurm, which
-    says what jobs ask for and set up:
+    """Resources and environment of jobs, under the key `slurm` of a cluster's file.
 
-    partition, account, qos, cpus_per_task, mem: as sbatch knows them.
-    time: limit of a job. signal_seconds: before it, when the ranks are told to save and stop.
-    shutdown_seconds: that a save may take after a signal before torchrun kills.
-    gpus: how GPUs are asked for, `gpus-per-node`, `gres` or `none` (whole nodes, CPUs).
-    sbatch: further options as lines, without `#SBATCH`.
-    modules: to load. setup: shell lines before the run. env: exported, NCCL's settings too.
-    container: an image for pyxis' `--container-image`; mounts: for it, besides the folder of
-        submission, where it works, and the run's. The job's own script needs a python3 outside.
-    python: that runs the job, null for the one that submits it, or the container's `python`.
-    max_attempts: of starts in a row without a new checkpoint, then the job gives up.
+    The file also has gpus_per_node, gpu_memory_gib and device (cuda or cpu).
+
+    partition, account, qos, cpus_per_task, mem: options of sbatch.
+    time: limit of a job. signal_seconds: time before the limit at which the ranks are signalled to
+        save and stop.
+    shutdown_seconds: time for the save after the signal, before torchrun kills the ranks.
+    gpus: the option that requests GPUs: `gpus-per-node`, `gres` or `none` (whole nodes, CPUs).
+    sbatch: additional options as lines, without `#SBATCH`.
+    modules: environment modules to load. setup: shell lines before the run. env: variables to
+        export, such as NCCL's.
+    container: an image for pyxis' `--container-image`. mounts: its mounts, in addition to the
+        folder of submission and the run folder. The job script itself needs a python3 on the host.
+    python: the Python of the job, null for the one that submits it, or for `python` in a container.
+    max_attempts: starts in a row without a new checkpoint after which the job gives up.
     """
 
     partition: str | None = None
@@ -100,13 +105,13 @@ class SlurmSettings:
         if not 0 < self.shutdown_seconds <= self.signal_seconds:
             raise InputError(
                 f"slurm.shutdown_seconds={self.shutdown_seconds}, expected 1 to signal_seconds="
-                f"{self.signal_seconds}: SLURM kills so long after its signal, the save before it."
+                f"{self.signal_seconds}, because SLURM kills the job that long after its signal."
             )
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a job needs of a cluster's file."""
+    """The keys of a cluster's file that a job needs."""
 
     name: str
     gpus_per_node: int
@@ -116,17 +121,21 @@ class Cluster:
 
 
 def read_cluster(given: str) -> Cluster:
-    """Reads a file of `conf/cluster` by name, or any by path; raises InputError."""
-    whole = read_cluster_file(given)
+    """Returns the cluster of a file in `conf/cluster`, given by name, or of any file, by path.
+
+    Raises:
+        InputError: the file is missing or wrong.
+    """
+    content = read_cluster_file(given)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(SlurmSettings), whole.get("slurm") or {})
+        merged = OmegaConf.merge(OmegaConf.structured(SlurmSettings), content.get("slurm") or {})
         slurm: Any = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise InputError(f"cluster={given}: slurm: {sentence(error, SlurmSettings)}") from None
     return Cluster(
-        name=str(whole.get("name", Path(given).stem)),
-        gpus_per_node=int(whole.get("gpus_per_node", ClusterConfig.gpus_per_node)),
-        device=str(whole.get("device", ClusterConfig.device)),
-        gpu_memory_gib=float(whole.get("gpu_memory_gib", 0)),
+        name=str(content.get("name", Path(given).stem)),
+        gpus_per_node=int(content.get("gpus_per_node", ClusterConfig.gpus_per_node)),
+        device=str(content.get("device", ClusterConfig.device)),
+        gpu_memory_gib=float(content.get("gpu_memory_gib", 0)),
         slurm=slurm,
     )

@@ -1,4 +1,4 @@
-"""`python -m launch slurm cluster=... nodes=N -- key=value ...`: pretrain as a SLURM job."""
+"""`python -m launch slurm cluster=... nodes=N -- key=value ...`: pretraining as a SLURM job."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from conf.errors import InputError
 from conf.files import write_text
@@ -18,7 +17,7 @@ from launch import training
 from launch.slurm.check import check_job
 from launch.slurm.script import job_script
 from launch.slurm.settings import SlurmConfig, read_cluster
-from launch.slurm.sweep import points
+from launch.slurm.sweep import sweep_points
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGES = ("conf", "pages", "data_pipeline", "model", "pretrain", "finetune", "eval", "launch")
@@ -28,12 +27,14 @@ CODE = Kind(
     lambda _: lambda name: name.split("/")[0] in PACKAGES,
 )
 ACTIVE = "PENDING,RUNNING,COMPLETING,SUSPENDED,CONFIGURING,REQUEUED,REQUEUE_HOLD"
+JOBS = "jobs.jsonl"
+"""File in `slurm/` of a run folder with one line per submitted job."""
 
 
 def slurm(config: SlurmConfig) -> None:
-    """Submits one job, or with `-- --multirun` one for each point of a sweep."""
+    """Submits one job, or with `-- --multirun` one per point of a sweep."""
     cluster = read_cluster(config.cluster)
-    runs = [training.compose(given) for given in points(training.overrides)]
+    runs = [training.compose(given) for given in sweep_points(training.overrides)]
     for run in runs:
         try:
             check_job(config, cluster, run)
@@ -47,7 +48,7 @@ def slurm(config: SlurmConfig) -> None:
             check_idle(run.run_dir)
     for run in runs:
         text = job_script(
-            config, cluster, run, shlex.join(["python", "-m", "launch", *training.typed])
+            config, cluster, run, shlex.join(["python", "-m", "launch", *training.command_line])
         )
         if config.dry_run:
             print(text)
@@ -58,15 +59,16 @@ def slurm(config: SlurmConfig) -> None:
 
 
 def need_slurm() -> None:
-    """Raises InputError where there is no SLURM."""
+    """Raises InputError if SLURM is not installed."""
     if shutil.which("sbatch") is None:
         raise InputError(
-            "sbatch is not found: submit on a cluster's login node, or look at dry_run=true."
+            "sbatch was not found. Submit on the login node of a cluster, or print the job with "
+            "dry_run=true."
         )
 
 
 def write_folder(run: training.Training, text: str) -> Path:
-    """Writes the config and job.sbatch into `slurm/` of the run folder. Returns it."""
+    """Writes the config and job.sbatch into `slurm/` of the run folder, and returns that folder."""
     folder = (run.run_dir / "slurm").absolute()
     write_text(folder / "config.yaml", run.config)
     write_text(folder / "job.sbatch", text)
@@ -76,7 +78,7 @@ def write_folder(run: training.Training, text: str) -> Path:
 
 
 def snapshot(folder: Path) -> None:
-    """Copies the packages as they are now, in place of an earlier copy."""
+    """Replaces the folder by a copy of the packages in their current state."""
     ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
     with Output(folder, CODE, overwrite=True, key="run_dir").folder() as new:
         for name in PACKAGES:
@@ -84,54 +86,49 @@ def snapshot(folder: Path) -> None:
 
 
 def submit(script: Path, after: str | None = None) -> str:
-    """Gives a script to sbatch, remembers its id beside it, and returns the id. after: a job to
-    wait for, in place of those that the script names."""
+    """Submits a script, records its job id in the same folder, and returns the id.
+
+    `after` is a job to wait for, instead of those in the script.
+    """
     options = ["--kill-on-invalid-dep=yes", f"--dependency=afterok:{after}"] if after else []
     command = ["sbatch", "--parsable", *options, str(script)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        said = " ".join(done.stderr.split())
-        raise InputError(f"sbatch refused {script}: {said.removeprefix('sbatch: ')}")
+        message = " ".join(done.stderr.split())
+        raise InputError(f"sbatch refused {script}: {message.removeprefix('sbatch: ')}")
     job = done.stdout.strip().split(";")[0]
-    with (script.parent / "jobs.jsonl").open("a") as file:
-        about = {"job": job, "script": script.name, "time": time.time()}
-        file.write(json.dumps(about) + "\n")
+    with (script.parent / JOBS).open("a") as file:
+        record = {"job": job, "script": script.name, "time": time.time()}
+        file.write(json.dumps(record) + "\n")
     return job
 
 
 @dataclass(frozen=True)
 class Job:
-    """Of a run, as SLURM has it. script: its name, `job` for a training, else the chain's step.
-    state: as squeue names it; empty where SLURM has forgotten the job or it is over."""
+    """A job of a run in SLURM.
+
+    number: its id.
+    script: name of its script: `job` for a training, else the step of the chain.
+    state: the state in squeue, empty if the job has ended or SLURM does not know it.
+    """
 
     number: str
     script: str
     state: str
 
 
-def jobs_of(run_dir: Path) -> list[str]:
-    """Ids of all jobs of a run, the oldest first."""
-    return [about["job"] for about in _remembered(run_dir)]
-
-
 def active_jobs(run_dir: Path) -> list[Job]:
-    """Those that wait or run, the oldest first; none where there is no SLURM."""
-    if shutil.which("squeue") is None:
+    """Returns the pending and running jobs of a run, oldest first, or [] without SLURM."""
+    path = run_dir / "slurm" / JOBS
+    if shutil.which("squeue") is None or not path.exists():
         return []
-    found = [
-        Job(about["job"], Path(about["script"]).stem, state_of(about["job"]))
-        for about in _remembered(run_dir)
-    ]
+    records = map(json.loads, path.read_text().splitlines())
+    found = [Job(r["job"], Path(r["script"]).stem, state_of(r["job"])) for r in records]
     return [job for job in found if job.state]
 
 
-def _remembered(run_dir: Path) -> list[dict[str, Any]]:
-    path = run_dir / "slurm" / "jobs.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def state_of(job: str) -> str:
-    """See `Job.state`; of an array, one of its jobs' that runs, or else waits."""
+    """Returns the state of a job in squeue; for an array, of a running job if there is one."""
     done = subprocess.run(
         ["squeue", "-h", "-j", job, "-t", ACTIVE, "-o", "%T"], capture_output=True, text=True
     )
@@ -140,9 +137,9 @@ def state_of(job: str) -> str:
 
 
 def check_idle(run_dir: Path) -> None:
-    """Raises InputError where a job of this run waits or runs: two would write one folder."""
+    """Raises InputError if a job of this run is active, because two would write to one folder."""
     for job in active_jobs(run_dir):
         raise InputError(
-            f"{run_dir} has job {job.number} already ({job.state.lower()}): stop it with "
-            f"`python -m launch stop run={run_dir}`, or use another run_dir."
+            f"run_dir={run_dir}: it has job {job.number} already ({job.state.lower()}). Stop it "
+            f"with `python -m launch stop run={run_dir}`, or use another run_dir."
         )

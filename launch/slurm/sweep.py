@@ -1,4 +1,4 @@
-"""The points of a Hydra sweep, each as the command line of a run with a folder of its own."""
+"""Expands a Hydra sweep into the command lines of runs, each with its own folder."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from conf.errors import InputError
 from launch.training import SWEEP
 
 
-def points(given: list[str]) -> list[list[str]]:
-    """Overrides of each run: the given ones, or with --multirun the product of all choices, each
-    with `name` and `run_dir` of its own."""
+def sweep_points(given: list[str]) -> list[list[str]]:
+    """Returns the overrides of each run.
+
+    Without --multirun there is one run. With it there is one per element of the product of all
+    choices, each with its own `name` and `run_dir`.
+    """
     rest = [part for part in given if part not in SWEEP]
     if len(rest) == len(given):
         return [given]
@@ -23,7 +26,7 @@ def points(given: list[str]) -> list[list[str]]:
         raise InputError(str(error).split("\n")[0] + ".") from None
     swept = [override for override in parsed if override.is_sweep_override()]
     if not swept:
-        raise InputError("--multirun: no key has several values, give some as key=a,b.")
+        raise InputError("--multirun: no key has several values. Give some as key=a,b.")
     fixed = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
     plain = {part.partition("=")[0]: part.partition("=")[2] for part in fixed}
     made = []

@@ -1,9 +1,10 @@
-"""`python -m launch.slurm.verdict RUN_DIR CODE MAX_ATTEMPTS`: what becomes of a job whose run has
-ended: one line that begins with `done`, `again` or `failed`.
+"""Decides whether a job whose run has ended is requeued.
 
-An agreed stop (85), storage that did not answer (75) and a hang (87) start again; bad input and
-what only a person can mend do not. Anything else, a lost node too, starts again as long as
-checkpoints come: `max_attempts` starts in a row may bring none.
+The job script runs `python -m launch.slurm.verdict RUN_DIR CODE MAX_ATTEMPTS`, which prints one
+line that begins with `done`, `again` or `failed`. Bad input and faults that need manual attention
+are final. After anything else, such as a requested stop (85), unavailable storage (75), a hang (87)
+or a lost node, the job starts again, unless more than MAX_ATTEMPTS starts in a row made no new
+checkpoint.
 """
 
 from __future__ import annotations
@@ -27,33 +28,33 @@ FINAL = (EXIT_BAD_INPUT, EXIT_CHECKPOINT, EXIT_GAVE_UP, EXIT_CORRUPT)
 
 
 def newest_step(run_dir: Path) -> int:
-    """Of the checkpoints that are whole; -1 where there is none."""
+    """Returns the step of the newest complete checkpoint, or -1."""
     found = (run_dir / "checkpoints").glob("step_*/manifest.json")
     return max((int(path.parent.name.removeprefix("step_")) for path in found), default=-1)
 
 
-def unsaid(run_dir: Path) -> str:
-    """The cause of an end of which the run itself says nothing."""
+def fallback_cause(run_dir: Path) -> str:
+    """Returns the cause of an end that the run itself did not record."""
     path = run_dir / "slurm" / "nodes.json"
     problems = json.loads(path.read_text())["problems"] if path.exists() else {}
     if problems:
-        return f"the node check named {', '.join(problems)}"
-    return "no word from the run"
+        return f"the node check excluded {', '.join(problems)}"
+    return "the run recorded no cause"
 
 
 def verdict(run_dir: Path, code: int, max_attempts: int) -> str:
-    """Decides, and remembers how many starts in a row brought no checkpoint."""
+    """Returns the verdict, and records how many starts in a row made no new checkpoint."""
     if code == EXIT_DONE:
         return "done"
     if (run_dir / "STOP").exists():
         return f"failed: stopped by {run_dir / 'STOP'}"
-    ended = outcome(run_dir) or {"code": code, "cause": unsaid(run_dir)}
+    ended = outcome(run_dir) or {"code": code, "cause": fallback_cause(run_dir)}
     if ended["code"] in FINAL:
         return f"failed: {ended['cause']}"
     path = run_dir / "slurm" / "attempts.json"
-    was = json.loads(path.read_text()) if path.exists() else {"step": None, "attempts": 0}
+    before = json.loads(path.read_text()) if path.exists() else {"step": None, "attempts": 0}
     step = newest_step(run_dir)
-    attempts = 1 if step != was["step"] else int(was["attempts"] or 0) + 1
+    attempts = 1 if step != before["step"] else int(before["attempts"] or 0) + 1
     write_text(path, json.dumps({"step": step, "attempts": attempts}))
     if ended["code"] != EXIT_REQUEUE and attempts > max_attempts:
         return f"failed: {attempts} starts without a new checkpoint: {ended['cause']}"

@@ -1,4 +1,4 @@
-"""What the page can do, as the commands that do it: it shows each one, and runs nothing else."""
+"""The commands that the page shows and runs; it runs nothing else."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ LOG_LINES = 15
 
 
 def choices(group: str) -> list[str]:
-    """The files of a config group, by name."""
+    """Returns the names of the files of a config group."""
     return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
 
 
 def corpora(folder: Path = Path("data")) -> list[str]:
-    """Folders of tokenized shards."""
+    """Returns the folders of tokenized corpora."""
     return sorted(str(path.parent) for path in folder.glob("*/manifest.json"))
 
 
 def runs(folder: Path) -> list[str]:
-    """Run folders that have metrics, the one that was written last first."""
+    """Returns the run folders that have metrics, the most recent one first."""
     found = sorted(folder.glob("*/metrics.jsonl"), key=lambda path: -path.stat().st_mtime)
     return [str(path.parent) for path in found]
 
 
 @dataclass(frozen=True)
 class Form:
-    """What is chosen on the page. more: further overrides of pretrain, as on a command line."""
+    """The choices on the page; `more` holds overrides of pretrain as on a command line."""
 
     name: str
     model: str
@@ -53,48 +53,48 @@ class Form:
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
             raise InputError(
-                f"name={self.name!r}: expected letters, digits, dots and dashes: it names a folder."
+                f"name={self.name!r}: a folder has this name. Use letters, digits, dots and dashes."
             )
         if not self.data:
             raise InputError(
-                "data: no corpus is chosen; make one under Data, or with python -m data_pipeline "
+                "data: no corpus is chosen. Make one under Data, or with python -m data_pipeline "
                 "tokenize."
             )
 
     @property
     def run_dir(self) -> Path:
-        """Where the run will lie."""
+        """Returns the folder of the run."""
         return self.runs / self.name
 
     def overrides(self) -> list[str]:
-        """Of `python -m pretrain`. Raises InputError where `more` is no command line."""
+        """Returns the overrides of `python -m pretrain`. Raises InputError if `more` is invalid."""
         chosen = {"model": self.model, "recipe": self.recipe, "optim": self.optim}
         chosen |= {"data.folder": self.data, "name": self.name, "run_dir": str(self.run_dir)}
-        return [*(f"{key}={value}" for key, value in chosen.items()), *words(self.more)]
+        return [*(f"{key}={value}" for key, value in chosen.items()), *split_overrides(self.more)]
 
     def train(self, *options: str) -> list[str]:
-        """Trains on this machine. options: of `launch local`."""
+        """Returns the command that trains on this machine, with `options` of `launch local`."""
         return ["launch", "local", f"nproc={self.processes}", *options, "--", *self.overrides()]
 
     def plan(self) -> list[str]:
-        """Plans the same run on the cluster that is chosen, and writes a page."""
+        """Returns the command that plans the run on the chosen cluster and writes a page."""
         where = [f"cluster={self.cluster}", f"out={self.plan_page}", "overwrite=true"]
         return ["launch", "plan", *where, "--", *self.overrides()]
 
     @property
     def plan_page(self) -> Path:
-        """The page of the plan."""
+        """Returns the path of the page of the plan."""
         return self.runs / f"{self.name}.plan.html"
 
 
 def tokenize(corpus: str, tokenizer: str, more: str, folder: Path = Path("data")) -> list[str]:
-    """Makes the shards of a corpus. Raises InputError where `more` is no command line."""
+    """Returns the command that tokenizes a corpus. Raises InputError if `more` is invalid."""
     chosen = [f"corpus={corpus}", f"tokenizer={tokenizer}", f"out={folder / corpus}"]
-    return ["data_pipeline", "tokenize", *chosen, *words(more)]
+    return ["data_pipeline", "tokenize", *chosen, *split_overrides(more)]
 
 
-def words(more: str) -> list[str]:
-    """The overrides of a field. Raises InputError where it is no command line."""
+def split_overrides(more: str) -> list[str]:
+    """Returns the overrides in a text field. Raises InputError if its quotes do not match."""
     try:
         return shlex.split(more)
     except ValueError as error:
@@ -102,57 +102,60 @@ def words(more: str) -> list[str]:
 
 
 def stop(run: str) -> list[str]:
-    """Ends a run; it saves."""
+    """Returns the command that saves and ends a run."""
     return ["launch", "stop", f"run={run}"]
 
 
 def samples(run: str, prompts: Path, tokens: int) -> list[str]:
-    """Lets the newest checkpoint of a run go on with prompts."""
+    """Returns the command that continues prompts with the newest checkpoint of a run."""
     return [
         *("eval", "generate", f"model={run}", f"prompts_file={prompts}"),
         *(f"max_new_tokens={tokens}", "temperature=0.7", "repetition_penalty=1.1"),
-        f"out={run}/samples/newest.jsonl",  # where its report finds them
+        f"out={run}/samples/newest.jsonl",  # the report of the run reads this folder
         "overwrite=true",
     ]
 
 
 def report(run: str) -> list[str]:
-    """Writes the page about a run."""
+    """Returns the command that writes the report of a run."""
     return ["eval", "report", f"run={run}", f"out={run}/report.html", "overwrite=true"]
 
 
 def chat(model: str, port: int) -> list[str]:
-    """Serves a model, and a page to chat with it."""
+    """Returns the command that serves a model and a chat page."""
     return ["eval", "serve", f"model={model}", f"port={port}", f"api_port={port + 1}"]
 
 
-def shown(command: list[str]) -> str:
-    """As one types it."""
+def shell_form(command: list[str]) -> str:
+    """Returns the shell form of a command."""
     return "python -m " + shlex.join(command)
 
 
-def run_now(command: list[str], seconds: float = 900) -> str:
-    """What a command says. Raises InputError with its last line where it fails."""
+def run_now(command: list[str], timeout_seconds: float = 900) -> str:
+    """Returns the output of a command. Raises InputError with its last line if it fails."""
     done = subprocess.run(
-        [sys.executable, "-m", *command], capture_output=True, text=True, timeout=seconds
+        [sys.executable, "-m", *command], capture_output=True, text=True, timeout=timeout_seconds
     )
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip()).split("\n")[-1]
-        raise InputError(said.removeprefix("error: ") or f"it ended with {done.returncode}")
+        last_line = (done.stderr.strip() or done.stdout.strip()).split("\n")[-1]
+        raise InputError(last_line.removeprefix("error: ") or f"it ended with {done.returncode}")
     return done.stdout
 
 
 @dataclass
-class Started:
-    """Commands that run beside the page, by what they are for."""
+class BackgroundCommands:
+    """Commands that run in the background of the page, by a key."""
 
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def start(self, key: str, command: list[str], log: Path) -> None:
-        """Starts one; a session of its own, so that a Ctrl-C for the page does not reach it.
-        Raises InputError where one runs for that."""
+        """Starts a command in its own session, so that Ctrl-C on the page does not reach it.
+
+        Raises:
+            InputError: a command with this key is running.
+        """
         if self.runs(key):
-            raise InputError(f"{key} is running: stop it first.")
+            raise InputError(f"{key} is running. Stop it first.")
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as file:
             self.processes[key] = subprocess.Popen(
@@ -164,57 +167,61 @@ class Started:
             )
 
     def runs(self, key: str) -> bool:
-        """Whether it has not ended."""
+        """Returns whether the command of a key is running."""
         process = self.processes.get(key)
         return process is not None and process.poll() is None
 
     def end(self, key: str) -> None:
-        """Ends it."""
+        """Terminates the command of a key, if it is running."""
         process = self.processes.pop(key, None)
         if process is not None and process.poll() is None:
-            process.terminate()  # not SIGINT, which a page started with `&` and its children ignore
+            process.terminate()  # SIGINT is ignored by a page started with `&` and its children
             process.wait(60)
 
 
-def train(started: Started, form: Form) -> str:
-    """Starts a run, or goes on with it; returns what was run. Raises InputError where the run would
-    be refused."""
+def train(background: BackgroundCommands, form: Form) -> str:
+    """Starts or resumes a run, and returns the commands that it ran.
+
+    Raises:
+        InputError: the run would be refused.
+    """
     command = form.train()
-    line = shown(command)
-    stopped = form.run_dir / STOP_FILE
-    was_stopped = stopped.exists() and not started.runs(str(form.run_dir))
+    line = shell_form(command)
+    stop_file = form.run_dir / STOP_FILE
+    was_stopped = stop_file.exists() and not background.runs(str(form.run_dir))
     if was_stopped:
-        stopped.unlink()
-        line = f"rm {shlex.quote(str(stopped))}\n{line}"
+        stop_file.unlink()
+        line = f"rm {shlex.quote(str(stop_file))}\n{line}"
     try:
         run_now(form.train("dry_run=true"))
     except InputError:
         if was_stopped:
-            stopped.touch()
+            stop_file.touch()
         raise
-    started.start(str(form.run_dir), command, form.run_dir / "ui.log")
+    background.start(str(form.run_dir), command, form.run_dir / "ui.log")
     return line
 
 
 def tail(path: Path) -> str:
-    """The last lines of a log."""
+    """Returns the last lines of a log, or '' if it does not exist."""
     if not path.exists():
         return ""
     with path.open(errors="replace") as file:
         return "".join(deque(file, LOG_LINES))
 
 
-def curves(run: Path) -> dict[str, list[Any]]:
-    """Of metrics.jsonl: step, value and series (training, held out) of the loss."""
-    found: dict[str, list[Any]] = {"step": [], "loss": [], "of": []}
+def loss_curves(run: Path) -> dict[str, list[Any]]:
+    """Returns columns of step, loss and series (training, held out) from metrics.jsonl."""
+    found: dict[str, list[Any]] = {"step": [], "loss": [], "series": []}
     path = run / "metrics.jsonl"
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             record = json.loads(line)
-        except ValueError:  # the last one, half written
+        except ValueError:  # the last line may be incomplete
             continue
-        of = {"train": "training", "validation": "held out"}.get(record["kind"])
-        if of:
-            for key, value in (("step", record["step"]), ("loss", record["loss"]), ("of", of)):
-                found[key].append(value)
+        series = {"train": "training", "validation": "held out"}.get(record["kind"])
+        if series:
+            found["step"].append(record["step"])
+            found["loss"].append(record["loss"])
+            found["series"].append(series)
     return found

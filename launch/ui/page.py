@@ -1,4 +1,4 @@
-"""The page itself: make data, choose, plan, train, watch, chat."""
+"""The page: tabs to make data, plan and train, watch, and chat."""
 
 from __future__ import annotations
 
@@ -13,27 +13,26 @@ import pandas
 from conf.errors import InputError
 from conf.files import write_text
 from conf.text import format_duration
-from launch.slurm.manage import look
+from launch.slurm.manage import read_status
 from launch.ui import commands
-from launch.ui.commands import Form, Started
+from launch.ui.commands import BackgroundCommands, Form
 
 CHAT, DATA = "chat", "data"
-SECONDS = 3
-"""Between two looks at a run."""
+REFRESH_SECONDS = 3
 CSS = """
 footer {display: none !important}
 .frame iframe {width: 100%; height: 70vh; border: 1px solid var(--border-color-primary);
   border-radius: 8px; background: white}
-.said textarea {font-family: var(--font-mono); font-size: 0.8rem}
+.output textarea {font-family: var(--font-mono); font-size: 0.8rem}
 .gradio-container {width: 100% !important; max-width: 1100px !important; margin: auto}
 """
 PROMPTS = "def main(\nThe module\nimport os"
 
 
-def build(folder: Path, started: Started, chat_port: int) -> Any:
-    """The page, for the runs in a folder."""
+def build(folder: Path, background: BackgroundCommands, chat_port: int) -> Any:
+    """Returns the page for the runs in a folder."""
     with gr.Blocks(title="Headwater", analytics_enabled=False) as page:
-        gr.Markdown("# Headwater\nEach button runs the command that it shows; nothing else.")
+        gr.Markdown("# Headwater\nEach button runs exactly the command that it shows.")
         known = commands.corpora()
         data = gr.Dropdown(
             known,
@@ -44,18 +43,18 @@ def build(folder: Path, started: Started, chat_port: int) -> Any:
         )
         with gr.Tabs(selected="train" if known else "data"):
             with gr.Tab("Data", id="data"):
-                _data_tab(page, folder, started, data)
+                _data_tab(page, folder, background, data)
             with gr.Tab("Train", id="train"):
-                _train_tab(page, folder, started, data)
+                _train_tab(page, folder, background, data)
             with gr.Tab("Watch"):
-                _watch_tab(page, folder, started)
+                _watch_tab(page, folder)
             with gr.Tab("Chat"):
-                _chat_tab(page, folder, started, chat_port)
+                _chat_tab(page, folder, background, chat_port)
     return page
 
 
-def _data_tab(page: Any, folder: Path, started: Started, data: Any) -> None:
-    """data: the corpora that one can train on."""
+def _data_tab(page: Any, folder: Path, background: BackgroundCommands, data: Any) -> None:
+    """Adds the tab that tokenizes a corpus; `data` is the dropdown of corpora to train on."""
     with gr.Row():
         corpus = gr.Dropdown(commands.choices("corpus"), value="python_docs", label="text")
         tokenizer = gr.Dropdown(commands.choices("tokenizer"), value="bpe_8k", label="tokenizer")
@@ -64,25 +63,25 @@ def _data_tab(page: Any, folder: Path, started: Started, data: Any) -> None:
     )
     make = gr.Button("Tokenize", variant="primary")
     fields: list[Any] = [corpus, tokenizer, more]
-    line = _said("command", 1)
-    log = _said("log", 6)
-    timer = gr.Timer(SECONDS)
+    line = _output_box("command", 1)
+    log = _output_box("log", 6)
+    timer = gr.Timer(REFRESH_SECONDS)
     path = folder / "tokenize.log"
 
     def preview(corpus: str, tokenizer: str, more: str) -> str:
         try:
-            return commands.shown(commands.tokenize(corpus, tokenizer, more))
+            return commands.shell_form(commands.tokenize(corpus, tokenizer, more))
         except InputError as error:
             return f"# {error}"
 
-    def made(corpus: str, tokenizer: str, more: str) -> str:
+    def tokenize(corpus: str, tokenizer: str, more: str) -> str:
         command = commands.tokenize(corpus, tokenizer, more)
-        if not started.runs(DATA):
+        if not background.runs(DATA):
             path.unlink(missing_ok=True)
-        started.start(DATA, command, path)
-        return commands.shown(command)
+        background.start(DATA, command, path)
+        return commands.shell_form(command)
 
-    def watched(chosen: str | None) -> tuple[str, Any]:
+    def refresh(chosen: str | None) -> tuple[str, Any]:
         known = commands.corpora()
         chosen = chosen or (known[0] if known else None)
         return commands.tail(path), gr.Dropdown(choices=known, value=chosen)
@@ -90,11 +89,11 @@ def _data_tab(page: Any, folder: Path, started: Started, data: Any) -> None:
     page.load(preview, fields, line, show_progress="hidden")
     for item in fields:
         item.change(preview, fields, line, show_progress="hidden")
-    make.click(spoken(made), fields, line)
-    timer.tick(watched, data, [log, data], show_progress="hidden")
+    make.click(with_error_popup(tokenize), fields, line)
+    timer.tick(refresh, data, [log, data], show_progress="hidden")
 
 
-def _train_tab(page: Any, folder: Path, started: Started, data: Any) -> None:
+def _train_tab(page: Any, folder: Path, background: BackgroundCommands, data: Any) -> None:
     with gr.Row():
         name = gr.Textbox("first", label="name of the run")
         model = gr.Dropdown(commands.choices("model"), value="demo_12m", label="model")
@@ -102,15 +101,15 @@ def _train_tab(page: Any, folder: Path, started: Started, data: Any) -> None:
     with gr.Row():
         data.render()
         optim = gr.Dropdown(commands.choices("optim"), value="adamw_demo", label="optimizer")
-        processes = gr.Number(1, label="processes here", minimum=1, precision=0)
-        cluster = gr.Dropdown(commands.choices("cluster"), value="laptop", label="plan it for")
+        processes = gr.Number(1, label="processes on this machine", minimum=1, precision=0)
+        cluster = gr.Dropdown(commands.choices("cluster"), value="laptop", label="cluster to plan")
     more = gr.Textbox("", label="more overrides", placeholder="seed=1 parallel=fsdp", lines=1)
     fields: list[Any] = [name, model, recipe, optim, data, processes, cluster, more]
-    line = _said("command", 3)
+    line = _output_box("command", 3)
     with gr.Row():
-        plan = gr.Button("Plan")
-        train = gr.Button("Train", variant="primary")
-    said = gr.Markdown()
+        plan_button = gr.Button("Plan")
+        train_button = gr.Button("Train", variant="primary")
+    message = gr.Markdown()
     frame = gr.HTML(elem_classes="frame")
 
     def form(*values: Any) -> Form:
@@ -119,86 +118,91 @@ def _train_tab(page: Any, folder: Path, started: Started, data: Any) -> None:
             name, model, recipe, optim, data or "", int(processes), cluster, folder, more or ""
         )
 
-    def planned(*values: Any) -> tuple[str, str, str]:
+    def plan(*values: Any) -> tuple[str, str, str]:
         chosen = form(*values)
         commands.run_now(chosen.plan())
-        return commands.shown(chosen.plan()), "", framed(chosen.plan_page)
+        return commands.shell_form(chosen.plan()), "", as_iframe(chosen.plan_page)
 
-    def trained(*values: Any) -> tuple[str, str, str]:
+    def train(*values: Any) -> tuple[str, str, str]:
         chosen = form(*values)
-        line = commands.train(started, chosen)
-        return line, f"**{chosen.run_dir}** trains: look at it under *Watch*.", ""
+        line = commands.train(background, chosen)
+        return line, f"**{chosen.run_dir}** is training. See *Watch*.", ""
 
     def preview(*values: Any) -> str:
         try:
-            return commands.shown(form(*values).train())
+            return commands.shell_form(form(*values).train())
         except InputError as error:
             return f"# {error}"
 
     page.load(preview, fields, line, show_progress="hidden")
     for item in fields:
         item.change(preview, fields, line, show_progress="hidden")
-    plan.click(spoken(planned), fields, [line, said, frame])
-    train.click(spoken(trained), fields, [line, said, frame])
+    plan_button.click(with_error_popup(plan), fields, [line, message, frame])
+    train_button.click(with_error_popup(train), fields, [line, message, frame])
 
 
-def _watch_tab(page: Any, folder: Path, started: Started) -> None:
+def _watch_tab(page: Any, folder: Path) -> None:
     with gr.Row():
         run = gr.Dropdown([], label="run", allow_custom_value=True, scale=3)
-        stop = gr.Button("Stop", variant="stop")
-        report = gr.Button("Report")
+        stop_button = gr.Button("Stop", variant="stop")
+        report_button = gr.Button("Report")
     state = gr.Markdown("No run yet.")
     loss = gr.LinePlot(
-        x="step", y="loss", color="of", title="loss, nats a token", height=280, visible=False
+        x="step",
+        y="loss",
+        color="series",
+        title="loss, nats per token",
+        height=280,
+        visible=False,
     )
-    log = _said("log", 6)
+    log = _output_box("log", 6)
     with gr.Row():
-        prompts = gr.Textbox(PROMPTS, label="prompts, one a line", lines=3)
+        prompts = gr.Textbox(PROMPTS, label="prompts, one per line", lines=3)
         with gr.Column():
-            tokens = gr.Slider(16, 256, 48, step=16, label="tokens to write")
-            write = gr.Button("Write samples from the newest checkpoint")
-    line = _said("command", 1)
-    text = _said("samples", 3)
+            tokens = gr.Slider(16, 256, 48, step=16, label="tokens to generate")
+            generate_button = gr.Button("Generate samples with the newest checkpoint")
+    line = _output_box("command", 1)
+    text = _output_box("samples", 3)
     frame = gr.HTML(elem_classes="frame")
-    timer = gr.Timer(SECONDS)
+    timer = gr.Timer(REFRESH_SECONDS)
 
-    def watched(chosen: str | None) -> tuple[Any, ...]:
+    def refresh(chosen: str | None) -> tuple[Any, ...]:
         known = commands.runs(folder)
         chosen = chosen or (known[0] if known else None)
         if not chosen:
             nothing = gr.skip()
             return gr.Dropdown(choices=known), "No run yet.", nothing, nothing
-        found, log = commands.curves(Path(chosen)), commands.tail(Path(chosen) / "ui.log")
+        found, log = commands.loss_curves(Path(chosen)), commands.tail(Path(chosen) / "ui.log")
         return (
             gr.Dropdown(choices=known, value=chosen),
-            standing(Path(chosen)),
+            status_line(Path(chosen)),
             gr.LinePlot(pandas.DataFrame(found), visible=bool(found["step"])),
             gr.Textbox(log, visible=bool(log)),
         )
 
-    def stopped(chosen: str) -> str:
+    def stop(chosen: str) -> str:
         commands.run_now(commands.stop(chosen))
-        return commands.shown(commands.stop(chosen))
+        return commands.shell_form(commands.stop(chosen))
 
-    def written(chosen: str, prompts: str, tokens: float) -> tuple[str, str]:
+    def generate(chosen: str, prompts: str, tokens: float) -> tuple[str, str]:
         path = Path(chosen) / "prompts.txt"
         write_text(path, "\n".join(filter(None, prompts.splitlines())) + "\n")
         command = commands.samples(chosen, path, int(tokens))
-        return commands.shown(command), commands.run_now(command)
+        return commands.shell_form(command), commands.run_now(command)
 
-    def reported(chosen: str) -> tuple[str, str]:
+    def report(chosen: str) -> tuple[str, str]:
         command = commands.report(chosen)
         commands.run_now(command)
-        return commands.shown(command), framed(Path(chosen) / "report.html")
+        return commands.shell_form(command), as_iframe(Path(chosen) / "report.html")
 
     for event in (page.load, timer.tick, run.change):
-        event(watched, run, [run, state, loss, log], show_progress="hidden")
-    stop.click(spoken(stopped), run, line)
-    report.click(spoken(reported), run, [line, frame])
-    write.click(spoken(written), [run, prompts, tokens], [line, text])
+        event(refresh, run, [run, state, loss, log], show_progress="hidden")
+    stop_button.click(with_error_popup(stop), run, line)
+    report_button.click(with_error_popup(report), run, [line, frame])
+    generate_button.click(with_error_popup(generate), [run, prompts, tokens], [line, text])
 
 
-def _chat_tab(page: Any, folder: Path, started: Started, port: int) -> None:
+def _chat_tab(page: Any, folder: Path, background: BackgroundCommands, port: int) -> None:
     with gr.Row():
         model = gr.Dropdown(
             [],
@@ -206,64 +210,64 @@ def _chat_tab(page: Any, folder: Path, started: Started, port: int) -> None:
             allow_custom_value=True,
             scale=3,
         )
-        start = gr.Button("Serve", variant="primary")
-        end = gr.Button("Stop serving", variant="stop")
-    line = _said("command", 1)
-    log = _said("log", 3)
+        serve_button = gr.Button("Serve", variant="primary")
+        end_button = gr.Button("Stop serving", variant="stop")
+    line = _output_box("command", 1)
+    log = _output_box("log", 3)
     frame = gr.HTML(elem_classes="frame")
-    timer = gr.Timer(SECONDS)
+    timer = gr.Timer(REFRESH_SECONDS)
     shown = gr.State(False)
     path = folder / "chat.log"
 
-    def served(chosen: str | None) -> tuple[str, bool, str]:
+    def serve(chosen: str | None) -> tuple[str, bool, str]:
         if not chosen:
-            raise InputError("choose a model to serve.")
-        started.end(CHAT)
+            raise InputError("Choose a model to serve.")
+        background.end(CHAT)
         path.unlink(missing_ok=True)
         command = commands.chat(chosen, port)
-        started.start(CHAT, command, path)
-        return commands.shown(command), False, ""
+        background.start(CHAT, command, path)
+        return commands.shell_form(command), False, ""
 
-    def ended() -> tuple[bool, str]:
-        started.end(CHAT)
+    def end() -> tuple[bool, str]:
+        background.end(CHAT)
         return False, ""
 
-    def watched(shown: bool, request: gr.Request) -> tuple[str, bool, Any]:
-        """The chat's own page in a frame, once it is there."""
-        log = commands.tail(path) if started.runs(CHAT) else ""
+    def refresh(shown: bool, request: gr.Request) -> tuple[str, bool, Any]:
+        """Shows the page of the chat in a frame as soon as it is served."""
+        log = commands.tail(path) if background.runs(CHAT) else ""
         if shown or "\npage: " not in log:
             return log, shown, gr.skip()
         host = (request.headers.get("host") or "localhost").rsplit(":", 1)[0]
         return log, True, f'<iframe src="http://{html.escape(host)}:{port}"></iframe>'
 
     page.load(lambda: gr.Dropdown(choices=commands.runs(folder)), None, model)
-    start.click(spoken(served), model, [line, shown, frame])
-    end.click(spoken(ended), None, [shown, frame])
-    timer.tick(watched, shown, [log, shown, frame], show_progress="hidden")
+    serve_button.click(with_error_popup(serve), model, [line, shown, frame])
+    end_button.click(with_error_popup(end), None, [shown, frame])
+    timer.tick(refresh, shown, [log, shown, frame], show_progress="hidden")
 
 
-def _said(label: str, lines: int) -> Any:
-    """A field for what was run, or what it said."""
+def _output_box(label: str, lines: int) -> Any:
+    """Returns a read-only field for a command or its output."""
     return gr.Textbox(
-        label=label, lines=lines, max_lines=20, interactive=False, elem_classes="said"
+        label=label, lines=lines, max_lines=20, interactive=False, elem_classes="output"
     )
 
 
-def spoken(call: Callable[..., Any]) -> Callable[..., Any]:
-    """A refusal of a command as a message on the page."""
+def with_error_popup(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the function with an InputError shown as a message on the page."""
 
-    def spoke(*values: Any) -> Any:
+    def wrapped(*values: Any) -> Any:
         try:
             return call(*values)
         except InputError as error:
             raise gr.Error(str(error), duration=15) from None
 
-    return spoke
+    return wrapped
 
 
-def standing(run: Path) -> str:
-    """A run in a line."""
-    found = look(run)
+def status_line(run: Path) -> str:
+    """Returns the status of a run in one line."""
+    found = read_status(run)
     parts = [f"**{found.state}**", f"step {found.step:,}"]
     if found.total_steps:
         parts[1] += f" of {found.total_steps:,}"
@@ -278,6 +282,6 @@ def standing(run: Path) -> str:
     return " · ".join(parts)
 
 
-def framed(path: Path) -> str:
-    """A page that needs nothing else, inside this one."""
+def as_iframe(path: Path) -> str:
+    """Returns a self-contained page embedded in an iframe."""
     return f'<iframe srcdoc="{html.escape(path.read_text())}"></iframe>'

@@ -1,4 +1,4 @@
-"""`python -m launch ui`: serves the page."""
+"""`python -m launch ui`: serves the page in the browser."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from conf.gradio_page import check_installed, check_port, import_gradio, launch_
 
 @dataclass
 class UiConfig:
-    """A page to choose a recipe, see its plan, train on this machine, watch it, and chat. It runs
-    the commands of the terminal and shows them.
+    """A page to choose a recipe, plan, train on this machine, watch, and chat.
 
-    runs: the folder of runs. host, port: where the page is; a served model is at port + 1 and its
-    endpoint at port + 2.
-    share: a public link to the page, made by gradio: whoever has it can start commands here.
+    It runs the same commands as the terminal and shows them.
+
+    runs: the folder of runs.
+    host, port: address of the page. A served model has its page at port + 1 and its endpoint at
+        port + 2.
+    share: makes a public link to the page with gradio. Everyone with the link can start commands
+        on this machine.
     """
 
     runs: str = "runs"
@@ -32,22 +35,23 @@ class UiConfig:
 
 
 def ui(config: UiConfig) -> None:
-    """Serves until it is interrupted; runs that it started go on, a served model ends.
+    """Serves the page until it is interrupted; its runs then continue, and a served model ends.
 
-    Raises InputError where gradio is missing or the port is taken.
+    Raises:
+        InputError: gradio is not installed, or the port is in use.
     """
     check_installed("ui", ["gradio"])
     check_port("port", config.port, config.host)
     import_gradio()
-    from launch.ui.commands import Started
+    from launch.ui.commands import BackgroundCommands
     from launch.ui.page import CHAT, CSS, build
 
-    started = Started()
-    page = build(Path(config.runs), started, config.port + 1)
+    background = BackgroundCommands()
+    page = build(Path(config.runs), background, config.port + 1)
     launch_page(page, config.host, config.port, config.share, CSS)
-    over = threading.Event()
+    interrupted = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: over.set())
-    over.wait()
-    started.end(CHAT)
+        signal.signal(number, lambda *_: interrupted.set())
+    interrupted.wait()
+    background.end(CHAT)
     page.close()

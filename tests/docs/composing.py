@@ -75,20 +75,22 @@ def answering_here() -> Iterator[list[Any]]:
 
     Yields a list that receives the settings with which they would run.
     """
-    real = training.answer
+    real_answer, real_compose = training.answer, training.compose_command_line
     met: list[Any] = []
 
     def answer(command: list[str]) -> str:
         before = list(training.overrides)
         try:
-            if command[-2:] == ["--cfg", "job"] and "--resolve" not in command:
-                met.extend(composed(command[0], command[1:-2]))
             return said(command[0], command[1:])
         finally:
             training.overrides[:] = before
 
-    training.answer = answer
+    def compose_command_line(words: list[str]) -> Any:
+        met.append(real_compose(words))
+        return met[-1]
+
+    training.answer, training.compose_command_line = answer, compose_command_line
     try:
         yield met
     finally:
-        training.answer = real
+        training.answer, training.compose_command_line = real_answer, real_compose

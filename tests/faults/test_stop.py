@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from launch.slurm.manage import look
+from launch.slurm.manage import read_status
 from tests.conftest import ROOT
 from tests.patience import limit
 from tests.runs import arguments, ledger, records
@@ -92,7 +92,7 @@ def test_stop_after_saves_and_is_not_the_end(command, corpus, tmp_path):
     assert "stopped after step 3 of 20 (stop_after=3): the same command without" in done.stdout
     assert saved(run_dir) == ["step_3"]
     assert (outcome(run_dir)["code"], outcome(run_dir)["cause"]) == (0, "stopped")
-    assert look(run_dir).state == "stopped"
+    assert read_status(run_dir).state == "stopped"
     before = (run_dir / "metrics.jsonl").read_bytes()
     again = command(*training, "stop_after=3")  # there is nothing left to do
     assert (again.returncode, outcome(run_dir)["cause"]) == (0, "stopped")
@@ -100,7 +100,7 @@ def test_stop_after_saves_and_is_not_the_end(command, corpus, tmp_path):
     assert (run_dir / "metrics.jsonl").read_bytes().startswith(before)
     done = command(*training, processes=2)
     assert "resuming after step 3" in done.stdout
-    assert (outcome(run_dir)["cause"], look(run_dir).state) == ("finished", "finished")
+    assert (outcome(run_dir)["cause"], read_status(run_dir).state) == ("finished", "finished")
     assert saved(run_dir) == ["step_20", "step_3"]
 
 

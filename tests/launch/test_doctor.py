@@ -13,8 +13,8 @@ from packaging.requirements import Requirement
 
 from conf.machine import fitting_precision, processor
 from conf.text import GIB
-from launch.doctor.advice import NEEDED_BY, advice, lacking, slower
-from launch.doctor.command import lines
+from launch.doctor.advice import NEEDED_BY, advice, compare_speeds, missing_lines
+from launch.doctor.command import report_lines
 from launch.doctor.facts import NAME, collect, interfaces, missing, space
 
 HEALTHY: dict[str, Any] = {
@@ -67,7 +67,7 @@ def facts(**changes):
 
 def test_a_healthy_machine_gets_no_advice():
     assert list(advice(HEALTHY)) == []
-    text = [line for _, line in lines(HEALTHY)]
+    text = [line for _, line in report_lines(HEALTHY)]
     assert "precision=auto takes bf16: this CPU has avx512_bf16" in text
     assert "float32: 100.0 GFLOP/s (512 x 512)" in text
     assert "bfloat16 is 4.0 times as fast" in text
@@ -78,15 +78,15 @@ def test_a_healthy_machine_gets_no_advice():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"gpu_driver": True}, "torch sees no GPU: install a CUDA build of torch"),
+        ({"gpu_driver": True}, "torch sees no GPU. Install a CUDA build of torch"),
         ({"variables": {"ONEDNN_MAX_CPU_ISA": "AVX2"}}, "ONEDNN_MAX_CPU_ISA=AVX2 limits"),
         ({"cpu__onednn": False}, "no oneDNN"),
-        ({"cpu__threads": 1}, "torch takes 1 of 4 cores"),
+        ({"cpu__threads": 1}, "torch uses 1 of 4 cores"),
         ({"shared_memory__total": GIB // 16}, "/dev/shm has 0.06 GiB, expected 1 or more"),
         ({"open_files": {"soft": 1024, "hard": 8192}}, "ulimit -n 8192"),
         ({"open_files": {"soft": 1024, "hard": -1}}, "ulimit -n 65536"),
         ({"disk__here": {"path": "/x", "total": 1, "free": GIB}}, "/x has 1.0 GiB free"),
-        ({"programs__g++": False}, "no C++ compiler"),
+        ({"programs__g++": False}, "No C++ compiler"),
     ],
 )
 def test_each_fault_has_its_sentence(changes, said):
@@ -96,21 +96,21 @@ def test_each_fault_has_its_sentence(changes, said):
 
 def test_what_the_system_does_not_say_is_no_fault():
     assert list(advice(facts(shared_memory=None, open_files={"soft": -1, "hard": -1}))) == []
-    assert ("shared memory", "not there") in list(lines(facts(shared_memory=None)))
+    assert ("shared memory", "does not exist") in list(report_lines(facts(shared_memory=None)))
 
 
 def test_a_gpu_is_described():
     found = facts(gpus=[GPU], gpu_driver=True, device="cuda", precision__fp8=True)
-    text = [line for _, line in lines(found)]
+    text = [line for _, line in report_lines(found)]
     assert "NVIDIA H200, compute capability 9.0, 139 GiB" in text
-    assert "precision=fp8 can be taken" in text
+    assert "precision=fp8 is supported" in text
 
 
 def test_a_slow_type_is_said_to_be_slow():
     speed = copy.deepcopy(HEALTHY["speed"])
     speed["bfloat16"]["flops_per_second"] = 1e8
-    assert slower(speed) == "bfloat16 is 1,000 times slower"
-    assert slower({}) == ""
+    assert compare_speeds(speed) == "bfloat16 is 1,000 times slower"
+    assert compare_speeds({}) == ""
 
 
 def test_missing_packages_are_named_by_what_needs_them():
@@ -126,11 +126,11 @@ def test_missing_packages_are_named_by_what_needs_them():
         "finetune": ["trl"],
         "cuda": ["flash-attn"],
     }
-    said = list(lacking(found, []))
+    said = list(missing_lines(found, []))
     assert said[0].startswith("every command: torch")
     assert said[1] == 'finetune sft, dpo: trl (pip install -c constraints.txt -e ".[finetune]")'
     assert len(said) == 2  # what is for GPUs is of no use here
-    assert len(list(lacking(found, [GPU]))) == 3
+    assert len(list(missing_lines(found, [GPU]))) == 3
     assert missing(asked[:1], {"torch": "2.13.0+cpu"}) == {}
 
 
@@ -151,7 +151,7 @@ def test_this_machine(command):
     assert json.loads(json.dumps(found)) == found
     assert found["precision"]["auto"] == fitting_precision(processor("cpu"))
     assert found["versions"]["torch"]
-    assert list(lines(found))
+    assert list(report_lines(found))
     done = command("launch", "doctor", "json=true", ONEDNN_MAX_CPU_ISA="AVX2")
     assert (done.returncode, done.stderr) == (0, "")
     said = json.loads(done.stdout)
@@ -174,7 +174,7 @@ def test_the_facts_of_a_gpu(monkeypatch):
     assert found["gpus"] == [GPU]
     assert found["precision"]["auto"] == "bf16"
     assert found["precision"]["fp8"] is True
-    text = [line for _, line in lines(found)]
+    text = [line for _, line in report_lines(found)]
     assert "device=auto takes the GPU" in text
     assert found["cpu"]["features"] == collect("cpu", measure=False)["cpu"]["features"]
 

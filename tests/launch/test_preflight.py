@@ -18,7 +18,7 @@ from launch import local
 from launch.slurm.check import check_job
 from launch.slurm.settings import Cluster, SlurmConfig, SlurmSettings
 from launch.training import Training
-from launch.ui.commands import Form, Started, train
+from launch.ui.commands import BackgroundCommands, Form, train
 from pretrain.checks import Job
 from pretrain.config import device_of
 from pretrain.preflight import preflight, train_tokens
@@ -174,7 +174,7 @@ def test_the_page_refuses_before_it_starts(corpus, tmp_path):
     stopped = tmp_path / "mine" / "STOP"
     stopped.parent.mkdir()
     stopped.touch()
-    started = Started()
+    started = BackgroundCommands()
     with pytest.raises(InputError, match=r"tp=4 does not make 2, the number of processes"):
         train(started, form)
     assert stopped.exists()

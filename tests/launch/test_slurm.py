@@ -22,8 +22,7 @@ from typing import Any
 import pytest
 
 from launch.slurm.chain import ChainConfig, ChainStep, chain
-from launch.slurm.manage import look
-from launch.slurm.submit import jobs_of
+from launch.slurm.manage import read_status
 from tests.conftest import ROOT, fresh_command
 from tests.launch.slurm_cluster import Cluster, running, signalled
 from tests.runs import SETTINGS, arguments, ledger, records
@@ -131,6 +130,12 @@ def events(run_dir: Path, *names: str) -> list[dict]:
     return [r for r in records(run_dir, "event") if r["event"] in names]
 
 
+def submitted(run_dir):
+    """Returns the ids of all jobs of a run, oldest first."""
+    lines = (run_dir / "slurm" / "jobs.jsonl").read_text().splitlines()
+    return [json.loads(line)["job"] for line in lines]
+
+
 @pytest.mark.timeout(1200)
 def test_a_cluster_s_day(corpus, tmp_path, monkeypatch, subtests):
     """Undisturbed: `whole`.
@@ -229,9 +234,9 @@ def a_chain_of_real_jobs(lab: Lab) -> Iterator[str]:
         *("--", *training, "model.vocab_size=512", "stop_after=4", "checkpoint.every_steps=2"),
     )
     jobs = re.findall(r"\d+", " ".join(re.findall(r"^job ([\d, ]+):", said, re.M)))
-    assert jobs == jobs_of(out)
+    assert jobs == submitted(out)
     assert len(jobs) == 9
-    found = look(out)
+    found = read_status(out)
     assert found.state in ("tokenize pending", "tokenize running")
     assert found.jobs.split(", ") == jobs
     yield "submitted"
@@ -286,7 +291,7 @@ def a_step_that_fails_ends_the_chain(lab: Lab) -> Iterator[str]:
     }
     cluster = f"{lab.slurm.folder}/lab.yaml"
     chain(ChainConfig(name="broken", cluster=cluster, data="", out=str(folder), steps=steps))
-    jobs = jobs_of(folder)
+    jobs = submitted(folder)
     assert len(jobs) == 4
     yield "submitted"
     assert lab.ended(jobs[2]) == "FAILED"

@@ -12,11 +12,11 @@ import pytest
 
 from conf.errors import InputError
 from launch.slurm.chain import ChainConfig
-from launch.slurm.manage import StopConfig, look, stop
-from launch.slurm.node_check import Node, judge
+from launch.slurm.manage import StopConfig, read_status, stop
+from launch.slurm.node_check import Node, find_problems
 from launch.slurm.script import sbatch_options
 from launch.slurm.settings import SlurmConfig, read_cluster
-from launch.slurm.sweep import points
+from launch.slurm.sweep import sweep_points
 from launch.slurm.verdict import verdict
 from tests.conftest import ROOT
 
@@ -77,7 +77,7 @@ def test_bad_input_is_one_sentence(command, tmp_path):
         ("slurm: {partitoin: x}", "slurm: partitoin is not a key of this config (did you mean"),
         ("gpus_pr_node: 4", "gpus_pr_node is not a key of this config (did you mean 'gpus_per_no"),
         ("gpus_per_node: eight", "gpus_per_node: value 'eight' of type 'str' could not be conver"),
-        ("a: [b", "wrong.yaml is no YAML: while parsing a flow sequence"),
+        ("a: [b", "wrong.yaml is not valid YAML: while parsing a flow sequence"),
         ("", "wrong.yaml: expected lines of key: value"),
         ("slurm: {signal_seconds: 9}", "slurm.shutdown_seconds=240, expected 1 to signal_seconds"),
     ):
@@ -97,7 +97,7 @@ def test_bad_input_is_one_sentence(command, tmp_path):
     for given, said in (
         (["chain", "cluster=h100"], "name has no value: give it as name=..."),
         (["slurm", "cluster=h100", "--dryrun"], "unrecognized arguments: --dryrun"),
-        (["slurm", "cluster=h100", "model=demo_12m"], "put it behind `--`"),
+        (["slurm", "cluster=h100", "model=demo_12m"], "Put it after `--`"),
         (["chain", "cluster=h100", "name=x", "only=[lm_eval]", "tasks=x"], "add step export"),
     ):
         done = command("launch", *given)
@@ -171,9 +171,10 @@ def test_a_chain_without_a_step_evaluates_what_there_is(command, tmp_path):
             "step sft: epoch is not a key of this config (did you mean 'epochs'?)",
         ),
         ("more.export=out", "step export: "),
+        ("more.export=dtype=float8", "step export: dtype=float8: unknown choice (did you mean"),
         ("tasks=hellaswagg", "step lm_eval: tasks=hellaswagg: lm-eval has no such task (did you m"),
         ("tasks=local", "step lm_eval: tasks=local needs task_folder=...: the folder that python"),
-        ("answers=b.jsonl", "step sft: data=b.jsonl is no file: expected jsonl, parquet, a folder"),
+        ("answers=b.jsonl", "step sft: data=b.jsonl is not a file or folder. Give a jsonl"),
     ):
         refused = command("launch", "chain", *given, steps, wrong, "--dry-run")
         assert refused.returncode == 2
@@ -182,15 +183,17 @@ def test_a_chain_without_a_step_evaluates_what_there_is(command, tmp_path):
 
 
 def test_a_sweep_is_the_product_of_its_choices():
-    made = points(["-m", "name=s", "run_dir=runs/s", "optim.learning_rate=1e-3,1e-2", "seed=0,1"])
+    made = sweep_points(
+        ["-m", "name=s", "run_dir=runs/s", "optim.learning_rate=1e-3,1e-2", "seed=0,1"]
+    )
     assert len(made) == 4
     assert made[1] == [
         *("optim.learning_rate=0.001", "seed=1"),
         *("name=s-learning_rate_0.001-seed_1", "run_dir=runs/s/learning_rate_0.001-seed_1"),
     ]
-    assert points(["seed=1"]) == [["seed=1"]]
+    assert sweep_points(["seed=1"]) == [["seed=1"]]
     with pytest.raises(InputError, match="no key has several values"):
-        points(["--multirun", "seed=1"])
+        sweep_points(["--multirun", "seed=1"])
 
 
 def test_the_verdict(tmp_path):
@@ -209,7 +212,7 @@ def test_the_script_around_a_container_needs_no_packages(tmp_path):
     said = subprocess.run(
         command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
     )
-    assert said.stdout == "again: no word from the run\n"
+    assert said.stdout == "again: the run recorded no cause\n"
     requeue = [sys.executable, "-S", "-c", "import launch.slurm.requeue"]
     subprocess.run(requeue, env={"PYTHONPATH": str(ROOT)}, check=True)
 
@@ -218,9 +221,9 @@ def test_the_verdict_tells_what_the_node_check_found(tmp_path):
     (tmp_path / "slurm").mkdir()
     nodes = tmp_path / "slurm" / "nodes.json"
     nodes.write_text(json.dumps({"problems": {"n2": "other code"}}))
-    assert verdict(tmp_path, 1, 3) == "again: the node check named n2"
+    assert verdict(tmp_path, 1, 3) == "again: the node check excluded n2"
     nodes.write_text(json.dumps({"problems": {}}))
-    assert verdict(tmp_path, 137, 3) == "again: no word from the run"
+    assert verdict(tmp_path, 137, 3) == "again: the run recorded no cause"
 
 
 def test_starts_without_progress_come_to_an_end(tmp_path):
@@ -268,11 +271,11 @@ WAITING = {"3": "PENDING\n", "4": "PENDING\n"}
         ),
         ({"2": "RUNNING\n", **WAITING}, "running", "2, 3, 4"),
         (WAITING, "export pending", "3, 4"),
-        ({}, "waits", ""),
+        ({}, "waiting", ""),
     ],
 )
 def test_the_state_of_a_chain_is_that_of_the_step_at_work(queue, states, state, jobs):
-    found = look(queue(states))
+    found = read_status(queue(states))
     assert (found.state, found.jobs) == (state, jobs)
 
 
@@ -285,7 +288,7 @@ def test_stop_ends_a_training_gracefully_and_cancels_the_rest(queue, tmp_path):
     stop(StopConfig(run=str(queue({"1": "RUNNING\n", **WAITING}))))
     assert (tmp_path / "bin" / "cancelled").read_text() == "1 3 4\n"
     assert not (run_dir / "STOP").exists()
-    with pytest.raises(InputError, match="no run lies there"):
+    with pytest.raises(InputError, match="the folder holds no run"):
         stop(StopConfig(run=str(tmp_path / "bin")))
 
 
@@ -307,10 +310,10 @@ def node(name: str, **changes) -> Node:
     ("change", "said"),
     [
         ({"gpus": 7}, "7 GPUs, expected 8"),
-        ({"gpu_memory_gib": 39.0}, "39 GiB a GPU, expected 80"),
+        ({"gpu_memory_gib": 39.0}, "39 GiB per GPU, expected 80"),
         ({"free_gib": 0.5}, "0.5 GiB free"),
-        ({"clock": 1060.0}, "its clock is +60 s off"),
-        ({"code": "d"}, "other code"),
+        ({"clock": 1060.0}, "clock skew +60 s against the median node"),
+        ({"code": "d"}, "code that differs from the other nodes"),
         ({"packages": {"torch": "2.12.0"}}, "torch 2.12.0, elsewhere 2.13.0"),
         ({"matmul_seconds": 0.004}, "matmul takes 4.0 ms, elsewhere 2.0"),
         ({"all_reduce_seconds": 0.004}, "all_reduce takes 4.0 ms, elsewhere 1.0"),
@@ -318,7 +321,7 @@ def node(name: str, **changes) -> Node:
 )
 def test_a_wrong_or_slow_node_is_named(change, said):
     nodes = [node("a"), node("b", **change), node("c")]
-    found = judge(nodes, 8, 80, cuda=True)
+    found = find_problems(nodes, 8, 80, cuda=True)
     assert list(found) == ["b"]
     assert said in found["b"]
-    assert judge([node("a"), node("c")], 8, 80, cuda=True) == {}
+    assert find_problems([node("a"), node("c")], 8, 80, cuda=True) == {}

@@ -15,7 +15,7 @@ import pytest
 
 from conf.errors import InputError
 from launch.ui import commands
-from launch.ui.commands import Form, Started
+from launch.ui.commands import BackgroundCommands, Form
 from launch.ui.serve import UiConfig
 from tests import browser
 from tests.conftest import ROOT
@@ -45,7 +45,7 @@ def test_the_commands_are_those_of_the_terminal(tmp_path):
     ]
     where = ["cluster=h100", f"out={tmp_path}/mine.plan.html", "overwrite=true"]
     assert made.plan() == ["launch", "plan", *where, *made.train()[3:]]  # of the same run
-    assert commands.shown(["eval", "chat", "model=a b"]) == "python -m eval chat 'model=a b'"
+    assert commands.shell_form(["eval", "chat", "model=a b"]) == "python -m eval chat 'model=a b'"
     assert commands.choices("recipe")[0] == "continued"
     assert commands.tokenize("web", "bpe_8k", "seed=3") == [
         *("data_pipeline", "tokenize", "corpus=web", "tokenizer=bpe_8k", "out=data/web", "seed=3")
@@ -55,8 +55,8 @@ def test_the_commands_are_those_of_the_terminal(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"name": "../other"}, r"name='../other': expected letters"),
-        ({"data": ""}, r"no corpus is chosen; make one under Data"),
+        ({"name": "../other"}, r"name='../other': a folder has this name"),
+        ({"data": ""}, r"no corpus is chosen\. Make one under Data"),
         ({"more": "seed='1"}, r"more overrides: No closing quotation"),
     ],
 )
@@ -76,10 +76,10 @@ def test_what_a_command_refuses_is_said(command):
 
 
 def test_one_at_a_time_and_ended(tmp_path):
-    started = Started()
+    started = BackgroundCommands()
     sleeper = ["http.server", "--bind", "127.0.0.1", "0"]
     started.start("chat", sleeper, tmp_path / "log")
-    with pytest.raises(InputError, match="chat is running: stop it first"):
+    with pytest.raises(InputError, match=r"chat is running\. Stop it first"):
         started.start("chat", sleeper, tmp_path / "log")
     started.end("chat")
     assert not started.runs("chat")
@@ -92,14 +92,14 @@ def test_curves_of_a_run_that_is_being_written(tmp_path):
         {"kind": "train", "step": 1, "loss": 4.0},
     ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"ki')
-    assert commands.curves(tmp_path) == {
+    assert commands.loss_curves(tmp_path) == {
         "step": [0, 1],
         "loss": [5.0, 4.0],
-        "of": ["held out", "training"],
+        "series": ["held out", "training"],
     }
 
 
-SHOWN = "[...document.querySelectorAll('.said textarea')].some(t => t.value.includes('{}'))"
+SHOWN = "[...document.querySelectorAll('.output textarea')].some(t => t.value.includes('{}'))"
 CLICK = "[...document.querySelectorAll({})].find(b => b.innerText.trim() == {}).click()"
 
 
