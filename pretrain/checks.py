@@ -10,7 +10,10 @@ from __future__ import annotations
 import importlib.util
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from conf.errors import InputError, one_of
 from conf.wandb_run import LoggerConfig
@@ -31,6 +34,8 @@ from pretrain.config import (
 from pretrain.optim import check_optimizer
 from pretrain.recipe import training_config
 
+RUN_KEYS = ("model", "data", "recipe", "optim", "parallel")
+"""Groups of keys in the config.yaml of every run."""
 FP8_MULTIPLE = 16
 """`torch._scaled_mm` needs matrices whose sides are multiples of this."""
 FP8_CAPABILITY = (8, 9)
@@ -81,6 +86,24 @@ def check_run(
     check_parameters(config)
     check_profile(config.profile, job)
     return sizes
+
+
+def check_run_folder(run_dir: Path) -> None:
+    """Raises InputError if the folder holds a config.yaml that is not one of a run."""
+    path = run_dir / "config.yaml"
+    if not path.exists():
+        return
+    try:
+        content = yaml.safe_load(path.read_bytes())
+    except (OSError, yaml.YAMLError):
+        content = None
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), dict) for key in RUN_KEYS
+    ):
+        raise InputError(
+            f"run_dir={run_dir}: its config.yaml is not one of a Headwater run. Choose another "
+            "folder."
+        )
 
 
 def check_parameters(config: PretrainConfig) -> None:

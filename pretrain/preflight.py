@@ -23,6 +23,7 @@ from pretrain.checkpoints import files
 from pretrain.checks import (
     Job,
     check_run,
+    check_run_folder,
     check_tasks_package,
     sample_order,
 )
@@ -45,6 +46,7 @@ def preflight(config: PretrainConfig, job: Job) -> None:
     Writes nothing.
     """
     config = copy.deepcopy(config)  # choices made here must not reach the caller
+    check_run_folder(Path(config.run_dir))
     check_stop_file(Path(config.run_dir))
     if config.precision == "auto":
         config.precision = fitting_precision(config, job)

@@ -17,6 +17,7 @@ from conf.errors import EXIT_FAILED, EXIT_REQUEUE, InputError, RunAborted
 from conf.terminal import print_error, tolerate_broken_output
 from data_pipeline.store.corpus import open_corpus
 from pretrain.checkpoints.writer_process import WriterProcess
+from pretrain.checks import check_run_folder
 from pretrain.config import PretrainConfig
 from pretrain.health.bad_steps import BadSteps
 from pretrain.health.flight_recorder import turn_on_flight_recorder
@@ -58,6 +59,7 @@ def train(config: PretrainConfig) -> None:
     run_dir = Path(config.run_dir)
     with tolerate_broken_output(), shutdown_on_exit(writer):
         processes = start(config.device)
+        check_run_folder(run_dir)
         check_stop_file(run_dir)
         with (
             locked(run_dir, processes),

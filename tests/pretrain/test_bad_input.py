@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conf.errors import EXIT_CHECKPOINT
+from conf.errors import EXIT_CHECKPOINT, InputError
+from pretrain.checks import check_run_folder
 from tests.runs import arguments
 
 CASES: dict[str, tuple[dict[str, Any], str]] = {
@@ -89,6 +90,26 @@ def test_bad_settings(case, command, corpus, tmp_path):
     changes, sentence = CASES[case]
     run_dir = tmp_path / "run"
     refused(command(*arguments(corpus.folder, run_dir, **changes)), sentence, run_dir)
+
+
+@pytest.mark.parametrize("text", ["model: mine\n", "- a\n", "{", "model: {a: 1}\ndata: {}\n"])
+def test_a_folder_with_a_config_of_another_program(text, tmp_path):
+    run_dir = tmp_path / "mine"
+    run_dir.mkdir()
+    (run_dir / "config.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"run_dir=.*mine: its config\.yaml is not one of a Head"):
+        check_run_folder(run_dir)
+
+
+def test_a_folder_of_another_program_stays_as_it_is(command, corpus, tmp_path):
+    run_dir = tmp_path / "mine"
+    run_dir.mkdir()
+    (run_dir / "config.yaml").write_text("model: mine\n")
+    done = command(*arguments(corpus.folder, run_dir))
+    assert done.returncode == 2, done.stderr
+    assert f"error: run_dir={run_dir}: its config.yaml is not one of" in done.stderr
+    assert [path.name for path in run_dir.iterdir()] == ["config.yaml"]
+    assert (run_dir / "config.yaml").read_text() == "model: mine\n"
 
 
 def test_heads_that_do_not_split_over_tensor_parallel(command, corpus, tmp_path):
