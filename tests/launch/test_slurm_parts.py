@@ -98,7 +98,7 @@ def test_bad_input_is_one_sentence(command, tmp_path):
         (["chain", "cluster=h100"], "name has no value: give it as name=..."),
         (["slurm", "cluster=h100", "--dryrun"], "unrecognized arguments: --dryrun"),
         (["slurm", "cluster=h100", "model=demo_12m"], "Put it after `--`"),
-        (["chain", "cluster=h100", "name=x", "only=[lm_eval]", "tasks=x"], "add step export"),
+        (["chain", "cluster=h100", "name=x", "only=[lm_eval]", "tasks=x"], "Add step export"),
     ):
         done = command("launch", *given)
         assert done.returncode == 2, (given, done.stderr)
@@ -173,7 +173,7 @@ def test_a_chain_without_a_step_evaluates_what_there_is(command, tmp_path):
         ("more.export=out", "step export: "),
         ("more.export=dtype=float8", "step export: dtype=float8: unknown choice (did you mean"),
         ("tasks=hellaswagg", "step lm_eval: tasks=hellaswagg: lm-eval has no such task (did you m"),
-        ("tasks=local", "step lm_eval: tasks=local needs task_folder=...: the folder that python"),
+        ("tasks=local", "step lm_eval: tasks=local: task_folder is not set. Give it the folder"),
         ("answers=b.jsonl", "step sft: data=b.jsonl is not a file or folder. Give a jsonl"),
     ):
         refused = command("launch", "chain", *given, steps, wrong, "--dry-run")
