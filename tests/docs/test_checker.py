@@ -41,7 +41,7 @@ PAIRS = "python -m data_pipeline pairs corpus=data/python_docs out=mine"
         ("python -m eval generate model=runs/demo prompts=def main(", "syntax error near"),
         ("python -m eval generate model=runs/demo/export/tuned 'prompts=[a", "unexpected EOF"),
         ("python -m eval generat model=runs/demo", "unknown command 'generat'"),
-        ("python -m launch slurm cluster=mine.yaml", "cluster=mine.yaml: there is no mine.yaml"),
+        ("python -m launch slurm cluster=mine.yaml", "cluster=mine.yaml: mine.yaml does not exist"),
         ("torchrun --nprocs 2 -m pretrain", "torchrun does not take"),
         ("make dmeo", "make dmeo: the Makefile has no such target"),
         ('pip install -e ".[cleen]"', "setup.py has no extra cleen"),
