@@ -23,7 +23,7 @@ CSS = """
 footer {display: none !important}
 .frame iframe {width: 100%; height: 70vh; border: 1px solid var(--border-color-primary);
   border-radius: 8px; background: white}
-.output textarea {font-family: var(--font-mono); font-size: 0.8rem}
+.command-output textarea {font-family: var(--font-mono); font-size: 0.8rem}
 .gradio-container {width: 100% !important; max-width: 1100px !important; margin: auto}
 """
 PROMPTS = "def main(\nThe module\nimport os"
@@ -249,7 +249,7 @@ def _chat_tab(page: Any, folder: Path, background: BackgroundCommands, port: int
 def _output_box(label: str, lines: int) -> Any:
     """Returns a read-only field for a command or its output."""
     return gr.Textbox(
-        label=label, lines=lines, max_lines=20, interactive=False, elem_classes="output"
+        label=label, lines=lines, max_lines=20, interactive=False, elem_classes="command-output"
     )
 
 

@@ -99,7 +99,9 @@ def test_curves_of_a_run_that_is_being_written(tmp_path):
     }
 
 
-SHOWN = "[...document.querySelectorAll('.output textarea')].some(t => t.value.includes('{}'))"
+SHOWN = (
+    "[...document.querySelectorAll('.command-output textarea')].some(t => t.value.includes('{}'))"
+)
 CLICK = "[...document.querySelectorAll({})].find(b => b.innerText.trim() == {}).click()"
 
 
@@ -174,7 +176,7 @@ def test_a_run_from_its_button_to_its_curve(address, tmp_path, corpus):
         fill(page, "more overrides", more)
         page.wait(SHOWN.format("logger=files"))
         click(page, "Train", "button.primary")
-        page.wait("document.body.innerText.includes('runs/mine trains')")
+        page.wait("document.body.innerText.includes('runs/mine is training')")
         click(page, "Watch", "[role=tab]")
         page.wait("document.body.innerText.includes('finished')")
         page.wait("document.querySelectorAll('svg .mark-line path, canvas').length > 0")
