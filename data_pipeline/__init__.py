@@ -10,5 +10,5 @@ The path of a document:
     sampling/     decides the order of samples, and reads batches
 
 `inspection/` makes an HTML page about a corpus, `trace.py` maps steps of a run to documents and
-back, `import_shards/` adopts shards of other programs, and `pairs.py` makes instruct tuning data.
+back, `import_shards/` adopts shards of other programs, and `pairs.py` makes tuning data.
 """

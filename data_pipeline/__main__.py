@@ -19,7 +19,7 @@ COMMANDS = {
         config="pairs",
         schema="data_pipeline.pairs:PairsConfig",
         run="data_pipeline.pairs:pairs",
-        summary="extracts functions and docstrings of a corpus as pairs for instruct tuning",
+        summary="extracts functions and docstrings of a corpus as pairs for instruction tuning",
     ),
     "where": Command(
         config="where",

@@ -1,4 +1,4 @@
-"""`python -m data_pipeline pairs`: extracts functions and docstrings for instruct tuning.
+"""`python -m data_pipeline pairs`: extracts functions and docstrings for tuning.
 
 The pairs come from a tokenized corpus: the function without its docstring is the prompt, and the
 docstring is the answer. Training pairs come from the training split, held-out pairs from held-out

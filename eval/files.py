@@ -18,7 +18,7 @@ def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def read_json_lines(path: Path, key: str) -> list[dict[str, Any]]:
-    """Returns the objects of the jsonl file given by setting `key`, skipping blank lines.
+    """Returns the objects of the jsonl file that the setting `key` names, skipping blank lines.
 
     Raises:
         InputError: the file is missing or not UTF-8, or a line is not a JSON object.

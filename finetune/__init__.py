@@ -1,4 +1,4 @@
-"""Instruct tuning of an exported model."""
+"""Instruction tuning of an exported model."""
 
 from conf.terminal import silence_torchao
 

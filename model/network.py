@@ -50,7 +50,7 @@ class Decoder(nn.Module):
         id_mask: Tensor | None = None,
         penalty: Penalty | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
-        """Returns the logits of tokens, or with labels the sum of their cross-entropy.
+        """Returns the logits of tokens or, if labels are given, the sum of their cross-entropies.
 
         Args:
             tokens: (batch, seq).
@@ -64,7 +64,7 @@ class Decoder(nn.Module):
                 per_sample, the float32 sum of the terms follows, without gradient.
 
         Returns:
-            Logits, or the loss as a float32 scalar, with further tensors where they are asked for.
+            The logits, or the loss as a float32 scalar followed by the requested tensors.
         """
         layers = self.config.layers
         windows = {layer.window for layer in layers}

@@ -166,8 +166,8 @@ def check_stages(
 ) -> None:
     """Raises InputError if the sequences of a stage do not fit the model, the layout or the data.
 
-    What follows from the recipe alone, `StagePlan` has checked. What depends on the hardware,
-    `check_precision` checks.
+    `StagePlan` has already checked what follows from the recipe alone, and `check_precision` checks
+    what depends on the hardware.
 
     Args:
         plan: The stages.

@@ -266,7 +266,7 @@ class ProfileConfig:
 
     def __post_init__(self) -> None:
         if any(step < 1 for step in self.steps):
-            raise InputError(f"profile.steps={self.steps}: expected numbers from 1 on.")
+            raise InputError(f"profile.steps={self.steps}: expected step numbers of 1 or more.")
 
 
 @dataclass

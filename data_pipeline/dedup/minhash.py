@@ -6,7 +6,7 @@
 
 The method is that of datatrove (n-grams of normalized words, buckets of minima), but the code is
 not. datatrove's second stage opens the signatures of all units at once, which reaches the limit of
-open files after some hundred gigabytes of text. It also stores all minima of a bucket, where this
+open files after a few hundred gigabytes of text. It also stores all minima of a bucket, where this
 module stores a 64-bit hash of them (168 bytes per document instead of 952).
 """
 

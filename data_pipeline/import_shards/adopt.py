@@ -45,7 +45,7 @@ def adopt(pair: Pair, folder: Path, tokenizer: dict[str, Any], link: str) -> Ado
     try:
         index = read_index(idx_path)
     except BadIndex as error:
-        raise InputError(f"{idx_path} {error.flaw.text}, and cannot be imported.") from None
+        raise InputError(f"{idx_path} {error.flaw.text}. Restore it, or leave it out.") from None
     flaw = next(iter(index_flaws(index)), None)
     if flaw is not None:
         raise InputError(f"{idx_path}, {flaw}: damaged, and cannot be imported.")

@@ -20,7 +20,7 @@ GOOD_EPOCHS = 4.0
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage: tokens in whole steps, and the share of each source, which sum to 1."""
+    """A stage with its tokens in whole steps, and the shares of the sources, which sum to 1."""
 
     name: str
     seq_len: int

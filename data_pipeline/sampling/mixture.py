@@ -48,8 +48,8 @@ class Mixture:
     def position(self, source: int, number: Ints) -> Ints:
         """Inverts `locate`: returns the atom t that is the source's `number`-th, counted from 0.
 
-        The source must have a weight above 0. Each step takes the smallest t that satisfies the
-        rounding in `counts`: first for this source, then for each source before it.
+        The source must have a weight above 0. The rounding in `counts` is inverted for this source
+        and then for each source before it, each time with the smallest t that satisfies it.
         """
         units = self.units[source]
         before = [u for u in self.units[:source] if u]

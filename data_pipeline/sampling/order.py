@@ -218,9 +218,9 @@ class SampleOrder:
         return max(0, self.stages[stage].samples - len(self._remainders[stage]))
 
     def _reserved_atoms(self, stage: int) -> int:
-        """Returns the atoms of a stage that no later stage may use.
+        """Returns the number of atoms of a stage that no later stage may use.
 
-        These are all of them, or those of the windows that were started before an early end.
+        All of its atoms count or, if the stage is ended early, those of the windows it has started.
         """
         if self.stages[stage].planned_samples is None:
             return self._stage_atoms[stage]
@@ -333,7 +333,7 @@ class SampleOrder:
             if not atoms:
                 raise InputError(
                     f"source '{source}' has {tokens} tokens, fewer than one atom of {self.atom} "
-                    "and the label after it. Add text, or remove its weight."
+                    "plus the label after it. Add text, or remove the source from the mixture."
                 )
             most = limit.get(source) if isinstance(limit, Mapping) else limit
             if most is not None and atoms_used > most * atoms:

@@ -70,7 +70,7 @@ class ShardCheck:
     Args:
         manifest: Manifest of the corpus.
         entry: Its entry of the shard.
-        max_listed: Problems of one kind per file; of the rest only the number is listed.
+        max_listed: Problems of one kind to list per file; the others are only counted.
     """
 
     def __init__(self, manifest: Manifest, entry: dict[str, Any], max_listed: int) -> None:

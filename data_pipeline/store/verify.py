@@ -43,7 +43,7 @@ class VerifyConfig:
         checked for all shards.
     seed: Seed that selects the sample.
     workers: Number of processes; 0 uses one per core.
-    max_listed: Problems of one kind that are listed per file; of the rest only the number is.
+    max_listed: Problems of one kind to list per file; the others are only counted.
     megatron: Opens up to 64 of the shards with Megatron-core's own reader as well.
     """
 

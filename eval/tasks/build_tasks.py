@@ -70,8 +70,8 @@ class BuildTasksConfig:
         shortest, longest = self.continuation_chars
         if not 1 <= shortest <= longest:
             raise InputError(
-                f"continuation_chars=[{shortest},{longest}]: give the minimum and the maximum "
-                "number of characters, at least 1."
+                f"continuation_chars=[{shortest},{longest}]: expected 1 <= minimum <= maximum. "
+                "Give the minimum and maximum number of characters of a choice."
             )
 
 

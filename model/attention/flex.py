@@ -1,4 +1,4 @@
-"""The backend `flex`: torch's FlexAttention, which skips blocks of keys that are masked out whole.
+"""The backend `flex`: torch's FlexAttention, which skips fully masked blocks of keys.
 
 Its backward pass exists on CUDA only, and its kernel pads head_dim to a power of two.
 """

@@ -97,8 +97,8 @@ def run_folder(folder: str) -> Path:
     """Returns the run that a folder belongs to. Raises InputError for a URL."""
     if storage.is_remote(folder):
         raise InputError(
-            f"dir={folder} is a mirror without the run's config. do=export needs the run folder, "
-            "to which checkpoint.copy_to downloads the checkpoints."
+            f"dir={folder} is a mirror without the run's config. do=export needs the run folder: "
+            "start the run again with checkpoint.copy_to, which restores missing checkpoints."
         )
     path = Path(folder)
     return path.parent if path.name == "checkpoints" else path

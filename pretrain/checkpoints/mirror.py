@@ -78,7 +78,7 @@ def upload_missing(folder: Path, url: str, keep: Retention) -> list[int]:
         }
         for name, entry in about["files"].items():
             if sizes.get(name) != entry["bytes"]:
-                raise InputError(f"{_file(url, step, name)} was not uploaded completely.")
+                raise InputError(f"the upload of {_file(url, step, name)} is incomplete.")
         storage.upload(path / files.MANIFEST, _file(url, step, files.MANIFEST))
         uploaded.append(step)
     known = {}

@@ -40,7 +40,7 @@ def check_changes(config: PretrainConfig) -> dict[str, tuple[Any, Any]]:
     if refused:
         difference = ", ".join(f"{key} was {found[key][0]}, now {found[key][1]}" for key in refused)
         raise InputError(
-            f"{config.run_dir} was begun with other settings ({difference}). Restore them, or "
+            f"{config.run_dir} was started with other settings ({difference}). Restore them, or "
             f"allow the change with 'allow_change=[{','.join(refused)}]'."
         )
     return found

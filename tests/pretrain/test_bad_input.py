@@ -57,7 +57,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "profile before the first step": (
         {"profile__steps": "[0]"},
-        "profile.steps=[0]: expected numbers from 1 on",
+        "profile.steps=[0]: expected step numbers of 1 or more",
     ),
     "interval without a time to failure": (
         {"checkpoint__interval": "auto"},
