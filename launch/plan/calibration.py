@@ -58,7 +58,7 @@ class Calibration:
     def read(cls, path: Path) -> Calibration:
         """Reads a calibration file. Raises InputError if it is missing or not valid."""
         if not path.is_file():
-            raise InputError(f"calibration={path} does not exist, expected a JSON file of runs.")
+            raise InputError(f"calibration={path}: no such file. Give a JSON file of runs.")
         try:
             runs = json.loads(path.read_text())["runs"]
             is_valid = all(run.keys() >= KEYS and ModelConfig(**run["model"]) for run in runs)

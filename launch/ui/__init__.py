@@ -1,1 +1,1 @@
-"""A page in the browser for the commands of the terminal."""
+"""A web page that runs the commands of the terminal."""
