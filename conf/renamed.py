@@ -50,7 +50,7 @@ def rename_keys(content: Any, package: str = "", announce: bool = True) -> Any:
             continue
         target, new_name = _holder(content, _relative(new, package), create=True)
         if target is None or new_name in target:
-            raise InputError(f"{old}={holder[name]}: {new}, its new name, is given too. Remove it.")
+            raise InputError(f"{old}={holder[name]}: {new}, its new name, is given too. Drop one.")
         target[new_name] = holder.pop(name)
         if announce:
             _announce(old)

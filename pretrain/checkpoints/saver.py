@@ -105,7 +105,7 @@ class Saver:
         dist.all_gather_object(answers, (self.busy, uuid.uuid4().hex[:8]))
         late = [str(rank) for rank, (busy, _) in enumerate(answers) if busy]
         if late:
-            return f"the previous one is still being written by rank {', '.join(late)}"
+            return f"the previous one is still being written by rank {', '.join(late)}."
         save = Save(step, answers[0][1], {"step": step, **about}, started)
         planner, plan = self._planner.plan(staging.state_of(model, optimizer))
         try:
@@ -116,7 +116,7 @@ class Saver:
                 save.copied = torch.cuda.Event()
                 save.copied.record()
         except (OSError, RuntimeError, MemoryError) as error:
-            save.problem = f"it cannot be copied to memory ({error})"
+            save.problem = f"its tensors cannot be copied to memory ({error})."
         save.stall_seconds = self.stall_seconds = time.monotonic() - started
         self._thread = threading.Thread(
             target=self._finish_or_abandon, args=(save,), daemon=True, name="checkpoint"
