@@ -58,9 +58,14 @@ def die_with_launcher() -> None:
     """
     parent = os.getppid()
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # the launcher died before the call
-            os.kill(os.getpid(), signal.SIGTERM)
+        die_with_parent(parent, signal.SIGTERM)
+
+
+def die_with_parent(parent: int, number: signal.Signals) -> None:
+    """Makes the kernel send a signal to this process when its parent ends, for whatever reason."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:  # the parent ended before the call
+        os.kill(os.getpid(), number)
 
 
 def join(backend: str, timeout_seconds: float) -> None:

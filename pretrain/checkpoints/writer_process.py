@@ -8,7 +8,6 @@ call that hangs is killed, and the next one is not affected. The helper dies wit
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import signal
@@ -22,9 +21,9 @@ from typing import Any
 import torch
 
 from conf.errors import InputError
+from pretrain.processes import die_with_parent
 
 NICENESS = 19
-PR_SET_PDEATHSIG = 1
 
 
 class WriterError(Exception):
@@ -115,7 +114,7 @@ def _serve(child_socket: socket.socket, shared: int, trainer: int) -> None:
     global _memory
     _memory = shared
     try:
-        _die_with(trainer)
+        die_with_parent(trainer, signal.SIGKILL)
         # The trainer handles signals that are sent to the whole job; a save continues meanwhile.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
@@ -128,7 +127,7 @@ def _serve(child_socket: socket.socket, shared: int, trainer: int) -> None:
             server = os.getpid()
             if os.fork() == 0:
                 child_socket.close()
-                _die_with(server)
+                die_with_parent(server, signal.SIGKILL)
                 os.nice(NICENESS)
                 _work(Connection(handles[0]))
             os.close(handles[0])
@@ -157,10 +156,3 @@ def _work(connection: Connection) -> None:
         connection.send(answer)
     finally:
         os._exit(0)
-
-
-def _die_with(parent: int) -> None:
-    """Makes the kernel kill this process when its parent ends, for whatever reason."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
