@@ -4,31 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.docs.language import ROOT, Finding, files, findings
-
-NOT_YET_CLEAN: tuple[str, ...] = ()
-"""Files and folders that still have findings. The aim is that it is empty."""
-ALLOWED: dict[tuple[str, str], str] = {}
-"""Exceptions by file and surrounding words, each with its reason."""
-
-
-def waits(path: str) -> bool:
-    """Returns True if a file is not yet expected to be clean."""
-    return any(path == name or path.startswith(f"{name}/") for name in NOT_YET_CLEAN)
-
-
-def is_allowed(finding: Finding) -> bool:
-    """Returns True if a finding is one of the exceptions."""
-    return any(finding.path == path and words in finding.context for path, words in ALLOWED)
+from tests.docs.language import ROOT, files, findings
 
 
 def test_no_text_has_a_banned_word():
-    checked = [path for path in files([ROOT]) if not waits(path.relative_to(ROOT).as_posix())]
-    found = [finding for path in checked for finding in findings(path)]
-    wrong = [str(finding) for finding in found if not is_allowed(finding)]
-    assert not wrong, "\n".join(wrong)
-    unused = [key for key in ALLOWED if not any(is_allowed(f) and f.path == key[0] for f in found)]
-    assert not [key for key in unused if not waits(key[0])], "exceptions that are not needed"
+    found = [str(finding) for path in files([ROOT]) for finding in findings(path)]
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize(
