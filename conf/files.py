@@ -127,7 +127,7 @@ def is_staged(path: Path) -> bool:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Swaps two paths in one step; returns False where kernel or file system cannot."""
+    """Swaps two paths in one step; returns False if kernel or file system cannot do that."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError):

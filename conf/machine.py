@@ -2,7 +2,7 @@
 
 `precision=auto` takes bf16 if the hardware multiplies it, else fp32:
 
-    CUDA       compute capability 8.0 or more (ROCm: where torch says so)
+    CUDA       compute capability 8.0 or more (ROCm: if torch reports it)
     x86 CPU    AVX-512 BF16 or AMX-BF16; AVX-512 alone and AVX2 have no bf16 products
     Arm CPU    BF16 (Armv8.6 and later)
 

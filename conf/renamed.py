@@ -27,7 +27,7 @@ MUON_ONLY = ("optim.muon_momentum", "optim.muon_steps")
 
 
 def current_key(key: str) -> str:
-    """Returns the current name of a dotted key, and prints a sentence where it was renamed."""
+    """Returns the current name of a dotted key, and prints a sentence if it was renamed."""
     if key in RENAMED:
         _announce(key)
     return RENAMED.get(key, key)
@@ -96,7 +96,7 @@ def _relative(key: str, package: str) -> list[str]:
 
 
 def _holder(content: Any, names: list[str], create: bool = False) -> tuple[Any, str]:
-    """Returns the dictionary that holds a key, or None where there is none, and the key's name."""
+    """Returns the dictionary that holds a key, or None if there is none, and the key's name."""
     *outer, name = names
     for one in outer:
         if create and isinstance(content, dict):

@@ -1,4 +1,4 @@
-"""The course of a tuning run, shared by supervised tuning and DPO.
+"""Runs a tuning, in the steps that supervised tuning and DPO share.
 
     settings -> rows -> trainer of `trl` -> training, with checkpoints -> a Hugging Face folder
 
@@ -40,7 +40,7 @@ PACKAGES = ("torch", "transformers", "trl", "datasets", "accelerate")
 
 @dataclass(frozen=True)
 class Method:
-    """A way of tuning.
+    """A tuning method, such as supervised tuning or DPO.
 
     unit: the rows that it reads, in the plural.
     read: reads the rows of (data, format, split, language).

@@ -26,7 +26,7 @@ from conf.files import write_text
 
 @dataclass
 class StepConfig:
-    """One command.
+    """One command of a pipeline.
 
     title: shown while it runs.
     command: the arguments of `python -m`, such as `pretrain name=demo`.
@@ -42,7 +42,7 @@ class StepConfig:
 
 @dataclass
 class PipelineConfig:
-    """Steps by name, in the order in which they run.
+    """A pipeline: steps by name, in the order in which they run.
 
     name: of the run.
     out: folder of the logs and of `pipeline.json`, which records the steps that are done.

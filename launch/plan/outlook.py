@@ -93,7 +93,7 @@ class LayoutOutlook:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Checkpoints and failures of a run.
+    """Expected checkpoints and failures of a run.
 
     checkpoint_bytes: size of one checkpoint.
     save_seconds: time to write it from all nodes at once.
@@ -111,7 +111,7 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Outlook:
-    """The whole plan.
+    """The plan of a run.
 
     layouts: the layouts that fit, fastest first. refused: the other layouts.
     epochs: passes over each source. calibration: path of the measured speeds, if any.

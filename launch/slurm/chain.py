@@ -27,7 +27,7 @@ PRETRAIN = "pretrain"
 
 @dataclass
 class ChainStep(StepConfig):
-    """A step as a job.
+    """A step of a chain, which runs as a SLURM job.
 
     array: number of jobs that share its work, 0 for one job. rounds: number of times the array is
         submitted, each after the previous one, for work in several phases, so that no job of an
