@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from conf.errors import InputError
 from data_pipeline.inspection.corpus import spread
 from data_pipeline.inspection.plan import RecipePlan
+from data_pipeline.sampling.batches import IGNORED
 from data_pipeline.store.manifest import Manifest
 from data_pipeline.store.shard_scan import BadIndex, read_index
 from data_pipeline.tokenizing.documents import document_names
@@ -20,7 +21,6 @@ MAX_TOKENS = 4000
 """Most tokens of a document that are decoded."""
 HEAD, TAIL = 1200, 300
 """Characters shown of a longer text, from its beginning and its end."""
-IGNORED = -100
 
 
 @dataclass(frozen=True)
