@@ -1,9 +1,9 @@
-"""Evaluation: validation during training, lm-eval tasks, generation and chat, the HTML report.
+"""Evaluation: validation during training, lm-eval tasks, generation and chat, and the HTML report.
 
 A model is found and loaded by `find_model`, `devices` and `load_model`, which all subpackages use:
 
     inloop/   loss and lm-eval tasks on the model while it trains
-    tasks/    which lm-eval tasks to run, built from a corpus or chosen by name
+    tasks/    lm-eval tasks: built from a corpus, or chosen by name
     scores/   scores of exported models: lm-eval, perplexity, comparison, published tables
     chat/     text generation, chat in the terminal, an OpenAI-compatible server
     report/   the HTML report of a run and the model card

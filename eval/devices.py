@@ -32,14 +32,14 @@ def resolve_device(setting: str) -> str:
 
 
 def resolve_dtype(setting: str, folder: Path, device: str, key: str = "model") -> str:
-    """Returns the dtype that the model of a folder computes in on a device.
+    """Returns the dtype in which a folder's model computes on a device.
 
-    `auto` is the stored dtype, or float32 if the device has no fast products of that dtype, which
-    is then printed. It stays `auto`, which transformers understands too, if the folder does not
-    state its dtype. A dtype that is set by name and slow on this CPU causes a warning with a
-    measurement.
+    `auto` selects the stored dtype, or float32 if the device has no fast matrix products in the
+    stored dtype; the change to float32 is printed. If the folder does not state a dtype, the result
+    is `auto`, which transformers also accepts. An explicit dtype that is slow on this CPU causes a
+    warning that states the measured speed.
 
-    key: the setting that names the model, for messages.
+    key: name of the setting that gives the model, for messages.
 
     Raises:
         InputError: the setting is unknown.
@@ -65,7 +65,7 @@ def resolve_dtype(setting: str, folder: Path, device: str, key: str = "model") -
 def stored_dtype(folder: Path) -> str | None:
     """Returns the dtype of a Hugging Face folder's weights, or None if it is not stated.
 
-    It is read from config.json, or else from the safetensors files.
+    The dtype is read from config.json, or else from the safetensors files.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -76,10 +76,10 @@ def stored_dtype(folder: Path) -> str | None:
             return str(stated).removeprefix("torch.")
         for path in sorted(folder.glob("*.safetensors")):
             with safe_open(path, "pt") as weights:
-                for name in weights.keys():  # noqa: SIM118 (it is not a dictionary)
+                for name in weights.keys():  # noqa: SIM118 (not a dictionary)
                     dtype = SAFETENSORS_DTYPES.get(weights.get_slice(name).get_dtype())
                     if dtype is not None:
                         return dtype
-    except (OSError, ValueError, AttributeError, SafetensorError):  # loading will report it
+    except (OSError, ValueError, AttributeError, SafetensorError):  # reported when loading
         return None
     return None

@@ -17,7 +17,7 @@ from conf.errors import InputError
 STEP = re.compile(r"step_(\d+)")
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-# Weights in other formats and under other names, which stock `transformers` does not read.
+# Weights in formats or under names that stock `transformers` does not read.
 NOT_FILES = ["*/*", "consolidated*"]
 
 
@@ -27,10 +27,10 @@ def find_model(text: str, key: str = "model") -> Path:
     text: a Hugging Face folder; a run folder, for its newest checkpoint; a checkpoint of a run,
         such as `runs/demo/checkpoints/step_56`, or step_0 for the model before training; or
         `owner/name` on the Hub, optionally with `@revision`.
-    key: the setting, for error messages.
+    key: name of the setting, for error messages.
 
     Raises:
-        InputError: it is none of them, or the export or download fails.
+        InputError: the text is none of these, or the export or download fails.
     """
     path = Path(text)
     if (path / "config.json").is_file():
@@ -61,7 +61,7 @@ def newest_step(run: Path, key: str = "run") -> str:
 
 
 def _export(run: Path, step: str, key: str) -> Path:
-    """Returns the exported folder of a step, which is made if it is missing or outdated."""
+    """Returns the export of a step, and creates it if it is missing or outdated."""
     out = run / "export" / step
     exported, checkpoint = out / "config.json", run / "checkpoints" / step / "manifest.json"
     if exported.is_file() and not (
@@ -82,7 +82,7 @@ def _export(run: Path, step: str, key: str) -> Path:
 
 
 def _download(text: str, key: str) -> Path:
-    """Returns the cached folder of a Hub model, which is downloaded if it is not cached."""
+    """Returns the cached folder of a Hub model, and downloads it if it is not cached."""
     from huggingface_hub import constants, snapshot_download
 
     name, _, revision = text.partition("@")

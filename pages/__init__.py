@@ -1,4 +1,4 @@
 """HTML pages that work offline: SVG charts, a common style, and template macros.
 
-Like `conf`, it imports nothing else of the project.
+Like `conf`, this package imports nothing else from the project.
 """

@@ -35,7 +35,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Bar:
-    """A horizontal bar of segments, with a label at the left and a text at the right."""
+    """A horizontal bar of segments, with a label on the left and a text on the right."""
 
     label: str
     text: str
@@ -121,7 +121,7 @@ class Histogram:
 class Band:
     """One layer of a stack.
 
-    shares: its fraction, 0 to 1, in each span.
+    shares: fraction of the layer in each span, from 0 to 1.
     """
 
     style: str
@@ -130,7 +130,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Bands:
-    """Stacked fractions that are constant over spans of x.
+    """Stacked fractions that are constant over each span of the x axis.
 
     spans: (start, end) of each span on the x axis.
     bands: layers from bottom to top.

@@ -10,9 +10,9 @@ from markupsafe import Markup
 from pages.svg import Chart
 
 LINE_STYLES = 8
-"""Number of line colors of a page: CSS classes s0 to s7."""
+"""Number of line colors on a page: CSS classes s0 to s7."""
 SOURCE_STYLES = LINE_STYLES - 1
-"""Number of those for sources; s0 is for their total."""
+"""Number of line colors for sources; s0 is reserved for their total."""
 WIDE, HALF, PHONE = (960, 330), (470, 240), (400, 260)
 Legend = list[tuple[str, str, bool]]
 """Entries of a legend: name, CSS class, and whether it is faint."""
@@ -20,7 +20,7 @@ Legend = list[tuple[str, str, bool]]
 
 @dataclass(frozen=True)
 class Drawing:
-    """A chart drawn for wide and for narrow pages."""
+    """A chart drawn in two widths, for wide and narrow pages."""
 
     title: str
     unit: str
@@ -31,7 +31,7 @@ class Drawing:
 
 
 def draw(chart: Chart, *, is_wide: bool = False) -> Drawing:
-    """Draws a line chart in both widths; all text in it is escaped."""
+    """Draws a line chart in both widths, with all text escaped."""
     legend = [(s.name, s.style, s.faint) for s in chart.series if s.points]
     return drawing(
         chart.title, chart.unit, chart.svg, legend if len(legend) > 1 else [], is_wide=is_wide
@@ -55,5 +55,5 @@ def drawing(
 
 
 def source_styles(sources: Iterable[str]) -> dict[str, str]:
-    """Returns the CSS class of each source, the same in all charts of a page."""
+    """Returns the CSS class of each source, so that its color is the same in all charts."""
     return {source: f"s{1 + number % SOURCE_STYLES}" for number, source in enumerate(sources)}

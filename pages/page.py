@@ -12,8 +12,8 @@ def render(template: Path, content: dict[str, Any]) -> str:
     """Returns the HTML page of a template.
 
     All text is escaped, except for drawings, which are `markupsafe.Markup`. The template may import
-    `macros.html` of this package. Its variable `style` holds the CSS of all pages, followed by that
-    of a CSS file with the template's name, if there is one.
+    `macros.html` from this package. Its variable `style` holds the CSS of all pages, followed by
+    the CSS file with the template's name, if there is one.
     """
     import jinja2
 

@@ -1,4 +1,4 @@
-"""Line charts as SVG, with colors from the page's CSS, light or dark."""
+"""Line charts as SVG; their colors come from the page's CSS, in light or dark mode."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Plot:
         return MARGIN_TOP + (self.high - value) / span * inner
 
     def contains(self, value: float) -> bool:
-        """Returns whether a y value is inside the area; NaN is not."""
+        """Returns True if a y value is inside the area; NaN is not."""
         return self.low <= value <= self.high
 
     def y_tick(self, value: float, label: str) -> str:
@@ -144,7 +144,7 @@ class Plot:
                     break
 
     def line(self, series: Series) -> str:
-        """Returns a line, interrupted where it leaves the area, with dots if requested."""
+        """Returns a line with gaps where it leaves the area, and with dots if requested."""
         pieces = [
             [f"{self.x(x):.1f} {self.y(y):.1f}" for x, y in piece]
             for inside, piece in groupby(thinned(series.points), lambda p: self.contains(p[1]))
@@ -163,7 +163,7 @@ class Plot:
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """Returns about `count` round numbers that cover low to high."""
+    """Returns about `count` round numbers that cover the range from low to high."""
     span = (high - low) or abs(high) or 1.0
     step = 10 ** math.floor(math.log10(span / count))
     step *= next(factor for factor in (1, 2, 2.5, 5, 10) if span / (step * factor) <= count)
@@ -172,7 +172,7 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
-    """Returns at most about MAX_POINTS of the points, including the last."""
+    """Returns evenly spaced points, at most about MAX_POINTS, including the last."""
     stride = -(-len(points) // MAX_POINTS)
     return [*points[:-1:stride], points[-1]] if stride > 1 else points
 
@@ -180,7 +180,7 @@ def thinned(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, floa
 def smoothed(points: Sequence[tuple[float, float]], half_width: int) -> list[tuple[float, float]]:
     """Returns a centered moving average of the finite points.
 
-    Unlike an exponential average it does not lag. The window is shorter at the ends.
+    Unlike an exponential average, it does not lag. The window is shorter at the ends.
     """
     finite = [(x, y) for x, y in points if math.isfinite(y)]
     sums = list(accumulate((y for _, y in finite), initial=0.0))

@@ -30,8 +30,8 @@ class ChatConfig:
 
     model: a folder, a run, a checkpoint of a run, or a name on the Hub, with a chat template.
     system: system prompt, null for none; some chat templates do not support one.
-    temperature: 0 always takes the likeliest token.
-    top_p: total probability of the tokens to sample from, 1 for all tokens.
+    temperature: sampling temperature; 0 for greedy decoding.
+    top_p: total probability of the likeliest tokens to sample from; 1 for all tokens.
     dtype: auto for the stored dtype if the device supports it, else float32.
     """
 
@@ -123,7 +123,9 @@ def check_system_turn(loaded: LoadedModel, first: Messages) -> None:
     try:
         conversation_ids(loaded, [*first, {"role": "user", "content": "?"}])
     except TemplateError as error:
-        raise InputError(f"system: the model's chat template rejects it ({error}).") from None
+        raise InputError(
+            f"system: the model's chat template rejects it ({error}). Set system=null."
+        ) from None
 
 
 def conversation_ids(loaded: LoadedModel, messages: Messages) -> Any:
@@ -154,7 +156,7 @@ def truncated_ids(loaded: LoadedModel, messages: Messages, max_new_tokens: int) 
         ids = conversation_ids(loaded, system + kept)
     question = loaded.chat_tokens.encode_text(kept[-1]["content"])
     excess = ids.shape[1] + reserved - longest
-    while excess > 0 and question:  # repeated, as truncated text may need more tokens
+    while excess > 0 and question:  # repeat: truncated text may encode to more tokens
         question = question[excess:]
         text = str(loaded.tokenizer.decode(question))
         ids = conversation_ids(loaded, [*system, kept[-1] | {"content": text}])

@@ -40,7 +40,7 @@ class PromptCounter:
         self.chat_tokens = ChatTokens(tokenizer)
 
     def count(self, path: str, body: Body) -> int:
-        """Returns the number of tokens of a prompt, or of a rendered conversation.
+        """Returns the number of tokens in a prompt or in a rendered conversation.
 
         Raises:
             BadRequest: there is no chat template, or it rejects the conversation.
@@ -70,7 +70,7 @@ class PromptCounter:
 
 
 def _messages(body: Body) -> list[Body]:
-    """Returns the conversation of a request to the responses path."""
+    """Returns the conversation in a request to `/v1/responses`."""
     content = body["input"]
     messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
     if "instructions" in body:
@@ -89,7 +89,7 @@ class RequestValidator:
         self.app, self.prompt, self.longest = app, prompt, longest
 
     async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
-        """Rejects an invalid request, and forwards all others."""
+        """Rejects invalid requests and forwards all others."""
         is_post = scope["type"] == "http" and scope["method"] == "POST"
         if not is_post or scope["path"] not in MAX_TOKENS_KEYS:
             await self.app(scope, receive, send)
@@ -205,7 +205,7 @@ def main() -> None:
         is_tokenizer = isinstance(processor, PreTrainedTokenizerBase)
         return escape_special_tokens(processor) if is_tokenizer else processor
 
-    server.build_server = build_with_validation  # patched, as this process only serves
+    server.build_server = build_with_validation  # safe to patch: this process only serves
     ModelManager._load_processor = load_as_text  # type: ignore[method-assign]
     command.main()
 

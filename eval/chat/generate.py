@@ -30,9 +30,9 @@ class GenerateConfig:
     prompts: a list of prompts.
     prompts_file: a text file with one prompt per line, or jsonl or JSON with `prompt` (text or
         messages) and optionally `completion`; it may be compressed.
-    chat: renders the prompt with the model's chat template; otherwise its text is continued.
-    temperature: 0 always takes the likeliest token.
-    top_p: total probability of the tokens to sample from, 1 for all tokens.
+    chat: true to render prompts with the model's chat template, false to continue their text.
+    temperature: sampling temperature; 0 for greedy decoding.
+    top_p: total probability of the likeliest tokens to sample from; 1 for all tokens.
     top_k: number of likeliest tokens to sample from, 0 for all tokens.
     limit: number of prompts, null for all.
     dtype: auto for the stored dtype if the device supports it, else float32.
@@ -109,7 +109,7 @@ def read_prompts(config: GenerateConfig) -> list[dict[str, Any]]:
     """Returns rows with `prompt`, and `reference` if the file has a completion.
 
     Raises:
-        InputError: there are no prompts, or a row of the file has none.
+        InputError: there are no prompts, or a row of the file has no prompt.
     """
     rows: list[dict[str, Any]] = []
     for number, prompt in enumerate(config.prompts, 1):
@@ -136,14 +136,14 @@ def read_prompts(config: GenerateConfig) -> list[dict[str, Any]]:
 
 
 def read_prompt(row: dict[str, Any], key: str, place: str) -> Prompt:
-    """Returns the text or the messages under a key of a row.
+    """Returns the text or messages that a row has under a key.
 
     Raises:
-        InputError: there are neither.
+        InputError: the row has neither under this key.
     """
     value = row.get(key)
     if not isinstance(value, str | list):
-        raise InputError(f"{place} has no '{key}'. Each row needs text or messages there.")
+        raise InputError(f"{place} has no '{key}'. Give each row text or messages there.")
     try:
         if isinstance(value, str):
             return text_of(value)
@@ -156,7 +156,7 @@ def read_message(value: Any) -> dict[str, str]:
     """Returns a message with its content as text.
 
     Raises:
-        ValueError: it is not a message.
+        ValueError: the value is not a message.
     """
     if not isinstance(value, dict) or not isinstance(value.get("role"), str):
         raise ValueError("expected messages, each with a role and content")
@@ -222,7 +222,7 @@ def complete(
 
 
 def plain_text(prompt: Prompt) -> str:
-    """Returns the text of a prompt without a template."""
+    """Returns the text of a prompt without applying a chat template."""
     if isinstance(prompt, str):
         return prompt
     return "\n\n".join(message["content"] for message in prompt)

@@ -23,13 +23,13 @@ MAX_TOKENS_KEYS = {
     TEXT: ("max_tokens",),
     RESPONSES: ("max_output_tokens",),
 }
-"""Keys that limit the tokens of an answer, by path; the first one present is used."""
+"""Keys that limit the number of tokens in an answer, by path; the first one present applies."""
 DEFAULT_MAX_TOKENS = 1024
-"""Limit of `transformers serve` for requests without one."""
+"""Limit that `transformers serve` applies to requests that set none."""
 RANGES = {
     "temperature": (0.0, float("inf")),
     "top_p": (0.0, 1.0),
-    "frequency_penalty": (-0.99, 2.0),  # the server divides by 1 + it
+    "frequency_penalty": (-0.99, 2.0),  # the server divides by 1 + penalty
     "presence_penalty": (-2.0, 2.0),
 }
 """Minimum and maximum of numeric keys."""
@@ -38,8 +38,8 @@ RANGES = {
 class BadRequest(Exception):
     """A request that is rejected.
 
-    key: the key that is wrong.
-    code: OpenAI's error code, if clients react to it.
+    key: the invalid key.
+    code: OpenAI's error code, for errors that clients handle by code.
     """
 
     def __init__(self, sentence: str, key: str | None = None, code: str | None = None) -> None:
@@ -57,7 +57,7 @@ def error_body(message: str, kind: str, key: str | None = None, code: str | None
 
 
 def parse_body(raw: bytes) -> Body:
-    """Returns the JSON object of a request; raises BadRequest if it is something else."""
+    """Returns the JSON object in a request; raises BadRequest if it is not one."""
     try:
         body = json.loads(raw.decode(), parse_constant=_refuse_constant)
         json.dumps(body, ensure_ascii=False).encode()
@@ -72,7 +72,7 @@ def parse_body(raw: bytes) -> Body:
 
 
 def check_request(path: str, body: Body, count: TokenCount, longest: int) -> Body:
-    """Returns the request in the form that the server needs.
+    """Validates a request and returns it in the form that the server needs.
 
     The role `developer` becomes `system`, text parts are joined, and the answer is limited to the
     context length, `longest`.

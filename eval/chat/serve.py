@@ -39,11 +39,11 @@ class ServeConfig:
     """Configuration of `serve`.
 
     model: a folder, a run, a checkpoint of a run, or a name on the Hub.
-    host: the address that page and endpoint listen on.
+    host: the address that the page and the endpoint listen on.
     port: port of the page.
     api_port: port of the endpoint.
     page: false to serve the endpoint only.
-    share: creates a public link to the page, through gradio.
+    share: creates a public link to the page through gradio.
     engine: transformers, or vllm if it is installed.
     dtype: auto for the stored dtype if the device supports it, else float32.
     start_seconds: time limit for the endpoint to load the model.
@@ -71,7 +71,7 @@ class ServeConfig:
 
 
 def serve(config: ServeConfig) -> None:
-    """Serves until it is interrupted.
+    """Serves the endpoint and the page until interrupted.
 
     Raises:
         InputError: the model or its chat template is missing, a package is not installed, or a port
@@ -85,7 +85,7 @@ def serve(config: ServeConfig) -> None:
         check_chat_template(config.model, folder)
     for key in ("port", "api_port") if config.page else ("api_port",):
         check_port(key, getattr(config, key))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the endpoint too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to stop the endpoint too
     with endpoint(config, folder) as process:
         url = f"http://localhost:{config.api_port}/v1"
         print(f"endpoint: {url}, model {folder}", flush=True)
@@ -164,7 +164,7 @@ def endpoint(config: ServeConfig, folder: Path) -> Iterator[subprocess.Popen[byt
 
 
 def responds(url: str) -> bool:
-    """Returns whether a URL responds with status 200."""
+    """Returns True if a URL responds with status 200."""
     try:
         with urlopen(url, timeout=5) as response:
             return bool(response.status == 200)
@@ -173,7 +173,7 @@ def responds(url: str) -> bool:
 
 
 def chat_page(folder: Path, endpoint: str) -> Any:
-    """Returns the chat page, with its settings for sampling."""
+    """Returns the chat page with its sampling settings."""
     gradio = import_gradio()
     return gradio.ChatInterface(
         make_responder(str(folder), endpoint),
@@ -238,7 +238,7 @@ def make_responder(model: str, endpoint: str) -> Callable[..., Iterator[str]]:
 
 
 def turn_text(turn: dict[str, Any]) -> str:
-    """Returns the text of a message of gradio's history, whose content is text or parts."""
+    """Returns the text of a message in gradio's history; its content is text or a list of parts."""
     content = turn["content"]
     if isinstance(content, str):
         return content

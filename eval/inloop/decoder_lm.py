@@ -3,9 +3,9 @@
 Every process builds the same requests and runs the same number of forward passes, because each pass
 all-gathers weights. There are two ways to form passes:
 
-- On a CPU without compilation, a pass is the one that lm-eval's `hf` model would make of the same
-  requests: the same number of rows of the same length. Both then sum in the same order, and the
-  scores equal those of the export bit for bit (fp32, SDPA, same number of threads).
+- On a CPU without compilation, each pass has the shape that lm-eval's `hf` model would use for the
+  same requests: the same number of rows of the same length. Both then sum in the same order, and
+  the scores equal those of the export bit for bit (fp32, SDPA, same number of threads).
 - On a GPU, or compiled, requests are sorted into a few shapes. A process that runs out of requests
   computes padding.
 """
@@ -29,7 +29,7 @@ from torch import Tensor
 MIN_LENGTH = 64
 """Minimum row length; longer rows are padded to powers of two, so that compile sees few shapes."""
 LM_EVAL_BATCH = 16
-"""Rows per pass that matches lm-eval: the default `batch_size` of `python -m eval lm_eval`."""
+"""Rows per pass in lm-eval's shapes: the default `batch_size` of `python -m eval lm_eval`."""
 
 Request = tuple[str | None, list[int], list[int]]
 """A request of lm-eval: the text, the context tokens, and the continuation tokens to score."""
@@ -42,9 +42,9 @@ class DecoderLM(TemplateLM):
     """An lm-eval model that calls `forward` on batches of token ids.
 
     forward: maps tokens (rows, length) to logits (rows, length, vocab); a collective call.
-    prefix_id: token put before a text without context.
+    prefix_id: token prepended to a text without context.
     max_length: context length of the model in tokens.
-    batch_tokens: tokens per forward pass in a few shapes; None to form passes as lm-eval does.
+    batch_tokens: tokens per forward pass, to use only a few shapes; None to use lm-eval's shapes.
     multiple: every row length is a multiple of this.
     group: processes that share the requests; None for this process alone.
     """
@@ -74,13 +74,13 @@ class DecoderLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """Id of the token put before a text; lm-eval derives `prefix_token_id` from it."""
+        """Id of the token prepended to a text; lm-eval derives `prefix_token_id` from it."""
         return self.prefix_id
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
-        """Returns the token ids of a text, the same as lm-eval's `hf` model."""
+        """Returns the token ids of a text, encoded exactly as by lm-eval's `hf` model."""
         if add_special_tokens is None:
             prefix = self.encoder.id_to_token(self.prefix_id)
             add_special_tokens = not (prefix and string.startswith(prefix))
@@ -125,8 +125,8 @@ class DecoderLM(TemplateLM):
             else self._lm_eval_passes(requests, rows)
         )
         for first in range(0, len(passes), self.group_size):
-            # In the last round some processes have no pass left: they run padding, shaped like the
-            # first process's pass.
+            # In the last round, some processes have no pass left. They run padding in the shape of
+            # the first process's pass.
             number = first + self.group_rank
             has_work = number < len(passes)
             shape, answered = passes[number if has_work else first]
@@ -145,7 +145,7 @@ class DecoderLM(TemplateLM):
         return [(value, bool(greedy)) for value, greedy in scores.tolist()]
 
     def _fixed_shape_passes(self, rows: list[list[int]]) -> list[Pass]:
-        """Groups rows by length, a power of two; all processes run the same length at a time."""
+        """Groups rows padded to a power of two; all processes run the same length together."""
         assert self.batch_tokens is not None
         by_length: dict[int, list[int]] = {}
         for index, row in enumerate(rows):
@@ -160,7 +160,7 @@ class DecoderLM(TemplateLM):
         return passes
 
     def _lm_eval_passes(self, requests: Sequence[Request], rows: list[list[int]]) -> list[Pass]:
-        """Forms the passes of HFLM._loglikelihood_tokens.
+        """Forms the same passes as HFLM._loglikelihood_tokens.
 
         Rows are sorted by length, longest first, taken `LM_EVAL_BATCH` at a time and padded to the
         longest of the batch. Requests that differ only in their last token share a row.
@@ -184,7 +184,7 @@ class DecoderLM(TemplateLM):
         return passes
 
     def _padded_length(self, tokens: int) -> int:
-        """Returns the length of the row that holds so many tokens."""
+        """Returns the padded length of a row with this many tokens."""
         power = 1 << (max(MIN_LENGTH, tokens) - 1).bit_length()
         return math.ceil(min(power, self.max_length) / self.multiple) * self.multiple
 

@@ -38,7 +38,7 @@ def evaluate(
 ) -> Score:
     """Returns the score of a decoder over the batches of all ranks.
 
-    Every rank of `group` passes its own batches and the same number of them.
+    Every rank of `group` passes its own batches, and all ranks pass the same number.
 
     model(tokens, labels, cu_seqlens, id_mask=mask) returns two summed losses: over all labels that
     are not IGNORED, and over those whose ids are marked in `mask` (vocab,).

@@ -34,7 +34,7 @@ class InloopLM(CheckedLM, DecoderLM):
 
 
 def check_task_names(settings: TaskSettings) -> None:
-    """Raises InputError if a task is unknown. Loads no data."""
+    """Raises InputError if a task is unknown, without loading data."""
     index_tasks(select(settings, PREFIX), PREFIX)
 
 
@@ -61,7 +61,7 @@ class InloopTasks:
         """Builds all requests without running a model.
 
         Raises:
-            InputError: a model with a context of max_length tokens cannot answer a request.
+            InputError: a request does not fit into a context of max_length tokens, or is malformed.
         """
 
         def forward(tokens: Tensor) -> Tensor:

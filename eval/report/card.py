@@ -28,15 +28,14 @@ SHAPE = (
 
 
 def card_output(folder: str | Path) -> Output:
-    """Returns the model card of an exported folder; an existing card is replaced."""
+    """Returns the output file for an exported folder's model card, which replaces an older card."""
     return Output(Path(folder) / "README.md", CARD, overwrite=True, key="card")
 
 
 def write_card(folder: Path, content: Content, results: Content | None) -> None:
     """Writes README.md from the content of the report.
 
-    content: content of the report.
-    results: scores of lm_eval.
+    results: results of lm_eval.
 
     Raises:
         InputError: the folder is not a Hugging Face folder, or holds a model of another run.
@@ -52,7 +51,7 @@ def write_card(folder: Path, content: Content, results: Content | None) -> None:
 def check_network(folder: Path, network: ModelConfig) -> None:
     """Raises InputError if a folder's model cannot come from a run with this network.
 
-    Tuning may add tokens, and changes nothing else of the shape.
+    Tuning may enlarge the vocabulary; the rest of the shape must be equal.
     """
     exported = read_config(folder)
     for key in SHAPE:
@@ -142,7 +141,7 @@ def body(folder: Path, content: Content) -> str:
 
 
 def score_parts(content: Content) -> list[str]:
-    """Returns the tables of scores, if the report has any."""
+    """Returns the score tables of the report, as parts of the card; empty if it has no scores."""
     parts = []
     if content["evaluation"]:
         evaluation = content["evaluation"]
@@ -189,7 +188,7 @@ def tuned_stages(folder: Path, content: Content) -> list[Content]:
 
 
 def scores_row(row: Content) -> list[str]:
-    """Returns the cells of a row of the evaluation."""
+    """Returns the table cells for a row of the evaluation."""
     cells = [
         "" if cell is None else " ± ".join(filter(None, (cell["value"], cell["stderr"])))
         for cell in row["cells"]
@@ -198,7 +197,7 @@ def scores_row(row: Content) -> list[str]:
 
 
 def suite_row(row: Content) -> list[str]:
-    """Returns the cells of a row of a suite's table."""
+    """Returns the table cells for a row of a suite."""
     source = f" [{row['source']}]" if row["source"] else ""
     cells = [score + (f" ± {error}" if error else "") for score, error in row["cells"]]
     return [f"{row['model']}{source}", *cells, row["average"]]

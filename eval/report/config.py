@@ -11,8 +11,9 @@ from conf.errors import InputError
 
 @dataclass
 class ReportConfig:
-    """Configuration of `report`. Parts whose setting is null or empty are left out.
+    """Configuration of `report`.
 
+    Parts of the page whose setting is null or empty are omitted.
     run: a run folder.
     out: the HTML page to write.
     corpus: the corpus folder that the run was trained on, null for the one in its config.

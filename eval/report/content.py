@@ -35,11 +35,11 @@ from pages.drawing import source_styles
 from pages.svg import short_number
 
 AGREEMENT = 0.005
-"""Relative difference up to which two losses count as equal, given bf16 and other kernels."""
+"""Relative difference up to which two losses agree, given bf16 and different kernels."""
 
 
 def page_content(config: ReportConfig) -> dict[str, Any]:
-    """Returns the variables of the template.
+    """Returns the variables of the page's template.
 
     Raises:
         InputError: a given file or folder is missing or of the wrong kind.
@@ -174,7 +174,7 @@ def targets(scores: Record) -> dict[str, int]:
 def samples(config: ReportConfig) -> list[dict[str, Any]]:
     """Returns prompts with the completion of each model, matched by line number.
 
-    Without `samples` the files in the run folder are used, oldest first.
+    If `samples` is empty, the files in the run folder are used, oldest first.
     """
     stored = sorted(Path(config.run).glob("samples/*.jsonl"), key=lambda path: path.stat().st_mtime)
     paths = config.samples or {path.stem: str(path) for path in stored}

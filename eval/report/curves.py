@@ -18,9 +18,9 @@ MAX_LABELED_MARKS = 4
 MAX_DOTS = 40
 """Lines with more points than this are drawn without dots."""
 LONG_RUN_STEPS = 1000
-"""For runs of more steps, the high loss of the first steps does not set the axis."""
+"""In runs with more steps than this, the high loss of the first steps does not set the y axis."""
 MAX_HALF_WIDTH_LINES = 4
-"""Charts with more lines than this take the full width, for their legend."""
+"""Charts with more lines than this take the full width, to make space for the legend."""
 Point = tuple[float, float]
 
 
@@ -90,7 +90,7 @@ def event_marks(run: RunFolder) -> tuple[tuple[float, str], ...]:
 
 
 def _validation_lines(run: RunFolder, styles: dict[str, str]) -> list[Series]:
-    """Returns a line of held-out loss per source."""
+    """Returns one line of held-out loss per source."""
     sources = run.validation[-1]["sources"] if run.validation else {}
     return [
         Series(
@@ -110,8 +110,8 @@ def _validation_lines(run: RunFolder, styles: dict[str, str]) -> list[Series]:
 def score_charts(run: RunFolder) -> list[Drawing]:
     """Draws the scores of tasks during training (`evaluation.tasks`) over tokens.
 
-    There is one chart for accuracies, with one metric per task, and one for bits per byte. There
-    are none if the tasks were scored only once.
+    There is one chart for accuracies, with one metric per task, and one for bits per byte. If the
+    tasks were scored only once, there are no charts.
     """
     scored = run.of_kind("eval")
     if len(scored) < 2:
@@ -143,11 +143,11 @@ def score_charts(run: RunFolder) -> list[Drawing]:
 
 
 def tuning_charts(metrics: list[Record], unit: str) -> list[Drawing]:
-    """Draws loss and learning rate of tuning over steps, and for DPO the rewards.
+    """Draws loss and learning rate of tuning over steps, and also the rewards for DPO.
 
     Each chart has a line for training and one for validation.
 
-    unit: of the loss.
+    unit: unit of the loss.
     """
     kinds = {
         kind: [record for record in metrics if record["kind"] == kind]
@@ -203,12 +203,12 @@ def _with_average(points: list[Point]) -> list[Series]:
 
 
 def _typical_top(points: list[Point], first: float) -> float | None:
-    """Returns the maximum after the first fraction of points, which may be far above the rest."""
+    """Returns the maximum after the first fraction of points, whose values may be far higher."""
     later = [y for _, y in points[int(first * len(points)) :] if math.isfinite(y)]
     return max(later) if later else None
 
 
 def _with_clipped_maximum(text: str, points: list[Point], top: float | None) -> str:
-    """Appends the maximum of the points to a text if it is outside of the chart."""
+    """Appends the maximum of the points to a text if it is outside the chart."""
     highest = max((y for _, y in points if math.isfinite(y)), default=0.0)
     return text if top is None or highest <= top else f"{text}; {highest:.3g} in the first steps"

@@ -13,11 +13,11 @@ from pages.svg import short_number
 
 Table = list[tuple[str, str]]
 MAX_LISTED_STEPS = 12
-"""Steps listed by number; further ones are only counted."""
+"""Maximum number of steps listed by number; the rest are only counted."""
 
 
 def stages(run: RunFolder, styles: dict[str, str]) -> list[dict[str, Any]]:
-    """Returns one row per stage of the recipe, with the plan and the progress."""
+    """Returns one row per stage of the recipe, with its plan and progress."""
     table = []
     for name, stage in run.config["recipe"]["stages"].items():
         done = [record for record in run.train if record["stage"] == name]
@@ -46,7 +46,7 @@ def stages(run: RunFolder, styles: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def pace(run: RunFolder) -> list[str]:
-    """Returns sentences about the time of steps and MFU."""
+    """Returns sentences about data waits and MFU."""
     seconds = sum(record["step_seconds"] for record in run.train)
     waited = sum(record["data_wait_seconds"] for record in run.train)
     sentences = [
@@ -119,7 +119,7 @@ def cost(run: RunFolder) -> Table:
 
 
 def energy(run: RunFolder) -> str:
-    """Returns the measured energy in kWh; GPUs and CPUs are separate, as either may be unknown."""
+    """Formats the measured energy, separately for GPUs and CPUs, as either may be unknown."""
     read = run.events("energy")
     if not read:
         return "unknown: no readable energy counter (NVML, RAPL)"
@@ -168,7 +168,7 @@ def times(records: list[Record]) -> str:
 
 
 def shards(manifest: Manifest) -> list[tuple[str, str, str]]:
-    """Returns file, tokens and sha256 of every training and held-out shard."""
+    """Returns the file, tokens and sha256 of every training and held-out shard."""
     return [
         (entry["file"], f"{entry['tokens']:,}", entry["sha256"])
         for split in manifest.splits.values()

@@ -1,4 +1,4 @@
-"""The parts of the report with scores: our models side by side, and the published ones."""
+"""The parts of the report with scores: our models side by side, and published models."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ METRIC_NOTES = {
 
 
 def evaluation(results: Record) -> dict[str, Any]:
-    """Returns a table of the models side by side.
+    """Returns the score table, with the models side by side.
 
-    A cell has a text and, for fractions, the length of its bar in percent.
+    A cell has a text and, if the metric is a fraction, the length of its bar in percent.
     """
     table, before = [], ""
     for task, metric, scores in rows(results):

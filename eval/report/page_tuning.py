@@ -17,7 +17,7 @@ METHODS = {
     "sft.json": ("SFT", "conversations", "nats per answer token", "the assistant's turns only"),
     "dpo.json": ("DPO", "pairs", "nats per pair", "chosen against rejected answers"),
 }
-"""By the record file of finetune: the method, the noun for a row, the loss's unit and subject."""
+"""Method, noun for a row, unit of the loss and what the loss covers, keyed by finetune's record."""
 
 
 def record_name(folder: Path) -> str | None:
@@ -98,9 +98,11 @@ def facts(stage: Record) -> Table:
 
 
 def changes(metrics: list[Record], kind: str, label: str, unit: str) -> Table:
-    """Returns the first and last values of a kind of line.
+    """Returns the first and last value of each metric in the records of one kind.
 
-    The training loss is not included, as the record has it.
+    The training loss is omitted because finetune's record already contains it.
+
+    kind: `train` or `validation`.
     """
     lines = [line for line in metrics if line["kind"] == kind]
     shown = (

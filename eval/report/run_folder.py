@@ -51,7 +51,7 @@ class RunFolder:
 
     @property
     def is_finished(self) -> bool:
-        """True after the last step of the recipe."""
+        """True if the run has completed the last step of its recipe."""
         return bool(self.events("finish"))
 
     @cached_property
@@ -73,7 +73,7 @@ def read_run(path: Path, key: str = "run") -> RunFolder:
     """Reads the run folder given by setting `key`.
 
     Raises:
-        InputError: it is not a run folder, or has no step yet.
+        InputError: the folder is not a run folder, or has no step yet.
     """
     for name in ("config.yaml", "env.json", "metrics.jsonl"):
         if not (path / name).is_file():
@@ -92,7 +92,7 @@ def read_run(path: Path, key: str = "run") -> RunFolder:
 
 
 def read_metrics(folder: Path) -> list[Record]:
-    """Returns the records of metrics.jsonl, except an incomplete last line."""
+    """Returns the records of metrics.jsonl, without an incomplete last line."""
     path = folder / "metrics.jsonl"
     text = path.read_text(encoding="utf-8")
     complete = text[: text.rfind("\n") + 1]

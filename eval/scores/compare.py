@@ -111,8 +111,8 @@ def compare(config: CompareConfig) -> None:
 def merge_results(paths: list[Path]) -> dict[str, Any]:
     """Merges the models of several result files.
 
-    A model that was scored on different tasks in each file gets the scores of all. If two different
-    models have the same name, the later one is prefixed with the name of its file.
+    If a model was scored on different tasks in each file, its scores are combined. If two different
+    models have the same name, the name of the later one is prefixed with the name of its file.
     """
     if not paths:
         raise InputError("results is empty. Give at least one file of python -m eval lm_eval.")
@@ -136,7 +136,7 @@ def merge_results(paths: list[Path]) -> dict[str, Any]:
 
 
 def differences(results: dict[str, Any], baseline: str) -> list[Difference]:
-    """Returns the difference of each model to the baseline, per row of the score table."""
+    """Returns each model's differences from the baseline, per row of the score table."""
     models = results["models"]
     all_differences = []
     for task, metric, scores in rows(results):

@@ -21,8 +21,8 @@ class LmEvalConfig:
         files; an lm-eval task; or a list of these.
     out: JSON file of results; models whose results it already holds are skipped.
     overwrite: discards the results that the file already holds.
-    num_fewshot: for all tasks; null for the number that the suite or the task defines.
-    limit: samples per task, null for all (for a quick try: scores are not comparable).
+    num_fewshot: few-shot examples for all tasks; null for the number in the suite or task.
+    limit: samples per task, null for all; limited scores are not comparable.
     chat: renders prompts with the model's own chat template.
     dtype: auto for the stored dtype if the device supports it, else float32.
     check: checks that the tasks exist and exits; models and data sets may be missing.

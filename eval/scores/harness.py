@@ -1,7 +1,7 @@
 """`python -m eval lm_eval`: scores models on lm-eval tasks and prints them side by side.
 
-A model is a stock Hugging Face folder, run by lm-eval's own `hf` model. The result file is written
-after every model, so that an interrupted call can be repeated and skips the finished models.
+Each model is a stock Hugging Face folder, run by lm-eval's own `hf` model. The result file is
+written after every model. An interrupted call can be repeated, and skips the finished models.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def lm_eval(config: LmEvalConfig) -> None:
 
 
 def stored_scores(config: LmEvalConfig) -> dict[str, Any]:
-    """Returns the models of an existing result file that is to be extended.
+    """Returns the models in an existing result file, which this call extends.
 
     Raises:
         InputError: the file holds models that would be lost.
@@ -167,10 +167,10 @@ def results_content(done: dict[str, Any], names: Iterable[str]) -> dict[str, Any
 
 
 def fingerprint(folder: Path, selection: Selection, config: LmEvalConfig, dtype: str) -> str:
-    """Returns the sha256 of all that determines the scores.
+    """Returns the sha256 of everything that determines the scores.
 
-    These are the weights, tokenizer, tasks, settings, package versions and the dtype that the model
-    computes in.
+    This covers the weights, tokenizer, tasks, settings, package versions and the dtype that the
+    model computes in.
     """
     local = [path for tasks in selection.folders for path in tasks.iterdir() if path.is_file()]
     choices = [[choice.task, choice.num_fewshot, choice.metric] for choice in selection.choices]

@@ -1,4 +1,4 @@
-"""lm-eval's own `hf` model with checks of its requests."""
+"""lm-eval's own `hf` model, with its requests checked first."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ from eval.tasks.checked_lm import CheckedLM
 
 
 class CheckedHFLM(CheckedLM, HFLM):
-    """A stock Hugging Face model that names the requests it cannot answer."""
+    """A stock Hugging Face model whose errors name the requests that it cannot answer."""

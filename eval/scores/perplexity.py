@@ -1,8 +1,8 @@
 """`python -m eval perplexity`: held-out loss of an exported model, computed in `transformers`.
 
-The text is that of the trainer's validation: the same samples of the held-out shards, in which
-tokens attend only within their document. Here each document's part of a sample becomes a separate
-sequence. This gives the same loss, because rotary positions are relative.
+The text is the same as in the trainer's validation: the same samples of the held-out shards, in
+which tokens attend only within their document. Here, each document's part of a sample becomes a
+separate sequence. The loss is the same, because rotary positions are relative.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def score(
 def print_scores(
     console: Console, config: PerplexityConfig, dtype: str, scores: dict[str, Score], loss: float
 ) -> None:
-    """Prints one row per source and one for all of them.
+    """Prints one row per source and one for all sources.
 
     dtype: the dtype that the scores were computed in.
     """

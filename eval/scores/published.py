@@ -2,7 +2,7 @@
 
 Each file in `published/` is one table of a report, with `title`, `source`, and `models` with their
 scores. The table of a suite has `suite`, `tasks` (the columns) and scores in percent, or only an
-average per model. Tables of other measurements, such as those with a judge, have `columns`.
+average per model. Tables of other measurements, such as scores by a judge model, have `columns`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SHORT = {
     "truthfulqa_mc2": "TQA",
     "winogrande": "Wino",
 }
-"""Short task names, used as column heads."""
+"""Short task names, used as column headings."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Row:
 
 @dataclass(frozen=True)
 class SuiteTable:
-    """The scores of a suite: one column per task, one row per model."""
+    """The scores of a suite, with one column per task and one row per model."""
 
     suite: str
     tasks: list[str]
@@ -74,7 +74,7 @@ class SuiteTable:
 
     @property
     def heads(self) -> list[str]:
-        """Column heads: short names of the tasks."""
+        """Column headings: short names of the tasks."""
         return [SHORT.get(task, task) for task in self.tasks]
 
 
@@ -145,7 +145,7 @@ def render_other(content: dict[str, Any]) -> Table:
 
 
 def suite_tables(results: dict[str, Any]) -> list[SuiteTable]:
-    """Returns a table per suite in the results, followed by the published models."""
+    """Returns one table per suite in the results, with our models above the published ones."""
     models = results["models"]
     suites = {suite: None for m in models.values() for suite in m["settings"].get("suites", [])}
     tables = []

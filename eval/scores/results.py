@@ -1,4 +1,4 @@
-"""The JSON file of scores that `lm_eval` writes, and the table that it prints.
+"""The JSON result file that `lm_eval` writes, and the table that it prints.
 
 The file has this form:
 
@@ -31,10 +31,10 @@ from conf.errors import InputError
 FORMAT = 1
 LOWER_IS_BETTER = ("bits_per_byte", "byte_perplexity", "word_perplexity", "perplexity")
 ACCURACIES = ("acc_mutual_info", "acc_norm", "acc")
-"""Accuracy metrics by priority: where only one is shown, it is the first that a task has."""
+"""Accuracy metrics by priority; where only one is shown, it is the first that the task has."""
 FRACTIONS = (*ACCURACIES, "exact_match", "f1")
 """Metrics from 0 to 1, shown in percent."""
-# Bits per byte in other units: stored in the file, but not shown in the table.
+# Bits per byte in other units. They are stored in the file, but not shown in the table.
 OTHER_UNITS = ("byte_perplexity", "word_perplexity")
 
 
@@ -90,7 +90,7 @@ def metric_of(entry: dict[str, Any], shown: str | None) -> str | None:
 
 
 def in_group(tasks: dict[str, Any], task: str) -> bool:
-    """Returns whether a task is a part of a group that has its own score."""
+    """Returns True if a task is part of a group that has its own score."""
     group = tasks[task].get("group")
     return group is not None and bool(tasks[group]["metrics"])
 
@@ -110,9 +110,9 @@ def format_score(score: dict[str, Any], metric: str) -> tuple[str, str]:
 
 
 def computed_in(results: dict[str, Any]) -> str:
-    """Returns a clause with the dtypes that the models computed in, for use after a sentence.
+    """Returns a clause that names the dtypes the models computed in, to append to a sentence.
 
-    It names the dtype once if all models share it, and is empty if no model states one.
+    The clause names the dtype once if all models share it, and is empty if no model states one.
     """
     by_dtype: dict[str, list[str]] = {}
     for name, model in results["models"].items():

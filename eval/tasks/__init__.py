@@ -1,1 +1,1 @@
-"""lm-eval tasks: choosing, building, loading and scoring them, for any model."""
+"""Selects, builds, loads and scores lm-eval tasks, for any model."""

@@ -1,6 +1,6 @@
 """`python -m eval build_tasks`: builds lm-eval tasks from the held-out files of a corpus.
 
-There are three tasks per source. Each is a YAML file and the jsonl file that it reads:
+There are three tasks per source, each with a YAML file and the jsonl file that it reads:
 
 - `<corpus>_<source>_perplexity` measures bits per byte on the beginnings of held-out documents.
 - `<corpus>_<source>_continuation` asks which of four continuations is the real one. The context
@@ -9,9 +9,9 @@ There are three tasks per source. Each is a YAML file and the jsonl file that it
   neither the length nor the first and last characters give the answer away. `acc` takes the
   likeliest choice. `acc_mutual_info` takes the choice whose likelihood the context raises most, so
   that rare words do not count against a choice. (`acc_norm` would equal `acc`, as all choices have
-  one length.)
-- `<corpus>_<source>_word_order` asks the same questions with other wrong choices: the real
-  continuation with its words shuffled. This tests word order alone, which small models learn first.
+  the same length.)
+- `<corpus>_<source>_word_order` asks the same questions with different wrong choices: the real
+  continuation with its words shuffled. This tests only word order, which small models learn first.
 """
 
 from __future__ import annotations
@@ -46,10 +46,11 @@ class BuildTasksConfig:
 
     corpus: a corpus folder made by data_pipeline.
     out: the folder of tasks to write.
-    questions: multiple-choice questions per source, fewer if its held-out text is short.
+    questions: multiple-choice questions per source; fewer if its held-out text is short.
     context_chars: approximate characters of context per question.
     continuation_chars: minimum and maximum characters of a choice.
-    documents, document_chars: maximum documents, and characters per document, of a perplexity task.
+    documents: maximum number of documents in a perplexity task.
+    document_chars: maximum number of characters per document in a perplexity task.
     overwrite: replaces `out` if it is a folder of tasks that Headwater made.
     """
 
@@ -108,9 +109,9 @@ def build_tasks(config: BuildTasksConfig) -> None:
 def write_tasks(
     folder: Path, final: Path, manifest: Manifest, source: str, config: BuildTasksConfig
 ) -> dict[str, int]:
-    """Writes the tasks of a source and returns their numbers of samples.
+    """Writes the tasks of a source and returns the number of samples in each.
 
-    final: the path that the folder will have when it is complete.
+    final: path that `folder` is moved to once it is complete.
     """
     texts = [document.text for document in read_documents(manifest, "held_out", source)]
     draw = random.Random(f"{config.seed} {source}")
@@ -179,7 +180,7 @@ def beginnings(texts: list[str], config: BuildTasksConfig, draw: random.Random) 
 def questions(
     texts: list[str], config: BuildTasksConfig, draw: random.Random
 ) -> Iterator[dict[str, Any]]:
-    """Yields rows of context, choices and label.
+    """Yields rows with context, choices and label.
 
     Labels are balanced, and no position in a document is used twice.
     """

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class CheckedLM(TemplateLM):
     """A mixin that checks requests before the lm-eval model that follows it in the MRO sees them.
 
-    prefix: of the setting `tasks` in error messages.
+    prefix: prefix of the setting `tasks` in error messages.
     is_dry: checks requests without running the model; all scores are 0.
     """
 
@@ -28,14 +28,14 @@ class CheckedLM(TemplateLM):
 
     @property
     def truncated(self) -> Counter[str]:
-        """Number of requests per task whose context lost its beginning because it is too long."""
+        """Number of requests per task whose context was too long and lost its beginning."""
         return self.__dict__.setdefault("_truncated", Counter())
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Returns the log-likelihood of each choice, and whether greedy decoding produces it.
 
         Raises:
-            InputError: a choice has no tokens, or more than the context length.
+            InputError: a choice has no tokens, or more tokens than the context length.
         """
         for request in requests:
             if not request.args[1]:
@@ -70,7 +70,7 @@ class CheckedLM(TemplateLM):
         """Returns generated text.
 
         Raises:
-            InputError: a task asks for as many tokens as the context length, or more.
+            InputError: a task generates as many tokens as the context length, or more.
         """
         longest: int = self.max_length
         for request in requests:

@@ -23,7 +23,7 @@ class FetchConfig:
 
 
 def fetch(config: FetchConfig) -> None:
-    """Loads every task once, which fills the cache.
+    """Loads every task once, which downloads its data set into the cache.
 
     Raises:
         InputError: a task is unknown, or its data set cannot be downloaded.

@@ -42,7 +42,7 @@ def quiet(*, offline: bool) -> Iterator[None]:
 
 @contextmanager
 def replaced(owner: Any, **values: Any) -> Iterator[None]:
-    """Temporarily replaces attributes of an lm-eval object; ignores those that it does not have."""
+    """Temporarily replaces attributes of an lm-eval object, ignoring those that it lacks."""
     originals = {name: getattr(owner, name) for name in values if hasattr(owner, name)}
     for name in originals:
         setattr(owner, name, values[name])
@@ -60,9 +60,9 @@ def print_on_main(sentence: str) -> None:
 
 
 def index_tasks(selection: Selection, prefix: str = "") -> TaskManager:
-    """Returns a task manager that knows the selected tasks; loads no data.
+    """Returns a task manager that knows the selected tasks, without loading data.
 
-    prefix: of the setting `tasks` in error messages.
+    prefix: prefix of the setting `tasks` in error messages.
 
     Raises:
         InputError: a task is unknown.
@@ -87,7 +87,7 @@ def index_tasks(selection: Selection, prefix: str = "") -> TaskManager:
 def load_tasks(selection: Selection, prefix: str = "", limit: int | None = None) -> TaskManager:
     """Finds the selected tasks, loads their data and checks that samples have correct answers.
 
-    Prints which of lm-eval's own tasks have samples without one.
+    Prints which of lm-eval's own tasks have samples without a correct answer.
 
     limit: number of samples per task that will be scored, None for all.
 
@@ -102,7 +102,7 @@ def load_tasks(selection: Selection, prefix: str = "", limit: int | None = None)
         except IndexError:
             raise InputError(
                 f"{prefix}tasks={choice.task}: has no samples, or its first sample has an empty "
-                "choice."
+                "choice. Correct its data, or drop the task."
             ) from None
         except (OSError, ValueError) as error:
             from huggingface_hub.constants import HF_HOME
@@ -137,10 +137,10 @@ def data_set(manager: TaskManager, task: str) -> str:
 
 
 def _load(manager: TaskManager, name: str) -> dict[str, Any]:
-    """Returns the loaded tasks of a name.
+    """Loads the task or group with a name, and returns its tasks.
 
     On loading, lm-eval indexes the choices of the first sample by its target, and fails if there is
-    no such choice. The task is then loaded with targets as text, so that it can be checked.
+    no such choice. The task is then loaded with its targets as text, so that it can be checked.
     """
     from lm_eval.api.task import ConfigurableTask
 
@@ -172,7 +172,7 @@ def _check_answers(task: Any, is_local: bool, key: str, limit: int | None) -> No
 
 
 def _is_local(manager: TaskManager, name: str, selection: Selection) -> bool:
-    """Returns whether a task is defined in one of the user's folders."""
+    """Returns True if a task is defined in one of the user's folders."""
     entry = manager.task_index.get(name)
     path = None if entry is None else entry.yaml_path
     folders = [folder.resolve() for folder in selection.folders]

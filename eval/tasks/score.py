@@ -42,8 +42,8 @@ def score_tasks(
     # lm-eval takes one number of few-shot examples for all tasks of a call.
     for shots in {choice.num_fewshot: None for choice in selection.choices}:
         chosen = [choice for choice in selection.choices if choice.num_fewshot == shots]
-        # lm-eval starts programs to describe the machine and the git repository. That takes a
-        # second per call, its result is not used, and git complains outside of a repository.
+        # lm-eval starts programs to describe the machine and the git repository. This takes a
+        # second per call for an unused result, and git prints errors outside a repository.
         disabled = dict.fromkeys(("add_env_info", "get_git_commit_hash"), lambda *_: None)
         with replaced(evaluator, **disabled), _warnings_printed() if verbose else nullcontext():
             output = evaluator.simple_evaluate(
@@ -110,7 +110,7 @@ def task_entry(output: Any, task: str) -> dict[str, Any]:
 
 
 def sample_digits(samples: list[dict[str, Any]], metric: str, filtered: str) -> str:
-    """Returns one digit per sample if the metric is 0 or 1 for all of them, else an empty text."""
+    """Returns one digit per sample if the metric is 0 or 1 for all, else an empty string."""
     scores = [sample.get(metric) for sample in samples if sample.get("filter") == filtered]
     if not scores or any(score not in (0, 1) for score in scores):
         return ""

@@ -43,7 +43,7 @@ class Selection:
 
 
 class TaskSettings(Protocol):
-    """The settings that select tasks, as `eval.scores.config` documents them."""
+    """The settings that select tasks, documented in `eval.scores.config`."""
 
     tasks: Any
     task_folder: str | None
@@ -51,9 +51,9 @@ class TaskSettings(Protocol):
 
 
 def select(settings: TaskSettings, prefix: str = "") -> Selection:
-    """Resolves `tasks`. Does not check that lm-eval knows its own tasks' names.
+    """Resolves `tasks`, without checking that lm-eval tasks of these names exist.
 
-    prefix: of the settings' names in error messages.
+    prefix: prefix of the settings' names in error messages.
 
     Raises:
         InputError: a given folder holds no tasks.
@@ -91,9 +91,9 @@ def select(settings: TaskSettings, prefix: str = "") -> Selection:
 
 
 def _check_unambiguous(choices: list[Choice], prefix: str) -> None:
-    """Raises InputError if a task is selected with two numbers of examples.
+    """Raises InputError if a task is selected with two different numbers of few-shot examples.
 
-    A result file has one entry per task.
+    A result file has only one entry per task.
     """
     seen: dict[str, Choice] = {}
     for choice in choices:
@@ -121,7 +121,7 @@ def _task_folder(folder: Path, key: str) -> Path:
     if not folder.is_dir():
         raise InputError(f"{key}={folder}: is not a folder. Give one with lm-eval task files.")
     if not any(folder.glob("*.yaml")):
-        raise InputError(f"{key}={folder}: contains no task file (*.yaml).")
+        raise InputError(f"{key}={folder}: contains no task file (*.yaml). Give another folder.")
     return folder
 
 

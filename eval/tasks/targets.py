@@ -47,7 +47,7 @@ EXPECTED = {
     ),
     "loglikelihood_rolling": ("text", "a sample is text to score"),
 }
-"""By kind of task: what a sample lacks, and what is expected."""
+"""For each kind of task: what a sample lacks, and what is expected instead."""
 
 
 def _problem(task: Any, kind: str, doc: Mapping[str, Any]) -> str:
@@ -76,7 +76,7 @@ def _problem(task: Any, kind: str, doc: Mapping[str, Any]) -> str:
 
 
 def is_choice(target: object, choices: list[str]) -> bool:
-    """Returns whether a target, compared as lm-eval does, is one of the choices."""
+    """Returns True if a target is one of the choices, compared in the same way as in lm-eval."""
     if isinstance(target, str):
         return target in choices
     return isinstance(target, int | float) and target in range(len(choices))
