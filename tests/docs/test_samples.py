@@ -12,6 +12,10 @@ QUOTED = {
         "data_pipeline/store/shard_scan.py": ["checksum mismatch", "starts at byte "],
         "data_pipeline/store/shard_checks.py": ["holds the id ", "outside the vocabulary of "],
     },
+    "docs/doctor.md": {
+        "launch/doctor/advice.py": [" times as fast", " times slower"],
+        "launch/doctor/command.py": [" GFLOP/s ("],
+    },
     "docs/evaluation.md": {
         "eval/scores/perplexity.py": ["loss, nats per token", "bits per byte"],
         "eval/scores/results.py": ["value ± standard error"],
