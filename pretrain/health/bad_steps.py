@@ -1,10 +1,11 @@
-"""Bad steps: losses or gradients that are not finite, and spikes of either.
+"""Skips steps whose loss or gradient is not finite or spikes, and rewinds after several in a row.
 
-Each step is judged on the device before its update, by all ranks together, and a bad one updates
-nothing; no host waits for the verdict. After several in a row the weights return to a checkpoint
-from before the first of them, and the data in between is left out, as for PaLM (arXiv 2204.02311,
-section 5.1). A step uses up its data whatever its verdict is, so position, learning rate and tokens
-remain functions of the step alone. The ledger names the steps whose tokens are in no weight.
+All ranks judge each step together, on the device and before its update, so no host waits for the
+verdict. A step that is not finite never updates the weights; `health.spikes` decides about spikes.
+After several bad steps in a row, the weights return to a checkpoint from before the first of them,
+and training continues with new data, as for PaLM (arXiv 2204.02311, section 5.1). A step consumes
+its data whatever the verdict, so position, learning rate and tokens depend on the step alone. The
+ledger marks the steps whose tokens did not contribute to the weights.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ from pretrain.health.config import HealthConfig
 from pretrain.hooks import Hook, Order, TrainerView
 
 GOOD, SPIKE, NOT_FINITE = 0.0, 1.0, 2.0
-"""Verdicts; the largest of all ranks counts."""
+"""Verdicts on a step. The largest verdict of any rank applies to all ranks."""
 LEAST_STEPS = 16
-"""Good steps of a stage before its spikes are judged."""
+"""Number of good steps that a stage needs before spikes are detected in it."""
 LEAST_SPREAD = 0.01
-"""Least spread relative to the median, so that a flat loss does not make every step a spike."""
+"""Minimum spread, as a fraction of the median. Otherwise every step of a flat loss is a spike."""
 
 
 def robust_limit(values: list[float], score: float) -> float:
-    """Returns median + score * 1.4826 * MAD, the value whose robust score is `score`.
+    """Returns median + score * 1.4826 * MAD, the value whose robust z-score is `score`.
 
-    1.4826 makes the median absolute deviation (MAD) the standard deviation of a normal
-    distribution (Iglewicz and Hoaglin, 1993).
+    The factor 1.4826 makes the median absolute deviation (MAD) of normally distributed values
+    equal to their standard deviation (Iglewicz and Hoaglin, 1993).
     """
     middle = median(values)
     spread = 1.4826 * median(abs(value - middle) for value in values)
@@ -44,11 +45,10 @@ def robust_limit(values: list[float], score: float) -> float:
 
 
 class BadSteps(Hook):
-    """Skips the updates of bad steps, and rewinds after several in a row; all ranks.
+    """Skips the updates of bad steps, and rewinds after several in a row, on all ranks.
 
-    The trainer calls `judge` within a step, and the other methods around it. Limits for step n come
-    from the records of steps up to n - 2, which every rank has by then, however early its records
-    were published.
+    The trainer calls `judge` during a step, and the hook methods before and after it. The limits
+    for step n use only the records of steps up to n - 2, which every rank has by then.
     """
 
     order = Order.CONTROL
@@ -64,12 +64,12 @@ class BadSteps(Hook):
         return {"seen": {str(k): v for k, v in self.seen.items()}, "rewinds": self.rewinds}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Adds a checkpoint's state: after a rewind this process knows more than it."""
+        """Merges a checkpoint's state into the current one, which is newer after a rewind."""
         self.seen = {int(step): dict(one) for step, one in state["seen"].items()} | self.seen
         self.rewinds = sorted({*state["rewinds"], *self.rewinds})
 
     def on_record(self, record: Mapping[str, Any]) -> None:
-        """Remembers a step as long as limits or a rewind may need it."""
+        """Keeps the record of a step for as long as limits or a rewind may need it."""
         step = record["step"]
         if record["kind"] == "train":
             keys = ("stage", "bad") if "bad" in record else ("stage", "loss", "grad_norm")
@@ -80,7 +80,7 @@ class BadSteps(Hook):
             self.rewinds.append(step)
 
     def judge(self, stage: str, step: int, loss: Tensor, grad_norm: Tensor) -> Tensor:
-        """Returns the verdict of all ranks on a step, counted from 1, as a 0-d device tensor."""
+        """Returns the common verdict on a step (counted from 1) as a 0-d tensor on the device."""
         spike = torch.zeros_like(loss, dtype=torch.bool)
         for value, limit in zip((loss, grad_norm), self.limits(stage, step), strict=False):
             spike |= value > limit
@@ -91,14 +91,14 @@ class BadSteps(Hook):
         return verdict
 
     def skips(self, verdict: Tensor) -> Tensor:
-        """Returns 1.0 where the update is skipped, else 0.0: `found_inf` of torch's optimizers."""
+        """Returns the `found_inf` of torch's optimizers: 1.0 to skip the update, else 0.0."""
         least = SPIKE if self.config.spikes == "skip" else NOT_FINITE
         return (verdict >= least).float()
 
     def describe(
         self, stage: str, step: int, verdict: float, loss: float, norm: float
     ) -> dict[str, str]:
-        """Returns what the record of a bad step states; nothing for a good one."""
+        """Returns the keys to add to the record of a bad step; empty for a good step."""
         if verdict == GOOD:
             return {}
         if verdict == NOT_FINITE:
@@ -108,7 +108,7 @@ class BadSteps(Hook):
         return {"bad": "spike"} | ({"skipped": why} if self.config.spikes == "skip" else {})
 
     def limits(self, stage: str, step: int) -> tuple[float, ...]:
-        """Returns the limits of loss and gradient norm; empty while there are too few steps."""
+        """Returns the limits of loss and gradient norm; empty if there are too few good steps."""
         good = [
             record
             for number, record in sorted(self.seen.items())
@@ -123,7 +123,7 @@ class BadSteps(Hook):
         """Rewinds after too many bad steps in a row."""
         if not self.config.rewind_after:
             return
-        last = trainer.step - 1  # published on all ranks
+        last = trainer.step - 1  # the newest step whose record all ranks have
         first = last + 1
         past_rewind = self.rewinds[-1] if self.rewinds else 0
         while first - 1 > past_rewind and self._counts(first - 1):
@@ -154,7 +154,7 @@ class BadSteps(Hook):
         dist.broadcast_object_list(answer, src=0)
         if answer[0] is None:
             raise RunAborted(
-                f"{cause}, and {trainer.checkpoints} has no complete checkpoint of a step before "
+                f"{cause}, and {trainer.checkpoints} has no complete checkpoint from before step "
                 f"{first_bad}. Save more often, or keep more checkpoints.",
                 EXIT_GAVE_UP,
             )
@@ -162,15 +162,13 @@ class BadSteps(Hook):
         step = metadata["step"]
         trainer.rewind(path, metadata)
         if trainer.processes.is_main:
-            print(
-                f"warning: {cause}. The weights are those of step {step} again; the data continues."
-            )
+            print(f"warning: {cause}. The weights are back at step {step}; the data continues.")
         trainer.publish({"kind": "event", "event": "rewind", "to_step": step, "cause": cause})
-        trainer.must_save = True  # training again from an older checkpoint would not lead here
+        trainer.must_save = True  # a restart from an older checkpoint would not reach this state
 
 
 def newest_before(folder: Path, step: int) -> tuple[Path, dict[str, Any]] | None:
-    """Returns the newest complete checkpoint of fewer than `step` steps, with its metadata."""
+    """Returns the newest complete checkpoint from before step `step`, with its metadata."""
     names = [path.name for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
     for found in sorted((int(name.removeprefix("step_")) for name in names), reverse=True):
         if found < step:

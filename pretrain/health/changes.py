@@ -1,4 +1,4 @@
-"""Differences between two starts of a run, in its config and in its software."""
+"""Finds what changed since the last start of a run, in its config and in its software."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from conf.text import flatten
 from pretrain.config import PretrainConfig
 
 GUARDED = ("optim", "objective", "precision", "init_from")
-"""Keys that decide how the weights are updated. Model, data and order are compared with the
-checkpoint instead."""
+"""Keys that decide how the weights are updated, which may change only if `allow_change` names them.
+
+Model, data and order are compared with the checkpoint instead."""
 FREE = ("run_dir", "name", "stop_after", "allow_change")
-"""Keys that may have another value at each start."""
+"""Keys whose value may differ at each start."""
 
 
 def check_changes(config: PretrainConfig) -> dict[str, tuple[Any, Any]]:
-    """Returns (before, now) of each key that changed since the last start.
+    """Returns the values (before, now) of each key that changed since the last start.
 
-    Raises InputError with all guarded keys that changed and that `allow_change` names neither
-    directly nor by their group.
+    Raises InputError if guarded keys changed that `allow_change` names neither directly nor by
+    their group.
     """
     path = Path(config.run_dir) / "config.yaml"
     if not path.exists():
@@ -47,14 +48,14 @@ def check_changes(config: PretrainConfig) -> dict[str, tuple[Any, Any]]:
 
 
 def settings(config: Any) -> dict[str, Any]:
-    """Returns the values of a config by dotted key. All parameter groups are one value."""
+    """Returns the values of a config by dotted key, with all parameter groups as one value."""
     content: Any = OmegaConf.to_container(config)
     groups = content.get("optim", {}).pop("groups", {})
     return flatten(content) | {"optim.groups": groups}
 
 
 def changed_software(run_dir: Path, now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Returns (before, now) of each package, Python or git commit that changed."""
+    """Returns (before, now) of each software version that changed: packages, Python, git commit."""
     path = run_dir / "env.json"
     try:
         before = flatten(json.loads(path.read_text()))

@@ -1,4 +1,4 @@
-"""Config of the group `health`."""
+"""Config group `health`: detection and handling of faults."""
 
 from __future__ import annotations
 
@@ -11,23 +11,28 @@ from conf.errors import InputError, one_of
 class HealthConfig:
     """Detection and handling of faults during training.
 
-    time_limit_minutes: time after the start at which the run saves and stops, to be started again;
-        null for no limit.
-    spikes: what happens at a spike of the loss or the gradient norm. log records it, skip also
-        skips its update, and rewind applies it but rewinds after rewind_after spikes in a row.
-        Steps that are not finite are always skipped.
-    spike_score: robust standard deviations above the median of the last spike_window good steps of
-        the stage from which a step is a spike; 0 for never.
-    rewind_after: bad steps in a row after which the run returns to a checkpoint from before them
-        and continues with new data; 0 for never. Logged spikes do not count.
-    rewinds_at_most: rewinds within spike_window steps, after which the run ends.
-    restarts_at_most: restarts from the same checkpoint, after which the run ends; 0 for any number.
+    time_limit_minutes: time after the start at which the run saves and stops, so that a later job
+        can continue it; null for no limit.
+    spikes: reaction to a spike of the loss or the gradient norm. log records the spike, skip also
+        skips its update, and rewind applies the update but rewinds after rewind_after spikes in a
+        row. Steps that are not finite are always skipped.
+    spike_score: threshold of a spike, in robust standard deviations above the median of the stage's
+        last spike_window good steps; 0 for never.
+    spike_window: number of good steps from which the median is computed.
+    rewind_after: number of bad steps in a row after which the run returns to a checkpoint from
+        before them and continues with new data; 0 for never. Spikes that are only logged do not
+        count.
+    rewinds_at_most: number of rewinds within spike_window steps that are allowed; the next one ends
+        the run.
+    restarts_at_most: number of restarts from the same checkpoint that are allowed; the next one
+        ends the run. 0 for any number.
     step_seconds: time after which a step counts as hung and the run ends; 0 for no watchdog.
-    pause_seconds: the same for the work between two steps, and for a step that may compile.
+    pause_seconds: time after which the work between two steps, or a step that may compile, counts
+        as hung.
     straggler_every_steps: interval at which slow ranks are detected; 0 for never.
-    straggler_ratio: ratio to the lower median of the ranks from which a rank is slow.
+    straggler_ratio: a rank is slow if it takes this many times the lower median of all ranks.
     compare_every_steps: interval at which replicas of the weights are compared and their
-        fingerprint is written to receipts.jsonl; 0 for never, and no receipts.
+        fingerprint is written to receipts.jsonl; 0 for no comparisons and no receipts.
     replay_steps: steps to run twice and compare bit by bit, counted from 1.
     """
 

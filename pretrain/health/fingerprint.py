@@ -1,7 +1,8 @@
-"""Weights as a number of 64 bits that no layout changes, and whether replicas are equal.
+"""Computes a 64-bit fingerprint of the weights, and finds replicas that differ.
 
-The bit patterns of each parameter are added up modulo 2^64 and multiplied by an odd number that
-its name gives. A sum does not care how the parameter is cut, and any one flipped bit changes it.
+The bit patterns of each parameter are summed modulo 2^64, and the sum is multiplied by an odd
+number derived from the parameter's name. The sum does not depend on how a parameter is sharded, so
+every layout has the same fingerprint, and any single flipped bit changes it.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def bits(tensor: Tensor) -> Tensor:
-    """Returns the sum of the bit patterns modulo 2^64, a 0-d int64 tensor on the same device."""
+    """Returns the sum of a tensor's bit patterns modulo 2^64, as a 0-d int64 on its device."""
     return tensor.detach().view(INTEGERS[tensor.element_size()]).sum(dtype=torch.int64)
 
 
 @torch.no_grad()
 def local_sums(model: nn.Module) -> Tensor:
-    """Returns this rank's checksums, (1 + len(MESH),) int64.
+    """Returns this rank's checksums as an int64 tensor of shape (1 + len(MESH),).
 
-    The first is its part of the sum over the whole model, in which each value is counted on one
-    rank only. Then follows, per dimension of the mesh, the sum over the parameters that are
-    replicated along it.
+    The first is this rank's part of the sum over the whole model, to which each value contributes
+    on one rank only. One per mesh dimension follows: the sum over the parameters that are
+    replicated along that dimension.
     """
     first = next(model.parameters())
     device = first.to_local().device if isinstance(first, DTensor) else first.device
@@ -54,7 +55,7 @@ def local_sums(model: nn.Module) -> Tensor:
 
 
 def gather(sums: Tensor, world_size: int) -> list[list[int]]:
-    """Returns `local_sums` of all ranks, and waits for the device."""
+    """Gathers the `local_sums` of all ranks into lists, which waits for the device."""
     if world_size == 1:
         return [sums.tolist()]
     parts = [torch.empty_like(sums) for _ in range(world_size)]
@@ -70,9 +71,9 @@ def fingerprint(gathered: list[list[int]]) -> str:
 def unequal_replicas(
     gathered: list[list[int]], layout: Layout
 ) -> list[tuple[list[int], list[int]]]:
-    """Returns (deviating ranks, ranks they were compared with) per group of unequal replicas.
+    """Returns (deviating ranks, ranks they differ from) per group of unequal replicas.
 
-    Where no value has a majority, all ranks of the group deviate, from no others.
+    If no value has a majority in a group, all its ranks deviate and the second list is empty.
     """
     found = []
     ranks = layout.mesh.mesh
@@ -88,6 +89,6 @@ def unequal_replicas(
 
 
 def _factor(name: str) -> int:
-    """Returns an odd signed 64-bit number that belongs to the name."""
+    """Returns an odd signed 64-bit number that is derived from the name."""
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True) | 1

@@ -10,7 +10,10 @@ from pretrain.processes import Processes
 
 
 class LateGather:
-    """Gathers `width` numbers per rank on the CPU. All ranks must create it at the same time."""
+    """Gathers `width` numbers per rank on the CPU.
+
+    All ranks must create it at the same point, because this creates a process group.
+    """
 
     def __init__(self, processes: Processes, width: int = 1) -> None:
         self.world_size = processes.world_size
@@ -19,10 +22,10 @@ class LateGather:
         self._under_way: tuple[dist.Work, list[Tensor]] | None = None
 
     def exchange(self, mine: list[float]) -> list[list[float]]:
-        """Submits this rank's numbers, and returns those of all ranks in the call before.
+        """Submits this rank's numbers, and returns those that all ranks submitted one call earlier.
 
         The first call returns an empty list. All ranks must call it equally often, and get the same
-        result. With one process it returns the process's own numbers at once.
+        result. A single process gets its own numbers back at once.
         """
         if self.group is None:
             return [mine]
@@ -34,7 +37,7 @@ class LateGather:
         return before
 
     def collect(self) -> list[list[float]]:
-        """Waits for the last call, and returns its numbers by rank; empty if there was none."""
+        """Waits for the pending gather, and returns its numbers by rank; empty if there is none."""
         if self._under_way is None:
             return []
         work, parts = self._under_way

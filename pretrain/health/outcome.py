@@ -1,6 +1,7 @@
-"""`outcome.json` of a run folder: how the last process ended.
+"""Writes and reads `outcome.json` of a run folder, which states how the last start ended.
 
-torchrun turns every exit code except 0 into 1, so programs that restart runs read the code here.
+torchrun turns every exit code except 0 into 1, so programs that restart runs read the code from
+this file.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ FILE = "outcome.json"
 FINISHED, STOPPED = "finished", "stopped"
 """Causes of a run that ends with exit code 0: all steps are done, or `stop_after` was reached."""
 BEGUN = ("config.yaml", "slurm", "logs")
-"""Names in a folder that a run or its launcher has written. A refused start writes nowhere else."""
+"""Names of which one is in every folder that a run or its launcher has written to.
+
+A start that is refused writes its outcome to such a folder only."""
 
 
 def write_outcome(run_dir: Path, code: int, cause: str) -> None:
-    """Writes the file in the folder of a run that has begun.
+    """Writes the outcome into the folder of a run that has started before.
 
-    The first rank to write it knows the cause: the other ranks fail because this one is gone.
+    Only the first rank that writes counts, since the other ranks fail because it is gone.
     """
     if any((run_dir / name).exists() for name in BEGUN):
         about = {"code": code, "cause": cause, "time": time.time()}
@@ -45,7 +48,7 @@ def write_outcome(run_dir: Path, code: int, cause: str) -> None:
 
 
 def read_outcome(run_dir: Path) -> dict[str, Any] | None:
-    """Returns the content of the file, or None where there is none."""
+    """Returns the content of the file, or None if it is missing or cannot be read."""
     try:
         found = json.loads((run_dir / FILE).read_text())
     except (OSError, ValueError):
@@ -55,17 +58,17 @@ def read_outcome(run_dir: Path) -> dict[str, Any] | None:
 
 @dataclass
 class Outcome:
-    """Holds the cause of a successful end, which the run sets."""
+    """The cause of a successful end, which the run sets."""
 
     cause: str = FINISHED
 
 
 @contextmanager
 def writing_outcome(run_dir: Path, processes: Processes) -> Iterator[Outcome]:
-    """Writes the outcome of the run that it wraps; all ranks use it.
+    """Writes the outcome of the run inside the `with` block, which every rank enters.
 
-    Rank 0 writes a successful end, and the first rank that fails writes its error. While the run
-    is active, and after it was killed, there is no file.
+    Rank 0 writes a successful end, and the first rank that fails writes its error. There is no file
+    while the run is active, or after it was killed.
     """
     if processes.is_main:
         with suppress(OSError):  # a folder that cannot be written is refused by the checks

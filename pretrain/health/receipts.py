@@ -1,9 +1,10 @@
-"""`receipts.jsonl`: the exact result of each step, as a hash chain.
+"""Writes and compares `receipts.jsonl`: the exact result of each step, as a hash chain.
 
-A line has the step, the digest of its tokens, the bits of its loss and gradient norm, and a hash of
-all that and of the previous line. Every `health.compare_every_steps`, and at the end, it also has
-the fingerprint of the weights. Two runs with equal last lines did the same from the first step on.
-The results depend on the layout, unlike `ledger.jsonl`, which is the same for every layout.
+A line contains the step, the digest of its tokens, the exact bits of its loss and gradient norm,
+and a hash of these and of the previous line. Every `health.compare_every_steps`, and at the end, it
+also contains the fingerprint of the weights. Two runs with equal last lines had equal results in
+every step. The results depend on the layout, unlike `ledger.jsonl`, which is the same for every
+layout.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ FILE = "receipts.jsonl"
 
 
 class Receipts(Hook):
-    """Compares the replicas of the weights and writes receipts; all ranks.
+    """Compares the replicas of the weights on all ranks, and writes receipts on rank 0.
 
-    It runs before checkpoints, so that weights that differ between replicas are not saved. The
-    comparison waits for the device, once every `every_steps`.
+    It runs before the checkpoint of a step, so that diverged replicas are not saved. The comparison
+    waits for the device, every `every_steps` steps.
     """
 
     order = Order.VERIFY
@@ -43,7 +44,7 @@ class Receipts(Hook):
         self.chain = ""
 
     def on_start(self, trainer: TrainerView) -> None:
-        """Continues the chain of the file."""
+        """Continues the hash chain of an existing file."""
         if self.is_main:
             path = self.lines.path
             drop_steps_after(path, trainer.step)
@@ -51,7 +52,7 @@ class Receipts(Hook):
             self.chain = lines[-1]["chain"] if lines else ""
 
     def after_step(self, trainer: TrainerView) -> None:
-        """Compares replicas when due. Raises RunAborted on all ranks where they differ."""
+        """Compares replicas when due. Raises RunAborted on all ranks if they differ."""
         step = trainer.step
         is_last = step == trainer.plan.total_steps
         if not self.every_steps or not (step % self.every_steps == 0 or is_last):
@@ -93,13 +94,13 @@ class Receipts(Hook):
 
 
 def link(before: str, line: Mapping[str, Any]) -> str:
-    """Returns the hash of a line, chained to the hash before it."""
+    """Returns the hash of a line and of the hash before it."""
     content = json.dumps([before, {k: v for k, v in line.items() if k != "chain"}], sort_keys=True)
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Returns all lines. Raises InputError where there are none, or the chain is broken."""
+    """Returns all lines. Raises InputError if the file is unreadable or its chain is broken."""
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         before = ""
@@ -130,7 +131,7 @@ class ReceiptsConfig:
 
 
 def receipts(config: ReceiptsConfig) -> None:
-    """Prints whether two runs are equal to the bit, over the steps that both did.
+    """Prints whether two runs are equal bit by bit, over the steps that both have.
 
     Raises RunAborted at the first difference.
     """

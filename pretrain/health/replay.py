@@ -1,7 +1,6 @@
-"""Runs chosen steps twice from the same state and compares every bit.
+"""Runs chosen steps twice from the same state and compares the results bit by bit.
 
-A machine that sometimes computes wrongly, or a kernel that is not deterministic, gives different
-results.
+The results differ if a machine sometimes computes wrongly, or if a kernel is not deterministic.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from pretrain.hooks import Hook, Order, PendingStep, TrainerView
 
 
 class Replay(Hook):
-    """Replays the given steps, counted from 1; all ranks.
+    """Replays the given steps, counted from 1, on all ranks.
 
     These steps need memory for a second copy of the weights and optimizer states.
     """
@@ -31,7 +30,7 @@ class Replay(Hook):
         self.first: list[Tensor] = []
 
     def before_step(self, trainer: TrainerView) -> None:
-        """Runs the step, keeps its numbers, and restores the state before it."""
+        """Runs the step once, keeps its numbers, and restores the state from before it."""
         if trainer.step + 1 not in self.steps:
             return
         trainer.flush()
@@ -45,7 +44,7 @@ class Replay(Hook):
                 tensor.copy_(value)
 
     def after_step(self, trainer: TrainerView) -> None:
-        """Compares the second run. Raises RunAborted on all ranks where a bit differs."""
+        """Compares both runs of the step. Raises RunAborted on all ranks if a bit differs."""
         if not self.first:
             return
         assert trainer.pending is not None
@@ -65,7 +64,7 @@ class Replay(Hook):
             )
 
     def _numbers(self, trainer: TrainerView, pending: PendingStep) -> list[Tensor]:
-        """Returns checksums of the state and numbers that a step left on this rank."""
+        """Returns checksums of the state and the numbers on this rank after a step."""
         sums = torch.stack([bits(tensor).cpu() for tensor in state_of(trainer)])
         return [sums, bits(pending.sums).cpu(), bits(pending.grad_norm).cpu()]
 

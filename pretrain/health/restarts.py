@@ -18,8 +18,8 @@ FILE = "restarts.json"
 def count_start(run_dir: Path, step: int, at_most: int, processes: Processes) -> None:
     """Counts a start from `step`.
 
-    Raises RunAborted on all ranks after more than `at_most` restarts without a later checkpoint. 0
-    allows any number.
+    Raises RunAborted on all ranks after more than `at_most` restarts without a later checkpoint;
+    `at_most=0` allows any number.
     """
     path = run_dir / FILE
     answer: list[Any] = [0]
@@ -42,5 +42,5 @@ def count_start(run_dir: Path, step: int, at_most: int, processes: Processes) ->
 
 
 def reset_starts(run_dir: Path) -> None:
-    """Resets the count after a run that ended as requested; rank 0 calls it."""
+    """Resets the count after a run that ended as requested. Only rank 0 calls it."""
     (run_dir / FILE).unlink(missing_ok=True)

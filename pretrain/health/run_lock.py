@@ -1,9 +1,9 @@
 """The lock of a run folder, so that only one job at a time uses it.
 
-On one machine the kernel's file lock decides, and is released when its process dies. File systems
-may not share such locks between machines, so the holder also touches the file every few seconds: a
-lock of another host that is not touched belongs to a dead process. No clocks of different machines
-are compared.
+On one machine, the kernel's file lock decides; the kernel releases it when the process dies. Some
+file systems do not share such locks between machines, so the holder also touches the file every few
+seconds. If another host's lock is not touched, its process is dead. This never compares the clocks
+of different machines.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from pretrain.processes import Processes
 
 TOUCH_SECONDS = 5.0
 WATCH_SECONDS = 4 * TOUCH_SECONDS
-"""Time for which a start watches another host's lock for a touch."""
+"""Time for which a new start waits for another host to touch its lock."""
 
 
 @contextmanager
 def locked(run_dir: Path, processes: Processes) -> Iterator[None]:
-    """Holds the lock of a run folder; all ranks call it, and rank 0 takes the lock.
+    """Holds the lock of a run folder. All ranks call it, and rank 0 takes the lock.
 
-    Raises InputError on all ranks where another job has it. Removes a folder that remained empty.
+    Raises InputError on all ranks if another job holds it. Removes the folder at the end if it is
+    empty.
     """
     lock: RunLock | None = None
     answer: list[Any] = [None]
@@ -55,7 +56,7 @@ def locked(run_dir: Path, processes: Processes) -> Iterator[None]:
 
 
 class RunLock:
-    """The lock of a folder, which is created if it is missing."""
+    """The lock of a run folder. The folder is created if it is missing."""
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / "lock"
@@ -94,7 +95,7 @@ class RunLock:
         except BlockingIOError:
             return False
         except OSError:
-            pass  # this file system has no such locks: only touches count
+            pass  # this file system has no such locks, so only touches decide
         return True
 
     def _is_touched(self) -> bool:

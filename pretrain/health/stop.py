@@ -1,7 +1,7 @@
 """Stops a run between two steps: on a signal to any rank, at a time limit, or on a stop file.
 
-Each step every rank submits its request, and all ranks read the requests one step later, so that
-all stop after the same step (I8). The hook of checkpoints saves there.
+After each step, every rank submits its request, and all ranks read the requests one step later. So
+all of them stop after the same step (I8), where the checkpoint hook saves.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ STARTED = time.monotonic()
 
 
 def check_stop_file(run_dir: Path) -> None:
-    """Raises InputError where a stop file exists, which also stops requeued jobs."""
+    """Raises InputError if a stop file exists, so that requeued jobs stop too."""
     path = run_dir / STOP_FILE
     if path.exists():
         raise InputError(f"stop file {path} exists. Remove it to start this run.")
 
 
 class StopRequests(Hook):
-    """Stops the run on request; all ranks.
+    """Stops the run on request, on all ranks.
 
-    The first request stops it after a step or two. A second signal ends this process at once, with
-    exit code 128 plus the signal's number.
+    The first request stops the run after one or two more steps. A second signal ends this process
+    at once, with exit code 128 plus the signal's number.
     """
 
     order = Order.CONTROL
@@ -65,7 +65,7 @@ class StopRequests(Hook):
                 self.before[number] = signal.signal(number, self._handle)
 
     def after_step(self, trainer: TrainerView) -> None:
-        """Submits this rank's request, and stops if a rank had one before this step."""
+        """Submits this rank's request, and stops the run if any rank submitted one a step ago."""
         if self.is_main:
             self._look()
         answers = self.gather.exchange([self.asked])

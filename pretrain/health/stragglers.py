@@ -1,8 +1,9 @@
-"""Detects slow ranks.
+"""Detects ranks that are slower than the others.
 
-Collectives make all ranks equally slow, so only work that a rank does alone is compared: waiting
-for its data, and the optimizer's update of its shard (AdamW's; Muon's contains collectives). A rank
-is reported when its mean over the last steps is well above the ranks' lower median, twice in a row.
+Collectives make all ranks equally slow, so only the work that a rank does alone is compared:
+waiting for its data, and the optimizer's update of its shard (with AdamW; Muon's update contains
+collectives). A rank is reported if its mean time is well above the ranks' lower median in two
+intervals in a row.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from pretrain.hooks import Hook, Order, TrainerView
 from pretrain.processes import Processes
 
 LEAST_SHARE = 0.05
-"""Least difference that matters, as a fraction of a step's time."""
+"""Smallest difference that counts as slow, as a fraction of a step's time."""
 
 
 class Stragglers(Hook):
-    """Publishes an event and prints a line for each slow rank; all ranks."""
+    """Publishes an event and prints a line for each slow rank. Runs on all ranks."""
 
     order = Order.VERIFY
 
@@ -39,7 +40,7 @@ class Stragglers(Hook):
         self.marks: list[tuple[Any, Any]] = []
 
     def on_start(self, trainer: TrainerView) -> None:
-        """Registers the clock at the end of the optimizer's update."""
+        """Registers a callback that notes when each optimizer update ends."""
         if self.on:
             self.began = time.perf_counter()
             trainer.optimizer.register_step_post_hook(lambda *_: self._stop())
@@ -50,7 +51,7 @@ class Stragglers(Hook):
             self.marks.append((self._now(), None))
 
     def after_step(self, trainer: TrainerView) -> None:
-        """Adds up times, and compares them when due."""
+        """Adds up this rank's times, and compares the ranks when due."""
         if not self.on:
             return
         self.seconds[0] += trainer.data_wait_seconds
@@ -96,9 +97,9 @@ class Stragglers(Hook):
 
 
 def slow(answers: list[list[float]], ratio: float) -> list[tuple[int, str]]:
-    """Returns slow ranks, and what each is slow at.
+    """Returns (rank, what it is slow at) for each slow rank.
 
-    answers: per rank the seconds of data, of the optimizer, and of whole steps.
+    answers: per rank, the seconds spent on data, on the optimizer, and on whole steps.
     """
     found = []
     for column, what in enumerate(("data", "optimizer")):

@@ -1,15 +1,16 @@
 """Ends a run that hangs, in bounded time, and names the rank that the others wait for.
 
-A thread of each rank measures how long the main thread has been busy with its current activity.
-Beyond the limit every rank writes its Python stacks, its step and its last collectives to
-`logs/hang/` and waits a moment for the files of the others. The lowest rank with a file then names
-the late one, which wrote nothing (it is stopped or gone) or began fewer collectives than the
-others. Then all ranks exit.
+In each rank, a thread measures how long the main thread has been busy with its current activity.
+Past the limit, every rank writes its Python stacks, its step and its last collectives to
+`logs/hang/`, and waits a few seconds for the files of the others. The lowest rank with a file then
+names the late rank: the one that wrote no file (it is stopped or gone) or started fewer collectives
+than the others. Then all ranks exit.
 
-A rank that waits because another one failed exits soon after the cause is written.
+If a rank fails, its outcome is in the run folder. The other ranks read it there and exit too,
+instead of waiting for that rank until the limit.
 
-If the interpreter itself is stuck, no thread runs. A timer in C, which every step resets, then
-writes the stacks and ends the process a little later.
+If the interpreter itself is stuck, no Python thread runs. A timer in C, which every step resets,
+then writes the stacks and ends the process a little later.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ LOOK_SECONDS = 5.0
 
 
 class Watchdog(Hook):
-    """Limits the time of steps and of the work between them; all ranks.
+    """Limits the time of steps and of the work between them, on all ranks.
 
-    It is the first hook, so that the work of the others counts as work between steps. So does the
-    first step of a process or a stage, which may compile.
+    It is the first hook, so that the work of the other hooks counts as work between steps. The
+    first step of a process or of a stage may compile, so it has the limit of that work.
     """
 
     order = Order.TIME
@@ -77,13 +78,13 @@ class Watchdog(Hook):
         threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
 
     def before_step(self, trainer: TrainerView) -> None:
-        """Starts the clock of a step."""
+        """Starts the time limit of a step."""
         fresh = trainer.step in (self.first_step, trainer.plan.at(trainer.step).first_step)
         limit = self.pause_seconds if fresh else self.step_seconds
         self._begin(f"step {trainer.step + 1}", limit)
 
     def after_step(self, trainer: TrainerView) -> None:
-        """Starts the clock of the work of other hooks: validation, tasks, checkpoints."""
+        """Starts the time limit of the other hooks, such as validation, tasks and checkpoints."""
         self._begin(f"the work after step {trainer.step}", self.pause_seconds)
 
     def on_end(self, trainer: TrainerView) -> None:
@@ -121,7 +122,7 @@ class Watchdog(Hook):
             print(f"error: {cause}", file=sys.stderr, flush=True)
             write_outcome(self.run_dir, EXIT_HANG, cause)
         else:
-            time.sleep(1.0)  # the first to go makes torchrun end the others
+            time.sleep(1.0)  # once one rank exits, torchrun ends the others
         os._exit(EXIT_HANG)
 
     def _follow(self) -> None:
@@ -151,7 +152,7 @@ class Watchdog(Hook):
 
 
 def who_is_late(answers: Mapping[int, Mapping[str, Any] | None]) -> str:
-    """Returns a sentence on the ranks that the others wait for. answers: the file of each rank."""
+    """Returns a clause that names the ranks the others wait for. answers: the file of each rank."""
     silent = [rank for rank, about in answers.items() if not about]
     if silent:
         return f"{_ranks(silent)} did not respond"
@@ -164,12 +165,12 @@ def who_is_late(answers: Mapping[int, Mapping[str, Any] | None]) -> str:
 
 
 def groups() -> list[Any]:
-    """Returns all process groups, or none where this torch version does not list them."""
+    """Returns all process groups; empty if this version of torch does not list them."""
     return list(getattr(getattr(distributed_c10d, "_world", None), "pg_map", ()))
 
 
 def collectives() -> int:
-    """Returns the number of collectives that this rank has begun, in all groups."""
+    """Returns the number of collectives that this rank has started, in all groups."""
     total = 0
     for group in groups():
         try:
@@ -180,7 +181,7 @@ def collectives() -> int:
 
 
 def last_collectives(number: int = 3) -> list[dict[str, Any]]:
-    """Returns the last collectives that the flight recorder remembers, oldest first."""
+    """Returns the last collectives in the flight recorder, oldest first."""
     dump = getattr(torch._C._distributed_c10d, "_dump_fr_trace_json", None)
     try:
         entries = json.loads(dump(True, False))["entries"] if dump else []

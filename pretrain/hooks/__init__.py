@@ -1,4 +1,4 @@
-"""Hooks: everything that happens around a training step, with one file per feature."""
+"""Hooks, which run everything that happens around a training step, with one file per feature."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from pretrain.processes import Processes
 class PendingStep:
     """A step whose numbers are still on the device.
 
-    record: what the host knows of the step.
+    record: values that the host knows without waiting for the device.
     sums: (sources + metrics,) summed loss per source, then the sums of the objective's metrics.
-    counts: see `pretrain.loader.StepData`, summed over the data-parallel ranks.
+    verdict: 0-d, the verdict of `health.bad_steps`.
+    counts: those of `pretrain.loader.StepData`, summed over the data-parallel ranks.
     """
 
     record: dict[str, Any]
@@ -39,13 +40,13 @@ class TrainerView(Protocol):
     """The part of the trainer that hooks use.
 
     checkpoints: the folder of checkpoints.
-    dp_rank, dp_size: data-parallel rank and number of ranks.
+    dp_rank, dp_size: data-parallel rank of this process, and number of these ranks.
     hooks: all hooks, in the order in which they are called.
-    step: steps done, of `plan.total_steps`.
+    step: number of steps done, out of `plan.total_steps`.
     stopping: why the run ends after this step, or None; a hook sets it on all ranks at once.
     must_save: whether a checkpoint is due after this step; a hook sets it on all ranks at once.
     data_wait_seconds: how long the last step waited for its data.
-    pending: the last step, while its record has not been published.
+    pending: the last step, until its record is published.
     """
 
     config: PretrainConfig
@@ -80,9 +81,9 @@ class TrainerView(Protocol):
         ...
 
     def rewind(self, checkpoint: Path, metadata: Mapping[str, Any]) -> None:
-        """Loads weights, optimizer states and hook states of an earlier checkpoint.
+        """Loads the weights, optimizer states and hook states of an earlier checkpoint.
 
-        The step and the position in the data stay as they are.
+        The step and the position in the data do not change.
         """
 
     def describe(self) -> str:
@@ -91,20 +92,20 @@ class TrainerView(Protocol):
 
 
 class Order(IntEnum):
-    """Position of a hook within a step. Hooks of equal order are called as they were listed."""
+    """Position of a hook within a step. Hooks of equal order are called in the order listed."""
 
     TIME = 0
     """Measures everything that follows."""
     RECORD = 1
-    """Writes records, before the checkpoint that covers them."""
+    """Writes records, before a checkpoint of the same step is saved."""
     CONTROL = 2
     """May stop the run or rewind it."""
     SETTINGS = 3
-    """Applies a stage's settings to the model, before anything runs it."""
+    """Applies a stage's settings to the model, before any hook runs the model."""
     VERIFY = 4
     """Compares ranks and weights, before weights are saved."""
     EVALUATE = 5
-    """Measures the model, before the checkpoint that may be kept for its loss."""
+    """Measures the model, before a checkpoint that may be kept for its low loss."""
     SAVE = 6
     """Writes checkpoints."""
     LAST = 7
@@ -114,21 +115,21 @@ class Order(IntEnum):
 class Hook:
     """Methods that the trainer calls around each step. Every method is optional.
 
-    A hook runs on every rank unless it was added on one rank only. A hook that uses collectives
-    must be on all ranks.
+    A hook runs on each rank whose list of hooks contains it. A hook that uses collectives must be
+    on all ranks.
     """
 
     order: ClassVar[Order] = Order.LAST
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a checkpoint must keep of this hook, as JSON values.
+        """Returns the state of this hook that a checkpoint stores, as JSON values.
 
-        Rank 0 stores its state, and all ranks restore that one.
+        Only the state of rank 0 is stored, and all ranks restore it.
         """
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores a state, before `on_start` of a resumed run and on a rewind."""
+        """Restores a stored state, on a rewind and before `on_start` of a resumed run."""
 
     def on_start(self, trainer: TrainerView) -> None:
         """Runs before the first step of this process, with all state in place."""
@@ -137,7 +138,7 @@ class Hook:
         """Runs right before each step."""
 
     def before_optimizer_step(self, trainer: TrainerView) -> None:
-        """Runs between the backward pass and the update, with scaled and clipped gradients.
+        """Runs between the backward pass and the update, once gradients are scaled and clipped.
 
         It must not wait for the device. A replayed step calls it twice.
         """
@@ -148,17 +149,17 @@ class Hook:
     def on_record(self, record: Mapping[str, Any]) -> None:
         """Receives a line of metrics, whose `kind` is train, validation, eval or event.
 
-        Train records come one step late, so that reading them never waits for the device.
+        Train records arrive one step late, so that reading them never waits for the device.
         """
 
     def before_rewind(self, trainer: TrainerView) -> None:
-        """Runs before an earlier state of weights and optimizer is loaded, after a step."""
+        """Runs before a rewind loads the weights and optimizer states of an earlier checkpoint."""
 
     def on_end(self, trainer: TrainerView) -> None:
         """Runs after the last step of this process."""
 
     def on_leave(self, trainer: TrainerView) -> None:
-        """Runs at the very end, after an error too. It must return within seconds."""
+        """Runs when the process ends, even after an error. It must return within seconds."""
 
 
 def in_order(hooks: Iterable[Hook]) -> list[Hook]:
@@ -167,7 +168,7 @@ def in_order(hooks: Iterable[Hook]) -> list[Hook]:
 
 
 def hook_states(hooks: Iterable[Hook]) -> dict[str, dict[str, Any]]:
-    """Returns the state of each hook that has one, by the name of its class."""
+    """Returns the states of the hooks that have one, by class name."""
     return {type(hook).__name__: state for hook in hooks if (state := hook.state_dict())}
 
 

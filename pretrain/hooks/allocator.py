@@ -1,9 +1,10 @@
-"""Keeps memory that a step on a CPU frees for the next step.
+"""Reuses the memory that a training step on a CPU frees in the next step.
 
-The C library returns every large block to the kernel when it is freed. The activations of the next
-step then need new pages, which the kernel clears one by one while training waits: with two cores
-and 19M parameters these are 90,000 page faults per step, and up to a tenth of a step in bf16. All
-steps need the same blocks, so they are kept during training. The peak memory of a step is the same.
+By default, the C library returns every large block to the kernel when it is freed. The activations
+of the next step then need new pages, which the kernel clears one by one while training waits. With
+two cores and 19M parameters, that is 90,000 page faults per step and up to a tenth of the time of a
+step in bf16. Every step needs the same blocks, so this hook has the C library keep them. The peak
+memory of a step does not change.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ KEEP_ALL = 2**31 - 1
 
 
 class Allocator(Hook):
-    """Keeps freed memory from the first to the last step of a run on a CPU."""
+    """Has the C library keep freed memory during a run on a CPU."""
 
     def on_start(self, trainer: TrainerView) -> None:
-        """Returns the memory that the setup freed to the system, and keeps what is freed later."""
+        """Returns memory freed by the setup to the system, and keeps memory that is freed later."""
         if trainer.processes.device.type == "cpu":
             keep_freed_memory(True)
 
@@ -36,13 +37,13 @@ class Allocator(Hook):
 def keep_freed_memory(keep: bool) -> bool:
     """Sets whether glibc keeps freed blocks for later allocations.
 
-    Returns False, and changes nothing, where the C library lacks the setting (musl, macOS).
+    Returns False and changes nothing if the C library lacks this setting (musl, macOS).
     """
     library = ctypes.CDLL(None)
     if not (hasattr(library, "mallopt") and hasattr(library, "malloc_trim")):
         return False
     library.malloc_trim(0)
     kept = library.mallopt(M_TRIM_THRESHOLD, KEEP_ALL if keep else TRIM_DEFAULT)
-    # Otherwise blocks above 32 MiB would always be mapped, and unmapped when they are freed.
+    # Otherwise glibc would map every block above 32 MiB, and unmap it when it is freed.
     mapped = library.mallopt(M_MMAP_MAX, 0 if keep else MMAP_MAX_DEFAULT)
     return bool(kept and mapped)

@@ -1,4 +1,4 @@
-"""Sets the attention backend of each stage; all ranks."""
+"""Sets the attention backend of each stage, on all ranks."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pretrain.hooks import Hook, Order, TrainerView
 
 
 class AttentionByStage(Hook):
-    """Switches between the backends that were chosen at the start.
+    """Switches between the backends that were chosen at the start of the run.
 
-    choice: per sequence length.
+    choice: the backend for each sequence length.
     """
 
     order = Order.SETTINGS
@@ -27,5 +27,5 @@ class AttentionByStage(Hook):
             trainer.publish(record | asdict(timing))
 
     def before_step(self, trainer: TrainerView) -> None:
-        """Sets the backend of the stage's sequence length."""
+        """Sets the backend for the sequence length of the stage."""
         trainer.model.attention = self.choice[trainer.plan.at(trainer.step).seq_len].backend

@@ -1,4 +1,7 @@
-"""Saves checkpoints when due, after the last step, and on request of other hooks; all ranks."""
+"""Saves checkpoints when due, after the last step, and when another hook requests one.
+
+It runs on all ranks.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from pretrain.hooks import Hook, Order, TrainerView
 
 
 class Checkpoints(Hook):
-    """Begins saves, and publishes their outcomes."""
+    """Starts saves, and publishes their outcomes."""
 
     order = Order.SAVE
 
@@ -55,12 +58,12 @@ class Checkpoints(Hook):
                 config.timeout_minutes * 60,
                 lambda steps, problem: self.copied.put((steps, problem)),
             )
-            self.copier.wake()  # an earlier process may have been killed before it mirrored all
+            self.copier.wake()  # an earlier process may have died before it mirrored everything
         if config.every_minutes or config.interval == "auto":
             self.clock = Clock(trainer.step, time.monotonic())
 
     def on_record(self, record: Mapping[str, Any]) -> None:
-        """Remembers the held-out loss, for keep_best."""
+        """Keeps the last held-out loss, for `keep_best`."""
         if record["kind"] == "validation":
             self.validation = record["step"], record["loss"]
 
@@ -77,23 +80,23 @@ class Checkpoints(Hook):
             self.finish(trainer, must_succeed=last)
 
     def before_rewind(self, trainer: TrainerView) -> None:
-        """Waits for the pending save, which the rewind may load."""
+        """Waits for the pending save, since the rewind may load that checkpoint."""
         self.finish(trainer)
 
     def on_end(self, trainer: TrainerView) -> None:
-        """Waits for the pending save and its mirror."""
+        """Waits for the pending save and for its copy in the mirror."""
         self.finish(trainer)
         if self.copier is not None:
             self.copier.wait()
         self._report(trainer)
 
     def on_leave(self, trainer: TrainerView) -> None:
-        """Closes the saver while the job's store still exists."""
+        """Closes the saver while the process group's store still exists."""
         if hasattr(self, "saver"):  # `on_start` may have failed
             self.saver.abandon()
 
     def save(self, trainer: TrainerView, short_lived: bool = False, patient: bool = False) -> None:
-        """Begins a save of this step, unless it is saved already; every rank calls it.
+        """Starts a save of this step unless it is already saved. Every rank must call it.
 
         patient: waits for an earlier save, in bounded time, instead of skipping this one.
         """
@@ -117,7 +120,7 @@ class Checkpoints(Hook):
             self.clock.saved(time.monotonic())
 
     def finish(self, trainer: TrainerView, must_succeed: bool = False) -> None:
-        """Waits for the pending save; every rank calls it.
+        """Waits for the pending save. Every rank must call it.
 
         must_succeed: raises CheckpointError if this step is not saved.
         """
@@ -156,7 +159,7 @@ class Checkpoints(Hook):
         return best_interval(cost_seconds, self.config.mttf_hours * 3600)
 
     def _report(self, trainer: TrainerView) -> None:
-        """Publishes the outcomes of saves and mirrors, which rank 0 receives."""
+        """Publishes the outcomes of saves and of copies to the mirror; only rank 0 has any."""
         while not self.saver.outcomes.empty():
             outcome = self.saver.outcomes.get()
             if outcome.problem is not None:

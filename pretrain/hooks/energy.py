@@ -1,8 +1,8 @@
-"""Measures the energy of the run, where the machine counts it; all ranks.
+"""Measures the energy that a run uses, on all ranks, if the hardware counts it.
 
 GPUs are read through NVML (`nvidia-ml-py`), and CPU packages through RAPL, which Linux exposes to
-root under /sys/class/powercap. Both are hardware counters, so nothing is polled between two
-readings. Values that cannot be read are not recorded.
+root in /sys/class/powercap. Both are hardware counters, so nothing is polled between two readings.
+Values that cannot be read are not recorded.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ EVERY_STEPS = 100
 POWERCAP = Path("/sys/class/powercap")
 
 Meter = Callable[[], float]
-"""Returns joules since the last call, or since the meter was created."""
+"""Function that returns the joules since its last call, or since it was created."""
 
 
 class Energy(Hook):
-    """Publishes an event every `EVERY_STEPS` and at the end.
+    """Publishes an event with the energy used, every `EVERY_STEPS` steps and at the end.
 
-    It has `seconds`, `gpu_joules` of all processes and `cpu_joules` of all machines, if all of them
-    can be read.
+    The event contains `seconds`, `gpu_joules` of all processes and `cpu_joules` of all machines.
+    Either sum is left out if a process or machine cannot read its counter.
     """
 
     def __init__(self, processes: Processes) -> None:
         on_gpu = processes.device.type == "cuda"
         first_here = os.environ.get("LOCAL_RANK", "0") == "0"
         self.gpu = nvml(processes.device) if on_gpu else None
-        # The processes of a machine share the CPU counters, so that only one reads them.
+        # The processes of a machine share the CPU counters, so only one of them reads these.
         self.cpu = rapl() if first_here else lambda: 0.0
         self.gather = LateGather(processes, 3)
 
@@ -48,7 +48,7 @@ class Energy(Hook):
         self._read()
 
     def after_step(self, trainer: TrainerView) -> None:
-        """Submits this process's reading, and publishes the previous readings of all."""
+        """Submits this process's reading, and publishes the previous readings of all processes."""
         if trainer.step % EVERY_STEPS == 0:
             self._publish(trainer, self.gather.exchange(self._read()))
 
@@ -58,7 +58,7 @@ class Energy(Hook):
         self._publish(trainer, self.gather.collect())
 
     def _read(self) -> list[float]:
-        """Returns joules of GPU and CPU, nan if unknown, and seconds since the last reading."""
+        """Returns the joules of GPU and CPU (nan if unknown) and seconds since the last reading."""
         seconds, self.began = time.perf_counter() - self.began, time.perf_counter()
         return [*(meter() if meter else math.nan for meter in (self.gpu, self.cpu)), seconds]
 
@@ -77,7 +77,7 @@ class Energy(Hook):
 
 
 def nvml(device: torch.device) -> Meter | None:
-    """Returns the meter of a GPU; None without NVML or its counter (Volta and later)."""
+    """Returns the meter of a GPU, or None without NVML or on a GPU older than Volta."""
     try:
         import pynvml
 
@@ -90,7 +90,10 @@ def nvml(device: torch.device) -> Meter | None:
 
 
 def rapl() -> Meter | None:
-    """Returns the meter of this machine's CPU packages without memory; None if unreadable."""
+    """Returns the meter of this machine's CPU packages, or None if it cannot be read.
+
+    It does not include DRAM.
+    """
     meters = []
     for package in sorted(
         POWERCAP.glob("intel-rapl:*")
@@ -106,12 +109,15 @@ def rapl() -> Meter | None:
 
 
 def joules(file: Path) -> float:
-    """Returns the value of a file in microjoules."""
+    """Returns the joules in a file that contains microjoules."""
     return int(file.read_text()) / 1e6
 
 
 def difference(counter: Callable[[], float], span: float = math.inf) -> Meter:
-    """Returns a meter of a counter in joules that wraps around at `span`; nan if it fails."""
+    """Returns a meter for a counter in joules that wraps around at `span`.
+
+    The meter returns nan if the counter fails.
+    """
     last = counter()
 
     def meter() -> float:

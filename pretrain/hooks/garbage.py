@@ -1,8 +1,8 @@
 """Runs Python's garbage collector after the same steps on all ranks.
 
-A collection takes long in a large program, and automatic collections run at different times on each
-rank, so that every rank would wait for each of them. Long-lived objects are therefore frozen, and
-automatic collection is off.
+A collection takes long in a large program. Automatic collections run at different times on each
+rank, and during each of them all other ranks would wait. Automatic collection is therefore turned
+off, and long-lived objects are frozen, which excludes them from collections.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pretrain.hooks import Hook, TrainerView
 
 
 class Garbage(Hook):
-    """Collects every `every_steps`; 0 leaves Python's automatic collection on."""
+    """Collects garbage every `every_steps` steps; 0 keeps Python's automatic collection."""
 
     def __init__(self, every_steps: int) -> None:
         self.every_steps = every_steps

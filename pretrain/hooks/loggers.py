@@ -1,8 +1,8 @@
-"""The registry of loggers: hooks that send the run's records elsewhere; rank 0 only.
+"""The registry of loggers, which are hooks that send the records of a run to other tools.
 
-`logger=[wandb,tensorboard]` merges `conf/logger/wandb.yaml` and `conf/logger/tensorboard.yaml`, and
-both hooks are built. A new logger is a hook that takes (run_dir, config), a line in LOGGERS, and a
-YAML with its options under `trackers`:
+Loggers run on rank 0 only. `logger=[wandb,tensorboard]` merges `conf/logger/wandb.yaml` and
+`conf/logger/tensorboard.yaml`, and builds both hooks. To add a logger, write a hook that takes
+(run_dir, config), add a line to LOGGERS, and write a YAML file with its options under `trackers`:
 
     # conf/logger/tensorboard.yaml
     trackers:
@@ -29,13 +29,13 @@ LOGGERS = {
 
 
 def check_loggers(config: LoggerConfig) -> None:
-    """Raises InputError where a logger is not known."""
+    """Raises InputError if a logger is unknown."""
     for name in config.trackers:
         one_of("logger.trackers", name, LOGGERS)
 
 
 def build_loggers(run_dir: Path, config: LoggerConfig) -> list[Hook]:
-    """Returns the hooks of the loggers that the config chooses. Raises InputError."""
+    """Returns the hooks of the configured loggers. Raises InputError if a logger is unknown."""
     check_loggers(config)
     hooks: list[Hook] = []
     for name in config.chosen():

@@ -1,4 +1,4 @@
-"""Sets the precision of the matrix products of each stage; all ranks."""
+"""Sets the precision of matrix products for each stage, on all ranks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pretrain.parallel.fp8 import apply_fp8
 
 
 class PrecisionByStage(Hook):
-    """Converts the linears of all blocks when the precision changes between two stages."""
+    """Converts the linear layers of all blocks when the precision changes between two stages."""
 
     order = Order.SETTINGS
 
@@ -17,7 +17,7 @@ class PrecisionByStage(Hook):
         self.now = config.precision
 
     def on_start(self, trainer: TrainerView) -> None:
-        """Sets the precision of the stage in which this process begins."""
+        """Sets the precision of the stage in which this process starts."""
         self.before_step(trainer)
 
     def before_step(self, trainer: TrainerView) -> None:

@@ -12,9 +12,9 @@ from pretrain.hooks import Hook, Order, TrainerView
 
 
 class Profile(Hook):
-    """Writes a Chrome trace per sequence of consecutive steps in `config.steps`.
+    """Writes one Chrome trace for each sequence of consecutive steps in `config.steps`.
 
-    With `memory` on CUDA it also writes a snapshot for pytorch.org/memory_viz. Steps count from 1,
+    With `memory` on CUDA, it also writes a snapshot for pytorch.org/memory_viz. Steps count from 1,
     as in metrics.jsonl. Only profiled steps become slower.
     """
 
@@ -28,7 +28,7 @@ class Profile(Hook):
         self.profiler: profile | None = None
 
     def before_step(self, trainer: TrainerView) -> None:
-        """Starts at the first of consecutive steps, and labels each step in the trace."""
+        """Starts the profiler at the first of consecutive steps, and labels each step."""
         step = trainer.step + 1
         if step not in self.steps:
             return
@@ -46,7 +46,7 @@ class Profile(Hook):
         self.label.__enter__()
 
     def after_step(self, trainer: TrainerView) -> None:
-        """Stops at the last of consecutive steps, and writes the files."""
+        """Stops the profiler after the last of consecutive steps, and writes the files."""
         step = trainer.step
         if self.profiler is None or step not in self.steps:
             return

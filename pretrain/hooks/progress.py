@@ -1,4 +1,4 @@
-"""Shows progress on the terminal; rank 0 only."""
+"""Shows progress on the terminal, on rank 0 only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOG_SECONDS = 10.0
 
 
 class ProgressLine(Hook):
-    """Shows a live line on a terminal, and prints a line every few seconds to a log file."""
+    """Updates a progress bar on a terminal, or prints a line every few seconds to a log file."""
 
     order = Order.RECORD
 

@@ -1,4 +1,4 @@
-"""Reports when torch.compile compiles in the middle of a stage; all ranks."""
+"""Reports when torch.compile recompiles in the middle of a stage, on all ranks."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ from pretrain.hooks import Hook, Order, TrainerView
 from pretrain.parallel.compile import compiled_graphs
 
 FREE_STEPS = 2
-"""First steps of a stage, of a batch size of its ramp, and of a process, which may compile."""
+"""Number of steps that may compile: at the start of a stage, a ramped batch size or a process."""
 
 
 class Recompiles(Hook):
-    """Publishes an event for each step that compiled something after the first two of its stage.
+    """Publishes an event for each step that compiled a graph after the first two of its stage.
 
-    Such a step takes seconds to minutes, and the change of shape or value that caused it will
-    likely occur again.
+    Such a step takes seconds to minutes, and the change of shape or value that caused it is likely
+    to occur again.
     """
 
     order = Order.TIME
 
     def on_start(self, trainer: TrainerView) -> None:
-        """Notes the first step, because a resumed process compiles too."""
+        """Notes the first step of this process, because a resumed process compiles again."""
         self.first_step = trainer.step
 
     def before_step(self, trainer: TrainerView) -> None:
-        """Excludes graphs that validation compiled between the steps."""
+        """Counts the graphs so far, to exclude those that validation compiled between steps."""
         self.graphs = compiled_graphs()
 
     def after_step(self, trainer: TrainerView) -> None:
         """Reports graphs that the step compiled."""
         made = compiled_graphs() - self.graphs
-        level = trainer.plan.level(trainer.step - 1)  # the batches of a ramp differ in shape
+        level = trainer.plan.level(trainer.step - 1)  # a batch-size ramp changes shapes
         if made and trainer.step > max(level.first_step, self.first_step) + FREE_STEPS:
             trainer.publish({"kind": "event", "event": "recompile", "graphs": made})

@@ -11,9 +11,9 @@ SECONDS = 120
 
 
 def write_page(run_dir: Path) -> None:
-    """Writes report.html to the run folder; rank 0 calls it.
+    """Writes report.html to the run folder. Only rank 0 calls it.
 
-    A failure is printed as a warning, since the run is complete without the report.
+    A failure is only printed as a warning, since the run is complete without the report.
     """
     command = [sys.executable, "-m", "eval", "report", f"run={run_dir}", f"out={run_dir / NAME}"]
     command.append("overwrite=true")

@@ -1,4 +1,4 @@
-"""Writes `metrics.jsonl` and `ledger.jsonl` of a run folder; rank 0 only."""
+"""Writes `metrics.jsonl` and `ledger.jsonl` of a run folder, on rank 0 only."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ LEDGER_KEYS = ("step", "stage", "first_sample", "samples", "digest", "skipped")
 
 
 class RunFiles(Hook):
-    """Appends every record.
+    """Appends every record to the files.
 
-    A resumed run first drops what the interrupted process wrote after the checkpoint, because those
-    steps are trained again.
+    A resumed run first drops the records that the interrupted process wrote after the checkpoint,
+    because those steps are trained again.
     """
 
     order = Order.RECORD
@@ -32,7 +32,7 @@ class RunFiles(Hook):
             drop_steps_after(log.path, trainer.step)
 
     def on_record(self, record: Mapping[str, Any]) -> None:
-        """Writes the record at once, so that a crash loses none."""
+        """Writes the record at once, so that a crash loses no records."""
         line = {
             key: value for key, value in record.items() if key not in ("first_sample", "digest")
         }

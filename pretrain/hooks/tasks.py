@@ -14,9 +14,10 @@ from pretrain.parallel import reshard_parameters
 
 
 class Tasks(Hook):
-    """Scores tasks at an interval and after the last step, sharing requests over data ranks.
+    """Scores tasks at an interval and after the last step.
 
-    Raises InputError if lm-eval or a task is missing, or if a task generates text.
+    The data-parallel ranks share the requests. Raises InputError if lm-eval or a task is missing,
+    or if a task generates text.
     """
 
     order = Order.EVALUATE
@@ -32,7 +33,7 @@ class Tasks(Hook):
         """Builds all requests without running a model.
 
         Raises:
-            InputError: a model with a context of max_seq_len tokens cannot answer a request.
+            InputError: A request is too long for a context of max_seq_len tokens.
         """
         self.tasks.check_requests(manifest.tokenizer_path, prefix_id(manifest), max_seq_len)
 
@@ -81,7 +82,7 @@ class Tasks(Hook):
 
 
 def prefix_id(manifest: Manifest) -> int:
-    """Returns the token put before a text without context: BOS, or EOS if there is no BOS."""
+    """Returns the token that precedes a text without context: BOS, or EOS if there is no BOS."""
     special = manifest.tokenizer
     found: int = special["eos_id"] if special.get("bos_id") is None else special["bos_id"]
     return found

@@ -1,4 +1,4 @@
-"""Writes metrics as TensorBoard event files; rank 0 only.
+"""Writes metrics as TensorBoard event files, on rank 0 only.
 
 They are in `tensorboard/` of the run folder: `tensorboard --logdir runs` shows all runs.
 """
@@ -27,7 +27,7 @@ class Options:
 
 
 class TensorBoard(Hook):
-    """Logs the numbers of a train, validation or eval record as `kind/name`."""
+    """Logs the numbers of train, validation and eval records as `kind/name`."""
 
     order = Order.RECORD
 
@@ -43,7 +43,7 @@ class TensorBoard(Hook):
         self.writer: Any = None
 
     def on_start(self, trainer: TrainerView) -> None:
-        """Opens an event file, which hides the steps that a resumed run trains again."""
+        """Opens an event file, and hides earlier points of steps that are trained again."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(
@@ -67,6 +67,6 @@ class TensorBoard(Hook):
             )
 
     def on_end(self, trainer: TrainerView) -> None:
-        """Writes what is still in memory, and closes the file."""
+        """Writes the events that are still in memory, and closes the file."""
         if self.writer is not None:
             self.writer.close()

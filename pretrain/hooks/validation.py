@@ -1,4 +1,4 @@
-"""Measures held-out loss and bits per byte per source during training; all ranks."""
+"""Measures the held-out loss and bits per byte of each source during training, on all ranks."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pretrain.parallel import reshard_parameters
 class Validation(Hook):
     """Validates before the first step, at an interval, and after the last step.
 
-    Samples are split over the data-parallel ranks like those of a step. Blank samples fill uneven
-    shares, because every rank must take part in every all-gather of weights.
+    Samples are split over the data-parallel ranks like those of a training step. Blank samples pad
+    uneven shares, because every rank must take part in every all-gather of the weights.
     """
 
     order = Order.EVALUATE

@@ -1,4 +1,4 @@
-"""Sends metrics to Weights & Biases; rank 0 only. Offline where there is no API key."""
+"""Sends metrics to Weights & Biases, on rank 0 only; without an API key, it logs offline."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ FINISH_SECONDS = 30.0
 
 
 class WandbLogger(Hook):
-    """Logs a run folder as one wandb run, whose id the folder keeps for restarts.
+    """Logs a run as one wandb run, whose id is stored in the run folder for restarts.
 
-    A thread sends the lines, since the server may be slow or down: a step costs one queue entry.
+    A thread sends the lines, since the server may be slow or down. Training only appends to a
+    queue.
     """
 
     order = Order.RECORD
@@ -56,7 +57,7 @@ class WandbLogger(Hook):
             self.dropped += 1
 
     def on_end(self, trainer: TrainerView) -> None:
-        """Waits for the queue to be sent, for at most FINISH_SECONDS."""
+        """Waits up to FINISH_SECONDS until the queue is sent."""
         with suppress(queue.Full):
             self.lines.put_nowait(None)
         self.thread.join(FINISH_SECONDS)

@@ -143,4 +143,4 @@ def test_no_checkpoint_to_go_back_to(command, corpus, tmp_path):
     training = arguments(corpus.folder, tmp_path / "run", **LONG)
     done = command("tests.faults.faulty", "nan_loss", "0", "1-30", *training[1:])
     assert done.returncode == 86, done.stderr
-    assert "no complete checkpoint of a step before 1" in done.stderr
+    assert "no complete checkpoint from before step 1" in done.stderr
