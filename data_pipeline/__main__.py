@@ -1,4 +1,4 @@
-"""`python -m data_pipeline <command> key=value ...`; without a command, lists the commands."""
+"""`python -m data_pipeline <command> key=value ...`. Without a command, it lists the commands."""
 
 from conf.entry import Command, main
 

@@ -1,9 +1,9 @@
-"""`python -m data_pipeline pairs`: extracts functions and docstrings for tuning.
+"""`python -m data_pipeline pairs`: makes tuning data from the code in a tokenized corpus.
 
-The pairs come from a tokenized corpus: the function without its docstring is the prompt, and the
-docstring is the answer. Training pairs come from the training split, held-out pairs from held-out
-files. For preference tuning, further functions of the training split have two answers: their own
-docstring, which is preferred, and that of another function.
+In each pair, a Python function without its docstring is the prompt, and the docstring is the
+answer. Training pairs come from the training split, and held-out pairs from the held-out split.
+Rows for preference tuning, which use further functions of the training split, have two answers: the
+function's own docstring, which is preferred, and that of another function.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class PairsConfig:
     """Configuration of `pairs`.
 
     corpus: folder of a tokenized corpus.
-    source: name of its source with Python code.
-    out: folder for train.jsonl, held_out.jsonl and preferences.jsonl.
+    source: name of the source that contains Python code.
+    out: output folder for train.jsonl, held_out.jsonl and preferences.jsonl.
     overwrite: replaces `out` if it is a folder of pairs that Headwater made.
-    limit, held_out_limit, preferences: maximum rows of each file.
-    max_code_chars, max_docstring_chars: longer functions and docstrings are skipped.
-    max_per_file: maximum pairs per file, so that no large module dominates.
+    limit, held_out_limit, preferences: maximum number of rows in each of these files.
+    max_code_chars, max_docstring_chars: functions with more code or longer docstrings are skipped.
+    max_per_file: maximum number of pairs per source file, so that no large module dominates.
     """
 
     corpus: str = MISSING
@@ -85,7 +85,7 @@ def pairs(config: PairsConfig) -> None:
 def draw(
     manifest: Manifest, split: str, config: PairsConfig, limit: int, seen: set[str]
 ) -> list[dict[str, Any]]:
-    """Returns up to `limit` pairs of a split, without docstrings in `seen`, and adds theirs to it.
+    """Returns up to `limit` pairs of a split with docstrings not yet in `seen`, and adds these.
 
     Raises InputError if the split has no function with a docstring.
     """
@@ -108,10 +108,10 @@ def draw(
 
 
 def preference_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns every other row with the answer of the next row as the rejected one.
+    """Returns every other row, with the answer of the row after it as the rejected answer.
 
-    The two mostly come from the same file, so that the subject alone does not distinguish them. No
-    answer is used twice, so that a model cannot learn to prefer it independently of the prompt.
+    The two answers mostly come from the same file, so that the topic alone does not distinguish
+    them. No answer is used twice, so that a model cannot learn to prefer it for any prompt.
     """
     return [
         {
@@ -125,15 +125,15 @@ def preference_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def functions(text: str, config: PairsConfig) -> Iterator[tuple[str, str]]:
-    """Yields (code without docstring, first paragraph of the docstring) of functions in a module.
+    """Yields the code without docstring, and the docstring's first paragraph, of each function.
 
-    Functions that exceed the limits are skipped, and so are tests, whose docstrings rarely describe
-    the code.
+    Functions that exceed the limits are skipped. So are tests, because their docstrings rarely
+    describe the code.
     """
     module = _parse(text)
     if module is None:
         return
-    lines = re.split(r"\r\n|\r|\n", text)  # as Python counts lines, unlike splitlines
+    lines = re.split(r"\r\n|\r|\n", text)  # counts lines like Python's parser, unlike splitlines
     for node in ast.walk(module):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or len(node.body) < 2:
             continue
@@ -162,7 +162,7 @@ def _parse(code: str) -> ast.Module | None:
 
 
 def row(code: str, docstring: str, file: str) -> dict[str, Any]:
-    """Returns a pair as chat messages."""
+    """Returns a pair as a row of chat messages."""
     return {
         "prompt": [{"role": "user", "content": QUESTION + code}],
         "completion": [{"role": "assistant", "content": docstring}],

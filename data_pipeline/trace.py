@@ -1,6 +1,6 @@
 """`python -m data_pipeline where`: traces steps to documents, and documents to steps (I4).
 
-A run logs nothing for this, because the order of samples is an invertible function.
+The run need not log its documents for this, because the order of samples is an invertible function.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class WhereConfig:
 
     run: run folder.
     step: step to trace, counted from 1 as in the metrics.
-    rank: shows only the samples of that data-parallel rank.
-    doc: document to trace instead: `<file>`, `<file>#<position>` (as printed for a step, and the
-        end of a path is enough), or `<shard>:<number>`.
-    chars: characters of each document's text to print, or 0 for all.
+    rank: data-parallel rank whose samples of the step are shown; null shows those of all ranks.
+    doc: document to trace, instead of a step: `<file>`, `<file>#<position>` or `<shard>:<number>`,
+        as printed for a step. The end of the file's path is enough.
+    chars: number of characters to print of each document's text; 0 prints all.
     """
 
     run: str = MISSING
@@ -73,9 +73,9 @@ def where(config: WhereConfig) -> None:
 
 
 class RunData:
-    """The order and the data of a run.
+    """The order of samples and the data of a run.
 
-    Raises InputError if they are missing, or if the data has changed since the run.
+    Raises InputError if either is missing, or if the data has changed since the run.
     """
 
     def __init__(self, run: Path) -> None:
@@ -116,7 +116,7 @@ class RunData:
             yield from map(json.loads, lines)
 
     def ledger_line(self, step: int) -> Row:
-        """Returns the ledger line of a step; raises InputError if there is none."""
+        """Returns the ledger line of a step. Raises InputError if there is none."""
         last = 0
         for line in self.ledger():
             last = line["step"]
@@ -142,7 +142,7 @@ class RunData:
     def documents_of_step(
         self, step: int, rank: int | None = None, chars: int = 0
     ) -> Iterator[Row]:
-        """Yields one row per document of each sample of a step, with the text in the sample."""
+        """Yields one row per sample and document of a step, with the text inside the sample."""
         line = self.ledger_line(step)
         stage = self.stages.index(line["stage"])
         samples = line["first_sample"] + np.arange(line["samples"])
@@ -189,9 +189,9 @@ class RunData:
     def _documents(
         self, shard: str, start: int, end: int
     ) -> Iterator[tuple[int, str, int | str, int, int]]:
-        """Yields (number, file, position, first token, end) of documents in a shard's token range.
+        """Yields the documents that overlap a token range of a shard, skipping padding.
 
-        Padding is skipped.
+        Each is (number, file, position, first token in the range, end in the range).
         """
         index, names = self.index(shard), self.names(shard)
         for document in range(index.document_of(start), index.document_of(end - 1) + 1):
@@ -204,8 +204,8 @@ class RunData:
     def steps_of_document(self, doc: str) -> Iterator[Row]:
         """Yields one row per sample of the plan that contains tokens of a document, in order.
 
-        `state` tells whether the run has reached the sample. Raises InputError for an unknown
-        document.
+        `state` is `trained`, `skipped`, or `to come` if the run has not reached the sample yet.
+        Raises InputError for an unknown document.
         """
         plan = plan_from_mapping(self.settings.recipe, self.order.source_tokens)
         states = {line["step"]: line.get("skipped") for line in self.ledger()}
@@ -243,7 +243,7 @@ class RunData:
             self._refuse(doc)
 
     def _find(self, doc: str, split: str = "train") -> Iterator[tuple[str, int, str, int]]:
-        """Yields (source, number of the shard, shard, document) for each match of `doc`."""
+        """Yields (source, shard number, shard, document number) for each match of `doc`."""
         name, _, place = doc.rpartition("#")
         name, place = (name, place) if place.isdigit() and name else (doc, "")
         shard_name, _, number = doc.rpartition(":")

@@ -1,1 +1,1 @@
-"""Import of Megatron shards: lists the pairs of files, adopts each, and writes a manifest."""
+"""Import of Megatron shards: lists `.bin`/`.idx` pairs, adopts each, and writes a manifest."""

@@ -1,4 +1,4 @@
-"""Adopts one shard: checks every token, links the files, and writes checksums and names."""
+"""Adopts one shard: checks every token, links its files, and writes checksums and names."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ from data_pipeline.store.shard_scan import (
 )
 
 TABLE_ROWS = 1 << 20
+"""Number of rows of the table of documents that are written at a time."""
 
 
 @dataclass(frozen=True)
 class Adopted:
-    """A manifest entry, the dtype of the ids, and whether every document ends in EOS."""
+    """Result of adopting a shard. `entry` is the shard's entry in the manifest."""
 
     entry: dict[str, Any]
     dtype: str
@@ -36,10 +37,11 @@ class Adopted:
 
 
 def adopt(pair: Pair, folder: Path, tokenizer: dict[str, Any], link: str) -> Adopted:
-    """Checks a pair, links it into `folder` and writes its tables.
+    """Checks a pair, links or copies it into `folder`, and writes its tables.
 
-    Raises InputError for a shard that is damaged or was made with another tokenizer. `tokenizer` is
-    its manifest entry, and the folder must contain its token_bytes.npy.
+    `tokenizer` is the tokenizer's entry in the manifest, and `folder` must contain its
+    token_bytes.npy. Raises InputError for a shard that is damaged or was made with another
+    tokenizer.
     """
     bin_path, idx_path = shard_file(pair.prefix, ".bin"), shard_file(pair.prefix, ".idx")
     try:
@@ -120,7 +122,7 @@ def _link(path: Path, target: Path, how: str) -> None:
 
 
 def _write_table(target: Path, prefix: Path, numbers: Ints) -> None:
-    """Writes the original shard of each document, and its number in that shard."""
+    """Writes the table that names the original shard of each document and its number in there."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

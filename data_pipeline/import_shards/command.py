@@ -1,7 +1,8 @@
-"""`python -m data_pipeline import`: adopts existing `.bin`/`.idx` shards without copying them.
+"""`python -m data_pipeline import`: makes a corpus of existing `.bin`/`.idx` shards.
 
-Megatron-LM, NeMo and GPT-NeoX write the same index format. A document can consist of several
-sequences. Every token is read once, for the checksums and for what the manifest states.
+Megatron-LM, NeMo and GPT-NeoX write the same index format, in which a document can consist of
+several sequences. By default the shards are linked, not copied. Every token is read once, to
+compute the checksums and counts of the manifest and to check the ids.
 """
 
 from __future__ import annotations
@@ -38,11 +39,14 @@ from data_pipeline.tokenizing.tokenizer import (
 )
 
 PARALLEL_BYTES = 1 << 27
-"""Total size of the shards above which they are read by several processes."""
+"""Total size of the shards from which on several processes read them."""
 
 
 def import_shards(config: ImportConfig) -> None:
-    """Makes `config.out`; raises InputError, and leaves no output, for invalid shards."""
+    """Writes the corpus `config.out`.
+
+    Raises InputError if a shard is invalid, and then leaves no output.
+    """
     from data_pipeline.tokenizing.finish import print_summary
 
     console = Console(soft_wrap=True, highlight=False)

@@ -15,19 +15,21 @@ LINKS = ("symlink", "hard", "copy")
 class ImportConfig:
     """Configuration of `import`.
 
-    path: folder, prefix or glob of `.bin`/`.idx` pairs, all for one `source`.
-    sources: `sources.<name>=<folder, prefix or glob>` for several sources, instead of path.
+    path: folder, prefix or glob of `.bin`/`.idx` pairs, which all belong to one `source`.
+    source: name of the source if `path` is given.
+    sources: several sources instead of `path`, as `sources.<name>=<folder, prefix or glob>`.
     out: output folder.
     overwrite: replaces `out` if it is a corpus that Headwater made.
-    name: name of the corpus, or null for that of the folder.
-    tokenizer: the tokenizer.json that the ids belong to.
-    eos_token: token at the end of each document, if the shards have one.
-    bos_token, pad_token: null for eos_token.
-    held_out_fraction: fraction of the shards of each source that is never trained on, chosen by
-        `seed`; at least one shard if above 0.
-    held_out: glob on shard names or paths instead.
-    link: symlink, hard or copy.
-    workers: number of processes, or 0 for one per core.
+    name: name of the corpus; null uses the name of `out`.
+    tokenizer: the tokenizer.json that the shards were made with.
+    eos_token: token that ends each document. If the shards lack it, boundaries come from the index.
+    bos_token, pad_token: beginning-of-document and padding tokens; null uses eos_token.
+    held_out_fraction: fraction of each source's shards that is never trained on, at least one
+        shard if above 0.
+    held_out: glob on names or paths of the shards to hold out, instead of held_out_fraction.
+    seed: seed that selects the shards of held_out_fraction.
+    link: how files are placed in `out`: symlink, hard (link) or copy.
+    workers: number of processes; 0 uses one per core.
     """
 
     tokenizer: str = MISSING

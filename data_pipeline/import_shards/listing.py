@@ -16,7 +16,10 @@ from data_pipeline.import_shards.config import ImportConfig
 
 @dataclass(frozen=True)
 class Pair:
-    """A shard to import: its absolute path without extension, and its path in the output folder."""
+    """A shard to import.
+
+    `prefix` is its absolute path without extension, and `file` is the same in the output folder.
+    """
 
     source: str
     split: str
@@ -25,14 +28,15 @@ class Pair:
 
 
 def shard_file(prefix: Path, ending: str) -> Path:
-    """Returns the path of a shard's file from its path without extension."""
+    """Returns the path of the shard's file that has this ending, such as `.idx`."""
     return prefix.with_name(prefix.name + ending)
 
 
 def list_pairs(source: str, where: str, config: ImportConfig) -> list[Pair]:
-    """Returns the pairs of a source in the order of their names, each with its split.
+    """Returns the pairs of a source, sorted by name, each with its split.
 
-    Raises InputError for half of a pair, or if a split would be empty.
+    Raises InputError if there are none, if a file of a pair is missing, or if nothing would be left
+    to train on.
     """
     key = f"sources.{source}={where}" if config.sources else f"path={where}"
     prefixes = sorted(set(_prefixes(where)))

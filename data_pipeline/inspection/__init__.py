@@ -1,1 +1,1 @@
-"""The HTML page of `inspect`: corpus, plan, cleaning report and samples of text."""
+"""The HTML page that `inspect` writes: corpus, recipe plan, cleaning report and text samples."""

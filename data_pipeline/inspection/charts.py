@@ -1,4 +1,4 @@
-"""The charts of the page."""
+"""The charts of the page that `inspect` writes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from pages.drawing import Drawing
 
 REST = "rest"
-"""Style that all sources without a color of their own share."""
+"""Style shared by all sources that have no color of their own."""
 MAX_BARS = 24
+"""Maximum number of bars in a chart; further sources are summed up in one bar or left out."""
 
 
 def styles_of(ranked: list[str]) -> dict[str, str]:
@@ -30,7 +31,7 @@ def token_charts(
     held_out: dict[str, Totals],
     styles: dict[str, str],
 ) -> list[Drawing]:
-    """Draws the tokens of each source and split, and the bytes per token."""
+    """Returns two charts: tokens per source and split, and bytes per token of each source."""
     shown, others = ranked[:MAX_BARS], ranked[MAX_BARS:]
 
     def tokens(sources: list[str], split: dict[str, Totals]) -> int:
@@ -78,7 +79,7 @@ def token_charts(
 
 
 def length_chart(source: str, lengths: Lengths, style: str) -> Drawing:
-    """Draws the histogram of document lengths of a source, with quantiles marked."""
+    """Draws the histogram of a source's document lengths, with quantiles marked."""
     edges, shares = lengths.histogram()
     marks = [
         (float(value), f"{q:.0%}".replace("50%", "median"))
@@ -89,7 +90,7 @@ def length_chart(source: str, lengths: Lengths, style: str) -> Drawing:
 
 
 def mixture_chart(plan: RecipePlan, ranked: list[str], styles: dict[str, str]) -> Drawing:
-    """Draws the shares of the sources over the tokens of the run."""
+    """Draws how the share of each source changes over the tokens of the run."""
     spans, marks = [], []
     start = 0
     for stage in plan.stages:
@@ -114,7 +115,7 @@ def mixture_chart(plan: RecipePlan, ranked: list[str], styles: dict[str, str]) -
 
 
 def funnel_chart(funnel: Funnel) -> Drawing:
-    """Draws the documents that each cleaning step kept and dropped."""
+    """Draws how many documents of a source each cleaning step kept and dropped."""
     kept = funnel.documents
     bars = [Bar("read", f"{kept:,}", (Part(kept, "s0"),))]
     for step in funnel.steps:
@@ -138,7 +139,7 @@ def funnel_chart(funnel: Funnel) -> Drawing:
 
 
 def funnel_overview(funnels: list[Funnel]) -> Drawing:
-    """Draws the bytes of each source that cleaning kept and dropped."""
+    """Draws how many bytes of each source the cleaning kept and dropped."""
     shown = sorted(funnels, key=lambda funnel: -funnel.bytes)[:MAX_BARS]
     bars = [
         Bar(

@@ -1,4 +1,4 @@
-"""Reads what cleaning dropped from `cleaning.json` and `rejected/*.jsonl` of a corpus."""
+"""Reads the results of cleaning from the `cleaning.json` and `rejected/*.jsonl` of a corpus."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ from typing import Any
 from conf.errors import InputError
 
 EXAMPLES, EXAMPLES_OF_MANY = 3, 1
+"""Examples shown per rule: for up to MANY_SOURCES sources, and for more sources."""
 MANY_SOURCES = 8
 REJECTED_ROWS = 20
+"""Malformed rows shown per source, each with up to REJECTED_CHARS characters of its text."""
 REJECTED_CHARS = 300
 SHOWN_CHARS = 1000
+"""Characters shown of each example of a dropped document."""
 
 
 @dataclass(frozen=True)
 class FunnelReason:
-    """The documents that one rule of a step dropped, with examples (file, position, text, note)."""
+    """The documents that one rule of a cleaning step dropped.
+
+    Each example is a dictionary with the file, position, text and note of a dropped document.
+    """
 
     name: str
     documents: int
@@ -29,7 +35,7 @@ class FunnelReason:
 
 @dataclass(frozen=True)
 class FunnelStep:
-    """A cleaning step of a source: what reached it, what it dropped and what it changed."""
+    """Counts of one cleaning step of a source: its input, and what it dropped and changed."""
 
     name: str
     in_documents: int
@@ -42,7 +48,7 @@ class FunnelStep:
 
 @dataclass(frozen=True)
 class Funnel:
-    """The cleaning steps of a source in order."""
+    """The cleaning steps of a source, in the order in which they ran."""
 
     source: str
     documents: int
@@ -56,7 +62,7 @@ class Funnel:
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of the text that passed all steps, before changes by the steps."""
+        """Bytes of the documents that passed all steps, measured before any step changed them."""
         return self.bytes - sum(step.dropped_bytes for step in self.steps)
 
 
@@ -70,7 +76,7 @@ class Rejected:
 
 
 def read_funnels(folder: Path) -> list[Funnel]:
-    """Returns the funnel of each source from `cleaning.json`, or none without that file."""
+    """Returns the funnel of each source from `cleaning.json`; an empty list without that file."""
     path = folder / "cleaning.json"
     if not path.is_file():
         return []
@@ -111,7 +117,7 @@ def _step(step: dict[str, Any], limit: int) -> FunnelStep:
 
 
 def read_rejected(folder: Path) -> list[Rejected]:
-    """Returns the malformed rows of each source."""
+    """Returns the first malformed rows of each source that has any, and their number."""
     found = []
     for path in sorted((folder / "rejected").glob("*.jsonl")):
         rows: list[dict[str, Any]] = []

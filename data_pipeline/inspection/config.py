@@ -17,13 +17,14 @@ class InspectConfig:
 
     out: HTML file to write.
     overwrite: replaces `out` if it is a page that Headwater made.
-    data: folder of shards.
-    run: run folder, whose data and recipe are shown instead.
-    recipe: recipe as for `pretrain`. Without one, the page has no plan.
-    max_epochs: limit of epochs per source, as data.max_epochs of `pretrain`.
-    seed: seed of the order of samples and of the choice of documents; null for the run's, or 0.
+    data: folder of shards to show.
+    run: run folder, instead of `data`; the page shows the data and the recipe of that run.
+    recipe: a recipe, as for `pretrain`. Without a recipe, the page has no plan.
+    max_epochs: maximum number of epochs per source, like data.max_epochs of `pretrain`.
+    seed: seed for the order of samples and for the choice of documents; null uses the seed of the
+        run, or 0 without a run.
     documents: number of documents to show per source.
-    sequences: number to show per stage.
+    sequences: number of training sequences to show per stage.
     """
 
     out: str = MISSING

@@ -1,4 +1,4 @@
-"""The content of the page: texts, tables and charts for the template."""
+"""Makes the content of the `inspect` page: the texts, tables and charts for its template."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ SHOWN_SOURCES = 12
 
 
 def page_content(subject: Subject, documents: int, sequences: int) -> dict[str, Any]:
-    """Returns everything that the template shows."""
+    """Returns the variables of the template.
+
+    Shows this number of `documents` per source and of `sequences` per stage.
+    """
     manifest, plan = subject.manifest, subject.plan
     manifest.check_tokenizer()
     tokenizer = load_tokenizer(manifest.tokenizer_path)
@@ -81,7 +84,7 @@ def summary(
     held_out: dict[str, Totals],
     plan: RecipePlan | None,
 ) -> str:
-    """Returns the corpus in a sentence or two."""
+    """Returns one or two sentences that describe the corpus and the recipe."""
     tokens, documents = _sum(train, "tokens"), _sum(train, "documents")
     text = (
         f"{tokens:,} training tokens in {documents:,} documents of {counted(len(train), 'source')}"
@@ -99,7 +102,7 @@ def summary(
 def checks(
     subject: Subject, train: dict[str, Totals], held_out: dict[str, Totals]
 ) -> list[dict[str, str]]:
-    """Returns warnings to show before a run, each with its level (warn, bad) and text."""
+    """Returns problems that a run would have, each with a level (`warn` or `bad`) and a text."""
     found = []
     if subject.changed:
         found.append({"level": "bad", "text": subject.changed})
@@ -142,7 +145,7 @@ def cards(
     held_out: dict[str, Totals],
     plan: RecipePlan | None,
 ) -> list[dict[str, str]]:
-    """Returns the key figures."""
+    """Returns the key figures that the top of the page shows."""
     tokens, size = _sum(train, "tokens"), _sum(train, "bytes")
     largest = max(train, key=lambda source: train[source].tokens, default="")
     found = [
@@ -169,7 +172,7 @@ def cards(
 
 
 def card(label: str, value: str, note: str) -> dict[str, str]:
-    """Returns one key figure."""
+    """Returns one key figure with its label and an explanatory note."""
     return {"label": label, "value": value, "note": note}
 
 
@@ -179,7 +182,7 @@ def source_table(
     held_out: dict[str, Totals],
     styles: dict[str, str],
 ) -> list[Row]:
-    """Returns one row per source, the largest first."""
+    """Returns one table row per source, the largest source first."""
     total = _sum(train, "tokens")
     return [
         {
@@ -215,20 +218,20 @@ def length_table(
 
 
 def length_note(manifest: Manifest, lengths: dict[str, Lengths]) -> str:
-    """Describes how the lengths were measured."""
+    """Returns a note on how the document lengths were measured."""
     read = sum(found.shards for found in lengths.values())
     total = sum(found.of_shards for found in lengths.values())
     text = "Tokens per document, including its EOS, from the indices of the shards."
     if manifest.packed:
         sizes = " and ".join(f"{size:,}" for size in manifest.packed)
-        text += f" Documents are packed into sequences of {sizes}; longer ones are in pieces."
+        text += f" Documents are packed into sequences of {sizes}; longer ones are cut into pieces."
     if read < total:
         text += f" Measured on {read:,} of {total:,} shards, chosen by a hash of their names."
     return text
 
 
 def plan_facts(plan: RecipePlan, ranked: list[str], styles: dict[str, str]) -> Row:
-    """Returns the stages, their mixtures, and the tokens taken of each source."""
+    """Returns the plan section: stages, their mixtures, and the tokens taken from each source."""
     taken, epochs = plan.taken(), plan.epochs()
     end = 0
     stages = []
@@ -267,7 +270,7 @@ def plan_facts(plan: RecipePlan, ranked: list[str], styles: dict[str, str]) -> R
 
 
 def funnel_facts(funnel: Funnel, number: int) -> Row:
-    """Returns the cleaning section of a source."""
+    """Returns the cleaning section of the source with this position in the list of funnels."""
     return {
         "source": funnel.source,
         "is_open": number < OPEN_FUNNELS,
@@ -302,14 +305,14 @@ def funnel_facts(funnel: Funnel, number: int) -> Row:
 
 
 def rejected_summary(rejected: Rejected) -> str:
-    """Returns the number of malformed lines, and how many are shown."""
+    """Returns the number of malformed lines, and how many of them are shown."""
     text = counted(rejected.count, "line")
     shown = len(rejected.rows)
     return text + (f", the first {shown} shown" if rejected.count > shown else "")
 
 
 def facts(manifest: Manifest) -> list[tuple[str, str]]:
-    """Returns the exact identity of the corpus: fingerprints, tokenizer, encoder and format."""
+    """Returns what identifies the corpus exactly: fingerprints, tokenizer, encoder and format."""
     ids = manifest.tokenizer
     special = ", ".join(f"{name} {ids[f'{name}_id']}" for name in ("pad", "bos", "eos"))
     encoder = ", ".join(
@@ -342,7 +345,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def listed(names: Iterable[str], max_names: int = 8) -> str:
-    """Returns names separated by commas, shortened to the first `max_names`."""
+    """Joins the first `max_names` names with commas, followed by the number of the others."""
     names = list(names)
     more = f" and {len(names) - max_names} more" if len(names) > max_names else ""
     return ", ".join(names[:max_names]) + more

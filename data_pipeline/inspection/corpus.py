@@ -1,4 +1,4 @@
-"""Totals of a corpus from its manifest, and document lengths from some of its indices."""
+"""Reads the totals of a corpus from its manifest, and document lengths from some shard indices."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from data_pipeline.tokenizing.documents import document_names
 
 Ints = NDArray[np.int64]
 MAX_SHARDS = 1024
-"""Number of indices that are read of a corpus, spread evenly over its sources."""
+"""Number of shard indices that are read, divided evenly among the sources."""
 MIN_SHARDS_PER_SOURCE = 4
 MAX_LENGTHS = 200_000
-"""Most lengths that are taken from one index."""
+"""Approximate maximum number of document lengths that are taken from one index."""
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
 BINS_PER_DOUBLING = 2
-"""Bins of a histogram per doubling of the length."""
+"""Number of histogram bins per doubling of the document length."""
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over the shards of a source in a split; `bytes` are those of the text."""
+    """Sums over the shards of a source in one split. `bytes` is the size of the text in UTF-8."""
 
     shards: int = 0
     documents: int = 0
@@ -41,14 +41,14 @@ class Totals:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Document lengths in tokens, ascending, from `shards` of `of_shards` indices."""
+    """Document lengths in tokens, ascending, read from `shards` of the `of_shards` shards."""
 
     tokens: Ints
     shards: int
     of_shards: int
 
     def quantiles(self) -> list[int]:
-        """Returns the lengths at QUANTILES, or none without documents."""
+        """Returns the lengths at QUANTILES, or an empty list if there are no documents."""
         if not len(self.tokens):
             return []
         return [int(q) for q in np.quantile(self.tokens, QUANTILES, method="nearest")]
@@ -89,7 +89,7 @@ def spread(entries: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
 def sample_lengths(manifest: Manifest, source: str) -> Lengths:
     """Returns lengths of training documents of a source, or of their pieces if they are packed.
 
-    Indices that cannot be read are skipped; `verify` reports them.
+    Indices that cannot be read are skipped here, because `verify` reports them.
     """
     entries = manifest.shards("train", source)
     sources = len(manifest.splits.get("train", {}))

@@ -1,7 +1,7 @@
-"""`python -m data_pipeline inspect`: writes one HTML page about a corpus, which opens offline.
+"""`python -m data_pipeline inspect`: writes a self-contained HTML page about a corpus.
 
-The page shows what the corpus contains, what cleaning dropped, what a recipe takes of it, and
-samples of its text, so that a person sees the data before a model is trained on it.
+The page shows what the corpus contains, what cleaning dropped, what a recipe takes from it, and
+samples of its text, so that the data can be inspected before a model is trained on it.
 """
 
 from __future__ import annotations

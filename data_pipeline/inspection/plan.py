@@ -1,4 +1,4 @@
-"""The plan of a recipe on a corpus: tokens and epochs of each source in each stage."""
+"""The plan of a recipe for a corpus: stages, and the tokens and epochs of each source."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GOOD_EPOCHS = 4.0
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage with its tokens in whole steps, and the shares of the sources, which sum to 1."""
+    """A stage of the plan. `shares` holds the fraction of tokens per source, which sum to 1."""
 
     name: str
     seq_len: int
@@ -31,7 +31,10 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class RecipePlan:
-    """The stages of a recipe on a corpus; without an order, `refused` holds the reason."""
+    """The stages of a recipe for a corpus.
+
+    `order` is None if the recipe does not fit the corpus; `refused` then holds the reason.
+    """
 
     name: str
     stages: list[PlannedStage]
@@ -41,14 +44,14 @@ class RecipePlan:
     max_epochs: float
 
     def taken(self) -> dict[str, float]:
-        """Returns the tokens that the plan takes of each source."""
+        """Returns the number of tokens that the plan takes from each source."""
         return {
             source: sum(stage.tokens * stage.shares.get(source, 0.0) for stage in self.stages)
             for source in self.source_tokens
         }
 
     def epochs(self) -> dict[str, float]:
-        """Returns the number of epochs of each source."""
+        """Returns how many times the plan reads each source that it uses."""
         if self.order is not None:
             return self.order.epochs()
         return {
@@ -58,7 +61,7 @@ class RecipePlan:
         }
 
     def level(self, epochs: float) -> str:
-        """Returns `warn` above GOOD_EPOCHS epochs, `bad` above max_epochs, and '' otherwise."""
+        """Returns `bad` above max_epochs, else `warn` above GOOD_EPOCHS, else an empty string."""
         if epochs > self.max_epochs:
             return "bad"
         return "warn" if epochs > GOOD_EPOCHS else ""
@@ -67,10 +70,10 @@ class RecipePlan:
 def plan_recipe(
     recipe: Mapping[str, Any], source_tokens: Mapping[str, int], seed: int, max_epochs: float
 ) -> RecipePlan:
-    """Returns the plan of a recipe that `pretrain` would make.
+    """Returns the plan that `pretrain` would make from a recipe.
 
-    A plan that exceeds max_epochs is not refused, because the page shows that. Raises InputError
-    for a recipe that is inconsistent or names an unknown source.
+    A plan that exceeds max_epochs is returned all the same, because the page warns of it. Raises
+    InputError if the recipe is inconsistent or names an unknown source.
     """
     plan = plan_from_mapping(recipe, source_tokens)
     stages = [_planned(stage.name, stage) for stage in plan.stages]

@@ -1,4 +1,4 @@
-"""Samples of text from the shards: single documents, and sequences as the model sees them."""
+"""Decodes samples from the shards: single documents, and sequences as the model sees them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from data_pipeline.store.shard_scan import BadIndex, read_index
 from data_pipeline.tokenizing.documents import document_names
 
 MAX_TOKENS = 4000
-"""Most tokens of a document that are decoded."""
+"""Maximum number of tokens of a document that are decoded."""
 HEAD, TAIL = 1200, 300
-"""Characters shown of a longer text, from its beginning and its end."""
+"""Numbers of characters shown from the beginning and the end of a text that is too long."""
 
 
 @dataclass(frozen=True)
 class Excerpt:
-    """The beginning and end of a text, without the `cut` characters between them."""
+    """The beginning and the end of a text, with `cut` characters left out between them."""
 
     head: str
     cut: int
@@ -34,7 +34,7 @@ class Excerpt:
 
 @dataclass(frozen=True)
 class SampledDocument:
-    """A document, with the raw file and position that it comes from, or '' if unknown."""
+    """A decoded document. `file` is the raw file that it comes from, or '' if that is unknown."""
 
     source: str
     shard: str
@@ -47,7 +47,7 @@ class SampledDocument:
 
 @dataclass(frozen=True)
 class Piece:
-    """The part of a sequence that belongs to one document; `width` is in percent."""
+    """The part of a sequence that belongs to one document. `width` is its percentage of tokens."""
 
     tokens: int
     width: float
@@ -57,7 +57,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class SampledSequence:
-    """A sample of a stage; `no_label` is its number of tokens without a label."""
+    """A training sample of a stage. `no_label` is the number of its tokens without a label."""
 
     stage: str
     number: int
@@ -68,7 +68,10 @@ class SampledSequence:
 
 
 def excerpt(text: str, more: int = 0) -> Excerpt:
-    """Returns the beginning and end of a text that is followed by `more` further characters."""
+    """Returns the beginning and end of a text.
+
+    If `more` further characters follow the given text, its end is unknown and is left out.
+    """
     if len(text) <= HEAD + TAIL and not more:
         return Excerpt(text, 0, "")
     if more:
@@ -79,7 +82,7 @@ def excerpt(text: str, more: int = 0) -> Excerpt:
 def sample_documents(
     manifest: Manifest, tokenizer: Tokenizer, source: str, count: int, seed: int
 ) -> list[SampledDocument]:
-    """Returns training documents of a source, from different shards as far as possible."""
+    """Returns `count` training documents of a source, from as many different shards as possible."""
     choose = random.Random(f"{seed}:inspect:{source}")
     entries = spread(manifest.shards("train", source), count)
     found = []
@@ -118,7 +121,7 @@ def sample_documents(
 def sample_sequences(
     manifest: Manifest, tokenizer: Tokenizer, plan: RecipePlan, count: int
 ) -> list[SampledSequence]:
-    """Returns `count` samples per stage, evenly spread, read as a training step reads them."""
+    """Returns up to `count` samples per stage, evenly spread and read as in a training step."""
     from data_pipeline.sampling.batches import BatchReader
 
     if plan.order is None or not count:

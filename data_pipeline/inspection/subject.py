@@ -1,4 +1,4 @@
-"""Loads what the page is about: a corpus, and the plan of a recipe or a run."""
+"""Loads the subject of the page: a corpus, and the plan of a recipe or a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from data_pipeline.store.storage import is_remote
 
 @dataclass(frozen=True)
 class Subject:
-    """The corpus and the plan of a page, with a warning if the data of a run has `changed`."""
+    """The corpus and the plan that a page shows.
+
+    `changed` is a warning if the data has changed since the run, else empty.
+    """
 
     manifest: Manifest
     plan: RecipePlan | None
@@ -48,8 +51,8 @@ def _load_run(run: Path, config: InspectConfig) -> Subject:
     if trained_on != manifest.fingerprint:
         changed = (
             f"{run} was trained on data with the fingerprint {trained_on[:16]}, but "
-            f"{manifest.folder} now has {manifest.fingerprint[:16]}. The plan is that of the run, "
-            "and everything else describes the data as it is now."
+            f"{manifest.folder} now has {manifest.fingerprint[:16]}. The plan is that of the run; "
+            "everything else describes the data as it is now."
         )
     seed = int(settings.get("seed", 0)) if config.seed is None else config.seed
     return Subject(manifest, plan_of_run(run, settings), seed, changed)

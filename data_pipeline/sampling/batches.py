@@ -1,4 +1,4 @@
-"""Turns sample numbers into tensors: tokens, labels, and where documents start."""
+"""Reads samples by number into tensors of tokens, labels and document boundaries."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from data_pipeline.store.streams import TokenStream
 Bools = NDArray[np.bool_]
 IGNORED = -100
 EXPECTED_DOCUMENT_TOKENS = 64
-"""Documents are expected to be longer than this on average; see `Batch.cu_seqlens`."""
+"""Assumed lower bound of the average document length, from which cu_seqlens gets its size."""
 BLANK_DOCUMENT_TOKENS = 128
-"""Length of the documents of a blank sample. Short documents cost attention little."""
+"""Length of the documents in a blank sample. Attention over short documents costs little."""
 
 
 @dataclass
 class Batch:
-    """Packed samples.
+    """Samples as tensors, with the boundaries of the documents that are packed into them.
 
     Attributes:
         tokens: (batch, seq) int64.
         labels: (batch, seq) int64, the next token; IGNORED if that belongs to another document, is
             padding, or is masked by the corpus.
         cu_seqlens: (documents + 1,) int32, starts of documents in the flattened (batch * seq)
-            tokens. Every sample starts a document, and so does every run of padding. Padded at the
-            end with batch * seq, so that its length is the same for all batches of a shape unless
-            their documents are very short.
-        samples: (batch,) int64, sample numbers in their stage; blank samples (`pad_batches`) have
-            none.
-        documents: (sources,) int64, documents per source that end in these samples.
+            tokens. The start of a sample counts as the start of a document, and so does the start
+            of a run of padding. The end is filled with batch * seq, so that all batches of a shape
+            have the same number of entries unless their documents are very short.
+        samples: (real samples,) int64, sample numbers in their stage, without blank samples
+            (`pad_batches`).
+        documents: (sources,) int64, number of documents per source that end in these samples.
         sources: (batch,) int64, index of each sample's source; 0 for a blank sample.
     """
 
@@ -53,7 +53,7 @@ class Batch:
     sources: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
     def to(self, device: torch.device) -> Batch:
-        """Returns the batch with its tensors on a device, copied without blocking."""
+        """Returns the batch with its tensors copied to a device, without waiting for the copy."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
@@ -72,13 +72,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class DocumentBoundaries:
-    """Settings of the detection of document boundaries.
+    """Settings for finding the boundaries of documents.
 
     Attributes:
-        eos_id: EOS, if it marks all boundaries; None if the index of each shard tells them.
-        pad_id: Id of padding; None if there is none.
-        block_tokens: Length of the blocks that documents were packed into, which no document
-            crosses; 0 if they were not packed.
+        eos_id: Id of EOS, if it marks all boundaries; None if they have to be read from the index.
+        pad_id: Id of padding; None if the corpus has no padding.
+        block_tokens: Length of the blocks that documents were packed into. No document crosses the
+            boundary of a block. 0 if documents were not packed.
     """
 
     eos_id: int | None
@@ -87,7 +87,7 @@ class DocumentBoundaries:
 
     @classmethod
     def of(cls, manifest: Manifest) -> DocumentBoundaries:
-        """Returns how the boundaries of a corpus are detected."""
+        """Returns the settings for a corpus."""
         ids = manifest.tokenizer
         packed = manifest.packed
         eos_id = int(ids["eos_id"]) if manifest.ends_in_eos else None
@@ -96,17 +96,17 @@ class DocumentBoundaries:
     def find(
         self, tokens: NDArray[np.integer], starts: Ints, begins: Bools
     ) -> tuple[Ints, Bools | None]:
-        """Finds where documents and runs of padding start.
+        """Finds the positions at which documents and runs of padding start.
 
         Args:
-            tokens: (batch, length).
+            tokens: (batch, length) token ids.
             starts: (batch,) offsets of the rows in their streams.
             begins: (batch, length - 1), set to True at [row, i] if a document or a run of padding
                 starts at i + 1.
 
         Returns:
-            The number of documents that end per row, (batch,), and where there is padding, (batch,
-            length), or None.
+            The number of documents that end in each row, (batch,), and a mask that is True for
+            padding, (batch, length), or None if the corpus has no padding.
         """
         if self.eos_id is not None:
             np.equal(tokens[:, :-1], self.eos_id, out=begins)
@@ -130,8 +130,9 @@ class BatchReader:
         manifest: Manifest of the corpus.
         order: The order of samples.
         split: `train` or `held_out`.
-        cache_bytes: Disk cache of a remote corpus in this process; None keeps the current size.
-        check: Compares the sizes of all files with the manifest first.
+        cache_bytes: Size of this process's disk cache for remote corpora; None keeps the current
+            size.
+        check: If True, the sizes of all files are first compared with the manifest.
 
     Raises:
         InputError: A file differs from the manifest.
@@ -157,17 +158,17 @@ class BatchReader:
         ]
 
     def check_ids(self, max_tokens: int) -> None:
-        """Raises InputError if an id in the first `max_tokens` of a source is not valid."""
+        """Raises InputError if one of the first `max_tokens` ids of a source is not valid."""
         for stream in self.streams:
             stream.check_ids(max_tokens)
 
     def read(self, stage: int, samples: Sequence[int] | Ints) -> Batch:
-        """Returns samples, counted from the start of the stage, as one batch."""
+        """Returns samples of a stage, which are counted from its start, as one batch."""
         (batch,) = self.read_all(stage, samples, max(1, len(samples)))
         return batch
 
     def read_all(self, stage: int, samples: Sequence[int] | Ints, size: int) -> Iterator[Batch]:
-        """Yields samples in batches of up to `size`, after prefetching all of them together."""
+        """Yields samples of a stage in batches of up to `size`, after prefetching all of them."""
         numbers = np.asarray(samples, np.int64)
         located = self.order.locate(stage, numbers)
         seq_len = self.order.stages[stage].seq_len
@@ -205,9 +206,9 @@ def held_out_batches(
     max_tokens: int,
     part: range | None = None,
 ) -> Iterator[Batch]:
-    """Yields consecutive samples from the start of a source's held-out stream.
+    """Yields batches of consecutive samples from the start of a source's held-out stream.
 
-    The last batch may be smaller, and tokens that do not fill a sample are dropped.
+    The last batch may be smaller, and tokens at the end that do not fill a sample are dropped.
 
     Args:
         manifest: Manifest of the corpus.
@@ -215,7 +216,7 @@ def held_out_batches(
         seq_len: Tokens per sample.
         batch_size: Samples per batch.
         max_tokens: Tokens of the stream to use.
-        part: Samples to read; None reads all of them.
+        part: Numbers of the samples to read; None reads all of them.
     """
     stream = open_stream(manifest, "held_out", source)
     part = (
@@ -230,11 +231,11 @@ def held_out_batches(
 
 
 def pad_batches(batches: Iterable[Batch], deal: Deal, seq_len: int, sources: int) -> list[Batch]:
-    """Pads a rank's micro-batches to the number and the rows that every rank has.
+    """Pads a rank's micro-batches so that all ranks have the same number of them, and of rows.
 
     Args:
         batches: Micro-batches with the rank's real samples.
-        deal: How the samples of the step are dealt to ranks.
+        deal: Distribution of the samples of the step over ranks.
         seq_len: Tokens per sample.
         sources: Number of sources of the corpus.
     """
@@ -251,7 +252,10 @@ def empty_batch(seq_len: int, sources: int) -> Batch:
 
 
 def pad_rows(batch: Batch, rows: int) -> Batch:
-    """Adds blank samples up to `rows`. `samples` and `documents` keep the real ones only."""
+    """Adds blank samples until a batch has `rows` rows.
+
+    `samples` and `documents` of the batch still describe only the real samples.
+    """
     real, seq_len = batch.tokens.shape
     if real == rows:
         return batch
@@ -279,19 +283,19 @@ def pack(
     dtype: np.dtype,
     boundaries: DocumentBoundaries,
 ) -> Batch:
-    """Reads samples of seq_len tokens and a last label from token streams.
+    """Reads samples from token streams, each of `seq_len` tokens and one more for the last label.
 
     Args:
-        streams: Stream per source.
+        streams: Token stream of each source.
         sources: (batch,) index of each sample's stream.
         starts: (batch,) offset of each sample in its stream.
         seq_len: Tokens per sample.
         samples: (batch,) sample numbers.
         dtype: Type of the token ids.
-        boundaries: How document boundaries are detected.
+        boundaries: Settings for finding the boundaries of documents.
 
     Raises:
-        InputError: A shard is damaged or holds an id outside the vocabulary.
+        InputError: A shard is damaged or contains an id outside the vocabulary.
     """
     tokens = np.empty((len(starts), seq_len + 1), dtype)
     begins = np.zeros((len(starts), seq_len), bool)
@@ -322,14 +326,14 @@ def pack(
 
 
 def _cu_seqlens(begins: Bools) -> NDArray[np.int32]:
-    """Returns `Batch.cu_seqlens`; overwrites the last column of begins, (batch, seq)."""
+    """Returns `Batch.cu_seqlens`. Overwrites the last column of `begins`, (batch, seq)."""
     begins[:, -1:] = True  # a row is followed by the next row, or by the end
     found = np.flatnonzero(begins) + 1
     return pad_cu_seqlens(np.concatenate(([0], found[:-1])), *begins.shape)
 
 
 def pad_cu_seqlens(starts: NDArray[np.integer], batch: int, seq_len: int) -> NDArray[np.int32]:
-    """Pads document starts with the end of the batch to the usual length; see `Batch`."""
+    """Pads document starts to the length that `Batch.cu_seqlens` has for this shape."""
     total = batch * seq_len
     length = total // EXPECTED_DOCUMENT_TOKENS + batch + 1
     while length <= len(starts):

@@ -4,9 +4,11 @@ Every rank runs the same number of micro-batches of the same shape, since all ra
 every collective. If the samples do not divide evenly, blank samples fill the last rows. They have
 no targets, so the summed loss and its gradient are those of the real samples alone.
 
-    72 samples, 16 ranks, at most 8 rows: each rank has 4 or 5 samples in one micro-batch of 5 rows.
-    80 rows are computed, 8 of them blank.
-    72 samples, 16 ranks, at most 4 rows: 2 micro-batches of 3 rows. 24 of 96 rows are blank.
+Two examples with 72 samples and 16 ranks:
+
+    at most 8 rows    each rank has 4 or 5 samples, and runs one micro-batch of 5 rows;
+                      80 rows are computed, 8 of which are blank
+    at most 4 rows    each rank runs 2 micro-batches of 3 rows; 24 of 96 rows are blank
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ class Deal:
     """Distribution of the samples of a step over data-parallel ranks.
 
     Attributes:
-        samples: Samples of the step.
+        samples: Number of samples in the step.
         ranks: Number of ranks.
         rows: Rows per micro-batch.
         micro_batches: Micro-batches per rank.
@@ -41,20 +43,20 @@ class Deal:
     def of(cls, samples: int, ranks: int, max_rows: int) -> Deal:
         """Returns the deal with the fewest micro-batches of at most `max_rows` rows.
 
-        Among those, it is the one with the fewest rows. So each micro-batch has less than one blank
-        row on average.
+        Among those, it is the one with the fewest rows per micro-batch. On average, a micro-batch
+        then has less than one blank row.
         """
         share = -(-samples // ranks)
         micro_batches = -(-share // max_rows)
         return cls(samples, ranks, -(-share // micro_batches), micro_batches)
 
     def share(self, rank: int) -> range:
-        """Returns the samples of a rank, counted from the first of the step."""
+        """Returns the samples of a rank, counted from the first sample of the step."""
         return range(rank * self.samples // self.ranks, (rank + 1) * self.samples // self.ranks)
 
     @property
     def computed(self) -> int:
-        """Rows that all ranks compute, including blank ones."""
+        """Number of rows that all ranks together compute, including blank rows."""
         return self.ranks * self.micro_batches * self.rows
 
     @property
@@ -76,7 +78,7 @@ def deals(plan: StagePlan, ranks: int, micro_batch_tokens: int) -> Iterator[tupl
 
 
 def micro_batch_sizes(plan: StagePlan, ranks: int, micro_batch_tokens: int) -> dict[Level, int]:
-    """Returns the tokens of a micro-batch per level, at most `micro_batch_tokens`."""
+    """Returns the number of tokens per micro-batch in each level of a plan."""
     return {
         level: deal.rows * plan.stages[level.stage].seq_len
         for level, deal in deals(plan, ranks, micro_batch_tokens)
@@ -84,7 +86,7 @@ def micro_batch_sizes(plan: StagePlan, ranks: int, micro_batch_tokens: int) -> d
 
 
 def blank_share(plan: StagePlan, ranks: int, micro_batch_tokens: int) -> float:
-    """Returns the fraction of all computed tokens of a plan that are blank."""
+    """Returns the fraction of the tokens computed in a plan that belong to blank samples."""
     computed = sum(
         level.steps * deal.computed * plan.stages[level.stage].seq_len
         for level, deal in deals(plan, ranks, micro_batch_tokens)

@@ -1,8 +1,9 @@
-"""Keyed permutations that are evaluated one index at a time, without index arrays.
+"""Keyed permutations that can be evaluated for a single index, without storing a shuffled array.
 
-They are Feistel networks of six rounds over the smallest even number of bits that holds the range,
-with cycle walking back into it (Black and Rogaway, 2002). The round function is splitmix64's mixer
-(Steele et al., 2014). Affine maps are not enough: sorted sources would still look sorted.
+They are Feistel networks of six rounds over the smallest even number of bits that can represent the
+range. Results outside the range are mapped again until they are inside (cycle walking, Black and
+Rogaway, 2002). The round function is the finalizer of splitmix64 (Steele et al., 2014). Affine maps
+would not be enough, because traces of a sorted source would remain visible.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ GOLDEN = 0x9E3779B97F4A7C15
 
 
 def derive_key(*parts: str | int) -> int:
-    """Returns a 64-bit key from names and numbers, the same on every machine and process."""
+    """Returns a 64-bit key from names and numbers, the same on every machine and in any process."""
     digest = hashlib.sha256(json.dumps(parts).encode()).digest()
     return int.from_bytes(digest[:8], "little")
 
 
 def mix(x: UInts) -> UInts:
-    """Applies the finalizer of splitmix64, a bijection of 64-bit numbers."""
+    """Applies the finalizer of splitmix64, which is a bijection on 64-bit integers."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -35,9 +36,9 @@ def mix(x: UInts) -> UInts:
 def permute(
     index: NDArray[np.int64], size: NDArray[np.int64] | int, key: UInts | int
 ) -> NDArray[np.int64]:
-    """Returns the image of each index under the permutation of range(size) selected by key.
+    """Returns the image of each index under the permutation of range(size) that the key selects.
 
-    index, size and key are broadcast, so that every element may have its own range and key.
+    The arguments are broadcast, so every element may have its own range and key. They satisfy
     0 <= index < size < 2**62.
     """
     return _walk(index, size, key, _network)
@@ -56,7 +57,7 @@ def _walk(
     key: UInts | int,
     network: Callable[[UInts, UInts, UInts], UInts],
 ) -> NDArray[np.int64]:
-    """Applies the network to each index until the result is in its range."""
+    """Applies the network to each index repeatedly until the result is in its range."""
     broadcast = np.broadcast_arrays(
         np.asarray(index, np.uint64), np.asarray(size, np.uint64), np.asarray(key, np.uint64)
     )
@@ -77,7 +78,7 @@ def _round_key(key: UInts, number: int) -> UInts:
 
 
 def _network(x: UInts, half: UInts, key: UInts) -> UInts:
-    """Permutes numbers of 2 * half bits."""
+    """Permutes the integers of 2 * half bits."""
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = x >> half, x & mask
     for number in range(ROUNDS):

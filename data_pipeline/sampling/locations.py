@@ -1,4 +1,4 @@
-"""Arrays that tell where samples are stored, and which samples use a token."""
+"""Arrays with the locations of samples in a corpus, and with the samples that use a token."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class SampleLocations:
 
     @classmethod
     def empty(cls, shape: tuple[int, ...] = (0,)) -> SampleLocations:
-        """Returns locations of zeros in a shape, by default none."""
+        """Returns locations of a given shape that are all 0. By default there are none."""
         return cls(*np.zeros((3, *shape), np.int64))
 
 
 @dataclass(frozen=True)
 class TokenUses:
-    """Samples that hold tokens of a source, (n,) each, in the order of training."""
+    """Samples that contain certain tokens of a source, (n,) per attribute, in training order."""
 
     stage: Ints
     sample: Ints

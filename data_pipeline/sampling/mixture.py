@@ -1,8 +1,9 @@
-"""Decides which source serves the t-th atom of a stage, in closed form and in integers.
+"""Computes which source serves atom t of a stage, in closed form and in integers.
 
-The sources split t one after the other: the first takes round(t * w_1), the next its share of the
-rest, and so on. When t grows by 1, each count grows by 0 or 1, and the counts sum to t. So exactly
-one source grows, and it serves atom t. At every t, the counts match the weights to about one atom.
+The first t atoms are divided among the sources one after the other: the first source takes
+round(t * w_1), the next takes its share of the rest, and so on. When t grows by 1, each count grows
+by 0 or 1, and the counts sum to t. So exactly one count grows, and its source serves atom t. At
+every t, the counts match the weights to within about one atom.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ import numpy as np
 from data_pipeline.sampling.locations import Ints
 
 UNITS = 2**24
-"""Weights are multiples of 1 / UNITS. t * UNITS fits 63 bits up to 5e11 atoms."""
+"""Weights are rounded to multiples of 1 / UNITS. t * UNITS fits into 63 bits up to 5e11 atoms."""
 
 
 class Mixture:
     """Mixture of sources with given weights.
 
     Args:
-        weights: (sources,) 0 or more, not all 0; need not sum to 1.
+        weights: (sources,) weights, none negative and not all 0; they need not sum to 1.
     """
 
     def __init__(self, weights: Sequence[float]) -> None:
         self.units = _whole_units(weights)
 
     def counts(self, t: Ints) -> Ints:
-        """Returns the atoms per source among the first t, (sources, *t.shape), which sum to t."""
+        """Returns how many of the first t atoms each source serves, (sources, *t.shape)."""
         rest = np.asarray(t, np.int64).copy()
         left = UNITS
         counts = np.zeros((len(self.units), *rest.shape), np.int64)
@@ -40,16 +41,16 @@ class Mixture:
         return counts
 
     def locate(self, t: Ints) -> tuple[Ints, Ints]:
-        """Returns the source of each atom t, and how many atoms of that source precede it."""
+        """Returns the source of each atom t, and the number of earlier atoms of that source."""
         before = self.counts(t)
         source = np.argmax(self.counts(t + 1) - before, axis=0)
         return source, np.take_along_axis(before, source[None], axis=0)[0]
 
     def position(self, source: int, number: Ints) -> Ints:
-        """Inverts `locate`: returns the atom t that is the source's `number`-th, counted from 0.
+        """Inverts `locate`: returns the t of a source's atom `number`, counted from 0.
 
-        The source must have a weight above 0. The rounding in `counts` is inverted for this source
-        and then for each source before it, each time with the smallest t that satisfies it.
+        The source must have a weight above 0. The rounding in `counts` is inverted first for this
+        source and then for each source before it, by taking the smallest t that satisfies it.
         """
         units = self.units[source]
         before = [u for u in self.units[:source] if u]
@@ -63,7 +64,10 @@ class Mixture:
 
 
 def _whole_units(weights: Sequence[float]) -> list[int]:
-    """Rounds weights to integers that sum to UNITS (largest remainders), at least 1 if above 0."""
+    """Rounds weights to integers that sum to UNITS, with the method of largest remainders.
+
+    A weight above 0 gets at least one unit.
+    """
     total = sum(weights)
     exact = [weight / total * UNITS for weight in weights]
     units = [max(1, int(share)) if share > 0 else 0 for share in exact]

@@ -1,8 +1,9 @@
 """The order of samples: sample i of a stage is a pure function of (sources, stages, seed, i).
 
-It is the composition of three steps, each of which can be evaluated for one index and inverted.
-Example: the sources `web` (17 tokens) and `code` (9 tokens), atoms of 4 tokens, one stage with
-sequences of 2 tokens and weights 2:1, seed 0. w4 is the part of `web` that starts at its token 4.
+The function is a composition of three steps. Each can be evaluated for a single index, and each can
+be inverted. In this example there are two sources, `web` (17 tokens) and `code` (9 tokens), atoms
+of 4 tokens, and one stage with sequences of 2 tokens and weights 2:1. The seed is 0, and w4 is the
+part of `web` that starts at its token 4.
 
     atoms, 4 tokens      w0 w4 w8 w12           c0 c4      the last token is only ever a label
     1. mixture, 2:1      web  code  web  web   code  web   the source of atom t
@@ -11,19 +12,19 @@ sequences of 2 tokens and weights 2:1, seed 0. w4 is the part of `web` that star
        and shuffled      w12 c4 w4 w2 c0 w0 w14 w10 c2 w6 w8 c6            samples 0 to 11
 
 1. `Mixture` decides which source serves atom t.
-2. A keyed permutation, another one per epoch, decides which atom of the source that is. No token
-   repeats before all tokens of the source have been served (I3), even if sequence length and
-   mixture change from stage to stage, because all stages share the atoms. An atom is as long as the
-   longest sequence of the plan, or `recipe.atom_tokens`.
-3. A window of 256 atoms (fewer here) is cut into samples, and these are permuted.
+2. A keyed permutation, a different one for each epoch, decides which atom of the source is served.
+   No token repeats before all tokens of the source have been served (I3), even if the sequence
+   length and the mixture change between stages, because all stages share the same atoms. An atom is
+   as long as the longest sequence of the plan, unless `recipe.atom_tokens` is set.
+3. Each window of 256 atoms (fewer here) is cut into samples, which are permuted within the window.
 
 Nothing is stored, so memory and start-up time do not depend on the number of tokens, and the result
 does not depend on rank, layout, batch size or restarts (I1). Since each step can be inverted,
-`SampleOrder.find` returns the samples that hold a token without a search.
+`SampleOrder.find` computes which samples contain a token without searching.
 
-A stage that is ended early, to change the mixture or the length, keeps the windows that it was
-started with (`Stage.planned_samples`). The next stage first serves the remainder of the last
-window, so that nothing is lost and nothing is repeated.
+A stage can be ended early to change the mixture or the sequence length. It then keeps the windows
+that it was started with (`Stage.planned_samples`), and the next stage first serves the rest of the
+last window, so that nothing is lost or repeated.
 """
 
 from __future__ import annotations
@@ -54,12 +55,13 @@ class SampleOrder:
         source_tokens: Tokens per source.
         stages: Stages in order.
         seed: Seed of all permutations.
-        max_epochs: How often a source may be read, for all sources or by name; None for no limit.
-        atom: Tokens of an atom, a multiple of every stage's seq_len; by default the longest. State
-            it if a later, longer stage may be added, so that the earlier samples stay the same.
+        max_epochs: Maximum number of epochs, for all sources or by source name; None for no limit.
+        atom: Tokens per atom, a multiple of every stage's seq_len; by default the longest seq_len.
+            Set it if a longer stage may be added later, so that the samples of earlier stages stay
+            the same.
 
     Raises:
-        InputError: A stage does not fit the atom, or needs more of a source than there is.
+        InputError: The seq_len of a stage does not divide the atom, or a source has too few tokens.
     """
 
     def __init__(
@@ -87,11 +89,11 @@ class SampleOrder:
         )
         used = np.zeros(len(self.sources), np.int64)
         self._first_atom: list[Ints] = []
-        """Per stage: atoms that earlier stages have used, (sources,)."""
+        """Per stage: number of atoms that earlier stages have used, (sources,)."""
         self._remainders: list[SampleLocations] = []
-        """Per stage: samples that the stage before left, which are served first."""
+        """Per stage: samples that the previous stage has left over, which are served first."""
         self._stage_atoms: list[int] = []
-        """Per stage: atoms of all its windows."""
+        """Per stage: number of atoms in all its windows."""
         remainder = SampleLocations.empty()
         for number, stage in enumerate(self.stages):
             self._first_atom.append(used)
@@ -104,7 +106,7 @@ class SampleOrder:
             remainder = self._remainder_after(number)
 
     def locate(self, stage: int, samples: Ints) -> SampleLocations:
-        """Returns where samples are stored.
+        """Returns the location of samples in the streams of their sources.
 
         Args:
             stage: Index of the stage.
@@ -134,7 +136,7 @@ class SampleOrder:
         )
 
     def _locate_own(self, stage: int, samples: Ints) -> SampleLocations:
-        """Locates samples of the stage's own windows; their numbers may exceed the stage's end."""
+        """Locates samples in the stage's own windows, which may continue after the stage's end."""
         if not self._stage_atoms[stage]:
             return SampleLocations.empty(samples.shape)
         seq_len, atoms = self.stages[stage].seq_len, self._stage_atoms[stage]
@@ -150,9 +152,9 @@ class SampleOrder:
         return SampleLocations(source, epoch, atom * self.atom + piece * seq_len)
 
     def find(self, source: str, start: int, end: int) -> TokenUses:
-        """Returns the samples of all stages and epochs that hold tokens [start, end) of a source.
+        """Returns the samples of all stages and epochs with tokens in [start, end) of a source.
 
-        The time grows with the number of tokens and epochs only.
+        The time that this takes depends only on the number of tokens, stages and epochs.
         """
         number = self.sources.index(source)
         found = [
@@ -168,7 +170,7 @@ class SampleOrder:
         return TokenUses(*columns)
 
     def _find_in_remainder(self, stage: int, source: int, start: int, end: int) -> Ints:
-        """Returns (4, n): stage, sample, epoch and start."""
+        """Returns (4, n), the stage, sample, epoch and start of the uses in the remainder."""
         remainder, seq_len = self._remainders[stage], self.stages[stage].seq_len
         hit = (
             (remainder.source == source)
@@ -181,7 +183,7 @@ class SampleOrder:
         return np.stack((stages, samples, remainder.epoch[samples], remainder.start[samples]))
 
     def _find_own(self, stage: int, source: int, start: int, end: int) -> Ints:
-        """Returns (4, n): stage, sample, epoch and start, by inverting `_locate_own`."""
+        """Returns (4, n) like `_find_in_remainder`, for own windows, by inverting `_locate_own`."""
         seq_len, atoms = self.stages[stage].seq_len, int(self._atoms[source])
         first = int(self._first_atom[stage][source])
         used = int(self._mixtures[stage].counts(np.array(self._reserved_atoms(stage)))[source])
@@ -214,13 +216,13 @@ class SampleOrder:
         return mix(self._source_keys[source] + epoch.astype(np.uint64))
 
     def _own_samples(self, stage: int) -> int:
-        """Returns the samples of a stage without the remainder of the stage before."""
+        """Returns a stage's number of samples without those left over by the previous stage."""
         return max(0, self.stages[stage].samples - len(self._remainders[stage]))
 
     def _reserved_atoms(self, stage: int) -> int:
-        """Returns the number of atoms of a stage that no later stage may use.
+        """Returns the number of a stage's atoms that no later stage may use.
 
-        All of its atoms count or, if the stage is ended early, those of the windows it has started.
+        These are all its atoms or, if it is ended early, those of the windows that were started.
         """
         if self.stages[stage].planned_samples is None:
             return self._stage_atoms[stage]
@@ -229,10 +231,10 @@ class SampleOrder:
         return min(self._stage_atoms[stage], windows * WINDOW_ATOMS)
 
     def _remainder_after(self, number: int) -> SampleLocations:
-        """Returns what a stage that is ended early leaves to the next, in samples of its length.
+        """Returns what a stage that is ended early leaves over, as samples of the next stage.
 
         Raises:
-            InputError: The sequences of the next stage are longer.
+            InputError: The next stage cannot use them, because its sequences are longer.
         """
         stage = self.stages[number]
         if stage.planned_samples is None or number + 1 == len(self.stages):
@@ -260,9 +262,9 @@ class SampleOrder:
         )
 
     def consumed(self, stage: int, samples: int) -> dict[str, int]:
-        """Returns the tokens per source in all earlier stages and `samples` samples of this one.
+        """Returns the tokens per source in all earlier stages and `samples` samples of this stage.
 
-        Complete windows are counted in closed form, the last window sample by sample.
+        Complete windows are counted in closed form, and the last one sample by sample.
         """
         total = self._tokens_before_stage[stage] + self._tokens_in_stage(stage, samples)
         return dict(zip(self.sources, total.tolist(), strict=True))
@@ -286,9 +288,9 @@ class SampleOrder:
         return complete + np.bincount(pieces, minlength=len(self.sources)) * seq_len
 
     def has_same_history(self, other: SampleOrder, stage: int, samples: int) -> bool:
-        """Returns True if both orders are equal up to the first `samples` samples of a stage.
+        """Returns True if both orders are the same up to the first `samples` samples of a stage.
 
-        Only the plans are compared; no sample is located.
+        Only the inputs of the orders are compared, and no sample is located.
         """
         ours = [stage.samples for stage in self.stages[:stage]]
         theirs = [past.samples for past in other.stages[:stage]]
@@ -304,9 +306,9 @@ class SampleOrder:
         )
 
     def _determines(self, number: int, samples: int) -> tuple[Any, ...]:
-        """Returns what determines the first `samples` samples of a stage.
+        """Returns everything that determines the first `samples` samples of a stage.
 
-        The length of the stage matters only as the size of the last window that was started.
+        The length of the stage matters only in so far as it limits the size of the last window.
         """
         stage, remainder = self.stages[number], len(self._remainders[number])
         per_window = WINDOW_ATOMS * self.atom // stage.seq_len
@@ -316,7 +318,7 @@ class SampleOrder:
         return stage.seq_len, self._mixtures[number].units, first, remainder, atoms
 
     def epochs(self) -> dict[str, float]:
-        """Returns how often the whole plan reads each source."""
+        """Returns the number of epochs of each source in the whole plan."""
         last = self._first_atom[-1] + self._mixtures[-1].counts(np.array(self._reserved_atoms(-1)))
         return self.epochs_of(dict(zip(self.sources, (last * self.atom).tolist(), strict=True)))
 
@@ -344,7 +346,7 @@ class SampleOrder:
                 )
 
     def to_json(self) -> str:
-        """Returns everything that determines the order, the content of `order.json`."""
+        """Returns everything that determines the order, as the content of `order.json`."""
         return json.dumps(
             {
                 "format": FORMAT,

@@ -1,8 +1,8 @@
-"""A recipe, and the plan that follows from it in closed form.
+"""The configuration of a recipe, and the plan of steps and samples that is computed from it.
 
-The plan tells which stage a step belongs to and which samples of the stage it takes. Everything
-that can be said about the lengths and batches of a stage without a model is checked here
-(`_check_stage`); what depends on model, layout and hardware, in `pretrain.checks.check_stages`.
+The plan tells which stage a step belongs to and which samples of the stage it takes. Sequence
+lengths and batch sizes are checked here (`_check_stage`) as far as that is possible without a
+model; `pretrain.checks.check_stages` checks what depends on the model, layout and hardware.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from conf.errors import InputError, did_you_mean
 from data_pipeline.sampling.stage import Stage
 
 TRAINING_KEYS = ("rope_theta", "learning_rate", "precision")
-"""Keys of a stage that `pretrain` adds (`pretrain.recipe`), and that decide nothing here."""
+"""Keys of a stage that `pretrain.recipe` adds, and that do not affect the order of samples."""
 
 
 @dataclass
 class BatchRamp:
     """Smaller batches at the beginning of a stage.
 
-    start: Tokens of the first batch; 0 for no ramp.
-    increment: Tokens by which the batch grows, up to that of the stage.
-    tokens: Tokens of the ramp. Every batch size gets an equal share of them.
+    start: Tokens in the first batch; 0 for no ramp.
+    increment: Tokens by which the batch grows each time, until it has the size of the stage.
+    tokens: Tokens in the whole ramp. Every batch size gets an equal share of them.
     """
 
     start: int = 0
@@ -39,14 +39,14 @@ class BatchRamp:
 
 @dataclass
 class StageConfig:
-    """Configuration of one stage of a recipe, as far as it concerns the data.
+    """Configuration of one stage of a recipe, without the keys that do not concern the data.
 
     seq_len: Sequence length in tokens.
     tokens: Tokens to train on, rounded up to whole steps.
-    mixture: Weight per source, normalized to 1; empty weights each source by its size.
-    planned_tokens: Tokens that the stage was started with, if it is ended early so that later
-        stages can change; else null.
-    global_batch_tokens: Tokens per optimizer step; null for the recipe's.
+    mixture: Weight per source, which need not sum to 1. If empty, sources are weighted by size.
+    planned_tokens: Original `tokens` of a stage that is ended early to change the following stages;
+        else null.
+    global_batch_tokens: Tokens per optimizer step; null uses that of the recipe.
     batch_ramp: Smaller batches at the beginning of the stage.
     """
 
@@ -65,9 +65,10 @@ class RecipeConfig:
     name: Name of the recipe.
     global_batch_tokens: Tokens per optimizer step at every sequence length, unless a stage sets
         its own.
-    stages: Stages by name, which run in this order.
-    atom_tokens: Unit of the order of samples in tokens, a multiple of every seq_len; null for the
-        longest. Set it if longer stages may be added while the run is under way.
+    stages: Stages by name, in the order in which they run.
+    atom_tokens: Length in tokens of the units that the order of samples permutes, a multiple of
+        every seq_len; null uses the longest seq_len. Set it if a stage with longer sequences may be
+        added after the run has started.
     """
 
     name: str = MISSING
@@ -83,7 +84,7 @@ class RecipeConfig:
 
 
 def _check_stage(recipe: RecipeConfig, key: str, stage: StageConfig) -> None:
-    """Raises InputError if the lengths and batches of a stage do not fit each other."""
+    """Raises InputError if the sequence length and the batch sizes of a stage are inconsistent."""
     _check_positive(stage, key, ("seq_len", "tokens"))
     if stage.planned_tokens is not None and stage.planned_tokens < stage.tokens:
         raise InputError(
@@ -126,22 +127,22 @@ def _batch_tokens(recipe: RecipeConfig, stage: StageConfig) -> int:
 
 
 def _ramp_sizes(recipe: RecipeConfig, stage: StageConfig) -> list[int]:
-    """Returns the tokens of each batch size of the ramp, without that of the stage."""
+    """Returns the batch sizes of the ramp in tokens, without the final size of the stage."""
     ramp = stage.batch_ramp
     return list(range(ramp.start, _batch_tokens(recipe, stage), ramp.increment))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduledStage(Stage):
-    """A stage with its place in the plan: steps `first_step` up to, not including, `end_step`.
+    """A stage with its position in the plan: the steps [first_step, end_step).
 
     Attributes:
         index: Number of the stage, counted from 0.
         name: Name in the recipe.
-        config: Its configuration.
+        config: Configuration of the stage.
         first_step: First step, counted from 0.
         steps: Number of steps.
-        first_token: Tokens of all earlier stages.
+        first_token: Number of tokens in all earlier stages.
     """
 
     index: int
@@ -166,9 +167,9 @@ class Level:
         first_step: First step, counted from 0.
         steps: Number of steps.
         first_sample: First sample, counted from the start of the stage.
-        samples_per_step: Samples of a step.
-        first_token: Tokens of all earlier levels.
-        tokens_per_step: Tokens of a step.
+        samples_per_step: Number of samples per step.
+        first_token: Number of tokens in all earlier levels.
+        tokens_per_step: Number of tokens per step.
     """
 
     stage: int
@@ -181,14 +182,14 @@ class Level:
 
 
 class StagePlan:
-    """The stages of a recipe on a corpus, in steps and samples.
+    """The stages of a recipe for a corpus, in steps and samples.
 
     Args:
         recipe: The recipe.
         source_tokens: Training tokens per source.
 
     Raises:
-        InputError: A mixture names another source, or gives no source a weight.
+        InputError: A mixture names an unknown source, or has no weight above 0.
     """
 
     def __init__(self, recipe: RecipeConfig, source_tokens: Mapping[str, int]) -> None:
@@ -237,7 +238,7 @@ class StagePlan:
         return range(first, first + level.samples_per_step)
 
     def batch_tokens(self, step: int) -> int:
-        """Returns the tokens of a step."""
+        """Returns the number of tokens in a step."""
         return self.level(step).tokens_per_step
 
     @property
@@ -246,7 +247,7 @@ class StagePlan:
         return sorted({level.tokens_per_step for level in self.levels})
 
     def position(self, step: int) -> tuple[int, int]:
-        """Returns the stage index and its number of completed samples after `step` steps."""
+        """Returns the current stage after `step` steps, and its number of completed samples."""
         if not step:
             return 0, 0
         return self.at(step - 1).index, self.samples_at(step - 1).stop
@@ -261,7 +262,7 @@ class StagePlan:
         return level.first_step + (sample - level.first_sample) // level.samples_per_step
 
     def tokens_at(self, step: int) -> int:
-        """Returns the tokens consumed before a step."""
+        """Returns the number of tokens consumed before a step."""
         level = self.level(step)
         return level.first_token + (step - level.first_step) * level.tokens_per_step
 
@@ -270,7 +271,7 @@ def plan_from_mapping(recipe: Mapping[str, Any], source_tokens: Mapping[str, int
     """Returns the plan of a recipe given as plain data, such as the content of a config.yaml.
 
     Raises:
-        InputError: The recipe has unknown or missing keys, or does not fit together.
+        InputError: The recipe has unknown or missing keys, or is inconsistent.
     """
     given: dict[Any, Any] = {"name": "recipe"} | {key: recipe[key] for key in recipe}
     if isinstance(stages := given.get("stages"), Mapping):
@@ -293,7 +294,7 @@ def _without_training_keys(stage: Any) -> Any:
 
 
 def _weights(config: StageConfig, key: str, source_tokens: Mapping[str, int]) -> dict[str, float]:
-    """Returns the weight per source, by default its size."""
+    """Returns the weight per source, which defaults to the size of the source."""
     for source, weight in config.mixture.items():
         if source not in source_tokens:
             raise InputError(
@@ -309,7 +310,7 @@ def _weights(config: StageConfig, key: str, source_tokens: Mapping[str, int]) ->
 
 
 def _spend(recipe: RecipeConfig, config: StageConfig, tokens: int) -> list[tuple[int, int]]:
-    """Returns (steps, batch tokens) per level, spending `tokens` on whole steps level by level."""
+    """Returns (steps, batch tokens) for each level, rounding each level up to whole steps."""
     levels = []
     if config.batch_ramp.start:
         sizes = _ramp_sizes(recipe, config)

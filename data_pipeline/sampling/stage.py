@@ -1,4 +1,4 @@
-"""A stage as the order of samples needs it, and the rule on its lengths that follows from it."""
+"""A stage of the order of samples, and the check that its sequences fit into atoms."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Stage:
     Attributes:
         seq_len: Sequence length in tokens.
         samples: Number of samples of that length.
-        weights: Weight per source; need not sum to 1.
-        planned_samples: Samples that the stage was started with, if it is ended early; else None.
+        weights: Weight per source; the weights need not sum to 1.
+        planned_samples: Original number of samples of a stage that is ended early; else None.
     """
 
     seq_len: int
@@ -34,11 +34,11 @@ class Stage:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the stage, rounded up to whole steps."""
+        """Number of tokens in the stage, in whole steps."""
         return self.samples * self.seq_len
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the stage as `order.json` stores it."""
+        """Returns the stage in the form that `order.json` stores."""
         planned = {} if self.planned_samples is None else {"planned": self.planned_samples}
         return {
             "seq_len": self.seq_len,
@@ -49,12 +49,12 @@ class Stage:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Stage:
-        """Returns the stage that `to_json` described."""
+        """Returns the stage that `to_json` returned as plain data."""
         return cls(fields["seq_len"], fields["samples"], fields["weights"], fields.get("planned"))
 
 
 def check_atom(stages: Sequence[Stage], atom: int) -> None:
-    """Raises InputError if an atom is not a whole number of sequences in every stage."""
+    """Raises InputError if the sequence length of a stage does not divide the atom."""
     for number, stage in enumerate(stages):
         if atom % stage.seq_len:
             raise InputError(

@@ -1,4 +1,4 @@
-"""The tokenizer of a tokenized corpus: the file next to the shards, and the exported one."""
+"""Writes the tokenizer of imported shards, and the tokenizer that is exported with a model."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from data_pipeline.store.shards import Shard
 from data_pipeline.tokenizing.tokenizer import ROLES, document_tokenizer, load_tokenizer
 
 BEGINNING_TOKENS = 1 << 16
-"""Tokens of each shard that are read to see whether documents begin with the added tokens."""
+"""Tokens read from each shard to find out if documents begin with the tokenizer's added tokens."""
 
 
 def write_adopted_tokenizer(path: Path, special: Sequence[str], manifest: Manifest) -> list[str]:
-    """Writes the tokenizer of adopted shards, and returns the special tokens it no longer adds.
+    """Writes the tokenizer of imported shards, and returns the special tokens it no longer adds.
 
-    The written tokenizer adds the same tokens to a text as the one at `path` if all documents of
-    the shards begin with them. Otherwise it adds none. Its fingerprint is set in the manifest.
+    The written tokenizer adds the same tokens to a text as the one at `path` if the documents of
+    all shards begin with them, and otherwise none. Its fingerprint is set in the manifest.
     """
     tokenizer = load_tokenizer(path)
     added = tokenizer.encode("").ids
@@ -43,7 +43,7 @@ def exported_tokenizer(manifest: Manifest) -> tuple[str, dict[str, str]]:
 
 
 def _all_begin_with(manifest: Manifest, ids: list[int]) -> bool:
-    """Returns whether the first documents of each shard begin with `ids`."""
+    """Returns True if the first documents of each shard begin with `ids`."""
     for sources in manifest.splits.values():
         for entry in (entry for shards in sources.values() for entry in shards):
             shard = Shard(manifest.folder / entry["file"], manifest.dtype)

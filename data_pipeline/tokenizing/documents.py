@@ -1,4 +1,4 @@
-"""Documents of a tokenized corpus, decoded from its shards: exactly the text that is trained on."""
+"""Decodes the documents of a tokenized corpus from its shards, exactly as they are trained on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from data_pipeline.tokenizing.tokenizer import load_tokenizer
 
 @dataclass(frozen=True)
 class Document:
-    """A decoded document, with the raw file and the position in it that it comes from."""
+    """A decoded document. `file` and `position` tell which raw file it comes from, and where."""
 
     source: str
     file: str
@@ -26,10 +26,10 @@ class Document:
 
 
 def read_documents(manifest: Manifest, split: str, source: str) -> Iterator[Document]:
-    """Yields the decoded documents of a source without EOS, in the order of its stream.
+    """Yields the decoded documents of a source without EOS, in the order of its shards.
 
-    A document that was cut by packing is yielded piece by piece. Raises InputError if the shards
-    are not on this machine.
+    A document that was cut during packing is yielded piece by piece. Raises InputError if the
+    shards are not on this machine.
     """
     url = remote_url(manifest)
     if url:
@@ -50,7 +50,7 @@ def read_documents(manifest: Manifest, split: str, source: str) -> Iterator[Docu
 
 
 def document_names(manifest: Manifest, file: str) -> list[tuple[str, int]]:
-    """Returns (file, position) of each document of a shard, or an empty list if unknown."""
+    """Returns the (file, position) of each document in a shard, or an empty list if unknown."""
     table = manifest.folder / f"{file}.docs.parquet"
     if not table.is_file():
         return []
@@ -62,7 +62,10 @@ def document_names(manifest: Manifest, file: str) -> list[tuple[str, int]]:
 
 
 def write_names(prefix: Path, files: Sequence[str], positions: Sequence[int]) -> None:
-    """Writes the table that `document_names` reads; `prefix` is the shard's path, no extension."""
+    """Writes the table that `document_names` reads.
+
+    `prefix` is the path of the shard without extension.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 

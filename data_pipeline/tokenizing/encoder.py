@@ -1,9 +1,9 @@
 """Encodes text to token ids with `tokenizers`, the reference, or `gigatoken`, which is faster.
 
-gigatoken is a young library, so its ids are compared with those of `tokenizers` on some documents
-of every unit of work. If one differs, the whole unit is encoded again with `tokenizers`, and the
-manifest counts it. gigatoken is loaded without the special tokens, so that text that spells one is
-encoded as plain text.
+gigatoken is a young library, so its ids are compared with those of `tokenizers` for some documents
+of every unit of work. If any differ, the whole unit is encoded again with `tokenizers`, and the
+manifest counts such units. gigatoken is loaded without the special tokens, so that text that spells
+one is encoded as plain text.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ CHECK_FIRST = 4
 
 
 class EncoderDiffers(Exception):
-    """Raised when gigatoken gives other ids than `tokenizers`."""
+    """Raised when gigatoken and `tokenizers` encode a text differently."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Concatenated ids of all documents, without EOS, and the number of ids of each document."""
+    """The concatenated ids of all documents, without EOS, and the number of ids per document."""
 
     ids: NDArray[np.uint32]
     lengths: NDArray[np.int64]
 
 
 class Encoder:
-    """Encoder with the tokenizer.json at `path`; `name` is `tokenizers` or `gigatoken`."""
+    """Encoder that uses the tokenizer.json at `path`. `name` is `tokenizers` or `gigatoken`."""
 
     def __init__(self, path: Path, name: str) -> None:
         self.name = name
@@ -52,7 +52,7 @@ class Encoder:
         self._fast: Any = _load_gigatoken(str(path)) if name == "gigatoken" else None
 
     def encode(self, texts: Sequence[str]) -> Encoded:
-        """Encodes texts; raises EncoderDiffers if a compared text has other reference ids."""
+        """Encodes texts. Raises EncoderDiffers if a checked text differs from the reference."""
         if self._fast is None:
             found = self.reference.encode_batch_fast(list(texts), add_special_tokens=False)
             return _concatenate([encoding.ids for encoding in found])
@@ -64,9 +64,10 @@ class Encoder:
         return encoded
 
     def no_loss_tokens(self, text: str, ranges: NoLoss) -> NDArray[np.uint8]:
-        """Returns a flag per token of a text: 1 if it overlaps a character range without loss.
+        """Returns one flag per token of a text: 1 if it overlaps a character range without loss.
 
-        Raises EncoderDiffers if the ids are not those of `encode`, since flags belong to tokens.
+        Raises EncoderDiffers if `encode` splits the text into other tokens than the reference,
+        because the flags would then belong to the wrong tokens.
         """
         reference = self.reference.encode(text, add_special_tokens=False)
         if self._fast is not None and self.encode([text]).ids.tolist() != reference.ids:
@@ -91,14 +92,14 @@ class Encoder:
 
 
 def choose_encoder(requested: str | None, path: Path) -> tuple[str, str]:
-    """Returns the encoder to use, and the reason why gigatoken cannot be used, or ''."""
+    """Returns the name of the encoder to use, and why gigatoken cannot be used, or ''."""
     if requested == "tokenizers":
         return requested, ""
     try:
         _load_gigatoken(str(path))
     except ImportError:
         return "tokenizers", "gigatoken is not installed (pip install gigatoken)"
-    except Exception as error:  # its own, for a kind of tokenizer that it does not support
+    except Exception as error:  # gigatoken's own type, for a kind of tokenizer it does not support
         return "tokenizers", f"gigatoken cannot load this tokenizer ({_first_line(error)})"
     return "gigatoken", ""
 

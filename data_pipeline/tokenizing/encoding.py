@@ -1,4 +1,4 @@
-"""The second pass over the text: encodes the kept documents of a unit and writes its shards."""
+"""The encode phase: encodes the kept documents of a unit and writes its shards."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from data_pipeline.tokenizing.shard_writer import ShardWriter, Text, shuffled
 
 @dataclass(frozen=True)
 class Target:
-    """The folder of the shards, with its tokenizer.json, and how tokens are written into them."""
+    """The output folder of the shards, which also holds tokenizer.json, and encoding settings."""
 
     folder: Path
     encoder: str
@@ -36,9 +36,9 @@ class Target:
 
 
 def encode_unit(unit: Unit, corpus: CorpusConfig, work: Path, target: Target) -> dict[str, Any]:
-    """Writes the shards of a unit, and returns their manifest entries, counts and the encoder.
+    """Writes the shards of a unit, and returns their manifest entries, the counts and the encoder.
 
-    A unit for which the fast encoder gives different ids is written again with the reference.
+    If the fast encoder fails its check, the unit is written again with the reference encoder.
     """
     try:
         return _encode(unit, corpus, work, target, target.encoder)
@@ -73,10 +73,10 @@ def _encode(
 def select_documents(
     unit: Unit, corpus: CorpusConfig, work: Path
 ) -> tuple[Selection, Iterator[tuple[str, Text]]]:
-    """Returns the counts of a unit, and an iterator of its kept documents with their split.
+    """Returns the selection of a unit, and an iterator over its kept documents with their split.
 
-    The counts are updated while the documents are read. With deduplication, the first pass must be
-    complete.
+    The counts of the selection are updated while the documents are read. With deduplication, the
+    scan and match phases must be complete.
     """
     if not digests.is_enabled(corpus):
         selection = Selection(unit, corpus)
@@ -93,7 +93,10 @@ def select_documents(
 def _shards_of_text(
     documents: Iterator[tuple[str, Text]], shard_bytes: int
 ) -> Iterator[tuple[str, list[Text]]]:
-    """Yields lists of documents of one split, each of at least `shard_bytes` except the last."""
+    """Yields the documents of each shard with their split.
+
+    A shard has at least `shard_bytes` of text, except for the last one of each split.
+    """
     texts: dict[str, list[Text]] = {TRAIN: [], HELD_OUT: []}
     sizes = {TRAIN: 0, HELD_OUT: 0}
     for split, document in documents:
@@ -106,7 +109,7 @@ def _shards_of_text(
 
 
 def rejected_lines(results: list[dict[str, Any]], units: list[Unit]) -> dict[str, list[str]]:
-    """Returns the malformed rows of each source as JSON lines, numbered from 1 in their files."""
+    """Returns the malformed rows of each source as JSON lines, with line numbers counted from 1."""
     before: Counter[str] = Counter()
     lines: dict[str, list[str]] = {}
     order = sorted(range(len(units)), key=lambda n: (units[n].source, units[n].number))
@@ -122,5 +125,5 @@ def rejected_lines(results: list[dict[str, Any]], units: list[Unit]) -> dict[str
 
 
 def describe_malformed(malformed: dict[str, Any]) -> str:
-    """Describes a malformed row in words: its file, its line counted from 1, and the reason."""
+    """Describes a malformed row for a message: its file, its line number and the reason."""
     return f"{malformed['file']}, line {malformed['line']}: {malformed['reason']}"

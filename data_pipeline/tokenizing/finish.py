@@ -1,4 +1,4 @@
-"""The last step of tokenization: writes the manifest, the cleaning report and a summary."""
+"""The last step of tokenization: the manifest, the cleaning report and a printed summary."""
 
 from __future__ import annotations
 
@@ -33,10 +33,9 @@ def make_manifest(
     results: list[dict[str, Any]],
     console: Console,
 ) -> Manifest:
-    """Writes the cleaning report and the rejected rows into `folder`, and returns the manifest.
+    """Writes the cleaning report and the rejected rows to `folder`, and returns the manifest.
 
-    Raises InputError for a source without training documents, and warns of a source without
-    held-out documents.
+    Raises InputError if a source has no training documents, and warns if it has no held-out ones.
     """
     splits: dict[str, dict[str, list[dict[str, Any]]]] = {TRAIN: {}, HELD_OUT: {}}
     counts = {name: Counter(dict.fromkeys(KEPT, 0)) for name in corpus.sources}
@@ -72,7 +71,7 @@ def make_manifest(
 
 
 def check_sources(corpus: CorpusConfig, units: list[Unit], work: Path) -> None:
-    """Raises InputError for a source of which the first pass kept no document."""
+    """Raises InputError if the scan phase kept no document of a source."""
     scans: list[dict[str, Any]] = []
     for unit in units:
         numbers, selection = load_scan(unit, corpus, work)
@@ -88,7 +87,7 @@ def check_sources(corpus: CorpusConfig, units: list[Unit], work: Path) -> None:
 
 
 def _check_not_empty(name: str, counts: Counter[str], rejected: list[str]) -> None:
-    """Raises InputError for a source without documents, naming its first malformed row."""
+    """Raises InputError if a source has no documents. The error names its first malformed row."""
     if counts["documents"]:
         return
     dropped = ", ".join(f"{n} {reason}" for reason, n in counts.items() if n and reason != "files")
@@ -123,9 +122,9 @@ def _check_source(
 def _encoder_entry(
     prepared: dict[str, Any], results: list[dict[str, Any]], console: Console
 ) -> dict[str, Any]:
-    """Returns the manifest's description of the encoder, and warns of units encoded twice.
+    """Returns the manifest's entry about the encoder, and warns if units had to be encoded again.
 
-    The description is not part of the data's fingerprint, because the ids do not depend on it.
+    The entry is not part of the data's fingerprint, because the ids do not depend on it.
     """
     name = prepared["encoder"]
     repeated = sum(result["encoder"] != name for result in results)
@@ -141,7 +140,7 @@ def _encoder_entry(
 
 
 def print_summary(manifest: Manifest, console: Console) -> None:
-    """Prints a table with one row per source and split, and what was dropped of each source."""
+    """Prints a table with one row per source and split, and what was dropped from each source."""
     table = Table(title=f"corpus {manifest.name}", title_justify="left")
     for column in ("source", "split", "documents", "tokens", "MB", "bytes/token"):
         table.add_column(column, justify="left" if column in ("source", "split") else "right")

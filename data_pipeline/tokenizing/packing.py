@@ -1,11 +1,11 @@
-"""Best-fit-decreasing packing of documents into sequences, with no avoidable truncation.
+"""Best-fit-decreasing packing of documents into sequences, without avoidable truncation.
 
-The block lengths L_1 < L_2 < ... divide one another, so a block of the longest length consists of
-whole blocks of each shorter length. A document is placed inside one block of the smallest length
-that holds it, and a stage of that sequence length or a longer one never truncates it. A document
-longer than the longest block is cut into pieces of that length, and the remainder is placed like a
-document. Among the free spaces that hold a document, the tightest is taken (Ding et al., 2024,
-"Fewer Truncations Improve Language Modeling").
+Each of the block lengths L_1 < L_2 < ... divides the next, so a block of the longest length
+consists of whole blocks of each shorter length. A document is placed inside one block of the
+smallest length that it fits into, so a stage with that sequence length or a longer one never
+truncates it. A document longer than the longest block is cut into pieces of that length, and the
+remainder is placed like a document. Of the free spaces that a document fits into, the smallest is
+taken (Ding et al., 2024, "Fewer Truncations Improve Language Modeling").
 
 With blocks of 4 and 8 tokens, documents A, B, C and D of 3, 10, 7 and 2 tokens are packed like this
 ("." is padding):
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, order=True)
 class Piece:
-    """A piece of a document: its tokens [start, start + length), placed at `offset`."""
+    """A piece of a document: its tokens [start, start + length), which are placed at `offset`."""
 
     offset: int
     document: int
@@ -32,13 +32,14 @@ class Piece:
 
 
 def pack(lengths: Sequence[int], block_lengths: Sequence[int]) -> tuple[list[Piece], int]:
-    """Returns the pieces of all documents, sorted by offset, and the total tokens of all blocks.
+    """Returns the pieces of all documents, sorted by offset, and the total length of all blocks.
 
-    Tokens that no piece covers are padding, which is always at the end of a block of some length.
+    Positions that no piece covers are padding, which is always at the end of a block of one of the
+    lengths.
 
     Args:
-        lengths: the lengths of the documents in tokens.
-        block_lengths: the sequence lengths in tokens, each dividing the next.
+        lengths: Length of each document in tokens.
+        block_lengths: Sequence lengths in tokens, each of which divides the next.
     """
     sizes = sorted(block_lengths)
     longest = sizes[-1]
@@ -82,7 +83,7 @@ class _FreeSpace:
         return bool(self._lengths) and self._lengths[-1] >= length
 
     def take(self, length: int) -> int:
-        """Takes `length` tokens of the tightest space that holds them, and returns their start."""
+        """Takes `length` tokens from the smallest space they fit into, and returns their start."""
         index = bisect_left(self._lengths, length)
         found = self._lengths[index]
         starts = self._starts[found]

@@ -1,4 +1,4 @@
-"""The step between the passes: resolves near duplicates, makes the tokenizer, picks the encoder."""
+"""The phase before encoding: resolves near duplicates, makes the tokenizer, chooses the encoder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SAMPLED_UNITS = 256
 
 
 def prepare(config: TokenizeConfig, units: list[Unit], work: Path) -> dict[str, Any]:
-    """Writes tokenizer.json and token_bytes.npy, and returns the settings of the encoding pass."""
+    """Writes tokenizer.json and token_bytes.npy, and returns the settings of the encode phase."""
     if config.corpus.cleaning.dedup.minhash:
         resolve_near(units, config.corpus, work)
     folder = work / "corpus"
@@ -61,10 +61,10 @@ def prepare(config: TokenizeConfig, units: list[Unit], work: Path) -> dict[str, 
 def make_tokenizer(
     config: TokenizerConfig, corpus: CorpusConfig, units: list[Unit], work: Path, out: Path
 ) -> list[str]:
-    """Writes tokenizer.json, from `config.path` or trained on the training split.
+    """Writes tokenizer.json, which is a copy of `config.path` or is trained on the training split.
 
-    A trained tokenizer sees every source in proportion to its text. A loaded one is written so that
-    it adds no tokens. Returns the tokens that the one at `config.path` would add to each text.
+    A trained tokenizer sees each source in proportion to the size of its text. A copy is changed so
+    that it adds no tokens to a text. Returns the tokens that the original adds.
     """
     if config.path:
         special = (config.pad_token, config.bos_token, config.eos_token)
@@ -82,7 +82,7 @@ def make_tokenizer(
 
 
 def _sample(max_bytes: int, corpus: CorpusConfig, units: list[Unit], work: Path) -> Iterator[str]:
-    """Yields about `max_bytes` of training documents, from units spread evenly over the corpus."""
+    """Yields about `max_bytes` of training documents from units spread evenly over the corpus."""
     count = min(len(units), SAMPLED_UNITS)
     chosen = [units[number * len(units) // count] for number in range(count)]
     found, malformed = False, ""

@@ -1,9 +1,11 @@
-"""Writes shards in Megatron-core's format (`.bin`, `.idx`), with additional tables of our own.
+"""Writes shards in Megatron-core's format (`.bin`, `.idx`), with a few files of our own.
 
-The documents of a shard are shuffled by a key, encoded in large groups, and either concatenated or
-packed into sequences. Three files are stored next to the shard: `.docs.parquet` with the raw file
-and position of each document, `.sums` with checksums of blocks of tokens, and `.mask`, which marks
-the tokens that are not trained on, if there are any.
+The documents of a shard are shuffled with a key, encoded in large groups, and either concatenated
+or packed into sequences. Up to three further files are stored next to the shard:
+
+    .docs.parquet   the raw file of each document, and its position there
+    .sums           checksums of blocks of tokens
+    .mask           marks the tokens that are not trained on, if there are any
 """
 
 from __future__ import annotations
@@ -26,11 +28,15 @@ from data_pipeline.tokenizing.encoder import Encoder
 from data_pipeline.tokenizing.packing import pack
 
 ENCODE_BYTES = 4_000_000
-"""Bytes of text that are encoded in one call."""
+"""Approximate number of bytes of text that are encoded in one call."""
 
 
 class ShardWriter:
-    """Writer of shards; `block_lengths` are the lengths that documents are packed into, if any."""
+    """Writer of shards.
+
+    `block_lengths` are the sequence lengths that documents are packed into. If it is empty,
+    documents are concatenated.
+    """
 
     def __init__(
         self, encoder: Encoder, dtype: str, eos_id: int, pad_id: int, block_lengths: Sequence[int]
@@ -42,9 +48,10 @@ class ShardWriter:
         self.block_lengths = list(block_lengths)
 
     def write(self, prefix: Path, documents: Sequence[Text]) -> dict[str, Any]:
-        """Writes one shard at `<folder>/<split>/<name>`, and returns its manifest entry.
+        """Writes one shard and returns its manifest entry.
 
-        Raises EncoderDiffers, and OSError if the disk is full.
+        `prefix` is the path without extension, `<folder>/<split>/<name>`. Raises EncoderDiffers if
+        the fast encoder fails its check, and OSError if the disk is full.
         """
         prefix.parent.mkdir(parents=True, exist_ok=True)
         masked = any(document.no_loss for document in documents)
@@ -123,10 +130,10 @@ class ShardWriter:
     def _packed(
         self, tokens: NDArray[Any], lengths: NDArray[np.int64]
     ) -> tuple[NDArray[Any], NDArray[np.int64], list[tuple[int, int, int, int]]]:
-        """Returns the packed tokens, the lengths of all sequences, and the sequences themselves.
+        """Returns the packed tokens, the lengths of all sequences, and where each comes from.
 
-        Padding counts as sequences. A sequence is (document or -1 for padding, offset in `tokens`,
-        offset in the packed tokens, length).
+        A sequence is a piece of a document or a run of padding. It comes from (document, or -1 for
+        padding, offset in `tokens`, offset in the packed tokens, length).
         """
         starts = (np.cumsum(lengths) - lengths).tolist()
         pieces, total = pack(lengths.tolist(), self.block_lengths)
@@ -156,7 +163,7 @@ class ShardWriter:
 
 
 def shuffled(documents: list[Text], key: str) -> list[Text]:
-    """Shuffles documents in place by a key, so that neighbors on disk spread; returns them."""
+    """Shuffles documents in place with a key, which separates neighbors on disk. Returns them."""
     random.Random(key).shuffle(documents)
     return documents
 

@@ -1,9 +1,15 @@
 """`python -m data_pipeline tokenize`: tokenizes a corpus into a folder of shards with a manifest.
 
-Phases: scan (rules, cleaning, digests), match (duplicates), prepare (the tokenizer), encode, and
-finally the manifest. Without deduplication there is no scan and no match. Each phase consists of
-tasks that any process or job can take, and results are kept in `<out>.partial` until the finished
-folder is renamed into place.
+The work has these phases. The first two run only with deduplication.
+
+    scan       applies rules and cleaning steps, and computes digests of the documents
+    match      finds duplicates
+    prepare    trains or copies the tokenizer
+    encode     writes the shards
+    manifest   is written last
+
+Each phase consists of tasks that any process or job can run. Results are kept in `<out>.partial`
+until the finished folder is renamed to `<out>`.
 """
 
 from __future__ import annotations
@@ -37,18 +43,18 @@ from data_pipeline.tokenizing.tokenizer import check_tokenizer
 from data_pipeline.tokenizing.work import JobShard, Workers, WorkFolder
 
 FORMAT = 2
-"""Version of the output, raised whenever a change of the code changes the shards."""
+"""Version of the output, incremented whenever a change of the code changes the shards."""
 
 NOT_SCANNED = ("name", "held_out_fraction", "fit")
-"""Settings of a corpus that the scan and match phases do not depend on."""
+"""Keys of the corpus config that the scan and match phases do not depend on."""
 
 Task = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 def tokenize(config: TokenizeConfig) -> None:
-    """Tokenizes a corpus into `config.out`, resuming unfinished work.
+    """Tokenizes a corpus into `config.out`, resuming unfinished work if there is any.
 
-    Does nothing if `config.out` was made from the same inputs.
+    Does nothing if `config.out` already exists and was made from the same inputs.
     """
     console = Console()
     out = Path(config.out)
@@ -70,8 +76,8 @@ def tokenize(config: TokenizeConfig) -> None:
         return
     started = time.monotonic()
     with folder.locked(inputs, scanned) as resumed:
-        # Another process may have finished before this one got the lock, or was killed while
-        # renaming the folder.
+        # Another process may have finished before this one acquired the lock, or may have been
+        # killed while it renamed the folder.
         restore(folder.corpus, output.path)
         if folder.is_renamed():
             output = replace(output, overwrite=False)
@@ -98,7 +104,7 @@ def tokenize(config: TokenizeConfig) -> None:
 
 
 class Tokenization:
-    """The phases of the tokenization of one corpus."""
+    """Runs the phases that tokenize one corpus."""
 
     def __init__(
         self,
@@ -117,7 +123,7 @@ class Tokenization:
         self.made = folder.corpus
 
     def run(self) -> bool:
-        """Does this job's remaining tasks; returns False if other jobs must finish first."""
+        """Runs this job's remaining tasks. Returns False if other jobs must finish first."""
         # The worker processes already use all cores, so tokenizers must not start threads.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         with Workers(self.config.workers) as workers, _progress(self.console) as progress:
@@ -230,7 +236,7 @@ class Tokenization:
 
 
 def fingerprint_inputs(config: TokenizeConfig, units: list[Unit]) -> tuple[str, str]:
-    """Returns the fingerprints of the inputs of all phases, and of the scan and match phases alone.
+    """Returns two fingerprints: of the inputs of all phases, and of the scan and match phases only.
 
     They cover the settings, the models of the cleaning steps, and the name, size and modification
     time of every file, but not the text itself.

@@ -1,4 +1,4 @@
-"""Trains and loads tokenizers, and counts the bytes of text that each id stands for."""
+"""Trains and loads tokenizers, and counts the bytes of text that each token id represents."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from conf.errors import InputError
 from data_pipeline.text.corpus import TokenizerConfig
 
 MAX_WORD_BYTES = 2000
-"""Bytes after which words are cut in the text that a tokenizer is trained on.
+"""Length in bytes at which words are cut in the text that a tokenizer is trained on.
 
-Training time grows with the square of a word's length. Words of natural languages are shorter."""
+Training time grows with the square of a word's length. No word of a natural language is this long.
+"""
 
 ROLES = ("pad", "bos", "eos")
+"""Roles of the special tokens."""
 TOKEN_ADDING_PROCESSORS = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")
 """Post-processors that add special tokens around a text."""
 
@@ -49,7 +51,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
 
 
 def check_vocab_size(config: TokenizerConfig) -> None:
-    """Raises InputError if the vocabulary cannot hold all bytes and the special tokens."""
+    """Raises InputError if the vocabulary is too small for all bytes and the special tokens."""
     smallest = len(_special_tokens(config)) + 256
     if config.vocab_size < smallest:
         raise InputError(
@@ -63,7 +65,10 @@ def _special_tokens(config: TokenizerConfig) -> list[str]:
 
 
 def check_tokenizer(config: TokenizerConfig) -> None:
-    """Raises InputError for a tokenizer that cannot be trained or used, before any text is read."""
+    """Raises InputError if the configured tokenizer cannot be trained or used.
+
+    This reads no text of the corpus, so it can run before any other work.
+    """
     if config.path is None:
         check_vocab_size(config)
         return
@@ -79,7 +84,7 @@ def check_tokenizer(config: TokenizerConfig) -> None:
     listed = {token["content"] for token in _added_tokens(path) if token["special"]}
     for role in ROLES:
         piece, number = pieces[role], ids[f"{role}_id"]
-        # The spelling of a byte-level piece differs from the text that it stands for.
+        # The spelling of a byte-level piece differs from the text that it decodes to.
         texts = (piece, given.decode([number], skip_special_tokens=False))
         if piece not in listed and any(number in tokenizer.encode(text).ids for text in texts):
             raise InputError(
@@ -91,11 +96,11 @@ def check_tokenizer(config: TokenizerConfig) -> None:
 def document_tokenizer(
     path: Path, special: Iterable[str], keep_added: bool = False
 ) -> tuple[str, list[str]]:
-    """Returns the tokenizer.json that documents are encoded with, and the tokens it no longer adds.
+    """Returns the tokenizer.json to encode documents with, and the tokens that it no longer adds.
 
-    It is made from the one at `path`: the tokens `special` are special, texts are neither truncated
-    nor padded, and no tokens are added to them unless `keep_added`. A file that is already like
-    that is returned unchanged.
+    It is a copy of the one at `path` that marks the tokens in `special` as special, neither
+    truncates nor pads texts, and adds no tokens to them unless `keep_added` is set. If nothing has
+    to change, the text of the file is returned as it is.
     """
     text = path.read_text()
     content = json.loads(text)
@@ -112,7 +117,7 @@ def document_tokenizer(
 def _with_special(
     added: list[dict[str, Any]], special: Iterable[str], tokenizer: Tokenizer
 ) -> list[dict[str, Any]]:
-    """Returns the added tokens, in which those of `special` are marked as special."""
+    """Returns the added tokens plus those in `special`, which are marked as special."""
     settings = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     found = {token["content"]: token for token in added}
     for piece in special:
@@ -136,10 +141,10 @@ def _added_tokens(path: Path) -> list[dict[str, Any]]:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Loads a tokenizer.json so that text that spells a special token is encoded as plain text.
+    """Loads a tokenizer.json for encoding documents.
 
-    Otherwise a document could contain a forged end of document. Raises InputError for a file that
-    is missing or not a tokenizer.
+    Text that spells a special token is encoded as plain text, because otherwise a document could
+    contain a forged EOS. Raises InputError if the file is missing or is not a tokenizer.
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist, expected a tokenizer.json.")
@@ -158,16 +163,17 @@ def _set_document_options(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def vocab_size_of(tokenizer: Tokenizer) -> int:
-    """Returns the largest id plus one, which exceeds the number of pieces if ids have gaps."""
+    """Returns the largest id plus one, which exceeds the number of tokens if the ids have gaps."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def special_ids(
     tokenizer: Tokenizer, config: TokenizerConfig, group: str = "tokenizer."
 ) -> dict[str, int]:
-    """Returns the ids of pad, bos and eos; raises InputError if the tokenizer lacks one.
+    """Returns `pad_id`, `bos_id` and `eos_id`.
 
-    `group` is the prefix of the config's keys in the error.
+    Raises InputError if one of these tokens is not in the vocabulary. `group` is the prefix of the
+    config keys in that error.
     """
     pieces = dict(zip(ROLES, _special_tokens(config), strict=True))
     ids: dict[str, int] = {}
@@ -183,11 +189,11 @@ def special_ids(
 
 
 def token_bytes(tokenizer: Tokenizer) -> NDArray[np.uint16]:
-    """Returns the number of UTF-8 bytes of each id, shape (vocab_size,), 0 for special tokens.
+    """Returns the number of UTF-8 bytes per id, (vocab_size,), which is 0 for special tokens.
 
-    A byte-level piece has one character per byte. A byte-fallback piece such as `<0xE2>` is one
-    byte, and in the other pieces of such a vocabulary `▁` is a space. Added tokens are spelled as
-    plain text.
+    In a byte-level vocabulary, a token has one character per byte. In a vocabulary with byte
+    fallback, a token such as `<0xE2>` is one byte, and `▁` in any other token is a space. Added
+    tokens are spelled as plain text.
     """
     content = json.loads(tokenizer.to_str())
     added = {entry["id"]: entry for entry in content["added_tokens"]}
@@ -207,7 +213,7 @@ def token_bytes(tokenizer: Tokenizer) -> NDArray[np.uint16]:
 
 
 def _types(node: Any) -> set[str]:
-    """Returns all `type` entries inside a part of a tokenizer.json."""
+    """Returns the values of all `type` keys in a part of a tokenizer.json, at any depth."""
     if isinstance(node, dict):
         found = {node["type"]} if isinstance(node.get("type"), str) else set()
         return found.union(*map(_types, node.values()))

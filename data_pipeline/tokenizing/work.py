@@ -1,9 +1,9 @@
-"""Resumable work: numbered tasks in phases, whose results are kept in a work folder.
+"""Resumable work: phases of numbered tasks, whose results are kept in a work folder.
 
-A task is done when its marker `<phase>/<number>.json` exists, which is written last and atomically.
-Running the command again does the remaining tasks, so a kill only loses the tasks in progress.
-Several jobs share a work folder: job `rank` of `world` takes every `world`-th task, and a second
-job with the same rank is refused.
+A task is done once its marker `<phase>/<number>.json` exists, which is written last and atomically.
+Running the command again runs the remaining tasks, so if it is killed, only the tasks in progress
+are lost. Several jobs can share a work folder: job `rank` of `world` runs every `world`-th task,
+and a second job with the same rank is refused.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from conf.files import clean, discard
 from data_pipeline.files import write_json
 
 SCANNED = ("plan.json", "scan", "match", "copies", "minhash")
-"""Files and folders of the scan and match phases, and the plan that identifies their inputs."""
+"""Files and folders that the scan and match phases write, and the file that names their inputs."""
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PRELOAD = ("data_pipeline.tokenizing.encoding", "gigatoken")
@@ -44,17 +44,17 @@ SLURM_VARIABLES = (
 
 @dataclass(frozen=True)
 class JobShard:
-    """The tasks of one of several jobs: those whose number modulo `world` is `rank`."""
+    """The share of one of several jobs: the tasks whose number modulo `world` is `rank`."""
 
     rank: int = 0
     world: int = 1
 
     @classmethod
     def resolve(cls, rank: int | None, world: int | None) -> JobShard:
-        """Returns the shard given by the arguments, else by SLURM's environment.
+        """Returns the share given by the arguments, or else by the environment variables of SLURM.
 
-        Under SLURM, each job of an array and each task of a step has its own shard. Raises
-        InputError if only one argument is given, or `rank` is out of range.
+        Under SLURM, each job of an array and each task of a job step has its own share. Raises
+        InputError if only one argument is given, or if `rank` is out of range.
         """
         if (rank is None) != (world is None):
             raise InputError(f"rank={rank} world={world}, expected both or none of them.")
@@ -70,12 +70,12 @@ class JobShard:
         return cls(rank, world)
 
     def select(self, tasks: Sequence[int]) -> list[int]:
-        """Returns the tasks of this job."""
+        """Returns those of the tasks that belong to this job."""
         return [task for task in tasks if task % self.world == self.rank]
 
 
 class WorkFolder:
-    """The work folder of an output: `<out>.partial`."""
+    """The folder `<out>.partial`, which holds the unfinished work for an output."""
 
     def __init__(self, out: Path, job_shard: JobShard) -> None:
         self.out = out
@@ -84,7 +84,7 @@ class WorkFolder:
         self.job_shard = job_shard
 
     def check(self) -> None:
-        """Raises InputError if the folder holds files that no earlier call for `out` wrote."""
+        """Raises InputError if the folder holds files that no earlier run for `out` wrote."""
         clean(self.path)
         names = [path.name for path in self.path.iterdir()] if self.path.is_dir() else []
         own = ("lock", "plan.json", ".plan.json")
@@ -96,7 +96,7 @@ class WorkFolder:
             )
 
     def inputs(self) -> str | None:
-        """Returns the fingerprint of the inputs of the unfinished work, or None without any."""
+        """Returns the fingerprint of the unfinished work's inputs, or None without such work."""
         return self._plan().get("inputs")
 
     def _plan(self) -> dict[str, str]:
@@ -105,10 +105,11 @@ class WorkFolder:
 
     @contextmanager
     def locked(self, inputs: str, scanned: str) -> Iterator[bool]:
-        """Holds the lock of this job's shard, and yields whether earlier work is resumed.
+        """Holds the lock of this job's share, and yields True if earlier work is resumed.
 
-        Work on other inputs is removed, except for the scan and match phases if the fingerprint of
-        their inputs, `scanned`, is unchanged. Raises InputError if another process holds the lock.
+        Earlier work on different inputs is removed, except for that of the scan and match phases if
+        `scanned`, the fingerprint of their inputs, is unchanged. Raises InputError if another
+        process holds the lock.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         names = ["lock"] if self.job_shard.world == 1 else ["lock", f"lock-{self.job_shard.rank}"]
@@ -158,15 +159,15 @@ class WorkFolder:
         return json.loads(self.marker(phase, task).read_text())
 
     def has_results(self) -> bool:
-        """Returns whether any task is done, so that there is work to resume."""
+        """Returns True if any task is done, so that there is work to resume."""
         return any(self.path.glob("*/*.json"))
 
     def mark_complete(self) -> None:
-        """Records the inode of the finished corpus folder, for `is_renamed`."""
+        """Records the inode of the finished corpus folder, which `is_renamed` compares."""
         write_json(self.path / "whole.json", self.corpus.stat().st_ino)
 
     def is_renamed(self) -> bool:
-        """Returns whether the finished corpus has already been renamed to `out`."""
+        """Returns True if the finished corpus has already been renamed to `out`."""
         if (self.path / "encode").is_dir() and not self.corpus.is_dir():
             return True
         mark = self.path / "whole.json"
@@ -174,9 +175,9 @@ class WorkFolder:
         return is_marked and json.loads(mark.read_text()) == self.out.stat().st_ino
 
     def clear(self, kept: Sequence[str] = ()) -> None:
-        """Removes the work except for the locks and the entries named in `kept`."""
-        # corpus/ and plan.json go last: a folder with encode/ but without corpus/ counts as
-        # finished, and plan.json identifies the inputs.
+        """Removes everything except for the lock files and the entries named in `kept`."""
+        # corpus/ and plan.json are removed last: a folder with encode/ but without corpus/ counts
+        # as finished, and plan.json identifies the inputs.
         last = ("corpus", "plan.json")
         for path in sorted(self.path.iterdir(), key=lambda path: (path.name in last, path.name)):
             if path.name in kept:
@@ -192,7 +193,7 @@ class WorkFolder:
 
 
 class Workers:
-    """A pool of worker processes; one worker, or a single task, runs in this process."""
+    """A pool of worker processes. With one worker or one task, the calling process runs it."""
 
     def __init__(self, count: int) -> None:
         self.count = count or len(os.sched_getaffinity(0))
@@ -202,7 +203,7 @@ class Workers:
         if self.count > 1:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(list(PRELOAD))
-            # Starts the imports now, in parallel with what this process does before the first task.
+            # Starts the imports now, so that they overlap with this process's own preparations.
             forkserver.ensure_running()
             self._pool = ProcessPoolExecutor(self.count, mp_context=context)
         return self
@@ -214,10 +215,10 @@ class Workers:
     def run(
         self, folder: WorkFolder, phase: str, tasks: Sequence[tuple[int, Callable[..., Any], Any]]
     ) -> Iterator[tuple[int, Any]]:
-        """Runs (number, function, arguments) tasks of a phase, and yields results as they finish.
+        """Runs the tasks of a phase, and yields (number, result) of each as it finishes.
 
-        The first failing task ends the phase. Raises InputError if a worker process was killed or
-        the disk is full.
+        A task is (number, function, arguments). The first task that fails ends the phase. Raises
+        InputError if a worker process was killed or the disk is full.
         """
         try:
             if self._pool is None or len(tasks) == 1:
