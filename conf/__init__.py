@@ -1,6 +1,6 @@
-"""Everything a user can choose: one YAML file per choice in Hydra groups, and one per command.
+"""All that a user can configure: one YAML file per command, and one per choice in a Hydra group.
 
-Every folder may import `conf`; it imports none of them. `entry` turns the command line
+All other folders may import `conf`, which imports none of them. `entry` turns the command line
 `python -m <folder> <command> key=value ...` into a checked dataclass. `errors` holds the exception
-for bad input and the exit codes. `outputs` decides where a command may write and `files` writes.
+for bad input and the exit codes. `outputs` decides where a command may write, and `files` writes.
 """

@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 TEXT_PARTS = ("text", "input_text", "output_text")
-"""Types of text parts in a message, in OpenAI's chat completions and in its responses API."""
+"""Types of text parts in a message, in OpenAI's chat completions API and responses API."""
 
 
 @dataclass
 class ChatTemplate:
     """A chat format as two Jinja templates that render the same text.
 
-    template: for inference, exact to the character as published; stored in the exported folder.
+    template: template for inference, exactly as published; stored in the exported folder.
     special_tokens: tokens that the template writes; those that a tokenizer lacks are added to it.
     end_token: the special token that ends an answer, null for the tokenizer's own eos_token.
-    training_template: the same with `{% generation %}` around each answer of the assistant and its
-        end token, so that the loss is taken on these tokens only.
+    training_template: the same template with `{% generation %}` around each assistant answer and
+        its end token, so that the loss covers only these tokens.
     """
 
     name: str = MISSING

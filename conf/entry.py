@@ -1,7 +1,7 @@
 """The command line of every stage: `python -m <folder> [command] key=value ...`.
 
 Hydra composes the primary config of the command onto its dataclass schema, so that an unknown
-key, a wrong type or a missing value is refused by name before any work starts. `--help` explains
+key, a wrong type or a missing value is reported by name before any work starts. `--help` explains
 the command, `--cfg job` prints the composed config, and `--multirun` runs a sweep.
 """
 
@@ -37,7 +37,7 @@ class Command:
     extra_help_schema: another `module:Dataclass` whose docstring `--help` shows, such as that of a
         file named by a key.
     complete: `module:function` that takes the arguments and the name of the config, and returns the
-        arguments with those that follow from them.
+        arguments together with further ones that follow from them.
     """
 
     config: str
@@ -51,8 +51,8 @@ class Command:
 def main(stage: str, commands: Mapping[str, Command], default: str | None = None) -> None:
     """Runs the command named by the first argument, or `default` if none is named.
 
-    Exits with 0 after success, and with one sentence and the error's own code (2 for bad input)
-    after an InputError. Any other error propagates.
+    Exits with 0 on success. On an InputError, it prints the message and exits with the error's code
+    (2 for bad input). Any other error propagates.
     """
     arguments = sys.argv[1:]
     if arguments and arguments[0] in commands:
@@ -74,7 +74,7 @@ def main(stage: str, commands: Mapping[str, Command], default: str | None = None
             sys.argv += ["--cfg", "job"]
         _compose_and_run(stage, name, commands[name])
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of the pipe, such as `head`, has ended
+    except BrokenPipeError:  # the reader of the pipe, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except InputError as error:
         _refuse(str(error), error.exit_code, error.every_rank)
@@ -90,7 +90,7 @@ def _compose_and_run(stage: str, name: str, command: Command) -> None:
 
     schema = _load(command.schema)
     store_schema(command.config, schema)
-    # Hydra would print its own report of a bad override and exit with 1.
+    # Without this, Hydra prints its own report of a bad override and exits with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv[0] = f"python -m {stage} {name}"
     composed: list[Any] = []
@@ -121,15 +121,15 @@ def _compose_and_run(stage: str, name: str, command: Command) -> None:
             message = hydra_stderr.getvalue().strip().rpartition(": error: ")[2]
             raise InputError(f"{message}.") from None
         raise
-    for settings in composed:  # outside of Hydra, so that only its own errors are caught above
+    for settings in composed:  # outside Hydra, so that only config errors are caught above
         _load(command.run)(settings)
 
 
 def compose_settings(command: Command, arguments: list[str]) -> Any:
-    """Returns the dataclass of a command line, checked as the command itself would check it.
+    """Returns the settings of a command line, with the same checks as the command itself.
 
     Raises:
-        InputError: the arguments are wrong, or the dataclass refuses them.
+        InputError: the arguments are wrong, or the dataclass rejects them.
     """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -149,7 +149,7 @@ def to_settings(config: Any) -> Any:
     """Returns the dataclass of a composed config.
 
     Raises:
-        InputError: a key has no value, or the dataclass refuses the values.
+        InputError: a key has no value, or the dataclass rejects the values.
     """
     from omegaconf import OmegaConf
 
@@ -160,7 +160,7 @@ def to_settings(config: Any) -> Any:
 
 
 def sentence(error: Exception, schema: type) -> str:
-    """Returns one sentence on an error that Hydra or OmegaConf raised for a config of `schema`."""
+    """Converts an error of Hydra or OmegaConf about a config of `schema` to one sentence."""
     from hydra.errors import MissingConfigException
 
     root: BaseException = error
@@ -179,7 +179,7 @@ def sentence(error: Exception, schema: type) -> str:
         key = key or unknown.group(1)
         return f"{key} is not a key of this config{did_you_mean(key, _keys(schema))}."
     not_a_group = re.match(r"Could not override '(.+?)'\. No match in the defaults list", text)
-    if not_a_group:  # a group of conf/ that only other commands have
+    if not_a_group:  # a group in conf/ that only other commands use
         key = not_a_group.group(1)
         return f"{key} is not a key of this config{did_you_mean(key, _keys(schema))}."
     if key and re.match(r"Cannot assign \w+ to Dict\[", text):
@@ -198,7 +198,7 @@ def sentence(error: Exception, schema: type) -> str:
 
 
 def _whole(text: str) -> str:
-    """Returns advice on how to write a number such as 1e6 of a YAML file, if it is a whole one."""
+    """Returns advice on how to write a whole number such as 1e6 from a YAML file, else ''."""
     try:
         number = float(text)
     except ValueError:
@@ -236,9 +236,9 @@ def _usage(stage: str, commands: Mapping[str, Command]) -> str:
 
 
 def _help(stage: str, name: str, command: Command) -> str:
-    """Returns the help of a command: summary, examples, its keys and the choices of its groups.
+    """Returns the help of a command: summary, examples, keys, and choices of its config groups.
 
-    Hydra prints the config after it.
+    Hydra then prints the config.
     """
     schema = _load(command.schema)
     parts = [f"python -m {stage} {name}: {command.summary}"]

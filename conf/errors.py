@@ -11,14 +11,14 @@ EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 """A key, a file or a combination of settings is wrong; one sentence names it."""
 EXIT_CHECKPOINT = 65
-"""No checkpoint can be read, or none can be written: needs manual attention (EX_DATAERR)."""
+"""No checkpoint can be read or written, which needs manual attention (EX_DATAERR)."""
 EXIT_STORAGE = 75
 """Remote storage did not answer in time despite retries; the same command may work later
 (EX_TEMPFAIL of sysexits.h, so that a scheduler can requeue)."""
 EXIT_REQUEUE = 85
 """The run was asked to stop and wrote a checkpoint; the same command resumes it."""
 EXIT_GAVE_UP = 86
-"""The same fault came back without progress in between, so another retry will not help."""
+"""The same fault recurred without progress in between, so another retry will not help."""
 EXIT_HANG = 87
 """A rank hung or timed out; the same command resumes from the last checkpoint."""
 EXIT_CORRUPT = 88
@@ -28,8 +28,8 @@ EXIT_CORRUPT = 88
 class InputError(Exception):
     """Bad input, reported as one sentence that names the key or file, the fault and the remedy.
 
-    Commands print the message without a traceback and exit with `exit_code`. Where it is raised,
-    no partial output is left on disk.
+    Commands print the message without a traceback and exit with `exit_code`. They leave no partial
+    output on disk.
 
     Attributes:
         every_rank: each rank that raises the error prints it; otherwise all ranks raise the same
@@ -49,7 +49,7 @@ class RunAborted(InputError):
 
 
 def did_you_mean(found: str, known: Iterable[str]) -> str:
-    """Returns ` (did you mean 'x'?)` where a close name exists, else the list of known names."""
+    """Returns ` (did you mean 'x'?)` if there is a similar name, else the list of known names."""
     names = sorted(known)
     close = difflib.get_close_matches(found, names, n=1)
     if close:

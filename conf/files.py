@@ -1,9 +1,9 @@
-"""Writes files and folders that appear whole or not at all.
+"""Writes files and folders atomically: they appear complete or not at all.
 
-An output is made in a staging folder next to it, `.headwater-<hash of its name>-<random>/`, made
-durable, and renamed into place in one step. The staging folder is locked while its process runs,
-so that two processes never share one, and so that the remains of a killed process can be
-distinguished from work in progress.
+An output is made in a staging folder next to it, `.headwater-<hash of its name>-<random>/`, synced
+to disk, and renamed into place in one step. The staging folder is locked while its process runs.
+Two processes therefore never share one, and the remains of a killed process can be distinguished
+from work in progress.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes or replaces a small file of Headwater's own, such as one of a run folder."""
+    """Writes or replaces a small file that Headwater owns, such as one in a run folder."""
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file durably and renames it into place; an error leaves nothing behind."""
+    """Writes a file, syncs it to disk and renames it into place; an error leaves no file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
@@ -60,15 +60,15 @@ def staging(out: Path) -> Iterator[Path]:
 
 
 def put(made: Path, out: Path, *, replace: bool) -> None:
-    """Makes a file or folder durable and renames it to `out`, on the same file system.
+    """Syncs a file or folder to disk and renames it to `out`, on the same file system.
 
-    The previous content of `out` is afterwards at `made` or `old_of(made)`, and the caller removes
-    it. If the system cannot exchange two folders, the old one is renamed first, and `restore` puts
-    it back if the process is killed in between.
+    Afterwards, the previous content of `out` is at `made` or `old_of(made)`, and the caller removes
+    it. If the system cannot exchange two folders, the old one is renamed first. `restore` puts it
+    back if the process is killed between the two renames.
 
     Raises:
-        FileExistsError: a file is in the way and `replace` is not set.
-        OSError: a folder that is not empty is in the way, or the system refuses.
+        FileExistsError: `out` is an existing file and `replace` is not set.
+        OSError: `out` is a non-empty folder that may not be replaced, or the system call fails.
     """
     sync(made)
     if made.is_dir():
@@ -96,9 +96,9 @@ def restore(made: Path, out: Path) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Removes a folder of Headwater's own; a kill never leaves a part of it under its name."""
+    """Removes a folder in such a way that a kill never leaves a part of it under its name."""
     if folder.is_dir():
-        with staging(folder) as place, suppress(FileNotFoundError):  # another process was first
+        with staging(folder) as place, suppress(FileNotFoundError):  # already removed
             folder.rename(place / "discarded")
 
 
@@ -110,7 +110,8 @@ def clean(out: Path) -> None:
         try:
             lock = os.open(folder / LOCK, os.O_RDWR)
         except OSError as error:
-            # A folder in use has a lock, so its process was killed while making or removing it.
+            # Every folder in use has a lock file. The process of this one was killed while making
+            # or removing it.
             if error.errno == errno.ENOENT:
                 shutil.rmtree(folder, ignore_errors=True)
             continue
@@ -122,7 +123,7 @@ def clean(out: Path) -> None:
 
 
 def is_staged(path: Path) -> bool:
-    """Returns whether a path is inside a staging folder."""
+    """Returns True if a path is inside a staging folder."""
     return any(part.startswith(STAGING) for part in path.parts)
 
 
@@ -141,7 +142,7 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Makes a file, or a folder with all of its content, durable. Links are not followed."""
+    """Syncs a file, or a folder with all of its content, to disk, without following links."""
     if not path.is_dir():
         _fsync(path)
         return
@@ -153,7 +154,7 @@ def sync(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable, if the file system can."""
+    """Syncs the names in a folder to disk, if the file system supports it."""
     with suppress(OSError):
         _fsync(folder)
 
@@ -171,10 +172,9 @@ def _prefix(out: Path) -> str:
 
 
 def _locked_folder(out: Path) -> tuple[Path, int]:
-    """Makes a folder and takes its lock.
+    """Makes a staging folder and locks it.
 
-    Another process that cleans up may remove the folder before it is locked; the next name is then
-    tried.
+    If another process that cleans up removes the folder before it is locked, another name is tried.
     """
     while True:
         folder = out.with_name(_prefix(out) + secrets.token_hex(4))

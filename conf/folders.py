@@ -1,4 +1,4 @@
-"""Finds the files of folders and globs, including those behind symbolic links to folders."""
+"""Finds the files in folders and globs, including those reached through symbolic links."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def _expand(pattern: str) -> set[str]:
 def _walk(root: str, hidden: bool) -> Iterator[tuple[str, list[str]]]:
     """Yields each folder with the names of its files.
 
-    A folder is read once, under its own name if it is below `root`, else under that of the first
-    link to it. A link to a folder that contains the link is not followed.
+    Each folder is read once: under its own name if it is below `root`, else under the name of the
+    first link to it. A link to a folder that contains the link is not followed.
 
     Args:
         root: the outermost folder.

@@ -37,7 +37,7 @@ def check_port(key: str, port: int, host: str = "") -> None:
 
 
 def import_gradio() -> Any:
-    """Imports gradio with its analytics switched off."""
+    """Imports gradio with its analytics disabled."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
     import gradio
 
@@ -47,7 +47,7 @@ def import_gradio() -> Any:
 def launch_page(page: Any, host: str, port: int, share: bool, css: str) -> None:
     """Starts serving a page in the background and prints its addresses.
 
-    share: creates a public link, through gradio.
+    share: creates a public link through gradio.
     """
     page.launch(
         server_name=host,

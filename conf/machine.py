@@ -1,13 +1,13 @@
-"""The number formats that this machine multiplies in hardware, and its measured speed.
+"""Detects which number formats this machine multiplies in hardware, and measures its speed.
 
-`precision=auto` takes bf16 if the hardware multiplies it, else fp32:
+`precision=auto` selects bf16 if the hardware multiplies it, else fp32. Hardware with bf16 is:
 
     CUDA       compute capability 8.0 or more (ROCm: if torch reports it)
     x86 CPU    AVX-512 BF16 or AMX-BF16; AVX-512 alone and AVX2 have no bf16 products
     Arm CPU    BF16 (Armv8.6 and later)
 
-On a CPU the products are computed by oneDNN, so its own switch counts: ONEDNN_MAX_CPU_ISA=AVX2
-keeps torch from using bf16 units, and `auto` then takes fp32. torch is imported only where it is
+On a CPU, oneDNN computes the products, so its own switch applies too: ONEDNN_MAX_CPU_ISA=AVX2
+keeps torch from using bf16 units, and `auto` then selects fp32. torch is imported only where it is
 used, because most commands that import `conf` never need it.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FIRST_CAPABILITY = (8, 0)
 """Compute capability of the first NVIDIA GPUs that multiply bf16 (Ampere)."""
 BF16_FEATURES = ("amx_bf16", "avx512_bf16", "sve_bf16", "svebf16", "bf16")
-"""CPU features with bf16 products, by the names of torch and /proc/cpuinfo; three are Arm's."""
+"""CPU features with bf16 products, under their names in torch and /proc/cpuinfo (x86 and Arm)."""
 FP16_FEATURES = ("amx_fp16", "avx512_fp16")
 ISA_SWITCHES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 """Environment variables that limit oneDNN's instructions: the new name and the old one."""
@@ -43,16 +43,16 @@ SIZES = (128, 256, 512, 1024)
 """Matrix sizes that are multiplied to measure a CPU, as long as each product is fast enough."""
 GPU_SIZE = 8192
 PRODUCT_SECONDS, SIZE_SECONDS = 0.5, 0.2
-"""A product that is expected to take longer than the first is skipped; the second is the time
-spent on the repetitions of one size."""
+"""Products that are expected to take longer than PRODUCT_SECONDS are skipped. Each size is repeated
+for SIZE_SECONDS."""
 MIN_REPEATS, MAX_REPEATS = 3, 20
 
 
 @dataclass(frozen=True)
 class Processor:
-    """The device that a model runs on, as far as the precision depends on it.
+    """The properties of a device that determine the precision of a model on it.
 
-    features: CPU features by the names of torch and /proc/cpuinfo.
+    features: CPU features, under their names in torch and /proc/cpuinfo.
     isa_limit: name and value of oneDNN's switch, if it is set.
     onednn: whether this torch has oneDNN.
     capability: compute capability of a CUDA device.
@@ -70,7 +70,7 @@ class Processor:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Answer to whether a processor multiplies a type in hardware, with the reason as a clause."""
+    """The answer whether a processor multiplies a type in hardware, with the reason as a clause."""
 
     native: bool
     reason: str
@@ -78,14 +78,14 @@ class Verdict:
 
 @dataclass(frozen=True, order=True)
 class Speed:
-    """Measured speed of a product of two matrices of `size` x `size`."""
+    """Measured speed of the product of two `size` x `size` matrices."""
 
     flops_per_second: float
     size: int
 
 
 def processor(device: torch.device | str) -> Processor:
-    """Returns the processor behind a torch device."""
+    """Returns the properties of a torch device."""
     import torch
 
     place = torch.device(device)
@@ -110,7 +110,7 @@ def processor(device: torch.device | str) -> Processor:
 
 
 def bf16_verdict(found: Processor) -> Verdict:
-    """Returns whether bf16 matrices are multiplied in hardware."""
+    """Decides if bf16 matrices are multiplied in hardware, and gives the reason."""
     if found.device == "cuda":
         if found.native_bf16 is not None:
             does = "multiplies" if found.native_bf16 else "does not multiply"
@@ -125,7 +125,7 @@ def bf16_verdict(found: Processor) -> Verdict:
 
 
 def fp16_verdict(found: Processor) -> Verdict:
-    """Returns whether fp16 matrices are multiplied in hardware."""
+    """Decides if fp16 matrices are multiplied in hardware, and gives the reason."""
     if found.device == "cuda":
         return Verdict(True, f"{found.name} multiplies fp16")
     return _cpu_verdict(found, "fp16", FP16_FEATURES, ISA_WITHOUT_FP16)
@@ -151,10 +151,10 @@ def fitting_precision(found: Processor) -> str:
 
 
 def fitting_dtype(stored: str, found: Processor) -> str:
-    """Returns the type to compute in for weights that are stored in a given type.
+    """Returns the dtype to compute in for weights that are stored in a given dtype.
 
-    float32 replaces a 16-bit type that the processor does not multiply; it represents every value
-    of both 16-bit types.
+    float32 replaces a 16-bit dtype that the processor does not multiply in hardware. It represents
+    every value of both 16-bit dtypes.
     """
     verdicts = {"bfloat16": bf16_verdict, "float16": fp16_verdict}
     if stored in verdicts and not verdicts[stored](found).native:
@@ -169,14 +169,14 @@ def slow_warning(
     advice: str,
     measure: Callable[[str], Speed] | None = None,
 ) -> str:
-    """Returns a warning if the CPU has no units for a 16-bit type that was asked for, else ''.
+    """Returns a warning if the CPU has no units for a requested 16-bit dtype, else ''.
 
     Args:
         setting: the setting as it was given, such as `precision=bf16`.
-        dtype: torch's name of the type.
+        dtype: torch's name of the dtype.
         found: the processor.
         advice: the setting to recommend instead.
-        measure: measures a type's speed for the factor in the warning; `matrix_speed` by default.
+        measure: measures a dtype's speed for the factor in the warning; `matrix_speed` by default.
     """
     verdicts = {"bfloat16": bf16_verdict, "float16": fp16_verdict}
     if found.device != "cpu" or dtype not in verdicts or verdicts[dtype](found).native:
@@ -186,16 +186,16 @@ def slow_warning(
     return (
         f"{setting}: {verdicts[dtype](found).reason}, so that {dtype} products are "
         f"{exact / slow:,.0f} times slower than float32 (measured: {slow / 1e9:,.1f} against "
-        f"{exact / 1e9:,.0f} GFLOP/s). Take {advice}."
+        f"{exact / 1e9:,.0f} GFLOP/s). Use {advice}."
     )
 
 
 @cache
 def matrix_speed(dtype: str, device: torch.device | str = "cpu") -> Speed:
-    """Measures a matrix product with this process's threads, once per process.
+    """Measures the speed of a matrix product with this process's threads, once per process.
 
-    A type without hardware may be a thousand times slower than another, so a CPU is measured with
-    growing sizes as long as a product takes less than PRODUCT_SECONDS.
+    A dtype without hardware support may be a thousand times slower than another. A CPU is therefore
+    measured with increasing sizes, as long as a product takes less than PRODUCT_SECONDS.
     """
     import torch
 
@@ -223,12 +223,13 @@ def fastest(
 ) -> Speed:
     """Returns the best speed over the sizes whose product is expected to be fast enough.
 
-    The shortest of several times counts, over several sizes: on a busy machine, threads that wait
-    for each other make a product of microseconds take a time slice of the scheduler.
+    Each size counts with the shortest of several times. Several sizes are needed because, on a busy
+    machine, threads that wait for each other stretch a product of microseconds to a time slice of
+    the scheduler.
 
     Args:
-        product: returns a function that computes the product of a size; the first call of that
-            function prepares kernels.
+        product: returns a function that computes the product of a size; its first call also
+            prepares kernels.
         sizes: matrix sizes in ascending order.
         clock: returns the time in seconds.
     """
@@ -248,7 +249,7 @@ def fastest(
 
 
 def cpu_features(capabilities: Mapping[str, Any], cpuinfo_text: str) -> frozenset[str]:
-    """Returns the CPU features that torch or /proc/cpuinfo reports; an older torch knows fewer."""
+    """Returns the CPU features that torch or /proc/cpuinfo reports; older torch reports fewer."""
     found = {name for name, value in capabilities.items() if value is True}
     for line in cpuinfo_text.splitlines():
         key, _, values = line.partition(":")
@@ -274,7 +275,7 @@ def cpuinfo() -> str:
 
 
 def cpu_name() -> str:
-    """Returns the name of the CPU as its vendor writes it, or else its architecture."""
+    """Returns the vendor's name of the CPU, or its architecture if there is none."""
     for line in cpuinfo().splitlines():
         key, _, value = line.partition(":")
         if key.strip() == "model name":

@@ -1,4 +1,4 @@
-"""Options of a named choice, such as an optimizer, checked against the dataclass that has them."""
+"""Reads the options of a named choice, such as an optimizer, and checks them by its dataclass."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from conf.errors import InputError, did_you_mean
 
 
 def read_options(key: str, schema: type, given: Mapping[str, Any]) -> Any:
-    """Returns the dataclass `schema` with the given options. Raises InputError for a bad one.
+    """Returns a `schema` dataclass with the given options; raises InputError for an invalid one.
 
     key: dotted key of the config under which the options are given.
     """
@@ -17,7 +17,7 @@ def read_options(key: str, schema: type, given: Mapping[str, Any]) -> Any:
     from omegaconf.errors import OmegaConfBaseException
 
     options = OmegaConf.structured(schema)
-    OmegaConf.set_readonly(options, False)  # it is for a frozen dataclass
+    OmegaConf.set_readonly(options, False)  # it is read-only if the dataclass is frozen
     hints = get_type_hints(schema)
     for name, value in given.items():
         if name not in options:

@@ -16,7 +16,7 @@ MOST_BYTES = 1 << 26
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns the object of a JSON file, or an empty one if the file holds none."""
+    """Returns the object in a JSON file, or an empty one if the file holds none."""
     try:
         if path.stat().st_size > MOST_BYTES:
             return {}
@@ -49,7 +49,7 @@ def _names(*patterns: str) -> Callable[[Path], Callable[[str], bool]]:
 
 
 def is_own_card(path: Path) -> bool:
-    """Returns whether a README.md is a model card that Headwater wrote."""
+    """Returns True if a README.md is a model card that Headwater wrote."""
     head = _head(path)
     return "with Headwater" in head or "\n- headwater\n" in head
 

@@ -1,8 +1,8 @@
 """The outputs of commands, and the rule that Headwater replaces only its own files.
 
-An output is refused before the work begins if its path holds anything that Headwater did not make
-or, without `overwrite=true`, anything at all. `conf.output_kinds` lists the kinds, and `conf.files`
-writes them.
+An output is rejected before the work begins if its path holds anything that Headwater did not make
+or, without `overwrite=true`, anything at all. `conf.output_kinds` lists the kinds of outputs, and
+`conf.files` writes them.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ REFUSED = (
 class Kind:
     """A kind of file or folder that commands make.
 
-    noun: its name with the article, for messages.
-    is_made: returns whether Headwater made this file or folder.
+    noun: name with its article, for messages.
+    is_made: returns True if Headwater made this file or folder.
     owns: for folders, returns a predicate on relative names that is True for the files that
         Headwater wrote; None for files.
     """
@@ -64,7 +64,7 @@ class Output:
     def check(self, found: str | None = None) -> None:
         """Raises InputError if the output cannot be written or may not be replaced.
 
-        found: what the path holds, if more is known of it than its kind.
+        found: description of what the path holds, if more than its kind is known.
         """
         self.check_foreign()
         if not self.overwrite and self._holds_something():
@@ -76,7 +76,7 @@ class Output:
     def check_foreign(self) -> None:
         """Raises InputError if the path holds foreign files or cannot be written.
 
-        Removes what killed processes left there.
+        It also removes the staging folders that killed processes left there.
         """
         with self._errors_as_sentences():
             self._check_place()
@@ -85,7 +85,7 @@ class Output:
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
-        """Yields an empty folder that becomes the output at the end; an error leaves nothing."""
+        """Yields an empty folder that becomes the output on exit; an error leaves no output."""
         self.check()
         with self._errors_as_sentences(), files.staging(self.path) as staging:
             new = staging / files.NEW
@@ -94,7 +94,7 @@ class Output:
             self._put(new)
 
     def write(self, content: str | bytes) -> None:
-        """Writes a file, whole or not at all."""
+        """Writes the output file, complete or not at all."""
         self.check()
         with self._errors_as_sentences(), files.staging(self.path) as staging:
             new = staging / files.NEW
@@ -102,9 +102,9 @@ class Output:
             self._put(new)
 
     def put(self, made: Path) -> None:
-        """Renames a finished folder next to the output into its place.
+        """Renames a finished folder to the output's path; it must be next to the output.
 
-        The caller removes what `files.put` leaves of the old one.
+        The caller removes the old output, which `files.put` leaves next to it.
         """
         with self._errors_as_sentences():
             self._put(made)
@@ -178,7 +178,7 @@ class Output:
 
     @contextmanager
     def _errors_as_sentences(self) -> Iterator[None]:
-        """Turns an OSError about this path into an InputError."""
+        """Converts an OSError about this path to an InputError."""
         try:
             yield
         except OSError as error:
@@ -196,7 +196,7 @@ class Output:
 
 
 def _names(folder: Path) -> Iterator[str]:
-    """Yields the relative names of all files of a folder, and of links, which are not followed."""
+    """Yields the relative names of all files and links in a folder, without following links."""
     for where, folders, names in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(where, name))]
         for name in [*names, *links]:

@@ -1,9 +1,9 @@
-"""Translation of command-line arguments into Hydra's grammar, guided by the schema.
+"""Translates command-line arguments into Hydra's grammar, guided by the schema.
 
-Hydra reads `run_dir=runs/lr=3e-4` as an error and `name=1e3` as a number. Here the type of the key
-decides: the value of a string key is taken literally, and a whole number may be written as 1e6. A
-value that remains unreadable is refused in one sentence that names the key and shows the quoted
-form.
+Hydra treats `run_dir=runs/lr=3e-4` as an error and `name=1e3` as a number. Here, the type of the
+key decides: the value of a string key is taken literally, and a whole number may be written as 1e6.
+A value that remains unreadable is rejected with one sentence that names the key and shows the
+quoted form.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ELEMENT = re.compile(
 )
 SCALES = {"k": 3, "m": 6, "g": 9, "b": 9, "t": 12}
 GIVEN = "given"
-"""Config group of the values that only a config, and not an override, can set."""
+"""Config group of the values that Hydra accepts from a config, but not from an override."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def readable(arguments: list[str], config: str, schema: type) -> list[str]:
     groups = groups_of(config)
     sweeps = any(option in arguments for option in SWEEP)
     found: list[str] = []
-    options: list[str] = []  # argparse takes them only after all overrides, or before them
+    options: list[str] = []  # argparse accepts them only before or after all overrides
     values: dict[str, Any] = {}
     entries: dict[str, dict[str, str]] = {}
     held: list[tuple[Word, str]] = []
@@ -107,7 +107,7 @@ def readable(arguments: list[str], config: str, schema: type) -> list[str]:
 
 
 def _shadows_group(key: str, kind: Any) -> bool:
-    """Returns whether a plain key has the name of a group of other commands.
+    """Returns True if a plain key has the name of a config group that other commands use.
 
     Hydra would look up the value among the choices of that group, as for `model=folder` in a
     command whose `model` is a path.
@@ -152,7 +152,7 @@ def _given_entries(word: Word, kind: Any) -> dict[str, str] | None:
 
 
 def _written(value: Any) -> str:
-    """Returns a value as it is written in Hydra's grammar."""
+    """Formats a value in Hydra's grammar."""
     if isinstance(value, str):
         return quoted(value)
     if isinstance(value, dict):
@@ -163,7 +163,7 @@ def _written(value: Any) -> str:
 
 
 def _check_parents(key: str, schema: type) -> None:
-    """Raises InputError for a key inside a single value, such as the path of a file."""
+    """Raises InputError if a key is inside a single value, such as the path of a file."""
     names = key.split(".")
     for length in range(1, len(names)):
         outer = ".".join(names[:length])
@@ -188,7 +188,7 @@ def _holder(schema: type, key: str) -> str | None:
 def _given(values: dict[str, Any]) -> list[str]:
     """Returns the argument that sets dotted keys which Hydra accepts only from a config.
 
-    The values become the single choice of a config group.
+    The values are registered as the only choice of a config group, which the argument selects.
     """
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
@@ -272,7 +272,7 @@ def _choice(found: list[str], word: Word, choices: list[str]) -> list[str]:
     value = None if override is None else override.value()
     if value is None and override is not None and "null" in choices:
         return [one for one in found if one.partition("=")[0] != word.key]
-    replaced = isinstance(value, dict) and f"~{word.key}" in found  # by the keys of a file
+    replaced = isinstance(value, dict) and f"~{word.key}" in found  # replaced by the keys of a file
     if not replaced and (not isinstance(value, str | list) or not value):
         known = ", ".join(choices)
         if "," in word.value and set(word.value.split(",")) <= set(choices):
@@ -305,7 +305,7 @@ def _fitted(word: Word, schema: type, sweeps: bool) -> Word:
         inner = [_element(text) for text in _elements(value)]
         return Word(word.sign, word.key, f"[{','.join(inner)}]")
     if override is None and kind is None:
-        return Word(word.sign, word.key, quoted(value))  # a key that is refused anyway
+        return Word(word.sign, word.key, quoted(value))  # an unknown key, rejected later
     if override is None and get_origin(kind) in (list, dict):
         form = "[a,b]" if get_origin(kind) is list else "{a:1,b:2}"
         raise InputError(f"{word.key}={value}, expected the form '{word.key}={form}'.")
@@ -318,7 +318,7 @@ def _fitted(word: Word, schema: type, sweeps: bool) -> Word:
 
 
 def _number(word: Word, kind: type) -> str:
-    """Returns the value of a numeric key; 1e6 is a whole number, 1M and 1,000,000 are refused."""
+    """Returns the value of a numeric key; accepts 1e6 as an int, rejects 1M and 1,000,000."""
     text = word.value.strip()
     scaled = re.fullmatch(r"([\d_]*\.?\d+)\s*([kKmMgGbBtT])", text)
     grouped = re.fullmatch(r"[+-]?\d{1,3}(?:,\d{3})+", text)
@@ -351,7 +351,7 @@ def _elements(text: str) -> Iterator[str]:
     inner, at = text[1:-1].strip(), 0
     while at < len(inner):
         found = ELEMENT.match(inner, at)
-        assert found is not None  # the last alternative takes everything
+        assert found is not None  # the last alternative matches anything
         yield found[1]
         at = found.end()
 

@@ -1,6 +1,6 @@
-"""Config keys that were renamed: the old names still work, and one sentence names the new one.
+"""Renamed config keys: the old names still work, and a note states the new name.
 
-`RENAMED` is all that a renamed key needs. It serves command lines, the YAML files that a command
+To rename a key, add it to `RENAMED`. This covers command lines, the YAML files that a command
 composes, and the `config.yaml` of runs that were made under the old name.
 """
 
@@ -23,21 +23,23 @@ RENAMED = {
 }
 """Current name of each dotted key by its old one."""
 MUON_ONLY = ("optim.muon_momentum", "optim.muon_steps")
-"""Keys that old configs list for every optimizer; those of another one than Muon are dropped."""
+"""Keys that old configs list for every optimizer; they are dropped unless it is Muon."""
 
 
 def current_key(key: str) -> str:
-    """Returns the current name of a dotted key, and prints a sentence if it was renamed."""
+    """Returns the current name of a dotted key, and prints a note if it was renamed."""
     if key in RENAMED:
         _announce(key)
     return RENAMED.get(key, key)
 
 
 def rename_keys(content: Any, package: str = "", announce: bool = True) -> Any:
-    """Renames keys of nested dictionaries in place and returns them.
+    """Renames the keys of nested dictionaries in place, and returns the dictionaries.
 
-    package: dotted key under which the content belongs. Raises InputError where a key is given
-    under both names.
+    package: dotted key that the content belongs under.
+
+    Raises:
+        InputError: a key is given under both names.
     """
     for old, new in RENAMED.items():
         if package and not (old.startswith(f"{package}.") and new.startswith(f"{package}.")):
@@ -108,5 +110,5 @@ def _holder(content: Any, names: list[str], create: bool = False) -> tuple[Any, 
 @cache
 def _announce(old: str) -> None:
     if os.environ.get("RANK", "0") == "0":
-        with redirect_stderr(sys.__stderr__):  # a command hides what Hydra prints
+        with redirect_stderr(sys.__stderr__):  # while Hydra runs, stderr is redirected
             print_error(f"note: {old} is now called {RENAMED[old]}; the old name still works.")

@@ -1,6 +1,6 @@
-"""Output on the terminal: streams that never fail, the last message of a command, fewer warnings.
+"""Terminal output: streams that never fail, error messages, and hidden warnings.
 
-A log on a full disk, a pipe whose reader ended or a closed terminal must not end a run of days.
+A log on a full disk, a pipe whose reader exited or a closed terminal must not end a long run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TextIO
 
 
 class BestEffortStream(io.TextIOBase):
-    """A text stream that drops whatever its file does not accept."""
+    """A text stream that drops output that its file does not accept."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -34,7 +34,7 @@ class BestEffortStream(io.TextIOBase):
         return self._descriptor
 
     def isatty(self) -> bool:
-        """Returns whether the underlying stream is a terminal."""
+        """Returns True if the underlying stream is a terminal."""
         return self._stream.isatty()
 
     def writable(self) -> bool:
@@ -50,7 +50,7 @@ class BestEffortStream(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Writes the buffer; on an error the rest of it is dropped."""
+        """Writes the buffer; on an error, the rest of it is dropped."""
         with self._lock, suppress(OSError):
             pending, self._buffer = self._buffer.encode(self.encoding, "replace"), ""
             while pending:
@@ -76,14 +76,14 @@ def print_error(sentence: str) -> None:
     """Prints to stderr without ever failing, so that a broken pipe cannot change the exit code."""
     try:
         print(sentence, file=sys.stderr, flush=True)
-    except OSError:  # the buffered rest would fail again at the exit of Python
+    except OSError:  # the buffered rest would fail again when Python exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def silence_torchao() -> None:
-    """Hides warnings of torchao's import: kernels for other machines, and an internal deprecation.
+    """Hides torchao's import warnings, about kernels for other machines and a deprecation.
 
-    Call it before torchao is imported, also by a library: peft imports it where it is installed.
+    Call it before torchao is imported, directly or by a library: peft imports it if installed.
     """
     logging.getLogger("torchao").setLevel(logging.ERROR)
     logging.getLogger("torch.utils._pytree").addFilter(
@@ -94,5 +94,5 @@ def silence_torchao() -> None:
 def _best_effort(stream: TextIO) -> TextIO:
     try:
         return BestEffortStream(stream)  # type: ignore[return-value]
-    except OSError:  # a stream without a descriptor, as where output is captured
+    except OSError:  # a stream without a descriptor, such as captured output
         return stream

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 LOG_WIDTH = 168
-"""Width in columns of tables whose output goes to a file."""
+"""Width of tables in columns if the output goes to a file."""
 
 
 def format_duration(seconds: float) -> str:
@@ -28,7 +28,7 @@ def format_duration(seconds: float) -> str:
 
 
 def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
-    """Returns the values of nested dictionaries by dotted key."""
+    """Returns the values of nested dictionaries, keyed by dotted names."""
     if not isinstance(content, dict):
         return {prefix: content}
     parts: dict[str, Any] = {}

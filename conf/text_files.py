@@ -1,6 +1,6 @@
-"""Readers of text and JSON files as users have them.
+"""Reads text and JSON files in all the forms that users have.
 
-They may be compressed, begin with a byte order mark, and hold one object per line or an array.
+Files may be compressed, begin with a byte order mark, and hold one object per line or an array.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from conf.errors import InputError
 
 BUFFER_BYTES = 1 << 20
 PIECE_BYTES = 1 << 16
-"""Compressed bytes that are decompressed at a time, which bounds the memory of the result."""
+"""Number of compressed bytes to decompress at a time, which bounds the memory of the result."""
 
 
 class Compression(NamedTuple):
@@ -28,7 +28,7 @@ class Compression(NamedTuple):
 
     name: its name in messages.
     start: pattern of the bytes that each member begins with.
-    make: makes a decompressor of one member.
+    make: returns a decompressor for one member.
     """
 
     name: str
@@ -66,17 +66,18 @@ NULS: dict[tuple[bool, ...], str] = {
     (True, True, True, False): "UTF-32",
     (False, True, True, True): "UTF-32",
 }
-"""Encoding of a text that begins with ASCII, by the NULs in its first 4 bytes (RFC 4627)."""
+"""Encoding of a text that begins with ASCII, by which of its first 4 bytes are NUL (RFC 4627)."""
 ARRAY = re.compile(rb"\s*\[(\s*\{|[ \t\r]*\n)")
 INDENTED = re.compile(rb"\s*\{[ \t\r]*\n")
-BLANK = re.compile(r"[\s\ufeff]*")  # concatenated files have byte order marks inside
+BLANK = re.compile(r"[\s\ufeff]*")  # concatenated files may have byte order marks inside
 
 
 def open_text(path: str | Path) -> io.BufferedReader:
-    """Returns the bytes of a file, decompressed if its name ends like that of a compressed file.
+    """Opens a file for reading bytes, decompressed if its name has the ending of a compressed file.
 
-    A compressed file may have several members, with NUL bytes after each. Reading a file that is
-    truncated, damaged or has anything else after a member raises ValueError with what to do.
+    A compressed file may have several members, each followed by NUL bytes. If the file is
+    truncated, damaged or has other data after a member, reading raises a ValueError that says what
+    to do.
     """
     file: io.BufferedReader = io.BufferedReader(io.FileIO(path), BUFFER_BYTES)
     compression = COMPRESSIONS.get(Path(path).suffix)
@@ -178,7 +179,7 @@ def other_kind(raw: bytes) -> str:
 
 
 def how_to_convert(kind: str) -> str:
-    """Returns advice on how to make readable text of a file of this `other_kind`."""
+    """Returns advice on how to convert a file of this `other_kind` to readable text."""
     if kind.startswith("UTF"):
         return f"convert it with iconv -f {kind.split()[0]} -t UTF-8"
     if kind.startswith("compressed"):
@@ -205,7 +206,7 @@ def check_json_lines(head: bytes) -> None:
 
 
 class _Joined(io.RawIOBase):
-    """The content of a compressed file, all members joined."""
+    """The content of a compressed file, with all members joined."""
 
     def __init__(self, file: BinaryIO, compression: Compression) -> None:
         self._file = file
@@ -241,7 +242,7 @@ def _pieces(file: BinaryIO, compression: Compression) -> Iterator[bytes]:
     while chunk := file.read(PIECE_BYTES):
         while chunk:
             if member is None:
-                chunk = chunk.lstrip(b"\0") if members else chunk  # padding, as tape drives add
+                chunk = chunk.lstrip(b"\0") if members else chunk  # padding, as from tape drives
                 if not chunk:
                     break
                 chunk += file.read(16) if len(chunk) < 16 else b""

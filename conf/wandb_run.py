@@ -1,4 +1,4 @@
-"""Settings of Weights & Biases and opening of its runs, shared by every stage that trains."""
+"""Settings for Weights & Biases, and a function that opens its runs, for all training stages."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class LoggerConfig:
     """Destinations of metrics in addition to `metrics.jsonl`, which is always written.
 
     wandb: auto (online if an API key is set, else offline), online, offline or disabled.
-    project, entity, group: of the run in Weights & Biases.
+    project, entity, group: where the run is listed in Weights & Biases.
     progress: whether to show progress on the terminal.
-    trackers: more loggers of pretraining by name, each with its options.
+    trackers: further loggers for pretraining by name, each with its options.
     """
 
     wandb: str = "disabled"
@@ -40,7 +40,7 @@ class LoggerConfig:
         return [*(["wandb"] if self.wandb != "disabled" else []), *self.trackers]
 
     def check_wandb_only(self) -> None:
-        """Raises InputError where a command that logs to wandb alone is given other loggers."""
+        """Raises InputError if other loggers are set for a command that supports only wandb."""
         for name in self.trackers:
             raise InputError(
                 f"logger.trackers={name}: this command logs to files and wandb only. Drop {name}."
@@ -54,7 +54,7 @@ def open_run(
     settings: dict[str, Any],
     run_id: str | None = None,
 ) -> Any:
-    """Opens a run that stores its files in `folder`; with `run_id` it continues that run.
+    """Opens a run that stores its files in `folder`; if `run_id` is given, continues that run.
 
     Raises:
         InputError: wandb=online is set without a key.

@@ -12,7 +12,7 @@ from conf.errors import InputError
 
 
 def check_window_pattern(pattern: str | None, num_layers: int, sliding_window: int | None) -> None:
-    """Raises InputError where a pattern is not one, or does not go with the window."""
+    """Raises InputError if a pattern is not one, or does not go with the window."""
     if pattern is None:
         return
     key = f"model.window_pattern={pattern}"

@@ -45,7 +45,7 @@ class Vocabulary:
     def __init__(self, path: Path) -> None:
         """Reads a Hugging Face folder, a tokenized corpus, or a tokenizer.json.
 
-        Raises InputError where there is no tokenizer, or a special token is not in it.
+        Raises InputError if there is no tokenizer, or a special token is not in it.
         """
         self.folder = path.parent if path.is_file() else path
         self.file = path if path.is_file() else path / "tokenizer.json"

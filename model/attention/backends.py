@@ -166,13 +166,13 @@ def usable_backends(device: torch.device, dtype: torch.dtype) -> list[str]:
 
 
 def check_backend_name(name: str) -> None:
-    """Raises InputError where a backend is unknown."""
+    """Raises InputError if a backend is unknown."""
     if name not in BACKENDS:
         raise InputError(f"attention={name} is not known{did_you_mean(name, ['auto', *BACKENDS])}.")
 
 
 def check_backend(name: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Raises InputError where a backend is unknown or not available on the device."""
+    """Raises InputError if a backend is unknown or not available on the device."""
     check_backend_name(name)
     if name not in usable_backends(device, dtype):
         raise InputError(

@@ -46,7 +46,7 @@ class Family:
     hf_defaults: ClassVar[Mapping[str, Any]] = {}
 
     def check(self, model: Mapping[str, Any]) -> None:
-        """Raises InputError where the class lacks a feature of a model, or requires one.
+        """Raises InputError if the class lacks a feature of a model, or requires one.
 
         Args:
             model: The fields of a `ModelConfig`.
@@ -73,7 +73,7 @@ class Family:
     def from_hf(self, config: Mapping[str, Any]) -> Fields:
         """Returns the optional features of a model from its config.json, defaults included.
 
-        Raises InputError where the network cannot be what the config says.
+        Raises InputError if the network cannot be what the config says.
         """
         return {}
 

@@ -64,7 +64,7 @@ def hf_config(
 def read_config(folder: Path) -> ModelConfig:
     """Returns the model that a Hugging Face folder holds.
 
-    Raises InputError where its family is unknown, or where it has a feature that the network does
+    Raises InputError if its family is unknown, or where it has a feature that the network does
     not have, such as biases or scaled RoPE.
     """
     path = folder / "config.json"

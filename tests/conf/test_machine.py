@@ -129,7 +129,7 @@ def test_a_type_asked_for_by_name_is_warned_of_with_the_measured_factor():
     said = slow_warning("precision=bf16", "bfloat16", slow, "precision=auto", speeds)
     assert said.startswith("precision=bf16: this CPU has no bf16 units (AVX2 at best)")
     assert "40 times slower than float32 (measured: 2.5 against 100 GFLOP/s)" in said
-    assert said.endswith("Take precision=auto.")
+    assert said.endswith("Use precision=auto.")
     assert slow_warning("dtype=float32", "float32", slow, "", speeds) == ""
     assert slow_warning("precision=bf16", "bfloat16", ZEN4, "", speeds) == ""
     assert "fp16 units" in slow_warning("dtype=float16", "float16", ZEN4, "", speeds)
