@@ -1,1 +1,1 @@
-"""The training loop on a device mesh."""
+"""Pretraining: the training loop, which runs on a device mesh, and everything around it."""

@@ -1,10 +1,9 @@
-"""Chooses the attention backend of each stage: the fastest one, timed once at the start.
+"""Chooses the fastest attention backend for each sequence length, timed once at the start.
 
-The fastest backend depends on the GPU, the packages, the head size, the window and the documents of
-the data, so `parallel.attention=auto` times every usable backend on the first batch of each
-sequence length. Rank 0 times and decides for all ranks, because backends round differently. Nothing
-is timed on a CPU, so that its runs are reproducible bit for bit: there one backend is faster with a
-window, and one without.
+The fastest backend depends on the GPU, the packages, the head size, the window and the document
+lengths, so `parallel.attention=auto` times every usable backend on the first batch of each sequence
+length. Rank 0 decides for all ranks, because backends round differently. On a CPU nothing is timed,
+so that runs are reproducible bit for bit: `blocks` is used with a window and `sdpa` without one.
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ ITERATIONS = 5
 
 @dataclass
 class Timing:
-    """The backend of one sequence length, with the times of all candidates.
+    """The backend for one sequence length, with the times of all candidates.
 
-    seconds: per backend, forward and backward pass of one layer on one micro-batch.
+    seconds: per backend, the time of one layer's forward and backward pass on one micro-batch.
     failed: per backend that could not run, the reason.
     """
 
@@ -54,10 +53,10 @@ def choose_attention(
     layout: Layout,
     processes: Processes,
 ) -> dict[int, Timing]:
-    """Returns the backend of each sequence length of the plan, the same on all ranks.
+    """Returns the backend for each sequence length of the plan, the same on all ranks.
 
-    Raises InputError where the config names a backend that cannot run here. With context
-    parallelism, whole sequences are timed.
+    Raises InputError if the config names a backend that cannot run here. With context parallelism,
+    unsplit sequences are timed.
     """
     name, dtype = config.parallel.attention, compute_dtype(config.precision)
     if name != "auto":
@@ -95,8 +94,10 @@ def choose_attention(
 def fastest(candidates: Sequence[str], work: Callable[[str], Callable[[], None]]) -> Timing:
     """Times the candidates and returns the fastest; a single candidate is not timed.
 
-    work: returns a function that does a candidate's work once. Candidates that fail (unsupported
-    shapes, memory) are skipped. Raises RuntimeError if all fail.
+    Candidates that fail (unsupported shapes, out of memory) are skipped. Raises RuntimeError if all
+    fail.
+
+    work: takes the name of a candidate, and returns a function that does its work once.
     """
     if len(candidates) == 1:
         return Timing(candidates[0])
@@ -104,7 +105,7 @@ def fastest(candidates: Sequence[str], work: Callable[[str], Callable[[], None]]
     for name in candidates:
         try:
             timing.seconds[name] = seconds_of(work(name))
-        except Exception as why:  # each kernel has its own errors; the reason is kept
+        except Exception as why:  # each kernel raises its own errors; `failed` keeps the reason
             timing.failed[name] = str(why).split("\n")[0][:200]
     if not timing.seconds:
         raise RuntimeError(f"no attention backend ran here: {timing.failed}")
@@ -113,7 +114,7 @@ def fastest(candidates: Sequence[str], work: Callable[[str], Callable[[], None]]
 
 
 def seconds_of(work: Callable[[], None]) -> float:
-    """Returns the shortest of several times, after a warm-up that compiles and fills caches."""
+    """Returns the shortest time of several runs, after one that compiles and warms up caches."""
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     work()
     best = float("inf")
@@ -135,16 +136,17 @@ def forward_backward(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Callable[[], None]:
-    """Returns a function that runs one layer's attention and its gradients on a backend.
+    """Returns a function that runs one layer's attention and its gradients with a backend.
 
-    It runs the heads of one of `tp` ranks, and all layers where their windows differ.
+    The function runs the heads of one of `tp` ranks. If the layers' windows differ, it runs all
+    layers.
 
     Args:
         name: The backend.
         model: Config of the network.
         shape: (batch, seq).
         tp: Number of tensor-parallel ranks.
-        cu_seqlens: (documents + 1,) int32 starts of documents, on the device; None where every
+        cu_seqlens: (documents + 1,) int32 starts of documents, on the device; None if every
             sequence is one document.
         device: Device of the inputs.
         dtype: Dtype of the inputs.

@@ -1,8 +1,8 @@
-"""Checks of a run before it starts, as pure functions that return, or raise InputError.
+"""Checks a run before it starts, with functions without side effects that may raise InputError.
 
 They need the config, the plan, the manifest of the data and a description of the processes (`Job`).
-`pretrain.setup` describes the processes it runs on, `launch` those that a job will have. All checks
-of a new run are listed in `check_run`; those of a checkpoint are in `pretrain.resume_checks`.
+`pretrain.setup` describes the processes it runs in, and `launch` those that a job will have.
+`check_run` lists all checks of a new run; those of a checkpoint are in `pretrain.resume_checks`.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ from pretrain.recipe import training_config
 RUN_KEYS = ("model", "data", "recipe", "optim", "parallel")
 """Groups of keys in the config.yaml of every run."""
 FP8_MULTIPLE = 16
-"""`torch._scaled_mm` needs matrices whose sides are multiples of this."""
+"""Number of which the sides of matrices must be multiples in `torch._scaled_mm`."""
 FP8_CAPABILITY = (8, 9)
-"""Compute capability of the first NVIDIA GPUs that multiply fp8 (Ada)."""
+"""Compute capability of the first NVIDIA GPUs with fp8 matrix products (Ada)."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """The processes that a run has, or will have.
+    """A description of the processes that a run has or will have.
 
     Attributes:
         world_size: Number of processes.
         device: cpu or cuda.
         here: True if the run uses the devices of this machine, so that they can be checked.
-        packages: True if the run uses the packages of this machine.
-        ranks_per_node: Processes per machine, for `parallel=auto`.
+        packages: True if the run uses the Python packages installed on this machine.
+        ranks_per_node: Number of processes per machine, for `parallel=auto`.
         memory_bytes: Memory per process, for `parallel=auto`.
     """
 
@@ -66,12 +66,12 @@ class Job:
 def check_run(
     config: PretrainConfig, plan: StagePlan, manifest: Manifest | None, job: Job
 ) -> tuple[int, int, int, int]:
-    """Runs all checks of a new run and returns the sizes of the mesh, in the order of MESH.
+    """Runs all checks of a new run, and returns the sizes of the mesh in the order of MESH.
 
     Args:
         config: The run.
-        plan: Its stages.
-        manifest: Manifest of the data; None if it does not exist yet, which skips its checks.
+        plan: The stages of the run.
+        manifest: Manifest of the data; None skips the checks of the data, if it does not exist yet.
         job: The processes of the run.
     """
     if manifest is not None:
@@ -107,7 +107,7 @@ def check_run_folder(run_dir: Path) -> None:
 
 
 def check_parameters(config: PretrainConfig) -> None:
-    """Raises InputError if the optimizer does not fit the parameters of the model."""
+    """Raises InputError if the optimizer cannot handle the parameters of the model."""
     from model.network import build_meta  # imports torch
 
     parameters = build_meta(config.model).named_parameters()
@@ -115,7 +115,7 @@ def check_parameters(config: PretrainConfig) -> None:
 
 
 def sample_order(config: PretrainConfig, plan: StagePlan, manifest: Manifest) -> SampleOrder:
-    """Returns the order of samples of a run. Raises InputError if the plan needs more text."""
+    """Returns the order of samples of a run. Raises InputError if the corpus is too small."""
     return SampleOrder(
         manifest.source_tokens("train"),
         plan.stages,
@@ -157,7 +157,7 @@ def check_layout(
 
 
 def sequence_parts(cp: int, tp: int) -> int:
-    """Returns the number of equal parts that context and tensor parallelism need of a sequence."""
+    """Returns the number of equal parts into which cp and tp must be able to split a sequence."""
     return tp if cp == 1 else 2 * cp * tp
 
 
@@ -222,7 +222,7 @@ def check_attention(name: str, precision: str, job: Job) -> None:
 
 
 def check_async_tensor_parallel(config: ParallelConfig, job: Job) -> None:
-    """Raises InputError if asynchronous tensor parallelism is on but cannot be used."""
+    """Raises InputError if asynchronous tensor parallelism is requested but cannot be used."""
     if not config.async_tp:
         return
     key = "parallel.async_tp=true"
@@ -256,11 +256,11 @@ def check_logger(config: LoggerConfig) -> None:
 
 
 def check_precision(config: PretrainConfig, plan: StagePlan, dp_size: int, job: Job) -> None:
-    """Raises InputError if a stage's precision cannot run in the job or follow that of the run.
+    """Raises InputError if a stage's precision does not fit the job or the precision of the run.
 
     Args:
         config: The run.
-        plan: Its stages.
+        plan: The stages of the run.
         dp_size: Number of data-parallel ranks.
         job: The processes of the run.
     """
@@ -321,14 +321,15 @@ def check_fp8_device(precision: str) -> None:
 def check_fp8_sides(
     precision: str, model: ModelConfig, tp: int, cp: int, micro_batch_tokens: int | None
 ) -> None:
-    """Raises InputError if a side of an fp8 matrix on a rank is not a multiple of 16.
+    """Raises InputError if a side of an fp8 matrix on a rank is not a multiple of FP8_MULTIPLE.
 
     Args:
         precision: fp8 or fp8_rowwise.
         model: The network.
         tp: Tensor-parallel ranks, which split the matrices.
         cp: Context-parallel ranks, which split the micro-batch.
-        micro_batch_tokens: Inner side of weight gradients; None if it is not known yet.
+        micro_batch_tokens: Tokens of a micro-batch, which are the inner side of the product for
+            weight gradients; None if not known yet.
     """
     for key, size, split, parts in (
         ("model.hidden_size", model.hidden_size, "tp", 1),
@@ -346,7 +347,7 @@ def check_fp8_sides(
 
 
 def check_profile(config: ProfileConfig, job: Job) -> None:
-    """Raises InputError if the run cannot record what the profile asks for."""
+    """Raises InputError if the run cannot record the requested profile."""
     if config.memory and job.device != "cuda":
         raise InputError(
             f"profile.memory=true, but the run is on {job.device}. Memory snapshots exist on CUDA "
@@ -369,7 +370,7 @@ def check_tasks_package(config: EvaluationConfig) -> None:
 
 
 def check_vocabulary(manifest: Manifest, config: PretrainConfig) -> None:
-    """Raises InputError if the ids of the data exceed the model's embedding."""
+    """Raises InputError if the vocabulary of the data is larger than the model's embedding."""
     manifest.check_tokenizer()
     if manifest.vocab_size > config.model.vocab_size:
         raise InputError(

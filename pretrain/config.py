@@ -1,4 +1,4 @@
-"""Config of a training run: `conf/command/pretrain.yaml` and its groups."""
+"""Config of a training run, which `conf/command/pretrain.yaml` and its config groups fill in."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class DataConfig:
     """The tokenized corpus.
 
     folder: output of `python -m data_pipeline tokenize`, local or a URL such as s3://bucket/corpus.
-    max_epochs: times that a source may be read; a recipe that needs more is refused.
-    prefetch_steps: steps that are read ahead while another one trains.
-    cache_bytes: disk space of the cache of a remote corpus, per process.
+    max_epochs: how many times a source may be read; a recipe that needs more is refused.
+    prefetch_steps: number of steps whose data is read ahead during training.
+    cache_bytes: disk space per process for the cache of a remote corpus.
     """
 
     folder: str = MISSING
@@ -43,11 +43,12 @@ class DataConfig:
 
 @dataclass
 class ParameterGroupConfig:
-    """Parameters with a learning rate or a weight decay of their own.
+    """Parameters with their own learning rate or weight decay.
 
     match: glob of parameter names, such as `embed_tokens.*` or `layers.0.*`; a parameter belongs to
         the first group that matches it.
-    lr_scale: multiplies the learning rate. weight_decay: null for what it is without the group.
+    lr_scale: factor on the learning rate.
+    weight_decay: weight decay of these parameters; null for the value they have without the group.
     """
 
     match: str = MISSING
@@ -61,15 +62,15 @@ class OptimConfig:
 
     name: adamw, muon or another of `pretrain.optim.OPTIMIZERS`; muon updates the matrices of the
         blocks and AdamW the rest.
-    options: options of that optimizer, such as momentum and ns_steps (iterations of Newton-Schulz)
-        of muon.
-    groups: parameters by name that get an lr_scale or a weight_decay of their own, as in
+    options: options of that optimizer, such as muon's momentum and ns_steps (number of
+        Newton-Schulz iterations).
+    groups: named groups of parameters with their own lr_scale or weight_decay, as in
         groups={embeddings: {match: "embed_tokens.*", lr_scale: 0.1, weight_decay: 0.0}}.
-    decay_embeddings, decay_norms: whether weight decay applies to them too.
-    max_grad_norm: gradients of a larger norm are scaled down to it; 0 for no clipping.
-    schedule: cosine, linear, constant or wsd, after a linear warm-up. wsd stays at the top until
-        the last decay_tokens and then falls as decay_shape says: linear, cosine or sqrt (1 - sqrt
-        of the progress).
+    decay_embeddings, decay_norms: whether weight decay also applies to embeddings and norms.
+    max_grad_norm: norm to which larger gradients are scaled down; 0 for no clipping.
+    schedule: cosine, linear, constant or wsd, each after a linear warm-up. wsd keeps the peak rate
+        until the last decay_tokens, and then falls with the shape decay_shape: linear, cosine or
+        sqrt (1 - sqrt of the progress).
     """
 
     name: str = "adamw"
@@ -106,20 +107,22 @@ class OptimConfig:
 
 @dataclass
 class ParallelConfig:
-    """Division of the work between processes; -1 for dp_shard takes all remaining processes.
+    """Division of the work between processes.
 
-    dp_replicate: replicas of the model.
-    dp_shard: processes that shard weights and optimizer states (FSDP2), each with its own samples.
-    cp: processes that split every sequence (context parallelism). They shard weights too.
-    tp: processes that split every matrix, and the sequence between matrices (tensor parallelism).
-    micro_batch_tokens: most tokens of one forward pass on one rank; gradients are accumulated up to
-        recipe.global_batch_tokens. auto takes what fits into memory.
-    activation_checkpointing: what is recomputed in backward to save memory: none, selective (all
-        but matrix products and attention), or full (whole blocks).
+    dp_replicate: number of replicas of the model.
+    dp_shard: number of processes that shard weights and optimizer states (FSDP2), each with its own
+        samples; -1 for all remaining processes.
+    cp: number of processes that split every sequence (context parallelism). They shard weights too.
+    tp: number of processes that split every matrix, and the activations between matrices along the
+        sequence (tensor and sequence parallelism).
+    micro_batch_tokens: largest number of tokens in a forward pass on one rank; gradients are
+        accumulated up to recipe.global_batch_tokens. auto takes the most that fits into memory.
+    activation_checkpointing: parts to recompute in the backward pass to save memory: none,
+        selective (all but matrix products and attention), or full (whole blocks).
     reshard_after_forward: whether the gathered weights of a block are freed between its forward and
-        backward pass; null frees them where several processes shard the weights.
-    compile: torch.compile of each block, true or false. auto compiles on CUDA, and on a CPU if the
-        run is long enough to save more time than compiling takes.
+        backward pass; null frees them if several processes shard the weights.
+    compile: whether torch.compile compiles each block, true or false. auto compiles on CUDA, and on
+        a CPU if the run is long enough to save more time than compiling takes.
     async_tp: overlaps tensor-parallel communication with matrix products; needs compile and GPUs.
     attention: auto, or a backend of `model.attention.backends`.
     auto: chooses sizes, micro_batch_tokens and activation_checkpointing (at least the given one)
@@ -154,16 +157,16 @@ class ParallelConfig:
             raise InputError(f"parallel.compile={self.compile}: expected auto, true or false.")
 
     def reshards_after_forward(self, shards: int) -> bool:
-        """Returns whether backward gathers again the weights that `shards` processes shard."""
+        """Returns whether a block's weights, sharded `shards` ways, are regathered in backward."""
         return shards > 1 if self.reshard_after_forward is None else self.reshard_after_forward
 
 
 @dataclass
 class ValidationConfig:
-    """Held-out loss during training.
+    """Measurement of the held-out loss during training.
 
-    every_steps: 0 for only before the first and after the last step.
-    tokens: held-out tokens per source and validation.
+    every_steps: interval; 0 for only before the first and after the last step.
+    tokens: number of held-out tokens per source in each validation.
     """
 
     every_steps: int = 100
@@ -172,10 +175,10 @@ class ValidationConfig:
 
 @dataclass
 class EvaluationConfig:
-    """Tasks of lm-eval on the model in training.
+    """Evaluation of the model with lm-eval tasks during training.
 
     tasks, task_folder, num_fewshot, limit: those of `python -m eval lm_eval`.
-    every_steps: 0 for only after the last step.
+    every_steps: interval; 0 for only after the last step.
     """
 
     tasks: Any = field(default_factory=list)
@@ -193,19 +196,20 @@ class EvaluationConfig:
 
 @dataclass
 class CheckpointConfig:
-    """Checkpoints in addition to the final one: how often, how many, and where.
+    """Checkpoints during training: how often, how many, and where. The last step is always saved.
 
-    every_steps, every_tokens, every_minutes: intervals, of which the first to pass counts; 0 for
+    every_steps, every_tokens, every_minutes: intervals between saves, which may be combined; 0 for
         never.
-    interval: null, or auto for the interval that loses the least time (Daly), given the measured
-        cost of a save and mttf_hours; it replaces every_steps.
+    interval: null, or auto to replace every_steps by the interval that loses the least time, which
+        Daly's formula gives for mttf_hours and the measured cost of a save.
     mttf_hours: mean time between failures of the whole job.
-    short_lived_every_steps: more saves in between, each kept only until the next save.
-    keep_last: number of checkpoints kept on disk.
-    keep_every: also keeps multiples of this step permanently; 0 for none.
-    keep_best: also keeps this number of checkpoints with the lowest held-out loss.
-    asynchronous: writes files while training continues.
-    wait_seconds: time that a save waits for an earlier one before it is skipped.
+    short_lived_every_steps: interval of additional saves, each kept only until the next save; 0 for
+        none.
+    keep_last: number of newest checkpoints kept on disk.
+    keep_every: steps that are multiples of this number are kept permanently; 0 for none.
+    keep_best: number of checkpoints with the lowest held-out loss that are kept too.
+    asynchronous: whether files are written while training continues.
+    wait_seconds: time that a save waits for an earlier save before it is skipped.
     timeout_minutes: time after which a writer counts as hung and is killed.
     copy_to: URL (s3://bucket/run) of a mirror of all but short-lived checkpoints. Checkpoints that
         are missing or damaged in the run folder are restored from it.
@@ -253,11 +257,11 @@ class CheckpointConfig:
 
 @dataclass
 class ProfileConfig:
-    """Traces of steps, in `profile/` of the run folder.
+    """Profiler traces of chosen steps, in `profile/` of the run folder.
 
     steps: steps to trace, counted from 1; consecutive steps share a file.
-    ranks: ranks that write a file each.
-    memory: also writes snapshots of CUDA memory.
+    ranks: ranks that are traced, with one file each.
+    memory: whether snapshots of CUDA memory are written too.
     """
 
     steps: list[int] = field(default_factory=list)
@@ -273,18 +277,20 @@ class ProfileConfig:
 class PretrainConfig:
     """One training run. The same command, run again, continues it.
 
-    run_dir: folder with all files of the run.
-    init_from: a Hugging Face folder to start from; null for random weights. Without model=, the
-        model is that of the folder. model.max_seq_len and model.rope_theta may differ from it.
+    run_dir: folder for all files of the run.
+    init_from: a Hugging Face folder to start from; null for random weights. Without model=, the run
+        uses the model of the folder, of which model.max_seq_len and model.rope_theta may be
+        changed.
     precision: fp32; bf16 with float32 master weights and reductions; or bf16 with the blocks'
-        matrix products in fp8 (fp8: one scale per matrix, fp8_rowwise: one per row). auto is bf16
-        if every process's hardware multiplies it, else fp32. A resumed run keeps its precision.
+        matrix products in fp8 (fp8: one scale per matrix, fp8_rowwise: one per row). auto takes
+        bf16 if the hardware of all processes supports it, else fp32. A resumed run keeps its
+        precision.
     objective: name and options of the loss to minimize. Validation measures the cross-entropy.
     allow_change: keys or groups of the config that may differ from the last start, such as optim.
     gc_every_steps: interval of Python's garbage collection on all ranks; 0 leaves it to Python.
-    report: whether a finished run writes report.html (python -m eval report).
-    stop_after: steps after which the run ends with a checkpoint, as if it was interrupted; the
-        schedule remains that of the whole plan. null for all steps.
+    report: whether a finished run writes report.html, as python -m eval report does.
+    stop_after: step after which the run ends with a checkpoint, as if interrupted; null for the
+        last step. The learning-rate schedule remains that of the whole plan.
     """
 
     name: str = MISSING
@@ -315,7 +321,7 @@ class PretrainConfig:
         one_of("precision", self.precision, PRECISION_CHOICES)
 
     def precision_of(self, stage: ScheduledStage) -> str:
-        """Returns the stage's own precision, or the run's."""
+        """Returns the precision of a stage, which is the run's unless the stage sets its own."""
         return training_config(stage).precision or self.precision
 
 
@@ -327,7 +333,7 @@ def device_of(device: str, available: str) -> str:
         available: cuda if there are GPUs, else cpu.
 
     Raises:
-        InputError: GPUs are requested and there are none.
+        InputError: A GPU is requested and there is none.
     """
     if device == "cuda" and available != "cuda":
         raise InputError("device=cuda: there is no CUDA device. Use device=cpu or auto.")

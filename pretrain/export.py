@@ -1,4 +1,4 @@
-"""The command `python -m pretrain export`, which writes a step of a run as a Hugging Face folder.
+"""The command `python -m pretrain export`, which writes a run's model as a Hugging Face folder.
 
 Stock `transformers`, vLLM and lm-eval load the folder without any code of this project.
 """
@@ -48,11 +48,11 @@ class ExportConfig:
     step: `latest`, or a step with a checkpoint; 0 is the model before training, rebuilt from the
         config.
     out: the folder to write.
-    dtype: of the weights, `bfloat16` or `float32`.
-    chat_template: the template that is stored with the tokenizer, for tuning.
-    overwrite: replaces `out`, if it is a model folder that Headwater made.
-    data: the corpus of the run, needed only where the run folder has no copy of the tokenizer and
-        the corpus has moved.
+    dtype: dtype of the weights, `bfloat16` or `float32`.
+    chat_template: the chat template to store with the tokenizer, for fine-tuning.
+    overwrite: replaces `out` if it is a model folder that Headwater wrote.
+    data: the corpus of the run, needed only if the run folder has no copy of the tokenizer and the
+        corpus has moved.
     """
 
     run: str = MISSING
@@ -68,7 +68,7 @@ class ExportConfig:
 
 
 def export(config: ExportConfig) -> None:
-    """Writes the folder `out`, whole or not at all."""
+    """Writes the folder `out`, which appears only once it is complete."""
     output = Output(config.out, MODEL, config.overwrite, [config.run])
     output.check()
     run_dir = Path(config.run)
@@ -99,8 +99,8 @@ def corpus_of(run_dir: Path, folder: str, ignore_copy: bool) -> Manifest:
 
     Args:
         run_dir: The run folder.
-        folder: The corpus, for runs of earlier versions, which have no copy of the manifest.
-        ignore_copy: Reads `folder` even where the run folder has a copy.
+        folder: The corpus, for runs of earlier versions that have no copy of the manifest.
+        ignore_copy: True to read `folder` even if the run folder has a copy.
 
     Raises:
         InputError: No manifest is found, or its tokenizer is not that of the run.
@@ -158,7 +158,7 @@ def write_tokenizer(folder: Path, manifest: Manifest, max_seq_len: int, chat_tem
     Args:
         folder: The folder to write to.
         manifest: The corpus.
-        max_seq_len: Positions of the model.
+        max_seq_len: Number of positions of the model.
         chat_template: The chat template to store.
     """
     content, pieces = exported_tokenizer(manifest)
@@ -172,14 +172,14 @@ def write_tokenizer(folder: Path, manifest: Manifest, max_seq_len: int, chat_tem
 def export_card(
     run: PretrainConfig, model: ModelConfig, manifest: Manifest, step: int, tokens: int
 ) -> str:
-    """Returns the README.md of the folder.
+    """Returns the content of README.md for the exported folder.
 
     Args:
         run: The config of the run.
         model: The network at the exported step.
         manifest: The corpus of the run.
         step: The exported step.
-        tokens: Tokens trained on until then.
+        tokens: Number of tokens trained on up to that step.
     """
     facts = {
         "parameters": f"{parameters(model):,}",

@@ -1,4 +1,4 @@
-"""Description of the machine, and its peak FLOP/s, which is the denominator of MFU."""
+"""Describes the machine, and finds its peak FLOP/s, which is the denominator of MFU."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ PACKAGES = ("torch", "megatron-core", "datasets", "tokenizers", "hydra-core", "w
 
 
 def compute_dtype(precision: str) -> torch.dtype:
-    """Returns the dtype of activations and gathered weights; fp8 is used in products only."""
+    """Returns the dtype of activations and gathered weights; fp8 applies to products only."""
     return torch.float32 if precision == "fp32" else torch.bfloat16
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     """Returns the FLOP/s of one device, and the source of the number.
 
-    It is from the data sheet of a GPU in the table. For other devices it is measured with a matrix
-    product, which this process can reach with its number of threads.
+    For a GPU in the table, the number is from its data sheet. For other devices, it is measured
+    with a matrix product that uses the threads of this process.
     """
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
@@ -58,7 +58,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
 
 
 def fp8_peak(device: torch.device) -> float | None:
-    """Returns the dense fp8 peak of a GPU's data sheet; None without fp8 or data sheet."""
+    """Returns the dense fp8 peak from a GPU's data sheet; None if it is unknown."""
     found = data_sheet(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     return (found[1] or None) if found is not None else None
 
@@ -66,7 +66,7 @@ def fp8_peak(device: torch.device) -> float | None:
 def data_sheet(name: str) -> tuple[float, float] | None:
     """Returns the dense peaks in bf16 and fp8 of the GPU that torch calls `name`.
 
-    Returns None for GPUs outside the table and for a slice of a GPU (MIG).
+    Returns None for GPUs that are not in the table, and for a slice of a GPU (MIG).
     """
     if "MIG" in name:
         return None
@@ -99,14 +99,14 @@ def _git(*arguments: str) -> str | None:
 
 
 def memory_peak_bytes(device: torch.device) -> int:
-    """Returns the peak memory of this process since `reset_memory_peak`, on its device."""
+    """Returns the peak memory of this process on its device since `reset_memory_peak`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def reset_memory_peak(device: torch.device) -> None:
-    """Resets the peak, so that it excludes the setup, such as the timing of attention."""
+    """Resets the memory peak, so that it excludes the setup, such as the timing of attention."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return

@@ -1,4 +1,4 @@
-"""The state a run starts from: its newest checkpoint, or the weights of step 0."""
+"""The state that a run starts from: its newest checkpoint, or the weights of step 0."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pretrain.processes import Processes
 class InitialWeights:
     """The weights of step 0: random values, or those of the Hugging Face folder `init_from`.
 
-    changes: sentences on what the run changes about that folder's model.
+    changes: one sentence per setting in which the run's model differs from that of the folder.
     """
 
     def __init__(self, config: PretrainConfig) -> None:
@@ -45,9 +45,9 @@ class InitialWeights:
 
 @dataclass
 class InitialState:
-    """A checkpoint, or initial weights; one of them is None.
+    """A checkpoint or initial weights; the other of the two is None.
 
-    metadata: that of the checkpoint.
+    metadata: metadata of the checkpoint.
     """
 
     checkpoint: Path | None = None
@@ -56,7 +56,7 @@ class InitialState:
 
     @classmethod
     def find(cls, config: PretrainConfig, folder: Path, processes: Processes) -> InitialState:
-        """Returns the newest checkpoint in the folder that all ranks can read, else step 0."""
+        """Returns the newest checkpoint in the folder that all ranks can read, or else step 0."""
         found = latest_common_checkpoint(folder, processes, config.checkpoint.copy_to)
         return cls(weights=InitialWeights(config)) if found is None else cls(*found)
 
@@ -66,12 +66,12 @@ class InitialState:
         return int(self.metadata.get("step", 0))
 
     def load(self, model: Decoder, optimizer: torch.optim.Optimizer) -> None:
-        """Loads weights and optimizer states into a model that has storage."""
+        """Loads the weights and optimizer states of the checkpoint, if there is one."""
         if self.checkpoint is not None:
             read.load(self.checkpoint, model, optimizer)
 
     def materialize(self, model: Decoder, device: torch.device) -> None:
-        """Allocates a sharded meta model on the device, and initializes it at step 0."""
+        """Allocates a sharded meta model on the device, and at step 0 also initializes it."""
         if self.weights is not None:
             materialize(model, device, self.weights.value)
         else:
@@ -79,6 +79,6 @@ class InitialState:
             model.tie()
 
     def documents(self, sources: Sequence[str]) -> dict[str, int]:
-        """Returns per source how many documents were trained on to their end."""
+        """Returns, per source, the number of documents that were trained on to their end."""
         past = self.metadata["position"]["sources"] if self.metadata else {}
         return {source: past.get(source, {}).get("documents", 0) for source in sources}

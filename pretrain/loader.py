@@ -1,8 +1,8 @@
-"""Reads the micro-batches of one rank, some steps ahead of the training.
+"""Reads the micro-batches of one rank, a few steps ahead of training.
 
-The order of samples does not depend on ranks (I1). A rank takes its share of the global batch, and
-blank samples fill the last micro-batch if the batch does not divide evenly over the ranks. Since
-the order of all later steps is known, prefetching needs nothing but their numbers.
+The order of samples does not depend on ranks (I1). Each rank takes its share of the global batch.
+If the batch does not divide evenly over the ranks, blank samples fill the last micro-batch. The
+samples of a step follow from its number, so later steps can be prefetched at any time.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class StepData:
 
     Attributes:
         micro_batches: The micro-batches of this rank.
-        counts: (2 + 2 * sources,) int64: keys attended to by all queries in all layers, the digest
-            of the samples, then the targets per source, then the documents per source that end in
-            the samples. Blank samples do not count. The digest is a sum over samples modulo 2^64,
-            so that its sum over ranks does not depend on how samples are dealt to ranks.
+        counts: (2 + 2 * sources,) int64: the number of keys that all queries in all layers attend
+            to, the digest of the samples, the targets per source, and the documents per source that
+            end in these samples. Blank samples do not count. The digest is a sum over samples
+            modulo 2^64, so its sum over ranks does not depend on how samples are dealt to ranks.
         wait_seconds: How long training waited for the data.
     """
 
@@ -52,12 +52,12 @@ class Loader:
     Args:
         reader: Reader of the corpus.
         plan: Stages of the run.
-        dp_rank: This data-parallel rank.
+        dp_rank: Data-parallel rank of this process.
         dp_size: Number of data-parallel ranks.
         micro_batch_tokens: Largest micro-batch in tokens.
         windows: Attention window per layer, for counting the attended keys.
         device: Device of the batches.
-        prefetch_steps: Steps that are read ahead, by as many threads; 0 for none.
+        prefetch_steps: Number of steps to read ahead, one thread each; 0 for none.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Loader:
         """Returns the micro-batches of a step on the device, and prefetches the next steps.
 
         Raises:
-            InputError: A shard is damaged, or remote storage does not answer.
+            InputError: A shard is damaged, or remote storage does not respond.
         """
         started = time.perf_counter()
         current = self._prefetched.pop(step, None) or self._start(step)
@@ -100,7 +100,7 @@ class Loader:
         return data
 
     def close(self) -> None:
-        """Waits a few seconds for reading threads; the process can end while they still read."""
+        """Waits a few seconds for the reading threads, which do not keep the process alive."""
         wait(self._prefetched.values(), CLOSE_SECONDS)
         self._prefetched = {}
 
@@ -133,7 +133,7 @@ class Loader:
 
 
 def attended_keys(cu_seqlens: Tensor, window: int | None) -> int:
-    """Returns the keys that all queries attend to, exact for causal masks and windows."""
+    """Returns the exact number of keys that all queries attend to, under a causal mask."""
     lengths = cu_seqlens.long().diff()
     inside = lengths if window is None else lengths.clamp(max=window)
     beyond = (lengths - inside) * (window or 0)
@@ -141,7 +141,7 @@ def attended_keys(cu_seqlens: Tensor, window: int | None) -> int:
 
 
 def sample_digest(batch: Batch) -> int:
-    """Returns the sum over the samples of a 64-bit hash of (sample number, tokens)."""
+    """Returns the sum of a 64-bit hash of (sample number, tokens) over the samples."""
     total = 0
     for sample, tokens in zip(batch.samples, batch.tokens.numpy(), strict=True):
         salt = int(sample).to_bytes(16, "little")

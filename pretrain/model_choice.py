@@ -1,6 +1,6 @@
-"""The model of a run that is given as `init_from=<folder>` without `model=`.
+"""Finds the model of a run that is started with `init_from=<folder>` but without `model=`.
 
-The folder's model becomes a further choice of the group `model`, so that keys such as
+The model of the folder becomes a choice of the config group `model`, so that keys such as
 `model.max_seq_len` override its fields like those of any other choice.
 """
 
@@ -17,14 +17,14 @@ CHOICE = "of_init_from"
 
 
 def take_model(arguments: list[str], config_name: str) -> list[str]:
-    """Returns the arguments of a command, with the model of `init_from` where `model=` is absent.
+    """Returns the arguments of a command, with the model of `init_from` if `model=` is absent.
 
     Args:
         arguments: The command line.
         config_name: Name of the command's primary config.
 
     Raises:
-        InputError: The network cannot be the folder's model.
+        InputError: The folder's model is not supported.
     """
     from hydra.core.config_store import ConfigStore
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -48,16 +48,16 @@ def take_model(arguments: list[str], config_name: str) -> list[str]:
 
 
 def _model_of_folder(folder: Path) -> dict[str, Any]:
-    """Returns the model of a Hugging Face folder, under the name of the folder."""
+    """Returns the model of a Hugging Face folder, named after the folder."""
     from model.families.folder import read_config
 
     return asdict(read_config(folder)) | {"name": folder.resolve().name}
 
 
 def _model_of_run(arguments: list[str], config_name: str, folder: Path) -> dict[str, Any] | None:
-    """Returns the model that a run folder states, where its run was started from `folder`.
+    """Returns the model stored in the run folder, if that run was started from `folder`.
 
-    A resumed run thus does not need `folder` again. Returns None where there is no such run.
+    A resumed run therefore does not need `folder` again. Returns None if there is no such run.
     """
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
@@ -75,14 +75,14 @@ def _model_of_run(arguments: list[str], config_name: str, folder: Path) -> dict[
 
 
 def _store(configs: Any, model: dict[str, Any]) -> None:
-    """Stores a model as the choice CHOICE of the group `model`."""
+    """Registers a model as the choice CHOICE of the config group `model`."""
     configs.store(group="model", name=CHOICE, node=model)
 
 
 def check_initial(found: ModelConfig, model: ModelConfig, folder: str) -> list[str]:
     """Returns one sentence per key that a run changes in the model that it starts from.
 
-    Only max_seq_len and rope_theta may change, since they need no other weights.
+    Only max_seq_len and rope_theta may change, since the weights do not depend on them.
 
     Args:
         found: The model in the folder.

@@ -1,4 +1,4 @@
-"""Chooses the precision of `precision=auto`, the same on all ranks."""
+"""Chooses the precision for `precision=auto`, the same on all ranks."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from pretrain.processes import Processes
 
 @dataclass(frozen=True)
 class Report:
-    """One rank's view of the precision.
+    """The findings of one rank about the precision.
 
-    native: whether its hardware multiplies bf16; reason: why.
-    made_with: the precision of earlier starts of the run, read by rank 0 only.
-    warning: printed if it is not empty.
+    native: whether the rank's hardware has bf16 matrix products.
+    reason: the reason for that verdict.
+    made_with: the precision of earlier starts of the run, which only rank 0 reads.
+    warning: a warning to print, or an empty string.
     """
 
     native: bool
@@ -33,10 +34,10 @@ class Report:
 
 
 def settle_precision(config: PretrainConfig, processes: Processes) -> str:
-    """Sets `config.precision` where it is `auto`; every rank calls it.
+    """Sets `config.precision` if it is `auto`, and returns the reason. Every rank must call it.
 
-    Returns the reason, which rank 0 has printed. Warns, with a measurement, if a precision was
-    given for which a CPU has no units.
+    Rank 0 prints the reason. If a precision is given that the CPU has no instructions for, it
+    prints a warning with a measurement instead.
     """
     asked = config.precision
     found = processor(processes.device)
@@ -57,7 +58,7 @@ def settle_precision(config: PretrainConfig, processes: Processes) -> str:
 
 
 def decide(asked: str, reports: list[Report]) -> tuple[str, str]:
-    """Returns the precision of all ranks, and the reason; empty if the precision was given."""
+    """Returns the precision for all ranks and the reason, which is empty if it was given."""
     if asked != "auto":
         return asked, ""
     lacking = next((rank for rank, report in enumerate(reports) if not report.native), None)
@@ -95,8 +96,8 @@ def precision_before(config: PretrainConfig) -> str | None:
 def _manifests(folder: Path, copy: str | None) -> list[dict[str, Any]] | None:
     """Returns the checkpoint manifests that state a precision, newest first.
 
-    They are those of the folder, else that of the newest checkpoint in the mirror. Returns None
-    where there are no checkpoints.
+    They come from the folder or, if it has no checkpoints, from the newest one in the mirror.
+    Returns None if there are no checkpoints.
     """
     here = files.checkpoints_in(folder)
     found = []

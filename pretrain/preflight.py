@@ -1,8 +1,8 @@
-"""Checks of a run before it is started or queued.
+"""Checks a run before it is started or queued.
 
-`launch` calls them for the processes that a job will have. Things that do not exist yet or cannot
-be seen from this machine (data that an earlier step makes, a URL, a folder of the cluster) are left
-to the checks of the run itself.
+`launch` calls these checks for the processes that a job will have. Inputs that do not exist yet or
+cannot be seen from this machine (data that an earlier step makes, a URL, a folder on the cluster)
+are checked when the run starts.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from pretrain.precision_choice import precision_before
 from pretrain.resume_checks import check_resume
 
 ENDLESS = 10**15
-"""Tokens per source where no corpus can be read."""
+"""Tokens per source to assume if no corpus can be read."""
 
 
 def preflight(config: PretrainConfig, job: Job) -> None:
-    """Raises the InputError with which `python -m pretrain` would refuse the run as this job.
+    """Raises the InputError with which `python -m pretrain` would refuse to run as this job.
 
-    Writes nothing.
+    It writes no files.
     """
     config = copy.deepcopy(config)  # choices made here must not reach the caller
     check_run_folder(Path(config.run_dir))
@@ -61,7 +61,7 @@ def preflight(config: PretrainConfig, job: Job) -> None:
 
 
 def check_plan(config: PretrainConfig, manifest: Manifest | None, job: Job) -> None:
-    """Raises InputError where layout, recipe, data and job do not fit each other."""
+    """Raises InputError if the layout, recipe, data and job do not fit together."""
     plan = StagePlan(config.recipe, train_tokens(config.recipe, manifest))
     check_run(config, plan, manifest, job)
     if config.parallel.auto:
@@ -73,9 +73,9 @@ def check_plan(config: PretrainConfig, manifest: Manifest | None, job: Job) -> N
 
 
 def check_last_start(config: PretrainConfig, manifest: Manifest, newest: Path) -> None:
-    """Raises InputError where a run cannot continue with this config.
+    """Raises InputError if a run cannot continue with this config.
 
-    newest: its last checkpoint. Its bytes are verified only when the run starts.
+    newest: the last checkpoint of the run. Its bytes are verified only when the run starts.
     """
     plan = StagePlan(config.recipe, manifest.source_tokens("train"))
     try:
@@ -88,10 +88,10 @@ def check_last_start(config: PretrainConfig, manifest: Manifest, newest: Path) -
 
 
 def fitting_precision(config: PretrainConfig, job: Job) -> str:
-    """Returns the value of `precision=auto`.
+    """Returns the precision that `precision=auto` stands for.
 
-    It is the precision of earlier starts, else the one that this machine multiplies; still `auto`
-    where the job runs elsewhere.
+    That is the precision of earlier starts, or else the one that suits this machine. If the job
+    runs on other machines, it remains `auto`.
     """
     here = replace(config.checkpoint, copy_to=None)  # an object store may not answer for minutes
     before = precision_before(replace(config, checkpoint=here))
@@ -101,7 +101,7 @@ def fitting_precision(config: PretrainConfig, job: Job) -> str:
 
 
 def check_tasks(config: EvaluationConfig, job: Job) -> None:
-    """Raises InputError where lm-eval or a task to score during training is missing."""
+    """Raises InputError if lm-eval or a task to score during training is missing."""
     elsewhere = config.task_folder and not job.here and not Path(config.task_folder).exists()
     if not config.tasks or not job.packages or elsewhere:
         return
@@ -112,9 +112,9 @@ def check_tasks(config: EvaluationConfig, job: Job) -> None:
 
 
 def readable_manifest(folder: str, job: Job) -> Manifest | None:
-    """Returns the manifest of a corpus, or None where only the run can read it.
+    """Returns the manifest of a corpus, or None if only the run itself can read the corpus.
 
-    That is a remote corpus, or a missing one if the job does not run on this machine.
+    That is the case for a remote corpus, and for a missing one if the job runs on another machine.
     """
     if is_remote(folder) or not (job.here or (Path(folder) / FILE).is_file()):
         return None
@@ -124,7 +124,7 @@ def readable_manifest(folder: str, job: Job) -> Manifest | None:
 def train_tokens(recipe: RecipeConfig, manifest: Manifest | None) -> Mapping[str, int]:
     """Returns the training tokens per source.
 
-    Without a corpus these are the sources that the recipe names, with ENDLESS tokens each.
+    Without a corpus, each source that the recipe names has ENDLESS tokens.
     """
     if manifest is not None:
         return manifest.source_tokens("train")

@@ -1,4 +1,4 @@
-"""The processes of a run: this process, the device it uses, and how the ranks join each other."""
+"""The processes of a run: this process, its device, and how the ranks form a process group."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from conf.errors import EXIT_HANG, RunAborted
 from pretrain.config import device_of
 
 START_SECONDS = "HEADWATER_START_SECONDS"
-"""Environment variable: how long ranks wait for each other at the start. The default is 600."""
+"""Environment variable: seconds that ranks wait for each other at the start (default 600)."""
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
@@ -35,7 +35,7 @@ class Processes:
 
 
 def start(device: str) -> Processes:
-    """Joins the process group that `torchrun` set up, or makes one of this process alone."""
+    """Joins the process group that `torchrun` set up, or creates one for this process alone."""
     available = "cuda" if torch.cuda.is_available() else "cpu"
     use_cuda = device_of(device, available) == "cuda"
     backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
@@ -54,7 +54,7 @@ def start(device: str) -> Processes:
 def die_with_launcher() -> None:
     """Has the kernel send SIGTERM to this process when `torchrun` dies.
 
-    Ranks run in sessions of their own, so a launcher that was killed could not end them.
+    Ranks run in their own sessions, so they would outlive a launcher that was killed.
     """
     parent = os.getppid()
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":

@@ -1,4 +1,4 @@
-"""Training settings of the stages of a recipe: learning rate, precision and RoPE base."""
+"""Training settings of a recipe's stages: learning rate, precision and RoPE base."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from data_pipeline.sampling.recipe import RecipeConfig, ScheduledStage, StageCon
 
 @dataclass
 class StageRate:
-    """Learning rate of a stage, in place of that of `optim`: from `start` to `end` over its tokens.
+    """Learning rate of a stage, which replaces that of `optim`.
+
+    It goes from `start` to `end` over the tokens of the stage.
 
     shape: constant, linear, cosine or sqrt (1 - sqrt of the progress); null for the run's rate.
-    start: Rate at the start; null for the rate at which the previous stage ended.
-    end: Rate at the end; null for a constant rate.
+    start: rate at the start; null for the rate at which the previous stage ended.
+    end: rate at the end; null for a constant rate.
     """
 
     shape: str | None = None
@@ -24,11 +26,11 @@ class StageRate:
 
 @dataclass
 class TrainingStageConfig(StageConfig):
-    """Configuration of one stage of a recipe: the keys of `StageConfig`, and those of training.
+    """Configuration of one stage of a recipe: the keys of `StageConfig` and training settings.
 
-    rope_theta: Base of the rotary position embedding; null for the model's.
-    learning_rate: Learning rate of the stage.
-    precision: Precision of the stage; null for the run's.
+    rope_theta: base of the rotary position embedding; null for the model's.
+    learning_rate: learning rate of the stage.
+    precision: precision of the stage; null for the run's.
     """
 
     rope_theta: float | None = None
@@ -40,7 +42,7 @@ class TrainingStageConfig(StageConfig):
 class TrainingRecipeConfig(RecipeConfig):
     """Configuration of a recipe with training settings; see `RecipeConfig` for its keys."""
 
-    # A narrower value type: nothing adds stages after the config is composed.
+    # mypy rejects the narrower value type, but no code adds stages after the config is composed.
     stages: dict[str, TrainingStageConfig] = field(  # type: ignore[assignment]
         default_factory=dict
     )
@@ -58,7 +60,7 @@ class TrainingRecipeConfig(RecipeConfig):
 
 
 def training_config(stage: ScheduledStage) -> TrainingStageConfig:
-    """Returns the training settings of a stage, whose plan must be of a `TrainingRecipeConfig`."""
+    """Returns the training settings of a stage, which must come from a `TrainingRecipeConfig`."""
     if not isinstance(stage.config, TrainingStageConfig):
         raise TypeError(f"stage '{stage.name}' has no training settings")
     return stage.config

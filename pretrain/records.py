@@ -1,4 +1,4 @@
-"""Files with one JSON record per line, such as `metrics.jsonl`: append, read and edit."""
+"""Appends to, reads and edits files with one JSON record per line, such as `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 
 
 class RecordLog:
-    """A file that records are appended to, one line each.
+    """A file to which records are appended, one per line.
 
-    The file stays open between lines: on a cluster's file system, opening it costs more than
-    writing the line. If the disk is full, lines are kept in memory and retried with the next line,
-    so training continues.
+    The file stays open between lines, because opening it on a cluster's file system costs more than
+    writing a line. If the disk is full, training continues: the lines are kept in memory, and
+    written with the next line if possible.
     """
 
     def __init__(self, path: Path) -> None:
@@ -25,7 +25,7 @@ class RecordLog:
         self._file: int | None = None
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Writes a line at once, after all lines that are still waiting."""
+        """Writes a record at once, after all lines that are still waiting."""
         self.waiting.append(json.dumps(record) + "\n")
         size_before = None
         try:
@@ -49,16 +49,16 @@ class RecordLog:
         self.waiting.clear()
 
     def close(self) -> None:
-        """Closes the file until the next line, so that others on a network see all of it."""
+        """Closes the file until the next line, so that other machines see all of it."""
         file, self._file = self._file, None
         if file is not None:
             with suppress(OSError):
                 os.close(file)
 
     def _open(self) -> int:
-        """Returns a descriptor of the file that is at the path now.
+        """Returns a descriptor of the file at the path, which is reopened if it was replaced.
 
-        The file may have been replaced, or moved by a log rotation.
+        A log rotation may move the file, for example.
         """
         if self._file is not None:
             with suppress(FileNotFoundError):
@@ -70,20 +70,20 @@ class RecordLog:
 
 
 def drop_steps_after(path: Path, last: int) -> None:
-    """Removes the records of steps after `last`, and a last line that a crash cut short."""
+    """Removes the records of steps after `last`, and lines that a crash damaged."""
     if path.exists():
         replace_lines(path, (line for line, record in _read(path) if record["step"] <= last))
 
 
 def mark_discarded(path: Path, after: int, last: int) -> None:
-    """Marks steps `after + 1` to `last` as discarded by a rewind: no weight contains them."""
+    """Marks steps `after + 1` to `last` as discarded by a rewind, which undid their updates."""
     why = {"skipped": f"rewound at step {last}"}
     records = [line | (why if after < line["step"] <= last else {}) for line in read_records(path)]
     replace_lines(path, (json.dumps(record).encode() + b"\n" for record in records))
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the records of a file, without lines that a crash or a power cut damaged."""
+    """Yields the records of a file, except for lines that a crash or power failure damaged."""
     return (record for _, record in _read(path))
 
 

@@ -1,6 +1,6 @@
 """Checks that a run may continue from a checkpoint with its current config.
 
-What the run has trained on may not change; later stages may.
+The data and settings of the steps already trained must not change; later stages may.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def check_resume(
 
     Args:
         path: The checkpoint, for messages.
-        metadata: Content of its manifest.
+        metadata: Content of the checkpoint's manifest.
         config: The run as it is configured now.
         data: Manifest of the data as it is now.
         plan: Stages as they are configured now.
@@ -65,7 +65,7 @@ def check_resume(
 
 
 def _advice(before: Stage, name: str, samples: int, plan: StagePlan) -> str:
-    """Returns what to do about a stage that had trained `samples` samples and was changed."""
+    """Returns advice for a stage that was changed after training on `samples` of its samples."""
     key = f"recipe.stages.{name}"
     if samples < before.samples:
         planned = before.planned_samples or before.samples
@@ -85,7 +85,7 @@ def _advice(before: Stage, name: str, samples: int, plan: StagePlan) -> str:
 
 
 def check_same_model(found: dict[str, object], model: ModelConfig, where: str) -> None:
-    """Raises InputError if the model stored in `where` differs from that of the config."""
+    """Raises InputError if the model stored in `where` differs from the config's model."""
     # A checkpoint from before a key existed has the model that the key's default describes.
     known = {field.name: field.default for field in fields(model)} | found
     for key, expected in asdict(model).items():
@@ -99,7 +99,7 @@ def check_same_model(found: dict[str, object], model: ModelConfig, where: str) -
 def check_same_network(
     metadata: dict[str, Any], model: ModelConfig, plan: StagePlan, where: str
 ) -> None:
-    """Raises InputError if the stage that a checkpoint ends in has another RoPE base now."""
+    """Raises InputError if the RoPE base changed for the stage in which a checkpoint was saved."""
     step = metadata["step"]
     now = network_after(model, plan, step)
     before = network_of_checkpoint(metadata, model, plan)

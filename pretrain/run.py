@@ -22,9 +22,9 @@ class Run:
     """The parts of a training run, with the state of its last checkpoint loaded.
 
     checkpoints: the folder of checkpoints.
-    step: steps done.
-    metadata: that of the checkpoint from which the run resumes; empty at step 0.
-    documents: per source, documents that were trained on to their end.
+    step: number of steps done.
+    metadata: metadata of the checkpoint from which the run resumes; empty at step 0.
+    documents: per source, the number of documents that were trained on to their end.
     attention: the attention backend per sequence length.
     """
 

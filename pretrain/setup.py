@@ -1,4 +1,4 @@
-"""Builds a run from its config, in the order in which `prepare` reads."""
+"""Builds a run from its config; `prepare` lists the steps in order."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ from pretrain.resume_checks import check_resume
 from pretrain.run import Run
 
 CORPUS = "corpus"
-"""Folder in the run folder with the manifest and the tokenizer of the corpus."""
+"""Subfolder of the run folder for the manifest and the tokenizer of the corpus."""
 CHECKED_TOKENS = 2**20
-"""Token ids per source that are checked before the first step; the rest are checked when read."""
+"""Token ids per source to check before the first step. The others are checked when read."""
 
 
 def prepare(config: PretrainConfig, processes: Processes) -> Run:
@@ -88,9 +88,9 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
 def settle(
     config: PretrainConfig, plan: StagePlan, manifest: Manifest, processes: Processes
 ) -> dict[str, Any]:
-    """Runs all checks, and replaces every `auto` of the config by a value.
+    """Runs all checks, and replaces every `auto` in the config with a value.
 
-    Returns what was decided, and why, for `env.json`.
+    Returns the decisions and their reasons, for `env.json`.
     """
     precision_reason = settle_precision(config, processes)
     check_run(config, plan, manifest, Job(processes.world_size, processes.device.type))
@@ -106,7 +106,7 @@ def settle(
 
 
 def open_reader(config: PretrainConfig, manifest: Manifest, order: SampleOrder) -> BatchReader:
-    """Opens the shards and checks their sizes and first token ids. Raises InputError."""
+    """Opens the shards. Raises InputError if their sizes or first token ids are wrong."""
     # All processes of a machine see the same files, so one of them compares the sizes.
     is_first_here = os.environ.get("LOCAL_RANK", "0") == "0"
     reader = BatchReader(manifest, order, cache_bytes=config.data.cache_bytes, check=is_first_here)
@@ -121,9 +121,9 @@ def check_state(
     plan: StagePlan,
     order: SampleOrder,
 ) -> list[str]:
-    """Returns sentences on what the config changes about the state that the run starts from.
+    """Returns a sentence per change that the config makes to the state the run starts from.
 
-    Raises InputError for a change that is not possible, or not named in `allow_change`.
+    Raises InputError for a change that is impossible, or that `allow_change` does not name.
     """
     if state.weights is not None:
         return state.weights.changes
@@ -180,7 +180,7 @@ def write_run_folder(
 ) -> None:
     """Writes `config.yaml`, `env.json`, `order.json`, and the corpus files that an export needs.
 
-    The corpus itself may have moved by the time of an export. settled: see `settle`.
+    An export uses these copies because the corpus itself may have moved. settled: see `settle`.
     """
     for sentence in settled["layout"]:
         print(sentence, flush=True)

@@ -1,7 +1,7 @@
-"""The network config at a step, with the changes that a stage makes to `model`.
+"""Determines the network config at a step, with the changes that the step's stage makes to `model`.
 
-Training, validation, tasks, checkpoints and exports all use it, so that the exported network is the
-trained one.
+Training, validation, tasks, checkpoints and exports all use this module, so that the exported
+network is the trained one.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from pretrain.recipe import training_config
 
 
 def network_of(model: ModelConfig, stage: ScheduledStage) -> ModelConfig:
-    """Returns the network of a stage. model: the network of the run."""
+    """Returns the network config of a stage. model: the network config of the run."""
     return replace(model, rope_theta=training_config(stage).rope_theta or model.rope_theta)
 
 
 def network_after(model: ModelConfig, plan: StagePlan, step: int) -> ModelConfig:
-    """Returns the network after `step` steps, which is that of the stage of the last step."""
+    """Returns the network config after `step` steps, which is that of the last step's stage."""
     return network_of(model, plan.at(max(0, step - 1)))
 
 
 def network_of_checkpoint(
     about: dict[str, Any], model: ModelConfig, plan: StagePlan
 ) -> ModelConfig:
-    """Returns the network whose weights a checkpoint contains. about: its metadata.
+    """Returns the network config of a checkpoint. about: the checkpoint's metadata.
 
-    The metadata of old checkpoints does not have it; there it follows from the run's config.
+    The metadata of old checkpoints does not contain it, so it is derived from the run's config.
     """
     if "network" not in about:
         return network_after(model, plan, about["step"])

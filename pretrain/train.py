@@ -1,4 +1,4 @@
-"""Starts, runs and ends a training process: `python -m pretrain`, alone or under `torchrun`."""
+"""Starts, runs and ends a training process of `python -m pretrain`, alone or under `torchrun`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ from pretrain.trainer import Trainer
 
 def train(config: PretrainConfig) -> None:
     """Trains from the newest checkpoint of the run folder, or from step 0, to the plan's end."""
-    faulthandler.enable()  # prints the stack of a process that ends with SIGBUS or SIGSEGV
+    faulthandler.enable()  # prints the stack of a process that dies with SIGBUS or SIGSEGV
     turn_on_flight_recorder(config.run_dir)
     writer = WriterProcess()  # forked before there is any memory that a fork would copy
     run_dir = Path(config.run_dir)
@@ -71,11 +71,12 @@ def train(config: PretrainConfig) -> None:
 
 @contextmanager
 def shutdown_on_exit(writer: WriterProcess) -> Iterator[None]:
-    """Leaves the process group and ends the writer at the end of a process.
+    """Leaves the process group and ends the writer when the process ends.
 
     When all ranks end together, they wait until rank 0 has closed its files, because torchrun ends
-    the other ranks as soon as one is gone. A rank that fails alone ends its process at once: an
-    orderly shutdown would wait for collectives that the other ranks never join, and hide the cause.
+    the other ranks as soon as one exits. A rank that fails alone ends its process at once: an
+    orderly shutdown would wait for collectives that the other ranks never join, and the error would
+    never be shown.
     """
     try:
         yield
@@ -95,7 +96,7 @@ def shutdown_on_exit(writer: WriterProcess) -> Iterator[None]:
 
 
 def exit_at_once(error: Exception) -> NoReturn:
-    """Prints the error as Python or the command line would, and ends the process."""
+    """Prints the error as usual (input errors without a traceback), and ends the process."""
     code = EXIT_FAILED
     if isinstance(error, InputError):
         code = error.exit_code
@@ -110,15 +111,15 @@ def exit_at_once(error: Exception) -> NoReturn:
 def run_training(
     config: PretrainConfig, processes: Processes, writer: WriterProcess, on_exit: ExitStack
 ) -> str:
-    """Prepares the run and trains. Returns FINISHED, or STOPPED by `stop_after`.
+    """Prepares the run and trains. Returns FINISHED, or STOPPED if `stop_after` ended it.
 
-    Raises RunAborted where the run was asked to stop.
+    Raises RunAborted after a stop request, such as a signal or a time limit.
 
     Args:
         config: The run.
         processes: The processes of the run.
         writer: The process that writes checkpoints.
-        on_exit: Receives what runs after the outcome is written, also after an error.
+        on_exit: Stack of callbacks to run after the outcome is written, even after an error.
     """
     tasks = [Tasks(config.evaluation)] if config.evaluation.tasks else []
     for one in tasks:

@@ -3,19 +3,20 @@
 `setup.prepare` builds a run, `Trainer` runs its steps, and hooks do everything around a step. In
 step n the trainer and the hooks are called in this order:
 
-    hooks.before_step              the stage's settings are applied, validation is over
+    hooks.before_step              the stage's settings are applied
     train_step                     per micro-batch: objective, backward
         hooks.before_optimizer_step    gradients are reduced, scaled and clipped
         optimizer.step                 unless the step is bad (health/bad_steps.py)
     hooks.on_record                the record of step n - 1, whose numbers are on the host by now
     hooks.after_step               validation, checkpoint, stop requests
 
-Losses and gradients are sums until the end, so that every layout takes the same step. A batch of
-three samples with 10, 20 and 30 targets on two ranks, with micro-batches of one sample:
+Losses and gradients are summed, and divided once by the number of targets of the global batch, so
+that every layout takes the same step. Example: a batch of three samples with 10, 20 and 30 targets
+on two ranks, with micro-batches of one sample:
 
     rank 0     sample 0, then sample 1     loss sums   L0 + L1     10 + 20 targets
     rank 1     sample 2, then a blank      loss sums   L2 + 0      30 targets
-    all ranks                              loss = (L0 + L1 + L2) / 60, and so for the gradient
+    all ranks                              loss = (L0 + L1 + L2) / 60, and likewise the gradient
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ from pretrain.stage_network import network_after
 
 
 class Trainer:
-    """Runs the steps of a plan. Its public attributes are described in `hooks.TrainerView`."""
+    """Runs the training steps of a plan; `hooks.TrainerView` describes its public attributes."""
 
     def __init__(
         self, config: PretrainConfig, processes: Processes, run: Run, bad_steps: BadSteps
@@ -150,7 +151,7 @@ class Trainer:
         return PendingStep(self._record(data, rate), sums, grad_norm, verdict, counts)
 
     def _record(self, data: StepData, rate: float) -> dict[str, Any]:
-        """Returns what the host knows about the step that was just launched."""
+        """Returns the values of the step just launched that do not need the device."""
         stage = self.plan.at(self.step)
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
@@ -175,7 +176,7 @@ class Trainer:
         }
 
     def _publish_step(self, pending: PendingStep) -> None:
-        """Completes the record of a step with its numbers, and sends it to all hooks."""
+        """Adds the numbers from the device to the record of a step, and sends it to all hooks."""
         keys, digest, *counts = pending.counts.tolist()
         names, sums = self.order.sources, pending.sums.tolist()
         losses, metrics = sums[: len(names)], sums[len(names) :]
@@ -209,10 +210,10 @@ class Trainer:
             hook.on_record(record)
 
     def _fp8_utilization(self, step: int, flops_per_second: float) -> dict[str, float]:
-        """Returns the utilization of the fp8 peak in a step with fp8 linears, counted from 1.
+        """Returns `mfu_fp8`, the utilization of the GPU's fp8 peak, for a step counted from 1.
 
-        It is empty where the GPU's peak is not known. `mfu` always refers to the bf16 peak, so that
-        precisions can be compared.
+        The result is empty for steps without fp8, and if the peak is unknown. `mfu` always refers
+        to the bf16 peak, so that precisions can be compared.
         """
         precision = self.config.precision_of(self.plan.at(step - 1))
         if not self.fp8_peak or not precision.startswith("fp8"):
@@ -220,13 +221,13 @@ class Trainer:
         return {"mfu_fp8": flops_per_second / self.fp8_peak}
 
     def flush(self) -> None:
-        """Publishes the pending step. Call it before anything that needs its record."""
+        """Publishes the pending step. It must be called before code that needs its record."""
         pending, self.pending = self.pending, None
         if pending is not None:
             self._publish_step(pending)
 
     def publish(self, record: dict[str, Any]) -> None:
-        """Sends a record about the steps done so far to all hooks, outside of step times."""
+        """Sends a record to all hooks. The time this takes does not count as part of a step."""
         self.flush()
         common = {"step": self.step, "tokens": self.plan.tokens_at(self.step), "time": time.time()}
         for hook in self.hooks:
@@ -234,7 +235,7 @@ class Trainer:
         self._clock = time.perf_counter()
 
     def rewind(self, checkpoint: Path, metadata: Mapping[str, Any]) -> None:
-        """Loads weights, optimizer states and hook states of an earlier checkpoint."""
+        """Loads the weights, optimizer states and hook states of an earlier checkpoint."""
         self.optimizer.found_inf = None  # type: ignore[attr-defined]
         load(checkpoint, self.model, self.optimizer)
         load_hook_states(self.hooks, metadata)

@@ -25,7 +25,7 @@ LOGGERS = {
     "tensorboard": "pretrain.hooks.tensorboard:TensorBoard",
     "wandb": "pretrain.hooks.wandb_logger:WandbLogger",
 }
-"""Name of each logger -> `module:class`."""
+"""Class of each logger, as `module:class` by name."""
 
 
 def check_loggers(config: LoggerConfig) -> None:

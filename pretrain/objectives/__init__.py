@@ -1,7 +1,7 @@
-"""Objectives: the loss that training minimizes, with one file and one registry line per objective.
+"""Objectives, the losses that training can minimize, with one file and one registry line each.
 
 An objective runs the model on a batch and returns sums over the batch's targets. The trainer adds
-the sums of all batches and ranks and divides by the number of targets once, so that every layout
+the sums of all batches and ranks, and divides once by the number of targets, so that every layout
 takes the same step. The plain language-model loss is
 
     class CrossEntropy:
@@ -35,15 +35,15 @@ OBJECTIVES = {
     "cross_entropy": "pretrain.objectives.cross_entropy:CrossEntropy",
     "z_loss": "pretrain.objectives.z_loss:ZLoss",
 }
-"""Name of each objective -> `module:class`."""
+"""Class of each objective, as `module:class` by name."""
 
 
 class Loss(NamedTuple):
     """Sums over the targets of a batch.
 
-    total: () float32, the sum over targets whose gradient is taken.
-    by_sample: (batch,) float32, the cross-entropy of each sample, without gradient.
-    metrics: () float32 each, sums in the order of the objective's `metrics`, without gradient.
+    total: () float32, the loss to differentiate.
+    by_sample: (batch,) float32, the summed cross-entropy of each sample, without gradient.
+    metrics: () float32 each, in the order of the objective's `metrics`, without gradient.
     """
 
     total: Tensor
@@ -52,17 +52,23 @@ class Loss(NamedTuple):
 
 
 class Objective(Protocol):
-    """A loss to minimize. metrics: names under which more sums are recorded, per target."""
+    """A loss to minimize.
+
+    metrics: names of further sums, which are recorded per target.
+    """
 
     metrics: tuple[str, ...]
 
     def __call__(self, model: Decoder, batch: Batch) -> Loss:
-        """Returns the sums of a batch."""
+        """Returns the loss of a batch as sums over its targets."""
         ...
 
 
 def build_objective(config: Mapping[str, Any]) -> Objective:
-    """Returns the objective that the config group `objective` describes. Raises InputError."""
+    """Returns the objective of the config group `objective`.
+
+    Raises InputError if the objective or one of its options is unknown.
+    """
     options = dict(config)
     name = str(options.pop("name", None))
     one_of("objective.name", name, OBJECTIVES)

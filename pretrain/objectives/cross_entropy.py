@@ -17,6 +17,6 @@ class CrossEntropy:
     metrics: ClassVar[tuple[str, ...]] = ()
 
     def __call__(self, model: Decoder, batch: Batch) -> Loss:
-        """Returns the sums of a batch."""
+        """Returns the loss of a batch as sums over its targets."""
         loss, by_sample = model(batch.tokens, batch.labels, batch.cu_seqlens, per_sample=True)
         return Loss(loss, by_sample)

@@ -1,7 +1,7 @@
 """Cross-entropy with z-loss, which keeps the logits' normalizer Z = sum(exp(logits)) near 1.
 
 The loss of each target is `cross_entropy + coefficient * log(Z)^2`, as in ST-MoE (arXiv 2202.08906)
-and PaLM (arXiv 2204.02311, section 5), which takes a coefficient of 1e-4.
+and PaLM (arXiv 2204.02311, section 5), which uses a coefficient of 1e-4.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pretrain.objectives import Loss
 
 @dataclass
 class ZLoss:
-    """Cross-entropy plus coefficient * log(Z)^2, which is recorded as `z_loss`."""
+    """Cross-entropy plus coefficient * log(Z)^2; the added term is recorded as `z_loss`."""
 
     coefficient: float = 1e-4
     metrics: ClassVar[tuple[str, ...]] = ("z_loss",)
@@ -29,12 +29,12 @@ class ZLoss:
             raise InputError(f"objective.coefficient={self.coefficient}: expected 0 or more.")
 
     def __call__(self, model: Decoder, batch: Batch) -> Loss:
-        """Returns the sums of a batch."""
+        """Returns the loss of a batch as sums over its targets."""
         loss, by_sample, z_loss = model(
             batch.tokens, batch.labels, batch.cu_seqlens, per_sample=True, penalty=self.penalty
         )
         return Loss(loss, by_sample, (z_loss,))
 
     def penalty(self, log_z: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the term of each target, and its derivative in log(Z)."""
+        """Returns the added term of each target, and its derivative with respect to log(Z)."""
         return self.coefficient * log_z.square(), 2 * self.coefficient * log_z
