@@ -1,8 +1,8 @@
 """Token ids of a conversation, in which messages cannot inject special tokens.
 
-A chat template writes special tokens between the messages. A message that contains the spelling of
-one, such as `<s>` in an answer about HTML, is encoded as plain text, as it was in pretraining. No
-message can therefore end its turn early or begin another role's.
+A chat template writes special tokens between the messages. If a message spells out a special token,
+such as `<s>` in an answer about HTML, it is encoded as plain text, as in pretraining. Therefore, no
+message can end its own turn early or begin the turn of another role.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class ChatTokens:
     """Encodes rendered conversations with a copy of a tokenizer.
 
-    1. `shield` replaces each special token that a message spells by a placeholder.
+    1. `shield` replaces each special token spelled out in a message with a placeholder.
     2. The caller renders the messages. All special tokens in the result are the template's.
     3. `encode` respells the template's special tokens as added tokens with unique names, restores
        the text of the placeholders, and tokenizes the result in one call. All other text gets the
@@ -54,7 +54,7 @@ class ChatTokens:
         self._either = re.compile(f"{self._placeholder.pattern}|{self._special.pattern}")
         state = json.loads(backend.to_str())
         state |= {"padding": None, "truncation": None}
-        if state["model"]["type"] == "Unigram":  # which also matches special tokens in text
+        if state["model"]["type"] == "Unigram":  # Unigram also matches special tokens in text
             for number in special:
                 if number < len(state["model"]["vocab"]):
                     state["model"]["vocab"][number][0] = self._unique_name(number)
@@ -77,7 +77,7 @@ class ChatTokens:
         }
 
     def shield(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Returns the messages with placeholders for the special tokens that they spell."""
+        """Returns the messages with placeholders for the special tokens spelled out in them."""
 
         def placeholder(found: re.Match[str]) -> str:
             return f"{self._key}:{self._ids[found[0]]}\ufdd1"
@@ -104,9 +104,9 @@ class ChatTokens:
         return [self._original_ids.get(number, number) for number in ids]
 
     def encode_text(self, text: str) -> list[int]:
-        """Returns the token ids of text outside any template."""
+        """Returns the token ids of text that no template has been applied to."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def _unique_name(self, number: int) -> str:
-        """Returns the spelling of a template's special token in the copied tokenizer."""
+        """Returns the unique name that a template's special token has in the copied tokenizer."""
         return f"{self._key}={number}\ufdd1"

@@ -1,4 +1,4 @@
-"""The shape of a decoder, as `conf/model/*.yaml` states it."""
+"""The shape of a decoder, as set in `conf/model/*.yaml`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LayerConfig(NamedTuple):
     """Settings that may differ from layer to layer.
 
     Attributes:
-        window: Keys that a query sees, itself included; None for full attention.
+        window: Number of keys that a query sees, itself included; None for full attention.
         rope_theta: Base of the rotary positions.
     """
 
@@ -31,13 +31,13 @@ class ModelConfig:
     """A pre-norm decoder with RMSNorm, RoPE, grouped-query attention and SwiGLU.
 
     architecture: the Hugging Face family of the export, one of `model.families`. Each family
-        carries some of the features below and refuses the others.
-    sliding_window: a token sees this many keys, itself included; null for full attention.
+        supports some of the features below and rejects the others.
+    sliding_window: number of keys that a token sees, itself included; null for full attention.
     window_pattern: which layers have the sliding window (L) and which have full attention (G), as
-        in LLLG, repeated over the layers; null for the same in all layers.
-    qk_norm: normalizes queries and keys per head, before the rotation.
-    init: `normal` draws every matrix from N(0, initializer_range); `scaled_residual` divides the
-        two matrices that write into the residual stream by sqrt(2 * num_layers) (GPT-2, 2.3).
+        in LLLG, repeated over the layers; null if all layers are the same.
+    qk_norm: normalizes queries and keys per head, before RoPE.
+    init: `normal` draws every matrix from N(0, initializer_range); `scaled_residual` then divides
+        the two matrices that write into the residual stream by sqrt(2 * num_layers) (GPT-2, 2.3).
     """
 
     name: str = MISSING
@@ -92,13 +92,13 @@ class ModelConfig:
 
     @property
     def query_size(self) -> int:
-        """Width of all query heads together, num_heads * head_dim."""
+        """Total width of the query heads, num_heads * head_dim."""
         assert self.head_dim is not None
         return self.num_heads * self.head_dim
 
     @property
     def kv_size(self) -> int:
-        """Width of all key (or value) heads together, num_kv_heads * head_dim."""
+        """Total width of the key (or value) heads, num_kv_heads * head_dim."""
         assert self.head_dim is not None
         return self.num_kv_heads * self.head_dim
 
@@ -110,7 +110,7 @@ class ModelConfig:
 
     @property
     def widest_window(self) -> int | None:
-        """The window of the layer that sees the most keys; None if any has full attention."""
+        """The widest window of any layer; None if any layer has full attention."""
         windows = [layer.window for layer in self.layers]
         return None if None in windows else self.sliding_window
 

@@ -1,12 +1,13 @@
-"""Parameters and FLOPs per token, by formula, without building the network.
+"""Computes parameters and FLOPs per token by formula, without building the network.
 
-FLOPs per token of a training step, forward 2 and backward 4 per multiply-add
-(PaLM, arXiv 2204.02311, appendix B, made exact for causal windows):
+A multiply-add counts as 2 FLOPs in the forward pass and 4 in the backward pass (PaLM, arXiv
+2204.02311, appendix B, made exact for causal windows). The FLOPs per token of a training step are:
 
     6 * N_mm + 12 * H * d_head * sum of K over the layers
 
-N_mm counts the parameters of matrix products with the head, without the input embedding and the
-norms. K is the mean number of keys that a query sees in a layer. Recomputation is not counted.
+N_mm is the number of parameters in matrix products, which include the head but not the input
+embedding or the norms. H is the number of query heads. K is the mean number of keys that a query
+sees in a layer. Recomputation is not counted.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ FLOP_CONVENTION = "6*N_mm + 12*L*H*d_head*K, causal and window exact, no recompu
 
 
 def matmul_parameters(config: ModelConfig) -> int:
-    """Returns the parameters in matrix products: attention, MLP and head."""
+    """Returns the number of parameters in matrix products: attention, MLP and head."""
     attention = 2 * config.hidden_size * (config.query_size + config.kv_size)
     mlp = 3 * config.hidden_size * config.intermediate_size
     return config.num_layers * (attention + mlp) + config.vocab_size * config.hidden_size
 
 
 def norm_parameters(config: ModelConfig) -> int:
-    """Returns the parameters of one block's norms."""
+    """Returns the number of parameters in the norms of one block."""
     assert config.head_dim is not None
     return 2 * config.hidden_size + (2 * config.head_dim if config.qk_norm else 0)
 
 
 def parameters(config: ModelConfig) -> int:
-    """Returns all trainable parameters; a tied head is counted once."""
+    """Returns the number of trainable parameters; a tied head is counted once."""
     norms = config.num_layers * norm_parameters(config) + config.hidden_size
     embedding = 0 if config.tie_embeddings else config.vocab_size * config.hidden_size
     return matmul_parameters(config) + norms + embedding
@@ -49,7 +50,7 @@ def flops_per_token(config: ModelConfig, seq_len: int, keys: float | None = None
     Args:
         config: The model.
         seq_len: Tokens per sequence.
-        keys: Mean keys per query in every layer; None for those of one document per sequence.
+        keys: Mean number of keys per query in every layer; None for one document per sequence.
     """
     seen = [mean_keys(seq_len, layer.window) if keys is None else keys for layer in config.layers]
     return training_flops(config, 1, sum(seen))
@@ -60,7 +61,7 @@ def training_flops(config: ModelConfig, tokens: int, keys: float) -> float:
 
     Args:
         config: The model.
-        tokens: Tokens of the batch.
-        keys: Keys that all queries see in all layers together.
+        tokens: Number of tokens in the batch.
+        keys: Total number of keys that the queries see, summed over all queries and layers.
     """
     return 6 * matmul_parameters(config) * tokens + 12 * config.query_size * keys

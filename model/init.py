@@ -1,7 +1,7 @@
-"""Initial values of the parameters, a pure function of config, seed and parameter name.
+"""Initial values of the parameters, as a pure function of config, seed and parameter name.
 
-Each parameter has its own random generator. Neither the order of the modules nor their split over
-processes changes a bit of the result.
+Each parameter has its own random generator. The values are therefore bit-identical for any order of
+the modules and any sharding.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ RESIDUAL_WRITERS = ("o_proj.weight", "down_proj.weight")
 def initial_value(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor:
     """Returns the whole float32 value of the parameter `name`, on the CPU.
 
-    Norms are ones. Matrices are drawn from N(0, initializer_range), which `init=scaled_residual`
-    scales down for RESIDUAL_WRITERS.
+    Norm weights are 1. Matrices are drawn from N(0, initializer_range), with a smaller standard
+    deviation for RESIDUAL_WRITERS if `init=scaled_residual`.
     """
     if len(shape) == 1:
         return torch.ones(shape)

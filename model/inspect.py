@@ -18,7 +18,7 @@ from model.flops import FLOP_CONVENTION, flops_per_token, matmul_parameters, par
 class InspectConfig:
     """Configuration of `model inspect`.
 
-    model: the shape.
+    model: the shape of the model.
     seq_len: sequence length in tokens; null for model.max_seq_len.
     """
 
@@ -27,7 +27,7 @@ class InspectConfig:
 
 
 def inspect(config: InspectConfig) -> None:
-    """Prints parameters, FLOPs per token and memory of a model."""
+    """Prints the parameters, FLOPs per token and memory of a model."""
     model = config.model
     seq_len = config.seq_len or model.max_seq_len
     if not 1 <= seq_len <= model.max_seq_len:

@@ -1,4 +1,4 @@
-"""Patterns that say which layers have a sliding window.
+"""Patterns that define which layers have a sliding window.
 
 `L` stands for a layer with the window (local), `G` for one with full attention (global). A pattern
 is repeated until it covers all layers: `LLLG` over 6 layers is L L L G L L.
@@ -12,7 +12,7 @@ from conf.errors import InputError
 
 
 def check_window_pattern(pattern: str | None, num_layers: int, sliding_window: int | None) -> None:
-    """Raises InputError if a pattern is not one, or does not go with the window."""
+    """Raises InputError if a pattern is invalid or does not fit the layers or the window."""
     if pattern is None:
         return
     key = f"model.window_pattern={pattern}"
@@ -25,7 +25,7 @@ def check_window_pattern(pattern: str | None, num_layers: int, sliding_window: i
             f"{key} has {len(pattern)} letters, but model.num_layers={num_layers}. Shorten it."
         )
     if sliding_window is None:
-        raise InputError(f"{key}, but model.sliding_window is null. Set its window.")
+        raise InputError(f"{key}, but model.sliding_window is null. Set model.sliding_window.")
     if "L" not in pattern:
         raise InputError(f"{key} has no L. Set model.sliding_window=null instead.")
 
@@ -39,7 +39,7 @@ def layer_windows(
 
 
 def shortest_pattern(windows: list[int | None]) -> str | None:
-    """Returns the shortest pattern that gives these layers, None where all layers are equal."""
+    """Returns the shortest pattern that produces these windows, or None if all are equal."""
     if len(set(windows)) <= 1:
         return None
     word = "".join("G" if window is None else "L" for window in windows)

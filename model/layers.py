@@ -14,9 +14,9 @@ from model.rope import apply_rope
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions and no biases.
 
-    With `qk_norm` queries and keys are normalized per head before they are rotated (as in Qwen3,
-    arXiv 2505.09388). The number of heads is read from the projections' outputs, so that a
-    tensor-parallel shard of the projections is attention over that rank's heads.
+    With `qk_norm`, queries and keys are normalized per head before they are rotated (as in Qwen3,
+    arXiv 2505.09388). The number of heads follows from the width of the projections' outputs, so
+    that with tensor-parallel projections, each rank computes attention over its own heads.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -1,9 +1,9 @@
-"""The output layer fused with the cross-entropy, chunk by chunk, so that no full logits are held.
+"""The output layer fused with the cross-entropy, in chunks, so that no full logits are held.
 
 The gradient of a chunk's logits is known as soon as its loss is. The forward pass therefore
-computes both and drops the chunk, and backward only scales the result (the idea of Liger Kernel,
-arXiv 2410.10989, and Cut Cross-Entropy, arXiv 2411.09009). Logits are matrix products in the dtype
-of the weights. Losses and softmax are computed from them in float32.
+computes both and drops the chunk, and the backward pass only scales the result (the idea of Liger
+Kernel, arXiv 2410.10989, and Cut Cross-Entropy, arXiv 2411.09009). Logits are computed in the dtype
+of the weights. Losses and softmax are computed from the logits in float32.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class VocabularyShard(Protocol):
 
 Penalty = Callable[[Tensor], tuple[Tensor, Tensor]]
 """A term that is added to the loss of each target. Maps the logsumexp of the target's logits to the
-term and its derivative, all of one shape and float32."""
+term and its derivative, all in float32 and of the same shape."""
 Losses = Callable[[Tensor, Tensor, bool, Penalty | None], tuple[Tensor, Tensor | None, Tensor]]
 """`losses_and_gradient`, or its compiled version."""
 
 
 class Head(nn.Linear):
-    """The output layer, which returns logits, or with labels their cross-entropy.
+    """The output layer, which returns logits or, given labels, their cross-entropy.
 
     Attributes:
         compiled: Compiled loss of an unsharded vocabulary, or None.
@@ -58,10 +58,11 @@ class Head(nn.Linear):
     def forward(  # type: ignore[override]
         self, hidden: Tensor, labels: Tensor | None = None, penalty: Penalty | None = None
     ) -> Tensor | tuple[Tensor, ...]:
-        """Returns the logits (batch, seq, vocab) of `hidden` (batch, seq, hidden).
+        """Returns the logits (batch, seq, vocab) of `hidden` (batch, seq, hidden), or a loss.
 
-        With labels (batch, seq) it returns the sum of their losses, and the losses (batch, seq)
-        without gradient. With a penalty the sum includes it, and its terms (batch, seq) follow.
+        Given labels (batch, seq), it returns the sum of their losses, followed by the losses
+        (batch, seq) without gradient. Given a penalty too, the sum includes it, and the penalty's
+        terms (batch, seq) are returned last.
         """
         if labels is None:
             return super().forward(hidden)
@@ -90,17 +91,17 @@ def linear_cross_entropy(
         hidden: (tokens, hidden).
         weight: (vocab, hidden), or this rank's rows of it.
         labels: (tokens,) ids of the whole vocabulary, IGNORED where a token does not count.
-        shard: The rows that `weight` holds, where the vocabulary is split. Every rank then returns
-            the whole loss, and its gradient of `hidden` is one part of a sum over ranks.
+        shard: The rows that `weight` holds, if the vocabulary is split over ranks. Every rank then
+            returns the whole loss, and a partial gradient of `hidden` to be summed over ranks.
         compiled: The compiled form of `losses_and_gradient`, for an unsharded vocabulary.
         chunk_tokens: Tokens whose logits are held at once.
         penalty: A term that is added to the loss of each label that counts.
 
     Returns:
-        The float32 sum, with the penalty in it. The losses (tokens,), 0 where IGNORED and without
-        gradient. With a penalty, its terms (tokens,), likewise.
+        The float32 sum, penalty included, and the losses (tokens,), without gradient and 0 where
+        IGNORED. Given a penalty, also its terms (tokens,), without gradient and 0 where IGNORED.
     """
-    # Inside `apply` gradients are always disabled, and `needs_input_grad` ignores no_grad.
+    # Inside `apply`, gradients are always disabled, and `needs_input_grad` ignores no_grad.
     grad = torch.is_grad_enabled()
     outputs = _LinearCrossEntropy.apply(
         hidden, weight, labels, shard, compiled, chunk_tokens, penalty, grad
@@ -205,7 +206,7 @@ def _in_place(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Returns the same as `losses_and_gradient`, for a whole vocabulary or a shard of it.
 
-    Without a compiler it needs one float32 buffer of the size of the logits.
+    This form is not compiled, and needs one float32 buffer of the size of the logits.
     """
     logits = (hidden @ weight.t()).float()
     counted = labels != IGNORED

@@ -19,10 +19,10 @@ class Decoder(nn.Module):
     outside, and initialized parameter by parameter (`model.init`).
 
     Attributes:
-        config: May be replaced between calls by a config with the same parameters, such as that of
-            a training stage with its own RoPE base.
-        attention: A backend of `model.attention.backends`.
-        sequence_sharding: Replaced where context parallelism splits the sequences.
+        config: The shape. It may be replaced between calls by a config with the same parameters,
+            such as that of a training stage with its own RoPE base.
+        attention: Name of a backend in `model.attention.backends`.
+        sequence_sharding: How sequences are split over processes; set by context parallelism.
     """
 
     def __init__(self, config: ModelConfig, attention: str = "sdpa") -> None:
@@ -37,7 +37,7 @@ class Decoder(nn.Module):
         self.tie()
 
     def tie(self) -> None:
-        """Shares the embedding's weight with the head where the config says so."""
+        """Shares the embedding's weight with the head if the config ties them."""
         if self.config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
@@ -56,7 +56,7 @@ class Decoder(nn.Module):
             tokens: (batch, seq).
             labels: (batch, seq), or None for logits (batch, seq, vocab).
             cu_seqlens: (documents + 1,) int32 starts of documents over the flattened tokens, padded
-                with batch * seq; None where every sequence is one document.
+                with batch * seq; None if every sequence is one document.
             per_sample: Also returns the sum of each sample's losses, (batch,), without gradient.
             id_mask: (vocab,) bool; also returns the sum over the labels whose ids it marks, without
                 gradient.

@@ -1,11 +1,11 @@
 """The command `python -m model remap_vocab`, which replaces the tokenizer of a trained model.
 
-H2O-Danube2 took over Mistral's tokenizer in this way (arXiv 2401.16818v2, section 7). Training then
+H2O-Danube2 adopted Mistral's tokenizer in this way (arXiv 2401.16818v2, section 7). Training then
 continues with `init_from=`.
 
-Rows of the embedding and of the head are matched by the text that their tokens stand for:
+Rows of the embedding and the head are matched by the text that their tokens stand for:
 
-- A token of both vocabularies keeps its row.
+- A token in both vocabularies keeps its row.
 - A special token gets the row of the old token with the same role.
 - A new token gets the mean of the rows of the tokens into which the old tokenizer splits its text
   (FVT, arXiv 2402.09977), or a random row.
@@ -53,10 +53,10 @@ class RemapVocabConfig:
     model: the Hugging Face folder of the model.
     tokenizer: the new tokenizer, as a Hugging Face folder, a tokenized corpus or a tokenizer.json.
     out: the folder to write.
-    init: rows of new tokens, either `mean_of_pieces` or `normal`, which draws them with the mean
-        and standard deviation of the old rows.
+    init: initialization of new tokens' rows: `mean_of_pieces`, or `normal`, which draws them with
+        the mean and standard deviation of the old rows.
     multiple: pads the vocabulary to a multiple of this with unused rows.
-    seed: of the random rows.
+    seed: seed of the random rows.
     overwrite: replaces `out`, if it is a model folder that Headwater made.
     """
 
@@ -88,7 +88,7 @@ class RowSource:
 
 
 def remap_vocab(config: RemapVocabConfig) -> None:
-    """Writes the folder `out`, whole or not at all, and prints how many rows were kept."""
+    """Writes the folder `out`, complete or not at all, and prints the origin of its rows."""
     output = Output(config.out, MODEL, config.overwrite, [config.model, config.tokenizer])
     output.check()
     folder, out = Path(config.model), config.out
@@ -169,7 +169,7 @@ def row_sources(old: Vocabulary, new: Vocabulary, old_rows: int, init: str) -> I
 def new_table(table: Tensor, sources: list[RowSource], seed: int, new: Vocabulary) -> Tensor:
     """Returns the new embedding or head (len(sources), hidden) from the old one (rows, hidden).
 
-    A random row depends on the seed and the token's spelling only, not on its id.
+    A random row depends only on the seed and the token's spelling, not on its id.
     """
     values = table.float()
     mean, deviation = values.mean(0), values.std(0)
@@ -228,7 +228,7 @@ def _write_index(folder: Path, target: Path, files: list[str]) -> None:
 
 
 def _copy_tokenizer(new: Vocabulary, target: Path, max_seq_len: int) -> None:
-    """Copies the tokenizer's files and writes a tokenizer_config.json where there is none."""
+    """Copies the tokenizer's files, and writes a tokenizer_config.json if there is none."""
     for name in TOKENIZER_FILES:
         if (new.folder / name).is_file():
             shutil.copyfile(new.folder / name, target / name)

@@ -11,7 +11,7 @@ def rope_table(
 ) -> tuple[Tensor, Tensor]:
     """Returns the cosines and sines of positions (seq,), each (seq, head_dim).
 
-    They are computed in float32 and rounded to `dtype`. `theta` is the RoPE base.
+    The values are computed in float32 and rounded to `dtype`. `theta` is the RoPE base.
     """
     pairs = torch.arange(0, head_dim, 2, dtype=torch.int64, device=positions.device)
     inverse_frequencies = 1.0 / (theta ** (pairs.float() / head_dim))

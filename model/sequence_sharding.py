@@ -1,4 +1,4 @@
-"""The hook for context parallelism: how the sequences of a batch are split over processes.
+"""The hook for context parallelism, which splits the sequences of a batch over processes.
 
 `Decoder.sequence_sharding` may be replaced by any object with the methods of `SequenceSharding`.
 """
@@ -23,7 +23,7 @@ class LocalBatch:
         tokens: (batch, local seq).
         labels: (batch, local seq), or None.
         positions: (local seq,) position of each token in its sequence.
-        masks: Per window, which keys the tokens see.
+        masks: For each window, the mask of keys that the tokens see.
     """
 
     tokens: Tensor
@@ -50,11 +50,11 @@ class SequenceSharding(Protocol):
             windows: The windows of all layers, None for full attention.
             tokens: Token ids of whole sequences.
             labels: Their labels, or None.
-            cu_seqlens: Starts of documents, as `Decoder.forward` takes them.
+            cu_seqlens: Starts of documents, in the form that `Decoder.forward` takes.
         """
 
     def combine(self, output: Tensor) -> Tensor:
-        """Returns the output of all processes.
+        """Combines the outputs of all processes.
 
         Losses, () or (batch,), are summed, and each process keeps the gradient of its own part.
         Logits (batch, local seq, vocab) are gathered to (batch, seq, vocab).

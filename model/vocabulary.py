@@ -20,7 +20,7 @@ BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 def _byte_characters() -> dict[str, int]:
     """Returns the byte of each character of GPT-2's byte-level alphabet.
 
-    Printable bytes stand for themselves; the others are the characters from 256 on.
+    Printable bytes stand for themselves. The others map to the characters from 256 upward.
     """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -38,8 +38,8 @@ class Vocabulary:
     Attributes:
         folder: Folder of the tokenizer.
         file: Its tokenizer.json.
-        size: Largest id + 1, which is more than the number of tokens where ids are unused.
-        special: Id of each of ROLES that the tokenizer has.
+        size: Largest id + 1, which is more than the number of tokens if some ids are unused.
+        special: Id of the special token for each of the ROLES that the tokenizer has.
     """
 
     def __init__(self, path: Path) -> None:
@@ -89,7 +89,7 @@ class Vocabulary:
         return {number: token for token, number in self.ids.items()}
 
     def meaning(self, token: str) -> tuple[bool, bytes]:
-        """Returns True if a token is special, and the bytes of the text that it stands for."""
+        """Returns (True if the token is special, the bytes of the text that it stands for)."""
         if token in self._added:
             return self._added[token], token.encode()
         if self._byte_level:
@@ -99,10 +99,10 @@ class Vocabulary:
         return False, token.replace("▁", " ").encode()
 
     def split(self, text: bytes) -> list[int]:
-        """Returns the ids of the tokens into which the tokenizer splits the text of one token.
+        """Splits the text of another tokenizer's token, and returns the ids of the parts.
 
-        The list is empty where the tokenizer has no tokens for it. The normalizer is not applied,
-        since it might add a space.
+        The list is empty if the tokenizer has no tokens for the text. The normalizer is not
+        applied, as it might add a space.
         """
         if self._byte_level:
             spelled = "".join(CHARACTERS[byte] for byte in text)

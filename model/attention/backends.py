@@ -2,7 +2,7 @@
 
 | backend | kernel | where |
 |---|---|---|
-| sdpa | torch's scaled_dot_product_attention, with a dense mask where causal is not enough | all |
+| sdpa | torch's scaled_dot_product_attention, with a dense mask unless plain causal | all |
 | blocks | matrix products over blocks of a sliding window (`windowed.py`) | all |
 | cudnn | sdpa, with cuDNN's kernel preferred | CUDA, 16-bit |
 | flex | FlexAttention (`flex.py`) | CUDA |
@@ -36,7 +36,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
         q: Queries, (batch, seq, heads, head_dim).
         k: Keys, (batch, seq, kv_heads, head_dim).
         v: Values, like the keys.
-        mask: Which keys each query sees; it names the backend.
+        mask: The keys that each query sees, and the backend to use.
     """
     if mask.fetch is not None:
         k, v = mask.fetch(k, v)
@@ -63,7 +63,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, block: QueryBlock) -> Tensor:
 
 
 def _cudnn(q: Tensor, k: Tensor, v: Tensor, block: QueryBlock) -> Tensor:
-    """Returns SDPA with cuDNN's kernel preferred, the fastest on Hopper for plain causal masks."""
+    """Returns SDPA with cuDNN's kernel preferred: the fastest on Hopper for plain causal masks."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     kernels = [
@@ -114,8 +114,8 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, block: QueryBlock) -> Tensor:
 def _lengths(q: Tensor, k: Tensor, block: QueryBlock) -> tuple[Tensor, Tensor, int, int]:
     """Returns cu_seqlens_q, cu_seqlens_k, max_seqlen_q and max_seqlen_k.
 
-    Where a document has fewer queries than keys here, its queries are its last ones: both end at
-    the same token, which is how the kernels align a causal mask.
+    If this process holds fewer queries than keys of a document, the queries are the last ones. Both
+    then end at the same token, which is how the kernels align a causal mask.
     """
     assert block.cu_seqlens_q is not None
     assert block.cu_seqlens_k is not None
@@ -149,8 +149,8 @@ BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, QueryBlock], Tensor]] = {
 def usable_backends(device: torch.device, dtype: torch.dtype) -> list[str]:
     """Returns the backends available on this device for this dtype.
 
-    On a CPU only `sdpa` and `blocks` have a backward pass. `cudnn`, `varlen` and `flash` take
-    16-bit dtypes only.
+    On a CPU, only `sdpa` and `blocks` have a backward pass. `cudnn`, `varlen` and `flash` support
+    only 16-bit dtypes.
     """
     if device.type != "cuda":
         return ["sdpa", "blocks"]

@@ -18,8 +18,8 @@ def make_block_mask(
     """Returns the mask of queries at positions [start, end) over keys at [first_key, end).
 
     Args:
-        document: Number of each token's document, (batch, seq).
-        window: Keys that a query sees, itself included; None for all earlier ones.
+        document: Index of each token's document, (batch, seq).
+        window: Number of keys that a query sees, itself included; None for all earlier ones.
         start: Position of the first query.
         end: Position after the last query and the last key.
         first_key: Position of the first key.
@@ -37,7 +37,7 @@ def make_block_mask(
 
 def attend_flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
     """Returns attention of q (batch, queries, heads, head_dim) over k, v, shaped like q."""
-    # The uncompiled function holds all scores; it serves tests on a CPU.
+    # The uncompiled function materializes all scores, and is only used in tests on a CPU.
     attention = _compiled if q.is_cuda else flex_attention
     out = attention(
         q.transpose(1, 2),

@@ -1,7 +1,7 @@
 """Attention masks: which keys each query sees, in the form that a backend takes.
 
-A query sees the keys of its own document up to itself. With a window of W tokens it sees at most
-the last W of them, itself included. Example with W = 2 and two documents, a b c | d e, packed into
+A query sees the keys of its own document up to itself. With a window of W tokens, it sees at most
+the last W of these, itself included. Example with W = 2 and two documents, a b c | d e, packed into
 one sequence:
 
         a b c d e
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 VARLEN_BACKENDS = ("varlen", "flash")
-"""Backends that take the starts of documents instead of a mask."""
+"""Backends that take the starts of documents instead of a mask tensor."""
 
 
 class QueryRange(NamedTuple):
-    """Neighboring query positions [start, end) of a sequence, and the first key they need."""
+    """Contiguous query positions [start, end) in a sequence, and the first key that they need."""
 
     start: int
     end: int
@@ -43,19 +43,19 @@ class QueryRange(NamedTuple):
 
 @dataclass
 class QueryBlock:
-    """The mask of neighboring queries over the keys from the first one they see to their last.
+    """The mask of contiguous queries over their keys, from the first key seen to the last.
 
     Attributes:
         queries: Indices of the queries in this process's tensor of queries.
         keys: Indices of the keys in this process's tensor of keys.
-        window: Keys that a query sees, itself included; None for all earlier ones.
+        window: Number of keys that a query sees, itself included; None for all earlier ones.
         dense_mask: (batch or 1, 1, queries, keys) bool for `sdpa`, True where a key is seen; None
-            where plain causal attention is exact.
+            if plain causal attention is exact.
         masked_out: For `blocks`, per group of blocks (batch, blocks, queries, keys) bool, True
             where a key is not seen; None for other backends.
         cu_seqlens_q: (documents + 1,) int32 starts of documents among the flattened queries, for
             `varlen` and `flash`; None for other backends.
-        cu_seqlens_k: The same among the flattened keys.
+        cu_seqlens_k: The same for the flattened keys.
         block_mask: FlexAttention's mask, for `flex`; None for other backends.
     """
 
@@ -71,13 +71,13 @@ class QueryBlock:
 
 @dataclass
 class AttentionMask:
-    """Which keys each query of a batch sees, built once and shared by all layers of one window.
+    """The keys that each query of a batch sees, shared by all layers with the same window.
 
     Attributes:
         backend: The backend that the mask is made for.
-        blocks: The queries of this process, in order.
-        fetch: Maps the (keys, values) of this process to those of all positions that its queries
-            need, where sequences are split over processes; None where they are whole.
+        blocks: Masks of this process's queries, in order.
+        fetch: If sequences are split over processes, maps the (keys, values) of this process to
+            those of all positions that its queries need; None if sequences are whole.
     """
 
     backend: str
@@ -102,7 +102,7 @@ def attention_masks(
 
 
 def effective_window(window: int | None, seq_len: int) -> int | None:
-    """Returns the window, or None where it covers the whole sequence."""
+    """Returns the window, or None if it covers the whole sequence."""
     return None if window is None or window >= seq_len else window
 
 
@@ -119,16 +119,17 @@ def attention_mask(
     """Returns the mask of a batch of packed sequences in the form that `backend` takes.
 
     Args:
-        backend: A name of `model.attention.backends.BACKENDS`.
+        backend: A name in `model.attention.backends.BACKENDS`.
         batch: Number of sequences.
         seq_len: Tokens per sequence.
-        window: Keys that a query sees, itself included; None for all earlier ones.
+        window: Number of keys that a query sees, itself included; None for all earlier ones.
         cu_seqlens: (documents + 1,) int32 starts of documents over the flattened tokens, padded at
-            the end with batch * seq_len; None where every sequence is one document.
+            the end with batch * seq_len; None if every sequence is one document.
         device: Device of the mask.
-        ranges: The queries that this process holds, where sequences are split over processes.
+        ranges: The queries that this process holds if sequences are split over processes; None
+            for all queries.
         first_key: Position of the first key that this process holds or fetches; None for the
-            first that `ranges` need.
+            first key that `ranges` need.
     """
     window = effective_window(window, seq_len)
     ranges = ranges or [QueryRange(0, seq_len, 0)]
@@ -166,7 +167,7 @@ def attention_mask(
 
 
 def _local_starts(cu_seqlens: Tensor, seq_len: int, start: int, end: int) -> Tensor:
-    """Returns where documents start among the flattened tokens at positions [start, end)."""
+    """Returns the starts of documents among the flattened tokens at positions [start, end)."""
     if (start, end) == (0, seq_len):
         return cu_seqlens
     before = (cu_seqlens % seq_len).clamp(start, end) - start
@@ -176,7 +177,7 @@ def _local_starts(cu_seqlens: Tensor, seq_len: int, start: int, end: int) -> Ten
 def _dense_mask(
     batch: int, seq_len: int, window: int | None, cu_seqlens: Tensor, part: QueryRange
 ) -> Tensor:
-    """Returns which keys are seen, (batch, 1, queries, keys) bool."""
+    """Returns the mask of seen keys, (batch, 1, queries, keys) bool."""
     start, end, first_key = part
     position = torch.arange(seq_len, device=cu_seqlens.device)
     distance = position[start:end, None] - position[None, first_key:end]
@@ -189,6 +190,6 @@ def _dense_mask(
 
 
 def _document_numbers(cu_seqlens: Tensor, batch: int, seq_len: int) -> Tensor:
-    """Returns the number of each token's document, (batch, seq)."""
+    """Returns the index of each token's document, (batch, seq)."""
     token = torch.arange(batch * seq_len, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
     return torch.searchsorted(cu_seqlens, token, right=True).view(batch, seq_len)

@@ -1,12 +1,12 @@
 """The backend `blocks`: sliding-window attention as plain matrix products over blocks of queries.
 
-Its cost and memory grow linearly with the sequence at a fixed window. It is meant for CPUs, where
-torch's attention kernel also computes what a mask hides, and where its backward pass does not use
-bf16 matrix products.
+For a fixed window, its cost and memory grow linearly with the sequence length. It is meant for
+CPUs, where torch's attention kernel also computes masked-out scores, and where its backward pass
+does not use bf16 matrix products.
 
 A block of C queries sees its own C keys and those of the preceding blocks that the window reaches
-into. All blocks thus have the same shape and form one batch (as in Longformer, arXiv 2004.05150).
-Only the first blocks of a sequence have fewer keys; they are computed one by one.
+into. Most blocks therefore have the same shape and form one batch (as in Longformer, arXiv
+2004.05150). The first blocks of a sequence have fewer keys, and are computed one by one.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MIN_BLOCK_QUERIES = 64
-"""Queries per block, at least; smaller matrix products are slower."""
+"""Minimum number of queries per block; smaller matrix products are slower."""
 
 
 def block_sizes(window: int) -> tuple[int, int]:
-    """Returns the queries per block, and how many preceding blocks a block sees.
+    """Returns the number of queries per block, and of preceding blocks that a block sees.
 
-    For windows of 256 and more at most a quarter of a window is computed beyond it, and each key
-    is copied five times.
+    For windows of 256 or more, at most a quarter of a window is computed beyond the window, and
+    each key is copied five times.
     """
     queries = max(MIN_BLOCK_QUERIES, -(-window // 4))
     return queries, -(-(window - 1) // queries)
@@ -32,8 +32,8 @@ def block_sizes(window: int) -> tuple[int, int]:
 def groups(queries: int, keys_before: int, window: int) -> list[tuple[int, int, int]]:
     """Returns groups of blocks that are computed together.
 
-    Each group is (first block, end, blocks of keys that each block sees). Blocks at the start of a
-    sequence have fewer keys and are groups of one; all others form one group.
+    Each group is (first block, end, number of key blocks that each block sees). A block at the
+    start of a sequence has fewer keys and forms its own group; all others form one group.
     """
     size, before = block_sizes(window)
     blocks, available = -(-queries // size), -(-keys_before // size)
@@ -50,8 +50,8 @@ def masked_out_keys(
     Each tensor is (batch, blocks, queries, keys) bool, True where a key is not seen.
 
     Args:
-        document: Number of each token's document, (batch, seq).
-        window: Keys that a query sees, itself included.
+        document: Index of each token's document, (batch, seq).
+        window: Number of keys that a query sees, itself included.
         start: Position of the first query.
         end: Position after the last query and the last key.
         first_key: Position of the first key.
@@ -78,7 +78,7 @@ def attend_blocks(q: Tensor, k: Tensor, v: Tensor, window: int, masked_out: list
         q: Queries, (batch, queries, heads, head_dim).
         k: Keys that end at the same token as the queries, (batch, keys, kv_heads, head_dim).
         v: Values, like the keys.
-        window: Keys that a query sees, itself included.
+        window: Number of keys that a query sees, itself included.
         masked_out: The result of `masked_out_keys`.
     """
     batch, queries, heads, head_dim = q.shape
@@ -115,8 +115,8 @@ def _split_in_blocks(x: Tensor, size: int, front: int, extra: int, value: float 
 def _keys_of_blocks(x: Tensor, blocks: int, first: int, last: int, seen: int) -> Tensor:
     """Returns the keys that query blocks [first, last) see, (batch, blocks, seen * size, ...).
 
-    x (batch, key blocks, size, ...) holds all blocks of keys, the last `blocks` of which are at the
-    positions of the queries.
+    x (batch, key blocks, size, ...) holds all blocks of keys. Its last `blocks` blocks have the
+    same positions as the queries.
     """
     until = x.shape[1] - blocks + first + 1
     if last - first == 1:  # no copy

@@ -1,9 +1,9 @@
 """Hugging Face families: which models can be exported to and imported from stock `transformers`.
 
-A family is one file with one adapter, and one entry here. An adapter says which features of the
-network its Hugging Face class has, and converts the configuration and the names of the weights.
-`folder.py` reads and writes folders through it, and `hf_forms.py` makes them loadable by both
-transformers 4 and 5.
+Each family has one file with an adapter, and one entry in `FAMILIES`. The adapter states which
+features of the network its Hugging Face class supports, and converts the config and the names of
+the weights. `folder.py` reads and writes model folders through the adapters, and `hf_forms.py`
+makes these folders loadable by both transformers 4 and 5.
 """
 
 from __future__ import annotations
@@ -23,6 +23,6 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_named(name: str) -> Family:
-    """Returns the adapter of `model.architecture=name`; raises InputError where there is none."""
+    """Returns the adapter of `model.architecture=name`; raises InputError if there is none."""
     one_of("model.architecture", name, FAMILIES)
     return FAMILIES[name]

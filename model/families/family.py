@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 from conf.errors import InputError
 
 Fields = dict[str, Any]
-"""The fields of a `ModelConfig`, or those of a config.json, by name."""
+"""The fields of a `ModelConfig` or of a config.json, by name."""
 
 OPTIONAL_FEATURES: Fields = {"sliding_window": None, "window_pattern": None, "qk_norm": False}
-"""Fields of `ModelConfig` that not every family has, with the value for an absent feature."""
+"""Fields of `ModelConfig` that not every family supports, with the value for an absent feature."""
 
 COMMON_FIELDS = {
     "vocab_size": "vocab_size",
@@ -27,16 +27,16 @@ COMMON_FIELDS = {
     "rope_theta": "rope_theta",
     "tie_embeddings": "tie_word_embeddings",
 }
-"""Names in a config.json by names in `ModelConfig`, for what all families have."""
+"""Names in a config.json, keyed by names in `ModelConfig`, for the fields of all families."""
 
 
 class Family:
-    """Adapter between the network and one Hugging Face class of models.
+    """Adapter between the network and one Hugging Face model class.
 
     Attributes:
         hf_class: Name of the class in `transformers`.
-        features: Names of OPTIONAL_FEATURES that the class has.
-        fixed: Values of features that the class always has.
+        features: Names of OPTIONAL_FEATURES that the class supports.
+        fixed: Features that the class always has, with their values.
         hf_defaults: Values that the class assumes for fields that a config.json lacks.
     """
 
@@ -46,7 +46,7 @@ class Family:
     hf_defaults: ClassVar[Mapping[str, Any]] = {}
 
     def check(self, model: Mapping[str, Any]) -> None:
-        """Raises InputError if the class lacks a feature of a model, or requires one.
+        """Raises InputError if the class lacks a feature of the model, or always has one it lacks.
 
         Args:
             model: The fields of a `ModelConfig`.
@@ -67,13 +67,13 @@ class Family:
                 )
 
     def to_hf(self, model: Mapping[str, Any]) -> Fields:
-        """Returns the fields of a config.json that COMMON_FIELDS do not cover."""
+        """Returns the fields of a config.json that are not in COMMON_FIELDS."""
         return {}
 
     def from_hf(self, config: Mapping[str, Any]) -> Fields:
         """Returns the optional features of a model from its config.json, defaults included.
 
-        Raises InputError if the network cannot be what the config says.
+        Raises InputError if the network does not support what the config states.
         """
         return {}
 

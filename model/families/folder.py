@@ -1,6 +1,6 @@
-"""Hugging Face folders that stock `transformers` loads: their config and their weights.
+"""Reads and writes Hugging Face folders that stock `transformers` loads: config and weights.
 
-Weights are read and written as safetensors only, so that loading never unpickles anything (I11).
+Weights are read and written only as safetensors, so that loading never unpickles anything.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from model.families import FAMILIES
 from model.families.family import COMMON_FIELDS, Family, Fields
 
 FILE_BYTES = 2 * 10**9
-"""Size of one weight file, which is also the memory that writing it takes."""
+"""Maximum size of a weight file, which is also the memory needed to write it."""
 INDEX = "model.safetensors.index.json"
 REQUIRED = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
@@ -62,10 +62,10 @@ def hf_config(
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """Returns the model that a Hugging Face folder holds.
+    """Returns the model config of a Hugging Face folder.
 
-    Raises InputError if its family is unknown, or where it has a feature that the network does
-    not have, such as biases or scaled RoPE.
+    Raises InputError if its family is unknown, or if it has a feature that the network lacks, such
+    as biases or scaled RoPE.
     """
     path = folder / "config.json"
     stored = _read_fields(path)
@@ -117,7 +117,7 @@ def _rope_theta(fields: Fields, path: Path) -> float:
 
 
 class HFWeights:
-    """The tensors of a Hugging Face folder under the decoder's names, read one at a time."""
+    """The tensors in a Hugging Face folder, read one at a time by the decoder's parameter names."""
 
     def __init__(self, folder: Path, family: Family) -> None:
         self.folder = folder
@@ -154,8 +154,8 @@ def save_weights(
 ) -> None:
     """Writes a decoder's parameters as safetensors.
 
-    Several files and an index are written where one file of `file_bytes` is not enough. No more
-    than one file's tensors are in memory at a time.
+    If they exceed `file_bytes`, several files and an index are written. The tensors of at most one
+    file are in memory at a time.
     """
     parts: list[list[str]] = []
     held: dict[str, Tensor] = {}

@@ -1,8 +1,9 @@
-"""Hugging Face folders that both transformers 4 and transformers 5 load.
+"""Makes Hugging Face folders that both transformers 4 and transformers 5 load.
 
-Version 5 writes files that version 4 misreads. It states RoPE as `rope_parameters` only, for which
-version 4 silently assumes its default base of 10,000, and it names a tokenizer class that version 4
-does not have. Some releases of vLLM, llama.cpp's converter and others read folders with version 4.
+Version 5 writes files that version 4 misreads. It states the RoPE base only in `rope_parameters`,
+which version 4 ignores, silently using its default base of 10,000. It also names a tokenizer class
+that version 4 does not have. Some releases of vLLM, llama.cpp's converter and other tools read
+folders with version 4.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ Settings = dict[str, Any]
 
 
 def write_both_forms(folder: Path) -> None:
-    """Adds the other version's fields to a folder's config.json and tokenizer settings."""
+    """Adds the fields of the other version to a folder's config.json and tokenizer settings."""
     path = folder / "config.json"
     write_json(path, config_in_both_forms(json.loads(path.read_text(encoding="utf-8"))))
     path = folder / "tokenizer_config.json"
@@ -38,7 +39,7 @@ def config_in_both_forms(config: Settings) -> Settings:
         kind = scaling.pop("type", None)  # the name before transformers 4.43
         scaling.setdefault("rope_type", kind or "default")
         made["rope_parameters"] = {"rope_theta": config["rope_theta"], **scaling}
-    elif rope and "rope_theta" in rope:  # otherwise it has one entry per kind of layer
+    elif rope and "rope_theta" in rope:  # otherwise, it has one entry per kind of layer
         scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
         made["rope_theta"] = rope["rope_theta"]
         if "partial_rotary_factor" in scaling:
@@ -60,11 +61,11 @@ def tokenizer_in_both_forms(settings: Settings) -> Settings:
 
 
 def tokenizer_settings(special: Mapping[str, str], max_seq_len: int) -> Settings:
-    """Returns the tokenizer_config.json of a tokenizer.json.
+    """Returns the tokenizer_config.json for a tokenizer.json.
 
     Args:
         special: Spellings of the special tokens by role, such as `bos`.
-        max_seq_len: Positions of the model.
+        max_seq_len: Context length of the model in tokens.
     """
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",

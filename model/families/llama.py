@@ -14,5 +14,5 @@ class Llama(Family):
     hf_class = "LlamaForCausalLM"
 
     def to_hf(self, model: Mapping[str, Any]) -> Fields:
-        """Returns the switches for biases, which the network does not have."""
+        """Returns the settings for biases: false, as the network has no biases."""
         return {"attention_bias": False, "mlp_bias": False}

@@ -28,7 +28,7 @@ class Qwen3(Family):
     }
 
     def to_hf(self, model: Mapping[str, Any]) -> Fields:
-        """Returns the window and the layers that have it; other layers have full attention."""
+        """Returns the sliding window, and which layers have it instead of full attention."""
         windows = layer_windows(
             model["window_pattern"], model["num_layers"], model["sliding_window"]
         )
@@ -42,7 +42,7 @@ class Qwen3(Family):
         }
 
     def from_hf(self, config: Mapping[str, Any]) -> Fields:
-        """Returns QK-norm, the window, and the pattern of the layers that have it."""
+        """Returns QK-norm, the sliding window, and the pattern of layers that have the window."""
         window = config["sliding_window"] if config["use_sliding_window"] else None
         layers, first = config["num_hidden_layers"], config["max_window_layers"]
         types = config["layer_types"] or [
