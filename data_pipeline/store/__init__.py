@@ -1,10 +1,10 @@
-"""Shards and their manifest: opened, read, fetched and verified.
+"""Opens, reads, fetches and verifies the shards of a corpus and their manifest.
 
-manifest      what a corpus holds and what made it
-corpus        opens a corpus by path or URL, and the token stream of a source
-streams       the shards of a source as one stream of tokens
-shards        a pair of `.bin` and `.idx` on this machine (index_file, checksums)
-remote        the same in an object store (storage, block_cache, threads)
-sizes         file sizes compared with the manifest before anything is read
-verify        every byte compared with the manifest (shard_checks, shard_scan, megatron_reader)
+manifest      describes the content of a corpus and how it was made
+corpus        opens a corpus by path or URL, and the token streams of its sources
+streams       reads the shards of a source as one stream of tokens
+shards        reads a pair of `.bin` and `.idx` on this machine (index_file, checksums)
+remote        reads shards in an object store (storage, block_cache, threads)
+sizes         compares file sizes with the manifest before anything is read
+verify        compares every byte with the manifest (shard_checks, shard_scan, megatron_reader)
 """

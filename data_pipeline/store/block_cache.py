@@ -1,4 +1,4 @@
-"""A bounded cache of file blocks on this machine's disk, shared by the threads of a process."""
+"""A cache on disk for blocks of remote files, of bounded size and shared by a process's threads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEFAULT_CACHE_BYTES = 4 << 30
 MIN_CACHE_BYTES = 16 * BLOCK_BYTES
 
 Block = tuple[str, int]
-"""URL of a file and the number of a block in it."""
+"""A block, given by the URL of its file and its number in the file."""
 
 
 def cache_folder() -> Path:
@@ -26,9 +26,9 @@ def cache_folder() -> Path:
 
 
 class BlockCache:
-    """Least-recently-used cache of at most `limit_bytes` of blocks on disk.
+    """Least-recently-used cache on disk for at most `limit_bytes` of blocks.
 
-    The file is unlinked as soon as it is open, so it disappears with the process.
+    Its file is unlinked as soon as it is open, so it disappears when the process ends.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -58,9 +58,9 @@ class BlockCache:
             return os.pread(self._file.fileno(), size, slot * BLOCK_BYTES)
 
     def claim(self, blocks: Iterable[Block]) -> tuple[list[Block], dict[Block, Future[bytes]]]:
-        """Returns the missing blocks: those for the caller to fetch, and those under way.
+        """Returns the missing blocks: those to fetch, and those that other threads are fetching.
 
-        The caller must end each block that it was given with `put` or `fail`.
+        The caller must call `put` or `fail` for each block of the first kind.
         """
         claimed, pending = [], {}
         with self._lock:
@@ -91,7 +91,7 @@ class BlockCache:
             self._pending.pop(block).set_result(data)
 
     def fail(self, blocks: Iterable[Block], error: BaseException) -> None:
-        """Gives up claimed blocks. Threads that wait for one of them get the error."""
+        """Gives up claimed blocks. The error is raised in threads that wait for one of them."""
         with self._lock:
             for block in blocks:
                 future = self._pending.pop(block, None)
@@ -103,7 +103,7 @@ _shared: BlockCache | None = None
 
 
 def shared_cache(limit_bytes: int | None = None) -> BlockCache:
-    """Returns the cache of this process, replacing it if `limit_bytes` differs from its limit."""
+    """Returns the cache of this process, and replaces it if `limit_bytes` is another limit."""
     global _shared
     if _shared is None or limit_bytes not in (None, _shared.limit_bytes):
         _shared = BlockCache(limit_bytes or DEFAULT_CACHE_BYTES)

@@ -1,7 +1,8 @@
-"""Checksums per block of a shard, so that any part of it can be verified when it is first read.
+"""Checksums of the blocks of a shard, which verify any part of it when it is first read.
 
-`<shard>.sums` holds one little-endian uint64 (xxh3) per 64 KiB of `<shard>.bin`, 0.012% of its
-size; the last block may be shorter. The manifest holds the sha256 of the whole file.
+`<shard>.sums` holds one xxh3 checksum, a little-endian uint64, per block of 64 KiB of
+`<shard>.bin`, which adds 0.012% to its size. The last block may be shorter. The manifest holds the
+sha256 of the whole file.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def block_checksums(data: memoryview | bytes) -> NDArray[np.uint64]:
 
 
 def checksum_bytes(size: int) -> int:
-    """Returns the size of the `.sums` of a `.bin` of `size` bytes."""
+    """Returns the size in bytes of the `.sums` file of a `.bin` file of `size` bytes."""
     return -(-size // BLOCK_BYTES) * CHECKSUM.itemsize
 
 

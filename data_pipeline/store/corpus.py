@@ -16,7 +16,7 @@ def open_corpus(location: str | Path) -> Manifest:
     """Returns the manifest of the corpus in a local folder or at a URL.
 
     Raises:
-        InputError: There is no corpus, or it has another format.
+        InputError: There is no corpus, or it was made in another format.
         StorageError: The object store does not answer.
     """
     return load_manifest(cache_corpus(str(location)) if is_remote(location) else location)
@@ -35,8 +35,9 @@ def open_stream(
         manifest: Manifest of the corpus.
         split: `train` or `held_out`.
         source: Name of the source.
-        cache_bytes: Disk cache of a remote corpus in this process; None keeps the current size.
-        check: Compares file sizes with the manifest first.
+        cache_bytes: Size of this process's disk cache for remote corpora; None keeps the current
+            size.
+        check: If True, file sizes are first compared with the manifest.
 
     Raises:
         DamagedShard: A file is missing or has the wrong size.

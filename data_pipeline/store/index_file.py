@@ -1,10 +1,10 @@
-"""Writes the format of Megatron-core's `.idx` file.
+"""Writes `.idx` files in Megatron-core's format.
 
 A header of 34 bytes (magic, version, type code, counts) is followed by the int32 lengths and the
-int64 byte offsets of all sequences, and by the int64 document boundaries in sequences.
+int64 byte offsets of all sequences, and by the int64 document boundaries, counted in sequences.
 
-The format is written here because importing Megatron-core takes longer than tokenizing a hundred
-megabytes. Tests compare every byte with its own writer, and `verify` opens shards with its reader.
+Megatron-core's own writer is not used, because importing it takes longer than tokenizing a hundred
+megabytes. Tests compare every byte with that writer, and `verify` opens shards with its reader.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def write_index(
         dtype: Type of the token ids.
         lengths: (sequences,) tokens per sequence.
         pointers: (sequences,) byte offsets; by default the sequences are contiguous.
-        boundaries: (documents + 1,) numbers of the sequences that start a document, and the number
-            of sequences; by default each sequence is a document.
+        boundaries: (documents + 1,) number of the first sequence of each document, followed by the
+            number of sequences; by default each sequence is a document.
     """
     token = np.dtype(dtype)
     code = next(code for code, known in DTYPES.items() if known == token)

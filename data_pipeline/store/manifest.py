@@ -1,6 +1,6 @@
-"""The manifest of a corpus folder, `manifest.json`: what the shards hold and what made them.
+"""The manifest of a corpus folder, `manifest.json`: content of the shards and how they were made.
 
-This module reads local folders only. `store.corpus.open_corpus` also opens object stores.
+This module reads only local folders. `store.corpus.open_corpus` also opens object stores.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Manifest:
     Attributes:
         folder: Local folder of the corpus; for a remote corpus, the local cache of its small files.
         name: Name of the corpus.
-        inputs: sha256 of everything that determines the content. A corpus whose inputs have not
+        inputs: The sha256 of everything that determines the content. A corpus whose inputs have not
             changed is not made again.
         tokenizer: `file`, `sha256` of its canonical JSON, `vocab_size`, `bos_id`, `eos_id` and
             `pad_id`.
@@ -36,12 +36,13 @@ class Manifest:
         splits: Shard entries by split and source. An entry holds `file` (path without suffix),
             `documents`, `tokens`, `bytes` (of text), `sha256` (of `.bin`), `idx_sha256`, and
             `sums` and `masked` (whether those files exist).
-        sources: Counts per source: files, documents and bytes read, and what was dropped by reason.
+        sources: Counts per source: files, kept documents and bytes, and dropped documents by
+            reason.
         ends_in_eos: True if a document starts after each EOS and nowhere else within a sequence, so
-            that document boundaries follow from the ids alone.
+            that the ids alone determine the document boundaries.
         packed: Sequence lengths that documents were packed into; empty if they were not.
         origin: `tokenize`, or `import` for shards made by another program.
-        encoder: What converted text to ids.
+        encoder: Name and version of the library that encoded the text, and counts of its checks.
     """
 
     folder: Path
@@ -73,12 +74,12 @@ class Manifest:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The sha256 of the data: of the tokenizer and of all shards with their hashes."""
+        """The sha256 that identifies the data. It covers the tokenizer and the hashes of shards."""
         data = [self.tokenizer, self.dtype, self.splits]
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
     def shards(self, split: str, source: str) -> list[dict[str, Any]]:
-        """Returns the entries of a source's shards, in stream order."""
+        """Returns the entries of a source's shards, in the order of the source's stream."""
         return self.splits.get(split, {}).get(source, [])
 
     def source_tokens(self, split: str) -> dict[str, int]:
@@ -87,7 +88,7 @@ class Manifest:
         return {name: sum(entry["tokens"] for entry in shards) for name, shards in sources.items()}
 
     def missing_files(self) -> list[str]:
-        """Returns the names of missing files among the tokenizer, `.bin` and `.idx` files."""
+        """Returns the names of the tokenizer, `.bin` and `.idx` files that do not exist."""
         names = [str(self.tokenizer["file"])]
         for sources in self.splits.values():
             for entry in (entry for shards in sources.values() for entry in shards):
@@ -102,7 +103,7 @@ class Manifest:
         return np.load(path, allow_pickle=False)
 
     def check_tokenizer(self) -> None:
-        """Raises InputError if `tokenizer.json` is not the one that the shards were made with."""
+        """Raises InputError if the shards were made with another `tokenizer.json`."""
         if not self.tokenizer_path.is_file():
             raise InputError(f"{self.tokenizer_path} is missing. Tokenize the corpus again.")
         found = tokenizer_fingerprint(self.tokenizer_path)
@@ -139,7 +140,7 @@ def load_manifest(folder: str | Path) -> Manifest:
 
 
 def tokenizer_fingerprint(path: Path) -> str:
-    """Returns the sha256 of a tokenizer.json in canonical JSON, independent of its formatting."""
+    """Returns the sha256 of the canonical form of a tokenizer.json, whatever its formatting."""
     try:
         content = json.loads(path.read_text())
     except ValueError as error:

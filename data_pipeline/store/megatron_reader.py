@@ -1,4 +1,4 @@
-"""Opens shards with Megatron-core's own reader, which must read what we write."""
+"""Compares shards with what Megatron-core's own reader reads from them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from data_pipeline.store.shards import Shard
 
 
 def differences(folder: Path, files: Iterable[str], dtype: str) -> Iterator[tuple[str, str]]:
-    """Yields each shard that Megatron-core reads differently, with a description.
+    """Yields each shard that Megatron-core reads differently, with a description of the difference.
 
-    Compares the number of documents, and the tokens of the first, middle and last document.
+    It compares the number of documents, and the tokens of the first, middle and last document.
 
     Args:
         folder: Folder of the corpus.

@@ -1,8 +1,8 @@
-"""Shards in an object store, read by ranges through a bounded cache on this machine's disk.
+"""Reads shards in an object store, through a cache of bounded size on this machine's disk.
 
 The manifest, the tokenizer and the checksums are copied to a cache folder. Tokens are fetched in
 blocks of 64 KiB, many of them at a time, and each block is compared with its checksum before it is
-used. Training never fetches an index, because EOS marks the end of a document.
+used. Training never fetches an index, because EOS marks the end of each document.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ MAX_CHECKSUM_FILES_IN_MEMORY = 512
 
 
 def cache_corpus(url: str) -> Path:
-    """Copies the manifest and the tokenizer of a remote corpus to a cache folder and returns it.
+    """Copies manifest and tokenizer of a remote corpus to a cache folder, and returns the folder.
 
-    The folder's name contains a hash of the manifest, so a corpus that is made again gets another
-    folder. `remote_url` finds the URL again.
+    The folder's name is a hash of the URL and the manifest, so a corpus that is made again gets
+    another folder. `remote_url` returns the URL that a folder was copied from.
 
     Raises:
         InputError: There is no corpus at the URL.
@@ -74,13 +74,13 @@ def cache_corpus(url: str) -> Path:
 
 
 def remote_url(manifest: Manifest) -> str:
-    """Returns the URL of a corpus opened by `cache_corpus`, or an empty string for a local one."""
+    """Returns the URL of a corpus that `cache_corpus` copied, or '' for a local corpus."""
     path = manifest.folder / ORIGIN_FILE
     return str(json.loads(path.read_text())["url"]) if path.is_file() else ""
 
 
 def cached_file(manifest: Manifest, name: str) -> Path:
-    """Returns the local path of a file of a corpus, after fetching it if the corpus is remote."""
+    """Returns the local path of a file of a corpus, which is fetched if the corpus is remote."""
     path = manifest.folder / name
     url = remote_url(manifest)
     if url and not path.is_file() and storage.file_info(storage.join(url, name)) is not None:
@@ -89,10 +89,10 @@ def cached_file(manifest: Manifest, name: str) -> Path:
 
 
 class RemoteShards:
-    """Shards of a source in an object store, a `ShardReader`.
+    """A `ShardReader` for shards in an object store.
 
     Raises:
-        InputError: The documents do not end in EOS, so that their indices would be needed.
+        InputError: The documents do not all end in EOS, so the indices would be needed.
     """
 
     def __init__(
@@ -221,7 +221,7 @@ class RemoteShards:
         return self.folder / f"{self.entries[number]['file']}.sums"
 
     def _fetch_checksums(self, paths: Iterable[str]) -> None:
-        """Copies the checksums of these files to the cache folder unless they are there."""
+        """Copies the checksums of these files to the cache folder unless they are there already."""
         numbers = sorted(self._numbers[path] for path in paths if path in self._numbers)
         missing = [
             number
@@ -251,7 +251,7 @@ def _blocks(path: str, start: int, end: int) -> list[Block]:
 
 
 def _ranges(blocks: Iterable[Block]) -> list[tuple[str, int, int]]:
-    """Merges adjacent blocks into ranges (file, first, last + 1), each fetched as one."""
+    """Merges adjacent blocks into ranges (file, first, last + 1), which are fetched as a whole."""
     ranges: list[tuple[str, int, int]] = []
     for path, number in sorted(blocks):
         if ranges and ranges[-1][0] == path and ranges[-1][2] == number:

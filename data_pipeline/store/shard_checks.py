@@ -32,8 +32,8 @@ class Problem:
 
     Attributes:
         file: Path of the file in the corpus folder.
-        place: Position in the file; empty if the whole file is concerned.
-        text: What is wrong.
+        place: Position in the file; empty if the problem concerns the whole file.
+        text: Description of the problem.
     """
 
     file: str
@@ -45,7 +45,7 @@ class Problem:
 
 
 def missing_or_wrong_size(manifest: Manifest, entry: dict[str, Any]) -> Iterator[Problem]:
-    """Yields the files of a shard that are missing or not as long as the manifest says."""
+    """Yields a problem for each file of a shard that is missing or has the wrong size."""
     name, tokens = entry["file"], entry["tokens"]
     sizes: dict[str, int | None] = {**expected_sizes(manifest, entry), ".idx": None}
     for suffix, expected in sizes.items():
@@ -65,11 +65,12 @@ def missing_or_wrong_size(manifest: Manifest, entry: dict[str, Any]) -> Iterator
 class ShardCheck:
     """Reads a shard completely and collects its problems.
 
-    Sizes are left to `missing_or_wrong_size`, so that no problem is listed twice.
+    It does not check file sizes, which `missing_or_wrong_size` does, so that no problem is listed
+    twice.
 
     Args:
         manifest: Manifest of the corpus.
-        entry: Its entry of the shard.
+        entry: The shard's entry in the manifest.
         max_listed: Problems of one kind to list per file; the others are only counted.
     """
 
@@ -130,7 +131,7 @@ class ShardCheck:
             self._add(TABLE, [Flaw(f"row {min(rows, documents)}", text)])
 
     def _check_index(self) -> Ints:
-        """Checks the index and returns the tokens per document; empty if it cannot be used."""
+        """Checks the index and returns the tokens per document, (0,) if the index is unusable."""
         unknown = np.empty(0, np.int64)
         if not self._path(".idx").is_file():
             return unknown

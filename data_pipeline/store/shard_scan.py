@@ -1,7 +1,7 @@
 """Reads the files of a shard completely and lists everything that is wrong in them.
 
-`verify` compares the result with the manifest, and `import` writes a manifest from it. `shards`
-refuses a file at its first flaw; this module continues and locates each one.
+`verify` compares the result with the manifest, and `import` makes a manifest from it. While
+`shards` refuses a file at its first flaw, this module finds and locates all of them.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ from data_pipeline.store.index_file import DTYPES, HEADER, MAGIC, write_index
 from data_pipeline.store.shards import Ints
 
 FLOAT_CODES = (6, 7)
-"""float64 and float32 in Megatron-core, the other way round in GPT-NeoX; never token ids."""
+"""Type codes of float64 and float32, in this order in Megatron-core and reversed in GPT-NeoX.
+
+Token ids never have these types."""
 CHUNK_SEQUENCES = 1 << 22
-"""Sequences of an index that are compared at a time."""
+"""Number of sequences of an index that are compared at a time."""
 
 
 @dataclass(frozen=True)
 class Flaw:
-    """Something wrong in a file.
+    """A flaw in a file.
 
     Attributes:
-        place: Position in the file, such as `token 7`; empty if the whole file is concerned.
-        text: What is wrong.
+        place: Position in the file, such as `token 7`; empty if the flaw concerns the whole file.
+        text: Description of the flaw.
     """
 
     place: str
@@ -42,7 +44,7 @@ class Flaw:
 
 
 class BadIndex(Exception):
-    """An index that cannot be read, because of `flaw`."""
+    """Raised when an index cannot be read, because of `flaw`."""
 
     def __init__(self, place: str, text: str) -> None:
         super().__init__(text)
@@ -51,14 +53,14 @@ class BadIndex(Exception):
 
 @dataclass(frozen=True)
 class IndexArrays:
-    """The arrays of an `.idx` file, mapped, with nothing but their sizes checked.
+    """The memory-mapped arrays of an `.idx` file, of which only the sizes have been checked.
 
     Attributes:
         dtype: Type of the token ids.
         lengths: (sequences,) tokens per sequence.
         pointers: (sequences,) byte offsets in `.bin`.
-        boundaries: (documents + 1,) numbers of the sequences that start a document, and the number
-            of sequences.
+        boundaries: (documents + 1,) number of the first sequence of each document, followed by the
+            number of sequences.
     """
 
     dtype: np.dtype
@@ -73,7 +75,7 @@ class IndexArrays:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens of all sequences."""
+        """Number of tokens in all sequences."""
         return int(self.lengths.sum(dtype=np.int64))
 
     def document_lengths(self) -> Ints:
@@ -85,7 +87,7 @@ class IndexArrays:
 
 
 def read_index(path: Path) -> IndexArrays:
-    """Maps an index. Raises BadIndex if its header or its size is wrong."""
+    """Maps an index into memory. Raises BadIndex if its header or its size is wrong."""
     size = path.stat().st_size
     if size < HEADER.size:
         raise BadIndex("", f"has {size} bytes, but its header alone has {HEADER.size}")
@@ -118,7 +120,7 @@ def read_index(path: Path) -> IndexArrays:
 def write_index_without_empty(index: IndexArrays, path: Path) -> None:
     """Writes an index of the same tokens without empty sequences and documents.
 
-    Other programs write them for empty texts.
+    Other programs write such sequences for empty texts.
     """
     kept = np.asarray(index.lengths) > 0
     before = np.concatenate(([0], np.cumsum(kept)))
@@ -127,9 +129,9 @@ def write_index_without_empty(index: IndexArrays, path: Path) -> None:
 
 
 def index_flaws(index: IndexArrays) -> Iterator[Flaw]:
-    """Yields each sequence and document boundary that contradicts the one before it.
+    """Yields a flaw for each sequence or document boundary that contradicts the one before it.
 
-    After a wrong pointer, the following ones are compared with it, so that it is listed once.
+    The pointers after a wrong one are compared with it, so that each mistake is listed only once.
     """
     end = 0
     for first in range(0, len(index.lengths), CHUNK_SEQUENCES):
@@ -166,12 +168,12 @@ def index_flaws(index: IndexArrays) -> Iterator[Flaw]:
 
 @dataclass
 class Occurrences:
-    """Number of occurrences of a flaw, with the first `limit` of them.
+    """Number of occurrences of a flaw, with the positions of the first `limit` of them.
 
     Attributes:
-        limit: Occurrences that are kept.
-        count: Occurrences that were found.
-        first: (offset in tokens, id) of the kept ones.
+        limit: Maximum number of occurrences to keep.
+        count: Number of occurrences found.
+        first: The kept occurrences, each as (offset in tokens, id).
     """
 
     limit: int
@@ -190,13 +192,13 @@ class Scan:
     """Result of reading a whole `.bin` file.
 
     Attributes:
-        sha256: Of the file.
-        checksums: Checksum per block.
+        sha256: The sha256 of the file.
+        checksums: One checksum per block.
         tokens: Number of complete tokens.
-        text_bytes: Number of UTF-8 bytes that the tokens stand for.
+        text_bytes: Number of UTF-8 bytes of the text that the tokens encode.
         outside_vocabulary: Ids outside the vocabulary.
-        no_eos: Last tokens of documents that are not EOS.
-        eos_inside: EOS anywhere else.
+        no_eos: Last tokens of documents, where they are not EOS.
+        eos_inside: EOS tokens that are not the last token of a document.
     """
 
     sha256: str
@@ -225,8 +227,9 @@ def scan_tokens(
         vocab_size: Number of valid ids.
         eos_id: Id of EOS.
         document_lengths: (documents,) tokens per document, from the index.
-        token_bytes: (vocab_size,) bytes per id, for `Scan.text_bytes`.
-        limit: Occurrences of each flaw that are kept.
+        token_bytes: (vocab_size,) number of bytes per id, from which `Scan.text_bytes` is computed;
+            None leaves it 0.
+        limit: Maximum number of occurrences to keep of each flaw.
     """
     digest = hashlib.sha256()
     checksums = []
@@ -238,7 +241,7 @@ def scan_tokens(
         checksums.append(block_checksums)
         tokens = np.frombuffer(data, dtype, len(data) // dtype.itemsize)
         if not len(tokens):
-            break  # only a part of a token is left
+            break  # the file ends in the middle of a token
         if int(tokens.max()) >= vocab_size or int(tokens.min()) < 0:
             wrong = np.flatnonzero((tokens >= vocab_size) | (tokens < 0))
             outside.add(start + wrong, tokens[wrong])
@@ -257,7 +260,7 @@ def scan_tokens(
 
 
 def checksum_flaws(found: NDArray[np.uint64], expected: NDArray[np.uint64]) -> list[Flaw]:
-    """Returns runs of blocks whose checksums differ, as byte ranges of `.bin`."""
+    """Returns one flaw per run of blocks whose checksums differ, with its byte range in `.bin`."""
     shared = min(len(found), len(expected))
     wrong = np.flatnonzero(found[:shared] != expected[:shared])
     runs = np.split(wrong, np.flatnonzero(np.diff(wrong) > 1) + 1) if len(wrong) else []

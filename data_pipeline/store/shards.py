@@ -1,7 +1,7 @@
-"""Reads a `.bin`/`.idx` pair of Megatron-core by memory map, without importing Megatron.
+"""Reads a `.bin`/`.idx` pair in Megatron-core's format with memory maps, without its own reader.
 
-`.bin` holds the token ids alone; `data_pipeline.store.index_file` describes `.idx`. Importing
-Megatron's own reader takes seconds, and no training step needs it.
+`.bin` holds nothing but the token ids, and `data_pipeline.store.index_file` describes `.idx`.
+Importing Megatron-core's reader takes seconds, and training does not need it.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ REPAIR = "Restore it, or tokenize the corpus again."
 
 
 class DamagedShard(InputError):
-    """A shard that differs from its manifest.
+    """Raised when a shard differs from its manifest.
 
-    Printed by each rank, because ranks read different shards.
+    Every rank prints this error, because ranks read different shards.
     """
 
     every_rank = True
 
 
 class ShardIndex:
-    """The `.idx` of a shard: where its documents start.
+    """The `.idx` file of a shard, which tells where its documents start.
 
-    The header and the file size are read at once, the arrays are mapped when they are first used.
+    The header and the file size are checked at once, and the arrays are mapped on first use.
 
     Attributes:
         documents: Number of documents.
@@ -47,7 +47,7 @@ class ShardIndex:
         dtype: Type of the token ids.
 
     Raises:
-        DamagedShard: The file is missing, truncated, not an index, or of another type than `dtype`.
+        DamagedShard: The file is missing, truncated or not an index, or its type is not `dtype`.
     """
 
     def __init__(self, path: Path, dtype: str | None = None) -> None:
@@ -84,7 +84,7 @@ class ShardIndex:
             )
         self.documents = boundaries - 1
         self.tokens = 0
-        if self._sequences:  # the last sequence ends where the tokens do
+        if self._sequences:  # the end of the last sequence is the end of the tokens
             at = HEADER.size + 4 * (self._sequences - 1)
             (length,) = struct.unpack("<i", os.pread(file, 4, at))
             at = HEADER.size + 12 * self._sequences - 8
@@ -93,19 +93,20 @@ class ShardIndex:
 
     @cached_property
     def _starts(self) -> Ints:
-        """Byte offsets of the documents, (documents,) or longer."""
+        """Byte offset of the start of each document, (documents,) or longer."""
         raw = map_file(self.path)
         pointers_at = HEADER.size + 4 * self._sequences
         boundaries_at = pointers_at + 8 * self._sequences
         pointers = raw[pointers_at:boundaries_at].view(np.int64)
-        # Usually each document is one sequence: then no array of boundaries is made.
+        # Usually each document is one sequence, and the boundaries need not be read.
         if self.documents == self._sequences:
             return pointers
         return pointers[raw[boundaries_at:].view(np.int64)[:-1]]
 
     def document_starts(self, start: int, end: int) -> Ints:
         """Returns the token offsets of the documents that start in [start, end)."""
-        # np.searchsorted would copy the whole map at every call: the header leaves it unaligned.
+        # The 34-byte header leaves the map unaligned, so np.searchsorted would copy all of it on
+        # every call.
         width = self.dtype.itemsize
         low = bisect_left(self._starts, start * width)
         high = bisect_left(self._starts, end * width, low)
@@ -128,13 +129,14 @@ class Shard:
 
     Args:
         prefix: Path of the shard without suffix.
-        dtype: Type of the token ids; None takes that of the index.
-        entry: The manifest's entry of the shard; without one, the index gives the size.
-        checked: One bit per block whose checksum has been verified. A caller that opens the shard
-            again passes the old `checked`, so that each block is verified once per process.
+        dtype: Type of the token ids; None takes it from the index.
+        entry: The shard's entry in the manifest; without it, the number of tokens is taken from the
+            index.
+        checked: One bit per block, set once the block's checksum has been verified. A caller that
+            reopens a shard passes the old `checked`, so that a process verifies each block once.
 
     Raises:
-        DamagedShard: A file is missing, truncated, or contradicts another one.
+        DamagedShard: A file is missing or truncated, or contradicts another one.
     """
 
     def __init__(
@@ -168,7 +170,7 @@ class Shard:
 
     @cached_property
     def index(self) -> ShardIndex:
-        """The `.idx` file, which is not needed to read tokens."""
+        """The index of the shard, which is opened on first use. Reading tokens does not need it."""
         return ShardIndex(self.idx, self._expected_dtype)
 
     def document_starts(self, start: int, end: int) -> Ints:
@@ -179,8 +181,8 @@ class Shard:
         """Fills `out` with the tokens from `offset` on.
 
         Raises:
-            DamagedShard: A block differs from its checksum, or the file has shrunk. Touching a page
-                beyond the end of a mapped file would end the process with SIGBUS.
+            DamagedShard: A block differs from its checksum, or the file has shrunk. (Reading a page
+                after the end of a mapped file would end the process with SIGBUS.)
         """
         if self._map is not None and (size := self._map.size()) != len(self._raw):
             raise DamagedShard(describe_wrong_size(self.bin, size, len(self._raw)))
@@ -250,11 +252,11 @@ def describe_wrong_checksum(path: Path | str, block: int, size: int, width: int)
 
 
 def map_file(path: Path) -> NDArray[np.uint8]:
-    """Maps a file into memory, (bytes,). Raises FileNotFoundError."""
+    """Maps a file into memory and returns its bytes, (size,). Raises FileNotFoundError."""
     with path.open("rb", buffering=0) as file:
         if not os.fstat(file.fileno()).st_size:  # an empty file cannot be mapped
             return np.empty(0, np.uint8)
-        # A plain array over the map: slices of np.memmap cost twice as much.
+        # A plain array is used, because slicing an np.memmap takes twice as long.
         return np.frombuffer(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ), np.uint8)
 
 

@@ -1,7 +1,7 @@
-"""File sizes of a corpus compared with its manifest, before anything is read.
+"""Compares the file sizes of a corpus with its manifest, before anything is read.
 
-A listing per folder is enough, so the check takes seconds for tens of thousands of shards. The
-content of a file is checked when it is read.
+This needs only one listing per folder, so it takes seconds for tens of thousands of shards. The
+content of a file is checked later, when it is read.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def check_sizes(manifest: Manifest, split: str, sources: Iterable[str]) -> None:
             if path not in found:
                 raise DamagedShard(f"{path} is missing. {REPAIR}")
             if not url and path.endswith(".bin") and found[path] != size:
-                # The index tells whether the ids have another type, which is the better message.
+                # If the index has another type of ids, it raises an error that explains more.
                 ShardIndex(Path(path).with_suffix(".idx"), manifest.dtype)
             if found[path] != size and not (size < 0 and found[path] >= -size):
                 raise DamagedShard(describe_wrong_size(path, found[path], abs(size)))
@@ -54,8 +54,8 @@ def check_sizes(manifest: Manifest, split: str, sources: Iterable[str]) -> None:
 def expected_sizes(manifest: Manifest, entry: Mapping[str, Any]) -> dict[str, int]:
     """Returns the size in bytes of each file of a shard, by suffix.
 
-    The index of a shard made by another program may hold more sequences than documents. Its size
-    then has a lower bound only, which is returned as a negative number.
+    The index of a shard made by another program may hold more sequences than documents. Then only a
+    lower bound of its size is known, which is returned as a negative number.
     """
     tokens = int(entry["tokens"])
     size = tokens * np.dtype(manifest.dtype).itemsize

@@ -1,10 +1,11 @@
-"""Files on this machine and in object stores behind one small interface.
+"""One interface to files on this machine and in object stores.
 
-A remote URL is anything that `fsspec` opens (`s3://bucket/file`, `gs://`, `https://` ...). Requests
-that fail or time out are retried with exponential backoff and full jitter (Brooker, "Exponential
-Backoff And Jitter", AWS Architecture Blog, 2015). Credentials and endpoints come from the
-environment, as for the store's own tools (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL_S3`,
-`FSSPEC_S3_...`). `HEADWATER_RETRIES` sets the number of attempts per request.
+A remote URL is any URL that `fsspec` can open (`s3://bucket/file`, `gs://`, `https://` ...).
+Requests that fail or time out are retried with exponential backoff and full jitter (Brooker,
+"Exponential Backoff And Jitter", AWS Architecture Blog, 2015). Credentials and endpoints come from
+the same environment variables that the store's own tools use (`AWS_ACCESS_KEY_ID`,
+`AWS_ENDPOINT_URL_S3`, `FSSPEC_S3_...`). `HEADWATER_RETRIES` sets the number of attempts per
+request.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ CREDENTIAL_ERRORS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNo
 
 
 class StorageError(InputError):
-    """A store that failed every retry. Commands exit with `EXIT_STORAGE`."""
+    """Raised when a request to an object store failed on every attempt.
+
+    Commands then exit with `EXIT_STORAGE`.
+    """
 
     exit_code = EXIT_STORAGE
     every_rank = True
@@ -50,8 +54,8 @@ class Retry:
     Attributes:
         attempts: Number of attempts, including the first.
         timeout_seconds: Time limit per attempt.
-        first_seconds: Longest pause after the first failure; it doubles with each failure.
-        longest_seconds: Upper bound of a pause.
+        first_seconds: Longest pause after the first failure. It doubles with each further failure.
+        longest_seconds: Upper bound of all pauses.
     """
 
     attempts: int = 8
@@ -70,7 +74,10 @@ def default_retry() -> Retry:
 
 
 class FileInfo(NamedTuple):
-    """A file with a version that changes with its content: its ETag, or time of change in ns."""
+    """Path, size and version of a file.
+
+    The version changes with the content: it is the ETag, or the time of modification.
+    """
 
     path: str
     size: int
@@ -97,7 +104,9 @@ def join(folder: str | Path, name: str) -> str:
 
 
 def list_files(url_or_glob: str | Path) -> list[FileInfo]:
-    """Returns the files of a path, folder (recursively) or glob, sorted by path; may be empty.
+    """Returns the files that a path, folder or glob contains, sorted by path, or an empty list.
+
+    Folders are listed recursively.
 
     Raises:
         StorageError: The store does not answer.
@@ -149,14 +158,14 @@ def file_info(url: str | Path) -> FileInfo | None:
 def read_ranges(
     url: str, ranges: Sequence[tuple[int, int]], retry: Retry | None = None
 ) -> list[bytes]:
-    """Returns the bytes [start, end) of a remote file for each range; see `read_many`."""
+    """Returns the bytes of each range [start, end) of one remote file, as `read_many` does."""
     return read_many([(url, start, end) for start, end in ranges], retry)
 
 
 def read_many(parts: Sequence[tuple[str, int, int]], retry: Retry | None = None) -> list[bytes]:
-    """Returns the bytes of parts (url, start, end) of remote files, requested concurrently.
+    """Returns the bytes of parts (url, start, end) of remote files, which are read concurrently.
 
-    All files are in one store. Only parts that fail or are incomplete are requested again.
+    All files must be in one store. Only parts that fail or are incomplete are requested again.
 
     Raises:
         FileNotFoundError: A file does not exist.
@@ -191,7 +200,7 @@ def read_many(parts: Sequence[tuple[str, int, int]], retry: Retry | None = None)
 
 
 def fetch(url: str, to: Path, retry: Retry | None = None) -> Path:
-    """Copies a remote file to `to`, which appears whole or not at all.
+    """Copies a remote file to the local path `to` atomically.
 
     Raises:
         InputError: The remote file does not exist.
@@ -212,9 +221,9 @@ def fetch(url: str, to: Path, retry: Retry | None = None) -> Path:
 
 
 def upload(path: Path, url: str, retry: Retry | None = None) -> None:
-    """Copies a local file to a URL, whole or not at all, since a store's PUT is atomic.
+    """Copies a local file to a URL. The copy is atomic, because the PUT request of a store is.
 
-    The time limit grows with the file, by a second per megabyte.
+    The time limit grows with the size of the file, by one second per megabyte.
 
     Raises:
         InputError: The store refuses the credentials.
@@ -248,7 +257,7 @@ def delete(url: str) -> None:
 def open_binary(url: str | Path) -> BinaryIO:
     """Opens a local or remote file for reading.
 
-    A remote file can seek, reads ahead, and retries when the store fails in the middle.
+    A remote file supports seeking, reads ahead, and retries if the store fails while it is read.
 
     Raises:
         FileNotFoundError: The file does not exist.
@@ -263,7 +272,7 @@ def open_binary(url: str | Path) -> BinaryIO:
 
 
 class _RemoteFile(io.RawIOBase):
-    """A remote file of known size, read by ranges with one range of read-ahead."""
+    """A remote file of known size, which is read range by range, with one range of read-ahead."""
 
     def __init__(self, url: str, size: int) -> None:
         self.url, self.size = url, size
@@ -303,7 +312,7 @@ class _RemoteFile(io.RawIOBase):
 
 
 def retrying(call: Callable[[], T], what: str, retry: Retry | None = None) -> T:
-    """Returns the result of `call`, retried while the store fails or is slow.
+    """Returns the result of `call`, which is repeated if the store fails or is slow.
 
     Args:
         call: The request.
@@ -311,8 +320,8 @@ def retrying(call: Callable[[], T], what: str, retry: Retry | None = None) -> T:
         retry: Retry policy; None for the default.
 
     Raises:
-        InputError: Credentials are refused or absent. Not retried, nor is a missing file.
-        StorageError: The last attempt failed too.
+        InputError: Credentials are missing or refused. Neither this nor a missing file is retried.
+        StorageError: All attempts failed.
     """
     retry = retry or default_retry()
     problem: Exception | None = None
@@ -347,19 +356,19 @@ def is_transient(error: BaseException) -> bool:
 
 
 def _open_store(url: str) -> tuple[Any, str]:
-    """Returns the file system of a URL and the path in it."""
+    """Returns the `fsspec` file system of a URL, and the path in it."""
     fs = _store(url.partition("://")[0], os.getpid())
     return fs, fs._strip_protocol(url)
 
 
 @lru_cache
 def _store(protocol: str, _process: int) -> Any:
-    """Returns one file system per protocol and process; connections do not survive a fork."""
+    """Returns this process's file system, which is not shared: forks break connections."""
     import fsspec
 
     if protocol not in ("s3", "s3a"):
         return fsspec.filesystem(protocol)
-    # Otherwise botocore and s3fs would each retry within our retries.
+    # Otherwise botocore and s3fs would retry as well, inside each of our attempts.
     settings = {
         "retries": {"total_max_attempts": 1},
         "connect_timeout": 10,

@@ -1,7 +1,7 @@
-"""The shards of a source as one stream of tokens, opened when they are first read.
+"""Reads the shards of a source as one stream of tokens.
 
-A corpus may have tens of thousands of shards, so memory and start-up time depend on the manifest
-alone. Content is verified when it is read.
+A corpus may have tens of thousands of shards, so a shard is only opened when it is first read, and
+its content is verified then. Memory and start-up time depend on the manifest alone.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from data_pipeline.store.shards import DamagedShard, Ints, Shard
 Entries = Sequence[Mapping[str, Any]]
 CHECK_TOKENS = 1 << 20
 MAX_OPEN_SHARDS = min(2048, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 6)
-"""Open shards per process. A mapped file holds a descriptor, and a shard has up to three."""
+"""Maximum number of open shards per process.
+
+Each mapped file needs a file descriptor, and a shard has up to three files."""
 
 
 class ShardReader(Protocol):
-    """Reader of the shards of a source, which are numbered as in the manifest."""
+    """Reader of the shards of a source, which are numbered in the order of the manifest."""
 
     def read(self, number: int, offset: int, out: NDArray[np.integer]) -> None:
         """Fills `out` with verified tokens of a shard from `offset` on."""
@@ -38,10 +40,10 @@ class ShardReader(Protocol):
         """Returns the token offsets of the documents of a shard that start in [start, end)."""
 
     def prefetch(self, ranges: Iterable[tuple[int, int, int]]) -> None:
-        """Prefetches the token ranges (number, start, end), which will be read soon."""
+        """Prefetches token ranges (shard number, start, end) that will be read soon."""
 
     def name(self, number: int) -> str:
-        """Returns the path or URL of the `.bin` file, for messages."""
+        """Returns the path or URL of a shard's `.bin` file, for messages."""
 
 
 class OpenShards:
@@ -56,7 +58,7 @@ class OpenShards:
         return len(self._shards)
 
     def get(self, key: Any, make: Callable[[], Shard]) -> Shard:
-        """Returns the open shard of a key, or opens it with `make`."""
+        """Returns the open shard of a key, which `make` opens if it is not in the cache."""
         with self._lock:
             shard = self._shards.get(key)
             if shard is not None:
@@ -71,12 +73,12 @@ class OpenShards:
 
 
 OPEN_SHARDS = OpenShards()
-"""The open shards of this process. All streams share the limit."""
+"""The open shards of this process, whose limit all streams share."""
 _reader_ids = count()
 
 
 class LocalShards:
-    """Shards of a source on this machine, a `ShardReader`."""
+    """A `ShardReader` for shards on this machine."""
 
     def __init__(
         self, folder: Path, entries: Entries, dtype: str, shards: OpenShards = OPEN_SHARDS
@@ -109,7 +111,7 @@ class LocalShards:
         return self.open(number).document_starts(start, end)
 
     def prefetch(self, ranges: Iterable[tuple[int, int, int]]) -> None:
-        """Does nothing: the page cache reads ahead."""
+        """Does nothing, because the operating system reads ahead."""
 
     def name(self, number: int) -> str:
         """See ShardReader."""
@@ -120,8 +122,8 @@ class TokenStream:
     """The concatenated shards of a source.
 
     Attributes:
-        eos_id: EOS of a corpus whose documents start after each EOS and nowhere else; None if only
-            the indices tell where documents start.
+        eos_id: Id of EOS, if documents start after each EOS and nowhere else; None if only the
+            index tells where documents start.
         masked: True if some tokens are not trained on.
     """
 
@@ -149,7 +151,7 @@ class TokenStream:
         return int(self._ends[number - 1]) if number else 0
 
     def parts(self, start: int, tokens: int) -> list[tuple[int, int, int]]:
-        """Returns the parts (shard, start, end) that hold the tokens from `start` on."""
+        """Returns the parts (shard number, start, end) that hold the `tokens` tokens at `start`."""
         (number,), (offset,) = self._locate(np.array([start]))
         return self._parts(number, offset, tokens)
 
@@ -161,18 +163,18 @@ class TokenStream:
         begins: NDArray[np.bool_] | None = None,
         mask: NDArray[np.uint8] | None = None,
     ) -> None:
-        """Fills tokens[row] with the stream from start on, for each pair of `starts` and `rows`.
+        """Fills rows of `tokens`, each with the tokens of the stream from one of the `starts` on.
 
         Args:
             starts: (n,) offsets in the stream.
-            tokens: (batch, length), written.
-            rows: (n,) rows of `tokens`.
-            begins: (batch, length - 1), set to True at [row, i] if a document starts at i + 1. It
-                is left alone if `eos_id` tells the same.
-            mask: (batch, length), set to 1 for each token that is not trained on.
+            tokens: (batch, length) array that is written to.
+            rows: (n,) row of `tokens` for each start.
+            begins: (batch, length - 1) array, set to True at [row, i] if a document starts at
+                i + 1. It is not changed if `eos_id` is set, which gives the same information.
+            mask: (batch, length) array, set to 1 for each token that is not trained on.
 
         Raises:
-            DamagedShard: A shard differs from the manifest. Names the shard and the tokens.
+            DamagedShard: A shard differs from the manifest. The error names the shard and tokens.
         """
         numbers, offsets = self._locate(starts)
         length = tokens.shape[1]
@@ -189,12 +191,12 @@ class TokenStream:
                 filled = upto
 
     def prefetch(self, starts: Ints, length: int) -> None:
-        """Prefetches what `read` of `length` tokens from each start would touch."""
+        """Prefetches everything that `read` needs for `length` tokens from each of the starts."""
         located = zip(*self._locate(starts), strict=True)
         self.shards.prefetch(p for number, at in located for p in self._parts(number, at, length))
 
     def check_ids(self, max_tokens: int) -> None:
-        """Reads the first `max_tokens` tokens and verifies that their ids are in the vocabulary.
+        """Reads the first `max_tokens` tokens and checks that their ids are in the vocabulary.
 
         Raises:
             DamagedShard: An id is outside the vocabulary, or a shard is damaged.

@@ -1,4 +1,4 @@
-"""Daemon threads for calls that may block indefinitely; the process does not wait for them."""
+"""Runs calls that may block indefinitely in daemon threads, which do not keep the process alive."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 Task = tuple[Callable[[], Any], "Future[Any]"]
 _idle: list[SimpleQueue[Task]] = []
-"""Task queues of the threads that have nothing to do."""
+"""Task queues of the idle threads."""
 os.register_at_fork(after_in_child=_idle.clear)
 
 
 def in_thread(call: Callable[[], T]) -> Future[T]:
-    """Runs `call` in a daemon thread, an idle one if there is any, and returns its future.
+    """Runs `call` in a daemon thread, and returns the future of its result.
 
-    Threads are reused because starting one can hang: with little memory, the new thread may fail
-    silently while its starter waits for it.
+    Idle threads are reused, because starting a thread can hang: if memory is short, the new thread
+    may fail silently while the thread that started it waits for it.
     """
     future: Future[T] = Future()
     try:
@@ -44,4 +44,4 @@ def _run_tasks(queue: SimpleQueue[Task]) -> None:
             _idle.append(queue)
             future.set_result(result)
             del result
-        del call, future  # do not keep their objects alive until the next task
+        del call, future  # otherwise their objects would stay alive until the next task

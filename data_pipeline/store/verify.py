@@ -1,6 +1,6 @@
 """`python -m data_pipeline verify`: compares a folder of shards with its manifest.
 
-Each problem is listed with its file and place, so that one pass shows everything to restore.
+Each problem is listed with its file and position, so one run shows everything that needs repair.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from data_pipeline.store.storage import is_remote
 
 SUFFIXES = (".bin", ".idx", ".sums", ".mask", TABLE)
 OPTIONAL = {".sums": "sums", ".mask": "masked"}
-"""Files that a shard has only if its entry has this key."""
+"""Optional files of a shard, each with the key of the shard's entry that is true if it exists."""
 REQUIRED_KEYS = ("file", "documents", "tokens", "bytes", "sha256", "idx_sha256")
 PARALLEL_BYTES = 1 << 27
-"""Less than this is read faster than other processes start."""
+"""Total size of the shards up to which one process reads them, as starting more takes longer."""
 MAX_MEGATRON_SHARDS = 64
-"""Shards that Megatron-core's reader opens."""
+"""Maximum number of shards that are opened with Megatron-core's reader."""
 
 
 @dataclass
@@ -43,8 +43,8 @@ class VerifyConfig:
         checked for all shards.
     seed: Seed that selects the sample.
     workers: Number of processes; 0 uses one per core.
-    max_listed: Problems of one kind to list per file; the others are only counted.
-    megatron: Opens up to 64 of the shards with Megatron-core's own reader as well.
+    max_listed: Number of problems of one kind to list per file; the others are only counted.
+    megatron: Also compares up to 64 of the shards with what Megatron-core's own reader reads.
     """
 
     data: str = MISSING
@@ -63,12 +63,12 @@ class VerifyConfig:
 
 @dataclass
 class VerifyResult:
-    """Result of checking a folder.
+    """Result of comparing a folder with its manifest.
 
     Attributes:
         shards: Number of shards in the manifest.
         read_shards: Number of shards that were read completely.
-        read_bytes: Size of their `.bin` files.
+        read_bytes: Total size of their `.bin` files.
         seconds: Duration of the check.
         problems: All differences from the manifest.
     """
@@ -81,7 +81,7 @@ class VerifyResult:
 
 
 def verify(config: VerifyConfig) -> None:
-    """Prints every problem. Raises InputError if there is one."""
+    """Verifies a folder and prints every problem. Raises InputError if there are any."""
     from rich.console import Console
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
@@ -109,7 +109,7 @@ def verify(config: VerifyConfig) -> None:
 
 
 def check_folder(manifest: Manifest, config: VerifyConfig, console: Any = None) -> VerifyResult:
-    """Checks a folder and returns its problems in the order of the manifest."""
+    """Checks a folder and returns the result, with problems in the order of the manifest."""
     started = time.monotonic()
     entries = list(_entries(manifest))
     result = VerifyResult(len(entries), problems=[*_check_manifest(manifest, entries)])
@@ -162,7 +162,7 @@ def _check_shards(
     config: VerifyConfig,
     console: Any,
 ) -> Iterator[tuple[str, list[Problem]]]:
-    """Yields each shard with its problems as it is done, and shows progress."""
+    """Yields each shard's file with its problems as soon as it is checked, and shows progress."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     total = sum(sizes.values())
@@ -194,7 +194,7 @@ def _run_checks(
             yield entry["file"], ShardCheck(manifest, entry, max_listed).run()
         return
     context = multiprocessing.get_context("forkserver")
-    # The processes need no list of all shards, which may be long.
+    # The worker processes do not need the list of all shards, which may be long.
     without_shards = replace(manifest, splits={})
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         jobs = {
@@ -206,7 +206,7 @@ def _run_checks(
 
 
 def _check_manifest(manifest: Manifest, entries: list[dict[str, Any]]) -> Iterator[Problem]:
-    """Checks the tokenizer, the byte table, the entries, and that the manifest lists all files."""
+    """Yields problems of the tokenizer, the byte table and the entries, and files without entry."""
     try:
         manifest.check_tokenizer()
     except InputError as error:
@@ -239,7 +239,7 @@ def _check_manifest(manifest: Manifest, entries: list[dict[str, Any]]) -> Iterat
 
 
 def _files(folder: Path) -> set[str]:
-    """Returns the relative paths of all files in a folder, with slashes."""
+    """Returns the paths of all files in a folder, relative to it and with slashes."""
     found = set()
     for parent, _, files in os.walk(folder):
         inside = Path(parent).relative_to(folder).as_posix()
