@@ -237,8 +237,9 @@ def a_chain_of_real_jobs(lab: Lab) -> Iterator[str]:
     assert jobs == submitted(out)
     assert len(jobs) == 9
     found = read_status(out)
-    assert found.state in ("tokenize pending", "tokenize running")
-    assert found.jobs.split(", ") == jobs
+    assert found.state.split()[-1] in ("pending", "running")
+    left = found.jobs.split(", ")  # the first ones may have ended meanwhile
+    assert left == jobs[-len(left) :]
     yield "submitted"
     assert lab.ended(jobs[-1]) == "COMPLETED", said
     assert (out / "export" / "pretrained" / "model.safetensors").exists()
