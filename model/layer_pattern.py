@@ -22,12 +22,14 @@ def check_window_pattern(pattern: str | None, num_layers: int, sliding_window: i
         )
     if len(pattern) > num_layers:
         raise InputError(
-            f"{key} has {len(pattern)} letters, but model.num_layers={num_layers}. Shorten it."
+            f"{key}: has {len(pattern)} letters, but model.num_layers={num_layers}. Shorten it."
         )
     if sliding_window is None:
-        raise InputError(f"{key}, but model.sliding_window is null. Set model.sliding_window.")
+        raise InputError(
+            f"{key}: has windows, but model.sliding_window is null. Set model.sliding_window."
+        )
     if "L" not in pattern:
-        raise InputError(f"{key} has no L. Set model.sliding_window=null instead.")
+        raise InputError(f"{key}: has no L. Set model.sliding_window=null instead.")
 
 
 def layer_windows(

@@ -168,7 +168,9 @@ def usable_backends(device: torch.device, dtype: torch.dtype) -> list[str]:
 def check_backend_name(name: str) -> None:
     """Raises InputError if a backend is unknown."""
     if name not in BACKENDS:
-        raise InputError(f"attention={name} is not known{did_you_mean(name, ['auto', *BACKENDS])}.")
+        raise InputError(
+            f"attention={name}: unknown choice{did_you_mean(name, ['auto', *BACKENDS])}."
+        )
 
 
 def check_backend(name: str, device: torch.device, dtype: torch.dtype) -> None:
@@ -176,8 +178,8 @@ def check_backend(name: str, device: torch.device, dtype: torch.dtype) -> None:
     check_backend_name(name)
     if name not in usable_backends(device, dtype):
         raise InputError(
-            f"attention={name} cannot run on {device.type} in {str(dtype).removeprefix('torch.')} "
-            "with the packages here: use attention=auto."
+            f"attention={name}: cannot run on {device.type} in {str(dtype).removeprefix('torch.')} "
+            "with the installed packages. Use attention=auto."
         )
 
 

@@ -56,14 +56,14 @@ class Family:
             value = model[feature]
             if feature in self.fixed and value != self.fixed[feature]:
                 raise InputError(
-                    f"model.{feature}={value}, but model.architecture={name} always has "
-                    f"{self.fixed[feature]}. Set model.{feature}={self.fixed[feature]} or choose "
+                    f"model.{feature}={value}: model.architecture={name} always has "
+                    f"{self.fixed[feature]}. Set model.{feature}={self.fixed[feature]}, or choose "
                     "another architecture."
                 )
             if value != absent and feature not in self.features | self.fixed.keys():
                 raise InputError(
-                    f"model.{feature}={value}, but model.architecture={name} does not have it. "
-                    "Leave it out or choose another architecture."
+                    f"model.{feature}={value}: model.architecture={name} does not support it. "
+                    "Leave it out, or choose another architecture."
                 )
 
     def to_hf(self, model: Mapping[str, Any]) -> Fields:

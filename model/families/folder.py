@@ -80,10 +80,10 @@ def read_config(folder: Path) -> ModelConfig:
     for feature, plain in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
         found = fields.get(feature) or plain
         if found != plain:
-            raise InputError(f"{path}: {feature} {found} is not supported by this decoder.")
+            raise InputError(f"{path}: {feature}={found} is not supported by this decoder.")
     for name in REQUIRED:
         if name not in fields:
-            raise InputError(f"{path} does not state {name}: expected the config of a whole model.")
+            raise InputError(f"{path} does not state {name}. Give the config of a complete model.")
     fields["num_key_value_heads"] = fields["num_key_value_heads"] or fields["num_attention_heads"]
     try:
         features = family.from_hf(fields)
@@ -99,7 +99,7 @@ def read_config(folder: Path) -> ModelConfig:
 
 def _read_fields(path: Path) -> Fields:
     if not path.is_file():
-        raise InputError(f"{path} does not exist: expected a Hugging Face model folder.")
+        raise InputError(f"{path} does not exist. Give a Hugging Face model folder.")
     try:
         return json.loads(path.read_text())
     except ValueError as error:
@@ -130,7 +130,7 @@ class HFWeights:
                 self._files = dict.fromkeys(file.keys(), "model.safetensors")
         else:
             raise InputError(
-                f"{folder} has no model.safetensors (nor its index): expected safetensors weights."
+                f"{folder} has no model.safetensors (nor its index). Convert it to safetensors."
             )
 
     def read(self, name: str) -> Tensor:

@@ -195,7 +195,7 @@ def test_bad_input_leaves_nothing(base, tmp_path):
     bad = write_tokenizer(tmp_path / "bad", byte_tokenizer(), eos_token="<end>")
     (tmp_path / "text.json").write_text("{}")
     for model, tokenizer, sentence in (
-        (tmp_path / "none", new, "has no config.json: expected a Hugging Face model folder"),
+        (tmp_path / "none", new, "has no config.json. Give a Hugging Face model folder"),
         (bare, new, "has no model.safetensors"),
         (base, tmp_path / "none", "none/tokenizer.json does not exist"),
         (base, tmp_path / "text.json", "is not a tokenizer.json"),

@@ -38,7 +38,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         {"recipe__stages__short__tokens": 5_000_000},
         "the recipe reads source 'code'",
     ),
-    "unknown attention": ({"parallel__attention": "flsh"}, "attention=flsh is not known"),
+    "unknown attention": ({"parallel__attention": "flsh"}, "attention=flsh: unknown choice"),
     "fp8 of odd sizes": (
         {"precision": "fp8", "model__intermediate_size": 100},
         "model.intermediate_size=100 is not a multiple of 16",

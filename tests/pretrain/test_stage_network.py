@@ -124,5 +124,5 @@ def test_a_stage_that_was_begun_keeps_its_network():
 def test_a_base_is_above_0(base):
     with pytest.raises(InputError, match=r"recipe.stages.a.rope_theta=.*: expected more than 0"):
         TrainingRecipeConfig("r", 64, {"a": TrainingStageConfig(64, 640, rope_theta=base)})
-    with pytest.raises(InputError, match=r"model.rope_theta=.*, expected more than 0"):
+    with pytest.raises(InputError, match=r"model.rope_theta=.*: must be above 0"):
         ModelConfig("m", "llama", 64, 32, 32, 1, 2, 2, max_seq_len=64, rope_theta=base)

@@ -149,8 +149,8 @@ def test_the_published_model_is_that_of_the_choice():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"attention_bias": True}, "attention_bias True is not supported"),
-        ({"hidden_act": "gelu"}, "hidden_act gelu is not supported"),
+        ({"attention_bias": True}, "attention_bias=True is not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act=gelu is not supported"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "RoPE of type yarn"),
         ({"layer_types": ["sliding_attention"] * 3}, "use_sliding_window sets no window"),
         ({"layer_types": ["linear_attention"] * 3}, "expected 3 times 'full_attention' or"),
@@ -168,9 +168,9 @@ def test_what_the_network_has_not_is_refused(fields, sentence, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        (QWEN3 | {"qk_norm": False}, "model.qk_norm=False, but model.architecture=qwen3 always"),
-        ({"qk_norm": True}, "model.qk_norm=True, but model.architecture=mistral does not have it"),
-        ({"window_pattern": "LG"}, "model.window_pattern=LG, but model.architecture=mistral does"),
+        (QWEN3 | {"qk_norm": False}, "model.qk_norm=False: model.architecture=qwen3 always"),
+        ({"qk_norm": True}, "model.qk_norm=True: model.architecture=mistral does not support it"),
+        ({"window_pattern": "LG"}, "model.window_pattern=LG: model.architecture=mistral does"),
     ],
 )
 def test_features_of_other_families_are_refused(changes, sentence):
