@@ -1,1 +1,1 @@
-"""Cleaning of documents: filters and changes of their text, before deduplication."""
+"""Cleaning of documents: steps that drop documents or change their text, before deduplication."""

@@ -1,8 +1,8 @@
 """The chain of cleaning steps of a source, applied to one document at a time.
 
-A step is a function from a text to a `Verdict`: it keeps the text, changes it or drops it. A step
-sees a single document, so the chain can run in any process and any order, and the steps that change
-text can be run again in the second pass with the same result.
+A step is a function from a text to a `Verdict`, which keeps, changes or drops the text. A step sees
+only one document, so documents can be processed in any process and in any order, and the steps that
+change text give the same result when they run again in the second pass.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import NamedTuple
 from data_pipeline.cleaning.config import CleaningConfig
 
 FORMAT = 1
-"""Version of the steps, raised whenever a change of the code changes their results."""
+"""Version of the steps, incremented whenever a change of the code changes their results."""
 
 
 class Verdict(NamedTuple):
@@ -26,8 +26,8 @@ class Verdict(NamedTuple):
 
     Attributes:
         text: the text after the step.
-        reason: the rule that drops the text, or ''.
-        note: a detail of the reason for the report, such as the n-gram that was found.
+        reason: the rule that drops the text, or '' if the text is kept.
+        note: detail about the reason that the report shows, such as the n-gram that was found.
     """
 
     text: str
@@ -48,7 +48,7 @@ MAKERS = {
 }
 """`module:function` that makes each step from a CleaningConfig, imported on first use.
 
-Each raises InputError for invalid options."""
+Each function raises InputError if its options are invalid."""
 CHANGES_TEXT = ("c4", "pii")
 
 
@@ -57,11 +57,11 @@ class Outcome:
     """The result of the chain for a document.
 
     Attributes:
-        text: the text after the last step that it reached.
-        dropped_by: the step that dropped it, or ''.
-        reason, note: those of the step's verdict.
+        text: the text after the last step that the document reached.
+        dropped_by: the step that dropped the document, or ''.
+        reason, note: reason and note of that step's verdict.
         changed: the steps that changed the text.
-        sizes: UTF-8 bytes of the text before each step that it reached.
+        sizes: UTF-8 bytes of the text before each step that the document reached.
     """
 
     text: str
@@ -73,7 +73,7 @@ class Outcome:
 
 
 class Chain:
-    """A sequence of cleaning steps, with their models loaded."""
+    """A sequence of cleaning steps, whose models are loaded."""
 
     def __init__(self, config: CleaningConfig, steps: list[str]) -> None:
         self.config = config
@@ -81,7 +81,7 @@ class Chain:
         self._steps: list[tuple[str, Step]] = [(name, _make(name, config)) for name in steps]
 
     def run(self, text: str) -> Outcome:
-        """Runs the steps until one drops the text."""
+        """Runs the steps on a text, until one of them drops it."""
         changed: list[str] = []
         sizes: list[int] = []
         size = utf8_size(text)
@@ -99,14 +99,14 @@ class Chain:
         return Outcome(text, changed=tuple(changed), sizes=tuple(sizes))
 
     def transform(self, text: str) -> str:
-        """Returns the text of a kept document as `run` returned it, without running the filters."""
+        """Returns the same text as `run` for a document that is kept, but runs no filters."""
         for name, step in self._steps:
             if name in CHANGES_TEXT:
                 text = step(text).text
         return text
 
     def fingerprint(self) -> str:
-        """Returns the sha256 of what the results depend on: options, libraries, models, files."""
+        """Returns the sha256 of all that affects the results: options, libraries and files."""
         from importlib.metadata import version
 
         options = asdict(self.config)

@@ -1,4 +1,4 @@
-"""Configuration of the cleaning of a corpus: its steps in order, and their options."""
+"""Configuration of the cleaning of a corpus: the names of its steps, and their options."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ STEPS = (
 class LanguageOptions:
     """Options of the step `language`.
 
-    model: a fastText file such as lid.176.bin.
-    languages: labels to keep.
-    threshold: minimum probability of the most probable of them.
+    model: a fastText model file such as lid.176.bin.
+    languages: labels of the languages to keep.
+    threshold: minimum probability that one of these languages must have.
     """
 
     model: str | None = None
@@ -31,7 +31,11 @@ class LanguageOptions:
 
 @dataclass
 class PiiOptions:
-    """Replacements of e-mail addresses and public IPv4 addresses; an empty one keeps them."""
+    """Options of the step `pii`.
+
+    email: replacement for e-mail addresses; an empty one keeps the addresses.
+    ip: replacement for public IPv4 addresses; an empty one keeps the addresses.
+    """
 
     email: str = "email@example.com"
     ip: str = "192.0.2.1"
@@ -43,8 +47,8 @@ class QualityOptions:
 
     model: a file that `python -m data_pipeline quality` wrote, or the folder of a Hugging Face text
         classifier.
-    threshold: minimum probability of good text.
-    label: label of good text in a Hugging Face classifier, or null for its last label.
+    threshold: minimum probability that a text is good.
+    label: label that a Hugging Face classifier gives to good text; null uses its last label.
     """
 
     model: str | None = None
@@ -54,16 +58,16 @@ class QualityOptions:
 
 @dataclass
 class DecontaminateOptions:
-    """Options of the step `decontaminate`: the evaluation sets that must not be in the corpus.
+    """Options of the step `decontaminate`, which name evaluation sets to keep out of the corpus.
 
-    files: text files (one item per file) or JSON lines.
+    files: evaluation sets as text files (one item per file) or JSON lines (one item per line).
     fields: columns of JSON lines whose joined text is an item.
-    tasks: names of lm-eval tasks.
-    task_folders: folders with further tasks.
-    n_gram: words per match.
+    tasks: names of lm-eval tasks whose items are evaluation sets.
+    task_folders: folders with definitions of further lm-eval tasks.
+    n_gram: number of words in an n-gram.
     min_words: items with fewer words are ignored.
-    min_matches: number of n-grams of one item that a document must contain to be dropped, or all of
-        a shorter item.
+    min_matches: number of an item's n-grams that a document must contain to be dropped. If the item
+        has fewer, the document must contain all of them.
     """
 
     files: list[str] = field(default_factory=list)
@@ -79,13 +83,14 @@ class DecontaminateOptions:
 class DedupOptions:
     """Options of deduplication.
 
-    exact: drops byte-identical documents.
-    minhash: drops near duplicates, by the Jaccard similarity of their word n-grams.
-    across_sources: whether documents of different sources are compared.
-    n_grams: words per n-gram.
-    buckets, hashes_per_bucket: with b buckets of h hashes, documents of similarity s match with
-        probability 1 - (1 - s^h)^b. The defaults, which are FineWeb's, find 92% at 0.8 and 56% at
-        0.75.
+    exact: drops documents that are byte-identical to an earlier one.
+    minhash: drops near duplicates, which are documents with a high Jaccard similarity of word
+        n-grams.
+    across_sources: compares documents of different sources, too.
+    n_grams: number of words in an n-gram.
+    buckets, hashes_per_bucket: with b buckets of h hashes, two documents of similarity s match with
+        probability 1 - (1 - s^h)^b. The defaults are those of FineWeb, which find 92% of the pairs
+        with similarity 0.8 and 56% of those with 0.75.
     """
 
     exact: bool = True
@@ -100,12 +105,13 @@ class DedupOptions:
 class CleaningConfig:
     """Configuration of cleaning.
 
-    steps: names of the steps in order. A source can have its own.
-    word_tokenizer: how datatrove's filters split words, `words` (Unicode letters and digits, fast)
-        or `spacy` (English, as for FineWeb, much slower).
-    gopher_quality, gopher_repetition, c4, fineweb: arguments of datatrove's filters, which default
-        to datatrove's values.
-    dedup: deduplication, which comes after all steps.
+    steps: names of the steps, in order. A source can have a list of its own.
+    word_tokenizer: method by which datatrove's filters split text into words: `words` (Unicode
+        letters and digits, fast) or `spacy` (English, as used for FineWeb, much slower).
+    gopher_quality, gopher_repetition, c4, fineweb: arguments of datatrove's filters. Omitted ones
+        have datatrove's default values.
+    language, pii, quality, decontaminate: options of these steps.
+    dedup: deduplication, which follows after all steps.
     """
 
     steps: list[str] = field(default_factory=list)
@@ -141,7 +147,7 @@ class CleaningConfig:
 
 
 def check_steps(key: str, steps: Sequence[str]) -> None:
-    """Raises InputError for an unknown or repeated step."""
+    """Raises InputError if a step is unknown or listed twice."""
     for number, step in enumerate(steps):
         if step not in STEPS:
             raise InputError(f"{key}: unknown step '{step}'{did_you_mean(step, STEPS)}.")

@@ -1,8 +1,8 @@
-"""Drops documents that contain items of an evaluation set, found by common word n-grams.
+"""Drops documents that contain items of an evaluation set, which are found by shared word n-grams.
 
-Words are lower-cased letters and digits, so matches do not depend on case and punctuation. The
-13-gram is GPT-3's (Brown et al., 2020, appendix C). A shorter item must match as a whole, and an
-item of fewer than `min_words` words is only counted.
+Words are runs of letters and digits in lower case, so matches do not depend on case or punctuation.
+The default of 13 words is from GPT-3 (Brown et al., 2020, appendix C). A shorter item must match as
+a whole, and an item of fewer than `min_words` words is counted but not searched for.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from data_pipeline.cleaning.config import CleaningConfig, DecontaminateOptions
 from data_pipeline.cleaning.ngrams import UInts, n_grams, n_grams_by_length, word_hashes, words
 
 FILTER_BITS = (16, 26)
-"""Minimum and maximum hash bits of the table that is looked up before the search."""
+"""Minimum and maximum number of hash bits that index the table used to rule out most n-grams."""
 
 
 def make(config: CleaningConfig) -> Step:
-    """Makes the step `decontaminate`; raises InputError without a readable evaluation set."""
+    """Makes the step `decontaminate`. Raises InputError if no evaluation set can be read."""
     options = config.decontaminate
     index = NgramIndex(options.n_gram, options.min_words, options.min_matches)
     for name, items in evaluation_sets(options):
@@ -54,7 +54,7 @@ def make(config: CleaningConfig) -> Step:
 
 
 class NgramIndex:
-    """An index of the n-grams of evaluation items, which finds them in documents."""
+    """An index of the n-grams of evaluation items, which finds these items in documents."""
 
     def __init__(self, n_gram: int, min_words: int, min_matches: int) -> None:
         self.n_gram = n_gram
@@ -66,7 +66,7 @@ class NgramIndex:
         self._tables: dict[int, tuple[UInts, NDArray[np.int64], NDArray[np.bool_]]] = {}
 
     def add(self, name: str, items: Iterable[str]) -> None:
-        """Adds the items of a set, and counts those of fewer than min_words words as too short."""
+        """Adds the items of a set. Those of fewer than `min_words` words count as too short."""
         counts = self.sets.setdefault(name, {"items": 0, "too_short": 0})
         for text in items:
             hashes = word_hashes(words(text))
@@ -80,7 +80,7 @@ class NgramIndex:
             self._items.append((name, len(grams)))
 
     def build(self) -> None:
-        """Builds the tables that `find` needs, after all sets were added."""
+        """Builds the tables that `find` needs. Call it after all sets have been added."""
         for n, parts in sorted(self._grams.items()):
             grams = np.concatenate([part for part, _ in parts])
             owners = np.concatenate([np.full(len(part), item) for part, item in parts])
@@ -92,7 +92,7 @@ class NgramIndex:
         self._grams.clear()
 
     def find(self, text: str) -> tuple[str, str] | None:
-        """Returns the set that a text contains and its first matching n-gram, or None."""
+        """Returns a set that a text overlaps with, and the first n-gram they share, or None."""
         found = words(text)
         for n, rolled in n_grams_by_length(word_hashes(found), list(self._tables)):
             grams, owners, seen = self._tables[n]
@@ -115,7 +115,7 @@ class NgramIndex:
         return None
 
     def fingerprint(self) -> str:
-        """Returns the sha256 of all indexed items."""
+        """Returns a sha256 that identifies all indexed items."""
         digest = hashlib.sha256(json.dumps(self.sets, sort_keys=True).encode())
         for _, (grams, owners, _) in sorted(self._tables.items()):
             digest.update(grams.tobytes() + owners.astype("<i8").tobytes())
@@ -123,7 +123,7 @@ class NgramIndex:
 
 
 def evaluation_sets(options: DecontaminateOptions) -> Iterator[tuple[str, Iterable[str]]]:
-    """Yields the name and the items of each set."""
+    """Yields the name and the items of each evaluation set."""
     paths = [Path(file) for file in options.files]
     stems = Counter(path.name.split(".")[0] for path in paths)
     for path in paths:
@@ -182,7 +182,7 @@ def _items_of_tasks(
 
 
 def _rendered(task: Any, row: Any) -> str:
-    """Returns the prompt of an item and its correct answer."""
+    """Returns the text of an evaluation item: its prompt followed by the correct answer."""
     question, answer = task.doc_to_text(row), task.doc_to_target(row)
     choices = task.doc_to_choice(row) if task.config.doc_to_choice is not None else None
     if isinstance(answer, int) and choices:

@@ -1,4 +1,4 @@
-"""The filters of Gopher, C4 and FineWeb, from datatrove.
+"""Makes the cleaning steps that apply datatrove's filters of Gopher, C4 and FineWeb.
 
 Gopher: Rae et al., 2021, section A1.1; C4: Raffel et al., 2020, section 2.2; FineWeb: Penedo et
 al., 2024, section 3.5.
@@ -19,28 +19,28 @@ SET_HERE = ("self", "language", "exclusion_writer")
 
 
 def make_gopher_quality(config: CleaningConfig) -> Step:
-    """Makes the filter of lengths of documents and words, symbols, bullet points and stop words."""
+    """Makes the filter on document and word lengths, symbols, bullet points and stop words."""
     from datatrove.pipeline.filters import GopherQualityFilter
 
     return _step(GopherQualityFilter, "gopher_quality", config)
 
 
 def make_gopher_repetition(config: CleaningConfig) -> Step:
-    """Makes the filter of repeated lines, paragraphs and n-grams."""
+    """Makes the filter on repeated lines, paragraphs and n-grams."""
     from datatrove.pipeline.filters import GopherRepetitionFilter
 
     return _step(GopherRepetitionFilter, "gopher_repetition", config)
 
 
 def make_c4(config: CleaningConfig) -> Step:
-    """Makes the step that removes lines without sentences, and documents with too few lines."""
+    """Makes the step that removes lines which are not sentences, and documents with few of them."""
     from datatrove.pipeline.filters import C4QualityFilter
 
     return _step(C4QualityFilter, "c4", config)
 
 
 def make_fineweb(config: CleaningConfig) -> Step:
-    """Makes the filter of line ends, short lines and repeated characters."""
+    """Makes the filter on line endings, short lines and repeated characters."""
     from datatrove.pipeline.filters import FineWebQualityFilter
 
     return _step(FineWebQualityFilter, "fineweb", config)
@@ -73,7 +73,7 @@ def _checked(kind: Any, name: str, options: Mapping[str, Any]) -> dict[str, Any]
                 f"corpus.cleaning.{name}.{key} is not an option of this filter"
                 f"{did_you_mean(key, known)}."
             )
-    # YAML has lists in place of tuples, such as top_n_grams.
+    # YAML has lists where the filters expect tuples, for example in top_n_grams.
     return {key: _plain(value) for key, value in options.items()}
 
 

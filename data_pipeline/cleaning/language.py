@@ -1,4 +1,4 @@
-"""Keeps documents in certain languages, which a fastText model identifies."""
+"""Keeps only documents in certain languages, which a fastText model identifies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LABEL = "__label__"
 
 
 def make(config: CleaningConfig) -> Step:
-    """Makes the step `language`; raises InputError without a model that has the languages."""
+    """Makes the step `language`. Raises InputError without a model that knows the languages."""
     options = config.language
     if options.model is None:
         raise InputError(

@@ -22,9 +22,10 @@ ACCENTS = re.compile("[\u0300-\u036f]+")
 
 
 def words(text: str) -> list[str]:
-    """Returns the lower-cased runs of letters and digits of a text, without accents.
+    """Returns the words of a text, which are its runs of letters and digits.
 
-    In scripts without spaces between words, each character is a word.
+    They are in lower case and without accents. In scripts without spaces between words, each
+    character is a word.
     """
     text = text.lower()
     if text.isascii():
@@ -33,7 +34,7 @@ def words(text: str) -> list[str]:
 
 
 class _Hashes(dict[str, int]):
-    """A cache of word hashes, since few words make up most of any text."""
+    """A cache of word hashes, which pays off because few words make up most of any text."""
 
     def __missing__(self, word: str) -> int:
         if len(self) >= CACHED_WORDS:
@@ -46,19 +47,20 @@ _hashes = _Hashes()
 
 
 def word_hashes(found: Sequence[str]) -> UInts:
-    """Returns the xxh3 hash of each word, shape (words,), which is the same in every process."""
+    """Returns the xxh3 hash of each word, (words,), which is the same in every process."""
     return np.fromiter(map(_hashes.__getitem__, found), np.uint64, len(found))
 
 
 def n_grams(hashes: UInts, n: int) -> UInts:
-    """Returns the polynomial hash of each run of n words, shape (words - n + 1,) or (0,)."""
+    """Returns the polynomial hash of each run of n words, (words - n + 1,) or (0,)."""
     return next(n_grams_by_length(hashes, [n]), (n, np.empty(0, np.uint64)))[1]
 
 
 def n_grams_by_length(hashes: UInts, lengths: Sequence[int]) -> Iterator[tuple[int, UInts]]:
-    """Yields each of the lengths, ascending, with its `n_grams` if the text is long enough.
+    """Yields (n, `n_grams` of n words) for each length n, ascending, up to the length of the text.
 
-    The hash of n words extends that of n - 1 words, so all lengths cost as much as the longest.
+    The hash of n words is computed from that of n - 1 words, so all lengths together cost only as
+    much as the longest one.
     """
     total = np.zeros(len(hashes), np.uint64)
     for n in range(1, min(max(lengths, default=0), len(hashes)) + 1):
@@ -69,7 +71,7 @@ def n_grams_by_length(hashes: UInts, lengths: Sequence[int]) -> Iterator[tuple[i
 
 
 def mix(values: UInts) -> UInts:
-    """Mixes the bits of 64-bit hashes bijectively (the finalizer of splitmix64)."""
+    """Applies the finalizer of splitmix64, which mixes the bits of 64-bit hashes bijectively."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

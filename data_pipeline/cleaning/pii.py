@@ -1,7 +1,7 @@
-"""Masks e-mail addresses and public IPv4 addresses, with datatrove's patterns.
+"""Masks e-mail addresses and public IPv4 addresses, which are found with datatrove's patterns.
 
-Placeholders are fixed, unlike datatrove's, which rotate, so that the result depends on the text
-alone.
+Unlike in datatrove, which rotates its placeholders, an address is always replaced by the same one,
+so that the result depends only on the text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LIKE_IP = re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]")
 
 
 def make(config: CleaningConfig) -> Step:
-    """Makes the step `pii`, which replaces addresses by `email` and `ip` of the options."""
+    """Makes the step `pii`, which replaces addresses with the options `email` and `ip`."""
     silence_datatrove()
     from datatrove.pipeline.formatters.pii import PIIFormatter, public_ip_validator
 
@@ -27,7 +27,7 @@ def make(config: CleaningConfig) -> Step:
     is_public = partial(public_ip_validator, public_only=True)
 
     def step(text: str) -> Verdict:
-        # Two fast checks avoid the slow patterns for most documents.
+        # Two fast checks make the slow patterns unnecessary for most documents.
         if options.email and "@" in text:
             text = email.sub(lambda match: options.email, text)
         if options.ip and LIKE_IP.search(text):

@@ -1,7 +1,7 @@
 """Drops documents that a classifier rates as poor text.
 
-The classifier is a small gradient-boosted model that `python -m data_pipeline quality` trained from
-examples, or a Hugging Face text classifier in a folder.
+The classifier is a small gradient-boosted model, which `python -m data_pipeline quality` trains
+from examples, or a Hugging Face text classifier in a local folder.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ KEY = "corpus.cleaning.quality"
 
 
 def make(config: CleaningConfig) -> Step:
-    """Makes the step `quality`; raises InputError without a valid model."""
+    """Makes the step `quality`. Raises InputError without a valid model."""
     options = config.quality
     if options.model is None:
         raise InputError(
@@ -45,7 +45,7 @@ def _boosted(path: Path) -> Any:
 
 
 def _classifier(path: Path, options: QualityOptions) -> Any:
-    """Returns the scoring function of a Hugging Face classifier, read from safetensors."""
+    """Returns the scoring function of a Hugging Face classifier, loaded from safetensors."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 

@@ -1,8 +1,9 @@
 """A small gradient-boosted classifier of good and poor text (LightGBM; Ke et al., 2017).
 
-Features: fractions of kinds of characters, lengths of words and lines, repetition, and counts of
-words and word pairs in hash buckets. They come from the first characters of a document, and none
-uses a list of words, so any language and any notion of quality can be learned from examples.
+Its features are fractions of kinds of characters, lengths of words and lines, measures of
+repetition, and counts of words and word pairs in hash buckets. They are computed from the beginning
+of a document. None uses a list of words, so any language and any notion of quality can be learned
+from examples.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ LINE_ENDS = (".", "!", "?", '"', "”")
 
 
 class QualityModel:
-    """A LightGBM booster, and the metadata of its training, which are stored in the file."""
+    """A LightGBM booster, with metadata about its training that are stored in the same file."""
 
     def __init__(self, booster: Any, metadata: dict[str, Any]) -> None:
         self.booster = booster
@@ -43,7 +44,7 @@ class QualityModel:
     def train(
         cls, texts: Sequence[str], good: Sequence[bool], seed: int, trees: int
     ) -> QualityModel:
-        """Trains a model that depends on the examples and the seed, not on the machine."""
+        """Trains a model, which depends on the examples and the seed but not on the machine."""
         import lightgbm
 
         settings = {
@@ -68,16 +69,16 @@ class QualityModel:
         return float(self.scores([text])[0])
 
     def scores(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Returns the probability of each text that it is good."""
+        """Returns, for each text, the probability that it is good."""
         return np.asarray(self.booster.predict(features(texts), num_threads=1))
 
     def to_text(self) -> str:
-        """Returns the content of the model file: a line of JSON, then LightGBM's text."""
+        """Returns the content of the model file: a line of JSON, then LightGBM's text format."""
         return json.dumps(self.metadata) + "\n" + str(self.booster.model_to_string())
 
     @classmethod
     def load(cls, path: Path) -> QualityModel:
-        """Loads a model file; raises InputError for any other file."""
+        """Loads a model file. Raises InputError if the file is not one."""
         import lightgbm
 
         try:
@@ -95,7 +96,7 @@ class QualityModel:
 
 
 def features(texts: Sequence[str]) -> NDArray[np.float32]:
-    """Returns the features of texts, shape (texts, features)."""
+    """Returns the features of texts, (texts, features)."""
     return np.stack([_features(text[:MAX_CHARS]) for text in texts])
 
 
@@ -125,8 +126,8 @@ def _features(text: str) -> NDArray[np.float32]:
 
 
 def _characters(text: str) -> tuple[Sequence[int], Sequence[int]]:
-    """Returns the number of characters of each of KINDS, and of each of SIGNS."""
-    if text.isascii():  # most documents, and ten times faster
+    """Returns how many characters of a text are of each of KINDS, and of each of SIGNS."""
+    if text.isascii():  # true for most documents, and ten times faster
         counts = np.bincount(np.frombuffer(text.encode(), np.uint8), minlength=128)
         return (ASCII_KINDS @ counts).tolist(), counts[ASCII_SIGNS].tolist()
     found = Counter(text)

@@ -1,4 +1,4 @@
-"""The cleaning report: counts and examples of what each step dropped, merged over all units."""
+"""The cleaning report, with counts and examples of what each step dropped in all units."""
 
 from __future__ import annotations
 
@@ -7,27 +7,29 @@ from typing import Any
 from data_pipeline.cleaning.chain import Outcome
 
 EXAMPLES = 3
-"""Documents shown per reason, the first ones in reading order."""
+"""Number of dropped documents that are kept as examples per reason, in the order of reading."""
 EXAMPLE_CHARS = 1000
+"""Maximum number of characters of an example."""
 
 
 class CleaningReport:
-    """Counts by source and step.
+    """Counts of the cleaning, by source and step.
 
-    `sources` maps a source to its documents, bytes and steps. A step counts the documents and bytes
-    that reached it, were dropped (also by reason) and were changed, and holds examples.
+    `sources` maps each source to its numbers of documents and bytes, and to its steps. A step
+    counts the documents and bytes that reached it and that it dropped, in total and by reason, and
+    the documents that it changed. It also holds examples of dropped documents.
     """
 
     def __init__(self) -> None:
         self.sources: dict[str, dict[str, Any]] = {}
 
     def expect(self, source: str, steps: list[str]) -> None:
-        """Sets the order of a source's steps, and counts 0 for steps that no document reaches."""
+        """Sets the order of a source's steps. Steps that no document reaches then count 0."""
         for step in steps:
             self._step(source, step)
 
     def add(self, source: str, file: str, position: int, outcome: Outcome) -> None:
-        """Counts a document that ran through the steps that `expect` was called with."""
+        """Counts a document in each of the expected steps that it reached."""
         counts = self._source(source)
         counts["documents"] += 1
         counts["bytes"] += outcome.sizes[0]
@@ -41,7 +43,7 @@ class CleaningReport:
             self.drop(source, file, position, outcome)
 
     def drop(self, source: str, file: str, position: int, outcome: Outcome) -> None:
-        """Counts a document that its last step dropped."""
+        """Counts a document as dropped by the last step that it reached."""
         step = self._step(source, outcome.dropped_by)
         size = outcome.sizes[-1]
         step["dropped_documents"] += 1
@@ -61,7 +63,7 @@ class CleaningReport:
             )
 
     def reach(self, source: str, step: str, size: int) -> None:
-        """Counts a document of `size` bytes that reached a step outside of the chain."""
+        """Counts a document of `size` bytes that reached a step outside of the cleaning chain."""
         counts = self._step(source, step)
         counts["in_documents"] += 1
         counts["in_bytes"] += size
@@ -99,7 +101,7 @@ class CleaningReport:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> CleaningReport:
-        """Returns the report from the result of `to_json`."""
+        """Returns the report that `to_json` returned as plain data."""
         report = cls()
         for source, counts in content["sources"].items():
             steps = {step["name"]: dict(step) for step in counts["steps"]}

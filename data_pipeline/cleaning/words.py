@@ -14,11 +14,11 @@ SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|\n+")
 
 @lru_cache
 def word_tokenizer(name: str) -> Any:
-    """Returns a datatrove word tokenizer by name.
+    """Returns a word tokenizer for datatrove by name.
 
-    `words` is independent of the language and needs no model. A word consists of letters and digits
-    with inner apostrophes and hyphens, or of other signs, and sentences end at . ! ? before white
-    space and at line breaks. `spacy` is datatrove's tokenizer for English.
+    `words` works for any language and needs no model. A word is a run of letters and digits, which
+    may contain apostrophes and hyphens, or a run of other signs. A sentence ends at a line break or
+    at `.`, `!` or `?` before white space. `spacy` is datatrove's tokenizer for English.
     """
     silence_datatrove()
     from datatrove.utils.word_tokenizers import WordTokenizer, load_word_tokenizer
@@ -47,7 +47,7 @@ def word_tokenizer(name: str) -> Any:
 
 
 def silence_datatrove() -> None:
-    """Disables datatrove's log, which is meant for its own executors."""
+    """Disables the log messages of datatrove, which are meant for its own executors."""
     from loguru import logger
 
     logger.disable("datatrove")

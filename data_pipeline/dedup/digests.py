@@ -1,8 +1,8 @@
-"""The first pass over the text: a sorted table of digests for each unit.
+"""The first pass over the text, which writes a sorted table of document digests for each unit.
 
-Next to the table, each unit records where each of 256 digest ranges begins. `matching` compares one
-range over all units per task, so the work spreads over processes and machines, and none of them
-holds the digests of the whole corpus.
+Each unit also records where each of 256 ranges of digests begins in its table. A task of `matching`
+compares certain ranges across all units, so the work can be spread over processes and machines, and
+none of them has to hold the digests of the whole corpus.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ EXACT, NEAR = "exact_duplicates", "near_duplicates"
 
 
 def is_enabled(corpus: CorpusConfig) -> bool:
-    """Returns whether the corpus is deduplicated at all."""
+    """Returns True if any kind of deduplication is enabled."""
     return bool(step_names(corpus))
 
 
 def step_names(corpus: CorpusConfig) -> list[str]:
-    """Returns the deduplication steps of a corpus, as the cleaning report names them."""
+    """Returns the names of a corpus's deduplication steps, as used in the cleaning report."""
     dedup = corpus.cleaning.dedup
     return [EXACT] * dedup.exact + [NEAR] * dedup.minhash
 
 
 def scan_unit(unit: Unit, corpus: CorpusConfig, work: Path) -> dict[str, Any]:
-    """Reads a unit, writes its table of digests and returns the counts for `load_scan`."""
+    """Reads a unit, writes its table of digests, and returns the counts that `load_scan` reads."""
     selection = Selection(unit, corpus)
     dedup = corpus.cleaning.dedup
     person = b"" if dedup.across_sources else hashlib.sha256(unit.source.encode()).digest()[:16]
@@ -79,7 +79,7 @@ def scan_unit(unit: Unit, corpus: CorpusConfig, work: Path) -> dict[str, Any]:
 
 
 def load_scan(unit: Unit, corpus: CorpusConfig, work: Path) -> tuple[NDArray[np.int64], Selection]:
-    """Returns the sorted numbers of the documents that `scan_unit` kept, and its counts."""
+    """Returns the sorted numbers of the documents that `scan_unit` kept, and its selection."""
     result = scan_result(work, unit.id)
     selection = Selection(unit, corpus)
     selection.counts.update(result["counts"])
@@ -91,7 +91,7 @@ def load_scan(unit: Unit, corpus: CorpusConfig, work: Path) -> tuple[NDArray[np.
 
 
 def scan_result(work: Path, unit: int) -> dict[str, Any]:
-    """Returns what `scan_unit` returned for a unit, as the work folder stores it."""
+    """Returns the result of `scan_unit` for a unit, read from the work folder."""
     result: dict[str, Any] = json.loads((work / "scan" / f"{unit:06}.json").read_text())
     return result
 
@@ -102,6 +102,6 @@ def table_path(work: Path, unit: int) -> Path:
 
 
 def signature_folder(work: Path, corpus: CorpusConfig, source: str) -> Path:
-    """Returns the folder of all signatures that a source's documents are compared with."""
+    """Returns the folder of the signatures that a source's documents are compared with."""
     name = "all" if corpus.cleaning.dedup.across_sources else source
     return work / "minhash" / name

@@ -1,4 +1,4 @@
-"""Comparison of digests and signatures over all units, and which documents to drop."""
+"""Compares digests and signatures across all units, and decides which documents to drop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DROP = np.dtype([("unit", "<u4"), ("number", "<u4")])
 
 
 def count_exact_tasks(units: list[Unit], work: Path) -> int:
-    """Returns the number of tasks of the exact comparison, a power of two."""
+    """Returns the number of tasks for finding exact duplicates, which is a power of two."""
     documents = sum(scan_result(work, unit.id)["documents"] for unit in units)
     tasks = 1
     while tasks < RANGES and documents > tasks * DOCUMENTS_PER_TASK:
@@ -35,7 +35,7 @@ def count_exact_tasks(units: list[Unit], work: Path) -> int:
 
 
 def match_exact(task: int, tasks: int, units: list[Unit], work: Path) -> None:
-    """Writes the exact duplicates whose digests fall into this task's ranges."""
+    """Writes which exact duplicates to drop among the digests in this task's ranges."""
     first, end = RANGES * task // tasks, RANGES * (task + 1) // tasks
     parts, owners = [], []
     for unit in units:
@@ -53,7 +53,7 @@ def match_exact(task: int, tasks: int, units: list[Unit], work: Path) -> None:
 
 
 def match_near(task: int, tasks: int, corpus: CorpusConfig, work: Path) -> None:
-    """Runs one task of the near comparison; `tasks` is a multiple of the number of buckets."""
+    """Runs one task of matching near duplicates. `tasks` is a multiple of the number of buckets."""
     from data_pipeline.dedup import minhash
 
     for folder in _signature_folders(corpus, work):
@@ -61,7 +61,7 @@ def match_near(task: int, tasks: int, corpus: CorpusConfig, work: Path) -> None:
 
 
 def resolve_near(units: list[Unit], corpus: CorpusConfig, work: Path) -> None:
-    """Writes which near duplicates to drop, by their numbers in the units."""
+    """Writes which near duplicates to drop, by unit and document number."""
     from data_pipeline.dedup import minhash
 
     owners, numbers = [], []
@@ -81,9 +81,9 @@ def resolve_near(units: list[Unit], corpus: CorpusConfig, work: Path) -> None:
 
 
 def duplicates_in(unit: Unit, work: Path) -> dict[int, str]:
-    """Returns the numbers of the documents of a unit to drop, each with EXACT or NEAR."""
+    """Returns the numbers of the documents to drop from a unit, each with EXACT or NEAR."""
     dropped: dict[int, str] = {}
-    # In reverse, so that EXACT overwrites NEAR.
+    # The order is reversed so that EXACT overwrites NEAR.
     for path in sorted(_drops_folder(work).glob("*.npy"), reverse=True):
         table = np.load(path, mmap_mode="r")
         owner = np.ascontiguousarray(table["unit"])

@@ -1,13 +1,15 @@
-"""Near duplicates by MinHash and locality-sensitive hashing (Broder, 1997), in three stages.
+"""Finds near duplicates with MinHash and locality-sensitive hashing (Broder, 1997).
 
-1. `write_signatures`: signatures of the documents of one unit.
-2. `match_bucket`: matches in one range of one bucket, over all units.
-3. `resolve`: clusters of all matches. The first document of a cluster, by unit and number, is kept.
+This takes three stages:
 
-The method is that of datatrove (n-grams of normalized words, buckets of minima), but the code is
-not. datatrove's second stage opens the signatures of all units at once, which reaches the limit of
-open files after a few hundred gigabytes of text. It also stores all minima of a bucket, where this
-module stores a 64-bit hash of them (168 bytes per document instead of 952).
+1. `write_signatures` computes the signatures of the documents of one unit.
+2. `match_bucket` finds matches in one range of one bucket, across all units.
+3. `resolve` clusters all matches. Of each cluster, the first document by unit and number is kept.
+
+The method is that of datatrove (n-grams of normalized words, buckets of minima), but its code is
+not used: its second stage opens the signatures of all units at once, which reaches the limit of
+open files at a few hundred gigabytes of text. It also stores all minima of a bucket, while this
+module stores only a 64-bit hash of them (168 instead of 952 bytes per document).
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from data_pipeline.files import write_array
 
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 N_GRAMS_AT_ONCE = 1024
-"""n-grams that are permuted together, so that they fit into the cache of a core."""
+"""Number of n-grams that are permuted together, which fit into the cache of a CPU core."""
 SEED = 1
 
 Edges = NDArray[np.uint64]
@@ -35,9 +37,9 @@ Edges = NDArray[np.uint64]
 def write_signatures(texts: Iterable[str], unit: int, folder: Path, options: DedupOptions) -> None:
     """Writes the signatures of a unit's documents (stage 1).
 
-    Two arrays of shape (buckets, documents) are written: the keys, sorted within each bucket, and
-    the number of each key's document, counted from 0 in the order of `texts`. A text of fewer than
-    `n_grams` words has no signature, so it is never a near duplicate.
+    It writes two arrays of shape (buckets, documents): the keys, sorted within each bucket, and the
+    number of the document that each key belongs to, counted from 0 in the order of `texts`. A text
+    of fewer than `n_grams` words has no signature, so it is never a near duplicate.
     """
     keys: list[UInts] = []
     numbers: list[int] = []
@@ -53,7 +55,7 @@ def write_signatures(texts: Iterable[str], unit: int, folder: Path, options: Ded
 
 
 def signature(grams: UInts, buckets: int, hashes: int) -> UInts:
-    """Returns one 64-bit key per bucket, made of its `hashes` minima over all n-grams."""
+    """Returns one 64-bit key per bucket, which combines the bucket's minima over all n-grams."""
     factors, weights = _factors(buckets, hashes)
     least = np.full(buckets * hashes, np.iinfo(np.uint64).max, np.uint64)
     for start in range(0, len(grams), N_GRAMS_AT_ONCE):
@@ -66,8 +68,9 @@ def signature(grams: UInts, buckets: int, hashes: int) -> UInts:
 def match_bucket(task: int, tasks: int, folder: Path, options: DedupOptions) -> None:
     """Writes the pairs of documents that share a key, for one task (stage 2).
 
-    The array has shape (pairs, 2): the first document with the key, and each of the others.
-    `tasks` is a multiple of the number of buckets.
+    The array has shape (pairs, 2), with one row for each document that shares a key with an earlier
+    one: the first document with that key, and the document itself. `tasks` is a multiple of the
+    number of buckets.
     """
     parts = tasks // options.buckets
     bucket, part = divmod(task, parts)
@@ -90,7 +93,7 @@ def match_bucket(task: int, tasks: int, folder: Path, options: DedupOptions) -> 
 
 
 def resolve(folder: Path) -> NDArray[np.int64]:
-    """Returns the documents to drop, as sorted (unit, document) rows of shape (n, 2) (stage 3)."""
+    """Returns the documents to drop, as sorted rows (unit, document) of shape (n, 2) (stage 3)."""
     forest = np.empty((0, 2), np.uint64)
     # One file at a time, so that memory holds only one edge per document that has a duplicate.
     for path in sorted((folder / "matches").glob("*.npy")):
@@ -101,9 +104,10 @@ def resolve(folder: Path) -> NDArray[np.int64]:
 
 
 def clusters(edges: Edges) -> Edges:
-    """Returns connected components as edges from the smallest node to every other node.
+    """Returns the connected components of a graph that is given by its edges, (edges, 2).
 
-    The result has shape (n, 2) and is sorted by its second column.
+    A component is returned as edges from its smallest node to each of its other nodes. The result
+    has shape (n, 2) and is sorted by its second column.
     """
     nodes, positions = np.unique(edges, return_inverse=True)
     label = np.arange(len(nodes))
@@ -114,7 +118,8 @@ def clusters(edges: Edges) -> Edges:
         if not separate.any():
             break
         a, b, root_a, root_b = a[separate], b[separate], root_a[separate], root_b[separate]
-        # Attaches each root to its smallest smaller neighbor, then points all nodes at roots.
+        # Attaches each root to its smallest neighbor, if that is smaller than the root itself. Then
+        # points every node directly at its root.
         np.minimum.at(label, np.maximum(root_a, root_b), np.minimum(root_a, root_b))
         while True:
             parent = label[label]

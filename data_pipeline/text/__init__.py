@@ -1,1 +1,1 @@
-"""Raw text: the corpus config, readers of its file formats, and the selection of documents."""
+"""Reading of raw text: the corpus config, readers of file formats, and selection of documents."""

@@ -16,12 +16,12 @@ FORMATS = ("text", "jsonl", "parquet", "huggingface")
 ENCODERS = ("gigatoken", "tokenizers")
 
 
-# Resolves `${python:stdlib}` in a YAML to a folder of the running Python.
+# Resolves `${python:stdlib}` in a YAML file to a folder of the running Python.
 def _python_folder(name: str) -> str:
     return sysconfig.get_paths()[{"site_packages": "purelib"}.get(name, name)]
 
 
-# Resolves `${conf:corpus/...}` to a file of the conf folder.
+# Resolves `${conf:corpus/...}` in a YAML file to a path in the conf folder.
 def _conf_file(name: str) -> str:
     return str(CONF_DIR / name)
 
@@ -34,21 +34,25 @@ OmegaConf.register_new_resolver("conf", _conf_file, replace=True)
 class SourceConfig:
     """Configuration of one named source of a corpus.
 
-    format: `text` (one document per file), `jsonl` (also .gz, .zst, .bz2 and .xz), `parquet`, or
-        `huggingface` (`paths` is then a dataset's name or folder, whose rows are streamed).
-    paths: files, folders (read recursively) or globs, local or any fsspec URL (s3://...).
-    suffixes: endings of the files to read inside folders.
-    exclude: globs on the path inside the folder.
-    text_field: column with the text in rows.
+    format: `text` (one document per file), `jsonl` (plain, or compressed as .gz, .zst, .bz2 or
+        .xz), `parquet`, or `huggingface` (each of `paths` is then the name or folder of a dataset,
+        whose rows are streamed).
+    paths: files, folders (read recursively) or globs, as local paths or fsspec URLs (s3://...).
+    suffixes: file endings to read inside folders; all if empty.
+    exclude: globs of files to skip, matched with the path inside the folder.
+    text_field: column that contains the text.
     no_loss_field: column with [start, end) ranges of characters that the model reads but is not
-        trained to predict, or null.
-    max_bytes: bytes of text to take, or 0 for all. Whole files are taken in the order of a hash of
-        their names; of a Hugging Face dataset the first rows are taken.
-    min_file_bytes, max_file_bytes, max_line_length, min_letters: documents outside these limits are
-        dropped and counted. A max_* of 0 means no limit. min_letters is a fraction of characters.
-    max_malformed: number of rows per unit of work that may be invalid JSON, lack the text or not be
-        UTF-8. They are written to `rejected/` with file and line. One more ends the command.
-    steps: cleaning steps of this source, or null for those of the corpus.
+        trained to predict; null for none.
+    max_bytes: approximate number of bytes of text to take; 0 takes all. Whole files are taken in
+        the order of a hash of their names. From a Hugging Face dataset, the first rows are taken.
+    min_file_bytes, max_file_bytes: smaller and larger files are skipped; a max_file_bytes of 0
+        means no limit.
+    max_line_length: documents with a longer line are dropped and counted; 0 means no limit.
+    min_letters: documents with a smaller fraction of letters are dropped and counted.
+    max_malformed: maximum number of unusable rows per unit of work, which are not valid JSON or
+        UTF-8 or have no text. They are written to `rejected/` with file and line. If there are
+        more, the command fails.
+    steps: cleaning steps of this source; null uses those of the corpus.
     subset, split: configuration name and split of a Hugging Face dataset.
     """
 
@@ -73,14 +77,15 @@ class SourceConfig:
 class CorpusConfig:
     """Configuration of a corpus.
 
-    held_out_fraction: fraction of the files (or rows, for sources with rows) that is never trained
-        on.
-    seed: seed of that split and of the shuffling of documents.
-    shard_bytes: bytes of text per shard.
-    fit: sequence lengths in tokens to pack documents into, such as [2048, 4096]. No document is cut
-        at a boundary of the smallest length that holds it, and padding fills the rest. Empty
-        concatenates documents.
+    name: name of the corpus.
+    held_out_fraction: fraction of the documents that is never trained on.
+    seed: seed of the held-out split and of the shuffling of documents.
+    shard_bytes: approximate number of bytes of text per shard.
+    fit: sequence lengths in tokens to pack documents into, such as [2048, 4096]. A stage whose
+        sequences are long enough for a document then never cuts it, and the rest of a sequence is
+        filled with padding. If empty, documents are concatenated.
     cleaning: cleaning of the documents of all sources.
+    sources: sources by name, each with its files and rules.
     """
 
     name: str = MISSING
@@ -122,7 +127,7 @@ class CorpusConfig:
                 check_steps(f"corpus.sources.{name}.steps", source.steps)
 
     def steps_of(self, source: str) -> list[str]:
-        """Returns the cleaning steps of a source in their order."""
+        """Returns the names of a source's cleaning steps, in order."""
         own = self.sources[source].steps
         return list(self.cleaning.steps if own is None else own)
 
@@ -131,10 +136,12 @@ class CorpusConfig:
 class TokenizerConfig:
     """Configuration of the tokenizer.
 
-    path: a tokenizer.json to use, without the tokens that it adds to each text. It must contain the
-        three special tokens. null trains a byte-level BPE instead.
-    vocab_size, train_bytes: number of ids of a trained tokenizer, and bytes of text from the
-        training split that it is trained on.
+    path: a tokenizer.json to use, which must contain the three special tokens. Tokens that it adds
+        to each text are left out. null trains a byte-level BPE instead.
+    vocab_size: number of ids of a trained tokenizer.
+    train_bytes: approximate number of bytes of the training split to train the tokenizer on.
+    pad_token, bos_token, eos_token: special tokens for padding, and for the beginning and end of a
+        document.
     """
 
     path: str | None = None
@@ -149,13 +156,16 @@ class TokenizerConfig:
 class TokenizeConfig:
     """Configuration of `tokenize`.
 
+    corpus: the corpus to tokenize.
+    tokenizer: the tokenizer to train or use.
     out: output folder.
-    workers: number of processes, or 0 for one per core.
+    workers: number of processes; 0 uses one per core.
     overwrite: replaces `out` if it is a corpus that Headwater made.
-    encoder: `tokenizers`, or `gigatoken`, which is compared with it on some documents of every unit
-        of work; null for gigatoken if it is installed.
-    rank, world: rank of this job and number of jobs that share the work on one `out`. null reads
-        them from the SLURM array or step, and means a single job elsewhere.
+    encoder: `tokenizers`, or the faster `gigatoken`, whose ids are compared with those of
+        `tokenizers` for some documents of every unit of work; null uses gigatoken if it is
+        installed and supports the tokenizer.
+    rank, world: rank of this job, and number of jobs that share the work on the same `out`. null
+        takes them from the SLURM array or step; without SLURM there is a single job.
     """
 
     corpus: CorpusConfig = MISSING

@@ -1,4 +1,4 @@
-"""Streams the rows of a Hugging Face dataset, and explains why they cannot be read."""
+"""Streams the rows of a Hugging Face dataset, and explains errors in reading them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def dataset_rows(path: str, subset: str | None, split: str) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a dataset on the Hub, or of a folder, as they are streamed.
+    """Yields the rows of a dataset on the Hub or in a local folder, without downloading it first.
 
-    Raises ValueError with one sentence if the dataset cannot be read to its end. If the columns of
-    two files differ, the sentence names the files, the column and its types.
+    Raises ValueError with a short explanation if the dataset cannot be read to its end. If two
+    files have different columns, the explanation names the files, the column and its types.
     """
     import datasets
 
@@ -23,7 +23,7 @@ def dataset_rows(path: str, subset: str | None, split: str) -> Iterator[dict[str
 
 
 def _different_files(path: str, subset: str | None, split: str) -> str:
-    """Describes the first file that cannot be read alone, or whose columns differ from the first.
+    """Describes the first file that cannot be read, or has other columns than the first file.
 
     Returns '' if all files have the same columns.
     """
@@ -31,7 +31,7 @@ def _different_files(path: str, subset: str | None, split: str) -> str:
 
     try:
         builder = datasets.load_dataset_builder(path, subset)
-    except Exception:  # not a dataset, which the original error says
+    except Exception:  # the folder is not a dataset, which the original error already says
         return ""
     kind = type(builder.config).__module__.rpartition(".")[2]  # for example json or parquet
     files = [str(file) for file in (builder.config.data_files or {}).get(split, [])]
@@ -65,7 +65,7 @@ def _columns(kind: str, file: str) -> dict[str, str]:
 
 
 def _kind(feature: Any) -> str:
-    """Returns the name of a column's type in plain words."""
+    """Returns the type of a column in plain words."""
     kind = getattr(feature, "dtype", None)
     if isinstance(kind, str) and kind not in ("dict", "list"):
         return kind

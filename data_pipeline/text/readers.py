@@ -1,8 +1,8 @@
-"""Readers of the corpus formats: the rows of a unit of work.
+"""Reads the rows of a unit of work, with one reader per file format.
 
-A row that cannot be used, because it is invalid JSON, lacks the text or is not UTF-8, is not an
-error. It is yielded with its `flaw`, and the caller counts and reports it. A file that cannot be
-read to its end is an error.
+A row that cannot be used, because it is not valid JSON or UTF-8 or has no text, does not raise an
+error. It is yielded with a description of its flaw, and the caller counts and reports it. A file
+that cannot be read to its end raises InputError.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from data_pipeline.text.hub import dataset_rows
 from data_pipeline.text.units import SourceFile, Unit
 
 HEAD_BYTES = 1 << 12
-"""Bytes at the beginning of a file that are checked for JSON lines."""
+"""Number of bytes at the beginning of a file that are checked for being JSON lines."""
 
 
 class Row(NamedTuple):
@@ -33,11 +33,12 @@ class Row(NamedTuple):
 
     Attributes:
         file: name of the file.
-        position: byte offset of the line in plain JSON lines, else the number of the row, from 0.
-        line: number of the line or row in its unit, from 0.
-        text: the text of the document.
-        flaw: the reason why there is no text, or ''.
-        raw: the beginning of the row's content if it has a flaw.
+        position: byte offset of the line in a file of plain JSON lines, else number of the row in
+            the file, counted from 0.
+        line: number of the line or row in its unit, counted from 0.
+        text: text of the document.
+        flaw: reason why the row cannot be used, or ''.
+        raw: beginning of the row's content if it has a flaw, else ''.
         no_loss: [start, end) ranges of characters that are not trained on.
     """
 
@@ -51,7 +52,7 @@ class Row(NamedTuple):
 
 
 def read_unit(unit: Unit, source: SourceConfig) -> Iterator[Row]:
-    """Yields the rows of a unit in order; raises InputError for a file that cannot be read."""
+    """Yields the rows of a unit in order. Raises InputError if a file cannot be read."""
     for file in unit.files:
         try:
             yield from READERS[source.format](file, unit, source)
@@ -115,7 +116,7 @@ def _lines_between(lines: BinaryIO, start: int, end: int) -> Iterator[tuple[int,
 
 
 def _parse_slowly(line: bytes) -> tuple[Any, str]:
-    """Parses a line that orjson refused, since the standard parser accepts NaN."""
+    """Parses a line that orjson rejects with the standard parser, which also accepts NaN."""
     try:
         return json.loads(line.decode("utf-8")), ""
     except UnicodeDecodeError as error:
@@ -148,9 +149,9 @@ def _read_parquet(file: SourceFile, unit: Unit, source: SourceConfig) -> Iterato
 
 
 def _check_text_type(column: str, found: Any) -> None:
-    """Raises ValueError for a column that cannot hold text.
+    """Raises ValueError if a column does not have a type that can hold text.
 
-    Bytes are accepted, because not every writer marks them as UTF-8, and so are columns of nulls.
+    Bytes are accepted, because some writers do not mark text as UTF-8. Columns of nulls are, too.
     """
     import pyarrow.types as kinds
 
@@ -167,7 +168,7 @@ def _check_text_type(column: str, found: Any) -> None:
 
 
 def _rows_of(batch: Any, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a record batch, with bytes in place of strings that are not UTF-8.
+    """Yields the rows of a record batch. Columns with a string that is not UTF-8 give bytes.
 
     Otherwise a single invalid string would make the rest of the file unreadable.
     """
@@ -209,20 +210,20 @@ READERS: dict[str, Reader] = {
 
 @contextmanager
 def _local(path: str) -> Iterator[str]:
-    """Yields a local path: the file itself, or a temporary download of a remote one."""
+    """Yields the path of a local file, or of a temporary copy of a remote file."""
     if not storage.is_remote(path):
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="headwater-") as folder:
         copy = Path(folder) / "file"
         storage.fetch(path, copy)
-        # Compression is recognized by the file extension.
+        # The copy keeps its file extension, from which the compression is detected.
         named = copy.with_name("file" + "".join(Path(path).suffixes[-2:]))
         yield str(copy.rename(named))
 
 
 def _fields(row: Any, source: SourceConfig) -> tuple[str, str, tuple[tuple[int, int], ...]]:
-    """Returns (text, flaw, ranges without loss) of a row; a null text is empty."""
+    """Returns (text, flaw, ranges without loss) of a row. The text is '' if it is null."""
     if not isinstance(row, dict):
         return "", f"{_json_kind(row)}, expected an object with '{source.text_field}'", ()
     if source.text_field not in row:
@@ -262,7 +263,7 @@ def _with_no_loss(
 
 
 def _json_kind(value: Any) -> str:
-    """Returns the JSON type of a value in words."""
+    """Returns the JSON type of a value in words, for a message."""
     if isinstance(value, (list, dict)):
         return f"an array of {len(value)}" if isinstance(value, list) else "an object"
     if value is None or isinstance(value, bool):
@@ -276,5 +277,5 @@ def _no_column(column: str, names: list[str]) -> str:
 
 
 def _shown(raw: bytes) -> str:
-    """Returns the beginning of a malformed row as text."""
+    """Returns the beginning of a malformed row as text, for the report."""
     return raw[:2000].decode("utf-8", "replace").rstrip("\n")

@@ -1,8 +1,9 @@
-"""Selects the documents of a corpus, and splits them into training and held-out ones.
+"""Selects the documents of a corpus, and splits them into training and held-out documents.
 
-A document must pass the rules of its source, then the cleaning steps, then deduplication, which
-compares the whole corpus and therefore needs its own pass over the text (`dedup`). The split comes
-last, by a hash of the document's name, so that no duplicate of a held-out document is trained on.
+A document must pass the rules of its source, then the cleaning steps, and then deduplication, which
+compares the whole corpus and therefore needs a pass over the text of its own (`dedup`). The split
+is the last step, so that no duplicate of a held-out document is trained on. It depends on a hash of
+the document's name.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from data_pipeline.text.units import Unit, name_hash
 
 TRAIN, HELD_OUT = "train", "held_out"
 RULES = "rules"
-"""Name of the first step of every report: the rules that the keys of a source set."""
+"""Name of the first step in every report, which applies the rules set by the keys of a source."""
 
 NoLoss = Sequence[tuple[int, int]]
-"""Ranges [start, end) of the characters of a text that have no loss."""
+"""Ranges [start, end) of the characters of a text that are not trained on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A selected document; `no_loss` are the ranges that are not trained on."""
+    """A selected document. `no_loss` holds the ranges of characters that are not trained on."""
 
     file: str
     position: int
@@ -38,12 +39,13 @@ class Text:
 
 
 class Selection:
-    """The outcome of selecting the documents of one unit.
+    """Selects the documents of one unit, and counts what is dropped.
 
     Attributes:
-        counts: kept documents and bytes, and the number of dropped rows by rule.
-        report: what each cleaning step dropped, with examples.
-        malformed: the rows that could not be read.
+        counts: number of kept documents and bytes, and number of dropped rows by rule.
+        report: cleaning report, which tells what each step dropped, with examples.
+        malformed: rows that could not be used.
+        lines: number of rows or lines read so far.
     """
 
     def __init__(self, unit: Unit, corpus: CorpusConfig) -> None:
@@ -57,7 +59,7 @@ class Selection:
         self.report.expect(unit.source, [RULES, *corpus.steps_of(unit.source)])
 
     def documents(self) -> Iterator[tuple[int, Row]]:
-        """Yields the number of each kept row, and the row with its cleaned text.
+        """Yields each row that is kept: its number, and the row with its cleaned text.
 
         Raises InputError if more than `max_malformed` rows are malformed.
         """
@@ -107,14 +109,14 @@ def deduplicated_rows(
     steps: list[str],
     selection: Selection,
 ) -> Iterator[Row]:
-    """Yields the documents of a unit in the second pass, without the duplicates.
+    """Yields the documents of a unit without duplicates, in the second pass over the text.
 
     Args:
         unit: the unit to read.
-        corpus: the corpus of the unit.
-        kept: the numbers of the rows that the first pass kept.
-        dropped: the numbers of the rows to drop, each with the deduplication step that found it.
-        steps: the deduplication steps in their order.
+        corpus: the corpus that the unit belongs to.
+        kept: numbers of the rows that the first pass kept.
+        dropped: numbers of the duplicates, each with the deduplication step that found it.
+        steps: names of the deduplication steps, in order.
         selection: the selection whose counts and report are updated.
     """
     source = corpus.sources[unit.source]
@@ -142,7 +144,7 @@ def deduplicated_rows(
 def split_documents(
     rows: Iterator[Row], unit: Unit, corpus: CorpusConfig, counts: Counter[str]
 ) -> Iterator[tuple[str, Text]]:
-    """Yields kept rows as documents with their split, and counts them."""
+    """Yields each kept row as a document with its split, and counts the documents and bytes."""
     by_row = corpus.sources[unit.source].format != "text"
     for row in rows:
         counts["documents"] += 1
@@ -152,7 +154,7 @@ def split_documents(
 
 
 def reason_to_drop(text: str, source: SourceConfig) -> str:
-    """Returns the name of the source's rule that drops a text, or ''."""
+    """Returns the name of the source's rule that a text violates, or ''."""
     if not text or text.isspace():
         return "empty"
     if source.max_line_length and max(map(len, text.splitlines())) > source.max_line_length:
@@ -163,20 +165,23 @@ def reason_to_drop(text: str, source: SourceConfig) -> str:
 
 
 def split_of(name: str, corpus: CorpusConfig) -> str:
-    """Returns the split of a document, which depends on its name and the seed alone."""
+    """Returns the split of a document, which depends only on its name and the seed."""
     digest = name_hash(f"{corpus.seed}:split:{name}")
     fraction = int.from_bytes(digest[:8], "little") / 2**64
     return HELD_OUT if fraction < corpus.held_out_fraction else TRAIN
 
 
 def chain_of(corpus: CorpusConfig, source: str) -> Chain | None:
-    """Returns the cleaning steps of a source, loaded once per process, or None without steps."""
+    """Returns the cleaning chain of a source, or None if it has no steps.
+
+    A chain is loaded once per process.
+    """
     steps = corpus.steps_of(source)
     return _chain(_Key(corpus, tuple(steps))) if steps else None
 
 
 class _Key:
-    """Cache key of a chain, because configs can be compared but not hashed."""
+    """Cache key of a chain, which is needed because configs can be compared but not hashed."""
 
     def __init__(self, corpus: CorpusConfig, steps: tuple[str, ...]) -> None:
         self.cleaning, self.steps = corpus.cleaning, steps

@@ -20,13 +20,15 @@ from conf.outputs import Output
 class QualityConfig:
     """Configuration of `quality`.
 
-    good, bad: files or folders of examples. .jsonl (.gz, .zst) and .parquet files contain rows with
-        a `text_field`, and any other file is one example.
-    out: file of the model.
-    overwrite: replaces `out` if it is such a model.
-    held_out: fraction of the examples that AUC and accuracy are measured on.
-    trees: number of trees.
-    threshold: score at which the accuracy is measured.
+    good, bad: files or folders of examples. Each row of a .jsonl (.gz, .zst) or .parquet file is an
+        example, and so is every other file as a whole.
+    out: file to write the model to.
+    text_field: column of the text in files with rows.
+    overwrite: replaces `out` if it is a quality model.
+    held_out: fraction of the examples that are held out to measure AUC and accuracy.
+    trees: number of trees in the model.
+    threshold: score from which on a text counts as good when accuracy is measured.
+    seed: seed of the split and of the training.
     """
 
     good: list[str] = MISSING
@@ -41,7 +43,7 @@ class QualityConfig:
 
 
 def quality(config: QualityConfig) -> None:
-    """Trains and writes the model, and prints AUC and accuracy on held-out examples."""
+    """Trains and writes a model, and prints its AUC and accuracy on held-out examples."""
     output = Output(config.out, QUALITY, config.overwrite, [*config.good, *config.bad])
     output.check()
 
@@ -78,7 +80,7 @@ def quality(config: QualityConfig) -> None:
 
 
 def auc(scores: NDArray[np.float64], good: NDArray[np.bool_]) -> float:
-    """Returns the probability that a good example outscores a bad one, with ties counting half."""
+    """Returns the probability that a good example outscores a bad one, counting a tie as half."""
     if good.all() or not good.any():
         return float("nan")
     bad = np.sort(scores[~good])

@@ -1,7 +1,8 @@
-"""Divides a corpus into units of work, each of which one process reads at a time.
+"""Divides a corpus into units of work, each of which is processed by one process.
 
 A unit is a group of text files, one file of rows, or a byte range of a large file of plain JSON
-lines. Units depend on the corpus alone and not on the number of processes, and so does the output.
+lines. Units, and therefore the output, depend only on the corpus and not on the number of
+processes.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class SourceFile:
         path: local path or URL.
         name: path inside the source's folder, which identifies the file.
         bytes: size of the file.
-        version: modification time of a local file, the store's version or ETag of a remote one, or
-            the newest modification time in a local folder of a Hugging Face dataset.
+        version: modification time of a local file, version or ETag of a remote file, or newest
+            modification time in the local folder of a Hugging Face dataset.
     """
 
     path: str
@@ -47,7 +48,8 @@ class Unit:
         source: name of the source.
         number: number of the unit in its source.
         files: the files to read.
-        start, end: byte range in which the unit's lines begin, for plain JSON lines.
+        start, end: byte range that the unit covers of a file of plain JSON lines. A line belongs to
+            the unit in whose range it begins.
     """
 
     id: int
@@ -59,12 +61,12 @@ class Unit:
 
     @property
     def bytes(self) -> int:
-        """Bytes that are read."""
+        """Number of bytes that are read for the unit."""
         return min(sum(file.bytes for file in self.files), self.end - self.start)
 
 
 def plan_units(corpus: CorpusConfig) -> list[Unit]:
-    """Returns all units of a corpus; raises InputError for a path without files."""
+    """Returns all units of a corpus. Raises InputError if a path has no files."""
     units: list[Unit] = []
     for name, source in corpus.sources.items():
         files = list_files(name, source, corpus.seed)
@@ -101,10 +103,10 @@ def _parts(
 
 
 def list_files(name: str, source: SourceConfig, seed: int) -> list[SourceFile]:
-    """Returns the files of a source in the order of a keyed hash of their names.
+    """Returns the files of a source, sorted by a keyed hash of their names.
 
-    The hash spreads documents that are stored together, such as those of one site or package.
-    Raises InputError for a path without files.
+    This order separates files that are stored together, such as those of one site or package.
+    Raises InputError if a path has no files.
     """
     key = f"corpus.sources.{name}.paths"
     found: list[SourceFile] = []
@@ -141,14 +143,14 @@ def name_hash(name: str) -> bytes:
 
 
 def _local_files(pattern: str, source: SourceConfig) -> tuple[bool, list[SourceFile]]:
-    """Returns whether the pattern matches anything, and the files that the source selects."""
+    """Returns True if the pattern matches anything, and the files that the source selects."""
     matches = expand(pattern)
     root = _fixed_part(pattern)
     found: list[SourceFile] = []
     broken: list[str] = []
     for match in matches:
-        # A file under a folder is named by its path in the folder, and a matched file by its path
-        # below the fixed part of the pattern, so that a/x.txt and b/x.txt have different names.
+        # The name of a file is its path inside the folder, or its path below the fixed part of the
+        # pattern if the pattern matches the file itself. So a/x.txt and b/x.txt differ in name.
         folder = os.path.isdir(match)
         start = len(os.path.join(match, "")) if folder else len(root)
         for path in files_under(match) if folder else [match]:
@@ -182,7 +184,7 @@ def _remote_files(pattern: str, source: SourceConfig) -> tuple[bool, list[Source
 
 
 def _fixed_part(pattern: str) -> str:
-    """Returns the folder before the first wildcard, with a trailing slash."""
+    """Returns the folder that precedes the first wildcard of a pattern, with a trailing slash."""
     parts = pattern.split("/")
     fixed = next((n for n, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
     return "/".join([*parts[:fixed], ""])
