@@ -112,7 +112,9 @@ def read_text(path: Path, key: str) -> str:
     try:
         return content.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise InputError(f"{key}={path} is not UTF-8 at byte {error.start}.") from None
+        raise InputError(
+            f"{key}={path} is not UTF-8 at byte {error.start}. Convert it to UTF-8."
+        ) from None
 
 
 def json_objects(path: Path, key: str) -> Iterator[tuple[str, dict[str, Any]]]:

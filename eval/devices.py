@@ -27,7 +27,7 @@ def resolve_device(setting: str) -> str:
     if setting not in ("cpu", "cuda"):
         raise InputError(f"device={setting}: must be one of auto, cpu, cuda.")
     if setting == "cuda" and not has_cuda:
-        raise InputError("device=cuda: torch finds no CUDA device on this machine.")
+        raise InputError("device=cuda: torch finds no CUDA device on this machine. Use device=cpu.")
     return setting
 
 

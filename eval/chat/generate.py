@@ -186,7 +186,7 @@ def complete(
             )
         except TemplateError as error:
             raise InputError(
-                f"the model's chat template rejects {messages!s:.80} ({error})."
+                f"the model's chat template rejects {messages!s:.80} ({error}). Correct the prompt."
             ) from None
         assert isinstance(rendered, str)
         text, prompt_ids = tokens.plain(rendered), tokens.encode(rendered)

@@ -63,7 +63,7 @@ def parse_body(raw: bytes) -> Body:
         json.dumps(body, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         lone = ascii(error.object[error.start])[1:-1]
-        raise BadRequest(f"the request contains {lone}, a lone surrogate.") from None
+        raise BadRequest(f"the request contains {lone}, a lone surrogate. Remove it.") from None
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"the request is not JSON: {error}.") from None
     if not isinstance(body, dict):
@@ -94,7 +94,7 @@ def check_request(path: str, body: Body, count: TokenCount, longest: int) -> Bod
     if not 0 < prompt_tokens < longest:
         raise BadRequest(
             f"{key}: has {prompt_tokens} tokens, but the model's context length is {longest}, "
-            "answer included.",
+            "answer included. Shorten the request.",
             key,
             TOO_LONG,
         )
@@ -167,7 +167,9 @@ def _check_settings(path: str, body: Body) -> None:
             raise BadRequest(f"{key}={body[key]!r:.40}: must be an integer of at least 1.", key)
     for key in ("n", "best_of"):
         if body.get(key, 1) != 1:
-            raise BadRequest(f"{key}={body[key]}: only one answer per request is supported.", key)
+            raise BadRequest(
+                f"{key}={body[key]}: only one answer per request is supported. Use 1.", key
+            )
     for key, (least, most) in RANGES.items():
         value = body.get(key, least)
         if not isinstance(value, int | float) or isinstance(value, bool):

@@ -150,7 +150,9 @@ def endpoint(config: ServeConfig, folder: Path) -> Iterator[subprocess.Popen[byt
                 )
             if time.monotonic() > deadline:
                 raise RunAborted(
-                    f"start_seconds={config.start_seconds}: the endpoint did not start in time.", 1
+                    f"start_seconds={config.start_seconds}: the endpoint did not start in time. "
+                    "Raise start_seconds.",
+                    1,
                 )
             time.sleep(0.2)
         yield process

@@ -152,7 +152,9 @@ def agreement(run: RunFolder, file: str) -> dict[str, Any]:
         )
     exported = json.loads(path.read_text())
     if "sources" not in exported or not run.validation:
-        raise InputError(f"perplexity={path}: has no loss to compare with that of run={run.path}.")
+        raise InputError(
+            f"perplexity={path}: has no loss to compare with that of run={run.path}. Leave it out."
+        )
     last, exported_loss = run.validation[-1], exported["loss"]
     text = f"The exported folder in stock transformers has a held-out loss of {exported_loss:.4f}"
     if targets(exported) != targets(last):
@@ -187,7 +189,7 @@ def samples(config: ReportConfig) -> list[dict[str, Any]]:
         except ValueError as error:
             raise InputError(
                 f"samples.{name}={path}: has rows without 'prompt' and 'generated' as text "
-                f"({error}). Give a file of python -m eval generate."
+                f"({error}). Give a file written by python -m eval generate."
             ) from None
     shown = []
     for number in range(min(config.max_samples, max(map(len, files.values()), default=0))):

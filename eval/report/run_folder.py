@@ -78,7 +78,7 @@ def read_run(path: Path, key: str = "run") -> RunFolder:
     for name in ("config.yaml", "env.json", "metrics.jsonl"):
         if not (path / name).is_file():
             raise InputError(
-                f"{key}={path}: has no {name}. Give the folder of a run of python -m pretrain."
+                f"{key}={path}: has no {name}. Give a run folder written by python -m pretrain."
             )
     config = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
     assert isinstance(config, dict)

@@ -115,7 +115,7 @@ def merge_results(paths: list[Path]) -> dict[str, Any]:
     models have the same name, the name of the later one is prefixed with the name of its file.
     """
     if not paths:
-        raise InputError("results is empty. Give at least one file of python -m eval lm_eval.")
+        raise InputError("results is empty. Give a file written by python -m eval lm_eval.")
     models: dict[str, Any] = {}
     for path in paths:
         for name, model in load_results(path)["models"].items():

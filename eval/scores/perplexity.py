@@ -108,7 +108,7 @@ def check_same_tokenizer(config: PerplexityConfig, folder: Path, manifest: Manif
 
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise InputError(f"model={config.model}: has no tokenizer.json.")
+        raise InputError(f"model={config.model}: has no tokenizer.json. Add this file to it.")
     vocabulary = Tokenizer.from_file(str(path)).get_vocab()
     if vocabulary != Tokenizer.from_file(str(manifest.tokenizer_path)).get_vocab():
         raise InputError(

@@ -49,9 +49,13 @@ def load_results(path: Path, key: str = "results") -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
-        raise InputError(f"{key}={path}: is not JSON ({error}).") from None
+        raise InputError(
+            f"{key}={path}: is not JSON ({error}). Give a file written by python -m eval lm_eval."
+        ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT or "models" not in content:
-        raise InputError(f"{key}={path}: is not a result file of python -m eval lm_eval.")
+        raise InputError(
+            f"{key}={path}: is not a result file. Give a file written by python -m eval lm_eval."
+        )
     return content
 
 

@@ -95,7 +95,10 @@ def build_tasks(config: BuildTasksConfig) -> None:
     output.check("a folder of tasks made from other inputs")
     sources = sorted(manifest.source_tokens("held_out"))
     if not sources:
-        raise InputError(f"corpus={config.corpus}: has no held-out split to build tasks from.")
+        raise InputError(
+            f"corpus={config.corpus}: has no held-out split to build tasks from. Tokenize it again "
+            "with a held-out split."
+        )
     samples: dict[str, int] = {}
     with output.folder() as folder:
         for source in sources:

@@ -135,7 +135,9 @@ def _folder_choices(folder: Path) -> list[Choice]:
     for path in sorted(folder.glob("*.yaml")):
         content = yaml.load(path.read_text(), Loader=yaml.BaseLoader)
         if not isinstance(content, dict) or "task" not in content:
-            raise InputError(f"{path} is not an lm-eval task file: it has no key 'task'.")
+            raise InputError(
+                f"{path} is not an lm-eval task file: it has no key 'task'. Add this key."
+            )
         files = content.get("dataset_kwargs", {}).get("data_files", {})
         for file in files.values() if isinstance(files, dict) else [files]:
             if "://" not in str(file) and not Path(file).is_file():
