@@ -220,7 +220,7 @@ def _keys(schema: type, prefix: str = "") -> Iterator[str]:
 
 
 def _load(target: str) -> Any:
-    """Returns the attribute that `module:attribute` names."""
+    """Imports and returns the attribute that `module:attribute` names."""
     module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)
 

@@ -70,7 +70,7 @@ class Processor:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer whether a processor multiplies a type in hardware, with the reason as a clause."""
+    """Result of checking if a processor multiplies a dtype in hardware; the reason is a clause."""
 
     native: bool
     reason: str

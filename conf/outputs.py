@@ -102,9 +102,9 @@ class Output:
             self._put(new)
 
     def put(self, made: Path) -> None:
-        """Renames a finished folder to the output's path; it must be next to the output.
+        """Renames a finished folder to the output's path, which must be on the same file system.
 
-        The caller removes the old output, which `files.put` leaves next to it.
+        The caller removes the old output, which is then where `files.put` states.
         """
         with self._errors_as_sentences():
             self._put(made)

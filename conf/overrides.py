@@ -260,14 +260,14 @@ def parsed(text: str) -> Any:
 
 
 def quoted(text: str) -> str:
-    """Returns a text quoted for Hydra's grammar."""
+    """Quotes a text for Hydra's grammar."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
     return QuotedString(text, Quote.single).with_quotes()
 
 
 def _choice(found: list[str], word: Word, choices: list[str]) -> list[str]:
-    """Returns the arguments with the choice of a group added."""
+    """Returns the arguments with the choice for a config group added."""
     override = parsed(str(word))
     value = None if override is None else override.value()
     if value is None and override is not None and "null" in choices:

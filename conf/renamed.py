@@ -76,7 +76,7 @@ def rename_in_yaml() -> None:
     from omegaconf import OmegaConf
 
     class RenamingSource(FileConfigSource):
-        """Reads YAML files, and renames their keys."""
+        """Reads YAML files and renames their keys."""
 
         def load_config(self, config_path: str) -> ConfigResult:
             """Returns a file of a group, such as `optim/adamw`, with current names."""

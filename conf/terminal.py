@@ -59,7 +59,7 @@ class BestEffortStream(io.TextIOBase):
 
 @contextmanager
 def tolerate_broken_output() -> Iterator[None]:
-    """Replaces stdout and stderr by best-effort streams, so that no print can fail."""
+    """Replaces stdout and stderr with best-effort streams, so that no print can fail."""
     before = sys.stdout, sys.stderr
     try:
         for stream in before:

@@ -17,7 +17,7 @@ class LoggerConfig:
     """Destinations of metrics in addition to `metrics.jsonl`, which is always written.
 
     wandb: auto (online if an API key is set, else offline), online, offline or disabled.
-    project, entity, group: where the run is listed in Weights & Biases.
+    project, entity, group: names of the run's project, entity and group in Weights & Biases.
     progress: whether to show progress on the terminal.
     trackers: further loggers for pretraining by name, each with its options.
     """

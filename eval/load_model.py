@@ -33,7 +33,7 @@ class LoadedModel:
 
     @cached_property
     def chat_tokens(self) -> ChatTokens:
-        """The encoder of conversations."""
+        """The encoder for conversations with this model."""
         return ChatTokens(self.tokenizer)
 
 

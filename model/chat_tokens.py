@@ -34,7 +34,7 @@ class ChatTokens:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Copies the tokenizer.
 
-        Raises InputError if it is not backed by the library `tokenizers`.
+        Raises InputError if the tokenizer is not backed by the library `tokenizers`.
         """
         backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:

@@ -15,8 +15,8 @@ from model.sequence_sharding import SequenceSharding, WholeSequences
 class Decoder(nn.Module):
     """A Llama-like decoder with the optional features of `ModelConfig`.
 
-    It has parameters but no buffers, so that it can be built on the meta device, sharded from
-    outside, and initialized parameter by parameter (`model.init`).
+    It has parameters but no buffers, so that it can be built on the meta device, sharded by
+    the caller, and initialized parameter by parameter (`model.init`).
 
     Attributes:
         config: The shape. It may be replaced between calls by a config with the same parameters,

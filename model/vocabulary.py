@@ -18,7 +18,7 @@ BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def _byte_characters() -> dict[str, int]:
-    """Returns the byte of each character of GPT-2's byte-level alphabet.
+    """Returns the byte of each character in GPT-2's byte-level alphabet.
 
     Printable bytes stand for themselves. The others map to the characters from 256 upward.
     """
@@ -45,7 +45,7 @@ class Vocabulary:
     def __init__(self, path: Path) -> None:
         """Reads a Hugging Face folder, a tokenized corpus, or a tokenizer.json.
 
-        Raises InputError if there is no tokenizer, or a special token is not in it.
+        Raises InputError if there is no tokenizer, or if it lacks a special token.
         """
         self.folder = path.parent if path.is_file() else path
         self.file = path if path.is_file() else path / "tokenizer.json"

@@ -140,7 +140,7 @@ class RequestValidator:
 
 
 def _server_error(raw: bytes, status: int) -> Body:
-    """Converts an error of the server to OpenAI's format."""
+    """Converts a server error to OpenAI's format."""
     try:
         content = json.loads(raw)
     except ValueError:

@@ -36,7 +36,7 @@ RANGES = {
 
 
 class BadRequest(Exception):
-    """A request that is rejected.
+    """Error for an invalid request, which is answered with status 400.
 
     key: the invalid key.
     code: OpenAI's error code, for errors that clients handle by code.

@@ -100,7 +100,7 @@ def serve(config: ServeConfig) -> None:
 
 
 def check_engine(engine: str) -> None:
-    """Raises InputError if the program of the engine is not installed."""
+    """Raises InputError if the engine's program is not installed."""
     if engine == "vllm" and shutil.which("vllm") is None:
         raise InputError(
             "engine=vllm: the command vllm is not installed. Install it, or give "
@@ -122,7 +122,7 @@ def check_chat_template(model: str, folder: Path) -> None:
 
 
 def endpoint_command(config: ServeConfig, folder: Path, dtype: str) -> list[str]:
-    """Returns the command line of the endpoint.
+    """Returns the command line that starts the endpoint.
 
     dtype: the dtype that the model computes in.
     """
@@ -135,7 +135,7 @@ def endpoint_command(config: ServeConfig, folder: Path, dtype: str) -> list[str]
 
 @contextmanager
 def endpoint(config: ServeConfig, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Starts the endpoint, yields its process when it is ready, and stops it at the end."""
+    """Starts the endpoint, yields its process when it is ready, and stops it on exit."""
     environment = {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", **os.environ}
     dtype = resolve_dtype(config.dtype, folder, resolve_device(config.device))
     process = subprocess.Popen(endpoint_command(config, folder, dtype), env=environment)
@@ -193,7 +193,7 @@ def chat_page(folder: Path, endpoint: str) -> Any:
 
 
 def make_responder(model: str, endpoint: str) -> Callable[..., Iterator[str]]:
-    """Returns the function that the page calls for an answer; it yields the answer so far."""
+    """Returns the function that streams answers to the page, yielding the answer so far."""
     from openai import APIError, OpenAI
 
     client = OpenAI(base_url=endpoint, api_key="none")

@@ -1,1 +1,1 @@
-"""Evaluation of a model while it trains; the only part of `eval` that `pretrain` imports."""
+"""Evaluation during training. It is the only part of `eval` that `pretrain` imports."""

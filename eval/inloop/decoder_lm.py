@@ -109,7 +109,7 @@ class DecoderLM(TemplateLM):
         return totals
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-        """Raises NotImplementedError; export the model and use `python -m eval lm_eval`."""
+        """Raises NotImplementedError, as generation needs an exported model."""
         raise NotImplementedError("a sharded decoder does not generate text; export the model")
 
     @torch.no_grad()
@@ -145,7 +145,7 @@ class DecoderLM(TemplateLM):
         return [(value, bool(greedy)) for value, greedy in scores.tolist()]
 
     def _fixed_shape_passes(self, rows: list[list[int]]) -> list[Pass]:
-        """Groups rows padded to a power of two; all processes run the same length together."""
+        """Groups rows by padded length, so that all processes run the same shape together."""
         assert self.batch_tokens is not None
         by_length: dict[int, list[int]] = {}
         for index, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""Writes the model card: `README.md` of an exported folder, with the front matter of the Hub."""
+"""Writes the model card: `README.md` of an exported folder, with front matter for the Hub."""
 
 from __future__ import annotations
 
@@ -35,8 +35,7 @@ def card_output(folder: str | Path) -> Output:
 def write_card(folder: Path, content: Content, results: Content | None) -> None:
     """Writes README.md from the content of the report.
 
-    results: results of lm_eval.
-
+    results: content of a result file of lm_eval, None for a card without scores.
     Raises:
         InputError: the folder is not a Hugging Face folder, or holds a model of another run.
     """
@@ -85,7 +84,7 @@ def header(folder: Path, content: Content, results: Content | None) -> str:
 
 
 def scores_of(folder: Path, results: Content | None) -> list[tuple[str, str, float]]:
-    """Returns task, metric and value for the model of a folder; fractions are in percent."""
+    """Returns (task, metric, value) for the model in a folder; fractions are in percent."""
     if results is None:
         return []
     names = {Path(model["folder"]).resolve(): name for name, model in results["models"].items()}
@@ -162,7 +161,7 @@ def score_parts(content: Content) -> list[str]:
 
 
 def tuned_stages(folder: Path, content: Content) -> list[Content]:
-    """Returns the tuning stages of the report that led to the model of a folder.
+    """Returns the report's tuning stages that led to the model in a folder.
 
     Raises:
         InputError: the model was tuned from another model, or in a stage that is missing from the

@@ -1,7 +1,7 @@
 """`python -m eval report`: writes one HTML page about a run, which opens offline.
 
-The page shows the run folder and, where given, the corpus, scores of `lm_eval`, the check of
-`perplexity`, tuned models and samples of `generate`. It also works for a run in progress.
+The page shows the run and its corpus and, if given, scores from `lm_eval`, the loss from
+`perplexity`, tuned models and samples from `generate`. It also works for a run in progress.
 """
 
 from __future__ import annotations

@@ -18,11 +18,11 @@ class ReportConfig:
     out: the HTML page to write.
     corpus: the corpus folder that the run was trained on, null for the one in its config.
     others: further run folders to compare with, keyed by the names on the page.
-    results: result file of lm_eval.
-    perplexity: JSON file of perplexity.
+    results: result file written by lm_eval.
+    perplexity: JSON file written by perplexity.
     tuned: folders made by finetune, in the order of tuning, keyed by the names on the page.
-    samples: jsonl files of generate, keyed by the names on the page; if empty, the files in the
-        run's samples/ folder.
+    samples: jsonl files written by generate, keyed by the names on the page; if empty, the files in
+        the run's samples/ folder.
     max_samples: maximum number of prompts to show.
     card: an exported folder whose README.md becomes a model card with the same content, null for
         none.

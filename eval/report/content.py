@@ -144,7 +144,7 @@ def cards(run: RunFolder, results: Record | None) -> list[dict[str, str]]:
 
 
 def agreement(run: RunFolder, file: str) -> dict[str, Any]:
-    """Compares the exported model's loss in transformers with the trainer's."""
+    """Compares the exported model's loss in transformers with the trainer's loss."""
     path = Path(file)
     if not path.is_file():
         raise InputError(

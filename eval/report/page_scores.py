@@ -17,7 +17,7 @@ METRIC_NOTES = {
 def evaluation(results: Record) -> dict[str, Any]:
     """Returns the score table, with the models side by side.
 
-    A cell has a text and, if the metric is a fraction, the length of its bar in percent.
+    Each cell has text and, if the metric is a fraction, the length of a bar in percent.
     """
     table, before = [], ""
     for task, metric, scores in rows(results):

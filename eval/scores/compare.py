@@ -40,7 +40,7 @@ SIGNIFICANT = 2.0
 class CompareConfig:
     """Configuration of `compare`.
 
-    results: result files of lm_eval.
+    results: result files written by lm_eval.
     models: names of the models to show; empty for all.
     baseline: the model that the others are compared with, null for the first.
     out: a JSON file for the differences, null for none.
@@ -158,9 +158,9 @@ def differences(results: dict[str, Any], baseline: str) -> list[Difference]:
 
 
 def paired_stderr(one: dict[str, Any], other: dict[str, Any], metric: str) -> float | None:
-    """Returns the standard error of the mean difference between samples.
+    """Returns the standard error of the mean difference per sample.
 
-    Returns None if the two entries do not cover the same samples.
+    The result is None if the two entries do not cover the same samples.
     """
     if one.get("samples_sha256") != other.get("samples_sha256"):
         return None

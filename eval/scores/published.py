@@ -47,7 +47,7 @@ class Row:
     """One model of a suite's table.
 
     scores, errors: values and standard errors in percent, None if unknown.
-    source: the report that published the scores, None for scores of our own.
+    source: the report that published the scores, None for our own scores.
     published_average: the average, if the report gives no scores per task.
     """
 
@@ -170,7 +170,7 @@ def suite_tables(results: dict[str, Any]) -> list[SuiteTable]:
 
 
 def render_suite(suite: SuiteTable) -> Table:
-    """Renders the table of a suite with one row per model, as the reports do."""
+    """Renders the table of a suite with one row per model, in the format of the reports."""
     sources = list(dict.fromkeys(row.source for row in suite.rows if row.source))
     notes = [f"[{number}] {source}" for number, source in enumerate(sources, 1)]
     table = Table(

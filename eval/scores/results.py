@@ -11,7 +11,7 @@ The file has this form:
 - `stderr`: standard error, null if unknown.
 - `chance`: accuracy of random guessing, null if the task is not multiple choice.
 - `shown`: the metric that tables show for the task, null for all.
-- `group`: the group that the task was run as a part of, null if it was selected by name.
+- `group`: the group that the task belongs to, null if the task was selected by name.
 - `each`: one digit per sample, for metrics that are 0 or 1 for every sample.
 - `samples_sha256`: hash of the samples, equal for the same samples.
 """

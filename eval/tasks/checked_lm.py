@@ -1,4 +1,4 @@
-"""An lm-eval model that rejects requests it cannot answer and names their task and sample."""
+"""An lm-eval model that rejects requests it cannot answer, with errors that name the sample."""
 
 from __future__ import annotations
 
@@ -67,8 +67,7 @@ class CheckedLM(TemplateLM):
         return super()._loglikelihood_tokens(requests, **rest)
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-        """Returns generated text.
-
+        """Returns the generated texts.
         Raises:
             InputError: a task generates as many tokens as the context length, or more.
         """

@@ -137,7 +137,7 @@ def data_set(manager: TaskManager, task: str) -> str:
 
 
 def _load(manager: TaskManager, name: str) -> dict[str, Any]:
-    """Loads the task or group with a name, and returns its tasks.
+    """Loads a task, group or tag by name, and returns its tasks.
 
     On loading, lm-eval indexes the choices of the first sample by its target, and fails if there is
     no such choice. The task is then loaded with its targets as text, so that it can be checked.

@@ -74,7 +74,7 @@ def score_tasks(
 
 
 def task_entry(output: Any, task: str) -> dict[str, Any]:
-    """Converts lm-eval's results of a task to its entry in a result file."""
+    """Converts lm-eval's results for a task to the task's entry in a result file."""
     tasks = leaf_tasks(output, task)
     samples = [sample for leaf in tasks for sample in output["samples"].get(leaf, [])]
     metrics, per_sample = {}, {}
@@ -140,7 +140,7 @@ def bits_per_byte_stderr(samples: list[tuple[float, int]]) -> float | None:
 
 
 class _WarningCounter(logging.Handler):
-    """Collects lm-eval's warnings about scores: the first message and the count of each kind."""
+    """Collects lm-eval's warnings about scores: the first message and the count per kind."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)

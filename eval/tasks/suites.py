@@ -18,7 +18,7 @@ LOCAL = "local"
 class Choice:
     """A selected task.
 
-    num_fewshot: number of few-shot examples, None for the task's own.
+    num_fewshot: number of few-shot examples, None for the number that the task defines.
     metric: the metric shown in tables, None for all.
     """
 

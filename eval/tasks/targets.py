@@ -14,10 +14,10 @@ from typing import Any
 def unanswerable(task: Any, limit: int | None = None) -> tuple[str, bool] | None:
     """Returns a description of the samples without a correct answer, or None if there are none.
 
+    limit: number of samples to check, None for all.
+
     Returns:
         A sentence, and whether it applies to all samples.
-
-    limit: number of samples to check, None for all.
     """
     kind = getattr(task, "OUTPUT_TYPE", None)
     config = getattr(task, "config", None)
@@ -51,7 +51,7 @@ EXPECTED = {
 
 
 def _problem(task: Any, kind: str, doc: Mapping[str, Any]) -> str:
-    """Returns what is wrong with a sample, or an empty string."""
+    """Returns a description of what is wrong with a sample, or an empty string."""
     try:
         if kind != "multiple_choice":
             target = task.doc_to_target(doc)

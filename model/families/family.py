@@ -46,7 +46,7 @@ class Family:
     hf_defaults: ClassVar[Mapping[str, Any]] = {}
 
     def check(self, model: Mapping[str, Any]) -> None:
-        """Raises InputError if the class lacks a feature of the model, or always has one it lacks.
+        """Raises InputError if the class lacks a feature of the model, or requires another value.
 
         Args:
             model: The fields of a `ModelConfig`.
