@@ -36,6 +36,7 @@ def write_card(folder: Path, content: Content, results: Content | None) -> None:
     """Writes README.md from the content of the report.
 
     results: content of a result file of lm_eval, None for a card without scores.
+
     Raises:
         InputError: the folder is not a Hugging Face folder, or holds a model of another run.
     """

@@ -68,6 +68,7 @@ class CheckedLM(TemplateLM):
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
         """Returns the generated texts.
+
         Raises:
             InputError: a task generates as many tokens as the context length, or more.
         """
