@@ -122,7 +122,10 @@ class RunData:
             last = line["step"]
             if last == step:
                 return line
-        raise InputError(f"step={step} is not in {self.path}, whose last step is {last}.")
+        raise InputError(
+            f"step={step} is not in {self.path}, whose last step is {last}. Choose a step that the "
+            "run has completed."
+        )
 
     def ranks(self, step: int) -> int:
         """Returns the number of data-parallel ranks that ran a step."""
@@ -134,8 +137,8 @@ class RunData:
                     ranks = int(line["dp_size"])
         if not ranks:
             raise InputError(
-                f"{metrics} does not record how many data-parallel ranks ran step {step}. Remove "
-                "the key rank."
+                f"{metrics} does not record how many data-parallel ranks ran step {step}. Run the "
+                "command without rank=."
             )
         return ranks
 
@@ -262,7 +265,8 @@ class RunData:
         folder = self.settings.data.folder
         if next(self._find(doc, "held_out"), None) is not None:
             raise InputError(
-                f"doc={doc} is in the held-out split of {folder}, which is never trained on."
+                f"doc={doc} is in the held-out split of {folder}, which is never trained on. "
+                "Choose a document of the training split."
             )
         raise InputError(
             f"doc={doc} is not a document of {folder}, expected <file>, <file>#<position> or "

@@ -135,14 +135,19 @@ class CleaningConfig:
         for name in ("language", "quality"):
             model = getattr(self, name).model
             if model is not None and not Path(model).exists():
-                raise InputError(f"corpus.cleaning.{name}.model={model} does not exist.")
+                raise InputError(
+                    f"corpus.cleaning.{name}.model={model} does not exist. Correct the path."
+                )
         for path in self.decontaminate.files:
             if not Path(path).exists():
-                raise InputError(f"corpus.cleaning.decontaminate.files: {path} does not exist.")
+                raise InputError(
+                    f"corpus.cleaning.decontaminate.files: {path} does not exist. Correct the path."
+                )
         for path in self.decontaminate.task_folders:
             if not Path(path).is_dir():
                 raise InputError(
-                    f"corpus.cleaning.decontaminate.task_folders: {path} is not a folder."
+                    f"corpus.cleaning.decontaminate.task_folders: {path} is not a folder. Correct "
+                    "the path."
                 )
 
 
@@ -152,4 +157,4 @@ def check_steps(key: str, steps: Sequence[str]) -> None:
         if step not in STEPS:
             raise InputError(f"{key}: unknown step '{step}'{did_you_mean(step, STEPS)}.")
         if step in steps[:number]:
-            raise InputError(f"{key} names '{step}' twice.")
+            raise InputError(f"{key} names '{step}' twice. Remove one of them.")

@@ -23,7 +23,8 @@ def make(config: CleaningConfig) -> Step:
         model = fasttext.load_model(options.model)
     except ValueError as error:
         raise InputError(
-            f"corpus.cleaning.language.model={options.model} is not a fastText model ({error})."
+            f"corpus.cleaning.language.model={options.model} is not a fastText model ({error}). "
+            "Set it to a file such as lid.176.bin."
         ) from None
     known = {label.removeprefix(LABEL) for label in model.get_labels()}
     for language in options.languages:

@@ -56,7 +56,7 @@ def adopt(pair: Pair, folder: Path, tokenizer: dict[str, Any], link: str) -> Ado
     if size != expected:
         raise InputError(
             f"{bin_path} has {size} bytes, but its index requires {expected}. It is truncated or "
-            "belongs to another index."
+            "belongs to another index. Restore it, or leave it out."
         )
     if not expected:
         raise InputError(f"{bin_path} has no tokens. Remove it.")

@@ -89,7 +89,7 @@ def _print_warnings(
     warnings = []
     if not manifest.ends_in_eos:
         warnings.append(
-            f"{config.eos_token} is missing at the end of some documents, or is inside of some. "
+            f"{config.eos_token} is missing at the end of some documents, or occurs inside some. "
             "Document boundaries are taken from the index."
         )
     if not_added:

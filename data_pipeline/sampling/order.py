@@ -250,7 +250,8 @@ class SampleOrder:
             raise InputError(
                 f"stage {number} is ended early in the middle of a window, and the next one has "
                 f"longer sequences ({following} tokens after {stage.seq_len}). End it at a "
-                f"multiple of {per_window} samples, or start with a stage of {stage.seq_len}."
+                f"multiple of {per_window} samples, or insert a stage with sequences of "
+                f"{stage.seq_len} tokens."
             )
         parts = stage.seq_len // following
         source, epoch, start = (

@@ -96,7 +96,7 @@ def _check_stage(recipe: RecipeConfig, key: str, stage: StageConfig) -> None:
     if batch < stage.seq_len or batch % stage.seq_len:
         raise InputError(
             f"{owner}.global_batch_tokens={batch} is not a multiple of "
-            f"{key}.seq_len={stage.seq_len}."
+            f"{key}.seq_len={stage.seq_len}. Change one of them."
         )
     ramp = stage.batch_ramp
     if ramp == BatchRamp():
@@ -112,7 +112,7 @@ def _check_stage(recipe: RecipeConfig, key: str, stage: StageConfig) -> None:
         if size % stage.seq_len:
             raise InputError(
                 f"{key}.batch_ramp has a batch of {size} tokens, which is not a multiple of "
-                f"{key}.seq_len={stage.seq_len}."
+                f"{key}.seq_len={stage.seq_len}. Change start or increment."
             )
 
 

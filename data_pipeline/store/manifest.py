@@ -131,7 +131,9 @@ def load_manifest(folder: str | Path) -> Manifest:
         fields = json.loads(path.read_text())
         found = fields.pop("format")
         if found != FORMAT:
-            raise InputError(f"{path} has format {found}, expected {FORMAT}. Tokenize again.")
+            raise InputError(
+                f"{path} has format {found}, expected {FORMAT}. Tokenize the corpus again."
+            )
         return Manifest(folder=Path(folder), **fields)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(

@@ -97,7 +97,7 @@ class Selection:
                 f"files of its unit have more than max_malformed={self.source.max_malformed} "
                 "malformed rows, the first in "
                 f"{self.malformed[0]['file']}, row {_row_number(self.malformed[0])}: "
-                f"{self.malformed[0]['reason']}."
+                f"{self.malformed[0]['reason']}. Correct the rows, or raise max_malformed."
             )
 
 
@@ -126,7 +126,9 @@ def deduplicated_rows(
         if number not in kept:
             continue
         if row.flaw:
-            raise InputError(f"{row.file} was changed while it was being read. Tokenize again.")
+            raise InputError(
+                f"{row.file} was changed while it was being read. Tokenize the corpus again."
+            )
         text = row.text if chain is None else chain.transform(row.text)
         size = utf8_size(text)
         found_by = dropped.get(number, "")

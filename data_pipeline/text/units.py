@@ -121,7 +121,8 @@ def list_files(name: str, source: SourceConfig, seed: int) -> list[SourceFile]:
         if not inside:
             raise InputError(
                 f"{key}: {pattern} contains only empty or excluded files, or none"
-                f"{' ending in ' + ' '.join(source.suffixes) if source.suffixes else ''}."
+                f"{' ending in ' + ' '.join(source.suffixes) if source.suffixes else ''}. Give "
+                "a path with matching files."
             )
         found += inside
     found = list({file.path: file for file in found}.values())  # patterns may overlap

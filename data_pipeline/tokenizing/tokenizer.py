@@ -151,7 +151,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:
-        raise InputError(f"{path} is not a tokenizer.json of `tokenizers` ({error}).") from None
+        raise InputError(
+            f"{path} is not a tokenizer.json of `tokenizers` ({error}). Give another file."
+        ) from None
     return _set_document_options(tokenizer)
 
 
