@@ -115,7 +115,7 @@ def clean(out: Path) -> None:
             if error.errno == errno.ENOENT:
                 shutil.rmtree(folder, ignore_errors=True)
             continue
-        with suppress(OSError):  # a running process holds the lock, or there are no locks
+        with suppress(OSError):  # a running process holds the lock, or locks are not supported
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             restore(folder / NEW, out)
             shutil.rmtree(folder, ignore_errors=True)

@@ -38,7 +38,7 @@ ISA_WITHOUT_BF16 = (
 )
 ISA_WITHOUT_FP16 = (*ISA_WITHOUT_BF16, "AVX512_CORE_BF16")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
-"""Name of each precision in torch."""
+"""Torch's name of the dtype for each precision."""
 SIZES = (128, 256, 512, 1024)
 """Matrix sizes that are multiplied to measure a CPU, as long as each product is fast enough."""
 GPU_SIZE = 8192

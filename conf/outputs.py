@@ -23,7 +23,7 @@ REFUSED = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG),
     *(errno.EBUSY, errno.EEXIST, errno.ENOTEMPTY, errno.EXDEV, errno.ELOOP),
 )
-"""Error numbers of a path that cannot be written to."""
+"""Error numbers which mean that a path cannot be written to."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ RENAMED = {
     "optim.muon_momentum": "optim.options.momentum",
     "optim.muon_steps": "optim.options.ns_steps",
 }
-"""Current name of each dotted key by its old one."""
+"""Current names of dotted keys, keyed by their old names."""
 MUON_ONLY = ("optim.muon_momentum", "optim.muon_steps")
 """Keys that old configs list for every optimizer; they are dropped unless it is Muon."""
 

@@ -105,7 +105,7 @@ def _download(text: str, key: str) -> Path:
             folder = get(FILES, offline=is_offline)
             if not any(folder.glob("*.safetensors")):
                 folder = get([*FILES, "*.bin"], offline=is_offline)
-        except Exception as error:  # many types: no network, no such name, no permission
+        except Exception as error:  # types vary: no network, unknown name, no permission
             reason = reason if is_offline else str(error).splitlines()[0]
             continue
         has_weights = any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))

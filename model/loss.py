@@ -17,7 +17,7 @@ from torch import Tensor, nn
 IGNORED = -100
 """Label of a token without a target."""
 CHUNK_TOKENS = 2048
-"""Tokens whose logits are held at once."""
+"""Number of tokens whose logits are held at once."""
 
 
 class VocabularyShard(Protocol):
@@ -94,7 +94,7 @@ def linear_cross_entropy(
         shard: The rows that `weight` holds, if the vocabulary is split over ranks. Every rank then
             returns the whole loss, and a partial gradient of `hidden` to be summed over ranks.
         compiled: The compiled form of `losses_and_gradient`, for an unsharded vocabulary.
-        chunk_tokens: Tokens whose logits are held at once.
+        chunk_tokens: Number of tokens whose logits are held at once.
         penalty: A term that is added to the loss of each label that counts.
 
     Returns:

@@ -209,7 +209,7 @@ def _write_weights(
         if name in tensors:
             tensors[name] = new_table(tensors[name], sources, seed, new)
     save_file(tensors, target, metadata=metadata)
-    target.chmod(0o644)  # safetensors makes files that only their owner can read
+    target.chmod(0o644)  # safetensors creates files that only their owner can read
 
 
 def _write_index(folder: Path, target: Path, files: list[str]) -> None:

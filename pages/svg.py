@@ -14,7 +14,7 @@ CHARACTER_WIDTH = 6.4
 LABEL_ROWS = 3
 """Number of rows for the labels of marks."""
 MAX_POINTS = 600
-"""Maximum points per line; more than one per pixel only makes the page larger."""
+"""Maximum number of points per line; more than one per pixel only makes the page larger."""
 
 
 @dataclass(frozen=True)

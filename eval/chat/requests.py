@@ -13,7 +13,7 @@ from conf.chat import text_of
 
 Body = dict[str, Any]
 TokenCount = Callable[[str, Body], int]
-"""Counts the prompt tokens of a request to a path; raises BadRequest."""
+"""Counts the prompt tokens of a request, given its path and body; may raise BadRequest."""
 
 TOO_LONG = "context_length_exceeded"
 CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"

@@ -85,7 +85,7 @@ def serve(config: ServeConfig) -> None:
         check_chat_template(config.model, folder)
     for key in ("port", "api_port") if config.page else ("api_port",):
         check_port(key, getattr(config, key))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to stop the endpoint too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the endpoint is stopped
     with endpoint(config, folder) as process:
         url = f"http://localhost:{config.api_port}/v1"
         print(f"endpoint: {url}, model {folder}", flush=True)

@@ -32,7 +32,7 @@ LM_EVAL_BATCH = 16
 """Rows per pass in lm-eval's shapes: the default `batch_size` of `python -m eval lm_eval`."""
 
 Request = tuple[str | None, list[int], list[int]]
-"""A request of lm-eval: the text, the context tokens, and the continuation tokens to score."""
+"""An lm-eval request: the text, the context tokens, and the continuation tokens to score."""
 Pass = tuple[tuple[int, int], list[list[int]]]
 """One forward pass: its shape (rows, length) and the indices of the requests that each row answers.
 Rows beyond the end of the list are padding."""

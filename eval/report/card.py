@@ -181,7 +181,7 @@ def tuned_stages(folder: Path, content: Content) -> list[Content]:
             break
         ancestors.insert(0, stages[current])
         current = Path(stages[current]["model"]).resolve()
-    if ancestors and not current.is_dir():  # it was moved; rely on the order of the report
+    if ancestors and not current.is_dir():  # the folder was moved: rely on the report's order
         return content["tuning"][: content["tuning"].index(ancestors[0])] + ancestors
     check_network(current, content["network"])
     return ancestors

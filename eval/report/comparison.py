@@ -16,11 +16,11 @@ from pages.drawing import LINE_STYLES, Drawing, draw
 from pages.svg import Chart, Series, short_number
 
 NOT_COMPARED = ("name", "run_dir")
-"""Settings that differ between any two runs."""
+"""Settings that always differ between runs."""
 
 Runs = Mapping[str, RunFolder]
 Rows = list[tuple[str, list[str]]]
-"""Labels, each with one value per run."""
+"""Rows of a table: a label, and one value per run."""
 
 
 def compare_runs(run: RunFolder, others: Mapping[str, str]) -> dict[str, Any]:

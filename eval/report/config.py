@@ -14,6 +14,7 @@ class ReportConfig:
     """Configuration of `report`.
 
     Parts of the page whose setting is null or empty are omitted.
+
     run: a run folder.
     out: the HTML page to write.
     corpus: the corpus folder that the run was trained on, null for the one in its config.

@@ -98,7 +98,7 @@ def cost(run: RunFolder) -> Table:
     seconds = sum(record["step_seconds"] for record in run.train)
     processes = run.env["world_size"]
     hours = seconds * processes / 3600
-    # Older runs have no `device_type`; their `device` is "cpu" or a name.
+    # Older runs have no `device_type`; their `device` is "cpu" or the name of a GPU.
     on_cpu = run.env.get("device_type", run.env["device"]) == "cpu"
     unit = "CPU process" if on_cpu else "GPU"
     times = [record["time"] for record in run.records if "time" in record]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 SCORING_MODULES = ("lm_eval.api.metrics", "lm_eval.evaluator_utils", "lm_eval.filters")
-"""Modules of lm-eval that warn about scores; the others warn about settings."""
+"""Modules of lm-eval whose warnings are about scores; other modules warn about settings."""
 
 
 def score_tasks(
@@ -39,7 +39,7 @@ def score_tasks(
     from lm_eval import evaluator
 
     scored: dict[str, dict[str, Any]] = {}
-    # lm-eval takes one number of few-shot examples for all tasks of a call.
+    # lm-eval accepts only one number of few-shot examples for all tasks in a call.
     for shots in {choice.num_fewshot: None for choice in selection.choices}:
         chosen = [choice for choice in selection.choices if choice.num_fewshot == shots]
         # lm-eval starts programs to describe the machine and the git repository. This takes a
@@ -92,7 +92,7 @@ def task_entry(output: Any, task: str) -> dict[str, Any]:
         metrics[name] = {"value": float(value), "stderr": float(stderr) if known else None}
     settings = output["configs"].get(tasks[0], {})
     output_type = settings.get("output_type")
-    # For mutual information every choice is requested twice, with the context and without.
+    # For mutual information, every choice is requested twice: with and without the context.
     choices = [len(row["resps"]) // (2 if "acc_mutual_info" in row else 1) for row in samples]
     is_choice = output_type == "multiple_choice" and choices
     return {

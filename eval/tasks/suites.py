@@ -78,7 +78,7 @@ def select(settings: TaskSettings, prefix: str = "") -> Selection:
             selection.choices += _folder_choices(Path(name))
         else:
             selection.choices.append(Choice(name))
-    # A task file of the user replaces the lm-eval task of the same name.
+    # A user's task file replaces the lm-eval task with the same name.
     local = {choice.task for folder in selection.folders for choice in _folder_choices(folder)}
     selection.built_in = any(choice.task not in local for choice in selection.choices)
     if settings.num_fewshot is not None:

@@ -101,7 +101,7 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, block: QueryBlock) -> Tensor:
     if q.shape[2] != k.shape[2]:
         if "enable_gqa" in inspect.signature(varlen_attn).parameters:
             options["enable_gqa"] = True
-        else:  # torch 2.11 has the window but not yet grouped queries
+        else:  # torch 2.11 supports windows, but not grouped queries
             groups = q.shape[2] // k.shape[2]
             k, v = k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)
     out = varlen_attn(

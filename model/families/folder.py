@@ -181,7 +181,7 @@ def save_weights(
         if len(parts) == 1:
             file = "model.safetensors"
         (folder / f"part-{number}.safetensors").rename(folder / file)
-        (folder / file).chmod(0o644)  # safetensors makes files that only their owner can read
+        (folder / file).chmod(0o644)  # safetensors creates files that only their owner can read
         weight_map |= dict.fromkeys(names, file)
     if len(parts) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
