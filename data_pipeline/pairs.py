@@ -56,7 +56,7 @@ class PairsConfig:
 
 
 def pairs(config: PairsConfig) -> None:
-    """Writes the folder `out` atomically."""
+    """Extracts the pairs and writes the folder `out` atomically."""
     output = Output(config.out, PAIRS, config.overwrite, [config.corpus])
     output.check()
     manifest = open_corpus(config.corpus)
@@ -85,7 +85,7 @@ def pairs(config: PairsConfig) -> None:
 def draw(
     manifest: Manifest, split: str, config: PairsConfig, limit: int, seen: set[str]
 ) -> list[dict[str, Any]]:
-    """Returns up to `limit` pairs of a split with docstrings not yet in `seen`, and adds these.
+    """Returns up to `limit` pairs of a split whose docstrings are not in `seen`, and adds those.
 
     Raises InputError if the split has no function with a docstring.
     """
@@ -125,7 +125,7 @@ def preference_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def functions(text: str, config: PairsConfig) -> Iterator[tuple[str, str]]:
-    """Yields the code without docstring, and the docstring's first paragraph, of each function.
+    """Yields each function's code without docstring, and the first paragraph of its docstring.
 
     Functions that exceed the limits are skipped. So are tests, because their docstrings rarely
     describe the code.

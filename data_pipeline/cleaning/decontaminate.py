@@ -155,7 +155,7 @@ def _items_of_tasks(
     key = "corpus.cleaning.decontaminate.tasks"
     try:
         import datasets
-        import lm_eval.models  # noqa: F401  (first, or its registry hides the built-in models)
+        import lm_eval.models  # noqa: F401  (first, else its registry hides built-in models)
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise InputError(
@@ -174,7 +174,7 @@ def _items_of_tasks(
                 "Add its folder to task_folders."
             )
         try:
-            for label, task in manager.load(name)["tasks"].items():  # a group has several
+            for label, task in manager.load(name)["tasks"].items():  # a group has several tasks
                 yield label, [_rendered(task, row) for row in task.eval_docs]
         except (OSError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

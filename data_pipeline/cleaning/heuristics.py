@@ -33,7 +33,7 @@ def make_gopher_repetition(config: CleaningConfig) -> Step:
 
 
 def make_c4(config: CleaningConfig) -> Step:
-    """Makes the step that removes lines which are not sentences, and documents with few of them."""
+    """Makes the step that drops lines that are not sentences, and documents with few sentences."""
     from datatrove.pipeline.filters import C4QualityFilter
 
     return _step(C4QualityFilter, "c4", config)

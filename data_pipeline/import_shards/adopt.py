@@ -122,7 +122,7 @@ def _link(path: Path, target: Path, how: str) -> None:
 
 
 def _write_table(target: Path, prefix: Path, numbers: Ints) -> None:
-    """Writes the table that names the original shard of each document and its number in there."""
+    """Writes the table with the original shard of each document, and its number in that shard."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -39,7 +39,7 @@ from data_pipeline.tokenizing.tokenizer import (
 )
 
 PARALLEL_BYTES = 1 << 27
-"""Total size of the shards from which on several processes read them."""
+"""Shards of at least this total size are read by several processes."""
 
 
 def import_shards(config: ImportConfig) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 REST = "rest"
 """Style shared by all sources that have no color of their own."""
 MAX_BARS = 24
-"""Maximum number of bars in a chart; further sources are summed up in one bar or left out."""
+"""Maximum number of sources in a chart; others are combined into one bar or left out."""
 
 
 def styles_of(ranked: list[str]) -> dict[str, str]:

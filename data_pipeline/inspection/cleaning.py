@@ -11,7 +11,7 @@ from typing import Any
 from conf.errors import InputError
 
 EXAMPLES, EXAMPLES_OF_MANY = 3, 1
-"""Examples shown per rule: for up to MANY_SOURCES sources, and for more sources."""
+"""Number of examples shown per rule, with up to MANY_SOURCES sources and with more."""
 MANY_SOURCES = 8
 REJECTED_ROWS = 20
 """Malformed rows shown per source, each with up to REJECTED_CHARS characters of its text."""

@@ -270,7 +270,7 @@ def plan_facts(plan: RecipePlan, ranked: list[str], styles: dict[str, str]) -> R
 
 
 def funnel_facts(funnel: Funnel, number: int) -> Row:
-    """Returns the cleaning section of the source with this position in the list of funnels."""
+    """Returns the cleaning section of a source, whose position among the sources is `number`."""
     return {
         "source": funnel.source,
         "is_open": number < OPEN_FUNNELS,

@@ -41,7 +41,10 @@ class Totals:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Document lengths in tokens, ascending, read from `shards` of the `of_shards` shards."""
+    """Document lengths of a source in tokens, in ascending order.
+
+    They were read from `shards` of its `of_shards` shards.
+    """
 
     tokens: Ints
     shards: int

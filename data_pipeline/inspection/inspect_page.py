@@ -16,7 +16,7 @@ TEMPLATE = Path(__file__).parent / "templates" / "inspect.html"
 
 
 def inspect(config: InspectConfig) -> None:
-    """Writes the page; raises InputError if an input is missing or of the wrong kind."""
+    """Writes the page. Raises InputError if an input is missing or of the wrong kind."""
     output = Output(config.out, PAGE, config.overwrite, [config.data, config.run])
     output.check()
 

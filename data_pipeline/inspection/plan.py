@@ -15,12 +15,14 @@ from data_pipeline.sampling.recipe import plan_from_mapping
 from data_pipeline.sampling.stage import Stage
 
 GOOD_EPOCHS = 4.0
-"""Epochs up to which repeated text costs little (Muennighoff et al., 2023, arXiv 2305.16264)."""
+"""Number of epochs up to which repeated text is nearly as useful as new text.
+
+See Muennighoff et al., 2023, arXiv 2305.16264."""
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage of the plan. `shares` holds the fraction of tokens per source, which sum to 1."""
+    """A stage of the plan. `shares` holds the fraction of its tokens that each source provides."""
 
     name: str
     seq_len: int

@@ -20,7 +20,7 @@ from data_pipeline.tokenizing.documents import document_names
 MAX_TOKENS = 4000
 """Maximum number of tokens of a document that are decoded."""
 HEAD, TAIL = 1200, 300
-"""Numbers of characters shown from the beginning and the end of a text that is too long."""
+"""Number of characters shown from the beginning and from the end of a long text."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From a recipe to batches, as a pure function of the config.
+"""Turns a recipe into batches, as a pure function of the config.
 
 recipe     stages of a recipe, and the plan of steps and samples that follows from them (stage)
 order      the tokens that sample i of a stage holds (mixture, feistel, locations)

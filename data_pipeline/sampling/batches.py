@@ -22,7 +22,7 @@ from data_pipeline.store.streams import TokenStream
 Bools = NDArray[np.bool_]
 IGNORED = -100
 EXPECTED_DOCUMENT_TOKENS = 64
-"""Assumed lower bound of the average document length, from which cu_seqlens gets its size."""
+"""Assumed minimum of the average document length, which determines the size of cu_seqlens."""
 BLANK_DOCUMENT_TOKENS = 128
 """Length of the documents in a blank sample. Attention over short documents costs little."""
 
@@ -231,7 +231,7 @@ def held_out_batches(
 
 
 def pad_batches(batches: Iterable[Batch], deal: Deal, seq_len: int, sources: int) -> list[Batch]:
-    """Pads a rank's micro-batches so that all ranks have the same number of them, and of rows.
+    """Pads a rank's micro-batches so that all ranks have equal numbers of micro-batches and rows.
 
     Args:
         batches: Micro-batches with the rank's real samples.

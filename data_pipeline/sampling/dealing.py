@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from data_pipeline.sampling.recipe import Level, StagePlan
 
 REPORTED_BLANK_FRACTION = 0.03
-"""Fraction of blank samples above which `blank_note` reports them."""
+"""Fraction of blank tokens above which `blank_note` returns a warning."""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class SampleLocations:
 
 @dataclass(frozen=True)
 class TokenUses:
-    """Samples that contain certain tokens of a source, (n,) per attribute, in training order."""
+    """Samples that contain given tokens of a source, in training order. Each array is (n,)."""
 
     stage: Ints
     sample: Ints

@@ -19,7 +19,7 @@ UNITS = 2**24
 
 
 class Mixture:
-    """Mixture of sources with given weights.
+    """A mixture of sources with given weights.
 
     Args:
         weights: (sources,) weights, none negative and not all 0; they need not sum to 1.
@@ -47,7 +47,7 @@ class Mixture:
         return source, np.take_along_axis(before, source[None], axis=0)[0]
 
     def position(self, source: int, number: Ints) -> Ints:
-        """Inverts `locate`: returns the t of a source's atom `number`, counted from 0.
+        """Inverts `locate`: returns the atom t at which a source serves its atom `number`, from 0.
 
         The source must have a weight above 0. The rounding in `counts` is inverted first for this
         source and then for each source before it, by taking the smallest t that satisfies it.

@@ -170,7 +170,7 @@ class SampleOrder:
         return TokenUses(*columns)
 
     def _find_in_remainder(self, stage: int, source: int, start: int, end: int) -> Ints:
-        """Returns (4, n), the stage, sample, epoch and start of the uses in the remainder."""
+        """Finds samples in the remainder. Returns (4, n): their stage, sample, epoch and start."""
         remainder, seq_len = self._remainders[stage], self.stages[stage].seq_len
         hit = (
             (remainder.source == source)
@@ -183,7 +183,7 @@ class SampleOrder:
         return np.stack((stages, samples, remainder.epoch[samples], remainder.start[samples]))
 
     def _find_own(self, stage: int, source: int, start: int, end: int) -> Ints:
-        """Returns (4, n) like `_find_in_remainder`, for own windows, by inverting `_locate_own`."""
+        """Finds samples in the stage's own windows, by inverting `_locate_own`. Returns (4, n)."""
         seq_len, atoms = self.stages[stage].seq_len, int(self._atoms[source])
         first = int(self._first_atom[stage][source])
         used = int(self._mixtures[stage].counts(np.array(self._reserved_atoms(stage)))[source])
@@ -362,7 +362,7 @@ class SampleOrder:
 
     @classmethod
     def from_json(cls, text: str) -> SampleOrder:
-        """Returns the order that `to_json` described."""
+        """Returns the order that is described by a result of `to_json`."""
         fields = json.loads(text)
         if (fields["format"], fields["window_atoms"]) != (FORMAT, WINDOW_ATOMS):
             raise InputError(

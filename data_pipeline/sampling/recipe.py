@@ -25,7 +25,7 @@ TRAINING_KEYS = ("rope_theta", "learning_rate", "precision")
 
 @dataclass
 class BatchRamp:
-    """Smaller batches at the beginning of a stage.
+    """Configuration of smaller batches at the beginning of a stage.
 
     start: Tokens in the first batch; 0 for no ramp.
     increment: Tokens by which the batch grows each time, until it has the size of the stage.
@@ -39,7 +39,7 @@ class BatchRamp:
 
 @dataclass
 class StageConfig:
-    """Configuration of one stage of a recipe, without the keys that do not concern the data.
+    """Configuration of one stage of a recipe, with only the keys that concern the data.
 
     seq_len: Sequence length in tokens.
     tokens: Tokens to train on, rounded up to whole steps.
@@ -247,7 +247,7 @@ class StagePlan:
         return sorted({level.tokens_per_step for level in self.levels})
 
     def position(self, step: int) -> tuple[int, int]:
-        """Returns the current stage after `step` steps, and its number of completed samples."""
+        """Returns the stage index after `step` steps, and its number of completed samples."""
         if not step:
             return 0, 0
         return self.at(step - 1).index, self.samples_at(step - 1).stop
@@ -294,7 +294,7 @@ def _without_training_keys(stage: Any) -> Any:
 
 
 def _weights(config: StageConfig, key: str, source_tokens: Mapping[str, int]) -> dict[str, float]:
-    """Returns the weight per source, which defaults to the size of the source."""
+    """Returns the weight per source, which defaults to its number of tokens."""
     for source, weight in config.mixture.items():
         if source not in source_tokens:
             raise InputError(

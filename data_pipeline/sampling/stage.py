@@ -11,7 +11,7 @@ from conf.errors import InputError
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the training with one sequence length and one mixture of sources.
+    """A part of a training run with one sequence length and one mixture of sources.
 
     Attributes:
         seq_len: Sequence length in tokens.

@@ -1,4 +1,4 @@
-"""The manifest of a corpus folder, `manifest.json`: content of the shards and how they were made.
+"""The manifest of a corpus folder, `manifest.json`, which describes the shards and their origin.
 
 This module reads only local folders. `store.corpus.open_corpus` also opens object stores.
 """

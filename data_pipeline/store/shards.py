@@ -1,4 +1,4 @@
-"""Reads a `.bin`/`.idx` pair in Megatron-core's format with memory maps, without its own reader.
+"""Reads a `.bin`/`.idx` pair in Megatron-core's format, with memory maps and without Megatron-core.
 
 `.bin` holds nothing but the token ids, and `data_pipeline.store.index_file` describes `.idx`.
 Importing Megatron-core's reader takes seconds, and training does not need it.

@@ -221,7 +221,7 @@ def fetch(url: str, to: Path, retry: Retry | None = None) -> Path:
 
 
 def upload(path: Path, url: str, retry: Retry | None = None) -> None:
-    """Copies a local file to a URL. The copy is atomic, because the PUT request of a store is.
+    """Copies a local file to a URL atomically, since a store's PUT request is atomic.
 
     The time limit grows with the size of the file, by one second per megabyte.
 
@@ -363,7 +363,7 @@ def _open_store(url: str) -> tuple[Any, str]:
 
 @lru_cache
 def _store(protocol: str, _process: int) -> Any:
-    """Returns this process's file system, which is not shared: forks break connections."""
+    """Returns the file system of this process. It is not shared, since forks break connections."""
     import fsspec
 
     if protocol not in ("s3", "s3a"):

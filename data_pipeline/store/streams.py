@@ -151,7 +151,7 @@ class TokenStream:
         return int(self._ends[number - 1]) if number else 0
 
     def parts(self, start: int, tokens: int) -> list[tuple[int, int, int]]:
-        """Returns the parts (shard number, start, end) that hold the `tokens` tokens at `start`."""
+        """Returns the parts (shard number, start, end) with the `tokens` tokens from `start`."""
         (number,), (offset,) = self._locate(np.array([start]))
         return self._parts(number, offset, tokens)
 

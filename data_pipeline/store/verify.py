@@ -29,7 +29,7 @@ OPTIONAL = {".sums": "sums", ".mask": "masked"}
 """Optional files of a shard, each with the key of the shard's entry that is true if it exists."""
 REQUIRED_KEYS = ("file", "documents", "tokens", "bytes", "sha256", "idx_sha256")
 PARALLEL_BYTES = 1 << 27
-"""Total size of the shards up to which one process reads them, as starting more takes longer."""
+"""Total size of the shards up to which one process is used, since starting others takes longer."""
 MAX_MEGATRON_SHARDS = 64
 """Maximum number of shards that are opened with Megatron-core's reader."""
 
@@ -206,7 +206,7 @@ def _run_checks(
 
 
 def _check_manifest(manifest: Manifest, entries: list[dict[str, Any]]) -> Iterator[Problem]:
-    """Yields problems of the tokenizer, the byte table and the entries, and files without entry."""
+    """Yields problems of the tokenizer, the byte table and the entries, and unlisted files."""
     try:
         manifest.check_tokenizer()
     except InputError as error:

@@ -56,7 +56,7 @@ def read_unit(unit: Unit, source: SourceConfig) -> Iterator[Row]:
     for file in unit.files:
         try:
             yield from READERS[source.format](file, unit, source)
-        except (OSError, ValueError, EOFError) as error:  # from files, pyarrow and datasets
+        except (OSError, ValueError, EOFError) as error:  # raised by files, pyarrow and datasets
             if isinstance(error, OSError) and error.errno:
                 reason = error.strerror
             else:
@@ -168,7 +168,7 @@ def _check_text_type(column: str, found: Any) -> None:
 
 
 def _rows_of(batch: Any, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a record batch. Columns with a string that is not UTF-8 give bytes.
+    """Yields the rows of a record batch, with bytes in a column if any of its strings is not UTF-8.
 
     Otherwise a single invalid string would make the rest of the file unreadable.
     """

@@ -156,7 +156,7 @@ def _local_files(pattern: str, source: SourceConfig) -> tuple[bool, list[SourceF
         start = len(os.path.join(match, "")) if folder else len(root)
         for path in files_under(match) if folder else [match]:
             name = path[start:]
-            if os.path.isfile(path):  # not a pipe
+            if os.path.isfile(path):  # skips pipes and broken links
                 stat = os.stat(path)
                 if _is_selected(name, stat.st_size, folder, source):
                     found.append(SourceFile(path, name, stat.st_size, str(stat.st_mtime_ns)))

@@ -26,7 +26,7 @@ from data_pipeline.tokenizing.shard_writer import ShardWriter, Text, shuffled
 
 @dataclass(frozen=True)
 class Target:
-    """The output folder of the shards, which also holds tokenizer.json, and encoding settings."""
+    """Destination and format of the shards. `folder` also contains tokenizer.json."""
 
     folder: Path
     encoder: str
