@@ -187,7 +187,7 @@ def check_stages(
                 "model."
             )
         if stage.seq_len % sequence_parts(cp, tp):
-            raise InputError(f"{key} is not divisible by {product}. Change one of them.")
+            raise InputError(f"{key} is not divisible by {product}. Change one of these keys.")
         if micro_batch_tokens != AUTO and micro_batch_tokens % stage.seq_len:
             raise InputError(
                 f"parallel.micro_batch_tokens={micro_batch_tokens} is not a multiple of {key}. "
@@ -227,12 +227,12 @@ def check_async_tensor_parallel(config: ParallelConfig, job: Job) -> None:
         return
     key = "parallel.async_tp=true"
     if config.tp == 1:
-        raise InputError(f"{key}, but parallel.tp=1. Set parallel.tp of 2 or more, or remove it.")
+        raise InputError(f"{key}, but parallel.tp=1. Set parallel.tp to 2 or more, or remove it.")
     if not config.compile:
         raise InputError(f"{key} needs the compiler. Add parallel.compile=true.")
     if job.device != "cuda":
         raise InputError(
-            f"{key} needs GPUs that reach each other's memory, found {job.device}. Remove it."
+            f"{key} needs GPUs, but the run is on {job.device}. Remove it, or use device=cuda."
         )
     if job.packages:
         import torch
@@ -356,7 +356,8 @@ def check_profile(config: ProfileConfig, job: Job) -> None:
     for rank in config.ranks:
         if not 0 <= rank < job.world_size:
             raise InputError(
-                f"profile.ranks names rank {rank}. Expected ranks from 0 to {job.world_size - 1}."
+                f"profile.ranks={config.ranks}: the run has no rank {rank}. Use ranks from 0 to "
+                f"{job.world_size - 1}."
             )
 
 

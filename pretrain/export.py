@@ -115,7 +115,7 @@ def corpus_of(run_dir: Path, folder: str, ignore_copy: bool) -> Manifest:
             raise
         except InputError as error:
             raise InputError(
-                f"run={run_dir} keeps no copy of its tokenizer, and the corpus that it names cannot"
+                f"run={run_dir} has no copy of its tokenizer, and the corpus that it names cannot"
                 f" be read ({str(error).rstrip('.')}). Give data=<folder of the corpus>."
             ) from None
     manifest.check_tokenizer()

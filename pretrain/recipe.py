@@ -69,7 +69,10 @@ def training_config(stage: ScheduledStage) -> TrainingStageConfig:
 def _check_rate(rate: StageRate, key: str) -> None:
     if rate.shape is None:
         if rate != StageRate():
-            raise InputError(f"{key} has no shape. Set {key}.shape, or neither start nor end.")
+            raise InputError(
+                f"{key}.shape=null: start or end is set, but no shape. Set the shape, or remove "
+                "start and end."
+            )
         return
     one_of(f"{key}.shape", rate.shape, ("constant", "linear", "cosine", "sqrt"))
     if (rate.end is None) != (rate.shape == "constant"):

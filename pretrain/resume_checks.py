@@ -41,8 +41,8 @@ def check_resume(
     check_same_model(metadata["model"], config.model, str(path))
     if metadata["data"] != data.fingerprint:
         raise InputError(
-            f"{path} was trained on other data ({metadata['data'][:12]}, now "
-            f"{data.fingerprint[:12]} in {config.data.folder}). Restore it, or use another run_dir."
+            f"{path} was trained on different data ({metadata['data'][:12]}; {config.data.folder} "
+            f"is {data.fingerprint[:12]}). Restore the data, or use another run_dir."
         )
     before = SampleOrder.from_json(json.dumps(metadata["plan"]))
     position, step = metadata["position"], metadata["step"]
@@ -55,13 +55,13 @@ def check_resume(
         check_same_network(metadata, config.model, plan, str(path))
         return
     if same_order:
-        what = f"in other batches: its {step} steps took {samples} samples of stage '{name}'"
+        what = f"with other batches: its {step} steps took {samples} samples of stage '{name}'"
     else:
         what = (
-            f"on another order of samples ({metadata['order'][:12]}, now {order.fingerprint[:12]})"
+            f"in another order of samples ({metadata['order'][:12]}, now {order.fingerprint[:12]})"
         )
     advice = _advice(before.stages[stage], name, samples, plan)
-    raise InputError(f"{path} was trained {what}: seed or recipe changed. {advice}")
+    raise InputError(f"{path} was trained {what}. The seed or recipe changed. {advice}")
 
 
 def _advice(before: Stage, name: str, samples: int, plan: StagePlan) -> str:

@@ -142,13 +142,15 @@ def receipts(config: ReceiptsConfig) -> None:
             values = ", ".join(
                 f"{key} {_shown(ours, key)} and {_shown(theirs, key)}" for key in differ
             )
-            raise RunAborted(f"the runs differ from step {ours['step']} on: {values}.", EXIT_FAILED)
+            raise RunAborted(
+                f"the runs first differ in step {ours['step']}: {values}.", EXIT_FAILED
+            )
     both = min(len(one), len(other))
     if not both:
         raise InputError(f"{config.a} and {config.b} have no step in common. Train both first.")
     weights = sum("weights" in line for line in one[:both])
     print(
-        f"equal to the bit: tokens, loss and gradient norm of {both} steps, weights at {weights} "
+        f"equal bit by bit: tokens, loss and gradient norm of {both} steps, weights at {weights} "
         f"of them (chain {one[both - 1]['chain']})"
     )
     for run, lines in ((config.a, one), (config.b, other)):

@@ -57,7 +57,7 @@ class Replay(Hook):
         trainer.publish({"kind": "event", "event": "replay", "unequal_ranks": wrong})
         if wrong:
             raise RunAborted(
-                f"step {trainer.step} gave different numbers when it was replayed, on rank "
+                f"step {trainer.step} gave different results when replayed, on rank "
                 f"{', '.join(map(str, wrong))}. A machine computes wrongly, or a kernel is not "
                 "deterministic; parallel.attention=sdpa precision=fp32 rules out the latter.",
                 EXIT_CORRUPT,

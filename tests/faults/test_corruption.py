@@ -79,7 +79,7 @@ def test_a_step_done_twice(command, corpus, tmp_path):
             *arguments(corpus.folder, run_dir, **changes)[1:],
         )
         assert done.returncode == code, done.stderr
-    assert "step 3 gave different numbers when it was replayed, on rank 0" in done.stderr
+    assert "step 3 gave different results when replayed, on rank 0" in done.stderr
     events = [r for r in records(tmp_path / "none", "event") if r["event"] == "replay"]
     assert [(event["step"], event["unequal_ranks"]) for event in events] == [(1, []), (3, [])]
     whole = tmp_path / "whole"
@@ -118,10 +118,12 @@ def test_receipts_prove_that_a_resumed_run_is_the_uninterrupted_one(
         done = command(*arguments(corpus.folder, tmp_path / name, **changes))
         assert done.returncode == 0, done.stderr
     receipts(ReceiptsConfig(str(tmp_path / "whole"), str(tmp_path / "resumed")))
-    assert "equal to the bit: tokens, loss and gradient norm of 20 steps, weights at 10" in (
+    assert "equal bit by bit: tokens, loss and gradient norm of 20 steps, weights at 10" in (
         capsys.readouterr().out
     )
-    with pytest.raises(RunAborted, match=r"runs differ from step 1 on: digest .*, loss [\d.]+ and"):
+    with pytest.raises(
+        RunAborted, match=r"runs first differ in step 1: digest .*, loss [\d.]+ and"
+    ):
         receipts(ReceiptsConfig(str(tmp_path / "whole"), str(tmp_path / "other")))
     done = command("pretrain", "receipts", f"a={tmp_path / 'whole'}", f"b={tmp_path / 'nowhere'}")
     assert done.returncode == 2

@@ -106,7 +106,7 @@ def test_a_run_that_was_begun_otherwise_or_stopped(command, corpus, tmp_path):
     assert done.returncode == 0, done.stderr
     local.check(settings(corpus.folder, run_dir), 2)
     for changes, sentence in (
-        ({"seed": 1}, "was trained on another order of samples"),
+        ({"seed": 1}, "was trained in another order of samples"),
         ({"model__num_layers": 3}, "model.num_layers=3, but"),
         ({"optim__weight_decay": 0.2}, "was started with other settings (optim.weight_decay was"),
     ):

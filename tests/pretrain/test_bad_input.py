@@ -53,7 +53,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "profile of no rank": (
         {"profile__ranks": "[1]"},
-        "profile.ranks names rank 1. Expected ranks from 0 to 0",
+        "profile.ranks=[1]: the run has no rank 1",
     ),
     "profile before the first step": (
         {"profile__steps": "[0]"},
@@ -152,7 +152,7 @@ def test_another_model_or_order_on_resume(command, corpus, tmp_path):
     before = sorted(path.name for path in run_dir.rglob("*"))
     for changes, sentence in (
         ({"model__num_layers": 3}, "model.num_layers=3, but"),
-        ({"seed": 1}, "was trained on another order of samples"),
+        ({"seed": 1}, "was trained in another order of samples"),
     ):
         done = command(*arguments(corpus.folder, run_dir, **changes))
         assert done.returncode == 2

@@ -28,7 +28,7 @@ def test_another_batch_is_refused_though_the_samples_are_the_same(command, corpu
     batch = {"recipe__global_batch_tokens": 4096}
     done = command(*arguments(corpus.folder, begun, **ATOM, **batch))
     assert done.returncode == 2
-    assert "was trained in other batches: its 5 steps took 160 samples" in done.stderr
+    assert "was trained with other batches: its 5 steps took 160 samples" in done.stderr
 
 
 def test_the_mixture_changes_in_the_middle_of_a_stage(command, corpus, begun):
@@ -39,7 +39,7 @@ def test_the_mixture_changes_in_the_middle_of_a_stage(command, corpus, begun):
     }
     done = command(*arguments(corpus.folder, begun, **ATOM, **change))
     assert done.returncode == 2
-    assert "was trained on another order of samples" in done.stderr
+    assert "was trained in another order of samples" in done.stderr
     assert (
         "end stage 'short' here with recipe.stages.short.tokens=10240 "
         "recipe.stages.short.planned_tokens=20480 and make" in done.stderr

@@ -104,7 +104,7 @@ def test_an_export_needs_no_corpus(exported, corpus, tmp_path):
     export(ExportConfig(str(run), out=str(tmp_path / "a"), chat_template=template))
     assert (tmp_path / "a" / "tokenizer.json").read_bytes() == (corpus.tokenizer_path.read_bytes())
     shutil.rmtree(run / "corpus")  # as in runs of earlier versions
-    with pytest.raises(InputError, match=r"keeps no copy .*gone.* Give data=<folder of the corpus"):
+    with pytest.raises(InputError, match=r"has no copy .*gone.* Give data=<folder of the corpus"):
         export(ExportConfig(str(run), out=str(tmp_path / "b"), chat_template=template))
     assert not (tmp_path / "b").exists()
     config = ExportConfig(
