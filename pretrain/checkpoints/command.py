@@ -1,4 +1,4 @@
-"""`python -m pretrain checkpoints`: the checkpoints of a run, listed, verified or exported."""
+"""The command `python -m pretrain checkpoints`, which lists, verifies or exports checkpoints."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class CheckpointsConfig:
     """Configuration of the command.
 
     dir: a run folder, its folder of checkpoints, or the URL of their mirror.
-    do: list (checks names and sizes), verify (reads all bytes), or export.
-    step, out, dtype, chat_template, overwrite, data: for do=export, as `python -m pretrain export`
-        takes them.
+    do: list (checks names and sizes of files), verify (reads all bytes), or export.
+    step, out, dtype, chat_template, overwrite, data: options of `python -m pretrain export`, for
+        do=export.
     """
 
     dir: str = MISSING
@@ -46,11 +46,11 @@ class CheckpointsConfig:
 
 
 Row = tuple[str, dict[str, Any] | None, str | None]
-"""Name, manifest where it can be read, and what is wrong."""
+"""Name of a checkpoint, its manifest (None if unreadable), and what is wrong with it (or None)."""
 
 
 def checkpoints(config: CheckpointsConfig) -> None:
-    """Prints the table. Raises CheckpointError where a committed checkpoint is damaged."""
+    """Runs the command. Raises CheckpointError if a committed checkpoint is damaged."""
     if config.do == "export":
         assert config.out is not None
         run = run_folder(config.dir)
@@ -71,7 +71,7 @@ def checkpoints(config: CheckpointsConfig) -> None:
 
 
 def table(rows: list[Row], good: str) -> str:
-    """Returns the rows as text in columns. good: verdict on checkpoints without a problem."""
+    """Formats the rows as a table. good: verdict to show for checkpoints without a problem."""
     cells = [("checkpoint", "tokens", "GB", "held-out loss", "kind", "layout", "verdict")]
     for name, about, problem in rows:
         about = about or {}

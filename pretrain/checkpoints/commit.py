@@ -1,9 +1,12 @@
-"""The parts of a save that touch files; each runs in the writer process.
+"""Performs the parts of a save that touch files, all of which run in the writer process.
 
-1. Every rank writes its shards into `step_N.tmp-<id>/`, 2. makes them durable and reads them back
-from the disk. 3. All ranks vote (see `saver`). 4. Rank 0 writes the manifest, 5. renames the
-folder, 6. updates `latest` and deletes old checkpoints. 7. A later start trusts a checkpoint only
-where its files match the manifest.
+1. Every rank writes its shards into `step_N.tmp-<id>/`.
+2. It makes them durable, and reads them back from the disk.
+3. All ranks vote (see `saver`).
+4. Rank 0 writes the manifest.
+5. It renames the folder.
+6. It updates `latest` and deletes old checkpoints.
+7. A later start trusts a checkpoint only if its files match the manifest.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from pretrain.checkpoints.writer_process import shared_memory
 
 
 class ResolvedPlanner:
-    """Answers the only question that a storage writer asks of a planner: the value of an item."""
+    """A planner with the only method that a storage writer calls: it returns an item's value."""
 
     def __init__(self, items: list[WriteItem], contents: list[Any]) -> None:
         self._contents = {item.index: data for item, data in zip(items, contents, strict=True)}
@@ -39,10 +42,10 @@ class ResolvedPlanner:
 
 
 def write_shards(folder: Path, staged: Staged) -> tuple[dict[str, Any], list[Any]]:
-    """Writes what this rank staged, makes it durable and reads it back from the disk.
+    """Writes this rank's staged values, makes them durable and reads them back from the disk.
 
-    Returns the files' entries of the manifest and DCP's results. Raises OSError where the disk has
-    something else.
+    Returns the manifest entries of the files, and DCP's results. Raises OSError if the disk returns
+    other bytes.
     """
     memory = shared_memory()
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,9 +76,9 @@ def commit(
     about: Mapping[str, Any],
     keep: Retention,
 ) -> list[str]:
-    """Turns the shards of all ranks into a checkpoint; returns the names of deleted ones."""
+    """Turns the shards of all ranks into a checkpoint, and returns the names of deleted ones."""
     folder = final.parent
-    for log in folder.parent.glob("*.jsonl"):  # steps in the weights survive a power cut in the log
+    for log in folder.parent.glob("*.jsonl"):  # the log must survive a power failure too
         with contextlib.suppress(OSError):
             files.fsync_path(log)
     FileSystemWriter(temporary).finish(metadata, [results for _, results in votes])
@@ -97,7 +100,7 @@ def commit(
 
 
 def remove(path: Path) -> None:
-    """Removes a checkpoint; its name goes first, so that a partial one is never listed."""
+    """Removes a checkpoint, renaming it first so that a partial one is never listed."""
     dying = path.with_name(f"{path.name}.tmp-removed")
     shutil.rmtree(dying, ignore_errors=True)
     os.rename(path, dying)
@@ -110,7 +113,7 @@ def discard(temporary: Path) -> None:
 
 
 def try_writing(folder: Path, rank: int) -> None:
-    """Writes, renames, reads and removes a small file, as a save will. Raises OSError."""
+    """Writes, renames, reads and removes a small file, as a save does. May raise OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     first, second = folder / f"probe_{rank}.tmp", folder / f"probe_{rank}"
     files.write_durably(first, {"rank": rank})

@@ -1,8 +1,8 @@
-"""Files that are written and read past the page cache (`O_DIRECT`).
+"""Writes and reads files with `O_DIRECT`, which bypasses the page cache.
 
-Through the page cache, the copies and the writeback of a checkpoint cost several times the CPU
-time, and the cache loses the shards of training data that it held. What is read back must come from
-the disk and not from memory. On a file system without direct I/O the same code uses the cache.
+Writing a checkpoint through the page cache would take several times the CPU time, and would evict
+the shards of training data from the cache. Reading back must return the bytes on the disk, not
+those in memory. On a file system without direct I/O, the same code uses the cache.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import xxhash
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 BLOCK_BYTES = 16 << 20
-"""Bytes per write and read, a multiple of the block size of every disk."""
+"""Number of bytes per read and write, a multiple of the block size of every disk."""
 
 
 class DirectFile(io.RawIOBase):
-    """A new file that is durable once it is closed, and hashed while it is written."""
+    """A new file that is hashed while it is written, and durable once it is closed."""
 
     def __init__(self, path: Path) -> None:
         self._file = _open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -35,11 +35,11 @@ class DirectFile(io.RawIOBase):
 
     @property
     def digest(self) -> str:
-        """Returns the XXH3-128 of what was written, in hexadecimal digits."""
+        """Returns the XXH3-128 hash of the bytes written, in hexadecimal."""
         return self._hash.hexdigest()
 
     def writable(self) -> bool:
-        """Returns True, as the interface of files requires."""
+        """Returns True, as the interface of `io.RawIOBase` requires."""
         return True
 
     def tell(self) -> int:
@@ -61,7 +61,7 @@ class DirectFile(io.RawIOBase):
         return taken
 
     def close(self) -> None:
-        """Writes the last block and waits until the disk has the whole file."""
+        """Writes the last block, and waits until the whole file is on the disk."""
         if self.closed:
             return
         try:
@@ -86,7 +86,7 @@ class DirectFile(io.RawIOBase):
 
 
 class DirectFileSystem(FileSystem):
-    """DCP's file system with `DirectFile`s. digests: of closed files by name."""
+    """DCP's file system, based on `DirectFile`. digests: hashes of closed files by name."""
 
     def __init__(self) -> None:
         self.digests: dict[str, str] = {}
@@ -95,14 +95,14 @@ class DirectFileSystem(FileSystem):
     def create_stream(
         self, path: str | os.PathLike[str], mode: str
     ) -> Generator[io.IOBase, None, None]:
-        """Yields a new file."""
+        """Yields a new file that is open for writing."""
         with DirectFile(Path(path)) as file:
             yield file
         self.digests[Path(path).name] = file.digest
 
 
 def digest(path: Path) -> str:
-    """Returns the XXH3-128 of what the disk has."""
+    """Returns the XXH3-128 hash of a file's bytes on the disk."""
     state = xxhash.xxh3_128()
     for block in _blocks(path):
         state.update(block)
@@ -138,7 +138,7 @@ def _open(path: Path, flags: int) -> int:
 
 
 def _use_page_cache(file: int) -> bool:
-    """Switches direct I/O of an open file off, and returns whether it was on."""
+    """Turns off direct I/O for an open file, and returns whether it was on."""
     flags = fcntl.fcntl(file, fcntl.F_GETFL)
     fcntl.fcntl(file, fcntl.F_SETFL, flags & ~os.O_DIRECT)
     return bool(flags & os.O_DIRECT)

@@ -1,4 +1,4 @@
-"""Names, manifests, hashes and verdicts of the checkpoints in a folder."""
+"""Lists and verifies the checkpoints in a folder, by their names, manifests and hashes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ THREADS = 8
 
 
 class CheckpointError(InputError):
-    """Raised where checkpoints cannot be read or written; commands exit with `EXIT_CHECKPOINT`."""
+    """Raised if checkpoints cannot be read or written. Commands exit with `EXIT_CHECKPOINT`."""
 
     exit_code = EXIT_CHECKPOINT
     every_rank = True  # the first rank that exits may end the others before they print
 
 
 def step_of(name: str) -> int | None:
-    """Returns N for `step_N`, and None for all other names, unfinished and damaged ones too."""
+    """Returns N for `step_N`, and None for other names, such as unfinished or damaged ones."""
     found = re.fullmatch(r"step_(\d+)", name)
     return int(found.group(1)) if found else None
 
@@ -45,7 +45,7 @@ def quarantined_in(folder: Path) -> list[Path]:
 
 
 def quarantine(path: Path) -> Path:
-    """Renames a damaged checkpoint, so that it is not used and can be inspected."""
+    """Renames a damaged checkpoint, so that it is not used but can be inspected."""
     number, bad = 0, path.with_name(f"{path.name}.corrupt")
     while bad.exists():
         number += 1
@@ -55,7 +55,7 @@ def quarantine(path: Path) -> Path:
 
 
 def file_digest(path: Path) -> str:
-    """Returns the XXH3-128 of a file, which detects accidents, but not forgery."""
+    """Returns the XXH3-128 hash of a file, which detects accidental damage but not tampering."""
     state = xxhash.xxh3_128()
     with path.open("rb") as file:
         while block := file.read(BLOCK_BYTES):
@@ -64,22 +64,22 @@ def file_digest(path: Path) -> str:
 
 
 def file_entry(path: Path) -> dict[str, Any]:
-    """Returns the manifest's entry of a file."""
+    """Returns the entry of a file in the manifest."""
     return {"bytes": path.stat().st_size, "xxh3_128": file_digest(path)}
 
 
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
-    """Writes the manifest durably, with a hash of itself."""
+    """Writes the manifest durably, with a hash of its own content."""
     write_durably(folder / MANIFEST, {**content, "hash": _self_hash(content)})
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Returns the manifest of a checkpoint. Raises OSError, or ValueError where it is damaged."""
+    """Returns the manifest of a checkpoint. Raises OSError, or ValueError if it is damaged."""
     return parse_manifest((path / MANIFEST).read_bytes())
 
 
 def parse_manifest(content: bytes) -> dict[str, Any]:
-    """Returns the manifest in the bytes of its file. Raises ValueError where it is damaged."""
+    """Returns the manifest in the bytes of its file. Raises ValueError if it is damaged."""
     manifest = json.loads(content)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise ValueError("it lists no files")
@@ -91,7 +91,7 @@ def parse_manifest(content: bytes) -> dict[str, Any]:
 def verdict(path: Path) -> str | None:
     """Returns what is wrong with the names and sizes of a checkpoint's files, or None.
 
-    Reads the manifest, but not the other files.
+    It reads the manifest, but not the content of the other files.
     """
     try:
         files = read_manifest(path)["files"]
@@ -111,9 +111,9 @@ def verdict(path: Path) -> str | None:
 
 
 def verify(path: Path, share: tuple[int, int] = (0, 1)) -> str | None:
-    """Returns what is wrong with a checkpoint, or None; reads and hashes files.
+    """Reads and hashes the files of a checkpoint, and returns what is wrong, or None.
 
-    share: (rank, world); hashes only every world-th file, starting with the rank-th.
+    share: (rank, world), to hash only every world-th file, starting with the rank-th.
     """
     problem = verdict(path)
     if problem is not None:
@@ -133,7 +133,7 @@ def verify(path: Path, share: tuple[int, int] = (0, 1)) -> str | None:
 
 
 def write_durably(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes JSON such that a crash leaves the whole file or none."""
+    """Writes JSON durably and atomically: a crash leaves the old file or the whole new one."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w") as file:
         json.dump(content, file, indent=1)
@@ -144,7 +144,7 @@ def write_durably(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def fsync_path(path: Path) -> None:
-    """Makes the content of a file, or the names in a folder, durable."""
+    """Makes the content of a file, or the list of names in a folder, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

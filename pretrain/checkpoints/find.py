@@ -27,13 +27,13 @@ def latest_common_checkpoint(
 ) -> Found | None:
     """Returns the newest complete checkpoint, the same on all ranks, or None for a new run.
 
-    Every rank calls it and verifies its share of the files. Rank 0 decides, and quarantines damaged
-    checkpoints. Raises CheckpointError where there are checkpoints but none is complete, and
-    StorageError where there is none and the mirror does not answer, because starting over silently
+    Every rank must call it, and verifies its share of the files. Rank 0 decides, and quarantines
+    damaged checkpoints. Raises CheckpointError if there are checkpoints but none is complete, and
+    StorageError if there are none and the mirror does not respond, because starting over silently
     would be worse.
 
-    url: of a mirror in an object store. A checkpoint that is newer there, or damaged here, is
-        downloaded; where the mirror does not answer, the newest local one is taken.
+    url: URL of a mirror in an object store. A checkpoint that is newer there, or damaged here, is
+        downloaded. If the mirror does not respond, the newest local checkpoint is used.
     """
     problems: list[str] = []
     downloaded: set[int] = set()
@@ -63,7 +63,7 @@ def no_complete_checkpoint(folder: Path, problems: list[str]) -> CheckpointError
 
 
 def latest_checkpoint(folder: Path) -> Found | None:
-    """Returns the newest complete checkpoint without moving any, for a single reading process."""
+    """Returns the newest complete checkpoint, and quarantines none, for a single-process reader."""
     problems = []
     for path in files.checkpoints_in(folder):
         problem = files.verify(path)
@@ -77,7 +77,7 @@ def latest_checkpoint(folder: Path) -> Found | None:
 
 
 def checkpoint_of_step(folder: Path, step: str) -> Found:
-    """Returns the checkpoint of a step, or of `latest`. Raises InputError where there is none."""
+    """Returns the checkpoint of a step, or of `latest`. Raises InputError if there is none."""
     if step == "latest":
         found = latest_checkpoint(folder)
         if found is None:
@@ -95,9 +95,9 @@ def checkpoint_of_step(folder: Path, step: str) -> Found:
 
 
 def prepare_folder(folder: Path, processes: Processes) -> None:
-    """Removes unfinished saves and checks on every rank that the folder can be written to.
+    """Removes unfinished saves, and checks on every rank that the folder can be written to.
 
-    Raises CheckpointError where it cannot, rather than after the first hours of training.
+    Raises CheckpointError if it cannot, so that the problem is found before the first save.
     """
     problem: str | None = None
     if processes.is_main:
@@ -117,7 +117,7 @@ def prepare_folder(folder: Path, processes: Processes) -> None:
 
 
 def _candidate(folder: Path, url: str | None, downloaded: set[int]) -> tuple[str | None, list[str]]:
-    """Returns the newest checkpoint, local or downloaded, and the quarantined ones."""
+    """Returns the newest checkpoint, local or downloaded, and the names of quarantined ones."""
     local = files.checkpoints_in(folder)
     newest_local = files.step_of(local[0].name) if local else None
     if url:
@@ -136,10 +136,10 @@ def _candidate(folder: Path, url: str | None, downloaded: set[int]) -> tuple[str
 
 
 def _on_main(call: Callable[[], T], processes: Processes) -> T:
-    """Returns what rank 0 finds. An InputError is raised on all ranks.
+    """Returns the result of rank 0 on all ranks. An InputError is also raised on all ranks.
 
-    Rank 0 may take arbitrarily long: a broadcast every WAIT_SECONDS keeps the others from timing
-    out.
+    Rank 0 may take arbitrarily long, because a broadcast every WAIT_SECONDS keeps the other ranks
+    from timing out.
     """
     future = in_thread(call) if processes.is_main else None
     while True:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 
 LOOKS = 2
-"""Number of times that the clock is read in the time left, because step times change."""
+"""Number of times to read the clock before the next save is due, because step times change."""
 FIRST_LOOK_STEPS = 10
 
 
 def best_interval(cost_seconds: float, mttf_seconds: float) -> float:
-    """Returns the seconds between checkpoints that lose the least time.
+    """Returns the interval between checkpoints that loses the least time, in seconds.
 
-    sqrt(2 C M) of Young (CACM 17(9), 1974) with the next terms of Daly (FGCS 22(3), 2006), within
-    1% of the optimum for C < M / 2.
+    The formula is sqrt(2 C M) of Young (CACM 17(9), 1974) with the next terms of Daly (FGCS 22(3),
+    2006), which is within 1% of the optimum for C < M / 2.
 
-    cost_seconds: C, how long a save blocks training. mttf_seconds: M, mean time to failure of the
-    whole job.
+    cost_seconds: C, how long a save blocks training.
+    mttf_seconds: M, mean time to failure of the whole job.
     """
     cost, mttf = cost_seconds, mttf_seconds
     if cost >= 2 * mttf:
@@ -26,9 +26,9 @@ def best_interval(cost_seconds: float, mttf_seconds: float) -> float:
 
 
 class Clock:
-    """Decides on rank 0, for all ranks, whether a time has passed since the last save.
+    """Decides on rank 0, for all ranks, whether enough time has passed since the last save.
 
-    It names in `look_at` the next step at which to ask, so that the ranks communicate at few steps.
+    `look_at` is the next step at which to ask, so that the ranks communicate at few steps only.
     """
 
     def __init__(self, step: int, now: float) -> None:
@@ -47,5 +47,5 @@ class Clock:
         return due
 
     def saved(self, now: float) -> None:
-        """Restarts the clock at a save."""
+        """Restarts the clock after a save."""
         self.saved_at = now

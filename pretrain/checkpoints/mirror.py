@@ -1,7 +1,7 @@
 """Mirrors checkpoints in an object store.
 
-The manifest of a checkpoint is uploaded last and deleted first, so one that has a manifest is
-complete.
+The manifest of a checkpoint is uploaded last and deleted first, so a checkpoint in the mirror is
+complete if it has a manifest.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pretrain.checkpoints.writer_process import WriterError, WriterProcess
 
 
 def steps(url: str) -> list[int]:
-    """Returns the steps of complete checkpoints, newest first. Raises StorageError."""
+    """Returns the steps of complete checkpoints, newest first. May raise StorageError."""
     found = []
     for file in storage.list_files(url):
         folder, name = file.path.rsplit("/", 1)
@@ -35,7 +35,7 @@ def steps(url: str) -> list[int]:
 
 
 def manifest(url: str, step: int) -> dict[str, Any]:
-    """Returns a checkpoint's manifest. Raises StorageError, or ValueError where it is damaged."""
+    """Returns a checkpoint's manifest. Raises StorageError, or ValueError if it is damaged."""
     with storage.open_binary(_file(url, step, files.MANIFEST)) as file:
         return files.parse_manifest(file.read())
 
@@ -47,7 +47,7 @@ def download(folder: Path, url: str, step: int) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     names = [files.MANIFEST]
-    with contextlib.suppress(ValueError):  # the caller finds that when it verifies
+    with contextlib.suppress(ValueError):  # the caller finds the damage when it verifies
         names += manifest(url, step)["files"]
     files.in_parallel(lambda n: storage.fetch(_file(url, step, n), temporary / n), names)
     files.fsync_path(temporary)
@@ -59,7 +59,7 @@ def download(folder: Path, url: str, step: int) -> Path:
 def upload_missing(folder: Path, url: str, keep: Retention) -> list[int]:
     """Uploads the checkpoints that the mirror lacks, oldest first, and deletes expired ones there.
 
-    Returns the uploaded steps. Runs in the writer process.
+    Returns the uploaded steps. It runs in the writer process.
     """
     mirrored = set(steps(url))
     uploaded = []
@@ -93,7 +93,7 @@ def upload_missing(folder: Path, url: str, keep: Retention) -> list[int]:
 
 
 def verify(url: str, step: int) -> str | None:
-    """Returns what is wrong with a checkpoint of the mirror, or None; reads all of its files."""
+    """Reads all files of a checkpoint in the mirror, and returns what is wrong, or None."""
     try:
         about = manifest(url, step)["files"]
     except ValueError as error:
@@ -115,9 +115,9 @@ def verify(url: str, step: int) -> str | None:
 
 
 class Uploader:
-    """Uploads new checkpoints in a background thread of rank 0, one call after the other.
+    """Uploads new checkpoints in a background thread of rank 0, one upload at a time.
 
-    on_result: called in the thread with the uploaded steps, or with what is wrong.
+    on_result: called in the thread with the uploaded steps and None, or with the problem.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Uploader:
         self._thread: threading.Thread | None = None
 
     def wake(self) -> None:
-        """Starts an upload of what is new."""
+        """Starts an upload of new checkpoints."""
         self._requested.set()
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._work, daemon=True, name="mirror")

@@ -1,8 +1,8 @@
 """Loads a checkpoint into any layout without unpickling arbitrary objects (I11).
 
-DCP's `.metadata` is a pickle, and DCP reads values that are not tensors with `weights_only=False`:
-a checkpoint from an untrusted source could execute anything. Here the metadata may reference only
-the names in KNOWN, and the other values are read with `weights_only=True`.
+DCP's `.metadata` is a pickle, and DCP reads values that are not tensors with `weights_only=False`,
+so a checkpoint from an untrusted source could execute arbitrary code. This module allows the
+metadata to reference only the names in KNOWN, and reads other values with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class _Metadata(pickle.Unpickler):
 
 
 class SafeReader(FileSystemReader):
-    """Reads DCP's files. Raises CheckpointError where a pickle references more than plain data."""
+    """Reads DCP's files. Raises CheckpointError if a pickle references more than plain data."""
 
     _metadata: Metadata | None = None
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Returns the metadata, which is read once."""
+        """Returns the metadata, which is read only once."""
         if self._metadata is None:
             path = Path(self.path) / ".metadata"
             try:
@@ -71,7 +71,7 @@ class SafeReader(FileSystemReader):
         return self._metadata
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Reads the items of a plan, after checking the file names of values without tensors."""
+        """Reads the items of a plan, after checking the file names of non-tensor values."""
         for item in plan.items:
             if item.type == LoadItemType.BYTE_IO:
                 about = self.storage_data[item.storage_index]
@@ -83,7 +83,7 @@ class SafeReader(FileSystemReader):
 
 
 class SafePlanner(DefaultLoadPlanner):
-    """Loads tensors and plain values, and no other objects."""
+    """A load planner that accepts tensors and plain values, but no other objects."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         """Loads a value that is not a tensor."""
@@ -103,8 +103,8 @@ class SafePlanner(DefaultLoadPlanner):
 def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Loads a checkpoint of any layout into a sharded model and its optimizer.
 
-    Learning rates, weight decay and the other settings of parameter groups stay those of
-    `optimizer`, which has them from the config; only its state is read.
+    The settings of parameter groups, such as learning rate and weight decay, are not loaded. They
+    remain those of `optimizer`, which come from the config.
     """
     state = state_of(model, optimizer)
     groups = state["optimizer"].pop("param_groups")
@@ -116,7 +116,7 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None
 
 
 def weights(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yields the whole parameters of a checkpoint by name, one at a time, in one process."""
+    """Yields the unsharded parameters of a checkpoint with their names, in a single process."""
     reader = SafeReader(path)
     about = reader.read_metadata().state_dict_metadata
     for name, tensor in about.items():
@@ -128,7 +128,7 @@ def weights(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _load_into(state: dict[str, Any], reader: SafeReader, no_dist: bool = False) -> None:
-    reader.read_metadata()  # raises its own error instead of DCP's report
+    reader.read_metadata()  # raises CheckpointError itself, which DCP would wrap
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         try:

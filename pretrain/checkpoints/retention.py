@@ -1,4 +1,4 @@
-"""Chooses which checkpoints are kept."""
+"""Chooses which checkpoints to keep and which to delete."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from pretrain.checkpoints import files
 
 @dataclass(frozen=True)
 class Retention:
-    """Numbers of checkpoints to keep.
+    """Rules for the checkpoints to keep. A short-lived one is kept until a newer one exists.
 
-    last: the newest ones. every: those of steps that are multiples of it, permanently. best: those
-    with the lowest held-out loss. A short-lived checkpoint is kept until a newer one exists.
+    last: number of newest checkpoints to keep.
+    every: checkpoints of steps that are multiples of this are kept permanently; 0 for none.
+    best: number of checkpoints with the lowest held-out loss to keep.
     """
 
     last: int = 2
@@ -23,7 +24,7 @@ class Retention:
     best: int = 0
 
     def choose(self, folder: Path) -> list[Path]:
-        """Returns the checkpoints of a folder that can be deleted, never the newest."""
+        """Returns the checkpoints of a folder that can be deleted; the newest is never one."""
         known = {}
         for path in files.checkpoints_in(folder):
             try:
@@ -33,7 +34,7 @@ class Retention:
         return self.expired(known)
 
     def expired(self, known: dict[Any, dict[str, Any]]) -> list[Any]:
-        """Returns those that can be deleted. known: manifests by checkpoint, newest first."""
+        """Returns the checkpoints that can be deleted. known: their manifests, newest first."""
         lasting = [path for path in known if not known[path].get("short_lived")]
         losses = [(known[path].get("validation_loss"), path) for path in lasting]
         scored = [(loss, path) for loss, path in losses if loss is not None and isfinite(loss)]

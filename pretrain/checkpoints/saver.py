@@ -1,8 +1,13 @@
-"""One save, from the step boundary to the commit, on all ranks.
+"""Runs a save from the step boundary to the commit, on all ranks.
 
-Ranks communicate only at the step boundary, where they are synchronized anyway. Afterwards a thread
-of each rank waits for its writer process and puts its vote into the job's store, where rank 0
-counts the votes. A rank that hangs or fails is named, and no collective is left unfinished.
+Ranks communicate only at the step boundary, where they are synchronized anyway. Afterwards, a
+thread of each rank waits for its writer process, and puts the rank's vote into the job's store,
+where rank 0 counts the votes. So a rank that hangs or fails is named, and no collective is left
+unfinished.
+
+The metadata in a checkpoint's manifest (position in the data, model, layout and the states of
+hooks) comes from `Trainer.checkpoint_metadata`; a hook adds to it with `Hook.state_dict`. `save`
+receives it as `about`.
 """
 
 from __future__ import annotations
@@ -32,12 +37,12 @@ POLL_SECONDS = 0.05
 GRACE_SECONDS = 10.0
 
 Vote = tuple[Any, str | None]
-"""Result of a rank's writing (entries of the manifest, DCP's results), or why it failed."""
+"""Result of a rank (manifest entries and DCP's results) and None, or None and why it failed."""
 
 
 @dataclass
 class Save:
-    """A save in progress. name: unique to it, and the same on all ranks."""
+    """A save in progress. name: a unique name, the same on all ranks."""
 
     step: int
     name: str
@@ -51,9 +56,12 @@ class Save:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of a save. problem: None where it is committed.
+    """The result of a save.
 
-    stall_seconds: how long it blocked training. seconds: until it was durable. bytes: of this rank.
+    problem: why it failed; None if it was committed.
+    stall_seconds: how long it blocked training.
+    seconds: time from its start until it was durable.
+    bytes: size of this rank's part.
     removed: names of the checkpoints that were deleted.
     """
 
@@ -68,8 +76,8 @@ class Outcome:
 class Saver:
     """Saves one checkpoint at a time.
 
-    timeout_seconds: after which each part of a save is killed.
-    wait_timeout_seconds: how long a save waits for the previous one before it is skipped.
+    timeout_seconds: time after which each part of a save is killed.
+    wait_timeout_seconds: how long a save waits for the previous save before it is skipped.
     stall_seconds: how long the last save blocked training on this rank.
     """
 
@@ -95,9 +103,9 @@ class Saver:
     def save(
         self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, about: dict[str, Any]
     ) -> str | None:
-        """Starts a save, or returns why it is skipped. Every rank calls it, with the same result.
+        """Starts a save, or returns why it is skipped. Every rank must call it; all agree.
 
-        about: further JSON content of the manifest.
+        about: metadata to store in the manifest, as JSON values.
         """
         started = time.monotonic()
         self.wait(self.wait_timeout_seconds)
@@ -130,7 +138,7 @@ class Saver:
         return self._thread is not None and self._thread.is_alive()
 
     def wait(self, seconds: float | None = None) -> None:
-        """Waits for this rank's part of the save in progress, which ends in bounded time."""
+        """Waits for this rank's part of the save in progress, which takes a bounded time."""
         if self._thread is not None:
             self._thread.join(seconds)
 
@@ -140,14 +148,14 @@ class Saver:
         self._abandoned = True
 
     def common_outcome(self) -> str | None:
-        """Waits for the save in progress and returns its problem or None, the same on all ranks."""
+        """Waits for the save in progress. Returns its problem or None, the same on all ranks."""
         self.wait()
         answer = [self._last.problem if self._last else None]
         dist.broadcast_object_list(answer, src=0)
         return answer[0]
 
     def _finish_or_abandon(self, save: Save) -> None:
-        """Runs `_finish`; without the job's store, which torchrun holds, no rank can commit."""
+        """Runs `_finish`. If torchrun's store is gone, the save fails, since no rank can commit."""
         try:
             self._finish(save)
         except dist.DistError:
@@ -155,7 +163,7 @@ class Saver:
             self._last = Outcome(save.step, problem, save.stall_seconds, 0.0, 0, [])
 
     def _finish(self, save: Save) -> None:
-        """Writes this rank's files and votes; rank 0 also commits. Runs in a thread."""
+        """Writes this rank's files and votes, and on rank 0 also commits. It runs in a thread."""
         temporary = self.folder / f"step_{save.step}.tmp-{save.name}"
         vote: Vote = (None, save.problem)
         if save.problem is None:
@@ -194,7 +202,7 @@ class Saver:
         self.outcomes.put(self._last)
 
     def _collect_votes(self, save: Save) -> list[Any]:
-        """Returns what each rank wrote. Raises WriterError where a rank failed or is silent."""
+        """Returns the result of each rank. Raises WriterError if a rank failed or did not vote."""
         keys = [f"{save.name}/{rank}" for rank in range(self.processes.world_size)]
         deadline = save.started + self.timeout_seconds + GRACE_SECONDS
         while not self._store.check(keys):

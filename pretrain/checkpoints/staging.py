@@ -1,4 +1,8 @@
-"""Plans what this rank writes of a checkpoint, and copies it to memory shared with the writer."""
+"""Plans this rank's part of a checkpoint, and copies it to memory shared with the writer.
+
+Only tensors and optimizer states are staged. The metadata of the checkpoint, which rank 0 writes
+into the manifest, comes from `Trainer.checkpoint_metadata` and from `Hook.state_dict`.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,7 @@ class Slot:
     shape: torch.Size
 
     def view(self, memory: mmap.mmap) -> Tensor:
-        """Returns the tensor that the memory holds there."""
+        """Returns the tensor at this position of the memory, without a copy."""
         count = self.shape.numel()
         if count == 0:
             return torch.empty(self.shape, dtype=self.dtype)
@@ -37,14 +41,14 @@ class Slot:
 
 @dataclass(frozen=True)
 class Staged:
-    """A rank's part of a checkpoint: pickles and slots, in the order of the plan's items."""
+    """A rank's part of a checkpoint: a slot or a pickle per item, in the order of the plan."""
 
     plan: SavePlan
     contents: list[bytes | Slot]
     bytes: int
 
     def values(self, memory: mmap.mmap) -> list[io.BytesIO | Tensor]:
-        """Returns the value of each item, as a storage writer takes it."""
+        """Returns the value of each item, in the form that a storage writer takes."""
         return [
             content.view(memory) if isinstance(content, Slot) else io.BytesIO(content)
             for content in self.contents
@@ -52,10 +56,10 @@ class Staged:
 
 
 class Planner:
-    """Assigns each value of a checkpoint to one rank, replicated values too.
+    """Assigns each value of a checkpoint, even a replicated one, to a single rank.
 
-    All ranks take part in the first plan. It is kept while the shapes stay the same, which is as
-    long as the process lives.
+    All ranks take part in the first plan. It is reused as long as the shapes do not change, which
+    in practice means for the life of the process.
     """
 
     def __init__(self) -> None:
@@ -64,7 +68,7 @@ class Planner:
         self.metadata: Metadata | None = None
 
     def plan(self, state: dict[str, Any]) -> tuple[DefaultSavePlanner, SavePlan]:
-        """Returns the planner that resolves items of this state, and this rank's items."""
+        """Returns a planner that can resolve items of this state, and this rank's items."""
         planner = DefaultSavePlanner()
         rank = dist.get_rank()
         planner.set_up_planner(state, is_coordinator=rank == 0)
@@ -77,7 +81,7 @@ class Planner:
             answers: list[Any] = [None] * dist.get_world_size()
             if plans is not None:
                 answers, self.metadata = planner.create_global_plan(plans)
-                # This only names the files of the plan; the path is not used.
+                # This only assigns file names to the plans; the path is not used.
                 answers = FileSystemWriter(".").prepare_global_plan(answers)
             mine: list[Any] = [None]
             dist.scatter_object_list(mine, answers if rank == 0 else None)
@@ -86,13 +90,13 @@ class Planner:
 
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Returns what a checkpoint stores, by names that do not depend on the layout."""
+    """Returns the values that a checkpoint stores, by names that are the same in every layout."""
     weights, states = get_state_dict(model, optimizer)
     return {"model": weights, "optimizer": states}
 
 
 def allocate(planner: DefaultSavePlanner, plan: SavePlan) -> tuple[Staged, list[Tensor | None]]:
-    """Returns a slot for each tensor of a plan, and the tensors to copy there."""
+    """Assigns a slot to each tensor of a plan, and returns the slots and the tensors to copy."""
     contents: list[bytes | Slot] = []
     sources: list[Tensor | None] = []
     end = 0
@@ -117,8 +121,8 @@ def resolve(planner: DefaultSavePlanner, item: WriteItem) -> Tensor | io.BytesIO
 def copy_to_memory(staged: Staged, sources: list[Tensor | None], memory: mmap.mmap) -> None:
     """Copies the tensors to their slots.
 
-    From a GPU, the copy is queued between the kernels of this step and the next; the host does not
-    wait, and must synchronize before it reads.
+    From a GPU, the copy is queued between the kernels of this step and those of the next. The host
+    does not wait for it, so it must synchronize before it reads the memory.
     """
     for content, source in zip(staged.contents, sources, strict=True):
         if isinstance(content, Slot) and source is not None:

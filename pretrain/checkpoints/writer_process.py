@@ -1,9 +1,9 @@
-"""Helper process for file I/O, forked before CUDA is initialized.
+"""A helper process for file I/O, forked before CUDA is initialized.
 
-A thread would compete with the trainer for the interpreter's lock, and neither a thread nor the
-trainer itself can be freed from a file system that hangs. The helper is forked before the model,
-its threads and CUDA exist, so it holds no memory of theirs, and it forks once more for each call: a
-call that hangs is killed, and the next one is not affected. The helper dies with the trainer.
+A thread would compete with the trainer for the interpreter lock, and a hanging file system would
+block it, or the trainer itself, with no way out. The helper is forked before the model, its threads
+and CUDA exist, so it shares none of their memory. It forks again for each call, so that a call that
+hangs can be killed without affecting the next one. The helper dies with the trainer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NICENESS = 19
 
 
 class WriterError(Exception):
-    """A call that failed, died or timed out; the message is one sentence."""
+    """Raised if a call failed, died or timed out. The message is one sentence."""
 
 
 class WriterProcess:
@@ -47,9 +47,9 @@ class WriterProcess:
         self.pid = child
 
     def memory(self, size: int, pinned: bool = False) -> mmap.mmap:
-        """Returns at least `size` bytes that calls see as `shared_memory()`, allocated once.
+        """Returns at least `size` bytes, allocated once, that calls see as `shared_memory()`.
 
-        pinned: page-locks them, for asynchronous copies from a GPU.
+        pinned: page-locks the memory, for asynchronous copies from a GPU.
         """
         if self._view is None or len(self._view) < size:
             size = max(size, mmap.PAGESIZE)
@@ -61,9 +61,9 @@ class WriterProcess:
         return self._view
 
     def call(self, function: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
-        """Returns the result of a module's function, run in a process of its own.
+        """Runs a module-level function in its own process, and returns its result.
 
-        Raises WriterError with the function's error, or where its process died or was killed after
+        Raises WriterError if the function fails, or if its process dies or is killed after
         `seconds`.
         """
         deadline = time.monotonic() + seconds
@@ -88,7 +88,7 @@ class WriterProcess:
         return result
 
     def close(self) -> None:
-        """Ends the process and all running calls."""
+        """Ends the helper process and all running calls."""
         self._socket.close()
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
@@ -105,17 +105,17 @@ _memory: int = -1
 
 
 def shared_memory() -> mmap.mmap:
-    """Returns, inside a call, the trainer's `WriterProcess.memory`."""
+    """Returns the trainer's `WriterProcess.memory`. It works only inside a call."""
     return mmap.mmap(_memory, os.fstat(_memory).st_size)
 
 
 def _serve(child_socket: socket.socket, shared: int, trainer: int) -> None:
-    """Forks a worker for each connection received through the socket; never returns."""
+    """Forks a worker for each connection received through the socket. It never returns."""
     global _memory
     _memory = shared
     try:
         die_with_parent(trainer, signal.SIGKILL)
-        # The trainer handles signals that are sent to the whole job; a save continues meanwhile.
+        # Signals to the whole job are for the trainer to handle; a save continues meanwhile.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -136,7 +136,7 @@ def _serve(child_socket: socket.socket, shared: int, trainer: int) -> None:
 
 
 def _work(connection: Connection) -> None:
-    """Runs one call and sends its result, or its error as a sentence; never returns."""
+    """Runs one call, and sends its result or its error as a sentence. It never returns."""
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         torch.set_num_threads(1)

@@ -1,13 +1,13 @@
 """The optimizers that `optim.name` chooses from, and the groups of parameters that they update.
 
-To add one, write a module that defines `OPTIMIZER` and give it a line in `OPTIMIZERS`; the trainer,
-the plan of memory and the checkpoints follow from that. `normuon.py` is a short example.
+To add an optimizer, write a module that defines `OPTIMIZER`, and add a line to `OPTIMIZERS`. The
+trainer, the memory plan and the checkpoints need no changes. `normuon.py` is a short example.
 
-`optim.groups` gives chosen parameters a learning rate and a weight decay of their own. With
+`optim.groups` gives chosen parameters their own learning rate and weight decay. With
 
     groups: {embeddings: {match: "embed_tokens.*", lr_scale: 0.1, weight_decay: 0.0}}
 
-the embedding learns at a tenth of the rate that `schedule` returns, and is not decayed.
+the embedding has a tenth of the learning rate that `schedule` returns, and no weight decay.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ OPTIMIZERS = {
     "muon": "pretrain.optim.muon",
     "normuon": "pretrain.optim.normuon",
 }
-"""The module of each optimizer; imported when it is chosen, because it needs torch."""
+"""Module of each optimizer by name. It is imported only if chosen, because it needs torch."""
 
 
 @dataclass(frozen=True)
 class Optimizer:
     """An optimizer that `optim.name` can choose.
 
-    options: dataclass of its own options, the keys of `optim.options`.
-    build: (parameter groups, config, options) -> the optimizer.
-    state_bytes: (name, shape, held) -> bytes of state that a rank keeps for a parameter of this
-        shape, of which it holds `held` numbers.
+    options: dataclass of the optimizer's own options, whose fields are the keys of `optim.options`.
+    build: function (parameter groups, config, options) -> the optimizer.
+    state_bytes: function (name, shape, held) -> bytes of state that a rank keeps for a parameter of
+        this shape, of which the rank holds `held` elements.
     """
 
     options: type
@@ -51,14 +51,14 @@ class Optimizer:
 
 @dataclass
 class ParameterGroup:
-    """Parameters by name that share a learning rate and a weight decay."""
+    """A group of parameters that share a learning rate and a weight decay."""
 
     lr_scale: float
     weight_decay: float
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
 
     def as_dict(self, **settings: Any) -> dict[str, Any]:
-        """Returns the group as `torch.optim` takes it. The trainer sets `lr` before each step."""
+        """Returns the group as `torch.optim` expects it. The trainer sets `lr` in each step."""
         return {
             "params": list(self.parameters.values()),
             "lr_scale": self.lr_scale,
@@ -68,14 +68,14 @@ class ParameterGroup:
 
 
 def optimizer_of(name: str) -> Optimizer:
-    """Returns the entry of an optimizer. Raises InputError where there is none of that name."""
+    """Returns the entry of an optimizer. Raises InputError if the name is unknown."""
     one_of("optim.name", name, OPTIMIZERS)
     found: Optimizer = importlib.import_module(OPTIMIZERS[name]).OPTIMIZER
     return found
 
 
 def options_of(config: OptimConfig) -> Any:
-    """Returns the dataclass of the optimizer's own options. Raises InputError for a bad one."""
+    """Returns the optimizer's own options. Raises InputError if one is unknown or invalid."""
     return read_options("optim.options", optimizer_of(config.name).options, config.options)
 
 
@@ -85,7 +85,7 @@ def with_all_options(config: OptimConfig) -> OptimConfig:
 
 
 def check_optimizer(config: OptimConfig, dimensions: Mapping[str, int]) -> None:
-    """Raises InputError where the optimizer, its options or its groups are not possible.
+    """Raises InputError if the optimizer, its options or its groups are invalid.
 
     dimensions: number of dimensions of each parameter by name.
     """
@@ -111,8 +111,9 @@ def check_optimizer(config: OptimConfig, dimensions: Mapping[str, int]) -> None:
 def settings_of(name: str, dimensions: int, config: OptimConfig) -> tuple[float, float]:
     """Returns the `lr_scale` and the weight decay of a parameter.
 
-    Matrices are decayed; norms and the embedding are not, unless the config asks for it. The head
-    is a matrix, and a tied one is an embedding. A group that matches the name overrides that.
+    Matrices have weight decay. Norms and the embedding have none unless the config says so. The
+    head counts as a matrix, or as an embedding if it is tied. A group that matches the name
+    overrides these rules.
     """
     if dimensions == 1:
         decayed = config.decay_norms
@@ -138,14 +139,14 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[ParameterGro
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Returns the optimizer of a model, whose parameters may be sharded."""
+    """Builds the optimizer for a model, whose parameters may be sharded."""
     return optimizer_of(config.name).build(
         parameter_groups(model, config), config, options_of(config)
     )
 
 
 def is_block_matrix(name: str, dimensions: int) -> bool:
-    """Returns whether a parameter is a matrix of a block, which Muon and its relatives update."""
+    """Returns whether a parameter is a matrix in a block, which Muon and its variants update."""
     return name.startswith("layers.") and dimensions == 2
 
 

@@ -1,4 +1,4 @@
-"""AdamW (arXiv 1711.05101), torch's fused implementation."""
+"""AdamW (arXiv 1711.05101) in torch's fused implementation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STATE_BYTES = 8
 
 @dataclass(frozen=True)
 class AdamWOptions:
-    """Options of AdamW: it has none, because the keys of `optim` are enough."""
+    """Options of AdamW, which needs only the common keys of `optim`."""
 
 
 def build(
@@ -32,7 +32,7 @@ def build(
 
 
 def state_bytes(name: str, shape: tuple[int, ...], held: int) -> int:
-    """Returns the bytes of both moments of the numbers that a rank holds."""
+    """Returns the bytes of both moments for the elements that a rank holds."""
     return STATE_BYTES * held
 
 

@@ -1,4 +1,4 @@
-"""One pass over the gradients that scales and clips them."""
+"""Scales and clips the gradients in one pass."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ def scale_and_clip(
 ) -> Tensor:
     """Multiplies all gradients by `scale`, then scales their norm down to `max_grad_norm`.
 
-    Returns the norm before clipping, over all ranks, as a 0-d tensor; the host does not wait for
-    the device. max_grad_norm: 0 for no clipping.
+    Returns the norm over all ranks before clipping, as a 0-d tensor. The host does not wait for the
+    device.
+
+    max_grad_norm: 0 for no clipping.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = get_total_norm(gradients)

@@ -1,12 +1,12 @@
-"""Muon for the matrices of the blocks, AdamW for embedding, head and norms.
+"""Muon for the matrices of the blocks, and AdamW for embedding, head and norms.
 
 Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) orthogonalizes the momentum of each
-matrix and takes that as the update.
+matrix and uses the result as the update.
 
-The update of a sharded matrix is that of the whole matrix: the matrix is gathered, every rank makes
-it orthogonal and keeps its shard. `torch.optim.Muon` lets DTensor shard the Newton-Schulz iteration
-instead; its sums over ranks are then rounded to bfloat16 in parts, and the iteration turns that
-into updates that differ between layouts by percents.
+A sharded matrix gets the same update as an unsharded one: its momentum is all-gathered, and every
+rank orthogonalizes the whole matrix and keeps its shard. `torch.optim.Muon` instead lets DTensor
+shard the Newton-Schulz iteration. Its partial sums are then rounded to bfloat16 on each rank, and
+the iteration amplifies these errors to updates that differ by percents between layouts.
 """
 
 from __future__ import annotations
@@ -24,26 +24,28 @@ from pretrain.config import OptimConfig
 from pretrain.optim import Optimizer, ParameterGroup, adamw, is_block_matrix
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the quintic Newton-Schulz iteration, from the source above. They converge fast,
-to singular values between 0.7 and 1.2 instead of 1."""
+"""Coefficients of the quintic Newton-Schulz iteration, from the source above.
+
+They converge fast, but to singular values between 0.7 and 1.2 instead of 1."""
 UPDATE_RMS = 0.2
-"""Root mean square that an update of AdamW usually has (Moonlight, arXiv 2502.16982, section 2.2).
-Updates of that size let matrices and other parameters share a learning rate and a weight decay."""
+"""Typical root mean square of an AdamW update (Moonlight, arXiv 2502.16982, section 2.2).
+
+Updates of this size let matrices and other parameters share a learning rate and a weight decay."""
 
 
 @dataclass(frozen=True)
 class MuonOptions:
-    """Options of Muon. ns_steps: iterations of Newton-Schulz."""
+    """Options of Muon. ns_steps: number of Newton-Schulz iterations."""
 
     momentum: float = 0.95
     ns_steps: int = 5
 
 
 class Muon(torch.optim.AdamW):
-    """Updates the groups with muon=True by Muon and the others by AdamW.
+    """Updates the groups with muon=True by Muon, and the others by AdamW.
 
-    `found_inf`, a 0-d tensor, skips a step where it is 1, without waiting for the device, as in
-    fused AdamW. A subclass changes the update of a matrix by overriding `init_state` and
+    A step is skipped if the 0-d tensor `found_inf` is 1, without waiting for the device, as in
+    fused AdamW. Subclasses change the update of a matrix by overriding `init_state` and
     `direction`.
     """
 
@@ -62,23 +64,23 @@ class Muon(torch.optim.AdamW):
         self.steps = steps
 
     def init_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        """Returns the initial state of a matrix; tensors like the parameter are sharded like it."""
+        """Returns the initial state of a matrix. The momentum is sharded like the parameter."""
         # AdamW expects `step` in every state that it loads.
         return {"step": torch.zeros(()), "momentum": torch.zeros_like(parameter)}
 
     def direction(
         self, update: Tensor, state: dict[str, Tensor], keep: Tensor | float
     ) -> tuple[Tensor, Tensor | float]:
-        """Returns the direction of a step and the factor that gives it UPDATE_RMS.
+        """Returns the direction of a step, and the factor that scales its RMS to UPDATE_RMS.
 
-        update: the whole momentum (rows, columns), the same on every rank. keep: 0 where the step
-        is skipped and the state must not change, else 1.
+        update: the whole momentum (rows, columns), the same on every rank.
+        keep: 0 if the step is skipped and the state must not change, else 1.
         """
         return orthogonal(update, self.steps), UPDATE_RMS * math.sqrt(max(update.shape))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Takes one step and drops the gradients of the matrices, so that AdamW skips them."""
+        """Takes one step, and clears the gradients of the matrices so that AdamW skips them."""
         assert closure is None
         for group in self.param_groups:
             if group["muon"]:
@@ -87,7 +89,7 @@ class Muon(torch.optim.AdamW):
                         self._update(parameter, group["lr"], group["weight_decay"])
                         parameter.grad = None
         adamw_step = torch.optim.AdamW.step
-        # torch wraps the method once an AdamW was built; its hooks would run twice.
+        # torch wraps this method when an AdamW is built. Calling the wrapper would run hooks twice.
         while getattr(adamw_step, "hooked", False):
             adamw_step = adamw_step.__wrapped__  # type: ignore[attr-defined]
         adamw_step(self)
@@ -116,9 +118,9 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonal(matrix: Tensor, steps: int) -> Tensor:
-    """Returns the matrix (rows, columns) with its singular values brought near 1.
+    """Returns the matrix (rows, columns) with singular values close to 1.
 
-    A Newton-Schulz iteration, in bfloat16 on a GPU, else in float32.
+    This is a Newton-Schulz iteration, in bfloat16 on a GPU and in float32 elsewhere.
     """
     a, b, c = COEFFICIENTS
     dtype = torch.bfloat16 if matrix.is_cuda else torch.float32
@@ -148,7 +150,7 @@ def build(
 
 
 def split_matrices(groups: list[ParameterGroup]) -> list[dict[str, Any]]:
-    """Returns each group as two: its matrices of the blocks with muon=True, and the rest."""
+    """Splits each group in two: its block matrices with muon=True, and the rest."""
     found = []
     for group in groups:
         for muon in (False, True):
@@ -164,7 +166,7 @@ def split_matrices(groups: list[ParameterGroup]) -> list[dict[str, Any]]:
 
 
 def state_bytes(name: str, shape: tuple[int, ...], held: int) -> int:
-    """Returns the bytes of one float32 momentum for a matrix, and of AdamW's state for the rest."""
+    """Returns the bytes of a float32 momentum for a block matrix, or else of AdamW's state."""
     return 4 * held if is_block_matrix(name, len(shape)) else adamw.state_bytes(name, shape, held)
 
 

@@ -1,7 +1,8 @@
 """NorMuon (arXiv 2510.05491): Muon whose orthogonal update is normalized row by row.
 
-Newton-Schulz makes the singular values alike, not the rows: some neurons get much larger updates
-than others. A running mean of each row's squares, as in Adam, evens them out.
+Newton-Schulz equalizes the singular values but not the norms of the rows, so some neurons get much
+larger updates than others. Dividing each row by the root of a running mean of its squares, as Adam
+does per element, evens them out.
 """
 
 from __future__ import annotations
@@ -28,21 +29,21 @@ class NorMuonOptions(MuonOptions):
 
 
 class NorMuon(Muon):
-    """Updates matrices by NorMuon and everything else by AdamW."""
+    """Updates block matrices by NorMuon, and all other parameters by AdamW."""
 
     def __init__(self, *args: Any, row_beta: float, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.row_beta = row_beta
 
     def init_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        """Returns the state of Muon and the mean squares (rows,), whole on every rank."""
+        """Returns Muon's state and the mean squares (rows,), which are unsharded on every rank."""
         rows = torch.zeros(parameter.shape[0], dtype=parameter.dtype, device=parameter.device)
         return super().init_state(parameter) | {"row_squares": rows}
 
     def direction(
         self, update: Tensor, state: dict[str, Tensor], keep: Tensor | float
     ) -> tuple[Tensor, Tensor | float]:
-        """Returns the normalized direction and the factor that gives it UPDATE_RMS."""
+        """Returns the normalized direction, and the factor that scales its RMS to UPDATE_RMS."""
         matrix = orthogonal(update, self.steps)
         squares = state["row_squares"].lerp_(matrix.square().mean(1), (1 - self.row_beta) * keep)
         matrix = matrix / (squares.sqrt() + EPS)[:, None]
@@ -66,7 +67,7 @@ def build(
 
 
 def state_bytes(name: str, shape: tuple[int, ...], held: int) -> int:
-    """Returns the bytes of Muon's state and of one float32 number per row, held by all ranks."""
+    """Returns the bytes of Muon's state and of a float32 per row, which every rank holds."""
     rows = shape[0] if is_block_matrix(name, len(shape)) else 0
     return muon.state_bytes(name, shape, held) + 4 * rows
 

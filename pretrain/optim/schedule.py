@@ -1,4 +1,4 @@
-"""The learning rate as a function of consumed tokens, independent of the batch size."""
+"""Computes the learning rate as a function of consumed tokens, independent of the batch size."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ SHAPES: dict[str, Callable[[float], float]] = {
     "sqrt": lambda progress: 1 - math.sqrt(progress),
     "constant": lambda progress: 1.0,
 }
-"""Curves that fall from 1 to 0 over a progress from 0 to 1; constant stays at 1."""
+"""Curves that fall from 1 to 0 as progress goes from 0 to 1; `constant` stays at 1."""
 
 
 def learning_rate(config: OptimConfig, plan: StagePlan, tokens: int) -> float:
-    """Returns the rate of the step that ends at `tokens` consumed tokens.
+    """Returns the learning rate of the step that ends at `tokens` consumed tokens.
 
-    It is the rate of the stage where the recipe sets one, else that of `optim` over the whole plan.
+    The stage's own rate applies if the recipe sets one, or else the rate of `optim` over the whole
+    plan.
     """
     stage = next(stage for stage in plan.stages if tokens <= stage.first_token + stage.tokens)
     rate, progress = (
@@ -41,12 +42,12 @@ def _rate_before(config: OptimConfig, plan: StagePlan, stage: ScheduledStage) ->
 
 
 def run_rate(config: OptimConfig, tokens: int, total_tokens: int) -> float:
-    """Returns the rate of `optim` in a plan of `total_tokens`, without rates of stages.
+    """Returns the rate that `optim` gives in a plan of `total_tokens`, without rates of stages.
 
     It rises linearly from 0 over `warmup_tokens`, then follows `schedule` down to
-    `min_learning_rate` at `total_tokens`. cosine is SGDR (arXiv 1608.03983). wsd is warm-up,
-    stable, decay over the last `decay_tokens` (arXiv 2404.06395); of its decay shapes, 1 - sqrt was
-    best in arXiv 2405.18392.
+    `min_learning_rate` at `total_tokens`. `cosine` is SGDR (arXiv 1608.03983). `wsd` is warm-up,
+    stable, decay (arXiv 2404.06395), and decays over the last `decay_tokens`. Of its decay shapes,
+    1 - sqrt was best in arXiv 2405.18392.
     """
     if tokens < config.warmup_tokens:
         return config.learning_rate * tokens / config.warmup_tokens

@@ -1,7 +1,8 @@
-"""Everything that makes a decoder run on many devices, applied from outside in a fixed order.
+"""Parallelizes a decoder over many devices, in a fixed order of steps.
 
-The network contains none of it. With 8 processes and `parallel.dp_replicate=2 parallel.tp=2`, the
-mesh is 2 x 2 x 1 x 2; inner dimensions communicate most:
+The code of the network contains no parallelism; these modules apply it from outside. With 8
+processes and `parallel.dp_replicate=2 parallel.tp=2`, the mesh is 2 x 2 x 1 x 2, and its inner
+dimensions communicate most:
 
     dp_replicate   0                       1                       whole copies of the model
     dp_shard       0           1           0           1           shards of weights and states
@@ -50,8 +51,8 @@ def parallelize(model: Decoder, layout: Layout, config: ParallelConfig, precisio
     """Shards a decoder on the meta device over a layout, in place.
 
     Weights and optimizer states stay in float32. With precision=bf16, weights are gathered and
-    multiplied in bfloat16, and gradients are reduced in float32. With fp8, the matrix products of
-    the blocks are in fp8 in addition.
+    multiplied in bfloat16, and gradients are reduced in float32. With fp8, the blocks also compute
+    their matrix products in fp8.
     """
     if layout.tp.size() > 1:
         apply_tensor_parallel(model, layout.tp)
@@ -61,7 +62,7 @@ def parallelize(model: Decoder, layout: Layout, config: ParallelConfig, precisio
         model.sequence_sharding = ContextParallel(layout.cp)
     apply_fp8(model, precision, torch.device(layout.mesh.device_type))
     apply_activation_checkpointing(model, config.activation_checkpointing)
-    if config.compile is True:  # a run has replaced `auto` before
+    if config.compile is True:  # a run has replaced `auto` by now
         compile_blocks(model)
     apply_data_parallel(model, layout, config, precision)
 
@@ -69,7 +70,7 @@ def parallelize(model: Decoder, layout: Layout, config: ParallelConfig, precisio
 def apply_data_parallel(
     model: Decoder, layout: Layout, config: ParallelConfig, precision: str
 ) -> None:
-    """Applies FSDP2 to each block, the head and the model, with replicas for HSDP."""
+    """Applies FSDP2 (or HSDP, if there are replicas) to each block, the head and the model."""
     policy = MixedPrecisionPolicy()
     if compute_dtype(precision) == torch.bfloat16:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -77,7 +78,7 @@ def apply_data_parallel(
     reshards = config.reshards_after_forward(layout.data.size(-1))
     parts = [(block, reshards) for block in model.layers]
     if not model.config.tie_embeddings:
-        # Its gradients are ready first, those of the embedding last.
+        # The head is separate because its gradients are ready first, and the embedding's last.
         parts.append((model.lm_head, False))
     for part, reshard in [*parts, (model, None)]:
         fully_shard(part, mesh=layout.data, mp_policy=policy, reshard_after_forward=reshard)
@@ -87,9 +88,9 @@ def apply_data_parallel(
 
 
 def reshard_parameters(model: nn.Module) -> None:
-    """Frees weights that stayed gathered after a forward pass without a backward pass.
+    """Frees weights that are still gathered after a forward pass without a backward pass.
 
-    Between steps the parameters are then the sharded ones, and no gathered copy becomes stale.
+    Between steps, the model then has only its sharded parameters, so no gathered copy gets stale.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -102,8 +103,8 @@ def materialize(
 ) -> None:
     """Allocates the shards on `device` and initializes each parameter from its whole value.
 
-    value: (name, whole shape) -> the whole tensor. It is called for one parameter at a time, so
-        that no process ever holds more than one whole parameter.
+    value: function (name, whole shape) -> the whole tensor. It is called for one parameter at a
+        time, so that no process ever holds more than one whole parameter.
     """
     model.to_empty(device=device)
     for name, parameter in model.named_parameters():

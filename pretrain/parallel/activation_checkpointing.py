@@ -1,4 +1,4 @@
-"""Activation checkpointing: which activations of a block are kept, and which are recomputed.
+"""Activation checkpointing, which recomputes activations of a block instead of keeping them.
 
 Per token and block, full checkpointing keeps only the block's input. Selective checkpointing also
 keeps the outputs of matrix products and attention, and recomputes the rest (norms, rotations, SiLU,
@@ -44,10 +44,10 @@ KEPT_OPS = frozenset(
 
 
 def apply_activation_checkpointing(model: Decoder, mode: str) -> None:
-    """Enables recomputation in every block, in place; mode is one of MODES.
+    """Enables recomputation in every block, in place. mode: one of MODES.
 
-    The blocks stay the same modules, with their names and hooks. FSDP's hooks run outside of the
-    recomputation, so weights are gathered once for recomputation and backward.
+    The blocks remain the same modules, with their names and hooks. FSDP's hooks run outside the
+    recomputation, so the weights are gathered only once for recomputation and backward.
     """
     if mode == "none":
         return

@@ -1,7 +1,7 @@
 """Asynchronous tensor parallelism, which overlaps communication with matrix products.
 
 torch.compile splits each matrix product into one part per rank, and transfers one part while it
-multiplies another. Transfers use symmetric memory, which the GPUs of a node share.
+multiplies another. The transfers use symmetric memory, which the GPUs of a node can share.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 
 def apply_async_tensor_parallel(mesh: DeviceMesh) -> None:
-    """Switches asynchronous TP on in the compiler; call it before anything is compiled."""
+    """Enables asynchronous TP in the compiler. It must be called before anything is compiled."""
     from torch.distributed._symmetric_memory import enable_symm_mem_for_group
 
     torch._inductor.config._micro_pipeline_tp = True

@@ -1,8 +1,8 @@
 """Compiles each block and the loss with torch.compile.
 
-All blocks share one graph, so compilation is quick, and FSDP gathers weights between graphs. A
-graph is compiled per shape: once per stage, and again without gradients for validation. Anything
-else that changes between steps must be a tensor of fixed shape.
+All blocks share one graph, so compilation is quick, and FSDP gathers weights between graphs. One
+graph is compiled per shape: once per stage, and again without gradients for validation. Any other
+value that changes between steps must be a tensor of fixed shape.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from model.loss import losses_and_gradient
 from model.network import Decoder
 
 MAX_GRAPHS = 64
-"""Limit of graphs per function; torch's own limit is 8, for four stages and their validation."""
+"""Limit of graphs per function. torch's limit of 8 is enough for only four stages."""
 
 
 def compile_blocks(model: Decoder) -> None:
-    """Makes each block and the loss compile at their first call, or fail there."""
+    """Sets up each block and the loss to be compiled at their first call."""
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, MAX_GRAPHS)
     for block in model.layers:

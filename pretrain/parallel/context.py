@@ -1,19 +1,19 @@
 """Context parallelism: the sequences of a batch are split over ranks.
 
-Each rank computes some positions of every sequence. Once per layer it receives the keys and values
-that its queries see, and backward sends their gradients back the same way. One split of positions
-serves all layers:
+Each rank computes some positions of every sequence. Once per layer, it receives the keys and values
+that its queries attend to, and the backward pass returns their gradients the same way. All layers
+use the same split of positions:
 
-- Where every layer has a sliding window, each rank has neighboring positions. It needs W - 1 keys
-  before its own, the last ones of its left neighbors, where W is the widest window. This halo does
+- If every layer has a sliding window, each rank has contiguous positions. It also needs the W - 1
+  keys before its own, which its left neighbors have, where W is the widest window. This halo does
   not grow with the sequence. With 2 ranks, 8 tokens and W = 3:
 
       rank 0: 0 1 2 3                 receives nothing
       rank 1: 4 5 6 7                 receives keys 2 3
 
-- Where a layer has full attention, every rank gathers all keys and values, which are few under
-  grouped-query attention. Early positions see fewer keys than late ones, so each rank has one piece
-  from the start and one from the end, and all have the same work (Llama 3, arXiv 2407.21783,
+- If any layer has full attention, every rank gathers all keys and values, which are small with
+  grouped-query attention. Early positions attend to fewer keys than late ones, so each rank gets
+  one piece from the start and one from the end, which balances the work (Llama 3, arXiv 2407.21783,
   section 3.3.2):
 
       rank 0: 0 1         6 7         gathers keys 0 to 7
@@ -43,7 +43,7 @@ from model.sequence_sharding import LocalBatch
 class ContextParallel:
     """The sequence sharding of a decoder over a one-dimensional mesh.
 
-    Sequence lengths are multiples of 2 * mesh.size().
+    Sequence lengths must be multiples of 2 * mesh.size().
     """
 
     def __init__(self, mesh: DeviceMesh) -> None:
@@ -99,8 +99,8 @@ class _Split:
         ranges: The queries of this rank.
         first_key: Position of the first key that `fetch` returns.
         positions: (seq / cp,) positions of this rank.
-        order: (seq,) where each position is in the concatenation of all ranks' positions.
-        fetch: Maps this rank's keys and values to all that its queries need.
+        order: (seq,) index of each position in the concatenation of all ranks' positions.
+        fetch: Maps this rank's keys and values to all keys and values that its queries need.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class _Split:
         if window is None:
             self.fetch = self._gather_all
             return
-        # For each pair of ranks, the positions that the first holds and the second needs.
+        # For each other rank, find the positions to send to it and the number to receive from it.
         (own,) = self.ranges
         sends, receives = [], []
         for (other,) in of_ranks:
@@ -152,7 +152,7 @@ class _Split:
 
 
 def _ranges(rank: int, size: int, seq: int, window: int | None) -> list[QueryRange]:
-    """Returns the queries of a rank, and the first keys they need with the widest window."""
+    """Returns the query ranges of a rank, with the first key that each needs."""
     if window is None:
         piece = seq // (2 * size)
         starts = (rank * piece, (2 * size - 1 - rank) * piece)
@@ -162,14 +162,14 @@ def _ranges(rank: int, size: int, seq: int, window: int | None) -> list[QueryRan
 
 
 def _with_window(ranges: list[QueryRange], window: int | None) -> list[QueryRange]:
-    """Returns the same queries with the first keys that a window needs."""
+    """Returns the same query ranges, with the first key that each needs under a window."""
     if window is None:
         return ranges
     return [part._replace(first_key=max(0, part.start - window + 1)) for part in ranges]
 
 
 class _AllReduce(torch.autograd.Function):
-    """Sums a value over ranks; each rank keeps the gradient of its own part."""
+    """A sum over ranks whose gradient goes to each rank's own part only."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, group: dist.ProcessGroup) -> Tensor:

@@ -1,8 +1,8 @@
 """Overlaps FSDP2's communication with computation on CPUs.
 
-FSDP2 overlaps them by CUDA streams. A CPU has none, so each collective blocks the computing thread.
-Here the collectives are asynchronous: gloo's threads all-gather a block's weights while the
-previous block computes, and reduce-scatter a block's gradients while the next ones are computed.
+FSDP2 overlaps them with CUDA streams. A CPU has none, so each collective would block the computing
+thread. This module makes the collectives asynchronous: gloo's threads all-gather a block's weights
+while the previous block computes, and reduce-scatter a block's gradients while backward continues.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ def overlap_on_cpu(parts: Sequence[FSDPModule], replicated: bool) -> None:
 
     parts: the model, then its sharded submodules in the order of the forward pass.
     replicated: whether gradients are also all-reduced over replicas. FSDP2 does that right after
-        the reduce-scatter, so only the all-gathers overlap then.
+        the reduce-scatter, so in that case only the all-gathers overlap.
     """
     gather_ahead = getattr(parts[0], "_set_unshard_async_op", None)
-    if gather_ahead is not None:  # else all-gathers block, as without this module
+    if gather_ahead is not None:  # otherwise all-gathers block, as without this module
         gather_ahead(True)
-    # The backward pass prefetches by itself.
+    # FSDP2 already prefetches in the backward pass.
     for part, following in pairwise(parts):
         part.set_modules_to_forward_prefetch([following])
     if not replicated:
@@ -44,7 +44,7 @@ class AsyncReduceScatter:
     """
 
     def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Returns a buffer that FSDP2 sends from or receives into."""
+        """Returns a buffer from which FSDP2 sends, or into which it receives."""
         return torch.empty(*size, dtype=dtype, device=device)
 
     def __call__(

@@ -1,4 +1,4 @@
-"""fp8 matrix products of the linear layers of attention and MLP, through torchao.
+"""Runs the linear layers of attention and MLP with fp8 matrix products, through torchao.
 
 Head and embedding stay in bf16, as in H2O-Danube (arXiv 2401.16818, section 3). Weights, optimizer
 states and all-gathers keep their dtypes: a converted linear casts its bf16 operands to fp8 with
@@ -17,16 +17,16 @@ from conf.terminal import silence_torchao
 from model.network import Decoder
 
 SCALING = {"fp8": "tensorwise", "fp8_rowwise": "rowwise"}
-"""Recipe of torchao for each value of `precision`."""
+"""torchao's recipe for each value of `precision`."""
 
 
 def apply_fp8(model: Decoder, precision: str, device: torch.device) -> None:
     """Converts the linear layers of all blocks to `precision`, in place.
 
-    It may be called again between steps, to change the precision.
+    It may be called again between steps to change the precision.
 
-    precision: `fp8` (one scale per matrix, fastest), `fp8_rowwise` (one per row, more exact), or
-        any other for plain linear layers.
+    precision: `fp8` (one scale per matrix, fastest), `fp8_rowwise` (one scale per row, more
+        accurate), or any other value for plain linear layers.
     """
     linears = [module for module in model.layers.modules() if isinstance(module, nn.Linear)]
     for linear in linears:
@@ -40,8 +40,8 @@ def apply_fp8(model: Decoder, precision: str, device: torch.device) -> None:
     config = replace(recipe, emulate=device.type == "cpu")
     plain = vars(nn.Linear(1, 1)).keys()
     for linear in linears:
-        # torchao creates a new module. The old one takes over its class and attributes, and keeps
-        # its name, its weight and the hooks of tensor parallelism.
+        # torchao creates a new module. The old module takes over the new class and attributes, and
+        # keeps its own name, weight and tensor-parallel hooks.
         fp8 = convert_to_float8_training(linear, config=config)
         linear.__dict__ |= {key: value for key, value in vars(fp8).items() if key not in plain}
         linear.__class__ = type(fp8)

@@ -14,10 +14,10 @@ from pretrain.config import MESH
 
 @dataclass(frozen=True)
 class Layout:
-    """The device mesh, with dimensions named as in MESH, and the submeshes of it.
+    """The device mesh, with dimensions named as in MESH, and its submeshes.
 
     data: ranks over which weights are sharded and replicated. It has one dimension without
-        replication and two with it. A context-parallel group shards the weights too.
+        replication, and two with replication. A context-parallel group also shards the weights.
     dp: all ranks that read different samples, as one dimension.
     cp: ranks that share each sequence.
     tp: tensor-parallel ranks.
@@ -35,10 +35,10 @@ class Layout:
 
 
 def make_layout(sizes: tuple[int, int, int, int], device: torch.device) -> Layout:
-    """Builds the mesh of the given sizes, which are in the order of MESH."""
+    """Builds the mesh with the given sizes, in the order of MESH."""
     mesh = init_device_mesh(device.type, sizes, mesh_dim_names=MESH)
     replicate, _, cp, _ = sizes
-    # Weights are sharded over the data-parallel and context-parallel ranks as over one dimension.
+    # dp_shard and cp form one dimension, over which weights are sharded.
     weights = mesh["dp_shard", "cp"]._flatten("weights") if cp > 1 else mesh["dp_shard"]
     if replicate == 1:
         data = weights

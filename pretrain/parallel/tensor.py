@@ -1,8 +1,8 @@
 """Tensor and sequence parallelism of a decoder.
 
 Attention heads, MLP columns and the vocabulary are split over ranks (Megatron, arXiv 1909.08053).
-Between the matrix products activations are split along the sequence, so that norms are not computed
-twice (arXiv 2205.05198):
+Between the matrix products, activations are split along the sequence, so that the ranks do not
+repeat each other's norms (arXiv 2205.05198):
 
     split --norm--> split --all-gather--> q, k, v --attention--> o --reduce-scatter--> split
     split --norm--> split --all-gather--> gate, up ------------> down --reduce-scatter--> split
@@ -79,7 +79,8 @@ def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
 class VocabularyParallelHead(Head):
     """A head that holds one rank's rows of the vocabulary.
 
-    For the loss no logits are gathered, only three numbers per token (arXiv 1909.08053, section 3).
+    The loss gathers no logits, and reduces only three numbers per token (arXiv 1909.08053, section
+    3).
     """
 
     def __init__(self, head: Head, mesh: DeviceMesh) -> None:
@@ -101,7 +102,7 @@ class VocabularyParallelHead(Head):
     def forward(  # type: ignore[override]
         self, hidden: Tensor, labels: Tensor | None = None, penalty: Penalty | None = None
     ) -> Tensor | tuple[Tensor, ...]:
-        """Returns what `Head` returns, from hidden (batch, seq, hidden) split along seq."""
+        """Returns the same as `Head`, from hidden (batch, seq, hidden) split along seq."""
         rows = cast(DTensor, hidden).redistribute(placements=[Replicate()])
         local = rows.to_local(grad_placements=[Partial()])
         weight = cast(DTensor, self.weight).to_local()

@@ -1,12 +1,12 @@
-"""Plans of memory and layouts, computed before anything is allocated.
+"""Plans memory and chooses layouts before anything is allocated.
 
 `python -m pretrain memory model=danube_1_8b world_size=8` ranks all layouts of 8 GPUs:
 
-    memory          what a rank holds in one layout: 16 bytes per parameter by shards, activations
-    layouts         all layouts, each with its best micro-batch, ranked by the share of a step lost
-    fake_ranks      shards the model for real, without memory, to count the exact bytes
+    memory          the bytes that a rank needs in one layout, such as state and activations
+    layouts         ranks all layouts, each with its best micro-batch, by their loss of speed
+    fake_ranks      shards the real model on fake tensors, to count the exact bytes
     command         prints the table
 
-A run with `parallel=auto`, `parallel.micro_batch_tokens=auto` or `parallel.compile=auto` goes
-through `auto`, which asks `layouts` and `compile_choice`. `launch plan` uses the same functions.
+A run with `parallel=auto`, `parallel.micro_batch_tokens=auto` or `parallel.compile=auto` uses
+`auto`, which calls `layouts` and `compile_choice`. `launch plan` uses the same functions.
 """

@@ -1,6 +1,6 @@
 """Resolves `parallel=auto`, `parallel.micro_batch_tokens=auto` and `parallel.compile=auto`.
 
-The memory plan and the length of the run decide, for the processes of the run.
+The choices depend on the memory plan, on the length of the run and on its processes.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from pretrain.processes import Processes
 def settle_parallel(config: PretrainConfig, plan: StagePlan, processes: Processes) -> list[str]:
     """Replaces each `auto` in `config.parallel`, and returns the reasons as sentences.
 
-    Every rank calls it, with the same result. A run that is resumed in the same layout keeps its
-    micro-batch, and on the same kind of device it keeps `compile`. Raises InputError where no
-    layout fits.
+    Every rank must call it, and gets the same result. A run that is resumed in the same layout
+    keeps its micro-batch, and on the same kind of device it keeps `compile`. Raises InputError if
+    no layout fits.
     """
     answer: list[Any] = [previous_settings(config, processes) if processes.is_main else None]
     dist.broadcast_object_list(answer, src=0)
@@ -59,8 +59,8 @@ def settle_parallel(config: PretrainConfig, plan: StagePlan, processes: Processe
 def previous_settings(config: PretrainConfig, processes: Processes) -> dict[str, Any]:
     """Returns the settings of the last start that a resumed run keeps; empty for a new run.
 
-    They are `micro_batch_tokens` where the layout is the same, and `compile` where the kind of
-    device is.
+    They are `micro_batch_tokens` if the layout is the same, and `compile` if the kind of device is
+    the same.
     """
     run_dir = Path(config.run_dir)
     if not any((run_dir / "checkpoints").glob("step_*")):
@@ -77,7 +77,7 @@ def previous_settings(config: PretrainConfig, processes: Processes) -> dict[str,
         if machine["device_type"] == processes.device.type:
             found["compile"] = then["compile"]
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        return {}  # without these files it is chosen again
+        return {}  # without these files, both are chosen again
     return found
 
 
@@ -88,7 +88,7 @@ def pick_micro_batch(
     sizes: Sizes,
     before: dict[str, Any],
 ) -> str:
-    """Replaces `micro_batch_tokens=auto` of a given layout, and returns the reason."""
+    """Replaces `micro_batch_tokens=auto` for a given layout, and returns the reason."""
     requirements = requirements_of(config, plan)
     kept = before.get("micro_batch_tokens")
     if isinstance(kept, int) and kept >= max(requirements.seq_lens):
@@ -114,9 +114,9 @@ def pick_micro_batch(
 
 
 def pick_layout(config: PretrainConfig, plan: StagePlan, machine: Machine) -> list[str]:
-    """Sets the layout, micro-batch and recomputation of `parallel=auto`, and returns the reasons.
+    """Sets the layout, micro-batch and recomputation for `parallel=auto`, and returns the reasons.
 
-    Raises InputError where nothing fits, or where a size is given too.
+    Raises InputError if no layout fits, or if the config also sets a size of the mesh.
     """
     defaults = {field.name: field.default for field in fields(ParallelConfig)}
     for name in MESH:
@@ -145,7 +145,7 @@ def pick_layout(config: PretrainConfig, plan: StagePlan, machine: Machine) -> li
 
 
 def measure_machine(processes: Processes) -> Machine:
-    """Returns the least memory and ranks per node of all processes, so that all choose the same."""
+    """Returns the least memory and ranks per node of any process, so that all choose the same."""
     node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     device = processes.device
     least = torch.tensor([memory_per_process(device, node), node], device=device)

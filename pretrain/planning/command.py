@@ -1,4 +1,4 @@
-"""`python -m pretrain memory`: which layouts of a model fit, and what each rank holds in them."""
+"""The command `python -m pretrain memory`, which lists the layouts that fit into memory."""
 
 from __future__ import annotations
 
@@ -28,15 +28,18 @@ from pretrain.planning.memory import CONFIDENCE
 class MemoryConfig:
     """Configuration of the command.
 
-    world_size: number of processes. node: processes per machine. gpu_memory_gib: of each process.
-    seq_len: in tokens, null for the model's longest. global_batch_tokens: per step; null for any,
-        with several micro-batches per step.
-    init_from: a Hugging Face folder whose model is taken where no model= is given.
-    show: most layouts in the table.
-    build: shards the model for each layout of the table on a fake process group and counts its
-        weights, gradients and optimizer states; false shows the planned ones.
-    parallel: the layout is searched, and the micro-batch where it is auto; other keys apply.
-    precision: auto means bf16 here, which GPUs multiply.
+    world_size: number of processes.
+    node: number of processes per machine.
+    gpu_memory_gib: memory of each process.
+    seq_len: tokens per sequence; null for the longest that the model supports.
+    global_batch_tokens: tokens per step; null for any number, with several micro-batches per step.
+    init_from: a Hugging Face folder whose model is used if model= is not given.
+    show: largest number of layouts in the table.
+    build: whether to shard the model for each layout of the table on a fake process group, to count
+        its weights, gradients and optimizer states; false shows the planned bytes.
+    parallel: settings that every layout shares. The sizes of the mesh are searched, and so is the
+        micro-batch if it is auto.
+    precision: precision of the run; auto means bf16 here, which GPUs support.
     """
 
     model: ModelConfig = MISSING
@@ -65,7 +68,7 @@ class MemoryConfig:
 
 
 def memory(config: MemoryConfig) -> None:
-    """Prints the layouts that fit as a table, best first, and why the others do not fit."""
+    """Prints a table of the layouts that fit, best first, and why the others do not fit."""
     machine = Machine(config.world_size, config.node, int(config.gpu_memory_gib * GIB))
     seq_len, batch = config.seq_len or config.model.max_seq_len, config.global_batch_tokens
     plan = None

@@ -1,4 +1,4 @@
-"""Resolves `parallel.compile=auto`: decides whether compiling the blocks pays in a run."""
+"""Resolves `parallel.compile=auto`, by whether compiling the blocks saves time in a run."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from pretrain.hardware import compute_dtype, peak_flops
 from pretrain.processes import Processes
 
 CPU_GAIN = 1.3
-"""Speed-up by compiled blocks in bf16 on CPUs that multiply it (1.26 to 1.33 in benchmarks/LOG.md).
+"""Speed-up from compiled blocks on CPUs with bf16 products (1.26 to 1.33 in benchmarks/LOG.md).
+
 In fp32 there is none, because nearly all of a step is matrix products."""
 CPU_SHARE_OF_PEAK = 0.5
-"""Fraction of the peak that an eager step reaches on a CPU (assumed)."""
+"""Fraction of peak FLOP/s that an eager step reaches on a CPU (assumed)."""
 COMPILE_SECONDS = 80
-"""Time to compile for one sequence length on two cores, for training and validation (51 to 82
-measured)."""
+"""Seconds to compile training and validation for one sequence length on two cores.
+
+Measured values were 51 to 82."""
 
 
 def choose_compile(
@@ -28,7 +30,7 @@ def choose_compile(
 ) -> tuple[bool, str]:
     """Returns whether to compile, and the reason as a sentence.
 
-    before: setting of the last start, where the run is resumed on the same kind of device.
+    before: setting of the last start, if the run is resumed on the same kind of device.
     """
     key = "parallel.compile=auto"
     is_fp8 = any(config.precision_of(stage).startswith("fp8") for stage in plan.stages)
@@ -52,9 +54,10 @@ def choose_compile(
 
 
 def decide(eager: float, lengths: int) -> tuple[bool, str]:
-    """Returns whether compiling pays on a CPU, and the reason as a sentence.
+    """Returns whether compiling saves time on a CPU, and the reason as a sentence.
 
-    eager: seconds that the run takes without compiling. lengths: number of sequence lengths.
+    eager: seconds that the run takes without compiling.
+    lengths: number of different sequence lengths.
     """
     saved, spent = eager * (1 - 1 / CPU_GAIN), COMPILE_SECONDS * lengths
     does = "compiles" if saved > spent else "does not compile"
@@ -65,7 +68,7 @@ def decide(eager: float, lengths: int) -> tuple[bool, str]:
 
 
 def eager_seconds(config: PretrainConfig, plan: StagePlan, peak: float) -> float:
-    """Returns an estimate of the run's seconds. peak: FLOP/s of all processes."""
+    """Estimates the seconds that a run takes without compiling. peak: FLOP/s of all processes."""
     flops = sum(
         stage.tokens * flops_per_token(config.model, stage.seq_len) for stage in plan.stages
     )

@@ -1,6 +1,7 @@
-"""Shards the model with torch's fake process group to count exact bytes.
+"""Shards the model on torch's fake process group, to count the exact bytes per rank.
 
-One process acts as rank 0 of any number of ranks, on fake tensors: it allocates and sends nothing.
+One process acts as rank 0 of any number of ranks, on fake tensors. It allocates no memory and sends
+no data.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pretrain.parallel.mesh import make_layout
 
 @dataclass(frozen=True)
 class StateBytes:
-    """Bytes that rank 0, the fullest, keeps between steps. seconds: how long building it took."""
+    """Bytes that rank 0, which holds the most, keeps after a step. seconds: time to build it."""
 
     weights: int
     gradients: int
@@ -37,7 +38,7 @@ class StateBytes:
 
 @contextmanager
 def fake_ranks(world_size: int) -> Iterator[None]:
-    """Makes this process rank 0 of a group whose collectives do nothing."""
+    """Makes this process rank 0 of a process group whose collectives do nothing."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
@@ -50,7 +51,7 @@ def fake_ranks(world_size: int) -> Iterator[None]:
 def state_bytes(
     config: ModelConfig, parallel: ParallelConfig, precision: str, optim: OptimConfig
 ) -> StateBytes:
-    """Returns the bytes of a model that is built and sharded as in a run, after one step."""
+    """Returns the bytes that a model, built and sharded as in a run, occupies after one step."""
     started = time.perf_counter()
     layout = make_layout(check_layout(parallel, config, dist.get_world_size()), torch.device("cpu"))
     model = build_meta(config)
@@ -66,7 +67,7 @@ def state_bytes(
         return StateBytes(
             weights=sum(map(local_bytes, model.parameters())),
             gradients=sum(local_bytes(parameter.grad) for parameter in model.parameters()),
-            # Includes the count of steps of each parameter, 4 bytes.
+            # This includes 4 bytes per parameter tensor for its step count.
             optimizer=sum(local_bytes(state) for state in states),
             seconds=time.perf_counter() - started,
         )

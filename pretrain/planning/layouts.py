@@ -1,9 +1,10 @@
 """Ranks the layouts that fit into memory, for `parallel=auto` and `python -m pretrain memory`.
 
-The order is that of `cost`. Plain data parallelism gathers no weights, HSDP gathers them inside a
-node, and FSDP over all nodes. Tensor and context parallelism communicate in every layer, so as
-little of them as possible is used, inside a node. Recomputing a block costs a third of a step,
-recomputing its cheap operations little. Blank samples cost their share of a step.
+Layouts are ordered by `cost`. Plain data parallelism gathers no weights, HSDP gathers them within a
+node, and FSDP across all nodes. Tensor and context parallelism communicate in every layer, so they
+are used as little as possible, and only within a node. Recomputing whole blocks costs a third of a
+step; recomputing only their cheap operations costs little. Blank samples waste their share of a
+step.
 """
 
 from __future__ import annotations
@@ -26,30 +27,32 @@ from pretrain.parallel.activation_checkpointing import MODES
 from pretrain.planning.memory import Memory, Sizes, Work, parameter_shapes, plan_memory
 
 USABLE_FRACTION = 0.95
-"""Fraction of the memory to plan with; torch's allocator loses the rest to fragmentation."""
+"""Fraction of the memory to plan with. torch's allocator loses the rest to fragmentation."""
 SMALL_TOKENS = 4096
 """Tokens per micro-batch below which matrix products are slower (assumed)."""
 LARGE_TOKENS = 32768
-"""Tokens per micro-batch above which nothing gets faster on a GPU (assumed)."""
+"""Tokens per micro-batch above which a GPU gets no faster (assumed)."""
 LARGE_TOKENS_ON_CPU = 4096
-"""Tokens per micro-batch above which they no longer fit into the caches of a CPU (assumed)."""
+"""Tokens per micro-batch above which activations no longer fit into a CPU's caches (assumed)."""
 HALVING_COST = 0.01
-"""Share of a step lost by each halving of the largest micro-batch (assumed), to be compared with
-the share of blank samples."""
+"""Share of a step that each halving of the micro-batch loses (assumed).
+
+It is weighed against the share of blank samples."""
 COST = {"selective": 0.05, "full": 0.33, "sharded": 0.02, "tp": 0.08, "cp": 0.05, "small": 0.1}
 """Shares of a step that a layout loses (assumed, for ranking only).
 
-They are lost by recomputation, by gathering weights inside a node (twice that over nodes), by each
-doubling of tp and cp, and by small micro-batches.
+`selective` and `full` recompute activations, `sharded` gathers weights within a node (twice the
+cost across nodes), `tp` and `cp` apply per doubling, and `small` applies to small micro-batches.
 """
 
 
 @dataclass(frozen=True)
 class RunRequirements:
-    """Requirements of a run for every layout.
+    """Properties of a run that every layout must satisfy.
 
-    parallel: its micro_batch_tokens is kept unless it is auto.
-    seq_lens: of all stages. plan: None where the batches of the steps are not known yet.
+    parallel: the settings of the run; its micro_batch_tokens is kept unless it is auto.
+    seq_lens: sequence lengths of all stages.
+    plan: the stages; None if the batches of the steps are not known yet.
     """
 
     model: ModelConfig
@@ -61,7 +64,7 @@ class RunRequirements:
 
 
 class HasRequirements(Protocol):
-    """A config of a run, or of its plan."""
+    """Any config with these keys, such as that of a run or of `python -m pretrain memory`."""
 
     model: ModelConfig
     precision: str
@@ -72,7 +75,7 @@ class HasRequirements(Protocol):
 def requirements_of(
     config: HasRequirements, plan: StagePlan | None, seq_lens: tuple[int, ...] = ()
 ) -> RunRequirements:
-    """Returns what a config requires of a layout. seq_lens: needed where there is no plan."""
+    """Returns the requirements of a config. seq_lens: sequence lengths, if there is no plan."""
     if plan is not None:
         seq_lens = tuple(stage.seq_len for stage in plan.stages)
     return RunRequirements(
@@ -82,7 +85,7 @@ def requirements_of(
 
 @dataclass(frozen=True)
 class Machine:
-    """The processes of a run. memory_bytes: what each process can use."""
+    """The processes of a run. memory_bytes: memory that each process can use."""
 
     world_size: int
     ranks_per_node: int
@@ -94,8 +97,8 @@ class Machine:
 class LayoutCandidate:
     """A layout with the best micro-batch and the least recomputation that fit into memory.
 
-    problem: why not even its smallest variant fits, or None. blank: fraction of the computation
-    that is spent on blank samples.
+    problem: why not even its smallest variant fits, or None if one fits.
+    blank: fraction of the computation that is spent on blank samples.
     """
 
     name: str
@@ -106,7 +109,7 @@ class LayoutCandidate:
 
 
 def candidates(requirements: RunRequirements, machine: Machine) -> list[LayoutCandidate]:
-    """Returns all layouts, those that fit first, best first."""
+    """Returns all layouts: first those that fit, then the others, each from best to worst."""
     shapes = parameter_shapes(requirements.model)
     modes = MODES[MODES.index(requirements.parallel.activation_checkpointing) :]
     found = [
@@ -133,14 +136,14 @@ def cost(parallel: ParallelConfig, machine: Machine) -> float:
     shards = parallel.dp_shard * parallel.cp
     over_nodes = shards * parallel.tp > machine.ranks_per_node
     sharded = COST["sharded"] * (1 + over_nodes) if shards > 1 else 0.0
-    tokens = parallel.micro_batch_tokens  # still `auto` in layouts that are not possible
+    tokens = parallel.micro_batch_tokens  # still `auto` in impossible layouts
     small = COST["small"] * (tokens != AUTO and tokens // parallel.cp < SMALL_TOKENS)
     split = COST["tp"] * math.log2(parallel.tp) + COST["cp"] * math.log2(parallel.cp)
     return COST.get(parallel.activation_checkpointing, 0.0) + sharded + small + split
 
 
 def choose(requirements: RunRequirements, machine: Machine) -> LayoutCandidate:
-    """Returns the best layout. Raises InputError where none fits."""
+    """Returns the best layout. Raises InputError if none fits."""
     found = candidates(requirements, machine)
     if found[0].problem is None:
         return found[0]
@@ -218,8 +221,8 @@ def _candidate(
 def micro_batches(requirements: RunRequirements, sizes: Sizes, machine: Machine) -> list[int]:
     """Returns candidate micro-batch sizes in tokens, largest first.
 
-    Raises InputError where sequences cannot be split over the layout, or where fp8 cannot multiply
-    the matrices of a rank.
+    Raises InputError if sequences cannot be split over the layout, or if a rank's matrices do not
+    have the sizes that fp8 needs.
     """
     pieces = sequence_parts(sizes.cp, sizes.tp)
     for seq_len in requirements.seq_lens:
@@ -252,7 +255,7 @@ def _largest(plan: StagePlan, ranks: int, micro_batch_tokens: int) -> int:
 def _multiplies_fp8(
     requirements: RunRequirements, sizes: Sizes, ranks: int, micro_batch_tokens: int
 ) -> bool:
-    """Returns whether fp8 can multiply matrices with the tokens of all micro-batches."""
+    """Returns whether the token counts of all micro-batches are sizes that fp8 supports."""
     tokens = [micro_batch_tokens]
     if requirements.plan is not None:
         tokens = list(micro_batch_sizes(requirements.plan, ranks, micro_batch_tokens).values())
@@ -283,7 +286,7 @@ def _plan_memory(
     micro_batch_tokens: int,
     shapes: dict[str, torch.Size],
 ) -> Memory:
-    """Plans memory for the longest sequences, whose masks and halos are the largest."""
+    """Plans memory for the longest sequences, which need the most for masks, keys and values."""
     ranks = sizes.dp_replicate * sizes.dp_shard
     dealt = (
         deals(requirements.plan, ranks, micro_batch_tokens) if requirements.plan is not None else ()

@@ -1,13 +1,13 @@
-"""The memory plan: what the fullest rank holds at the peak of a step, in closed form.
+"""Plans the peak memory of a step in closed form, for the rank that holds the most.
 
-The state (weights, gradients, optimizer) is exact: it follows from the shapes and the layout.
-Activations are what autograd saves in this code, counted as in Korthikanti et al. (arXiv
-2205.05198, section 4) for our blocks. Tests compare them with measured bytes; torch.compile saves
-less. The rest is an upper bound of what FSDP2 keeps around the running block (torch's notes on
-`fully_shard`).
+The state (weights, gradients, optimizer) is exact, because it follows from the shapes and the
+layout. Activations are the tensors that autograd saves, counted as in Korthikanti et al. (arXiv
+2205.05198, section 4) for the blocks of this project. Tests compare them with measured bytes;
+torch.compile saves less. The rest is an upper bound for the tensors that FSDP2 keeps for the
+running block (see torch's notes on `fully_shard`).
 
-The peak is where the backward pass of the last block begins: all activations exist, and all
-gradients of earlier micro-batches.
+The peak is at the start of the last block's backward pass, when all activations and the gradients
+of all earlier micro-batches exist.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pretrain.optim import optimizer_of
 
 FP32 = 4
 GATHERED_BLOCKS = 2
-"""The running block, and the next one, which is prefetched."""
+"""Number of blocks with gathered weights: the running one and the next, which is prefetched."""
 RUNTIME_BYTES = 1 << 30
 """Memory of libraries and communication on a GPU outside of torch's allocator (assumed)."""
 
@@ -43,16 +43,16 @@ class Sizes(NamedTuple):
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank at the peak, by part.
+    """Bytes of one rank at the peak of a step, by part.
 
     weights, gradients, optimizer: the sharded state, in float32.
     gathered: gathered weights of the running blocks, embedding and head, in the compute dtype.
     unreduced: unsharded gradients in addition to `gradients`, because FSDP2 sums the micro-batches
         of a step in float32 before it reduces them once.
-    activations: what is kept for the backward pass, and what a block recomputes.
-    loss: gradients of the head and of its input, which the forward pass computes, and the logits of
-        one chunk or the gradients inside a block, whichever is more.
-    buffers: of collectives and of libraries.
+    activations: tensors kept for the backward pass, and those that one block recomputes.
+    loss: gradients of the head and of its input, which the forward pass computes, plus the larger
+        of the logits of one chunk and the gradients inside a block.
+    buffers: buffers of collectives and libraries.
     """
 
     weights: int
@@ -87,8 +87,8 @@ CONFIDENCE = {
 }
 """Confidence of each part.
 
-An exact part follows from the shapes and the layout. An assumed part is a count of what autograd
-and FSDP2 keep, which tests compare with measured bytes, or a round number (buffers).
+An exact part follows from the shapes and the layout. An assumed part is an estimate of the tensors
+that autograd and FSDP2 keep, which tests compare with measured bytes, or a round number (buffers).
 """
 
 
@@ -96,11 +96,11 @@ and FSDP2 keep, which tests compare with measured bytes, or a round number (buff
 class Work:
     """The work of one rank in a forward pass.
 
-    micro_batch_tokens: of whole sequences, before context parallelism splits them.
+    micro_batch_tokens: tokens of a micro-batch, before context parallelism splits its sequences.
     accumulates: whether a step has more than one micro-batch.
     checkpointing: `none`, `selective` or `full`.
     reshard: whether the weights of blocks are gathered again for the backward pass.
-    dense_mask: whether attention is `sdpa` under a mask (sequences, 1, seq, seq) per layer.
+    dense_mask: whether attention is `sdpa` with a mask (sequences, 1, seq, seq) per layer.
     device: `cuda` or `cpu`.
     """
 
@@ -131,7 +131,7 @@ def plan_memory(
     work: Work,
     optimizer: str = "adamw",
 ) -> Memory:
-    """Returns the plan for one layout. shapes: `parameter_shapes(config)`."""
+    """Returns the memory plan for one layout. shapes: `parameter_shapes(config)`."""
     size = compute_dtype(work.precision).itemsize
     local = {name: _split_by_tp(name, shape, sizes.tp) for name, shape in shapes.items()}
     shards = sizes.dp_shard * sizes.cp
@@ -159,10 +159,10 @@ def plan_memory(
 
 
 def _split_by_tp(name: str, shape: torch.Size, tp: int) -> torch.Size:
-    """Returns the local shape in Megatron's tensor parallelism (arXiv 1909.08053).
+    """Returns the shape on one rank under Megatron's tensor parallelism (arXiv 1909.08053).
 
-    Norms are replicated, two matrices are split by columns of the (out, in) weight and the rest by
-    rows.
+    Norms are replicated. The (out, in) weights of o_proj and down_proj are split by columns, and
+    all others by rows.
     """
     if len(shape) == 1:
         return shape
@@ -173,13 +173,13 @@ def _split_by_tp(name: str, shape: torch.Size, tp: int) -> torch.Size:
 
 
 def optimizer_bytes(shapes: Mapping[str, torch.Size], optimizer: str) -> int:
-    """Returns the bytes of state that an optimizer keeps for whole parameters."""
+    """Returns the bytes of state that an optimizer keeps for unsharded parameters."""
     state_bytes = optimizer_of(optimizer).state_bytes
     return sum(state_bytes(name, shape, shape.numel()) for name, shape in shapes.items())
 
 
 def activation_bytes(config: ModelConfig, sizes: Sizes, work: Work) -> int:
-    """Returns the bytes that a micro-batch keeps for backward, with those of a recomputed block."""
+    """Returns the bytes that a micro-batch keeps for backward, including one recomputed block."""
     size = compute_dtype(work.precision).itemsize
     tokens = work.micro_batch_tokens // sizes.cp
     block = tokens * _block_bytes(config, sizes.tp, size, work.fused_norm)
@@ -201,15 +201,15 @@ def activation_bytes(config: ModelConfig, sizes: Sizes, work: Work) -> int:
 def _norm_bytes(config: ModelConfig, tp: int, size: int, fused: bool) -> int:
     """Returns the bytes per token of an RMSNorm.
 
-    It keeps its input and a float32 number; without the fused kernel, its float32 input and the
-    normalized input.
+    The fused kernel keeps its input and one float32. Without it, that float32, the input in float32
+    and the normalized input are kept.
     """
     hidden = config.hidden_size // tp
     return FP32 + (size * hidden if fused else 2 * FP32 * hidden)
 
 
 def _qk_norm_bytes(config: ModelConfig, tp: int, size: int, fused: bool) -> int:
-    """Returns the bytes per token of the norms of queries and keys, where there are any."""
+    """Returns the bytes per token of the norms of queries and keys; 0 without such norms."""
     if not config.qk_norm:
         return 0
     width = (config.query_size + config.kv_size) // tp
@@ -220,8 +220,9 @@ def _qk_norm_bytes(config: ModelConfig, tp: int, size: int, fused: bool) -> int:
 def _block_bytes(config: ModelConfig, tp: int, size: int, fused_norm: bool) -> int:
     """Returns the bytes per token of a block, without keys and values.
 
-    They are of two norms and their outputs, which are whole under tensor parallelism; the rotated
-    queries, the output of attention and its log-sum-exp; the gate, its SiLU, up, and their product.
+    These are the two norms and their outputs, which tensor parallelism does not split; the rotated
+    queries, the output of attention and its log-sum-exp; and the gate, its SiLU, up, and their
+    product.
     """
     matrices = (2 * config.query_size + 4 * config.intermediate_size) // tp
     return (
@@ -233,7 +234,7 @@ def _block_bytes(config: ModelConfig, tp: int, size: int, fused_norm: bool) -> i
 
 
 def _attention_bytes(config: ModelConfig, sizes: Sizes, work: Work, size: int) -> int:
-    """Returns the bytes of keys and values that a block's queries see, and of the `sdpa` mask."""
+    """Returns the bytes of the keys and values of a block's queries, and of the `sdpa` mask."""
     sequences = work.micro_batch_tokens // work.seq_len
     own = work.seq_len // sizes.cp
     keys = work.seq_len
@@ -246,7 +247,7 @@ def _attention_bytes(config: ModelConfig, sizes: Sizes, work: Work, size: int) -
 def _selected_bytes(config: ModelConfig, tp: int, size: int) -> int:
     """Returns the bytes per token that selective activation checkpointing keeps of a block.
 
-    They are the outputs of the seven matrices and of attention.
+    These are the outputs of the seven matrices and of attention.
     """
     split = 2 * config.query_size + 2 * config.kv_size + 2 * config.intermediate_size
     reduced = 2 * config.hidden_size // tp if tp > 1 else 0
@@ -255,7 +256,7 @@ def _selected_bytes(config: ModelConfig, tp: int, size: int) -> int:
 
 
 def loss_bytes(config: ModelConfig, tokens: int, tp: int, size: int) -> tuple[int, int]:
-    """Returns the bytes that the loss keeps until backward, and those of one chunk of tokens."""
+    """Returns the bytes that the loss keeps until backward, and the bytes for one token chunk."""
     rows = config.vocab_size // tp
     kept = size * tokens * config.hidden_size + FP32 * rows * config.hidden_size
     logits = min(tokens, CHUNK_TOKENS) * rows * (FP32 if size == FP32 else FP32 + size)
@@ -265,6 +266,6 @@ def loss_bytes(config: ModelConfig, tokens: int, tp: int, size: int) -> tuple[in
 def block_gradient_bytes(config: ModelConfig, tp: int, size: int) -> int:
     """Returns the bytes per token of the gradients that a block's backward holds at its peak.
 
-    They are of the MLP's three inner values, its input and its output.
+    These are the gradients of the MLP's three inner values, its input and its output.
     """
     return size * (3 * config.intermediate_size // tp + 2 * config.hidden_size)
