@@ -76,7 +76,7 @@ def import_shards(config: ImportConfig) -> None:
         (folder / FILE).write_text(manifest.to_json())
     print_summary(manifest, console)
     _print_warnings(manifest, config, list(sources), not_added, console)
-    console.print(f"made {out} of {len(pairs):,} shards", markup=False)
+    console.print(f"made {out} from {len(pairs):,} shards", markup=False)
 
 
 def _print_warnings(

@@ -144,7 +144,7 @@ def index_flaws(index: IndexArrays) -> Iterator[Flaw]:
         for number in np.flatnonzero(pointers != expected):
             yield Flaw(
                 f"sequence {first + number}",
-                f"starts at byte {pointers[number]} of .bin, but the one before it ends at byte "
+                f"starts at byte {pointers[number]} of .bin, but the previous one ends at byte "
                 f"{expected[number]}",
             )
         end = int(ends[-1])
@@ -157,7 +157,7 @@ def index_flaws(index: IndexArrays) -> Iterator[Flaw]:
     for number in np.flatnonzero(np.diff(boundaries) < 0):
         yield Flaw(
             f"document {number + 1}",
-            f"starts at sequence {boundaries[number + 1]}, before the document before it",
+            f"starts at sequence {boundaries[number + 1]}, before the start of the previous one",
         )
     if boundaries[-1] != len(index.lengths):
         yield Flaw(

@@ -164,9 +164,9 @@ def test_pointer_and_border_are_named_by_number(folder):
     borders = pointers + 8 * documents
     patch(folder / f"{SHARD}.idx", borders + 8 * 7, (3).to_bytes(8, "little"))
     text = "\n".join(problems(folder))
-    assert "sequence 5: starts at byte 8 of .bin, but the one before it ends at byte " in text
+    assert "sequence 5: starts at byte 8 of .bin, but the previous one ends at byte " in text
     assert "sequence 6: starts at byte " in text
-    assert "document 7: starts at sequence 3, before the document before it" in text
+    assert "document 7: starts at sequence 3, before the start of the previous one" in text
 
 
 def test_table_mask_tokenizer_and_unknown_files(folder):
