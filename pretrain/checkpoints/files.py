@@ -126,7 +126,7 @@ def verify(path: Path, share: tuple[int, int] = (0, 1)) -> str | None:
             right = file_digest(path / name) == files[name]["xxh3_128"]
         except OSError as error:
             return f"{path / name} cannot be read ({error})."
-        return None if right else f"{path / name} does not have the hash of its manifest."
+        return None if right else f"{path / name} does not match its hash in the manifest."
 
     with ThreadPoolExecutor(THREADS) as pool:
         return next((found for found in pool.map(check, mine) if found), None)

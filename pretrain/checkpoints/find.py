@@ -57,7 +57,7 @@ def latest_common_checkpoint(
 def no_complete_checkpoint(folder: Path, problems: list[str]) -> CheckpointError:
     """Returns the error for a folder whose checkpoints are all damaged."""
     return CheckpointError(
-        f"no checkpoint in {folder} is complete, {len(problems)} were tried. The newest: "
+        f"no checkpoint in {folder} is complete ({len(problems)} were tried). The newest: "
         f"{problems[0]} Remove the folder to start over."
     )
 
@@ -81,7 +81,7 @@ def checkpoint_of_step(folder: Path, step: str) -> Found:
     if step == "latest":
         found = latest_checkpoint(folder)
         if found is None:
-            raise InputError(f"{folder} has no checkpoint. Train first, or name another run.")
+            raise InputError(f"{folder} has no checkpoint. Train first, or give another run.")
         return found
     path = folder / f"step_{step}"
     if not path.is_dir():
@@ -112,7 +112,7 @@ def prepare_folder(folder: Path, processes: Processes) -> None:
         if found is not None:
             raise CheckpointError(
                 f"rank {rank} cannot write checkpoints to {folder} ({found}). Make it writable, "
-                "free space, or take another run_dir."
+                "free space, or use another run_dir."
             )
 
 

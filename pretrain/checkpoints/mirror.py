@@ -108,7 +108,7 @@ def verify(url: str, step: int) -> str | None:
         except FileNotFoundError:
             return f"{_file(url, step, name)} is missing."
         if state.hexdigest() != about[name]["xxh3_128"]:
-            return f"{_file(url, step, name)} does not have the hash of its manifest."
+            return f"{_file(url, step, name)} does not match its hash in the manifest."
         return None
 
     return next((problem for problem in files.in_parallel(check, sorted(about)) if problem), None)

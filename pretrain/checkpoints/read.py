@@ -41,7 +41,7 @@ KNOWN = {
 
 class _Metadata(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """Returns one of the few names that DCP's metadata consists of."""
+        """Returns the object of a name that DCP's metadata may contain, and refuses all others."""
         is_type = module == "torch" and (
             name == "Size" or isinstance(getattr(torch, name, None), torch.dtype)
         )

@@ -24,7 +24,7 @@ ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class Slot:
-    """Position of a tensor in the shared memory."""
+    """The position of a tensor in the shared memory."""
 
     offset: int
     dtype: torch.dtype

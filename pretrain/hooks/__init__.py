@@ -95,7 +95,7 @@ class Order(IntEnum):
     """Position of a hook within a step. Hooks of equal order are called in the order listed."""
 
     TIME = 0
-    """Measures everything that follows."""
+    """Measures the time of everything that follows."""
     RECORD = 1
     """Writes records, before a checkpoint of the same step is saved."""
     CONTROL = 2

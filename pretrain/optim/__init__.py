@@ -104,7 +104,7 @@ def check_optimizer(config: OptimConfig, dimensions: Mapping[str, int]) -> None:
                 else f"no parameter has such a name (there is {next(iter(dimensions))})"
             )
             raise InputError(
-                f"optim.groups.{key}.match={group.match}: {problem}. Change or drop the group."
+                f"optim.groups.{key}.match={group.match}: {problem}. Change or remove the group."
             )
 
 

@@ -55,7 +55,7 @@ class AsyncReduceScatter:
         op: Any,
         async_op: bool = False,
     ) -> dist.Work:
-        """Starts the reduce-scatter and makes the end of the backward pass wait for it."""
+        """Starts the reduce-scatter, for which the end of the backward pass waits."""
         # torch 2.13 renamed it and warns about the old name.
         reduce: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
         work = reduce(output_tensor, input_tensor, op, group, async_op=True)

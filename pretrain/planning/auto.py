@@ -103,8 +103,8 @@ def pick_micro_batch(
     config.parallel = replace(config.parallel, micro_batch_tokens=tokens)
     if best.problem is not None:
         return (
-            f"warning: parallel.micro_batch_tokens=auto takes {tokens}, the smallest, although by "
-            f"the plan it {best.problem}. Take more processes, parallel=auto or "
+            f"warning: parallel.micro_batch_tokens=auto takes {tokens}, the smallest, although the "
+            f"plan says that it {best.problem}. Use more processes, parallel=auto or "
             "parallel.activation_checkpointing=full."
         )
     return (
@@ -123,7 +123,7 @@ def pick_layout(config: PretrainConfig, plan: StagePlan, machine: Machine) -> li
         if getattr(config.parallel, name) != defaults[name]:
             raise InputError(
                 f"parallel.{name}={getattr(config.parallel, name)}: parallel=auto chooses this "
-                "size. Drop the key, or take parallel=fsdp."
+                "size. Remove the key, or use parallel=fsdp."
             )
     requirements = requirements_of(config, plan)
     best = choose(requirements, machine)

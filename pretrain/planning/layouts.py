@@ -159,7 +159,7 @@ def choose(requirements: RunRequirements, machine: Machine) -> LayoutCandidate:
         )
     raise InputError(
         f"parallel=auto finds no layout that fits. The smallest, {closest.name}, "
-        f"{closest.problem}. Take more processes, shorter sequences or a smaller model."
+        f"{closest.problem}. Use more processes, shorter sequences or a smaller model."
     )
 
 

@@ -120,7 +120,7 @@ class Work:
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
-    """Returns the whole shapes of all parameters by name."""
+    """Returns the unsharded shapes of all parameters by name."""
     return {name: p.shape for name, p in build_meta(config).named_parameters()}
 
 
