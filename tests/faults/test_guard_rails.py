@@ -107,7 +107,7 @@ def test_changed_settings_are_refused_unless_they_are_named(command, corpus, tmp
     for allowed in ("[precision]", "[optim.beta1,precision]"):
         done = command(*arguments(corpus.folder, run_dir, allow_change=allowed, **quick))
         assert done.returncode == 2, done.stderr
-        assert f"started with other settings ({refused}): restore them" in done.stderr
+        assert f"started with other settings ({refused}). Restore them" in done.stderr
         assert "'allow_change=[optim.learning_rate]'" in done.stderr
     done = command(*arguments(corpus.folder, run_dir, allow_change="[optim,precision]", **quick))
     assert done.returncode == 0, done.stderr
