@@ -147,14 +147,14 @@ def flip(path):
 
 
 DAMAGES = {
-    "flipped": ("does not have the hash", lambda p: flip(p / "__1_0.distcp")),
+    "flipped": ("does not match its hash", lambda p: flip(p / "__1_0.distcp")),
     "truncated": ("its manifest says", lambda p: os.truncate(p / "__0_0.distcp", 1000)),
     "missing": ("is missing", lambda p: (p / "__1_0.distcp").unlink()),
     "extra": ("is not in the manifest", lambda p: (p / "__2_0.distcp").write_bytes(b"more")),
     "manifest": ("cannot be read", lambda p: flip(p / "manifest.json")),
     "empty manifest": ("cannot be read", lambda p: os.truncate(p / "manifest.json", 0)),
     "no manifest": ("cannot be read", lambda p: (p / "manifest.json").unlink()),
-    "poisoned": ("does not have the hash", lambda p: poison(p / ".metadata")),
+    "poisoned": ("does not match its hash", lambda p: poison(p / ".metadata")),
 }
 
 

@@ -51,7 +51,7 @@ def test_a_signal_to_one_rank_stops_all_after_one_step(
     run_dir = tmp_path / "run"
     training = arguments(corpus.folder, run_dir, **STEPS)
     done = command("tests.faults.faulty", fault, str(rank), "4", *training[1:], processes=2)
-    assert f"stopped after step 5 ({fault} on rank {rank}), the same command" in done.stderr
+    assert f"stopped after step 5 ({fault} on rank {rank}). The same command" in done.stderr
     assert "exitcode  : 85" in done.stderr
     assert outcome(run_dir)["code"] == 85
     assert saved(run_dir) == ["step_5"]

@@ -216,7 +216,7 @@ def test_the_list_has_verdicts(trained, capsys):
     content = metadata.read_bytes()
     metadata.write_bytes(content[:-1] + b"x")
     command(run_dir)  # of the right size
-    with pytest.raises(files.CheckpointError, match=r"step_16/\.metadata does not have the hash"):
+    with pytest.raises(files.CheckpointError, match=r"step_16/\.metadata does not match its hash"):
         command(run_dir, do="verify")
     metadata.write_bytes(content)
 
