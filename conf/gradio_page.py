@@ -16,7 +16,7 @@ def check_installed(command: str, packages: Sequence[str]) -> None:
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
-            f"{command} needs {', '.join(missing)}, which is not installed. Run "
+            f"{command}: these packages are not installed: {', '.join(missing)}. Run "
             'pip install -c constraints.txt -e ".[chat]"'
         )
 

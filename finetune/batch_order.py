@@ -40,7 +40,10 @@ def shuffled_indices(
 
 
 class BatchOrder(Sampler[int]):
-    """A sampler in the order of the epoch that `epoch()` returns when an iteration begins."""
+    """A sampler that shuffles rows by the seed and the epoch number.
+
+    `epoch()` is called at the start of each iteration and returns that number.
+    """
 
     def __init__(
         self,

@@ -27,12 +27,12 @@ class SftConfig:
         the Hugging Face Hub.
     format: `auto` to detect it by the columns, else a name from docs/tuning_data.md.
     split: the split of a data set that has several, null for its training split.
-    language: of oasst2's messages.
+    language: language of the messages to read from oasst2.
     chat_template: a file of conf/chat_template/.
     learning_rate, schedule, weight_decay, clip_norm: of the optimizer; the schedule is cosine,
         linear or constant.
-    warmup: fraction of the steps. epochs: passes over the data. max_steps: ends sooner than
-        `epochs` would, null for no limit.
+    warmup: fraction of the steps in which the learning rate rises. epochs: passes over the
+        data. max_steps: number of steps after which to end early, null for no limit.
     batch_size: sequences per optimizer step, over all processes. micro_batch_size: sequences per
         forward pass of one process, null for its whole part of the batch.
     max_seq_len: in tokens, null for the model's maximum; longer conversations are truncated.

@@ -42,7 +42,7 @@ SOURCE = ("data", "format", "split", "language")
 def inputs_fingerprint(config: SftConfig, rows: list[Row]) -> str:
     """Returns the sha256 of everything that decides the result.
 
-    This is settings, rows, weights and tokenizer.
+    These are the settings, the rows, the weights and the tokenizer.
     """
     without = NOT_INPUTS + SOURCE
     settings = {key: value for key, value in asdict(config).items() if key not in without}
@@ -107,7 +107,7 @@ def staged(output: Output, inputs: str, *, writes: bool) -> Iterator[tuple[Path,
     """
     work = _work_folder(output)
     result = work / RESULT
-    # A folder of other inputs is never mistaken for one of these, even while it is being removed.
+    # A work folder of other inputs never counts as one of these, not even half removed.
     checkpoint = last_checkpoint(work) if _inputs_of(work) == inputs else None
     if writes:
         restore(result, output.path)

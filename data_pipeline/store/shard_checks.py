@@ -131,7 +131,7 @@ class ShardCheck:
             self._add(TABLE, [Flaw(f"row {min(rows, documents)}", text)])
 
     def _check_index(self) -> Ints:
-        """Checks the index and returns the tokens per document, (0,) if the index is unusable."""
+        """Checks the index and returns the tokens per document; empty if the index is unusable."""
         unknown = np.empty(0, np.int64)
         if not self._path(".idx").is_file():
             return unknown

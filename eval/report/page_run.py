@@ -163,7 +163,7 @@ def listed(records: list[Record]) -> str:
 
 
 def times(records: list[Record]) -> str:
-    """Returns `once`, or `5 times`."""
+    """Returns the number of records as an adverb, such as `once` or `5 times`."""
     return "once" if len(records) == 1 else f"{len(records):,} times"
 
 

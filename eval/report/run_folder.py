@@ -70,7 +70,7 @@ class RunFolder:
 
 
 def read_run(path: Path, key: str = "run") -> RunFolder:
-    """Reads the run folder given by setting `key`.
+    """Reads a run folder. key: the setting that names it, for error messages.
 
     Raises:
         InputError: the folder is not a run folder, or has no step yet.

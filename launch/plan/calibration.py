@@ -32,7 +32,7 @@ class Calibration:
     runs: list[dict[str, Any]]
 
     def apply(self, step: Step, cluster: ClusterConfig) -> tuple[StepTime, StepTime]:
-        """Returns the best and the typical time of a step, which differ by MEASURED_SPREAD."""
+        """Returns times of a step that are MEASURED_SPREAD below and above the calibrated one."""
         wanted = flops_per_token(step.model, step.seq_len)
         same = [run for run in self.runs if run["precision"] == step.precision]
         if not same:
@@ -66,7 +66,7 @@ class Calibration:
             is_valid = False
         if not is_valid:
             raise InputError(
-                f"calibration={path} holds no `runs` with {', '.join(sorted(KEYS))}. "
-                "benchmarks/gpu_training.py writes such a file."
+                f"calibration={path}: expected a list `runs`, each with {', '.join(sorted(KEYS))}. "
+                "Give a file written by benchmarks/gpu_training.py."
             )
         return cls(runs)

@@ -92,7 +92,7 @@ class ClusterConfig:
                 raise InputError(f"cluster.{key}={found}, expected [typical, best], both above 0.")
 
     def peak_flops(self, precision: str) -> float:
-        """Returns the peak FLOP/s of one GPU that a precision is compared with.
+        """Returns the peak FLOP/s of one GPU with which the speed in a precision is compared.
 
         fp8 is compared with the peak of bf16, so that the utilizations are comparable.
         """

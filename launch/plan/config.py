@@ -31,8 +31,8 @@ class PlanConfig:
     max_epochs: number of passes over a source above which the plan warns.
     data: a tokenized corpus, or null. out: the page to write, or null; overwrite: replaces such a
         page. show: number of layouts in the table.
-    calibration: measured speeds of this GPU, a file that `python benchmarks/gpu_training.py`
-        writes, or null.
+    calibration: a file of speeds measured on one of the cluster's GPUs, which
+        `python benchmarks/gpu_training.py` writes, or null.
     """
 
     model: ModelConfig = MISSING

@@ -36,7 +36,7 @@ MIN_SCALING = 0.85
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with the best known and the typical speed."""
+    """A quantity, estimated for the best known speed and for the typical speed."""
 
     best: float
     typical: float

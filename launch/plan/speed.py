@@ -80,7 +80,7 @@ class Step:
 
     @property
     def deal(self) -> Deal:
-        """Returns how its sequences are dealt to the data-parallel ranks."""
+        """Returns how the sequences of the step are dealt to the data-parallel ranks."""
         return deal_of(self.parallel, self.seq_len, self.batch_tokens)
 
 
@@ -156,7 +156,7 @@ def exposed_seconds(step: Step, cluster: ClusterConfig, time: StepTime) -> float
 
 
 def _bandwidth(cluster: ClusterConfig, span: int) -> float:
-    """Returns the bytes per second within a group that spans that many neighboring ranks."""
+    """Returns the bytes per second within a group that spans `span` neighboring ranks."""
     inside = span <= cluster.gpus_per_node or cluster.nodes == 1
     return 1e9 * (cluster.intra_node_gb_s if inside else cluster.inter_node_gb_s)
 

@@ -190,9 +190,10 @@ def chosen_steps(config: ChainConfig) -> dict[str, ChainStep]:
 
 
 def check_step(name: str, step: ChainStep) -> None:
-    """Raises InputError if a step's command would refuse its settings, which may be days later.
+    """Raises InputError if a step's command would refuse its settings.
 
-    Commands with a key `check` also check their data or tasks.
+    Without this check, the step would fail when its job starts, which may be days later. Commands
+    with a key `check` also check their data or tasks.
     """
     words = shlex.split(step.command)
     if name != PRETRAIN and words[0] in PACKAGES:
@@ -232,7 +233,7 @@ def command_of(
 
 
 def is_made(config: ChainConfig, name: str, step: ChainStep) -> bool:
-    """Returns whether a step is done; a training has checkpoints long before that."""
+    """Returns whether the result of a step exists; for a training, whether it has finished."""
     if name == PRETRAIN:
         ended = training.outcome(Path(config.out))
         return ended is not None and ended["code"] == EXIT_DONE

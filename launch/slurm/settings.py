@@ -34,7 +34,7 @@ class SlurmConfig:
     The overrides of `python -m pretrain` follow `--` (its --help shows them).
 
     cluster: the name of a file in `conf/cluster`, or the path of any file.
-    nodes: of the job. min_nodes: smallest number of nodes to start with, null for `nodes`.
+    nodes: number of nodes. min_nodes: smallest number of nodes to start with, null for `nodes`.
     nproc: processes per node, null for one per GPU.
     time: limit in SLURM's form (`2-00:00:00`), null for the cluster's. partition: null for the
         cluster's.

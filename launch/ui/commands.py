@@ -53,7 +53,8 @@ class Form:
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
             raise InputError(
-                f"name={self.name!r}: a folder has this name. Use letters, digits, dots and dashes."
+                f"name={self.name!r}: cannot be the name of a run folder. Use only letters, "
+                "digits, dots, dashes and underscores."
             )
         if not self.data:
             raise InputError(
@@ -144,7 +145,7 @@ def run_now(command: list[str], timeout_seconds: float = 900) -> str:
 
 @dataclass
 class BackgroundCommands:
-    """Commands that run in the background of the page, by a key."""
+    """Commands that run in the background of the page, each with a unique key."""
 
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 

@@ -1,4 +1,4 @@
-"""The page: tabs to make data, plan and train, watch, and chat."""
+"""The page of `launch ui`, with tabs to make data, plan and train, watch runs, and chat."""
 
 from __future__ import annotations
 

@@ -63,7 +63,10 @@ def no_complete_checkpoint(folder: Path, problems: list[str]) -> CheckpointError
 
 
 def latest_checkpoint(folder: Path) -> Found | None:
-    """Returns the newest complete checkpoint, and quarantines none, for a single-process reader."""
+    """Returns the newest complete checkpoint, or None, without quarantining damaged ones.
+
+    It is for a single process that only reads.
+    """
     problems = []
     for path in files.checkpoints_in(folder):
         problem = files.verify(path)

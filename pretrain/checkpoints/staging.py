@@ -122,7 +122,7 @@ def copy_to_memory(staged: Staged, sources: list[Tensor | None], memory: mmap.mm
     """Copies the tensors to their slots.
 
     From a GPU, the copy is queued between the kernels of this step and those of the next. The host
-    does not wait for it, so it must synchronize before it reads the memory.
+    does not wait for the copy, so it must synchronize before it reads the memory.
     """
     for content, source in zip(staged.contents, sources, strict=True):
         if isinstance(content, Slot) and source is not None:

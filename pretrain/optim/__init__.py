@@ -101,7 +101,7 @@ def check_optimizer(config: OptimConfig, dimensions: Mapping[str, int]) -> None:
             problem = (
                 "earlier groups match all of its parameters"
                 if taken
-                else f"no parameter has such a name (there is {next(iter(dimensions))})"
+                else f"no parameter has such a name (one of the names is {next(iter(dimensions))})"
             )
             raise InputError(
                 f"optim.groups.{key}.match={group.match}: {problem}. Change or remove the group."

@@ -227,7 +227,7 @@ def test_a_measurement_makes_the_range_narrow(tmp_path):
     with pytest.raises(InputError, match="calibration: the file has no run with precision=fp8"):
         make_outlook(config(cluster=one, calibration=str(path), precision="fp8"))
     path.write_text("[]")
-    with pytest.raises(InputError, match="holds no `runs` with batch_tokens"):
+    with pytest.raises(InputError, match="expected a list `runs`, each with batch_tokens"):
         make_outlook(config(cluster=one, calibration=str(path)))
 
 

@@ -55,7 +55,7 @@ def test_the_commands_are_those_of_the_terminal(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"name": "../other"}, r"name='../other': a folder has this name"),
+        ({"name": "../other"}, r"name='../other': cannot be the name of a run folder"),
         ({"data": ""}, r"no corpus is chosen\. Make one under Data"),
         ({"more": "seed='1"}, r"more overrides: No closing quotation"),
     ],
