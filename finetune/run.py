@@ -1,4 +1,4 @@
-"""Runs a tuning, in the steps that supervised tuning and DPO share.
+"""Runs a tuning job in the steps that supervised tuning and DPO share.
 
     settings -> rows -> trainer of `trl` -> training, with checkpoints -> a Hugging Face folder
 

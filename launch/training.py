@@ -23,7 +23,7 @@ command_line: list[str] = []
 TRAINING_KEYS = ("model", "recipe", "optim", "parallel", "precision", "checkpoint", "validation")
 """Groups of `python -m pretrain` that are often given to a launcher by mistake."""
 WITH_TRAINING = ("local", "slurm", "chain", "plan")
-"""Commands that take the arguments of a training after `--`."""
+"""Commands that take the arguments of a training run after `--`."""
 SWEEP = ("--multirun", "-m")
 
 
@@ -77,7 +77,7 @@ class Training:
 
 
 def compose(given: list[str]) -> Training:
-    """Returns a training, composed in a separate process as the run will be.
+    """Returns a training run, composed in a separate process as the run will be.
 
     Raises:
         InputError: the overrides are wrong.

@@ -20,8 +20,8 @@ GOOD_EPOCHS = 4.0
 class PlanConfig:
     """Keys of the run to plan, and the cluster it will use.
 
-    The arguments of a training may follow `--` instead, as for `python -m launch slurm`. All keys
-    of the run are then taken from there.
+    The arguments of a training run may follow `--` instead, as for `python -m launch slurm`. All
+    keys of the run are then taken from there.
 
     model, recipe, optim, parallel: same as for python -m pretrain.
     init_from: a Hugging Face folder, whose model is used if no model= is given.

@@ -15,7 +15,7 @@ from pretrain.preflight import preflight
 
 
 def take_run_settings(config: PlanConfig, run: Training) -> PlanConfig:
-    """Returns the config with model, recipe, optimizer, parallelism and precision of a training.
+    """Returns the config with the model, recipe, optimizer and layout of a training run.
 
     The corpus is also that of the training, if it exists on this machine.
 

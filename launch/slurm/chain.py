@@ -233,7 +233,7 @@ def command_of(
 
 
 def is_made(config: ChainConfig, name: str, step: ChainStep) -> bool:
-    """Returns whether the result of a step exists; for a training, whether it has finished."""
+    """Returns whether the result of a step exists; for a training run, whether it has finished."""
     if name == PRETRAIN:
         ended = training.outcome(Path(config.out))
         return ended is not None and ended["code"] == EXIT_DONE

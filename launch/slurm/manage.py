@@ -38,7 +38,7 @@ class StopConfig:
     """Writes a file `STOP` into the run folder, which makes the run save a checkpoint and end.
 
     The run does not start again before the file is removed. Pending jobs are cancelled, and so is a
-    running step of a chain that is not a training.
+    running step of a chain that is not a training run.
 
     run: the run folder. now: cancels the job at once, without a checkpoint.
     """

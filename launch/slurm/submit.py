@@ -108,7 +108,7 @@ class Job:
     """A job of a run in SLURM.
 
     number: its id.
-    script: name of its script: `job` for a training, else the step of the chain.
+    script: name of its script: `job` for a training run, else the step of the chain.
     state: the state in squeue, empty if the job has ended or SLURM does not know it.
     """
 
