@@ -318,7 +318,7 @@ def _fitted(word: Word, schema: type, sweeps: bool) -> Word:
 
 
 def _number(word: Word, kind: type) -> str:
-    """Returns the value of a numeric key; accepts 1e6 as an int, rejects 1M and 1,000,000."""
+    """Returns the value of a numeric key. Accepts 1e6 as an int, but rejects 1M and 1,000,000."""
     text = word.value.strip()
     scaled = re.fullmatch(r"([\d_]*\.?\d+)\s*([kKmMgGbBtT])", text)
     grouped = re.fullmatch(r"[+-]?\d{1,3}(?:,\d{3})+", text)

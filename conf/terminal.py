@@ -38,7 +38,7 @@ class BestEffortStream(io.TextIOBase):
         return self._stream.isatty()
 
     def writable(self) -> bool:
-        """Returns True."""
+        """Returns True, because this stream can always be written to."""
         return True
 
     def write(self, text: str) -> int:

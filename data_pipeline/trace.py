@@ -47,7 +47,7 @@ class WhereConfig:
 
     def __post_init__(self) -> None:
         if (self.step is None) == (self.doc is None):
-            raise InputError("give either step=<number> or doc=<document>.")
+            raise InputError("Give either step=<number> or doc=<document>.")
         if self.rank is not None and self.step is None:
             raise InputError(f"rank={self.rank} selects samples of a step. Give step=... too.")
         if self.chars < 0:

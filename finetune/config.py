@@ -21,33 +21,41 @@ DEVICES = ("auto", "cpu", "cuda")
 class SftConfig:
     """Configuration of supervised tuning.
 
-    model: a Hugging Face folder. out: the folder to make.
-    data: one source of training data or a list of them. A source is a jsonl or parquet file, a
+    model: a Hugging Face folder with the model to tune.
+    out: the folder to write.
+    data: one source of training data, or a list of them. A source is a jsonl or parquet file, a
         folder of such files, a folder that `datasets` saved, or hf:owner/name for a data set on
         the Hugging Face Hub.
-    format: `auto` to detect it by the columns, else a name from docs/tuning_data.md.
-    split: the split of a data set that has several, null for its training split.
+    format: a name from docs/tuning_data.md; `auto` detects the format by the columns.
+    split: the split to read of a data set that has several; null for its training split.
     language: language of the messages to read from oasst2.
     chat_template: a file of conf/chat_template/.
-    learning_rate, schedule, weight_decay, clip_norm: of the optimizer; the schedule is cosine,
-        linear or constant.
-    warmup: fraction of the steps in which the learning rate rises. epochs: passes over the
-        data. max_steps: number of steps after which to end early, null for no limit.
-    batch_size: sequences per optimizer step, over all processes. micro_batch_size: sequences per
-        forward pass of one process, null for its whole part of the batch.
-    max_seq_len: in tokens, null for the model's maximum; longer conversations are truncated.
+    learning_rate: peak learning rate.
+    schedule: shape of the learning rate after the warm-up: cosine, linear or constant.
+    weight_decay: weight decay of the optimizer.
+    clip_norm: norm to which larger gradients are scaled down.
+    warmup: fraction of the steps during which the learning rate rises.
+    epochs: number of passes over the data.
+    max_steps: number of steps after which tuning ends early; null for no limit.
+    batch_size: sequences per optimizer step, over all processes.
+    micro_batch_size: sequences per forward pass of one process; null for its whole share of the
+        batch.
+    max_seq_len: longest sequence in tokens; null for the model's maximum. Longer conversations
+        are truncated.
     packing: fills sequences of max_seq_len with whole conversations that do not attend to each
         other; without it, a batch holds padded conversations of similar length.
     gradient_checkpointing: recomputes activations in the backward pass to save memory.
-    precision: of the computation; weights and optimizer are fp32. `auto` is bf16 if the hardware
-        of every process multiplies it, else fp32; a resumed run keeps its precision.
-    device: auto, cpu or cuda. seed: of order, packing and new embeddings.
-    log_every: steps between log lines.
-    validation: more data, for the validation loss before the first step, every `validate_every`
+    precision: precision of the computation; weights and optimizer states are fp32. `auto` takes
+        bf16 if the hardware of every process has bf16 units, else fp32. A resumed run keeps its
+        precision.
+    device: auto, cpu or cuda.
+    seed: seed of the order of rows, of packing and of new embeddings.
+    log_every: number of steps between log lines.
+    validation: further data, whose loss is computed before the first step, every `validate_every`
         steps and at the end; null for none.
     checkpoint_every: steps between checkpoints, from which the same command resumes; null for
         none. They are stored in `out`.tmp until the result is complete.
-    repetition_penalty: of the result's generation config, null to keep that of `model`.
+    repetition_penalty: value for the generation config of the result; null keeps that of `model`.
     logger: a file of conf/logger/.
     overwrite: replaces `out` if it is a model folder that Headwater made.
     check: reads and checks all data, then ends; `model` need not exist yet.

@@ -123,8 +123,8 @@ def choose_format(formats: dict[str, Format], name: str, row: dict[str, Any], pl
         for key, format in others.items():
             if formats is not others and has_columns(format, row):
                 raise InputError(
-                    f"{place} has the keys {keys}, which are the format {key} of python -m "
-                    f"finetune {command}. Use that command, or give other data."
+                    f"{place} has the keys {keys}, which are those of the format {key} of "
+                    f"python -m finetune {command}. Use that command, or give other data."
                 )
     raise InputError(f"{place} has the keys {keys}, expected those of one of {known}.")
 

@@ -35,7 +35,8 @@ class ShowConfig:
     model: a Hugging Face folder, for its tokenizer.
     data, format, split, language, chat_template: same as for sft.
     row: index of the example, from 0.
-    out: an HTML page to write, null for the terminal only. overwrite: replaces such a page.
+    out: an HTML page to write; null for the terminal only.
+    overwrite: replaces `out` if it is a page that Headwater made.
     """
 
     model: str = MISSING

@@ -24,7 +24,7 @@ FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
 
 @dataclass
 class LocalConfig:
-    """Runs torchrun on this machine and exits with the run's own exit code.
+    """Configuration of `local`, which runs torchrun and exits with the run's own exit code.
 
     The overrides of `python -m pretrain` follow `--` (its --help shows them). The run folder has
     one log per rank in `logs/`.

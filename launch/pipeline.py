@@ -28,7 +28,7 @@ from conf.files import write_text
 class StepConfig:
     """One command of a pipeline.
 
-    title: shown while it runs.
+    title: text that is shown while the step runs.
     command: the arguments of `python -m`, such as `pretrain name=demo`.
     makes: file or folder that exists when the step is done.
     processes: 0 for a plain process, else the number of processes of `torchrun`.
@@ -44,9 +44,11 @@ class StepConfig:
 class PipelineConfig:
     """A pipeline: steps by name, in the order in which they run.
 
-    name: of the run.
+    name: name of the run.
     out: folder of the logs and of `pipeline.json`, which records the steps that are done.
-    data: folder of the tokenized corpus. processes: number for the distributed steps.
+    data: folder of the tokenized corpus.
+    processes: number of processes of the distributed steps.
+    steps: the steps by name, in the order in which they run.
     """
 
     name: str = MISSING

@@ -165,7 +165,8 @@ class ParallelConfig:
 class ValidationConfig:
     """Measurement of the held-out loss during training.
 
-    every_steps: interval; 0 for only before the first and after the last step.
+    every_steps: number of steps between validations; 0 validates only before the first step and
+        after the last.
     tokens: number of held-out tokens per source in each validation.
     """
 
@@ -177,8 +178,8 @@ class ValidationConfig:
 class EvaluationConfig:
     """Evaluation of the model with lm-eval tasks during training.
 
-    tasks, task_folder, num_fewshot, limit: those of `python -m eval lm_eval`.
-    every_steps: interval; 0 for only after the last step.
+    tasks, task_folder, num_fewshot, limit: same as for `python -m eval lm_eval`.
+    every_steps: number of steps between evaluations; 0 evaluates only after the last step.
     """
 
     tasks: Any = field(default_factory=list)

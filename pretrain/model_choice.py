@@ -36,8 +36,8 @@ def take_model(arguments: list[str], config_name: str) -> list[str]:
         return arguments
     if given["init_from"].is_sweep_override():
         raise InputError(
-            f"{given['init_from'].input_line}: a sweep over folders does not say which model. "
-            "Add model=, or start one run per folder."
+            f"{given['init_from'].input_line}: a sweep over folders does not say which model to "
+            "train. Add model=, or start one run per folder."
         )
     path = Path(str(folder))
     known = (

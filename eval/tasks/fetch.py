@@ -14,7 +14,7 @@ from eval.tasks.suites import select
 class FetchConfig:
     """Configuration of `fetch`.
 
-    tasks, task_folder, num_fewshot: as in lm_eval.
+    tasks, task_folder, num_fewshot: same as for `python -m eval lm_eval`.
     """
 
     tasks: Any = MISSING

@@ -25,15 +25,19 @@ class ClusterConfig:
     """Equal nodes of equal GPUs.
 
     gpu_memory_gib, memory_gb_s: size and bandwidth of the memory of one GPU.
-    bf16_tflops, fp8_tflops: dense peak of the GPU's data sheet, 0 if it does not multiply that
-        type. fp32_tflops: 0 for a sixteenth of bf16's, as on A100 and H100.
+    bf16_tflops, fp8_tflops: dense peak of the GPU's data sheet; 0 if the GPU does not multiply
+        that type.
+    fp32_tflops: dense peak in fp32; 0 for a sixteenth of that in bf16, as on A100 and H100.
     intra_node_gb_s, inter_node_gb_s: bandwidth at which each GPU can send within a node and
         between nodes.
     matmul, attention: fraction of the peak that matrix products and attention reach, as [typical,
-        best known]. fp8_gain, fp8_rowwise_gain: speedup of the matrix products of the blocks in
-        fp8, including casts.
-    gpu_hour_price, kwh_price: in `currency`. gpu_watts: of one GPU with its part of the node.
-    node_mttf_days: mean time between failures of a node. storage_gb_s: write bandwidth of a node.
+        best known].
+    fp8_gain, fp8_rowwise_gain: speedup of the matrix products of the blocks in fp8, including
+        casts, as [typical, best known].
+    gpu_hour_price, kwh_price: price of an hour of one GPU, and of a kWh, in `currency`.
+    gpu_watts: power of one GPU, including its share of the node.
+    node_mttf_days: mean time between failures of a node.
+    storage_gb_s: write bandwidth of a node.
     slurm: keys of `launch.slurm.settings.SlurmSettings`, for jobs.
     """
 

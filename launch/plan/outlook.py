@@ -113,8 +113,10 @@ class Reliability:
 class Outlook:
     """The plan of a run.
 
-    layouts: the layouts that fit, fastest first. refused: the other layouts.
-    epochs: passes over each source. calibration: path of the measured speeds, if any.
+    layouts: the layouts that fit, fastest first.
+    refused: the other layouts.
+    epochs: passes over each source.
+    calibration: path of the measured speeds, if any.
     """
 
     config: PlanConfig
@@ -143,7 +145,7 @@ class Outlook:
 
     @property
     def energy_kwh(self) -> Estimate:
-        """Returns the energy at the power of the cluster's file."""
+        """Returns the energy in kWh, at the power per GPU that the cluster's file gives."""
         return self.gpu_hours.map(lambda hours: hours * self.config.cluster.gpu_watts / 1000)
 
     @property

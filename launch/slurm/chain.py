@@ -29,10 +29,11 @@ PRETRAIN = "pretrain"
 class ChainStep(StepConfig):
     """A step of a chain, which runs as a SLURM job.
 
-    array: number of jobs that share its work, 0 for one job. rounds: number of times the array is
-        submitted, each after the previous one, for work in several phases, so that no job of an
-        array has to wait for another.
-    gpus: GPUs of the job, null for all of a node.
+    array: number of jobs that share the work of the step; 0 for one job.
+    rounds: number of times that the array is submitted; each array starts after the previous one.
+        Work in several phases needs several rounds, so that no job of an array has to wait for
+        another.
+    gpus: number of GPUs of the job; null for all of a node.
     sbatch: additional options of this step, such as `partition=cpu`; they override the cluster's.
     needs: keys of the chain that must have a value when the step is submitted.
     optional: keys of the command that are dropped together with the step that makes their file.
@@ -48,19 +49,23 @@ class ChainStep(StepConfig):
 
 @dataclass
 class ChainConfig:
-    """Submits the steps in the order of the config, one job per step.
+    """Configuration of `chain`, which submits one job per step, in the order of the config.
 
     A step whose result exists is skipped. If a step fails, the steps after it are cancelled. The
-    overrides of the training follow `--`, as for `python -m launch slurm`.
+    overrides of the training run follow `--`, as for `python -m launch slurm`.
 
-    name: of the run. cluster: the name of a file in `conf/cluster`, or the path of any file.
-    data: folder of the tokenized corpus. out: the run folder.
+    name: name of the run.
+    cluster: the name of a file in `conf/cluster`, or the path of any file.
+    data: folder of the tokenized corpus.
+    out: the run folder.
     corpus, tokenizer: same as for `python -m data_pipeline tokenize`.
-    answers: jsonl of conversations for sft. preferences: jsonl of better and worse answers for dpo.
+    answers: jsonl file of conversations for sft.
+    preferences: jsonl file of better and worse answers for dpo.
     tasks: same as for `python -m eval lm_eval`.
     more: additional overrides of a step, such as more.sft="epochs=2 learning_rate=1e-5".
-    nodes, nproc: of the training. time: limit of each job, null for the cluster's.
-    only: the steps to submit, such as only=[export,sft], empty for all.
+    nodes, nproc: number of nodes of the training run, and of its processes per node.
+    time: time limit of each job; null for the cluster's.
+    only: the steps to submit, such as only=[export,sft]; empty for all.
     after: ids of jobs to wait for.
     node_check: compares and times the nodes before the training.
     dry_run: prints the jobs without writing or submitting anything.

@@ -25,7 +25,9 @@ RECENT_STEPS = 20
 
 @dataclass
 class StatusConfig:
-    """Reads run folders and queries SLURM if it is installed; changes nothing.
+    """Configuration of `status`, which reads run folders, and queries SLURM if it is installed.
+
+    The command changes nothing.
 
     runs: a folder of runs, or one run.
     """
@@ -35,12 +37,13 @@ class StatusConfig:
 
 @dataclass
 class StopConfig:
-    """Writes a file `STOP` into the run folder, which makes the run save a checkpoint and end.
+    """Configuration of `stop`, which writes a file `STOP` into the run folder.
 
-    The run does not start again before the file is removed. Pending jobs are cancelled, and so is a
-    running step of a chain that is not a training run.
+    The run then saves a checkpoint and ends, and does not start again before the file is removed.
+    Pending jobs are cancelled, and so is a running step of a chain that is not a training run.
 
-    run: the run folder. now: cancels the job at once, without a checkpoint.
+    run: the run folder.
+    now: cancels the job at once, without a checkpoint.
     """
 
     run: str = MISSING

@@ -34,10 +34,11 @@ class SlurmConfig:
     The overrides of `python -m pretrain` follow `--` (its --help shows them).
 
     cluster: the name of a file in `conf/cluster`, or the path of any file.
-    nodes: number of nodes. min_nodes: smallest number of nodes to start with, null for `nodes`.
-    nproc: processes per node, null for one per GPU.
-    time: limit in SLURM's form (`2-00:00:00`), null for the cluster's. partition: null for the
-        cluster's.
+    nodes: number of nodes.
+    min_nodes: smallest number of nodes to start with; null for `nodes`.
+    nproc: number of processes per node; null for one per GPU.
+    time: time limit in SLURM's form (`2-00:00:00`); null for the cluster's.
+    partition: partition of the job; null for the cluster's.
     after: ids of jobs that must succeed first.
     node_check: compares and times the nodes before the first step.
     dry_run: prints the job without writing or submitting anything.
@@ -68,16 +69,19 @@ class SlurmSettings:
     The file also has gpus_per_node, gpu_memory_gib and device (cuda or cpu).
 
     partition, account, qos, cpus_per_task, mem: options of sbatch.
-    time: limit of a job. signal_seconds: time before the limit at which the ranks are signalled to
-        save and stop.
+    time: time limit of a job.
+    signal_seconds: time before the limit at which the ranks are signalled to save and stop.
     shutdown_seconds: time for the save after the signal, before torchrun kills the ranks.
     gpus: the option that requests GPUs: `gpus-per-node`, `gres` or `none` (whole nodes, CPUs).
     sbatch: additional options as lines, without `#SBATCH`.
-    modules: environment modules to load. setup: shell lines before the run. env: variables to
-        export, such as NCCL's.
-    container: an image for pyxis' `--container-image`. mounts: its mounts, in addition to the
-        folder of submission and the run folder. The job script itself needs a python3 on the host.
-    python: the Python of the job, null for the one that submits it, or for `python` in a container.
+    modules: environment modules to load.
+    setup: shell lines that are executed before the run.
+    env: environment variables to export, such as those of NCCL.
+    container: an image for pyxis' `--container-image`. The job script itself runs outside of the
+        container and needs a python3 on the host.
+    mounts: mounts of the container, in addition to the folder of submission and the run folder.
+    python: the Python of the job; null for the one that submits it, or for `python` in a
+        container.
     max_attempts: starts in a row without a new checkpoint after which the job gives up.
     """
 

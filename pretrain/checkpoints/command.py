@@ -42,7 +42,10 @@ class CheckpointsConfig:
         one_of("do", self.do, ("list", "verify", "export"))
         one_of("dtype", self.dtype, tuple(DTYPES))
         if (self.out is not None) != (self.do == "export"):
-            raise InputError(f"out={self.out} with do={self.do}: do=export needs out=FOLDER.")
+            raise InputError(
+                f"out={self.out} with do={self.do}: do=export needs out=FOLDER, but do=list and "
+                "do=verify do not use it. Add it or leave it out."
+            )
 
 
 Row = tuple[str, dict[str, Any] | None, str | None]

@@ -68,7 +68,7 @@ class Planner:
         self.metadata: Metadata | None = None
 
     def plan(self, state: dict[str, Any]) -> tuple[DefaultSavePlanner, SavePlan]:
-        """Returns a planner that can resolve items of this state, and this rank's items."""
+        """Returns a planner that can resolve the items of this state, and this rank's save plan."""
         planner = DefaultSavePlanner()
         rank = dist.get_rank()
         planner.set_up_planner(state, is_coordinator=rank == 0)

@@ -21,7 +21,7 @@ KEEP_ALL = 2**31 - 1
 
 
 class Allocator(Hook):
-    """Has the C library keep freed memory during a run on a CPU."""
+    """Makes the C library keep freed memory during a run on a CPU."""
 
     def on_start(self, trainer: TrainerView) -> None:
         """Returns memory freed by the setup to the system, and keeps memory that is freed later."""

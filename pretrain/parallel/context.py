@@ -162,7 +162,7 @@ def _ranges(rank: int, size: int, seq: int, window: int | None) -> list[QueryRan
 
 
 def _with_window(ranges: list[QueryRange], window: int | None) -> list[QueryRange]:
-    """Returns the same query ranges, with the first key that each needs under a window."""
+    """Returns the query ranges, each with the first key that it needs under the given window."""
     if window is None:
         return ranges
     return [part._replace(first_key=max(0, part.start - window + 1)) for part in ranges]

@@ -218,11 +218,11 @@ def _qk_norm_bytes(config: ModelConfig, tp: int, size: int, fused: bool) -> int:
 
 
 def _block_bytes(config: ModelConfig, tp: int, size: int, fused_norm: bool) -> int:
-    """Returns the bytes per token of a block, without keys and values.
+    """Returns the bytes per token that a block keeps, except for keys and values.
 
-    These are the two norms and their outputs, which tensor parallelism does not split; the rotated
-    queries, the output of attention and its log-sum-exp; and the gate, its SiLU, up, and their
-    product.
+    They are those of the two norms and their outputs, which tensor parallelism does not split;
+    the rotated queries, the output of attention and its log-sum-exp; and the gate, its SiLU, up,
+    and their product.
     """
     matrices = (2 * config.query_size + 4 * config.intermediate_size) // tp
     return (

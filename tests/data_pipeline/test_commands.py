@@ -167,7 +167,7 @@ BAD = {
     ),
     "no corpus folder": (["pairs", "corpus=nowhere", "out=x"], "nowhere/manifest.json does not"),
     "no run": (["where", "run=nowhere", "step=1"], "nowhere/ledger.jsonl does not exist"),
-    "no question": (["where", "run=nowhere"], "give either step=<number> or doc=<document>"),
+    "no question": (["where", "run=nowhere"], "Give either step=<number> or doc=<document>"),
     "unknown command": (["tokenise"], "unknown command 'tokenise' (did you mean"),
 }
 

@@ -178,8 +178,8 @@ def test_the_command_prints_them(run, capsys):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({}, "give either step=<number> or doc="),
-        ({"step": 1, "doc": "x"}, "give either step=<number> or doc="),
+        ({}, "Give either step=<number> or doc="),
+        ({"step": 1, "doc": "x"}, "Give either step=<number> or doc="),
         ({"doc": "x", "rank": 0}, "rank=0 selects samples of a step"),
         ({"step": 1, "chars": -1}, "chars=-1, expected 0 or more"),
     ],

@@ -172,7 +172,7 @@ def test_format_by_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"line 1 has the keys .* expected 'query' and 'response'"):
         read_rows(path, "metamathqa")
     with pytest.raises(
-        InputError, match="which are the format completion of python -m finetune sft"
+        InputError, match="which are those of the format completion of python -m finetune sft"
     ):
         read_pairs(path)
     path.write_text(json.dumps({"text": "of no format"}))

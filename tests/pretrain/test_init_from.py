@@ -124,4 +124,4 @@ def test_a_folder_that_is_no_model_is_refused(command, corpus, tmp_path, content
 def test_a_sweep_over_folders_needs_a_model(command, corpus, tmp_path):
     done = command(*without_model(corpus, tmp_path / "run", init_from="a,b"), "--multirun")
     assert done.returncode == 2
-    assert "init_from=a,b: a sweep over folders does not say which model" in done.stderr
+    assert "init_from=a,b: a sweep over folders does not say which model to train" in done.stderr
