@@ -1,4 +1,4 @@
-"""Chat templates, the schema of `conf/chat_template/`, and the text of chat messages."""
+"""The schema of the chat templates in `conf/chat_template/`, and the text of chat messages."""
 
 from __future__ import annotations
 

@@ -34,8 +34,8 @@ class Command:
     run: `module:function` that takes the dataclass. It is imported only when the command is
         chosen, so that `--help` and bad overrides are answered at once.
     summary: one line for `--help`.
-    extra_help_schema: another `module:Dataclass` whose docstring `--help` shows, such as that of a
-        file named by a key.
+    extra_help_schema: another `module:Dataclass` whose docstring `--help` shows, such as the schema
+        of a file that a key names.
     complete: `module:function` that takes the arguments and the name of the config, and returns the
         arguments together with further ones that follow from them.
     """
@@ -146,7 +146,7 @@ def compose_settings(command: Command, arguments: list[str]) -> Any:
 
 
 def to_settings(config: Any) -> Any:
-    """Returns the dataclass of a composed config.
+    """Returns a composed config as an instance of its dataclass.
 
     Raises:
         InputError: a key has no value, or the dataclass rejects the values.
@@ -198,7 +198,7 @@ def sentence(error: Exception, schema: type) -> str:
 
 
 def _whole(text: str) -> str:
-    """Returns advice on how to write a whole number such as 1e6 from a YAML file, else ''."""
+    """Returns advice on how to write a number that a YAML file gives as 1e6, '' if not whole."""
     try:
         number = float(text)
     except ValueError:

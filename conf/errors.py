@@ -11,7 +11,7 @@ EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 """A key, a file or a combination of settings is wrong; one sentence names it."""
 EXIT_CHECKPOINT = 65
-"""No checkpoint can be read or written, which needs manual attention (EX_DATAERR)."""
+"""No checkpoint can be read or written, which needs manual attention (EX_DATAERR of sysexits.h)."""
 EXIT_STORAGE = 75
 """Remote storage did not answer in time despite retries; the same command may work later
 (EX_TEMPFAIL of sysexits.h, so that a scheduler can requeue)."""
@@ -32,8 +32,8 @@ class InputError(Exception):
     output on disk.
 
     Attributes:
-        every_rank: each rank that raises the error prints it; otherwise all ranks raise the same
-            error and only rank 0 prints it.
+        every_rank: True if each rank that raises the error prints it; False if all ranks raise
+            the same error and only rank 0 prints it.
     """
 
     exit_code = EXIT_BAD_INPUT

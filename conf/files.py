@@ -49,7 +49,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 @contextmanager
 def staging(out: Path) -> Iterator[Path]:
-    """Yields an empty folder next to `out` for this process alone, and removes it afterwards."""
+    """Yields a new folder next to `out` for this process alone, and removes it afterwards."""
     out.parent.mkdir(parents=True, exist_ok=True)
     folder, lock = _locked_folder(out)
     try:
@@ -62,9 +62,9 @@ def staging(out: Path) -> Iterator[Path]:
 def put(made: Path, out: Path, *, replace: bool) -> None:
     """Syncs a file or folder to disk and renames it to `out`, on the same file system.
 
-    Afterwards, the previous content of `out` is at `made` or `old_of(made)`, and the caller removes
-    it. If the system cannot exchange two folders, the old one is renamed first. `restore` puts it
-    back if the process is killed between the two renames.
+    Afterwards, a folder that was replaced is at `made` or `old_of(made)`, from which the caller
+    removes it. If the system cannot exchange two folders, the old one is renamed first, and
+    `restore` puts it back if the process is killed between the two renames.
 
     Raises:
         FileExistsError: `out` is an existing file and `replace` is not set.
@@ -128,7 +128,7 @@ def is_staged(path: Path) -> bool:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Swaps two paths in one step; returns False if kernel or file system cannot do that."""
+    """Swaps two paths in one step; returns False if the kernel or file system cannot do that."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError):

@@ -1,4 +1,4 @@
-"""Finds the files in folders and globs, including those reached through symbolic links."""
+"""Finds the files below folders or matched by globs, also through symbolic links."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from conf.errors import InputError
 
 
 def files_under(root: str) -> Iterator[str]:
-    """Yields the path of each file below a folder, in any order, and of each broken link.
+    """Yields the path of each file and each broken link below a folder, in any order.
 
     Raises:
         InputError: a folder cannot be read.
@@ -22,7 +22,7 @@ def files_under(root: str) -> Iterator[str]:
 def expand(pattern: str) -> list[str]:
     """Returns the sorted matches of a recursive glob.
 
-    Unlike `glob.glob`, it terminates if links to folders form a loop.
+    Unlike `glob.glob`, it does not follow links to folders around a loop.
 
     Raises:
         InputError: a folder cannot be read.

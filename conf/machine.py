@@ -40,7 +40,7 @@ ISA_WITHOUT_FP16 = (*ISA_WITHOUT_BF16, "AVX512_CORE_BF16")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 """Torch's name of the dtype for each precision."""
 SIZES = (128, 256, 512, 1024)
-"""Matrix sizes that are multiplied to measure a CPU, as long as each product is fast enough."""
+"""Sizes of the matrices that are multiplied to measure a CPU, as long as the products are fast."""
 GPU_SIZE = 8192
 PRODUCT_SECONDS, SIZE_SECONDS = 0.5, 0.2
 """Products that are expected to take longer than PRODUCT_SECONDS are skipped. Each size is repeated
@@ -228,8 +228,8 @@ def fastest(
     the scheduler.
 
     Args:
-        product: returns a function that computes the product of a size; its first call also
-            prepares kernels.
+        product: takes a size and returns a function that multiplies matrices of this size. The
+            first call of that function also prepares kernels.
         sizes: matrix sizes in ascending order.
         clock: returns the time in seconds.
     """
@@ -249,7 +249,7 @@ def fastest(
 
 
 def cpu_features(capabilities: Mapping[str, Any], cpuinfo_text: str) -> frozenset[str]:
-    """Returns the CPU features that torch or /proc/cpuinfo reports; older torch reports fewer."""
+    """Returns the CPU features from torch and /proc/cpuinfo; older torch versions report fewer."""
     found = {name for name, value in capabilities.items() if value is True}
     for line in cpuinfo_text.splitlines():
         key, _, values = line.partition(":")
@@ -275,7 +275,7 @@ def cpuinfo() -> str:
 
 
 def cpu_name() -> str:
-    """Returns the vendor's name of the CPU, or its architecture if there is none."""
+    """Returns the model name of the CPU, or its architecture if the name is not known."""
     for line in cpuinfo().splitlines():
         key, _, value = line.partition(":")
         if key.strip() == "model name":

@@ -30,7 +30,7 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Iterable[object]]) -> st
 
 
 def loading_example(more: str = "") -> str:
-    """Returns a code block that loads the model and tokenizer, followed by further lines."""
+    """Returns a code block that loads the model and tokenizer, and ends with the text `more`."""
     return (
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'model = AutoModelForCausalLM.from_pretrained("FOLDER")\n'

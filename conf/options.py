@@ -1,4 +1,4 @@
-"""Reads the options of a named choice, such as an optimizer, and checks them by its dataclass."""
+"""Reads the options of a named choice, such as an optimizer, into the choice's dataclass."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ MOST_BYTES = 1 << 26
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns the object in a JSON file, or an empty one if the file holds none."""
+    """Returns the object in a JSON file, or {} if the file is missing, too large or holds none."""
     try:
         if path.stat().st_size > MOST_BYTES:
             return {}

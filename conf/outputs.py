@@ -45,7 +45,7 @@ class Kind:
 class Output:
     """A file or folder that a command makes.
 
-    given: the path as the user gave it, under `key`.
+    given: the path as the user gave it, in the setting that `key` names.
     inputs: files and folders that the command reads. The output must neither be one of them nor
         contain one.
     """
@@ -94,7 +94,7 @@ class Output:
             self._put(new)
 
     def write(self, content: str | bytes) -> None:
-        """Writes the output file, complete or not at all."""
+        """Writes the output file either completely or not at all."""
         self.check()
         with self._errors_as_sentences(), files.staging(self.path) as staging:
             new = staging / files.NEW
@@ -104,7 +104,7 @@ class Output:
     def put(self, made: Path) -> None:
         """Renames a finished folder to the output's path, which must be on the same file system.
 
-        The caller removes the old output, which is then where `files.put` states.
+        The caller removes the old output afterwards; `files.put` states where it is then.
         """
         with self._errors_as_sentences():
             self._put(made)

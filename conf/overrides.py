@@ -176,7 +176,7 @@ def _check_parents(key: str, schema: type) -> None:
 
 
 def _holder(schema: type, key: str) -> str | None:
-    """Returns the dictionary entry that holds a key, such as a stage or a source, or None."""
+    """Returns the dictionary entry, such as a stage or a source, that holds a key, or None."""
     names = key.split(".")
     for length in range(1, len(names)):
         kind = kind_of(schema, ".".join(names[:length]))

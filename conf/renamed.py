@@ -23,7 +23,7 @@ RENAMED = {
 }
 """Current names of dotted keys, keyed by their old names."""
 MUON_ONLY = ("optim.muon_momentum", "optim.muon_steps")
-"""Keys that old configs list for every optimizer; they are dropped unless it is Muon."""
+"""Keys that old configs list for every optimizer; they are dropped unless the optimizer is Muon."""
 
 
 def current_key(key: str) -> str:
@@ -60,7 +60,7 @@ def rename_keys(content: Any, package: str = "", announce: bool = True) -> Any:
 
 
 def load_run_config(path: Path) -> Any:
-    """Returns the `config.yaml` of a run with current names, as an OmegaConf config."""
+    """Returns the `config.yaml` of a run as an OmegaConf config, with its keys renamed."""
     from omegaconf import OmegaConf
 
     stored = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
@@ -79,7 +79,7 @@ def rename_in_yaml() -> None:
         """Reads YAML files and renames their keys."""
 
         def load_config(self, config_path: str) -> ConfigResult:
-            """Returns a file of a group, such as `optim/adamw`, with current names."""
+            """Returns the content of a file, such as `optim/adamw`, with its keys renamed."""
             result = super().load_config(config_path)
             package = result.header.get("package") or "_group_"
             group = config_path.rpartition("/")[0].replace("/", ".")
@@ -98,7 +98,7 @@ def _relative(key: str, package: str) -> list[str]:
 
 
 def _holder(content: Any, names: list[str], create: bool = False) -> tuple[Any, str]:
-    """Returns the dictionary that holds a key, or None if there is none, and the key's name."""
+    """Returns the dictionary that holds a dotted key, or None, and the last name in the key."""
     *outer, name = names
     for one in outer:
         if create and isinstance(content, dict):

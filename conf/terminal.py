@@ -50,7 +50,7 @@ class BestEffortStream(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Writes the buffer; on an error, the rest of it is dropped."""
+        """Writes the buffer, and drops the rest of it on an error."""
         with self._lock, suppress(OSError):
             pending, self._buffer = self._buffer.encode(self.encoding, "replace"), ""
             while pending:
@@ -81,9 +81,10 @@ def print_error(sentence: str) -> None:
 
 
 def silence_torchao() -> None:
-    """Hides torchao's import warnings, about kernels for other machines and a deprecation.
+    """Hides warnings from importing torchao, about kernels for other machines and a deprecation.
 
-    Call it before torchao is imported, directly or by a library: peft imports it if installed.
+    This must be called before torchao is imported, be it directly or by a library. peft, for
+    example, imports torchao if it is installed.
     """
     logging.getLogger("torchao").setLevel(logging.ERROR)
     logging.getLogger("torch.utils._pytree").addFilter(

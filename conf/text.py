@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 LOG_WIDTH = 168
-"""Width of tables in columns if the output goes to a file."""
+"""Width of tables, in characters, if stdout is not a terminal."""
 
 
 def format_duration(seconds: float) -> str:
@@ -38,7 +38,7 @@ def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def table_console() -> Console:
-    """Returns a console for tables, as wide as the terminal or LOG_WIDTH columns in a file."""
+    """Returns a console for tables, as wide as the terminal, or LOG_WIDTH wide if there is none."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else LOG_WIDTH, highlight=False)

@@ -1,4 +1,4 @@
-"""Reads text and JSON files in all the forms that users have.
+"""Reads text and JSON files in the various forms in which users store them.
 
 Files may be compressed, begin with a byte order mark, and hold one object per line or an array.
 """
@@ -66,7 +66,8 @@ NULS: dict[tuple[bool, ...], str] = {
     (True, True, True, False): "UTF-32",
     (False, True, True, True): "UTF-32",
 }
-"""Encoding of a text that begins with ASCII, by which of its first 4 bytes are NUL (RFC 4627)."""
+"""Encodings, keyed by whether each of the first 4 bytes is NUL, for text that begins with ASCII
+characters (RFC 4627)."""
 ARRAY = re.compile(rb"\s*\[(\s*\{|[ \t\r]*\n)")
 INDENTED = re.compile(rb"\s*\{[ \t\r]*\n")
 BLANK = re.compile(r"[\s\ufeff]*")  # concatenated files may have byte order marks inside
@@ -75,9 +76,9 @@ BLANK = re.compile(r"[\s\ufeff]*")  # concatenated files may have byte order mar
 def open_text(path: str | Path) -> io.BufferedReader:
     """Opens a file for reading bytes, decompressed if its name has the ending of a compressed file.
 
-    A compressed file may have several members, each followed by NUL bytes. If the file is
-    truncated, damaged or has other data after a member, reading raises a ValueError that says what
-    to do.
+    A compressed file may have several members, each optionally followed by NUL bytes. If the file
+    is truncated or damaged, or has other data after a member, reading raises a ValueError that says
+    what to do.
     """
     file: io.BufferedReader = io.BufferedReader(io.FileIO(path), BUFFER_BYTES)
     compression = COMPRESSIONS.get(Path(path).suffix)
@@ -181,7 +182,7 @@ def other_kind(raw: bytes) -> str:
 
 
 def how_to_convert(kind: str) -> str:
-    """Returns advice on how to convert a file of this `other_kind` to readable text."""
+    """Returns advice on how to make a file of a kind from `other_kind` readable as text."""
     if kind.startswith("UTF"):
         return f"convert it with iconv -f {kind.split()[0]} -t UTF-8"
     if kind.startswith("compressed"):

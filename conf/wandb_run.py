@@ -1,4 +1,4 @@
-"""Settings for Weights & Biases, and a function that opens its runs, for all training stages."""
+"""Settings for the loggers of metrics, and a function that opens a run in Weights & Biases."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ MODES = ("auto", "online", "offline", "disabled")
 class LoggerConfig:
     """Destinations of metrics in addition to `metrics.jsonl`, which is always written.
 
-    wandb: auto (online if an API key is set, else offline), online, offline or disabled.
-    project, entity, group: names of the run's project, entity and group in Weights & Biases.
+    wandb: mode of Weights & Biases: auto (online if an API key is set, else offline), online,
+        offline or disabled.
+    project: name of the run's project in Weights & Biases.
+    entity: user or team that owns the project, null for the default of Weights & Biases.
+    group: name of the group of runs that the run belongs to, null for none.
     progress: whether to show progress on the terminal.
     trackers: further loggers for pretraining by name, each with its options.
     """

@@ -1,6 +1,6 @@
 """Evaluation: validation during training, lm-eval tasks, generation and chat, and the HTML report.
 
-A model is found and loaded by `find_model`, `devices` and `load_model`, which all subpackages use:
+`find_model`, `devices` and `load_model` find and load exported models. The subpackages are:
 
     inloop/   loss and lm-eval tasks on the model while it trains
     tasks/    lm-eval tasks: built from a corpus, or chosen by name

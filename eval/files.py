@@ -13,7 +13,7 @@ from conf.text_files import json_objects
 
 
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Returns the content of a jsonl file."""
+    """Returns the content of a jsonl file that holds these rows."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 

@@ -23,7 +23,7 @@ GAP = 1.5
 class Part:
     """A segment of a bar.
 
-    value: length in the unit of all bars.
+    value: length, in the unit that all bars share.
     style: CSS class, s0 to s7.
     faint: draws the segment in a lighter shade.
     """
@@ -82,7 +82,7 @@ class Bars:
 class Histogram:
     """A histogram on a logarithmic x axis.
 
-    edges: ascending positive bin edges, one more than shares.
+    edges: positive edges of the bins in ascending order, one more than there are shares.
     shares: percent per bin.
     marks: labeled positions on the x axis.
     """

@@ -89,12 +89,12 @@ class Plot:
     high: float
 
     def x(self, value: float) -> float:
-        """Returns the distance from the left in pixels."""
+        """Returns the distance of an x value from the left edge of the chart, in pixels."""
         span = (self.right - self.left) or 1
         return MARGIN_LEFT + (value - self.left) / span * (self.width - MARGIN_LEFT - MARGIN_RIGHT)
 
     def y(self, value: float) -> float:
-        """Returns the distance from the top in pixels."""
+        """Returns the distance of a y value from the top edge of the chart, in pixels."""
         span = (self.high - self.low) or 1
         inner = self.height - MARGIN_TOP - MARGIN_BOTTOM
         return MARGIN_TOP + (self.high - value) / span * inner

@@ -32,7 +32,7 @@ class ChatConfig:
     system: system prompt, null for none; some chat templates do not support one.
     temperature: sampling temperature; 0 for greedy decoding.
     top_p: total probability of the likeliest tokens to sample from; 1 for all tokens.
-    dtype: auto for the stored dtype if the device supports it, else float32.
+    dtype: dtype to compute in; auto for the stored one if the device supports it, else float32.
     """
 
     model: str = MISSING
@@ -129,7 +129,7 @@ def check_system_turn(loaded: LoadedModel, first: Messages) -> None:
 
 
 def conversation_ids(loaded: LoadedModel, messages: Messages) -> Any:
-    """Returns the token ids of a conversation up to the assistant's next turn, (1, tokens)."""
+    """Returns the token ids (1, tokens) of a conversation up to the assistant's next turn."""
     import torch
 
     tokens = loaded.chat_tokens
@@ -141,7 +141,7 @@ def conversation_ids(loaded: LoadedModel, messages: Messages) -> Any:
 
 
 def truncated_ids(loaded: LoadedModel, messages: Messages, max_new_tokens: int) -> Any:
-    """Returns the token ids of a conversation, truncated to leave space for an answer, (1, tokens).
+    """Returns the token ids (1, tokens) of a conversation, truncated to leave space for an answer.
 
     At most half of the context length is reserved for the answer. The oldest questions and answers
     are dropped first, then the beginning of the last question.

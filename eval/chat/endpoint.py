@@ -108,7 +108,7 @@ class RequestValidator:
         await self._forward(scope, json.dumps(body).encode(), receive, send)
 
     async def _forward(self, scope: Event, raw: bytes, receive: Receive, send: Send) -> None:
-        """Forwards a request to the server and converts its errors to OpenAI's format."""
+        """Forwards a request to the server, and converts the server's errors to OpenAI's format."""
         events = [{"type": "http.request", "body": raw, "more_body": False}]
         other_headers = [pair for pair in scope["headers"] if pair[0].lower() != b"content-length"]
         headers = [*other_headers, (b"content-length", str(len(raw)).encode())]

@@ -28,14 +28,14 @@ class GenerateConfig:
 
     model: a folder, a run, a checkpoint of a run, or a name on the Hub.
     prompts: a list of prompts.
-    prompts_file: a text file with one prompt per line, or jsonl or JSON with `prompt` (text or
-        messages) and optionally `completion`; it may be compressed.
+    prompts_file: a text file with one prompt per line, or a jsonl or JSON file of rows with
+        `prompt` (text or messages) and optionally `completion`; it may be compressed.
     chat: true to render prompts with the model's chat template, false to continue their text.
     temperature: sampling temperature; 0 for greedy decoding.
     top_p: total probability of the likeliest tokens to sample from; 1 for all tokens.
     top_k: number of likeliest tokens to sample from, 0 for all tokens.
     limit: number of prompts, null for all.
-    dtype: auto for the stored dtype if the device supports it, else float32.
+    dtype: dtype to compute in; auto for the stored one if the device supports it, else float32.
     out: a jsonl file for prompts and completions, null for none.
     overwrite: replaces an existing file of completions.
     """
@@ -106,7 +106,7 @@ def generate(config: GenerateConfig) -> None:
 
 
 def read_prompts(config: GenerateConfig) -> list[dict[str, Any]]:
-    """Returns rows with `prompt`, and `reference` if the file has a completion.
+    """Returns rows with `prompt`, and with `reference` if the row of the file has a completion.
 
     Raises:
         InputError: there are no prompts, or a row of the file has no prompt.

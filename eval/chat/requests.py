@@ -75,7 +75,7 @@ def check_request(path: str, body: Body, count: TokenCount, longest: int) -> Bod
     """Validates a request and returns it in the form that the server needs.
 
     The role `developer` becomes `system`, text parts are joined, and the answer is limited to the
-    context length, `longest`.
+    tokens that the prompt leaves of the context length, `longest`.
 
     Raises:
         BadRequest: the request is invalid.

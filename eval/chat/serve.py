@@ -45,8 +45,8 @@ class ServeConfig:
     page: false to serve the endpoint only.
     share: creates a public link to the page through gradio.
     engine: transformers, or vllm if it is installed.
-    dtype: auto for the stored dtype if the device supports it, else float32.
-    start_seconds: time limit for the endpoint to load the model.
+    dtype: dtype to compute in; auto for the stored one if the device supports it, else float32.
+    start_seconds: time limit, in seconds, for the endpoint to start and load the model.
     """
 
     model: str = MISSING
@@ -193,7 +193,7 @@ def chat_page(folder: Path, endpoint: str) -> Any:
 
 
 def make_responder(model: str, endpoint: str) -> Callable[..., Iterator[str]]:
-    """Returns the function that streams answers to the page, yielding the answer so far."""
+    """Returns the function that streams an answer to the page by yielding the text so far."""
     from openai import APIError, OpenAI
 
     client = OpenAI(base_url=endpoint, api_key="none")

@@ -27,7 +27,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 MIN_LENGTH = 64
-"""Minimum row length; longer rows are padded to powers of two, so that compile sees few shapes."""
+"""Minimum row length; longer rows are padded to powers of two, for few compiled shapes."""
 LM_EVAL_BATCH = 16
 """Rows per pass in lm-eval's shapes: the default `batch_size` of `python -m eval lm_eval`."""
 
@@ -201,7 +201,10 @@ class DecoderLM(TemplateLM):
 
 
 def _score(logits: Tensor, targets: list[int]) -> Tensor:
-    """Returns (log-likelihood in nats, 1 if each target is the argmax); logits (tokens, vocab)."""
+    """Returns the log-likelihood in nats, and 1 if each target is the argmax of its logits, else 0.
+
+    logits: one row per target, (tokens, vocab).
+    """
     expected = torch.tensor(targets, device=logits.device)
     log_probs = logits.float().log_softmax(-1)
     value = log_probs.gather(-1, expected[:, None]).sum().double()

@@ -85,7 +85,7 @@ def header(folder: Path, content: Content, results: Content | None) -> str:
 
 
 def scores_of(folder: Path, results: Content | None) -> list[tuple[str, str, float]]:
-    """Returns (task, metric, value) for the model in a folder; fractions are in percent."""
+    """Returns (task, metric, value) per score of a folder's model; fractions are in percent."""
     if results is None:
         return []
     names = {Path(model["folder"]).resolve(): name for name, model in results["models"].items()}

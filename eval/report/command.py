@@ -1,7 +1,8 @@
 """`python -m eval report`: writes one HTML page about a run, which opens offline.
 
 The page shows the run and its corpus and, if given, scores from `lm_eval`, the loss from
-`perplexity`, tuned models and samples from `generate`. It also works for a run in progress.
+`perplexity`, tuned models and samples from `generate`. The command also works
+for a run in progress.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ METHODS = {
     "sft.json": ("SFT", "conversations", "nats per answer token", "the assistant's turns only"),
     "dpo.json": ("DPO", "pairs", "nats per pair", "chosen against rejected answers"),
 }
-"""Method, noun for a row, unit of the loss and what the loss covers, keyed by finetune's record."""
+"""Method, noun for a row, unit of the loss and what the loss covers, keyed by the file name of
+finetune's record."""
 
 
 def record_name(folder: Path) -> str | None:

@@ -70,7 +70,9 @@ class RunFolder:
 
 
 def read_run(path: Path, key: str = "run") -> RunFolder:
-    """Reads a run folder. key: the setting that names it, for error messages.
+    """Reads a run folder.
+
+    key: the setting that names the folder, for error messages.
 
     Raises:
         InputError: the folder is not a run folder, or has no step yet.

@@ -172,7 +172,7 @@ def paired_stderr(one: dict[str, Any], other: dict[str, Any], metric: str) -> fl
 
 
 def differences_table(all_differences: list[Difference], baseline: str) -> Table:
-    """Returns a table with one row per metric and one column per model."""
+    """Returns a table with one row per task and metric, and one column per model."""
     names = list(dict.fromkeys(one.model for one in all_differences))
     table = Table(
         title=f"difference to {baseline} ± standard error",

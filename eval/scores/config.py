@@ -19,12 +19,14 @@ class LmEvalConfig:
     models: folders, runs, their checkpoints or names on the Hub, keyed by the names in the tables.
     tasks: `local` for all tasks of `task_folder`; a suite of `conf/tasks/`; a folder of task
         files; an lm-eval task; or a list of these.
+    task_folder: a folder of task files, which replace lm-eval tasks with the same names.
     out: JSON file of results; models whose results it already holds are skipped.
     overwrite: discards the results that the file already holds.
-    num_fewshot: few-shot examples for all tasks; null for the number in the suite or task.
-    limit: samples per task, null for all; limited scores are not comparable.
+    num_fewshot: number of few-shot examples for all tasks, null for that of the suite or task.
+    limit: number of samples per task, null for all; scores with different limits are not
+        comparable.
     chat: renders prompts with the model's own chat template.
-    dtype: auto for the stored dtype if the device supports it, else float32.
+    dtype: dtype to compute in; auto for the stored one if the device supports it, else float32.
     check: checks that the tasks exist and exits; models and data sets may be missing.
     """
 

@@ -1,7 +1,7 @@
 """`python -m eval lm_eval`: scores models on lm-eval tasks and prints them side by side.
 
 Each model is a stock Hugging Face folder, run by lm-eval's own `hf` model. The result file is
-written after every model. An interrupted call can be repeated, and skips the finished models.
+written after every model. If an interrupted call is repeated, it skips the finished models.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class PerplexityConfig:
     seq_len: tokens per sample; use that of the trainer's last stage.
     tokens: held-out tokens per source; use the trainer's validation.tokens.
     batch_tokens: tokens per forward pass.
-    dtype: auto for the stored dtype if the device supports it, else float32.
+    dtype: dtype to compute in; auto for the stored one if the device supports it, else float32.
     out: a JSON file for the scores, null for none.
     overwrite: replaces an existing file of scores.
     """

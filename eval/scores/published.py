@@ -104,7 +104,7 @@ def published_files() -> list[dict[str, Any]]:
 class PublishedConfig:
     """Configuration of `published`.
 
-    suite: prints only the table of this suite; null for all tables.
+    suite: name of the suite whose table is printed, null for all tables.
     """
 
     suite: str | None = None

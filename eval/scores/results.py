@@ -131,7 +131,7 @@ def computed_in(results: dict[str, Any]) -> str:
 
 
 def scores_table(results: dict[str, Any]) -> Table:
-    """Returns a table with one row per metric and one column per model."""
+    """Returns a table with one row per task and metric, and one column per model."""
     title = f"value ± standard error{computed_in(results)}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("task", overflow="fold")

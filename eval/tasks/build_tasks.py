@@ -46,9 +46,9 @@ class BuildTasksConfig:
 
     corpus: a corpus folder made by data_pipeline.
     out: the folder of tasks to write.
-    questions: multiple-choice questions per source; fewer if its held-out text is short.
-    context_chars: approximate characters of context per question.
-    continuation_chars: minimum and maximum characters of a choice.
+    questions: number of multiple-choice questions per source; fewer if its held-out text is short.
+    context_chars: approximate number of characters of context per question.
+    continuation_chars: minimum and maximum number of characters of a choice.
     documents: maximum number of documents in a perplexity task.
     document_chars: maximum number of characters per document in a perplexity task.
     overwrite: replaces `out` if it is a folder of tasks that Headwater made.

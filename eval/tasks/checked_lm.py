@@ -28,7 +28,7 @@ class CheckedLM(TemplateLM):
 
     @property
     def truncated(self) -> Counter[str]:
-        """Number of requests per task whose context was too long and lost its beginning."""
+        """Number of requests, keyed by task, whose context was too long and lost its beginning."""
         return self.__dict__.setdefault("_truncated", Counter())
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> list[tuple[float, bool]]:

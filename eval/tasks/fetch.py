@@ -14,7 +14,9 @@ from eval.tasks.suites import select
 class FetchConfig:
     """Configuration of `fetch`.
 
-    tasks, task_folder, num_fewshot: same as for `python -m eval lm_eval`.
+    tasks: the tasks, given in the same form as for `python -m eval lm_eval`.
+    task_folder: folder of task files, as for lm_eval; null for none.
+    num_fewshot: number of few-shot examples for all tasks, as for lm_eval.
     """
 
     tasks: Any = MISSING

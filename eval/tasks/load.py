@@ -158,9 +158,10 @@ def _load(manager: TaskManager, name: str) -> dict[str, Any]:
 
 
 def _check_answers(task: Any, is_local: bool, key: str, limit: int | None) -> None:
-    """Raises InputError if no sample has a correct answer, or some samples of a local task do not.
+    """Raises InputError if all samples lack a correct answer, or some samples of a local task do.
 
-    Some of lm-eval's own tasks have such samples on purpose; for those it prints a note.
+    Some of lm-eval's own tasks have such samples on purpose. For these tasks, and for tasks that
+    generate text, only a note is printed.
     """
     problem = unanswerable(task, limit)
     if problem is None:

@@ -2,7 +2,8 @@
 
 lm-eval's CoQA, SQuAD and similar tasks import `transformers.data.metrics.squad_metrics`, which
 `transformers` 5 no longer has. The definitions are those of the official script (Rajpurkar et al.,
-arXiv 1606.05250): text without case, punctuation and articles, compared as a bag of words.
+arXiv 1606.05250): texts are compared without case, punctuation and articles, for F1 as bags of
+words.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class Selection:
     """All selected tasks.
 
     folders: folders with the user's task files.
-    built_in: whether lm-eval's own tasks are needed, whose data sets may be remote.
+    built_in: whether lm-eval's own tasks, whose data sets may be remote, are needed.
     suites: names of the suites that are run exactly as published.
     """
 

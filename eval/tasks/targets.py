@@ -47,7 +47,7 @@ EXPECTED = {
     ),
     "loglikelihood_rolling": ("text", "a sample is text to score"),
 }
-"""For each kind of task: what a sample lacks, and what is expected instead."""
+"""The part that a sample may lack, and a clause about what is expected, keyed by kind of task."""
 
 
 def _problem(task: Any, kind: str, doc: Mapping[str, Any]) -> str:
