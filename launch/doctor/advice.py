@@ -20,6 +20,7 @@ NEEDED_BY = {
     "finetune": "finetune sft, dpo",
     "eval": "eval lm_eval, perplexity, generate, report; evaluation.tasks",
     "chat": "eval serve, eval chat page, launch ui",
+    "tensorboard": "logger=tensorboard",
     "fp8": "precision=fp8 and fp8_rowwise",
     "cuda": "FlashAttention, fp8 and the energy of GPUs",
     "dev": "make test, make lint",

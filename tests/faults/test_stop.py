@@ -89,7 +89,7 @@ def test_stop_after_saves_and_is_not_the_end(command, corpus, tmp_path):
     training = arguments(corpus.folder, run_dir, **STEPS)
     done = command(*training, "stop_after=3", processes=2)
     assert done.returncode == 0, done.stderr
-    assert "stopped after step 3 of 20 (stop_after=3): the same command without" in done.stdout
+    assert "stopped after step 3 of 20 (stop_after=3). The same command without" in done.stdout
     assert saved(run_dir) == ["step_3"]
     assert (outcome(run_dir)["code"], outcome(run_dir)["cause"]) == (0, "stopped")
     assert read_status(run_dir).state == "stopped"
