@@ -60,7 +60,7 @@ def test_the_sentence_of_pretrain(case, corpus, tmp_path):
         (GPUS, {"profile__memory": "true"}, "but the run is on cpu"),
         (GPUS, {"device": "auto", "precision": "fp8", "parallel__attention": "flex"}, None),
         (CPUS, {"profile__ranks": "[3]"}, None),
-        (CPUS, {"profile__ranks": "[4]"}, "rank 4. Expected ranks from 0 to 3"),
+        (CPUS, {"profile__ranks": "[4]"}, "rank 4. Use ranks from 0 to 3"),
         (CPUS, {"parallel__attention": "flex"}, "attention=flex: cannot run on cpu"),
         (
             CPUS,
