@@ -37,8 +37,9 @@ ITERATIONS = 5
 class Timing:
     """The backend for one sequence length, with the times of all candidates.
 
-    seconds: per backend, the time of one layer's forward and backward pass on one micro-batch.
-    failed: per backend that could not run, the reason.
+    seconds: per backend, the time of attention's forward and backward pass on one micro-batch, in
+        one layer, or in all layers if their windows differ.
+    failed: the reason for each backend that could not run.
     """
 
     backend: str
@@ -114,7 +115,7 @@ def fastest(candidates: Sequence[str], work: Callable[[str], Callable[[], None]]
 
 
 def seconds_of(work: Callable[[], None]) -> float:
-    """Returns the shortest time of several runs, after one that compiles and warms up caches."""
+    """Returns the shortest time of several runs, after a first run that compiles and warms up."""
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     work()
     best = float("inf")
@@ -138,8 +139,8 @@ def forward_backward(
 ) -> Callable[[], None]:
     """Returns a function that runs one layer's attention and its gradients with a backend.
 
-    The function runs the heads of one of `tp` ranks. If the layers' windows differ, it runs all
-    layers.
+    The function runs the heads that one of `tp` ranks has. If the layers' windows differ, it runs
+    all layers.
 
     Args:
         name: The backend.

@@ -1,7 +1,7 @@
-"""Checks a run before it starts, with functions without side effects that may raise InputError.
+"""Checks a run before it starts. The functions have no side effects, and may raise InputError.
 
 They need the config, the plan, the manifest of the data and a description of the processes (`Job`).
-`pretrain.setup` describes the processes it runs in, and `launch` those that a job will have.
+`pretrain.setup` describes the processes in which it runs, and `launch` those that a job will have.
 `check_run` lists all checks of a new run; those of a checkpoint are in `pretrain.resume_checks`.
 """
 
@@ -37,7 +37,7 @@ from pretrain.recipe import training_config
 RUN_KEYS = ("model", "data", "recipe", "optim", "parallel")
 """Groups of keys in the config.yaml of every run."""
 FP8_MULTIPLE = 16
-"""Number of which the sides of matrices must be multiples in `torch._scaled_mm`."""
+"""Number by which `torch._scaled_mm` requires every side of a matrix to be divisible."""
 FP8_CAPABILITY = (8, 9)
 """Compute capability of the first NVIDIA GPUs with fp8 matrix products (Ada)."""
 
@@ -89,7 +89,7 @@ def check_run(
 
 
 def check_run_folder(run_dir: Path) -> None:
-    """Raises InputError if the folder holds a config.yaml that is not one of a run."""
+    """Raises InputError if the folder holds a config.yaml that is not the config of a run."""
     path = run_dir / "config.yaml"
     if not path.exists():
         return
@@ -128,7 +128,10 @@ def sample_order(config: PretrainConfig, plan: StagePlan, manifest: Manifest) ->
 def check_layout(
     config: ParallelConfig, model: ModelConfig, world_size: int
 ) -> tuple[int, int, int, int]:
-    """Returns the sizes of the mesh, in the order of MESH. Raises InputError if they do not fit."""
+    """Returns the sizes of the mesh, in the order of MESH.
+
+    Raises InputError if they do not fit the model or the number of processes.
+    """
     sizes = {name: getattr(config, name) for name in MESH}
     for key, size in sizes.items():
         if size < 1 and not (key == "dp_shard" and size == -1):
@@ -172,7 +175,7 @@ def check_stages(
     Args:
         plan: The stages.
         parallel: The layout.
-        max_seq_len: Positions of the model.
+        max_seq_len: Number of positions of the model.
         manifest: Manifest of the data; None skips the checks that need it.
     """
     micro_batch_tokens, cp, tp = parallel.micro_batch_tokens, parallel.cp, parallel.tp
@@ -306,7 +309,7 @@ def check_fp8_package(precision: str) -> None:
 
 
 def check_fp8_device(precision: str) -> None:
-    """Raises InputError if this machine's GPU does not support fp8. A CPU emulates it."""
+    """Raises InputError if this machine's GPU does not support fp8. A CPU emulates fp8."""
     import torch
 
     found = torch.cuda.get_device_capability()
@@ -362,7 +365,7 @@ def check_profile(config: ProfileConfig, job: Job) -> None:
 
 
 def check_tasks_package(config: EvaluationConfig) -> None:
-    """Raises InputError if tasks are to be scored and lm-eval is missing."""
+    """Raises InputError if the config names tasks to score and lm-eval is missing."""
     if config.tasks and importlib.util.find_spec("lm_eval") is None:
         raise InputError(
             f"evaluation.tasks={config.tasks} needs the package lm_eval, which is not installed. "

@@ -26,7 +26,7 @@ class DataConfig:
     """The tokenized corpus.
 
     folder: output of `python -m data_pipeline tokenize`, local or a URL such as s3://bucket/corpus.
-    max_epochs: how many times a source may be read; a recipe that needs more is refused.
+    max_epochs: largest number of passes over a source; a recipe that needs more is refused.
     prefetch_steps: number of steps whose data is read ahead during training.
     cache_bytes: disk space per process for the cache of a remote corpus.
     """
@@ -66,7 +66,8 @@ class OptimConfig:
         Newton-Schulz iterations).
     groups: named groups of parameters with their own lr_scale or weight_decay, as in
         groups={embeddings: {match: "embed_tokens.*", lr_scale: 0.1, weight_decay: 0.0}}.
-    decay_embeddings, decay_norms: whether weight decay also applies to embeddings and norms.
+    decay_embeddings: whether weight decay also applies to embeddings.
+    decay_norms: whether weight decay also applies to norms.
     max_grad_norm: norm to which larger gradients are scaled down; 0 for no clipping.
     schedule: cosine, linear, constant or wsd, each after a linear warm-up. wsd keeps the peak rate
         until the last decay_tokens, and then falls with the shape decay_shape: linear, cosine or
@@ -123,10 +124,11 @@ class ParallelConfig:
         backward pass; null frees them if several processes shard the weights.
     compile: whether torch.compile compiles each block, true or false. auto compiles on CUDA, and on
         a CPU if the run is long enough to save more time than compiling takes.
-    async_tp: overlaps tensor-parallel communication with matrix products; needs compile and GPUs.
+    async_tp: whether tensor-parallel communication overlaps with matrix products; needs compile and
+        GPUs.
     attention: auto, or a backend of `model.attention.backends`.
-    auto: chooses sizes, micro_batch_tokens and activation_checkpointing (at least the given one)
-        that fit into memory.
+    auto: whether sizes, micro_batch_tokens and activation_checkpointing (at least the given one)
+        are chosen so that the run fits into memory.
     """
 
     dp_replicate: int = 1
@@ -178,7 +180,7 @@ class ValidationConfig:
 class EvaluationConfig:
     """Evaluation of the model with lm-eval tasks during training.
 
-    tasks, task_folder, num_fewshot, limit: same as for `python -m eval lm_eval`.
+    tasks, task_folder, num_fewshot, limit: the keys of `python -m eval lm_eval` with these names.
     every_steps: number of steps between evaluations; 0 evaluates only after the last step.
     """
 
@@ -199,15 +201,17 @@ class EvaluationConfig:
 class CheckpointConfig:
     """Checkpoints during training: how often, how many, and where. The last step is always saved.
 
-    every_steps, every_tokens, every_minutes: intervals between saves, which may be combined; 0 for
+    every_steps: interval between saves in steps, which may be combined with the next two; 0 for
         never.
+    every_tokens: interval between saves in tokens; 0 for never.
+    every_minutes: interval between saves in minutes; 0 for never.
     interval: null, or auto to replace every_steps by the interval that loses the least time, which
         Daly's formula gives for mttf_hours and the measured cost of a save.
     mttf_hours: mean time between failures of the whole job.
-    short_lived_every_steps: interval of additional saves, each kept only until the next save; 0 for
-        none.
+    short_lived_every_steps: interval in steps of additional saves, each kept only until the next
+        save; 0 for none.
     keep_last: number of newest checkpoints kept on disk.
-    keep_every: steps that are multiples of this number are kept permanently; 0 for none.
+    keep_every: interval in steps; checkpoints at its multiples are kept permanently. 0 for none.
     keep_best: number of checkpoints with the lowest held-out loss that are kept too.
     asynchronous: whether files are written while training continues.
     wait_seconds: time that a save waits for an earlier save before it is skipped.
@@ -280,7 +284,7 @@ class PretrainConfig:
 
     run_dir: folder for all files of the run.
     init_from: a Hugging Face folder to start from; null for random weights. Without model=, the run
-        uses the model of the folder, of which model.max_seq_len and model.rope_theta may be
+        uses the model of the folder. Only its model.max_seq_len and model.rope_theta may be
         changed.
     precision: fp32; bf16 with float32 master weights and reductions; or bf16 with the blocks'
         matrix products in fp8 (fp8: one scale per matrix, fp8_rowwise: one per row). auto takes
@@ -288,7 +292,8 @@ class PretrainConfig:
         precision.
     objective: name and options of the loss to minimize. Validation measures the cross-entropy.
     allow_change: keys or groups of the config that may differ from the last start, such as optim.
-    gc_every_steps: interval of Python's garbage collection on all ranks; 0 leaves it to Python.
+    gc_every_steps: interval in steps of Python's garbage collection on all ranks; 0 leaves the time
+        of collections to Python.
     report: whether a finished run writes report.html, as python -m eval report does.
     stop_after: step after which the run ends with a checkpoint, as if interrupted; null for the
         last step. The learning-rate schedule remains that of the whole plan.

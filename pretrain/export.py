@@ -50,7 +50,7 @@ class ExportConfig:
     out: the folder to write.
     dtype: dtype of the weights, `bfloat16` or `float32`.
     chat_template: the chat template to store with the tokenizer, for fine-tuning.
-    overwrite: replaces `out` if it is a model folder that Headwater wrote.
+    overwrite: whether to replace `out` if it is a model folder that Headwater wrote.
     data: the corpus of the run, needed only if the run folder has no copy of the tokenizer and the
         corpus has moved.
     """
@@ -141,7 +141,7 @@ def read_run_config(run_dir: Path) -> PretrainConfig:
 
 
 def initial_weights(run: PretrainConfig) -> Iterator[tuple[str, Tensor]]:
-    """Returns the parameters before the first step."""
+    """Returns an iterator over the name and value of each parameter before the first step."""
     if run.init_from and not (Path(run.init_from) / "config.json").is_file():
         raise InputError(
             f"step=0: the run started from init_from={run.init_from}, which does not exist. "

@@ -37,12 +37,12 @@ PACKAGES = ("torch", "megatron-core", "datasets", "tokenizers", "hydra-core", "w
 
 
 def compute_dtype(precision: str) -> torch.dtype:
-    """Returns the dtype of activations and gathered weights; fp8 applies to products only."""
+    """Returns the dtype of activations and gathered weights; fp8 is for matrix products only."""
     return torch.float32 if precision == "fp32" else torch.bfloat16
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """Returns the FLOP/s of one device, and the source of the number.
+    """Returns the peak FLOP/s of one device, and the source of the number.
 
     For a GPU in the table, the number is from its data sheet. For other devices, it is measured
     with a matrix product that uses the threads of this process.

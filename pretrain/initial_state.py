@@ -45,7 +45,7 @@ class InitialWeights:
 
 @dataclass
 class InitialState:
-    """A checkpoint or initial weights; the other of the two is None.
+    """Either a checkpoint or initial weights; the field of the other is None.
 
     metadata: metadata of the checkpoint.
     """
@@ -56,7 +56,7 @@ class InitialState:
 
     @classmethod
     def find(cls, config: PretrainConfig, folder: Path, processes: Processes) -> InitialState:
-        """Returns the newest checkpoint in the folder that all ranks can read, or else step 0."""
+        """Returns the newest checkpoint that all ranks can read, or else the weights of step 0."""
         found = latest_common_checkpoint(folder, processes, config.checkpoint.copy_to)
         return cls(weights=InitialWeights(config)) if found is None else cls(*found)
 

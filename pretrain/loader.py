@@ -34,11 +34,11 @@ class StepData:
 
     Attributes:
         micro_batches: The micro-batches of this rank.
-        counts: (2 + 2 * sources,) int64: the number of keys that all queries in all layers attend
-            to, the digest of the samples, the targets per source, and the documents per source that
-            end in these samples. Blank samples do not count. The digest is a sum over samples
+        counts: (2 + 2 * sources,) int64: the number of attended keys, summed over all queries and
+            layers, the digest of the samples, the targets per source, and the documents per source
+            that end in these samples. Blank samples do not count. The digest is a sum over samples
             modulo 2^64, so its sum over ranks does not depend on how samples are dealt to ranks.
-        wait_seconds: How long training waited for the data.
+        wait_seconds: Time that training waited for the data.
     """
 
     micro_batches: list[Batch]
@@ -133,7 +133,7 @@ class Loader:
 
 
 def attended_keys(cu_seqlens: Tensor, window: int | None) -> int:
-    """Returns the exact number of keys that all queries attend to, under a causal mask."""
+    """Returns the exact number of attended keys under a causal mask, summed over all queries."""
     lengths = cu_seqlens.long().diff()
     inside = lengths if window is None else lengths.clamp(max=window)
     beyond = (lengths - inside) * (window or 0)
@@ -141,7 +141,7 @@ def attended_keys(cu_seqlens: Tensor, window: int | None) -> int:
 
 
 def sample_digest(batch: Batch) -> int:
-    """Returns the sum of a 64-bit hash of (sample number, tokens) over the samples."""
+    """Returns the sum over the samples of a batch of a 64-bit hash of (sample number, tokens)."""
     total = 0
     for sample, tokens in zip(batch.samples, batch.tokens.numpy(), strict=True):
         salt = int(sample).to_bytes(16, "little")

@@ -36,8 +36,8 @@ class Report:
 def settle_precision(config: PretrainConfig, processes: Processes) -> str:
     """Sets `config.precision` if it is `auto`, and returns the reason. Every rank must call it.
 
-    Rank 0 prints the reason. If a precision is given that the CPU has no instructions for, it
-    prints a warning with a measurement instead.
+    Rank 0 prints the reason, or a warning with a measurement if a CPU has no instructions for the
+    given precision.
     """
     asked = config.precision
     found = processor(processes.device)
@@ -58,7 +58,7 @@ def settle_precision(config: PretrainConfig, processes: Processes) -> str:
 
 
 def decide(asked: str, reports: list[Report]) -> tuple[str, str]:
-    """Returns the precision for all ranks and the reason, which is empty if it was given."""
+    """Returns the precision for all ranks and the reason, which is empty if `asked` is not auto."""
     if asked != "auto":
         return asked, ""
     lacking = next((rank for rank, report in enumerate(reports) if not report.native), None)

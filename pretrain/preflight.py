@@ -43,7 +43,7 @@ ENDLESS = 10**15
 def preflight(config: PretrainConfig, job: Job) -> None:
     """Raises the InputError with which `python -m pretrain` would refuse to run as this job.
 
-    It writes no files.
+    The function writes no files.
     """
     config = copy.deepcopy(config)  # choices made here must not reach the caller
     check_run_folder(Path(config.run_dir))
@@ -90,8 +90,8 @@ def check_last_start(config: PretrainConfig, manifest: Manifest, newest: Path) -
 def fitting_precision(config: PretrainConfig, job: Job) -> str:
     """Returns the precision that `precision=auto` stands for.
 
-    That is the precision of earlier starts, or else the one that suits this machine. If the job
-    runs on other machines, it remains `auto`.
+    That is the precision of earlier starts, or else the one that suits this machine. If there were
+    no earlier starts and the job runs on other machines, the precision remains `auto`.
     """
     here = replace(config.checkpoint, copy_to=None)  # an object store may not answer for minutes
     before = precision_before(replace(config, checkpoint=here))

@@ -16,13 +16,13 @@ from conf.errors import EXIT_HANG, RunAborted
 from pretrain.config import device_of
 
 START_SECONDS = "HEADWATER_START_SECONDS"
-"""Environment variable: seconds that ranks wait for each other at the start (default 600)."""
+"""Environment variable for the seconds that ranks wait for each other at the start; default 600."""
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process, as one rank of `world_size`."""
+    """This process, as one of `world_size` ranks."""
 
     device: torch.device
     rank: int
@@ -52,7 +52,7 @@ def start(device: str) -> Processes:
 
 
 def die_with_launcher() -> None:
-    """Has the kernel send SIGTERM to this process when `torchrun` dies.
+    """Makes the kernel send SIGTERM to this process when `torchrun` dies.
 
     Ranks run in their own sessions, so they would outlive a launcher that was killed.
     """

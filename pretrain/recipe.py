@@ -12,7 +12,7 @@ from data_pipeline.sampling.recipe import RecipeConfig, ScheduledStage, StageCon
 class StageRate:
     """Learning rate of a stage, which replaces that of `optim`.
 
-    It goes from `start` to `end` over the tokens of the stage.
+    The rate changes from `start` to `end` over the tokens of the stage.
 
     shape: constant, linear, cosine or sqrt (1 - sqrt of the progress); null for the run's rate.
     start: rate at the start; null for the rate at which the previous stage ended.

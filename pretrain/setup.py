@@ -121,7 +121,7 @@ def check_state(
     plan: StagePlan,
     order: SampleOrder,
 ) -> list[str]:
-    """Returns a sentence per change that the config makes to the state the run starts from.
+    """Returns one sentence per key that differs from the model of `init_from` or the last start.
 
     Raises InputError for a change that is impossible, or that `allow_change` does not name.
     """
@@ -158,7 +158,7 @@ def build_loader(
     layout: Layout,
     device: torch.device,
 ) -> Loader:
-    """Builds the loader of this rank's share of each batch."""
+    """Builds the loader that reads this rank's share of each batch."""
     return Loader(
         reader,
         plan,
@@ -180,7 +180,9 @@ def write_run_folder(
 ) -> None:
     """Writes `config.yaml`, `env.json`, `order.json`, and the corpus files that an export needs.
 
-    An export uses these copies because the corpus itself may have moved. settled: see `settle`.
+    An export uses these copies because the corpus itself may have moved.
+
+    settled: the decisions that `settle` returns.
     """
     for sentence in settled["layout"]:
         print(sentence, flush=True)

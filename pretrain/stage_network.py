@@ -15,7 +15,7 @@ from pretrain.recipe import training_config
 
 
 def network_of(model: ModelConfig, stage: ScheduledStage) -> ModelConfig:
-    """Returns the network config of a stage. model: the network config of the run."""
+    """Returns the network config of a stage of a run whose network config is `model`."""
     return replace(model, rope_theta=training_config(stage).rope_theta or model.rope_theta)
 
 
@@ -27,9 +27,9 @@ def network_after(model: ModelConfig, plan: StagePlan, step: int) -> ModelConfig
 def network_of_checkpoint(
     about: dict[str, Any], model: ModelConfig, plan: StagePlan
 ) -> ModelConfig:
-    """Returns the network config of a checkpoint. about: the checkpoint's metadata.
+    """Returns the network config of a checkpoint with the metadata `about`.
 
-    The metadata of old checkpoints does not contain it, so it is derived from the run's config.
+    The metadata of old checkpoints lacks this config, so it is derived from the run's config.
     """
     if "network" not in about:
         return network_after(model, plan, about["step"])

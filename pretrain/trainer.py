@@ -5,7 +5,7 @@ step n the trainer and the hooks are called in this order:
 
     hooks.before_step              the stage's settings are applied
     train_step                     per micro-batch: objective, backward
-        hooks.before_optimizer_step    gradients are reduced, scaled and clipped
+        hooks.before_optimizer_step    after gradients are reduced, scaled and clipped
         optimizer.step                 unless the step is bad (health/bad_steps.py)
     hooks.on_record                the record of step n - 1, whose numbers are on the host by now
     hooks.after_step               validation, checkpoint, stop requests
@@ -151,7 +151,7 @@ class Trainer:
         return PendingStep(self._record(data, rate), sums, grad_norm, verdict, counts)
 
     def _record(self, data: StepData, rate: float) -> dict[str, Any]:
-        """Returns the values of the step just launched that do not need the device."""
+        """Returns the values of the current step that are known without the device."""
         stage = self.plan.at(self.step)
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
@@ -221,7 +221,7 @@ class Trainer:
         return {"mfu_fp8": flops_per_second / self.fp8_peak}
 
     def flush(self) -> None:
-        """Publishes the pending step. It must be called before code that needs its record."""
+        """Publishes the pending step. Code that needs that step's record must call this first."""
         pending, self.pending = self.pending, None
         if pending is not None:
             self._publish_step(pending)
@@ -270,7 +270,7 @@ class Trainer:
         }
 
     def describe(self) -> str:
-        """Returns a paragraph about the run."""
+        """Returns a description of the run: model, tokens, layout and peak FLOP/s."""
         sizes = [f"{name}={size}" for name, size in self.layout.sizes().items()]
         start = f"resuming after step {self.step}" if self.step else "from fresh weights"
         if not self.step and self.config.init_from:

@@ -1,6 +1,7 @@
-"""Detects the faults of a run, and handles each of them or ends the run with its own exit code.
+"""Detects the faults of a run, and handles each of them or ends the run with an exit code.
 
-Each fault is detected by one module, and has one outcome that `launch` and SLURM jobs act on:
+The table lists the modules that detect each fault, and its outcome. `launch` and SLURM jobs act on
+the exit code:
 
     fault                              found by                    outcome
     loss or gradient is nan            bad_steps                   the update is skipped

@@ -30,7 +30,7 @@ GOOD, SPIKE, NOT_FINITE = 0.0, 1.0, 2.0
 LEAST_STEPS = 16
 """Number of good steps that a stage needs before spikes are detected in it."""
 LEAST_SPREAD = 0.01
-"""Minimum spread, as a fraction of the median. Otherwise every step of a flat loss is a spike."""
+"""Minimum spread as a fraction of the median. Without it, a flat loss would have many spikes."""
 
 
 def robust_limit(values: list[float], score: float) -> float:
@@ -60,7 +60,7 @@ class BadSteps(Hook):
         self.rewinds: list[int] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the steps seen and the rewinds so far."""
+        """Returns the records of recent steps, and the steps at which the run was rewound."""
         return {"seen": {str(k): v for k, v in self.seen.items()}, "rewinds": self.rewinds}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ GUARDED = ("optim", "objective", "precision", "init_from")
 
 Model, data and order are compared with the checkpoint instead."""
 FREE = ("run_dir", "name", "stop_after", "allow_change")
-"""Keys whose value may differ at each start."""
+"""Keys that may differ at each start and are not compared."""
 
 
 def check_changes(config: PretrainConfig) -> dict[str, tuple[Any, Any]]:

@@ -29,9 +29,9 @@ class HealthConfig:
     step_seconds: time after which a step counts as hung and the run ends; 0 for no watchdog.
     pause_seconds: time after which the work between two steps, or a step that may compile, counts
         as hung.
-    straggler_every_steps: interval at which slow ranks are detected; 0 for never.
-    straggler_ratio: a rank is slow if it takes this many times the lower median of all ranks.
-    compare_every_steps: interval at which replicas of the weights are compared and their
+    straggler_every_steps: interval in steps at which slow ranks are detected; 0 for never.
+    straggler_ratio: multiple of the lower median of all ranks' times above which a rank is slow.
+    compare_every_steps: interval in steps at which replicas of the weights are compared and their
         fingerprint is written to receipts.jsonl; 0 for no comparisons and no receipts.
     replay_steps: steps to run twice and compare bit by bit, counted from 1.
     """

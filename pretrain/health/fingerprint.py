@@ -22,7 +22,7 @@ INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def bits(tensor: Tensor) -> Tensor:
-    """Returns the sum of a tensor's bit patterns modulo 2^64, as a 0-d int64 on its device."""
+    """Returns the sum of a tensor's bit patterns modulo 2^64, as a 0-d int64 tensor."""
     return tensor.detach().view(INTEGERS[tensor.element_size()]).sum(dtype=torch.int64)
 
 
@@ -30,9 +30,9 @@ def bits(tensor: Tensor) -> Tensor:
 def local_sums(model: nn.Module) -> Tensor:
     """Returns this rank's checksums as an int64 tensor of shape (1 + len(MESH),).
 
-    The first is this rank's part of the sum over the whole model, to which each value contributes
-    on one rank only. One per mesh dimension follows: the sum over the parameters that are
-    replicated along that dimension.
+    The first checksum is this rank's part of the sum over the whole model, to which each value
+    contributes on one rank only. One checksum per mesh dimension follows, which is the sum over the
+    parameters that are replicated along that dimension.
     """
     first = next(model.parameters())
     device = first.to_local().device if isinstance(first, DTensor) else first.device
@@ -55,7 +55,7 @@ def local_sums(model: nn.Module) -> Tensor:
 
 
 def gather(sums: Tensor, world_size: int) -> list[list[int]]:
-    """Gathers the `local_sums` of all ranks into lists, which waits for the device."""
+    """Returns the `local_sums` of all ranks, one list per rank, and waits for the device."""
     if world_size == 1:
         return [sums.tolist()]
     parts = [torch.empty_like(sums) for _ in range(world_size)]

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 ENTRIES = 20_000
-"""Number of collectives that a rank keeps: a few steps of an 8B model, in a few MB."""
+"""Number of collectives that a rank keeps. They cover a few steps of an 8B model, in a few MB."""
 
 
 def turn_on_flight_recorder(run_dir: str) -> None:

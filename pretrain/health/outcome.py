@@ -24,15 +24,15 @@ FILE = "outcome.json"
 FINISHED, STOPPED = "finished", "stopped"
 """Causes of a run that ends with exit code 0: all steps are done, or `stop_after` was reached."""
 BEGUN = ("config.yaml", "slurm", "logs")
-"""Names of which one is in every folder that a run or its launcher has written to.
+"""Names of files and folders, at least one of which a run or its launcher writes to its folder.
 
-A start that is refused writes its outcome to such a folder only."""
+A start that is refused writes its outcome only if the folder contains one of them."""
 
 
 def write_outcome(run_dir: Path, code: int, cause: str) -> None:
     """Writes the outcome into the folder of a run that has started before.
 
-    Only the first rank that writes counts, since the other ranks fail because it is gone.
+    Only the first rank to write counts, since the other ranks fail because that rank is gone.
     """
     if any((run_dir / name).exists() for name in BEGUN):
         about = {"code": code, "cause": cause, "time": time.time()}

@@ -1,10 +1,10 @@
 """Writes and compares `receipts.jsonl`: the exact result of each step, as a hash chain.
 
 A line contains the step, the digest of its tokens, the exact bits of its loss and gradient norm,
-and a hash of these and of the previous line. Every `health.compare_every_steps`, and at the end, it
-also contains the fingerprint of the weights. Two runs with equal last lines had equal results in
-every step. The results depend on the layout, unlike `ledger.jsonl`, which is the same for every
-layout.
+and a hash of these and of the previous line. Every `health.compare_every_steps` steps, and at the
+end, it also contains the fingerprint of the weights. Two runs with equal last lines had equal
+results in every step. The results depend on the layout, unlike `ledger.jsonl`, which is the same
+for every layout.
 """
 
 from __future__ import annotations
@@ -94,13 +94,13 @@ class Receipts(Hook):
 
 
 def link(before: str, line: Mapping[str, Any]) -> str:
-    """Returns the hash of a line and of the hash before it."""
+    """Returns the hash of a line together with the hash of the previous line."""
     content = json.dumps([before, {k: v for k, v in line.items() if k != "chain"}], sort_keys=True)
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Returns all lines. Raises InputError if the file is unreadable or its chain is broken."""
+    """Returns the receipts of a file. Raises InputError if it is unreadable or its chain broken."""
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         before = ""
@@ -123,7 +123,8 @@ def read(path: Path) -> list[dict[str, Any]]:
 class ReceiptsConfig:
     """Two runs to compare.
 
-    a, b: run folders.
+    a: folder of one run.
+    b: folder of the other run.
     """
 
     a: str = MISSING

@@ -64,7 +64,7 @@ class Replay(Hook):
             )
 
     def _numbers(self, trainer: TrainerView, pending: PendingStep) -> list[Tensor]:
-        """Returns checksums of the state and the numbers on this rank after a step."""
+        """Returns this rank's checksums of the state after a step and of the step's numbers."""
         sums = torch.stack([bits(tensor).cpu() for tensor in state_of(trainer)])
         return [sums, bits(pending.sums).cpu(), bits(pending.grad_norm).cpu()]
 

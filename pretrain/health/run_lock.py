@@ -2,8 +2,8 @@
 
 On one machine, the kernel's file lock decides; the kernel releases it when the process dies. Some
 file systems do not share such locks between machines, so the holder also touches the file every few
-seconds. If another host's lock is not touched, its process is dead. This never compares the clocks
-of different machines.
+seconds. If another host's lock is not touched, its holder counts as dead. The clocks of different
+machines are never compared.
 """
 
 from __future__ import annotations

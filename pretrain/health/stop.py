@@ -1,7 +1,7 @@
 """Stops a run between two steps: on a signal to any rank, at a time limit, or on a stop file.
 
 After each step, every rank submits its request, and all ranks read the requests one step later. So
-all of them stop after the same step (I8), where the checkpoint hook saves.
+all of them stop after the same step (I8), after which the checkpoint hook saves.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ STOP_FILE = "STOP"
 LOOK_SECONDS = 1.0
 """Interval between checks for the stop file, which may be on a network file system."""
 SAME_REQUEST_SECONDS = 1.0
-"""Signals this close together are one request: Ctrl-C reaches a rank twice, from the terminal and
-from torchrun."""
+"""Time after the first signal within which further signals count as the same request.
+
+Ctrl-C reaches a rank twice, from the terminal and from torchrun."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 TIME_LIMIT, FILE = 1001, 1002  # outside the range of signal numbers
 STARTED = time.monotonic()
@@ -40,8 +41,9 @@ def check_stop_file(run_dir: Path) -> None:
 class StopRequests(Hook):
     """Stops the run on request, on all ranks.
 
-    The first request stops the run after one or two more steps. A second signal ends this process
-    at once, with exit code 128 plus the signal's number.
+    The first request stops the run after one or two more steps. A signal more than
+    SAME_REQUEST_SECONDS after the first signal ends this process at once, with exit code 128 plus
+    the signal's number.
     """
 
     order = Order.CONTROL

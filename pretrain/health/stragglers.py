@@ -24,7 +24,7 @@ LEAST_SHARE = 0.05
 
 
 class Stragglers(Hook):
-    """Publishes an event and prints a line for each slow rank. Runs on all ranks."""
+    """Publishes an event and prints a line for each slow rank. The hook runs on all ranks."""
 
     order = Order.VERIFY
 

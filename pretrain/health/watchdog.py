@@ -44,8 +44,9 @@ LOOK_SECONDS = 5.0
 class Watchdog(Hook):
     """Limits the time of steps and of the work between them, on all ranks.
 
-    It is the first hook, so that the work of the other hooks counts as work between steps. The
-    first step of a process or of a stage may compile, so it has the limit of that work.
+    The watchdog is the first hook, so that the work of the other hooks counts as work between
+    steps. The first step of a process or of a stage may compile, so it has the time limit of the
+    work between steps.
     """
 
     order = Order.TIME
@@ -61,7 +62,7 @@ class Watchdog(Hook):
     def on_start(self, trainer: TrainerView) -> None:
         """Starts the thread, and sets the timeout of all process groups.
 
-        Their timeout is the fallback if the watchdog thread dies.
+        The timeout of the groups is the fallback if the watchdog thread dies.
         """
         if not self.step_seconds:
             return
@@ -152,7 +153,10 @@ class Watchdog(Hook):
 
 
 def who_is_late(answers: Mapping[int, Mapping[str, Any] | None]) -> str:
-    """Returns a clause that names the ranks the others wait for. answers: the file of each rank."""
+    """Returns a clause that names the ranks that the others wait for.
+
+    answers: per rank, the content of its file, or None if it wrote none.
+    """
     silent = [rank for rank, about in answers.items() if not about]
     if silent:
         return f"{_ranks(silent)} did not respond"

@@ -25,8 +25,8 @@ class PendingStep:
 
     record: values that the host knows without waiting for the device.
     sums: (sources + metrics,) summed loss per source, then the sums of the objective's metrics.
-    verdict: 0-d, the verdict of `health.bad_steps`.
-    counts: those of `pretrain.loader.StepData`, summed over the data-parallel ranks.
+    verdict: the verdict of `health.bad_steps`, as a 0-d tensor.
+    counts: the `counts` of `pretrain.loader.StepData`, summed over the data-parallel ranks.
     """
 
     record: dict[str, Any]
@@ -40,13 +40,14 @@ class TrainerView(Protocol):
     """The part of the trainer that hooks use.
 
     checkpoints: the folder of checkpoints.
-    dp_rank, dp_size: data-parallel rank of this process, and number of these ranks.
+    dp_rank: data-parallel rank of this process.
+    dp_size: number of data-parallel ranks.
     hooks: all hooks, in the order in which they are called.
     step: number of steps done, out of `plan.total_steps`.
-    stopping: why the run ends after this step, or None; a hook sets it on all ranks at once.
+    stopping: reason to end the run after this step, or None; a hook sets it on all ranks at once.
     must_save: whether a checkpoint is due after this step; a hook sets it on all ranks at once.
-    data_wait_seconds: how long the last step waited for its data.
-    pending: the last step, until its record is published.
+    data_wait_seconds: time that the last step waited for its data.
+    pending: the last step while its record is unpublished, else None.
     """
 
     config: PretrainConfig
@@ -73,7 +74,7 @@ class TrainerView(Protocol):
         """Publishes the pending step."""
 
     def train_step(self) -> PendingStep:
-        """Runs one optimizer step, without counting it."""
+        """Runs one optimizer step and returns its numbers. `step` does not change."""
         ...
 
     def checkpoint_metadata(self) -> dict[str, Any]:
@@ -87,12 +88,15 @@ class TrainerView(Protocol):
         """
 
     def describe(self) -> str:
-        """Returns a paragraph about the run."""
+        """Returns a description of the run: model, tokens, layout and peak FLOP/s."""
         ...
 
 
 class Order(IntEnum):
-    """Position of a hook within a step. Hooks of equal order are called in the order listed."""
+    """Position of a hook within a step. Hooks of equal order are called in the order listed.
+
+    The text below each value says what the hooks in that position do.
+    """
 
     TIME = 0
     """Measures the time of everything that follows."""
@@ -113,7 +117,7 @@ class Order(IntEnum):
 
 
 class Hook:
-    """Methods that the trainer calls around each step. Every method is optional.
+    """Base class of hooks, whose methods the trainer calls around each step; all are optional.
 
     A hook runs on each rank whose list of hooks contains it. A hook that uses collectives must be
     on all ranks.
@@ -132,7 +136,7 @@ class Hook:
         """Restores a stored state, on a rewind and before `on_start` of a resumed run."""
 
     def on_start(self, trainer: TrainerView) -> None:
-        """Runs before the first step of this process, with all state in place."""
+        """Runs before the first step of this process, once all state is loaded."""
 
     def before_step(self, trainer: TrainerView) -> None:
         """Runs right before each step."""
@@ -140,7 +144,7 @@ class Hook:
     def before_optimizer_step(self, trainer: TrainerView) -> None:
         """Runs between the backward pass and the update, once gradients are scaled and clipped.
 
-        It must not wait for the device. A replayed step calls it twice.
+        The method must not wait for the device. It runs twice in a step that is replayed.
         """
 
     def after_step(self, trainer: TrainerView) -> None:
@@ -168,7 +172,7 @@ def in_order(hooks: Iterable[Hook]) -> list[Hook]:
 
 
 def hook_states(hooks: Iterable[Hook]) -> dict[str, dict[str, Any]]:
-    """Returns the states of the hooks that have one, by class name."""
+    """Returns the state of each hook that has one, by class name."""
     return {type(hook).__name__: state for hook in hooks if (state := hook.state_dict())}
 
 

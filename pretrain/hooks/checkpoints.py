@@ -1,6 +1,6 @@
 """Saves checkpoints when due, after the last step, and when another hook requests one.
 
-It runs on all ranks.
+The hook runs on all ranks.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Checkpoints(Hook):
             self.validation = record["step"], record["loss"]
 
     def after_step(self, trainer: TrainerView) -> None:
-        """Saves when due."""
+        """Saves a checkpoint if one is due or requested, and publishes earlier outcomes."""
         self._report(trainer)
         last = trainer.must_save or trainer.step == trainer.plan.total_steps
         trainer.must_save = False
@@ -96,9 +96,9 @@ class Checkpoints(Hook):
             self.saver.abandon()
 
     def save(self, trainer: TrainerView, short_lived: bool = False, patient: bool = False) -> None:
-        """Starts a save of this step unless it is already saved. Every rank must call it.
+        """Starts a save of this step unless it is already saved. All ranks must call this method.
 
-        patient: waits for an earlier save, in bounded time, instead of skipping this one.
+        patient: whether to wait for an earlier save, in bounded time, instead of skipping this one.
         """
         if self.saved == trainer.step:
             return
@@ -120,9 +120,9 @@ class Checkpoints(Hook):
             self.clock.saved(time.monotonic())
 
     def finish(self, trainer: TrainerView, must_succeed: bool = False) -> None:
-        """Waits for the pending save. Every rank must call it.
+        """Waits for the pending save. All ranks must call this method.
 
-        must_succeed: raises CheckpointError if this step is not saved.
+        must_succeed: whether to raise CheckpointError if this step is not saved.
         """
         problem = self.saver.common_outcome()
         self._report(trainer)

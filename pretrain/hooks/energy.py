@@ -43,7 +43,7 @@ class Energy(Hook):
         self.gather = LateGather(processes, 3)
 
     def on_start(self, trainer: TrainerView) -> None:
-        """Starts counting."""
+        """Starts counting energy and time."""
         self.began = time.perf_counter()
         self._read()
 
@@ -58,7 +58,7 @@ class Energy(Hook):
         self._publish(trainer, self.gather.collect())
 
     def _read(self) -> list[float]:
-        """Returns the joules of GPU and CPU (nan if unknown) and seconds since the last reading."""
+        """Returns GPU joules, CPU joules (nan if unknown) and seconds since the last reading."""
         seconds, self.began = time.perf_counter() - self.began, time.perf_counter()
         return [*(meter() if meter else math.nan for meter in (self.gpu, self.cpu)), seconds]
 
@@ -77,7 +77,7 @@ class Energy(Hook):
 
 
 def nvml(device: torch.device) -> Meter | None:
-    """Returns the meter of a GPU, or None without NVML or on a GPU older than Volta."""
+    """Returns the meter of a GPU, or None if NVML is missing or the GPU is older than Volta."""
     try:
         import pynvml
 
@@ -92,7 +92,7 @@ def nvml(device: torch.device) -> Meter | None:
 def rapl() -> Meter | None:
     """Returns the meter of this machine's CPU packages, or None if it cannot be read.
 
-    It does not include DRAM.
+    The energy of DRAM is not included.
     """
     meters = []
     for package in sorted(
@@ -109,7 +109,7 @@ def rapl() -> Meter | None:
 
 
 def joules(file: Path) -> float:
-    """Returns the joules in a file that contains microjoules."""
+    """Returns the value in a counter file, converted from microjoules to joules."""
     return int(file.read_text()) / 1e6
 
 

@@ -26,7 +26,7 @@ class Garbage(Hook):
             gc.disable()
 
     def after_step(self, trainer: TrainerView) -> None:
-        """Collects young objects; few objects reach generation 2."""
+        """Collects generations 0 and 1 at the interval; few objects reach generation 2."""
         if self.every_steps and trainer.step % self.every_steps == 0:
             gc.collect(1)
 

@@ -25,7 +25,7 @@ LOGGERS = {
     "tensorboard": "pretrain.hooks.tensorboard:TensorBoard",
     "wandb": "pretrain.hooks.wandb_logger:WandbLogger",
 }
-"""Class of each logger, as `module:class` by name."""
+"""Class of each logger as `module:class`, by the name of the logger."""
 
 
 def check_loggers(config: LoggerConfig) -> None:

@@ -38,7 +38,7 @@ class ProgressLine(Hook):
             self.task = self.bar.add_task("", total=self.total, completed=trainer.step)
 
     def on_record(self, record: Mapping[str, Any]) -> None:
-        """Shows a train record, and prints other records above it."""
+        """Shows the latest train record, and prints scores and the start of a stage above it."""
         step = record["step"]
         if record["kind"] == "train":
             line = self._line(record)

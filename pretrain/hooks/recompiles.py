@@ -6,14 +6,15 @@ from pretrain.hooks import Hook, Order, TrainerView
 from pretrain.parallel.compile import compiled_graphs
 
 FREE_STEPS = 2
-"""Number of steps that may compile: at the start of a stage, a ramped batch size or a process."""
+"""Number of steps that may compile after the start of a process, a stage or a new batch size."""
 
 
 class Recompiles(Hook):
-    """Publishes an event for each step that compiled a graph after the first two of its stage.
+    """Publishes an event for each step that compiled a graph although no new graph was expected.
 
-    Such a step takes seconds to minutes, and the change of shape or value that caused it is likely
-    to occur again.
+    New graphs are expected only in the first FREE_STEPS steps of a process, of a stage and of each
+    batch size of a ramp. Any other step that compiles takes seconds to minutes, and the change of
+    shape or value that caused it is likely to occur again.
     """
 
     order = Order.TIME

@@ -13,7 +13,7 @@ LEDGER_KEYS = ("step", "stage", "first_sample", "samples", "digest", "skipped")
 
 
 class RunFiles(Hook):
-    """Appends every record to the files.
+    """Appends every record to `metrics.jsonl`, and the train records to `ledger.jsonl`.
 
     A resumed run first drops the records that the interrupted process wrote after the checkpoint,
     because those steps are trained again.

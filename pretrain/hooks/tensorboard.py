@@ -1,6 +1,6 @@
 """Writes metrics as TensorBoard event files, on rank 0 only.
 
-They are in `tensorboard/` of the run folder: `tensorboard --logdir runs` shows all runs.
+The files are in `tensorboard/` of the run folder: `tensorboard --logdir runs` shows all runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from pretrain.hooks.loggers import scalars
 
 @dataclass
 class Options:
-    """Options of `logger.trackers.tensorboard`."""
+    """Options of `logger.trackers.tensorboard`.
+
+    flush_seconds: interval in seconds at which pending points are written to the file.
+    """
 
     flush_seconds: int = 30
 

@@ -28,13 +28,13 @@ class Validation(Hook):
         self.config = config
 
     def on_start(self, trainer: TrainerView) -> None:
-        """Validates an untrained model."""
+        """Reads the number of bytes per token, and validates the model if no step is done yet."""
         self.token_bytes = torch.from_numpy(trainer.manifest.token_bytes().astype("int64"))
         if trainer.step == 0:
             self._validate(trainer)
 
     def after_step(self, trainer: TrainerView) -> None:
-        """Validates when due."""
+        """Validates if the step is a multiple of the interval or the last one."""
         every = self.config.every_steps
         if trainer.step == trainer.plan.total_steps or (every and trainer.step % every == 0):
             self._validate(trainer)

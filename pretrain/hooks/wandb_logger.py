@@ -1,4 +1,7 @@
-"""Sends metrics to Weights & Biases, on rank 0 only; without an API key, it logs offline."""
+"""Sends metrics to Weights & Biases, on rank 0 only.
+
+With `logger.wandb=auto` and no API key, the run is logged offline.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ class WandbLogger(Hook):
             self.dropped += 1
 
     def on_end(self, trainer: TrainerView) -> None:
-        """Waits up to FINISH_SECONDS until the queue is sent."""
+        """Waits up to FINISH_SECONDS for the thread to send the rest of the queue."""
         with suppress(queue.Full):
             self.lines.put_nowait(None)
         self.thread.join(FINISH_SECONDS)

@@ -1,4 +1,4 @@
-"""Objectives, the losses that training can minimize, with one file and one registry line each.
+"""Objectives: the losses that training can minimize. Each has one file and one registry line.
 
 An objective runs the model on a batch and returns sums over the batch's targets. The trainer adds
 the sums of all batches and ranks, and divides once by the number of targets, so that every layout
@@ -35,15 +35,15 @@ OBJECTIVES = {
     "cross_entropy": "pretrain.objectives.cross_entropy:CrossEntropy",
     "z_loss": "pretrain.objectives.z_loss:ZLoss",
 }
-"""Class of each objective, as `module:class` by name."""
+"""Class of each objective as `module:class`, by the name of the objective."""
 
 
 class Loss(NamedTuple):
     """Sums over the targets of a batch.
 
-    total: () float32, the loss to differentiate.
+    total: scalar float32, the loss to differentiate.
     by_sample: (batch,) float32, the summed cross-entropy of each sample, without gradient.
-    metrics: () float32 each, in the order of the objective's `metrics`, without gradient.
+    metrics: scalar float32 tensors in the order of the objective's `metrics`, without gradient.
     """
 
     total: Tensor
