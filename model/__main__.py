@@ -1,4 +1,4 @@
-"""`python -m model inspect|remap_vocab key=value ...`."""
+"""The command line `python -m model inspect|remap_vocab key=value ...`."""
 
 from conf.entry import Command, main
 

@@ -35,9 +35,10 @@ class ModelConfig:
     sliding_window: number of keys that a token sees, itself included; null for full attention.
     window_pattern: which layers have the sliding window (L) and which have full attention (G), as
         in LLLG, repeated over the layers; null if all layers are the same.
-    qk_norm: normalizes queries and keys per head, before RoPE.
-    init: `normal` draws every matrix from N(0, initializer_range); `scaled_residual` then divides
-        the two matrices that write into the residual stream by sqrt(2 * num_layers) (GPT-2, 2.3).
+    qk_norm: whether queries and keys are normalized per head, before RoPE.
+    init: initialization of the matrices. `normal` draws each one with a mean of 0 and a standard
+        deviation of initializer_range; `scaled_residual` then divides the two matrices of a block
+        that write into the residual stream by sqrt(2 * num_layers) (GPT-2, section 2.3).
     """
 
     name: str = MISSING

@@ -1,4 +1,4 @@
-"""Computes parameters and FLOPs per token by formula, without building the network.
+"""Counts parameters and FLOPs per token by formula, without building the network.
 
 A multiply-add counts as 2 FLOPs in the forward pass and 4 in the backward pass (PaLM, arXiv
 2204.02311, appendix B, made exact for causal windows). The FLOPs per token of a training step are:

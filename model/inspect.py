@@ -1,4 +1,4 @@
-"""The command `python -m model inspect`: the cost of a model, computed from its shape."""
+"""The command `python -m model inspect`, which computes the cost of a model from its shape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The output layer fused with the cross-entropy, in chunks, so that no full logits are held.
+"""The output layer fused with the cross-entropy, in chunks that limit the memory for logits.
 
 The gradient of a chunk's logits is known as soon as its loss is. The forward pass therefore
 computes both and drops the chunk, and the backward pass only scales the result (the idea of Liger

@@ -1,4 +1,4 @@
-"""The decoder: embedding, blocks, final norm, head."""
+"""The decoder: embedding, blocks, final norm and head."""
 
 from __future__ import annotations
 
@@ -57,9 +57,10 @@ class Decoder(nn.Module):
             labels: (batch, seq), or None for logits (batch, seq, vocab).
             cu_seqlens: (documents + 1,) int32 starts of documents over the flattened tokens, padded
                 with batch * seq; None if every sequence is one document.
-            per_sample: Also returns the sum of each sample's losses, (batch,), without gradient.
-            id_mask: (vocab,) bool; also returns the sum over the labels whose ids it marks, without
+            per_sample: Whether to also return the sum of each sample's losses, (batch,), without
                 gradient.
+            id_mask: (vocab,) bool that marks token ids. If given, the sum of the losses of labels
+                with these ids is also returned, without gradient.
             penalty: A term that is added to the loss of each label (`model.loss.Penalty`). With
                 per_sample, the float32 sum of the terms follows, without gradient.
 

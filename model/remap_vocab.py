@@ -55,9 +55,9 @@ class RemapVocabConfig:
     out: the folder to write.
     init: initialization of new tokens' rows: `mean_of_pieces`, or `normal`, which draws them with
         the mean and standard deviation of the old rows.
-    multiple: pads the vocabulary to a multiple of this with unused rows.
+    multiple: divisor of the new vocabulary size, which is padded with unused rows.
     seed: seed of the random rows.
-    overwrite: replaces `out`, if it is a model folder that Headwater made.
+    overwrite: whether to replace `out` if it is a model folder that Headwater made.
     """
 
     model: str = MISSING
@@ -135,8 +135,8 @@ def row_sources(old: Vocabulary, new: Vocabulary, old_rows: int, init: str) -> I
 
     Args:
         old: The tokenizer that the model was trained with.
-        new: Its new tokenizer.
-        old_rows: Rows of the old embedding.
+        new: The tokenizer that replaces it.
+        old_rows: Number of rows of the old embedding.
         init: `mean_of_pieces` or `normal`.
     """
     by_meaning: dict[tuple[bool, bytes], list[int]] = {}

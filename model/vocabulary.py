@@ -85,7 +85,7 @@ class Vocabulary:
 
     @cached_property
     def tokens(self) -> dict[int, str]:
-        """The spelling of each id."""
+        """The spelling of each token, by id."""
         return {number: token for token, number in self.ids.items()}
 
     def meaning(self, token: str) -> tuple[bool, bytes]:

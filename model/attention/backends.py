@@ -35,7 +35,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
     Args:
         q: Queries, (batch, seq, heads, head_dim).
         k: Keys, (batch, seq, kv_heads, head_dim).
-        v: Values, like the keys.
+        v: Values, shaped like the keys.
         mask: The keys that each query sees, and the backend to use.
     """
     if mask.fetch is not None:
@@ -114,8 +114,8 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, block: QueryBlock) -> Tensor:
 def _lengths(q: Tensor, k: Tensor, block: QueryBlock) -> tuple[Tensor, Tensor, int, int]:
     """Returns cu_seqlens_q, cu_seqlens_k, max_seqlen_q and max_seqlen_k.
 
-    If this process holds fewer queries than keys of a document, the queries are the last ones. Both
-    then end at the same token, which is how the kernels align a causal mask.
+    If this process holds fewer queries than keys of a document, the queries are those of the last
+    keys. Both then end at the same token, which is how the kernels align a causal mask.
     """
     assert block.cu_seqlens_q is not None
     assert block.cu_seqlens_k is not None

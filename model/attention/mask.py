@@ -51,11 +51,11 @@ class QueryBlock:
         window: Number of keys that a query sees, itself included; None for all earlier ones.
         dense_mask: (batch or 1, 1, queries, keys) bool for `sdpa`, True where a key is seen; None
             if plain causal attention is exact.
-        masked_out: For `blocks`, per group of blocks (batch, blocks, queries, keys) bool, True
-            where a key is not seen; None for other backends.
+        masked_out: For `blocks`, one tensor per group of blocks, (batch, blocks, queries, keys)
+            bool, True where a key is not seen; None for other backends.
         cu_seqlens_q: (documents + 1,) int32 starts of documents among the flattened queries, for
             `varlen` and `flash`; None for other backends.
-        cu_seqlens_k: The same for the flattened keys.
+        cu_seqlens_k: The same as cu_seqlens_q, but among the flattened keys.
         block_mask: FlexAttention's mask, for `flex`; None for other backends.
     """
 

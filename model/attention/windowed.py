@@ -22,8 +22,8 @@ MIN_BLOCK_QUERIES = 64
 def block_sizes(window: int) -> tuple[int, int]:
     """Returns the number of queries per block, and of preceding blocks that a block sees.
 
-    For windows of 256 or more, at most a quarter of a window is computed beyond the window, and
-    each key is copied five times.
+    For windows of 256 or more, the scores of each query cover about 1.25 windows, and each key is
+    copied five times.
     """
     queries = max(MIN_BLOCK_QUERIES, -(-window // 4))
     return queries, -(-(window - 1) // queries)
@@ -77,7 +77,7 @@ def attend_blocks(q: Tensor, k: Tensor, v: Tensor, window: int, masked_out: list
     Args:
         q: Queries, (batch, queries, heads, head_dim).
         k: Keys that end at the same token as the queries, (batch, keys, kv_heads, head_dim).
-        v: Values, like the keys.
+        v: Values, shaped like the keys.
         window: Number of keys that a query sees, itself included.
         masked_out: The result of `masked_out_keys`.
     """

@@ -1,4 +1,4 @@
-"""Hugging Face families: which models can be exported to and imported from stock `transformers`.
+"""The Hugging Face model families that can be exported to and imported from `transformers`.
 
 Each family has one file with an adapter, and one entry in `FAMILIES`. The adapter states which
 features of the network its Hugging Face class supports, and converts the config and the names of

@@ -11,7 +11,7 @@ Fields = dict[str, Any]
 """The fields of a `ModelConfig` or of a config.json, by name."""
 
 OPTIONAL_FEATURES: Fields = {"sliding_window": None, "window_pattern": None, "qk_norm": False}
-"""Fields of `ModelConfig` that not every family supports, with the value for an absent feature."""
+"""Fields of `ModelConfig` that not every family supports, with their values if not used."""
 
 COMMON_FIELDS = {
     "vocab_size": "vocab_size",

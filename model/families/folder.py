@@ -64,8 +64,8 @@ def hf_config(
 def read_config(folder: Path) -> ModelConfig:
     """Returns the model config of a Hugging Face folder.
 
-    Raises InputError if its family is unknown, or if it has a feature that the network lacks, such
-    as biases or scaled RoPE.
+    Raises InputError if the model's family is unknown, or if the model has a feature that the
+    network lacks, such as biases or scaled RoPE.
     """
     path = folder / "config.json"
     stored = _read_fields(path)

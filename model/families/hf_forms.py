@@ -17,7 +17,7 @@ Settings = dict[str, Any]
 
 
 def write_both_forms(folder: Path) -> None:
-    """Adds the fields of the other version to a folder's config.json and tokenizer settings."""
+    """Rewrites a folder's config.json and tokenizer settings so that both versions load them."""
     path = folder / "config.json"
     write_json(path, config_in_both_forms(json.loads(path.read_text(encoding="utf-8"))))
     path = folder / "tokenizer_config.json"

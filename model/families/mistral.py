@@ -16,9 +16,9 @@ class Mistral(Family):
     hf_defaults = {"sliding_window": 4096, "num_key_value_heads": 8}  # noqa: RUF012
 
     def to_hf(self, model: Mapping[str, Any]) -> Fields:
-        """Returns the sliding window."""
+        """Returns the sliding window as a field of a config.json."""
         return {"sliding_window": model["sliding_window"]}
 
     def from_hf(self, config: Mapping[str, Any]) -> Fields:
-        """Returns the sliding window."""
+        """Returns the sliding window as a field of `ModelConfig`."""
         return {"sliding_window": config["sliding_window"]}

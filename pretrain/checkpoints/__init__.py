@@ -1,6 +1,7 @@
 """Saves and loads checkpoints, each of which is either complete and verified or absent (I7).
 
-A run with `checkpoint.every_steps=50` that was killed during its third save, on two ranks:
+A run on two ranks with `checkpoint.every_steps=50` that was killed during its third save leaves
+this folder:
 
     checkpoints/
       latest                  {"checkpoint": "step_100"}
@@ -12,7 +13,7 @@ A run with `checkpoint.every_steps=50` that was killed during its third save, on
         manifest.json         size and hash of each file, position in the data; written last
       step_150.tmp-5d1f/      unfinished; the next start removes it
 
-These modules take part in a save. Training continues after the second line:
+These modules take part in a save. Training waits only for those of the first two lines:
 
     training  hooks/checkpoints.py   decides with `interval` that a save is due
               saver, staging         plan the items and copy them to shared memory

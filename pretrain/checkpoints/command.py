@@ -24,9 +24,14 @@ class CheckpointsConfig:
     """Configuration of the command.
 
     dir: a run folder, its folder of checkpoints, or the URL of their mirror.
-    do: list (checks names and sizes of files), verify (reads all bytes), or export.
-    step, out, dtype, chat_template, overwrite, data: options of `python -m pretrain export`, for
-        do=export.
+    do: the action: list (checks names and sizes of files), verify (reads all bytes), or export.
+    step: the step to export: `latest`, or a step with a checkpoint; 0 is the model before training.
+    out: the folder that do=export writes.
+    dtype: dtype of the exported weights, `bfloat16` or `float32`.
+    chat_template: the chat template to store with the exported tokenizer, for fine-tuning.
+    overwrite: whether do=export replaces `out` if it is a model folder that Headwater wrote.
+    data: the corpus of the run, which do=export needs only if the run folder has no copy of the
+        tokenizer and the corpus has moved.
     """
 
     dir: str = MISSING
@@ -97,7 +102,7 @@ def table(rows: list[Row], good: str) -> str:
 
 
 def run_folder(folder: str) -> Path:
-    """Returns the run that a folder belongs to. Raises InputError for a URL."""
+    """Returns the run folder, given it or its checkpoint folder. Raises InputError for a URL."""
     if storage.is_remote(folder):
         raise InputError(
             f"dir={folder} is a mirror without the run's config. do=export needs the run folder: "

@@ -76,7 +76,7 @@ def commit(
     about: Mapping[str, Any],
     keep: Retention,
 ) -> list[str]:
-    """Turns the shards of all ranks into a checkpoint, and returns the names of deleted ones."""
+    """Turns all ranks' shards into a checkpoint, and returns the names of deleted checkpoints."""
     folder = final.parent
     for log in folder.parent.glob("*.jsonl"):  # the log must survive a power failure too
         with contextlib.suppress(OSError):

@@ -113,11 +113,11 @@ def _blocks(path: Path) -> Iterator[memoryview]:
     file = _open(path, os.O_RDONLY)
     view = memoryview(mmap.mmap(-1, BLOCK_BYTES))
     try:
-        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)  # without direct I/O
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)  # if there is no direct I/O
         while True:
             try:
                 count = os.readv(file, [view])
-            except OSError as error:  # also at the end of a file that is not a whole block
+            except OSError as error:  # also raised at the end of a partial last block
                 if error.errno != errno.EINVAL or not _use_page_cache(file):
                     raise
                 continue

@@ -65,7 +65,8 @@ def no_complete_checkpoint(folder: Path, problems: list[str]) -> CheckpointError
 def latest_checkpoint(folder: Path) -> Found | None:
     """Returns the newest complete checkpoint, or None, without quarantining damaged ones.
 
-    It is for a single process that only reads.
+    It is for a single process that only reads. Raises CheckpointError if there are checkpoints but
+    none is complete.
     """
     problems = []
     for path in files.checkpoints_in(folder):

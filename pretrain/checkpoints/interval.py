@@ -28,7 +28,7 @@ def best_interval(cost_seconds: float, mttf_seconds: float) -> float:
 class Clock:
     """Decides on rank 0, for all ranks, whether enough time has passed since the last save.
 
-    `look_at` is the next step at which to ask, so that the ranks communicate at few steps only.
+    `look_at` is the step at which to call `is_due` next, so that ranks communicate at few steps.
     """
 
     def __init__(self, step: int, now: float) -> None:

@@ -24,7 +24,10 @@ from pretrain.checkpoints.writer_process import WriterError, WriterProcess
 
 
 def steps(url: str) -> list[int]:
-    """Returns the steps of complete checkpoints, newest first. May raise StorageError."""
+    """Returns the steps of the complete checkpoints in a mirror, newest first.
+
+    May raise StorageError.
+    """
     found = []
     for file in storage.list_files(url):
         folder, name = file.path.rsplit("/", 1)
@@ -41,7 +44,7 @@ def manifest(url: str, step: int) -> dict[str, Any]:
 
 
 def download(folder: Path, url: str, step: int) -> Path:
-    """Downloads a checkpoint into a folder. The caller must verify its files."""
+    """Downloads a checkpoint into a folder, and returns its path. The caller must verify it."""
     final = folder / f"step_{step}"
     temporary = folder / f"step_{step}.tmp-copy"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -117,7 +120,7 @@ def verify(url: str, step: int) -> str | None:
 class Uploader:
     """Uploads new checkpoints in a background thread of rank 0, one upload at a time.
 
-    on_result: called in the thread with the uploaded steps and None, or with the problem.
+    on_result: function (uploaded steps, problem or None), which is called in the thread.
     """
 
     def __init__(
@@ -135,7 +138,7 @@ class Uploader:
         self._thread: threading.Thread | None = None
 
     def wake(self) -> None:
-        """Starts an upload of new checkpoints."""
+        """Starts an upload of new checkpoints, now or after the current upload."""
         self._requested.set()
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._work, daemon=True, name="mirror")

@@ -24,7 +24,7 @@ class Retention:
     best: int = 0
 
     def choose(self, folder: Path) -> list[Path]:
-        """Returns the checkpoints of a folder that can be deleted; the newest is never one."""
+        """Returns the checkpoints of a folder that can be deleted, never the newest."""
         known = {}
         for path in files.checkpoints_in(folder):
             try:

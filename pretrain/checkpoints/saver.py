@@ -76,7 +76,7 @@ class Outcome:
 class Saver:
     """Saves one checkpoint at a time.
 
-    timeout_seconds: time after which each part of a save is killed.
+    timeout_seconds: time after which an unfinished part of a save is killed.
     wait_timeout_seconds: how long a save waits for the previous save before it is skipped.
     stall_seconds: how long the last save blocked training on this rank.
     """
@@ -103,7 +103,9 @@ class Saver:
     def save(
         self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, about: dict[str, Any]
     ) -> str | None:
-        """Starts a save, or returns why it is skipped. Every rank must call it; all agree.
+        """Starts a save, or returns why it is skipped.
+
+        Every rank must call it, and all ranks get the same result.
 
         about: metadata to store in the manifest, as JSON values.
         """
@@ -163,7 +165,7 @@ class Saver:
             self._last = Outcome(save.step, problem, save.stall_seconds, 0.0, 0, [])
 
     def _finish(self, save: Save) -> None:
-        """Writes this rank's files and votes, and on rank 0 also commits. It runs in a thread."""
+        """Writes this rank's files and casts its vote; rank 0 then commits. It runs in a thread."""
         temporary = self.folder / f"step_{save.step}.tmp-{save.name}"
         vote: Vote = (None, save.problem)
         if save.problem is None:

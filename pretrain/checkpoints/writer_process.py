@@ -47,9 +47,11 @@ class WriterProcess:
         self.pid = child
 
     def memory(self, size: int, pinned: bool = False) -> mmap.mmap:
-        """Returns at least `size` bytes, allocated once, that calls see as `shared_memory()`.
+        """Returns at least `size` bytes of memory, which calls access through `shared_memory()`.
 
-        pinned: page-locks the memory, for asynchronous copies from a GPU.
+        The memory is allocated again only if it is too small.
+
+        pinned: whether to page-lock the memory, for asynchronous copies from a GPU.
         """
         if self._view is None or len(self._view) < size:
             size = max(size, mmap.PAGESIZE)

@@ -7,7 +7,7 @@ trainer, the memory plan and the checkpoints need no changes. `normuon.py` is a 
 
     groups: {embeddings: {match: "embed_tokens.*", lr_scale: 0.1, weight_decay: 0.0}}
 
-the embedding has a tenth of the learning rate that `schedule` returns, and no weight decay.
+the embedding has a tenth of the learning rate that `schedule.py` computes, and no weight decay.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ OPTIMIZERS = {
     "muon": "pretrain.optim.muon",
     "normuon": "pretrain.optim.normuon",
 }
-"""Module of each optimizer by name. It is imported only if chosen, because it needs torch."""
+"""The module of each optimizer, by name.
+
+Only the module of the chosen optimizer is imported, because these modules need torch."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class ParameterGroup:
 
 
 def optimizer_of(name: str) -> Optimizer:
-    """Returns the entry of an optimizer. Raises InputError if the name is unknown."""
+    """Returns the optimizer of this name. Raises InputError if the name is unknown."""
     one_of("optim.name", name, OPTIMIZERS)
     found: Optimizer = importlib.import_module(OPTIMIZERS[name]).OPTIMIZER
     return found
@@ -80,7 +82,7 @@ def options_of(config: OptimConfig) -> Any:
 
 
 def with_all_options(config: OptimConfig) -> OptimConfig:
-    """Returns the config with all options of its optimizer, so that a run folder records them."""
+    """Returns the config with the optimizer's defaults filled in, so that a run folder has them."""
     return replace(config, options=asdict(options_of(config)))
 
 
@@ -151,5 +153,5 @@ def is_block_matrix(name: str, dimensions: int) -> bool:
 
 
 def _first_match(name: str, config: OptimConfig) -> str | None:
-    """Returns the key of the group that a parameter belongs to."""
+    """Returns the key of the first group that matches a parameter's name, or None."""
     return next((k for k, group in config.groups.items() if fnmatchcase(name, group.match)), None)

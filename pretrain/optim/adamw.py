@@ -10,12 +10,12 @@ from pretrain.config import OptimConfig
 from pretrain.optim import Optimizer, ParameterGroup
 
 STATE_BYTES = 8
-"""Two float32 moments per parameter."""
+"""Bytes per parameter of the two float32 moments."""
 
 
 @dataclass(frozen=True)
 class AdamWOptions:
-    """Options of AdamW, which needs only the common keys of `optim`."""
+    """Options of AdamW: none, because it needs only the common keys of `optim`."""
 
 
 def build(

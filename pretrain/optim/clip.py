@@ -16,10 +16,10 @@ def scale_and_clip(
 ) -> Tensor:
     """Multiplies all gradients by `scale`, then scales their norm down to `max_grad_norm`.
 
-    Returns the norm over all ranks before clipping, as a 0-d tensor. The host does not wait for the
-    device.
+    Returns the norm over all ranks, after scaling and before clipping, as a 0-d tensor. The host
+    does not wait for the device.
 
-    max_grad_norm: 0 for no clipping.
+    max_grad_norm: largest norm after clipping; 0 for no clipping.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = get_total_norm(gradients)

@@ -6,7 +6,7 @@ matrix and uses the result as the update.
 A sharded matrix gets the same update as an unsharded one: its momentum is all-gathered, and every
 rank orthogonalizes the whole matrix and keeps its shard. `torch.optim.Muon` instead lets DTensor
 shard the Newton-Schulz iteration. Its partial sums are then rounded to bfloat16 on each rank, and
-the iteration amplifies these errors to updates that differ by percents between layouts.
+the iteration amplifies these errors, so updates can differ by 3% between layouts.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from pretrain.config import OptimConfig
 from pretrain.optim import Optimizer, ParameterGroup, adamw, is_block_matrix
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the quintic Newton-Schulz iteration, from the source above.
+"""Coefficients of the quintic Newton-Schulz iteration, from Jordan et al. (2024).
 
-They converge fast, but to singular values between 0.7 and 1.2 instead of 1."""
+With them, it converges fast, but to singular values between 0.7 and 1.2 instead of 1."""
 UPDATE_RMS = 0.2
 """Typical root mean square of an AdamW update (Moonlight, arXiv 2502.16982, section 2.2).
 
@@ -106,7 +106,7 @@ class Muon(torch.optim.AdamW):
             _local(gradient).masked_fill_(found_inf.bool(), 0)  # NaN times 0 would be NaN
         momentum = state["momentum"]
         _local(momentum).lerp_(_local(gradient), (1 - self.momentum) * keep)
-        update = gradient.lerp(momentum, self.momentum)  # Nesterov's
+        update = gradient.lerp(momentum, self.momentum)  # Nesterov momentum
         whole = update.full_tensor() if isinstance(update, DTensor) else update
         shard, factor = self.direction(whole, state, keep)
         if isinstance(update, DTensor):
@@ -150,7 +150,7 @@ def build(
 
 
 def split_matrices(groups: list[ParameterGroup]) -> list[dict[str, Any]]:
-    """Splits each group in two: its block matrices with muon=True, and the rest."""
+    """Splits each group in two: its block matrices with muon=True, the rest with muon=False."""
     found = []
     for group in groups:
         for muon in (False, True):
@@ -171,7 +171,7 @@ def state_bytes(name: str, shape: tuple[int, ...], held: int) -> int:
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """Returns this rank's shard."""
+    """Returns this rank's shard of a tensor, or the tensor itself if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

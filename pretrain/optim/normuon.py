@@ -36,7 +36,7 @@ class NorMuon(Muon):
         self.row_beta = row_beta
 
     def init_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        """Returns Muon's state and the mean squares (rows,), which are unsharded on every rank."""
+        """Returns Muon's state and each row's mean square (rows,), unsharded on every rank."""
         rows = torch.zeros(parameter.shape[0], dtype=parameter.dtype, device=parameter.device)
         return super().init_state(parameter) | {"row_squares": rows}
 
@@ -67,7 +67,7 @@ def build(
 
 
 def state_bytes(name: str, shape: tuple[int, ...], held: int) -> int:
-    """Returns the bytes of Muon's state and of a float32 per row, which every rank holds."""
+    """Returns the bytes of Muon's state, plus a float32 per row of an unsharded block matrix."""
     rows = shape[0] if is_block_matrix(name, len(shape)) else 0
     return muon.state_bytes(name, shape, held) + 4 * rows
 

@@ -1,4 +1,4 @@
-"""Computes the learning rate as a function of consumed tokens, independent of the batch size."""
+"""Computes the learning rate from the number of consumed tokens, whatever the batch size."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ SHAPES: dict[str, Callable[[float], float]] = {
 def learning_rate(config: OptimConfig, plan: StagePlan, tokens: int) -> float:
     """Returns the learning rate of the step that ends at `tokens` consumed tokens.
 
-    The stage's own rate applies if the recipe sets one, or else the rate of `optim` over the whole
-    plan.
+    If the recipe sets a rate for the stage of this step, that rate applies. Otherwise, the schedule
+    of `optim` over the whole plan applies.
     """
     stage = next(stage for stage in plan.stages if tokens <= stage.first_token + stage.tokens)
     rate, progress = (
@@ -37,12 +37,12 @@ def learning_rate(config: OptimConfig, plan: StagePlan, tokens: int) -> float:
 
 
 def _rate_before(config: OptimConfig, plan: StagePlan, stage: ScheduledStage) -> float:
-    """Returns the rate at the end of the previous stage, or the peak for the first."""
+    """Returns the rate at the end of the previous stage, or the peak rate for the first stage."""
     return learning_rate(config, plan, stage.first_token) if stage.index else config.learning_rate
 
 
 def run_rate(config: OptimConfig, tokens: int, total_tokens: int) -> float:
-    """Returns the rate that `optim` gives in a plan of `total_tokens`, without rates of stages.
+    """Returns the rate that `optim` sets in a plan of `total_tokens`, ignoring rates of stages.
 
     It rises linearly from 0 over `warmup_tokens`, then follows `schedule` down to
     `min_learning_rate` at `total_tokens`. `cosine` is SGDR (arXiv 1608.03983). `wsd` is warm-up,

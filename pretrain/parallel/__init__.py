@@ -14,14 +14,14 @@ Take the q_proj weight of a block, 512 x 512. Tensor parallelism gives 256 of it
 256 to rank 1. FSDP2 shards the rows of rank 0 over ranks 0 and 2, so each keeps 128 rows and their
 optimizer state. Ranks 4 to 7 are replicas of ranks 0 to 3. In a step, ranks 0 and 2 all-gather
 their 256 rows before the block runs and reduce-scatter the gradients afterwards; then ranks 0 and 4
-all-reduce the gradients of their shard. Ranks 0 and 1 read the same samples, ranks 0, 2, 4 and 6
-different ones.
+all-reduce the gradients of their shard. Ranks 0 and 1 read the same samples; ranks 0, 2, 4 and 6
+read different ones.
 
 `parallelize` applies, in this order: tensor parallelism (`tensor`, `async_tensor`), context
 parallelism (`context`), fp8 (`fp8`), activation checkpointing (`activation_checkpointing`),
 compilation (`compile`) and FSDP2 (here, with `cpu_overlap` on CPUs). Each step applies to the
 result of the previous one: a compiled block includes its recomputation, and FSDP2's hooks run
-outside.
+outside the compiled code.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def parallelize(model: Decoder, layout: Layout, config: ParallelConfig, precisio
 def apply_data_parallel(
     model: Decoder, layout: Layout, config: ParallelConfig, precision: str
 ) -> None:
-    """Applies FSDP2 (or HSDP, if there are replicas) to each block, the head and the model."""
+    """Applies FSDP2 (HSDP if there are replicas) to the blocks, an untied head and the model."""
     policy = MixedPrecisionPolicy()
     if compute_dtype(precision) == torch.bfloat16:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)

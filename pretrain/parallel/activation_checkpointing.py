@@ -35,7 +35,7 @@ KEPT_OPS = frozenset(
         "torch_attn._varlen_attn",
         "flash_attn._flash_attn_varlen_forward",
         "flex_attention",
-        # Under tensor parallelism, to avoid repeating the communication.
+        # Tensor parallelism: keeping these outputs avoids repeating the communication.
         "_c10d_functional.reduce_scatter_tensor",
         "_c10d_functional.all_reduce",
     )
@@ -52,7 +52,7 @@ def apply_activation_checkpointing(model: Decoder, mode: str) -> None:
     if mode == "none":
         return
     for block in model.layers:
-        # A class instead of a function per instance, so that all blocks share a compiled graph.
+        # Changing the class, not each instance's forward, lets all blocks share a compiled graph.
         block.__class__ = _SelectiveBlock if mode == "selective" else _FullBlock
 
 
@@ -73,6 +73,6 @@ class _SelectiveBlock(Block):
 
 
 def _policy(_: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    # By name, because an operator may be registered only when its backend is imported.
+    # Operators are compared by name, because some exist only once their backend is imported.
     kept = str(getattr(op, "overloadpacket", op)) in KEPT_OPS
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE

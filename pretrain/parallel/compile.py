@@ -1,8 +1,8 @@
 """Compiles each block and the loss with torch.compile.
 
 All blocks share one graph, so compilation is quick, and FSDP gathers weights between graphs. One
-graph is compiled per shape: once per stage, and again without gradients for validation. Any other
-value that changes between steps must be a tensor of fixed shape.
+graph is compiled per input shape, so each stage may need its own, and validation needs another
+without gradients. Any other value that changes between steps must be a tensor of fixed shape.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from model.loss import losses_and_gradient
 from model.network import Decoder
 
 MAX_GRAPHS = 64
-"""Limit of graphs per function. torch's limit of 8 is enough for only four stages."""
+"""Maximum number of graphs per function. torch's limit of 8 is enough for only four stages."""
 
 
 def compile_blocks(model: Decoder) -> None:

@@ -60,7 +60,7 @@ class ContextParallel:
         labels: Tensor | None,
         cu_seqlens: Tensor | None,
     ) -> LocalBatch:
-        """Returns this rank's positions of tokens and labels (batch, seq)."""
+        """Returns this rank's part of tokens and labels (batch, seq), with its masks."""
         batch, seq = tokens.shape
         effective = [effective_window(window, seq) for window in windows]
         widest = None if None in effective else max(w for w in effective if w is not None)

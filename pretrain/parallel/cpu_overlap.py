@@ -1,8 +1,9 @@
 """Overlaps FSDP2's communication with computation on CPUs.
 
-FSDP2 overlaps them with CUDA streams. A CPU has none, so each collective would block the computing
-thread. This module makes the collectives asynchronous: gloo's threads all-gather a block's weights
-while the previous block computes, and reduce-scatter a block's gradients while backward continues.
+On GPUs, FSDP2 uses CUDA streams for this. A CPU has none, so each collective would block the
+computing thread. This module makes the collectives asynchronous: gloo's threads all-gather a
+block's weights while the previous block computes, and reduce-scatter a block's gradients while the
+backward pass continues.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class AsyncReduceScatter:
         async_op: bool = False,
     ) -> dist.Work:
         """Starts the reduce-scatter, for which the end of the backward pass waits."""
-        # torch 2.13 renamed it and warns about the old name.
+        # torch 2.13 renamed this function and warns about the old name.
         reduce: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
         work = reduce(output_tensor, input_tensor, op, group, async_op=True)
         assert work is not None

@@ -102,7 +102,7 @@ class VocabularyParallelHead(Head):
     def forward(  # type: ignore[override]
         self, hidden: Tensor, labels: Tensor | None = None, penalty: Penalty | None = None
     ) -> Tensor | tuple[Tensor, ...]:
-        """Returns the same as `Head`, from hidden (batch, seq, hidden) split along seq."""
+        """Returns the same as `Head.forward`, from hidden (batch, seq, hidden) split along seq."""
         rows = cast(DTensor, hidden).redistribute(placements=[Replicate()])
         local = rows.to_local(grad_placements=[Partial()])
         weight = cast(DTensor, self.weight).to_local()

@@ -30,9 +30,9 @@ from pretrain.processes import Processes
 def settle_parallel(config: PretrainConfig, plan: StagePlan, processes: Processes) -> list[str]:
     """Replaces each `auto` in `config.parallel`, and returns the reasons as sentences.
 
-    Every rank must call it, and gets the same result. A run that is resumed in the same layout
-    keeps its micro-batch, and on the same kind of device it keeps `compile`. Raises InputError if
-    no layout fits.
+    Every rank must call it, and all ranks get the same result. A run that is resumed in the same
+    layout keeps its micro-batch, and one that is resumed on the same kind of device keeps
+    `compile`. Raises InputError if no layout fits.
     """
     answer: list[Any] = [previous_settings(config, processes) if processes.is_main else None]
     dist.broadcast_object_list(answer, src=0)
@@ -57,7 +57,7 @@ def settle_parallel(config: PretrainConfig, plan: StagePlan, processes: Processe
 
 
 def previous_settings(config: PretrainConfig, processes: Processes) -> dict[str, Any]:
-    """Returns the settings of the last start that a resumed run keeps; empty for a new run.
+    """Returns the settings that a resumed run keeps from its last start; empty for a new run.
 
     They are `micro_batch_tokens` if the layout is the same, and `compile` if the kind of device is
     the same.
@@ -145,7 +145,10 @@ def pick_layout(config: PretrainConfig, plan: StagePlan, machine: Machine) -> li
 
 
 def measure_machine(processes: Processes) -> Machine:
-    """Returns the least memory and ranks per node of any process, so that all choose the same."""
+    """Returns a machine with the least memory and the fewest ranks per node of all processes.
+
+    All processes therefore choose the same layout.
+    """
     node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     device = processes.device
     least = torch.tensor([memory_per_process(device, node), node], device=device)

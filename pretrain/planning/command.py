@@ -30,7 +30,7 @@ class MemoryConfig:
 
     world_size: number of processes.
     node: number of processes per machine.
-    gpu_memory_gib: memory of each process.
+    gpu_memory_gib: memory of each process in GiB.
     seq_len: tokens per sequence; null for the longest that the model supports.
     global_batch_tokens: tokens per step; null for any number, with several micro-batches per step.
     init_from: a Hugging Face folder whose model is used if model= is not given.

@@ -1,4 +1,4 @@
-"""Resolves `parallel.compile=auto`, by whether compiling the blocks saves time in a run."""
+"""Resolves `parallel.compile=auto`: decides whether compiling the blocks saves time in a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pretrain.processes import Processes
 CPU_GAIN = 1.3
 """Speed-up from compiled blocks on CPUs with bf16 products (1.26 to 1.33 in benchmarks/LOG.md).
 
-In fp32 there is none, because nearly all of a step is matrix products."""
+In fp32 there is no speed-up, because nearly all of a step is matrix products."""
 CPU_SHARE_OF_PEAK = 0.5
 """Fraction of peak FLOP/s that an eager step reaches on a CPU (assumed)."""
 COMPILE_SECONDS = 80
@@ -30,7 +30,7 @@ def choose_compile(
 ) -> tuple[bool, str]:
     """Returns whether to compile, and the reason as a sentence.
 
-    before: setting of the last start, if the run is resumed on the same kind of device.
+    before: setting of the last start if the run is resumed on the same kind of device, else None.
     """
     key = "parallel.compile=auto"
     is_fp8 = any(config.precision_of(stage).startswith("fp8") for stage in plan.stages)

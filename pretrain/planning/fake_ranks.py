@@ -28,7 +28,7 @@ from pretrain.parallel.mesh import make_layout
 
 @dataclass(frozen=True)
 class StateBytes:
-    """Bytes that rank 0, which holds the most, keeps after a step. seconds: time to build it."""
+    """Bytes that rank 0, which holds the most, keeps after a step. seconds: time to count them."""
 
     weights: int
     gradients: int

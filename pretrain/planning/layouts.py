@@ -124,7 +124,7 @@ def candidates(requirements: RunRequirements, machine: Machine) -> list[LayoutCa
 
 
 def fit(requirements: RunRequirements, sizes: Sizes, machine: Machine) -> LayoutCandidate:
-    """Returns one layout with its best micro-batch and the given recomputation."""
+    """Returns the layout of these sizes with its best micro-batch and the run's recomputation."""
     modes = (requirements.parallel.activation_checkpointing,)
     return _candidate(
         "the layout", sizes, requirements, machine, parameter_shapes(requirements.model), modes
@@ -269,7 +269,7 @@ def _blank(requirements: RunRequirements, sizes: Sizes, micro_batch_tokens: int)
 
 
 def _micro_batch_cost(candidate: LayoutCandidate, machine: Machine) -> float:
-    """Returns the share of a step lost by the layout, blank samples and small micro-batches."""
+    """Returns the share of a step lost to the layout, blank samples and small micro-batches."""
     parallel = candidate.parallel
     return (
         cost(parallel, machine)

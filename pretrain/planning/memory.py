@@ -144,7 +144,7 @@ def plan_memory(
     gathered_blocks = min(config.num_layers, GATHERED_BLOCKS) if work.reshard else config.num_layers
     tokens = work.micro_batch_tokens // sizes.cp
     loss_kept, loss_chunk = loss_bytes(config, tokens, sizes.tp, size)
-    # Gathered weights are copied out of a buffer and gradients into one; two of each are in use.
+    # Weights are gathered into a buffer, and gradients copied into one; two of each are in use.
     buffers = 2 * block * (size + FP32) if shards > 1 else 0
     return Memory(
         weights=FP32 * sharded,
@@ -159,7 +159,7 @@ def plan_memory(
 
 
 def _split_by_tp(name: str, shape: torch.Size, tp: int) -> torch.Size:
-    """Returns the shape on one rank under Megatron's tensor parallelism (arXiv 1909.08053).
+    """Returns the shape of a parameter on one tensor-parallel rank (Megatron, arXiv 1909.08053).
 
     Norms are replicated. The (out, in) weights of o_proj and down_proj are split by columns, and
     all others by rows.
@@ -199,10 +199,10 @@ def activation_bytes(config: ModelConfig, sizes: Sizes, work: Work) -> int:
 
 
 def _norm_bytes(config: ModelConfig, tp: int, size: int, fused: bool) -> int:
-    """Returns the bytes per token of an RMSNorm.
+    """Returns the bytes per token that an RMSNorm keeps for the backward pass.
 
-    The fused kernel keeps its input and one float32. Without it, that float32, the input in float32
-    and the normalized input are kept.
+    The fused kernel keeps its input and one float32. Without the kernel, that float32, the input in
+    float32 and the normalized input are kept.
     """
     hidden = config.hidden_size // tp
     return FP32 + (size * hidden if fused else 2 * FP32 * hidden)
@@ -234,7 +234,7 @@ def _block_bytes(config: ModelConfig, tp: int, size: int, fused_norm: bool) -> i
 
 
 def _attention_bytes(config: ModelConfig, sizes: Sizes, work: Work, size: int) -> int:
-    """Returns the bytes of the keys and values of a block's queries, and of the `sdpa` mask."""
+    """Returns the bytes of the keys and values that a block's queries need, and of a dense mask."""
     sequences = work.micro_batch_tokens // work.seq_len
     own = work.seq_len // sizes.cp
     keys = work.seq_len
