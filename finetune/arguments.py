@@ -36,7 +36,8 @@ def common_arguments(
     """Returns the arguments that `trl`'s SFTConfig and DPOConfig share.
 
     Raises:
-        InputError: max_seq_len exceeds the model's, or batch_size is not divisible.
+        InputError: max_seq_len exceeds the model's maximum, batch_size cannot be divided evenly
+            among processes and micro-batches, or device=cuda is not available.
     """
     longest = model.config.max_position_embeddings
     max_seq_len = config.max_seq_len or longest
@@ -85,7 +86,7 @@ def common_arguments(
 
 
 def batch_order(trainer: Trainer, config: SftConfig, lengths: list[int]) -> BatchOrder:
-    """Returns the sampler of the trainer's rows."""
+    """Returns the sampler that orders the trainer's rows, which have the given lengths."""
     return BatchOrder(
         lengths,
         config.batch_size,

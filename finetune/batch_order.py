@@ -1,7 +1,7 @@
 """The order in which a tuning run reads its rows.
 
-It is a function of the seed and the epoch alone, so that a run that is resumed, or distributed over
-other processes, sees the same batches.
+For the same rows and batch size, the order depends only on the seed and the epoch. A run that is
+resumed, or distributed over another number of processes, therefore sees the same batches.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import torch
 from torch.utils.data import Sampler
 
 CHUNK_BATCHES = 50
-"""Batches of rows of similar length are drawn from a random chunk of the data of this size."""
+"""Size, in batches, of the random chunks of the data within which rows are sorted by length."""
 
 
 def shuffled_indices(
     lengths: Sequence[int], batch_size: int, seed: int, epoch: int, *, by_length: bool
 ) -> list[int]:
-    """Returns all indices of `lengths` in a random order; each `batch_size` of them make a batch.
+    """Returns all indices of `lengths` in a random order; every `batch_size` in a row form a batch.
 
-    by_length: puts rows of similar length into a batch, which needs little padding.
+    by_length: whether to put rows of similar length into the same batch, to reduce padding.
     """
     generator = torch.Generator().manual_seed(seed + epoch)
     shuffled = torch.randperm(len(lengths), generator=generator).tolist()
@@ -42,7 +42,7 @@ def shuffled_indices(
 class BatchOrder(Sampler[int]):
     """A sampler that shuffles rows by the seed and the epoch number.
 
-    `epoch()` is called at the start of each iteration and returns that number.
+    `epoch()` is called at the start of each iteration and returns the epoch number.
     """
 
     def __init__(

@@ -28,25 +28,26 @@ TRAIN_KEYS = {
     "rewards/margins": "reward_margin",
     "rewards/accuracies": "reward_accuracy",
 }
-"""Names of training metrics in transformers and trl, and in metrics.jsonl."""
+"""Training metrics: their names in transformers or trl, and those in metrics.jsonl."""
 
 VALIDATION_KEYS = {
     "eval_loss": "loss",
     "eval_rewards/margins": "reward_margin",
     "eval_rewards/accuracies": "reward_accuracy",
 }
-"""Names of validation metrics in transformers and trl, and in metrics.jsonl."""
+"""Validation metrics: their names in transformers or trl, and those in metrics.jsonl."""
 
 
 class LogLastStep(TrainerCallback):
-    """Logs the last step and each step with a checkpoint, so that a resumed run logs the same.
+    """Logs the last step and each step with a checkpoint.
 
-    The last step is not saved as a checkpoint, because the result follows. Every process has this
-    callback, because a log is a collective operation.
+    A resumed run therefore logs the same values as an uninterrupted one. The last step is not saved
+    as a checkpoint, because the result is saved right after it. Every process has this callback,
+    because a log is a collective operation.
     """
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Requests a log, and cancels the checkpoint of the last step."""
+        """Requests a log at each checkpoint and at the last step, which makes no checkpoint."""
         last = state.global_step >= state.max_steps
         control.should_save &= not last
         control.should_log |= last or control.should_save
@@ -55,8 +56,8 @@ class LogLastStep(TrainerCallback):
 class MarkSaved(TrainerCallback):
     """Marks a checkpoint when this process has written its part of it.
 
-    Every process has this callback. A checkpoint without the marks of all processes is incomplete,
-    because the run was killed while writing it.
+    Every process has this callback. If the mark of a process is missing, the run was killed while
+    writing the checkpoint, which is then incomplete.
     """
 
     def __init__(self, rank: int, processes: int) -> None:
@@ -95,7 +96,7 @@ class MetricsFile(TrainerCallback):
         self._write({"kind": "event", "event": event, "step": step, "steps": state.max_steps})
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Writes a train or a validation line."""
+        """Writes a training or a validation line, depending on which metrics are logged."""
         if "eval_loss" in logs:
             found = {ours: logs[name] for name, ours in VALIDATION_KEYS.items() if name in logs}
             self._write({"kind": "validation", "step": state.global_step, **found})

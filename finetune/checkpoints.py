@@ -1,4 +1,4 @@
-"""The checkpoints of a tuning run, which are stored next to its result until that is complete."""
+"""The checkpoints of a tuning run, kept next to its output folder until the output is complete."""
 
 from __future__ import annotations
 

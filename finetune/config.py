@@ -29,14 +29,14 @@ class SftConfig:
     format: a name from docs/tuning_data.md; `auto` detects the format by the columns.
     split: the split to read of a data set that has several; null for its training split.
     language: language of the messages to read from oasst2.
-    chat_template: a file of conf/chat_template/.
+    chat_template: name of a file in conf/chat_template/.
     learning_rate: peak learning rate.
     schedule: shape of the learning rate after the warm-up: cosine, linear or constant.
     weight_decay: weight decay of the optimizer.
-    clip_norm: norm to which larger gradients are scaled down.
+    clip_norm: maximum norm of the gradient; a larger one is scaled down to it.
     warmup: fraction of the steps during which the learning rate rises.
     epochs: number of passes over the data.
-    max_steps: number of steps after which tuning ends early; null for no limit.
+    max_steps: number of optimizer steps, which overrides `epochs`; null to use `epochs`.
     batch_size: sequences per optimizer step, over all processes.
     micro_batch_size: sequences per forward pass of one process; null for its whole share of the
         batch.
@@ -53,10 +53,11 @@ class SftConfig:
     log_every: number of steps between log lines.
     validation: further data, whose loss is computed before the first step, every `validate_every`
         steps and at the end; null for none.
-    checkpoint_every: steps between checkpoints, from which the same command resumes; null for
-        none. They are stored in `out`.tmp until the result is complete.
+    validate_every: number of steps between computations of the validation loss.
+    checkpoint_every: number of steps between checkpoints, from which the same command resumes;
+        null for no checkpoints. They are stored in `out`.tmp until the result is complete.
     repetition_penalty: value for the generation config of the result; null keeps that of `model`.
-    logger: a file of conf/logger/.
+    logger: name of a file in conf/logger/.
     overwrite: replaces `out` if it is a model folder that Headwater made.
     check: reads and checks all data, then ends; `model` need not exist yet.
     """
@@ -113,7 +114,8 @@ class SftConfig:
         """Returns the sequences per forward pass of a process, and its forward passes per step.
 
         Raises:
-            InputError: batch_size is not divisible.
+            InputError: batch_size is not divisible by the number of processes, or the share of a
+                process by micro_batch_size.
         """
         per_process, rest = divmod(self.batch_size, processes)
         if rest:
@@ -132,9 +134,10 @@ class SftConfig:
 
 @dataclass
 class DpoConfig(SftConfig):
-    """Configuration of preference tuning, with all keys of SFT.
+    """Configuration of preference tuning, which also has all keys of `sft`.
 
-    data holds pairs of a better and a worse answer, and batch_size counts pairs.
+    `data` holds pairs of a better and a worse answer, and `batch_size` counts pairs.
+
     beta: strength of the penalty for deviating from the base model.
     lora_rank, lora_alpha: rank and scale of the adapters on all linear layers except the head.
     """

@@ -24,7 +24,7 @@ def dpo(config: DpoConfig) -> None:
     """Tunes the model on preference pairs and writes the folder `out`.
 
     Raises:
-        InputError: settings, model folder, data or template do not fit; `out` is untouched.
+        InputError: the settings, model folder, data or template are invalid; `out` is unchanged.
     """
     run(config, Method("pairs", read_pairs, _build, merge, ("beta", "lora_rank", "lora_alpha")))
 

@@ -23,7 +23,7 @@ class Format:
 
     columns: the columns that every row must have.
     convert: converts one row.
-    convert_tree: converts all rows at once, if they refer to each other.
+    convert_tree: converts all rows at once, for a format whose rows refer to each other.
     public: True for a published data set, whose rows without an answer, or with the same answer
         twice, are skipped and counted. In other data such rows are errors.
     """
@@ -98,9 +98,9 @@ PAIRS = {
 
 
 def choose_format(formats: dict[str, Format], name: str, row: dict[str, Any], place: str) -> Format:
-    """Returns the format of a name, or for `auto` the one whose columns the row has.
+    """Returns the format with this name, or for `auto` the one whose columns the row has.
 
-    If the row has the columns of several formats, the one that includes the others' is returned.
+    If several formats match, the one whose columns include those of all others is returned.
 
     Raises:
         InputError: the name is unknown, or no single format matches.

@@ -20,7 +20,7 @@ Replies = dict[str | None, list[dict[str, Any]]]
 
 
 def best_conversations(rows: Iterator[PlacedRow], language: str) -> Iterator[PlacedRow]:
-    """Yields one conversation per tree: the best-ranked message of every turn, to the last answer.
+    """Yields one conversation per tree, which follows the best-ranked replies to the last answer.
 
     Trees without an answer are skipped.
     """
@@ -38,7 +38,8 @@ def best_conversations(rows: Iterator[PlacedRow], language: str) -> Iterator[Pla
 def best_against_worst(rows: Iterator[PlacedRow], language: str) -> Iterator[PlacedRow]:
     """Yields the best and the worst answer to each message as a pair.
 
-    This is the data of the second DPO stage of Danube. Messages without two ranks are skipped.
+    This is the data of the second DPO stage of Danube. Messages whose answers do not have at least
+    two different ranks are skipped.
     """
     replies = _replies(rows, language)
     open_paths = [[root] for root in replies[None]]
@@ -57,7 +58,10 @@ def best_against_worst(rows: Iterator[PlacedRow], language: str) -> Iterator[Pla
 
 
 def _replies(rows: Iterator[PlacedRow], language: str) -> Replies:
-    """Returns the messages of a language by the id of their parent, in the order of the rows."""
+    """Returns the messages in a language by the id of their parent, in the order of the rows.
+
+    Deleted and rejected messages are omitted.
+    """
     replies: Replies = defaultdict(list)
     for place, row in rows:
         kept = row["lang"] == language and not row.get("deleted")

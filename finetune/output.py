@@ -1,4 +1,4 @@
-"""The output folder of tuning, written whole or not at all and once per set of inputs."""
+"""The output folder of tuning: complete or absent, and not made again from the same inputs."""
 
 from __future__ import annotations
 
@@ -34,16 +34,13 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))
 
 MONITORING = ("logger", "log_every", "validation", "validate_every", "checkpoint_every")
 NOT_INPUTS = ("model", "out", "overwrite", "check", "device", *MONITORING)
-"""Keys that do not change the result."""
+"""Keys whose values do not change the result. The files of `model` are hashed, not its path."""
 SOURCE = ("data", "format", "split", "language")
 """Keys that select the rows; the rows themselves are hashed instead."""
 
 
 def inputs_fingerprint(config: SftConfig, rows: list[Row]) -> str:
-    """Returns the sha256 of everything that decides the result.
-
-    These are the settings, the rows, the weights and the tokenizer.
-    """
+    """Returns the sha256 of the settings, rows, weights and tokenizer, which decide the result."""
     without = NOT_INPUTS + SOURCE
     settings = {key: value for key, value in asdict(config).items() if key not in without}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
@@ -56,7 +53,7 @@ def inputs_fingerprint(config: SftConfig, rows: list[Row]) -> str:
 
 
 def output_of(config: SftConfig) -> Output:
-    """Returns the folder that a command makes."""
+    """Returns the output folder of a tuning command."""
     data = [name for name in source_names(config.data) if not name.startswith(HUB)]
     return Output(config.out, MODEL, config.overwrite, [config.model, *data])
 
@@ -94,11 +91,11 @@ def is_done(config: SftConfig, inputs: str) -> bool:
 
 @contextmanager
 def staged(output: Output, inputs: str, *, writes: bool) -> Iterator[tuple[Path, Path | None]]:
-    """Yields the work folder next to the output, and the checkpoint to resume from or None.
+    """Yields the work folder next to the output, and the checkpoint to resume from, or None.
 
-    A checkpoint is resumed if a run with the same inputs left it. At the end the content of
-    `RESULT` in the work folder becomes the output. After an error the work folder is removed unless
-    it holds a checkpoint.
+    The run resumes from a checkpoint only if a run with the same inputs left it. At the end, the
+    folder `RESULT` in the work folder becomes the output. After an error, the work folder is
+    removed unless it holds a checkpoint.
 
     Args:
         output: the folder to make.
@@ -107,7 +104,7 @@ def staged(output: Output, inputs: str, *, writes: bool) -> Iterator[tuple[Path,
     """
     work = _work_folder(output)
     result = work / RESULT
-    # A work folder of other inputs never counts as one of these, not even half removed.
+    # A work folder from other inputs is never resumed, not even if it is only half removed.
     checkpoint = last_checkpoint(work) if _inputs_of(work) == inputs else None
     if writes:
         restore(result, output.path)

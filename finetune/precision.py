@@ -1,4 +1,4 @@
-"""The choice of `precision=auto`, which all processes share and a resumed run keeps."""
+"""The choice that `precision=auto` makes, which all processes share and a resumed run keeps."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def agree_on_precision(config: SftConfig, folder: Path, processes: int, writes: 
         config: the settings of the run.
         folder: the work folder; the precision of its last checkpoint is kept.
         processes: number of processes.
-        writes: whether this process prints and reads the folder.
+        writes: whether this process reads the folder and prints messages.
     """
     found = processor("cpu" if uses_cpu(config) else "cuda")
     if config.precision != "auto":
@@ -51,7 +51,7 @@ def choose_precision(verdicts: list[Verdict], earlier: str | None) -> tuple[str,
     """Returns the precision of all processes, and a sentence with the reason.
 
     Args:
-        verdicts: the answer of each process to whether its hardware multiplies bf16.
+        verdicts: the verdict of each process on whether its hardware has bf16 units.
         earlier: precision of the checkpoint to resume, or None.
     """
     lacking = next((verdict for verdict in verdicts if not verdict.native), None)

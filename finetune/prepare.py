@@ -31,7 +31,7 @@ from finetune.trainer import AnswerTrainer
 
 @dataclass(frozen=True)
 class Base:
-    """The model to tune, with fp32 weights, the type it is stored in, and its tokenizer."""
+    """The model to tune with fp32 weights, the type in which it is stored, and its tokenizer."""
 
     model: PreTrainedModel
     stored_dtype: torch.dtype
@@ -39,7 +39,7 @@ class Base:
 
 
 def load(model_dir: Path) -> Base:
-    """Loads a Hugging Face folder.
+    """Loads the model and tokenizer of a Hugging Face folder.
 
     Raises:
         InputError: the folder cannot be loaded, or its model and tokenizer do not match.
@@ -80,12 +80,13 @@ def build_trainer(
     folder: Path,
     validation: list[Row] | None = None,
 ) -> AnswerTrainer:
-    """Returns a trainer whose dataset is tokenized, masked, truncated to max_seq_len and packed.
+    """Returns a trainer whose dataset is tokenized, masked, and packed if `packing` is set.
 
-    Conversations whose first answer begins beyond max_seq_len are dropped.
+    Longer conversations are truncated to max_seq_len, and those whose first answer begins beyond
+    it are dropped.
 
     Raises:
-        InputError: max_seq_len exceeds the model's, or no answer begins within it.
+        InputError: max_seq_len exceeds the model's maximum, or no answer begins within it.
     """
     settings = common_arguments(config, base.model, processes, folder)
     max_seq_len = settings["max_length"]
@@ -120,7 +121,7 @@ def build_trainer(
 
 
 def check_labels(trainer: SFTTrainer, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Checks the labels of every sequence, packed ones part by part, and of the first batch.
+    """Checks the labels of the first batch and of every sequence, each part of a packed one.
 
     Raises:
         InputError: all tokens of a sequence, or no token of the first batch, would be trained on.

@@ -22,7 +22,7 @@ from finetune.tokens import IGNORED, add_template_tokens, tokenize
 
 
 class PairTrainer(DPOTrainer):
-    """A DPO trainer on pairs of token ids, which are read in `BatchOrder`.
+    """A DPO trainer on tokenized pairs, which it reads in the order of `BatchOrder`.
 
     num_skipped: number of pairs whose prompt fills max_seq_len.
     """
@@ -46,7 +46,7 @@ def tokenize_pairs(
 ) -> list[dict[str, list[int]]]:
     """Returns `prompt_ids`, `chosen_ids` and `rejected_ids` of each pair.
 
-    The prompt is encoded as a server sends it, the answers end with their end token. Only the
+    The prompt is encoded as a server sends it, and each answer ends with its end token. Only the
     answers are scored.
     """
     pairs = []
@@ -92,10 +92,12 @@ def build_trainer(
 ) -> PairTrainer:
     """Returns a trainer of adapters on `base.model`, with tokenized pairs and masked prompts.
 
-    Pairs whose prompt fills max_seq_len are dropped, and longer answers are truncated.
+    Pairs whose prompt fills max_seq_len are dropped, and answers that extend beyond it are
+    truncated.
 
     Raises:
-        InputError: max_seq_len exceeds the model's, or no answer begins within it.
+        InputError: max_seq_len exceeds the model's maximum, no answer begins within it, or the
+            template does not fit the model.
     """
     settings = common_arguments(config, base.model, processes, folder)
     max_seq_len = settings["max_length"]

@@ -7,8 +7,8 @@ A conversation is one of
 
 and a pair is {"prompt": [messages], "chosen": [message], "rejected": [message]}, where a message
 is {"role": "system" | "user" | "assistant", "content": "..."}. The content may be a list of text
-parts, as OpenAI's clients write them. Text instead of messages is a user's prompt or an assistant's
-answer. Other keys are ignored. One source holds rows of one format.
+parts, as OpenAI's clients write them. A text in place of a list of messages is a user's prompt or
+an assistant's answer. Other keys are ignored. All rows of a source must have the same format.
 """
 
 from __future__ import annotations
@@ -51,8 +51,7 @@ def read_pairs(
     """Returns all pairs of the sources, in their order.
 
     `chosen` and `rejected` may repeat the conversation before the answer, as UltraFeedback
-    Binarized does. That conversation is then the prompt instead of 'prompt', unless 'prompt' ends
-    with it and holds more.
+    Binarized does. That conversation then replaces `prompt`, unless `prompt` already ends with it.
 
     Raises:
         InputError: a source is missing, empty or unreadable, or a row is not a pair.
@@ -132,7 +131,7 @@ def _converted(
 
 
 def _conversation(content: dict[str, Any], place: str) -> Row:
-    """Returns a checked conversation, in which two texts become a prompt and an answer."""
+    """Returns the conversation of a row after checking it, with plain texts as messages."""
     keys = ("prompt", "completion") if "completion" in content else ("messages",)
     row = {key: _messages(content, key, place) for key in keys}
     last = list(row)[-1]
@@ -145,7 +144,7 @@ def _conversation(content: dict[str, Any], place: str) -> Row:
 
 
 def _pair(content: dict[str, Any], place: str) -> Row:
-    """Returns a checked pair."""
+    """Returns the pair of a row after checking it."""
     row = {key: _messages(content, key, place) for key in ("prompt", "chosen", "rejected")}
     if row["chosen"][:-1] != row["rejected"][:-1]:
         raise InputError(f"{place}: 'chosen' and 'rejected' answer different conversations.")

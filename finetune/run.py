@@ -2,8 +2,8 @@
 
     settings -> rows -> trainer of `trl` -> training, with checkpoints -> a Hugging Face folder
 
-`sft` and `dpo` differ in the rows that they read, the trainer that they build, and what is done
-with the weights at the end: a `Method`.
+`sft` and `dpo` differ in the rows that they read, the trainer that they build, and what they do
+with the weights at the end. A `Method` holds these differences.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ PACKAGES = ("torch", "transformers", "trl", "datasets", "accelerate")
 class Method:
     """A tuning method, such as supervised tuning or DPO.
 
-    unit: the rows that it reads, in the plural.
-    read: reads the rows of (data, format, split, language).
-    build: returns the trainer of (config, base, rows, number of processes, folder, validation
-        rows). The trainer counts in `num_skipped` the rows that are too long.
-    finish: turns the trainer's weights into those of `base.model`.
+    unit: name of the rows that it reads, in the plural.
+    read: function of (data, format, split, language) that returns the rows.
+    build: function of (config, base, rows, number of processes, folder, validation rows) that
+        returns the trainer. The trainer counts in `num_skipped` the rows that are too long.
+    finish: function that writes the trained weights into `base.model`, or None.
     settings: keys of the config that the record holds in addition to those of every method.
     """
 
@@ -61,7 +61,7 @@ def run(config: SftConfig, method: Method) -> None:
     """Tunes the model and writes the folder `out`, unless it holds the same result already.
 
     Raises:
-        InputError: settings, model folder, data or template do not fit; `out` is untouched.
+        InputError: the settings, model folder, data or template are invalid; `out` is unchanged.
     """
     go_offline_if_local(config)
     writes = os.environ.get("RANK", "0") == "0"
@@ -100,7 +100,7 @@ def run(config: SftConfig, method: Method) -> None:
 
 
 def go_offline_if_local(config: SftConfig) -> None:
-    """Disables requests to the Hub if all data are local; the model always is."""
+    """Disables requests to the Hub if all training data are local; the model always is local."""
     if not any(name.startswith(HUB) for name in source_names(config.data)):
         os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -108,7 +108,10 @@ def go_offline_if_local(config: SftConfig) -> None:
 def train(
     trainer: Any, config: SftConfig, folder: Path, checkpoint: Path | None, writes: bool
 ) -> None:
-    """Trains, from the checkpoint if there is one; the process that writes reports progress."""
+    """Trains the model, from the checkpoint if there is one.
+
+    Only the process that writes reports progress.
+    """
     from finetune.callbacks import MetricsFile, ProgressLine
 
     use_wandb = writes and config.logger.wandb != "disabled"
@@ -179,7 +182,7 @@ def save(base: Base, config: SftConfig, record: dict[str, Any], folder: Path) ->
 
 
 def summary_line(out: Path, record: dict[str, Any]) -> str:
-    """Returns the line that a command prints at its end."""
+    """Returns the summary line that a tuning command prints at its end."""
     skipped = f" ({record['left_out']} longer than max_seq_len)" if record["left_out"] else ""
     return (
         f"{out}: {record['steps']} steps on {record['rows']} {record['kind']}{skipped}, loss "

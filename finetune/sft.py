@@ -20,7 +20,7 @@ def sft(config: SftConfig) -> None:
     """Tunes the model on conversations and writes the folder `out`.
 
     Raises:
-        InputError: settings, model folder, data or template do not fit; `out` is untouched.
+        InputError: the settings, model folder, data or template are invalid; `out` is unchanged.
     """
     run(config, Method("conversations", read_rows, _build))
 

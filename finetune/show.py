@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Token = tuple[int, str, bool]
-"""Id, text, and whether the loss is taken on the token."""
+"""A token: its id, its text, and True if the loss is taken on it."""
 
 
 @dataclass
 class ShowConfig:
     """Configuration of `show`.
 
-    model: a Hugging Face folder, for its tokenizer.
+    model: a Hugging Face folder, of which only the tokenizer is used.
     data, format, split, language, chat_template: same as for sft.
     row: index of the example, from 0.
     out: an HTML page to write; null for the terminal only.
@@ -54,7 +54,7 @@ def show(config: ShowConfig) -> None:
     """Prints the example, and writes the page if `out` is given.
 
     Raises:
-        InputError: model, data or template do not fit, or the row does not exist.
+        InputError: the model, data or template is invalid, or the row does not exist.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     output = Output(config.out, PAGE, config.overwrite) if config.out else None
@@ -126,7 +126,7 @@ def print_tokens(title: str, tokens: list[Token]) -> None:
 
 
 def render_page(title: str, tokens: list[Token]) -> str:
-    """Returns a self-contained HTML page."""
+    """Returns a self-contained HTML page that shows the tokens."""
     spans = []
     for number, piece, learned in tokens:
         shown = html.escape(piece).replace("\n", "<i>↵</i>\n") or "<i>·</i>"

@@ -1,4 +1,4 @@
-"""Reads JSON objects from jsonl, JSON or parquet files, folders of them, or `datasets`."""
+"""Reads JSON objects from jsonl, JSON or parquet files, folders of them, or via `datasets`."""
 
 from __future__ import annotations
 

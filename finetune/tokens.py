@@ -31,13 +31,13 @@ def tokenize(
 ) -> Iterator[dict[str, list[int]]]:
     """Yields `input_ids` and `labels` of each conversation.
 
-    The label of an answer's token is the token itself, and `IGNORED` for all other tokens. Special
+    Each token of an answer is its own label, and all other tokens have the label `IGNORED`. Special
     tokens that are spelled out in a message are encoded as text. If the template has no system
     turn, the text of that turn is put before the first question.
 
     Raises:
-        InputError: the template refuses a conversation, or its training twin renders other text,
-            or the twin marks other text than the answers that a server would ask for.
+        InputError: the template refuses a conversation, its training twin renders a different text,
+            or the twin does not mark exactly the answers that a server would ask for.
     """
     takes_system = has_system_turn(template, tokenizer)
     tokens = ChatTokens(tokenizer)
@@ -98,7 +98,7 @@ def render(
 
     Raises:
         jinja2.TemplateError: the template refuses the conversation.
-        ValueError: the two templates disagree; the message names the difference.
+        ValueError: the template and its training twin disagree; the message names the difference.
     """
     messages = row["messages"] if "messages" in row else row["prompt"] + row["completion"]
 

@@ -1,4 +1,4 @@
-"""`trl`'s trainer for supervised tuning, with a faster loss on CPUs and an exact validation."""
+"""`trl`'s trainer for supervised tuning, with a faster loss on CPUs and exact validation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from finetune.tokens import IGNORED
 
 
 class AnswerTrainer(SFTTrainer):
-    """An SFT trainer that reads rows in `BatchOrder` and computes the exact validation loss.
+    """An SFT trainer that reads rows in the order of `BatchOrder` and validates exactly.
 
     On a GPU `trl` projects only those positions onto the vocabulary whose next token is trained on.
     On a CPU it projects all positions several times, and a small model then spends half of its time
@@ -38,7 +38,7 @@ class AnswerTrainer(SFTTrainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Returns the cross-entropy in nats per answer token of the validation data.
 
-        The mean is over the tokens of all answers, independent of batches and processes.
+        The mean is over the tokens of all answers, whatever the batches and processes are.
         """
         data: Any = self.eval_dataset
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
@@ -69,7 +69,7 @@ class AnswerTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Returns the summed cross-entropy of answer tokens over their number in the step.
+        """Returns the summed cross-entropy of answer tokens, divided by their number in the step.
 
         The loss is in nats. `num_items_in_batch` is the number of answer tokens in the step over
         all processes.

@@ -29,8 +29,8 @@ class LocalConfig:
     The overrides of `python -m pretrain` follow `--` (its --help shows them). The run folder has
     one log per rank in `logs/`.
 
-    nproc: number of processes, null for one per GPU (one without GPUs).
-    shutdown_seconds: time for a stop with its checkpoint, before torchrun kills the ranks.
+    nproc: number of processes; null for one per GPU, or a single one on a machine without GPUs.
+    shutdown_seconds: seconds for a stop with its checkpoint, before torchrun kills the ranks.
     dry_run: only prints the command.
     """
 

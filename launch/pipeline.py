@@ -1,4 +1,4 @@
-"""Runs a sequence of commands that a config describes, and continues where it stopped.
+"""Runs a sequence of commands that a config describes, and skips those done by earlier calls.
 
 Each step is a separate process with a log file. A step is done if it succeeded with the same
 command after the same previous steps, and its output exists. A second call therefore runs only the
@@ -31,7 +31,7 @@ class StepConfig:
     title: text that is shown while the step runs.
     command: the arguments of `python -m`, such as `pretrain name=demo`.
     makes: file or folder that exists when the step is done.
-    processes: 0 for a plain process, else the number of processes of `torchrun`.
+    processes: number of processes of `torchrun`; 0 for a plain process without it.
     """
 
     title: str = MISSING
@@ -68,7 +68,7 @@ class StepFailed(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of a step: whether it was `skipped` as done before, and the seconds it took."""
+    """Result of a step: whether it was skipped as already done, and the seconds it took."""
 
     name: str
     skipped: bool
@@ -86,7 +86,7 @@ class Pipeline:
         self._record = Path(config.out) / "pipeline.json"
 
     def run(self, on_line: Callable[[str, str], None]) -> Iterator[Outcome]:
-        """Runs the steps that are not done, and yields after every step.
+        """Runs the steps that are not done, and yields the outcome of every step.
 
         `on_line(name, line)` is called with each line that a step prints.
 

@@ -21,7 +21,7 @@ overrides: list[str] = []
 command_line: list[str] = []
 """All arguments, as they were given."""
 TRAINING_KEYS = ("model", "recipe", "optim", "parallel", "precision", "checkpoint", "validation")
-"""Groups of `python -m pretrain` that are often given to a launcher by mistake."""
+"""Keys of `python -m pretrain` that users often give to a launcher by mistake."""
 WITH_TRAINING = ("local", "slurm", "chain", "plan")
 """Commands that take the arguments of a training run after `--`."""
 SWEEP = ("--multirun", "-m")
@@ -31,7 +31,8 @@ def take_overrides() -> None:
     """Moves the arguments after `--` from sys.argv to `overrides`, so that Hydra ignores them.
 
     Raises:
-        InputError: a key of the training precedes `--`, or the command has no training.
+        InputError: a key of the training run precedes `--`, or the command starts no training
+            run but has a `--`.
     """
     command_line[:] = sys.argv[1:]
     name = sys.argv[1] if sys.argv[1:] else ""
@@ -42,7 +43,7 @@ def take_overrides() -> None:
         if name not in WITH_TRAINING:
             raise InputError(f"{name} has no training. Give its keys without `--` before them.")
     sys.argv[1:] = ["dry_run=true" if part == "--dry-run" else part for part in sys.argv[1:]]
-    if name == "slurm":  # a sweep is one of the training, on either side of `--`
+    if name == "slurm":  # --multirun belongs to the training run, even before `--`
         overrides[:0] = [part for part in sys.argv if part in SWEEP]
         sys.argv[:] = [part for part in sys.argv if part not in SWEEP]
     if name in WITH_TRAINING and (overrides or name != "plan"):
@@ -77,7 +78,7 @@ class Training:
 
 
 def compose(given: list[str]) -> Training:
-    """Returns a training run, composed in a separate process as the run will be.
+    """Returns a training run with its config, which a separate `python -m pretrain` composes.
 
     Raises:
         InputError: the overrides are wrong.
@@ -113,7 +114,7 @@ def compose_command_line(words: list[str]) -> Any:
 
 
 def answer(command: list[str]) -> str:
-    """Returns the output of `python -m command`. Raises InputError with its message if it fails."""
+    """Returns the output of `python -m ...`. Raises InputError with its last line if it fails."""
     done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
     if done.returncode:
         raise InputError(done.stderr.strip().split("\n")[-1].removeprefix("error: "))
@@ -121,7 +122,7 @@ def answer(command: list[str]) -> str:
 
 
 def outcome(run_dir: Path) -> dict[str, Any] | None:
-    """Returns how the last process of a run ended, or None while it runs and after a kill."""
+    """Returns how the last process of a run ended, or None if it still runs or was killed."""
     try:
         found: dict[str, Any] = json.loads((run_dir / "outcome.json").read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Advice on a machine: pure functions from its facts to sentences."""
+"""Pure functions that turn the facts about a machine into sentences of advice."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MIN_SHARED_MEMORY = 1 * GIB
 """Minimum size of /dev/shm, through which ranks and data readers pass tensors; containers often
 have 64 MiB."""
 MIN_OPEN_FILES = 4096
-"""Minimum number of open shards, sockets and logs of a rank."""
+"""Minimum number of files that a rank must be able to open: shards, sockets and logs."""
 MIN_FREE_DISK = 10 * GIB
 NEEDED_BY = {
     "base": "every command",
@@ -25,7 +25,7 @@ NEEDED_BY = {
     "cuda": "FlashAttention, fp8 and the energy of GPUs",
     "dev": "make test, make lint",
 }
-"""Commands that need each extra of the package."""
+"""Commands and settings that need each extra of the package."""
 
 
 def advice(facts: dict[str, Any]) -> Iterator[str]:
@@ -73,7 +73,7 @@ def open_files_to_set(hard_limit: int) -> int:
 
 
 def missing_lines(missing: dict[str, list[str]], gpus: list[Any]) -> Iterator[str]:
-    """Yields a line per extra that lacks packages: the commands that need it, and how to install.
+    """Yields a line per extra that lacks packages: what needs the extra, and how to install it.
 
     Packages for GPUs are skipped on a machine without GPUs.
     """

@@ -32,7 +32,7 @@ def doctor(config: DoctorConfig) -> None:
 
 
 def report_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yields the report line by line: a name, empty to continue the previous one, and a text."""
+    """Yields the report's lines as name and text; an empty name continues the previous one."""
     cpu, precision, memory = facts["cpu"], facts["precision"], facts["memory"]
     system = facts["system"]
     yield "system", f"{system['platform']}, Python {system['python']}"

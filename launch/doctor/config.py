@@ -11,9 +11,9 @@ from conf.errors import one_of
 class DoctorConfig:
     """Configuration of the report on this machine.
 
-    device: the device of a run, auto for the GPU if there is one.
+    device: the device of a run: cpu, cuda, or auto for the GPU if there is one.
     json: prints everything as JSON, for programs.
-    measure: whether to measure the speed of matrix products, the only part that computes.
+    measure: whether to measure the speed of matrix products.
     """
 
     device: str = "auto"

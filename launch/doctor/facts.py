@@ -33,7 +33,7 @@ from pretrain.planning.auto import available_memory
 
 NAME = "headwater"
 SHOWN_FEATURES = ("avx", "avx2", "fma", "avx512f", "avx512_vnni", "asimd", "sve", *BF16_FEATURES)
-"""CPU features that the report shows, out of some hundred."""
+"""CPU features that the report shows, in addition to `FP16_FEATURES`."""
 VARIABLES = (
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"),
     *("ATEN_CPU_CAPABILITY", "CUDA_VISIBLE_DEVICES", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"),
@@ -44,7 +44,7 @@ PROGRAMS = ("git", "g++", "clang++", "make", "sbatch", "nvidia-smi")
 
 
 def collect(device: str, measure: bool) -> dict[str, Any]:
-    """Returns all facts; `device` is cpu or cuda, and `measure` includes measured speeds."""
+    """Returns all facts; `device` is cpu or cuda, and `measure` adds measured speeds."""
     import torch
 
     found = processor(device)
@@ -84,7 +84,7 @@ def collect(device: str, measure: bool) -> dict[str, Any]:
 
 
 def usable_cores() -> int:
-    """Returns the number of cores that this process may use, which only Linux restricts."""
+    """Returns the number of cores that this process may use; only Linux reports a restriction."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -164,7 +164,7 @@ def cuda(torch: Any) -> str:
 
 
 def requirements() -> list[Requirement]:
-    """Returns the requirements of the project, with its extras as markers."""
+    """Returns the requirements of the project; those of an extra have a marker that names it."""
     try:
         lines = metadata.requires(NAME) or []
     except metadata.PackageNotFoundError:
@@ -192,9 +192,9 @@ def normalize(name: str) -> str:
 
 
 def missing(required: Sequence[Requirement], packages: Mapping[str, str]) -> dict[str, list[str]]:
-    """Returns the packages that each extra lacks or has in a wrong version.
+    """Returns the packages of each extra that are missing or have a wrong version.
 
-    The base install is the extra `base`, and extras that lack nothing are omitted.
+    The base install is listed as the extra `base`, and complete extras are omitted.
     """
     found: dict[str, list[str]] = {}
     for one in required:

@@ -24,15 +24,15 @@ class Calibration:
     """Training speeds that were measured on one GPU.
 
     The file holds {"gpu": ..., "runs": [{"model": {keys of the model's shape}, "seq_len": ...,
-    "precision": ..., "batch_tokens": ..., "tokens_per_second": ...}]}. The typical time of a plan
-    is scaled by the ratio of the measured to the planned time of the run that has the same
-    precision and the closest FLOPs per token.
+    "precision": ..., "batch_tokens": ..., "tokens_per_second": ...}]}. The computation in the
+    typical time of a plan is scaled by the ratio of the measured to the planned time of a run: the
+    one that has the same precision and the closest FLOPs per token.
     """
 
     runs: list[dict[str, Any]]
 
     def apply(self, step: Step, cluster: ClusterConfig) -> tuple[StepTime, StepTime]:
-        """Returns times of a step that are MEASURED_SPREAD below and above the calibrated one."""
+        """Returns calibrated times of a step, with MEASURED_SPREAD less and more computation."""
         wanted = flops_per_token(step.model, step.seq_len)
         same = [run for run in self.runs if run["precision"] == step.precision]
         if not same:

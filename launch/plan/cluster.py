@@ -22,22 +22,22 @@ FP32_SLOWDOWN = 16
 
 @dataclass
 class ClusterConfig:
-    """Equal nodes of equal GPUs.
+    """A cluster of identical nodes with identical GPUs.
 
     gpu_memory_gib, memory_gb_s: size and bandwidth of the memory of one GPU.
-    bf16_tflops, fp8_tflops: dense peak of the GPU's data sheet; 0 if the GPU does not multiply
+    bf16_tflops, fp8_tflops: dense peak in the GPU's data sheet; 0 if the GPU does not multiply
         that type.
-    fp32_tflops: dense peak in fp32; 0 for a sixteenth of that in bf16, as on A100 and H100.
+    fp32_tflops: dense peak in fp32; 0 for a sixteenth of the bf16 peak, as on A100 and H100.
     intra_node_gb_s, inter_node_gb_s: bandwidth at which each GPU can send within a node and
         between nodes.
     matmul, attention: fraction of the peak that matrix products and attention reach, as [typical,
         best known].
     fp8_gain, fp8_rowwise_gain: speedup of the matrix products of the blocks in fp8, including
         casts, as [typical, best known].
-    gpu_hour_price, kwh_price: price of an hour of one GPU, and of a kWh, in `currency`.
-    gpu_watts: power of one GPU, including its share of the node.
-    node_mttf_days: mean time between failures of a node.
-    storage_gb_s: write bandwidth of a node.
+    gpu_hour_price, kwh_price: price of one GPU for an hour, and of one kWh, in `currency`.
+    gpu_watts: power in watts of one GPU, including its share of the node.
+    node_mttf_days: mean number of days between failures of a node.
+    storage_gb_s: bandwidth in GB/s at which a node writes checkpoints.
     slurm: keys of `launch.slurm.settings.SlurmSettings`, for jobs.
     """
 
@@ -123,10 +123,10 @@ class TextLoader(yaml.SafeLoader):
 
 
 def read_cluster_file(given: str) -> dict[str, Any]:
-    """Returns the content of a file of `conf/cluster`, given by name, or of any file, by path.
+    """Returns the content of a cluster's file, given as a name in `conf/cluster` or as a path.
 
     Raises:
-        InputError: the file is missing or not YAML, or holds a key or value that no cluster has.
+        InputError: the file is missing or not YAML, or holds an invalid key or value.
     """
     path = Path(given)
     if path.suffix not in FILE_ENDINGS:
@@ -150,7 +150,7 @@ def read_cluster_file(given: str) -> dict[str, Any]:
 def expand_cluster_file(arguments: list[str]) -> list[str]:
     """Returns the arguments with `cluster=my.yaml` replaced by the keys of that file.
 
-    Hydra accepts only a choice of the group or a dictionary of keys.
+    Hydra itself accepts only the name of a file in the group or a dictionary of keys.
     """
     found: list[str] = []
     for argument in arguments:

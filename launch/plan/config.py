@@ -26,12 +26,12 @@ class PlanConfig:
     model, recipe, optim, parallel: same as for python -m pretrain.
     init_from: a Hugging Face folder, whose model is used if no model= is given.
     cluster: the name of a file in conf/cluster, or the path of any file.
-    nodes: number of nodes; null for that of the cluster's file.
+    nodes: number of nodes; null for the number in the cluster's file.
     precision: precision of the matrix products; auto takes bf16 if the cluster's file gives a
         bf16_tflops above 0, else fp32.
     max_epochs: number of passes over a source above which the plan warns.
-    data: a tokenized corpus, or null.
-    out: the page to write, or null.
+    data: folder of the tokenized corpus; null to plan without one.
+    out: path of the HTML page to write; null for the terminal only.
     overwrite: replaces `out` if it is a page that Headwater made.
     show: number of layouts in the table.
     calibration: a file of speeds measured on one of the cluster's GPUs, which

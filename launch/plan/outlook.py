@@ -42,7 +42,7 @@ class Estimate:
     typical: float
 
     def map(self, change: Callable[[float], float]) -> Estimate:
-        """Returns the estimate with both numbers changed."""
+        """Returns the estimate with `change` applied to both numbers."""
         return Estimate(change(self.best), change(self.typical))
 
     @property
@@ -78,14 +78,14 @@ class StageOutlook:
 
 @dataclass(frozen=True)
 class LayoutOutlook:
-    """A layout that fits, with all stages."""
+    """A layout that fits the GPUs, with all stages in it."""
 
     option: LayoutCandidate
     stages: list[StageOutlook]
 
     @property
     def days(self) -> Estimate:
-        """Returns the days of all stages without failures."""
+        """Returns the days that all stages take together, without saves and failures."""
         return Estimate(
             sum(s.days.best for s in self.stages), sum(s.days.typical for s in self.stages)
         )
@@ -268,7 +268,7 @@ def stage_outlook(
 
 
 def reliability(config: PlanConfig, days: float) -> Reliability:
-    """Returns the checkpoints and expected failures of a run of that many days."""
+    """Returns the checkpoints and expected failures of a run that takes `days` days."""
     cluster = config.cluster
     shapes = parameter_shapes(config.model)
     weights = sum(shape.numel() for shape in shapes.values())

@@ -56,7 +56,7 @@ def render_plan(outlook: Outlook) -> str:
 
 
 def timeline(outlook: Outlook) -> Any:
-    """Returns a drawing of the days of each stage in sequence."""
+    """Returns a drawing of the days that each stage takes, one stage after the other."""
     stages = outlook.best.stages
     styles = {s.stage.name: f"s{number % 7 + 1}" for number, s in enumerate(stages)}
     bars = [

@@ -1,4 +1,4 @@
-"""Plans the training whose arguments follow `--`."""
+"""Takes the settings to plan from the training run whose arguments follow `--`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pretrain.preflight import preflight
 def take_run_settings(config: PlanConfig, run: Training) -> PlanConfig:
     """Returns the config with the model, recipe, optimizer and layout of a training run.
 
-    The corpus is also that of the training, if it exists on this machine.
+    Without `data`, the corpus is also that of the run, if it exists on this machine.
 
     Raises:
         InputError: `python -m pretrain` would refuse the run on this cluster.

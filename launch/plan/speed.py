@@ -19,18 +19,18 @@ from pretrain.config import ParallelConfig
 BANDWIDTH = 0.8
 """Fraction of the memory bandwidth that element-wise kernels reach (assumed)."""
 HIDDEN_PASSES, INNER_PASSES = 26, 13
-"""Number of times a compiled block reads or writes a value of the residual's and of the MLP's
-width, in forward and backward together (counted in a profile of such a block, rounded)."""
+"""Numbers of times that a compiled block reads or writes a tensor of the residual's width and of
+the MLP's width, in forward and backward together. They were counted in a profile and rounded."""
 UPDATE_BYTES = 12
-"""Bytes moved per fp32 parameter in an update: weight and gradient read, weight written. The
-optimizer's state is read and written in addition."""
+"""Bytes moved per fp32 parameter in an update, which reads the weight and the gradient and writes
+the weight. The optimizer's state is read and written in addition."""
 HOP_SECONDS = 2.5e-6
-"""Latency of a ring collective per rank, independent of its size and never hidden. The slope of
-MPT-1.3B, 3B and 7B from 128 to 512 H100 (llm-foundry's benchmarks) is 2.2 to 3.1 us."""
+"""Latency per rank of a ring collective, which does not depend on its size and is never hidden.
+llm-foundry's benchmarks of MPT-1.3B, 3B and 7B on 128 to 512 H100 show 2.2 to 3.1 us."""
 RECOMPUTE = {"none": 0.0, "selective": 0.0, "full": 1 / 3}
-"""Recomputed fraction of matrix products and attention, by activation checkpointing."""
+"""Recomputed fraction of matrix products and attention, by kind of activation checkpointing."""
 RECOMPUTE_ELEMENTWISE = {"none": 0.0, "selective": 1 / 3, "full": 1 / 3}
-"""Recomputed fraction of element-wise operations, by activation checkpointing."""
+"""Recomputed fraction of element-wise operations, by kind of activation checkpointing."""
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,9 @@ def elementwise_bytes(model: ModelConfig, precision: str) -> int:
 def exposed_seconds(step: Step, cluster: ClusterConfig, time: StepTime) -> float:
     """Returns the seconds of communication that computation does not hide.
 
-    For data parallelism, this is the time that exceeds forward and backward, the all-gather of the
-    first block and the reduction of the last one, and the latency of each ring. For tensor and
-    context parallelism, it is all communication.
+    For data parallelism, this is the latency of the rings plus the longer of two times: that by
+    which communication exceeds forward and backward, and that of the communication of one block,
+    which is always exposed. For tensor and context parallelism, it is all communication.
     """
     model, parallel = step.model, step.parallel
     shards = parallel.dp_shard * parallel.cp
@@ -162,7 +162,7 @@ def _bandwidth(cluster: ClusterConfig, span: int) -> float:
 
 
 def model_flops_utilization(step: Step, cluster: ClusterConfig, seconds: float) -> float:
-    """Returns the MFU of a step relative to the peak of all GPUs; for fp8, to that of bf16."""
+    """Returns the MFU of a step relative to the peak of all GPUs; for fp8, to their bf16 peak."""
     flops = flops_per_token(step.model, step.seq_len) * step.batch_tokens
     return flops / seconds / (cluster.peak_flops(step.precision) * _ranks(step.parallel))
 

@@ -141,7 +141,7 @@ def memory_of(layout: LayoutOutlook) -> Memory:
 
 
 def format_range(found: Estimate, form: str) -> str:
-    """Formats an estimate as `low to high`, or as one number if both look the same."""
+    """Formats an estimate as `low to high`, or as one number if both are formatted alike."""
     low, high = format(found.low, form), format(found.high, form)
     return low if low == high else f"{low} to {high}"
 

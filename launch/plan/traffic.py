@@ -1,6 +1,6 @@
 """Computes the bytes that the ranks of a layout communicate per step.
 
-tests/distributed/test_traffic.py compares them with the traffic of real runs, exactly.
+tests/distributed/test_traffic.py checks that they equal the traffic of real runs.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pretrain.config import ParallelConfig
 
 BF16, FP32 = 2, 4
 LOSS_VALUES = 3
-"""All-reduced values per token of the vocabulary-parallel loss: maximum, sum of exponentials,
-logit of the target."""
+"""Number of values per token that the vocabulary-parallel loss all-reduces: the maximum, the sum
+of exponentials and the logit of the target."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Traffic:
 
     group: `shard` (FSDP, including context-parallel ranks), `replicate`, `tp` or `cp`.
     kind: all_gather, reduce_scatter, all_reduce or all_to_all.
-    bytes: full payloads of one rank: the output of a gather, the input of a scatter.
+    bytes: full payload of one rank in all calls: the outputs of gathers, the inputs of scatters.
     calls: number of collectives.
     """
 
@@ -52,10 +52,11 @@ def traffic(
     batch_tokens: int,
     precision: str = "bf16",
 ) -> list[Traffic]:
-    """Returns the collectives of a step on an inner rank, except those of scalars.
+    """Returns the collectives of a step, except those of scalars.
 
     If a dimension of a matrix is not divisible by the ranks, FSDP pads it and sends slightly more.
-    `batch_tokens` is the batch of the whole step.
+    With a window, the first and the last context-parallel rank send less than stated here.
+    `batch_tokens` is the number of tokens of the step on all ranks together.
     """
     width = FP32 if precision == "fp32" else BF16
     cp, tp = parallel.cp, parallel.tp
@@ -121,7 +122,7 @@ def _context_parallel(
     layers: int,
     width: int,
 ) -> list[Traffic]:
-    """Returns the exchange of keys and values between context-parallel ranks, and of gradients."""
+    """Returns the collectives of context-parallel ranks: keys, values and their gradients."""
     position_bytes = sequences * 2 * model.kv_size / parallel.tp * width
     window = model.widest_window
     if window is None or window >= seq_len:

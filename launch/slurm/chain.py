@@ -1,6 +1,6 @@
-"""`python -m launch chain cluster=... name=...`: text to report as a sequence of SLURM jobs.
+"""`python -m launch chain cluster=... name=...`: all stages, each as a SLURM job.
 
-Each job starts after the previous one succeeded.
+Each job starts after the previous one has succeeded.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ChainStep(StepConfig):
     rounds: number of times that the array is submitted; each array starts after the previous one.
         Work in several phases needs several rounds, so that no job of an array has to wait for
         another.
-    gpus: number of GPUs of the job; null for all of a node.
+    gpus: number of GPUs of the job; null for the chain's nproc, or without it all of a node.
     sbatch: additional options of this step, such as `partition=cpu`; they override the cluster's.
     needs: keys of the chain that must have a value when the step is submitted.
     optional: keys of the command that are dropped together with the step that makes their file.
@@ -145,7 +145,7 @@ def chain(config: ChainConfig) -> None:
 def training_of(config: ChainConfig, cluster: Cluster, step: ChainStep) -> training.Training:
     """Returns the composed run of the training step. Raises InputError if it would be refused.
 
-    Checks that need the data are skipped if an earlier step makes the data.
+    Checks that need the corpus are skipped if it is remote or does not exist yet.
     """
     run = training.compose([*shlex.split(step.command)[1:], *training.overrides])
     try:
@@ -212,7 +212,7 @@ def check_step(name: str, step: ChainStep) -> None:
 def command_of(
     name: str, step: ChainStep, makers: dict[str, str], chosen: Mapping[str, object]
 ) -> str:
-    """Returns a step's command without optional arguments whose file no chosen step makes.
+    """Returns a step's command without the optional arguments whose file will be missing.
 
     Args:
         name: the step.

@@ -13,9 +13,9 @@ from pretrain.config import device_of
 
 
 def check_job(config: SlurmConfig, cluster: Cluster, run: Training) -> None:
-    """Raises InputError if the run would be refused on the job's nodes, or on any fewer of them.
+    """Raises InputError if the run would be refused on a number of nodes that the job may get.
 
-    The smallest number of nodes is `min_nodes`.
+    These numbers are `min_nodes` to `nodes`.
     """
     from pretrain.preflight import preflight  # imports torch, which `launch status` does without
 

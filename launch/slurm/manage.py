@@ -1,4 +1,4 @@
-"""`python -m launch status` shows runs and their jobs, `python -m launch stop run=...` ends one."""
+"""`python -m launch status` shows runs and their jobs; `python -m launch stop` ends a run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class StatusConfig:
 class StopConfig:
     """Configuration of `stop`, which writes a file `STOP` into the run folder.
 
-    The run then saves a checkpoint and ends, and does not start again before the file is removed.
+    The run then saves a checkpoint and ends, and does not start again until the file is removed.
     Pending jobs are cancelled, and so is a running step of a chain that is not a training run.
 
     run: the run folder.
@@ -91,7 +91,7 @@ def status(config: StatusConfig) -> None:
             str(run.log),
         )
     console = Console()
-    # A pipe has no width: each run stays one line there.
+    # A pipe has no width. There, each run stays on one line.
     Console(width=None if console.is_terminal else 250, highlight=False).print(table)
 
 
@@ -125,7 +125,7 @@ def read_status(run_dir: Path) -> RunStatus:
 
 
 def _state(run_dir: Path, active: list[Job], last: dict[str, Any] | None) -> str:
-    """Returns the state of a run; for a chain, of its running step or else the first pending."""
+    """Returns the state of a run; for a chain, that of its running or else first pending step."""
     if active:
         job = next((job for job in active if job.state == "RUNNING"), active[0])
         step = "" if job.script == "job" else f"{job.script} "
@@ -139,7 +139,7 @@ def _state(run_dir: Path, active: list[Job], last: dict[str, Any] | None) -> str
 
 
 def _plan(run_dir: Path) -> tuple[int | None, int | None]:
-    """Returns the planned tokens and steps of the whole run, or None if it has no config."""
+    """Returns the planned tokens and steps of the whole run, or None for both without a config."""
     from omegaconf import OmegaConf
 
     from data_pipeline.sampling.recipe import plan_from_mapping
@@ -157,7 +157,7 @@ def _plan(run_dir: Path) -> tuple[int | None, int | None]:
 
 
 def stop(config: StopConfig) -> None:
-    """Requests that a run saves and stays stopped, or cancels its job at once."""
+    """Requests a checkpoint and a permanent stop from a run, or cancels its jobs at once."""
     run_dir = Path(config.run)
     if not run_dir.is_dir():
         raise InputError(f"run={run_dir}: the folder does not exist. Give a run folder.")
@@ -178,7 +178,7 @@ def stop(config: StopConfig) -> None:
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    """Returns all events and the last steps; of the million lines of a long run, few are parsed."""
+    """Returns all events and the last steps. Earlier steps are not parsed, as they may be many."""
     events: list[str] = []
     steps: deque[str] = deque(maxlen=RECENT_STEPS)
     if path.exists():

@@ -1,4 +1,4 @@
-"""Compares and times the nodes of a job, seconds before its first step.
+"""Compares and times the nodes of a job just before its first step.
 
 All ranks run `torchrun ... -m launch.slurm.node_check FOLDER GPUS GIB`. Each node reports its GPUs,
 disk, code and packages, and measures a matrix product and an all-reduce of its own ranks;
@@ -29,9 +29,9 @@ from conf.errors import EXIT_STORAGE
 
 PACKAGES = ("torch", "numpy", "hydra-core", "safetensors", "torchao", "flash-attn")
 SLOW_RATIO = 1.5
-"""A node is slow if it takes more than this times the median of all nodes, plus a tolerance."""
+"""A node is slow if it takes more than the median time times this ratio, plus a tolerance."""
 TOLERANCE_SECONDS, TOLERANCE_SECONDS_CPU = 0.3e-3, 0.1
-"""Shorter differences are noise. The CPUs of a test or a laptop are shared and vary more."""
+"""Differences in time below these, on GPUs and on CPUs, are noise. Shared CPUs vary more."""
 MIN_FREE_GIB = 1.0
 MAX_CLOCK_SKEW_SECONDS = 5.0
 TIMEOUT = timedelta(minutes=5)
@@ -55,12 +55,12 @@ class Node:
 def find_problems(
     nodes: list[Node], gpus: int, gpu_memory_gib: float, cuda: bool
 ) -> dict[str, str]:
-    """Returns the wrong and the slow nodes with the reason; the majority counts as right.
+    """Returns the wrong and the slow nodes with their reasons; the majority counts as right.
 
     Args:
-        nodes: the slowest rank of each node.
+        nodes: one entry per node, with the worst values of its ranks.
         gpus: expected number of GPUs per node.
-        gpu_memory_gib: expected memory per GPU.
+        gpu_memory_gib: expected memory per GPU, in GiB.
         cuda: whether the measurements ran on GPUs.
     """
     problems: dict[str, list[str]] = {node.name: [] for node in nodes}
@@ -161,7 +161,7 @@ def slowest_ranks(nodes: list[Node]) -> list[Node]:
 
 
 def check(folder: Path, gpus: int, gpu_memory_gib: float) -> int:
-    """Runs the check on all ranks and returns the exit code, which is the same on all."""
+    """Runs the check on all ranks and returns the exit code, which they all share."""
     cuda = gpus > 0 and torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda and device.index < torch.cuda.device_count():

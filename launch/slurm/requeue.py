@@ -16,7 +16,7 @@ TRIES = 20
 
 
 def requeue(folder: Path, job: str) -> None:
-    """Requeues the job, and changes its excluded nodes if there are any.
+    """Requeues the job, without the nodes that are listed in the file `exclude`, if any.
 
     SLURM changes the excluded nodes of a job only while it is pending. The job is therefore held,
     changed and released by this process, which outlives the job script by a few seconds.

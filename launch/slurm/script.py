@@ -1,4 +1,4 @@
-"""Writes the job scripts of trainings and of the steps of a chain."""
+"""Renders the job scripts of training runs and of the steps of a chain."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def step_script(
 
 
 def _render(template: str, cluster: Cluster, folder: Path, **values: Any) -> str:
-    """Returns a script with the values that all jobs of a cluster share and those given.
+    """Returns a script with the given values and those that all jobs of a cluster share.
 
     `folder` is the run folder.
     """
@@ -104,7 +104,7 @@ def _render(template: str, cluster: Cluster, folder: Path, **values: Any) -> str
 def sbatch_options(config: SlurmConfig, cluster: Cluster, gpus: int | None = None) -> list[str]:
     """Returns the sbatch options of a job.
 
-    `gpus` is the number per node, None for one per process.
+    `gpus` is the number of GPUs per node, or None for one per process.
     """
     slurm = cluster.slurm
     if gpus is None:
@@ -112,7 +112,8 @@ def sbatch_options(config: SlurmConfig, cluster: Cluster, gpus: int | None = Non
     if config.min_nodes is None:
         options = [f"nodes={config.nodes}", "ntasks-per-node=1"]
     else:
-        # One task per node is the default; given with a range, it makes SLURM use the fewest nodes.
+        # One task per node is the default. Stated with a range of nodes, it makes SLURM use the
+        # fewest.
         options = [f"nodes={config.min_nodes}-{config.nodes}"]
     for key, value in (
         ("cpus-per-task", slurm.cpus_per_task),
@@ -153,6 +154,6 @@ def srun_options(cluster: Cluster, run_dir: Path) -> str:
 
 
 def python_of(cluster: Cluster) -> str:
-    """Returns the quoted Python of the steps: that of the container, or that of this process."""
+    """Returns the quoted Python of the steps: the configured, the container's or this process's."""
     inside = "python" if cluster.slurm.container else sys.executable
     return shlex.quote(cluster.slurm.python or inside)

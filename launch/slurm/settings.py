@@ -70,8 +70,8 @@ class SlurmSettings:
 
     partition, account, qos, cpus_per_task, mem: options of sbatch.
     time: time limit of a job.
-    signal_seconds: time before the limit at which the ranks are signalled to save and stop.
-    shutdown_seconds: time for the save after the signal, before torchrun kills the ranks.
+    signal_seconds: seconds before the limit at which the ranks are signalled to save and stop.
+    shutdown_seconds: seconds for the save after the signal, before torchrun kills the ranks.
     gpus: the option that requests GPUs: `gpus-per-node`, `gres` or `none` (whole nodes, CPUs).
     sbatch: additional options as lines, without `#SBATCH`.
     modules: environment modules to load.
@@ -82,7 +82,7 @@ class SlurmSettings:
     mounts: mounts of the container, in addition to the folder of submission and the run folder.
     python: the Python of the job; null for the one that submits it, or for `python` in a
         container.
-    max_attempts: starts in a row without a new checkpoint after which the job gives up.
+    max_attempts: number of starts in a row without a new checkpoint after which the job gives up.
     """
 
     partition: str | None = None
@@ -125,10 +125,10 @@ class Cluster:
 
 
 def read_cluster(given: str) -> Cluster:
-    """Returns the cluster of a file in `conf/cluster`, given by name, or of any file, by path.
+    """Returns the cluster of a file, which is given as a name in `conf/cluster` or as a path.
 
     Raises:
-        InputError: the file is missing or wrong.
+        InputError: the file is missing or invalid.
     """
     content = read_cluster_file(given)
     try:

@@ -28,7 +28,7 @@ CODE = Kind(
 )
 ACTIVE = "PENDING,RUNNING,COMPLETING,SUSPENDED,CONFIGURING,REQUEUED,REQUEUE_HOLD"
 JOBS = "jobs.jsonl"
-"""File in `slurm/` of a run folder with one line per submitted job."""
+"""Name of the file with one line per submitted job, in `slurm/` of a run folder."""
 
 
 def slurm(config: SlurmConfig) -> None:
@@ -78,7 +78,7 @@ def write_folder(run: training.Training, text: str) -> Path:
 
 
 def snapshot(folder: Path) -> None:
-    """Replaces the folder by a copy of the packages in their current state."""
+    """Replaces the folder with a copy of the packages in their current state."""
     ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
     with Output(folder, CODE, overwrite=True, key="run_dir").folder() as new:
         for name in PACKAGES:
@@ -128,7 +128,7 @@ def active_jobs(run_dir: Path) -> list[Job]:
 
 
 def state_of(job: str) -> str:
-    """Returns the state of a job in squeue; for an array, of a running job if there is one."""
+    """Returns the state of a job in squeue; for an array, that of a running job if any."""
     done = subprocess.run(
         ["squeue", "-h", "-j", job, "-t", ACTIVE, "-o", "%T"], capture_output=True, text=True
     )
@@ -137,7 +137,7 @@ def state_of(job: str) -> str:
 
 
 def check_idle(run_dir: Path) -> None:
-    """Raises InputError if a job of this run is active, because two would write to one folder."""
+    """Raises InputError if a job of this run is active: two jobs would write to one folder."""
     for job in active_jobs(run_dir):
         raise InputError(
             f"run_dir={run_dir}: it has job {job.number} already ({job.state.lower()}). Stop it "

@@ -11,8 +11,8 @@ from launch.training import SWEEP
 def sweep_points(given: list[str]) -> list[list[str]]:
     """Returns the overrides of each run.
 
-    Without --multirun there is one run. With it there is one per element of the product of all
-    choices, each with its own `name` and `run_dir`.
+    Without --multirun there is one run. With it there is one run per combination of the values,
+    each with its own `name` and `run_dir`.
     """
     rest = [part for part in given if part not in SWEEP]
     if len(rest) == len(given):

@@ -34,7 +34,7 @@ def newest_step(run_dir: Path) -> int:
 
 
 def fallback_cause(run_dir: Path) -> str:
-    """Returns the cause of an end that the run itself did not record."""
+    """Returns the cause to report if the run itself has not recorded why it ended."""
     path = run_dir / "slurm" / "nodes.json"
     problems = json.loads(path.read_text())["problems"] if path.exists() else {}
     if problems:

@@ -1,4 +1,4 @@
-"""The commands that the page shows and runs; it runs nothing else."""
+"""The commands that the page shows and runs; the page runs nothing else."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def split_overrides(more: str) -> list[str]:
 
 
 def stop(run: str) -> list[str]:
-    """Returns the command that saves and ends a run."""
+    """Returns the command that makes a run save a checkpoint and end."""
     return ["launch", "stop", f"run={run}"]
 
 
@@ -128,7 +128,7 @@ def chat(model: str, port: int) -> list[str]:
 
 
 def shell_form(command: list[str]) -> str:
-    """Returns the shell form of a command."""
+    """Returns a command as a line that can be pasted into a shell."""
     return "python -m " + shlex.join(command)
 
 
@@ -150,7 +150,7 @@ class BackgroundCommands:
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def start(self, key: str, command: list[str], log: Path) -> None:
-        """Starts a command in its own session, so that Ctrl-C on the page does not reach it.
+        """Starts a command in its own session, so that Ctrl-C in the page's terminal spares it.
 
         Raises:
             InputError: a command with this key is running.

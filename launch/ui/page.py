@@ -254,7 +254,7 @@ def _output_box(label: str, lines: int) -> Any:
 
 
 def with_error_popup(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns the function with an InputError shown as a message on the page."""
+    """Returns a function that makes the same call but shows an InputError on the page."""
 
     def wrapped(*values: Any) -> Any:
         try:

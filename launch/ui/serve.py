@@ -15,7 +15,7 @@ from conf.gradio_page import check_installed, check_port, import_gradio, launch_
 class UiConfig:
     """A page to choose a recipe, plan, train on this machine, watch, and chat.
 
-    It runs the same commands as the terminal and shows them.
+    It runs commands that can also be given in a terminal, and shows them.
 
     runs: the folder of runs.
     host, port: address of the page. A served model has its page at port + 1 and its endpoint at
@@ -35,7 +35,9 @@ class UiConfig:
 
 
 def ui(config: UiConfig) -> None:
-    """Serves the page until it is interrupted; its runs then continue, and a served model ends.
+    """Serves the page until it is interrupted.
+
+    The training runs that it started then continue, and a model that it serves is stopped.
 
     Raises:
         InputError: gradio is not installed, or the port is in use.
