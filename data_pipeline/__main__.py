@@ -1,4 +1,4 @@
-"""`python -m data_pipeline <command> key=value ...`. Without a command, it lists the commands."""
+"""Runs `python -m data_pipeline <command> key=value ...`, or lists all commands without one."""
 
 from conf.entry import Command, main
 

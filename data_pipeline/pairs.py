@@ -38,8 +38,12 @@ class PairsConfig:
     source: name of the source that contains Python code.
     out: output folder for train.jsonl, held_out.jsonl and preferences.jsonl.
     overwrite: replaces `out` if it is a folder of pairs that Headwater made.
-    limit, held_out_limit, preferences: maximum number of rows in each of these files.
-    max_code_chars, max_docstring_chars: functions with more code or longer docstrings are skipped.
+    limit: maximum number of rows in train.jsonl.
+    held_out_limit: maximum number of rows in held_out.jsonl.
+    preferences: maximum number of rows in preferences.jsonl; 0 writes no such file.
+    max_code_chars: maximum number of characters of code; longer functions are skipped.
+    max_docstring_chars: maximum number of characters in the first paragraph of a docstring;
+        functions with a longer one are skipped.
     max_per_file: maximum number of pairs per source file, so that no large module dominates.
     """
 
@@ -85,7 +89,9 @@ def pairs(config: PairsConfig) -> None:
 def draw(
     manifest: Manifest, split: str, config: PairsConfig, limit: int, seen: set[str]
 ) -> list[dict[str, Any]]:
-    """Returns up to `limit` pairs of a split whose docstrings are not in `seen`, and adds those.
+    """Returns up to `limit` pairs of a split whose docstrings are not in `seen`.
+
+    The docstrings of these pairs are added to `seen`.
 
     Raises InputError if the split has no function with a docstring.
     """

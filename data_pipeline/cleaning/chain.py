@@ -73,7 +73,7 @@ class Outcome:
 
 
 class Chain:
-    """A sequence of cleaning steps, whose models are loaded."""
+    """A sequence of cleaning steps whose models have been loaded."""
 
     def __init__(self, config: CleaningConfig, steps: list[str]) -> None:
         self.config = config
@@ -81,7 +81,7 @@ class Chain:
         self._steps: list[tuple[str, Step]] = [(name, _make(name, config)) for name in steps]
 
     def run(self, text: str) -> Outcome:
-        """Runs the steps on a text, until one of them drops it."""
+        """Runs the steps on a text until one of them drops it."""
         changed: list[str] = []
         sizes: list[int] = []
         size = utf8_size(text)
@@ -99,7 +99,7 @@ class Chain:
         return Outcome(text, changed=tuple(changed), sizes=tuple(sizes))
 
     def transform(self, text: str) -> str:
-        """Returns the same text as `run` for a document that is kept, but runs no filters."""
+        """Returns the text that `run` gives for a kept document, but skips the pure filters."""
         for name, step in self._steps:
             if name in CHANGES_TEXT:
                 text = step(text).text

@@ -58,14 +58,14 @@ class QualityOptions:
 
 @dataclass
 class DecontaminateOptions:
-    """Options of the step `decontaminate`, which name evaluation sets to keep out of the corpus.
+    """Options of the step `decontaminate`, which keeps evaluation sets out of the corpus.
 
     files: evaluation sets as text files (one item per file) or JSON lines (one item per line).
     fields: columns of JSON lines whose joined text is an item.
     tasks: names of lm-eval tasks whose items are evaluation sets.
     task_folders: folders with definitions of further lm-eval tasks.
     n_gram: number of words in an n-gram.
-    min_words: items with fewer words are ignored.
+    min_words: minimum number of words in an item; shorter items are ignored.
     min_matches: number of an item's n-grams that a document must contain to be dropped. If the item
         has fewer, the document must contain all of them.
     """
@@ -86,11 +86,12 @@ class DedupOptions:
     exact: drops documents that are byte-identical to an earlier one.
     minhash: drops near duplicates, which are documents with a high Jaccard similarity of word
         n-grams.
-    across_sources: compares documents of different sources, too.
+    across_sources: also compares documents of different sources.
     n_grams: number of words in an n-gram.
-    buckets, hashes_per_bucket: with b buckets of h hashes, two documents of similarity s match with
+    buckets: number of buckets, b.
+    hashes_per_bucket: number of hashes per bucket, h. Two documents of similarity s match with
         probability 1 - (1 - s^h)^b. The defaults are those of FineWeb, which find 92% of the pairs
-        with similarity 0.8 and 56% of those with 0.75.
+        with similarity 0.8 and 56% of those with 0.7.
     """
 
     exact: bool = True
@@ -108,9 +109,15 @@ class CleaningConfig:
     steps: names of the steps, in order. A source can have a list of its own.
     word_tokenizer: method by which datatrove's filters split text into words: `words` (Unicode
         letters and digits, fast) or `spacy` (English, as used for FineWeb, much slower).
-    gopher_quality, gopher_repetition, c4, fineweb: arguments of datatrove's filters. Omitted ones
-        have datatrove's default values.
-    language, pii, quality, decontaminate: options of these steps.
+    gopher_quality: arguments of datatrove's GopherQualityFilter; those omitted have its defaults.
+    gopher_repetition: arguments of datatrove's GopherRepetitionFilter; those omitted have its
+        defaults.
+    c4: arguments of datatrove's C4QualityFilter; those omitted have its defaults.
+    fineweb: arguments of datatrove's FineWebQualityFilter; those omitted have its defaults.
+    language: options of the step `language`.
+    pii: options of the step `pii`.
+    quality: options of the step `quality`.
+    decontaminate: options of the step `decontaminate`.
     dedup: deduplication, which follows after all steps.
     """
 

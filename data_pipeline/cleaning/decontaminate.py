@@ -92,7 +92,7 @@ class NgramIndex:
         self._grams.clear()
 
     def find(self, text: str) -> tuple[str, str] | None:
-        """Returns a set that a text overlaps with, and the first n-gram they share, or None."""
+        """Returns the name of a set that overlaps a text and the first shared n-gram, or None."""
         found = words(text)
         for n, rolled in n_grams_by_length(word_hashes(found), list(self._tables)):
             grams, owners, seen = self._tables[n]

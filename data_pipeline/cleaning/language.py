@@ -10,7 +10,7 @@ LABEL = "__label__"
 
 
 def make(config: CleaningConfig) -> Step:
-    """Makes the step `language`. Raises InputError without a model that knows the languages."""
+    """Makes the step `language`. Raises InputError if the model is missing or lacks a language."""
     options = config.language
     if options.model is None:
         raise InputError(

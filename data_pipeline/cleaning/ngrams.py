@@ -47,17 +47,19 @@ _hashes = _Hashes()
 
 
 def word_hashes(found: Sequence[str]) -> UInts:
-    """Returns the xxh3 hash of each word, (words,), which is the same in every process."""
+    """Returns the xxh3 hash of each word, (words,). It is the same in every process."""
     return np.fromiter(map(_hashes.__getitem__, found), np.uint64, len(found))
 
 
 def n_grams(hashes: UInts, n: int) -> UInts:
-    """Returns the polynomial hash of each run of n words, (words - n + 1,) or (0,)."""
+    """Returns the polynomial hash of each run of n words, (max(0, words - n + 1),)."""
     return next(n_grams_by_length(hashes, [n]), (n, np.empty(0, np.uint64)))[1]
 
 
 def n_grams_by_length(hashes: UInts, lengths: Sequence[int]) -> Iterator[tuple[int, UInts]]:
-    """Yields (n, `n_grams` of n words) for each length n, ascending, up to the length of the text.
+    """Yields each length n, in ascending order, with the hashes of all runs of n words.
+
+    Lengths above that of the text are skipped.
 
     The hash of n words is computed from that of n - 1 words, so all lengths together cost only as
     much as the longest one.

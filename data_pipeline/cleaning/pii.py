@@ -1,7 +1,7 @@
 """Masks e-mail addresses and public IPv4 addresses, which are found with datatrove's patterns.
 
-Unlike in datatrove, which rotates its placeholders, an address is always replaced by the same one,
-so that the result depends only on the text.
+While datatrove rotates through several placeholders, this step always uses the same placeholder, so
+that the result depends only on the text.
 """
 
 from __future__ import annotations

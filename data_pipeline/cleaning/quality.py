@@ -17,7 +17,7 @@ KEY = "corpus.cleaning.quality"
 
 
 def make(config: CleaningConfig) -> Step:
-    """Makes the step `quality`. Raises InputError without a valid model."""
+    """Makes the step `quality`. Raises InputError if there is no valid model."""
     options = config.quality
     if options.model is None:
         raise InputError(

@@ -34,7 +34,7 @@ LINE_ENDS = (".", "!", "?", '"', "”")
 
 
 class QualityModel:
-    """A LightGBM booster, with metadata about its training that are stored in the same file."""
+    """A LightGBM booster, with metadata about its training that is stored in the same file."""
 
     def __init__(self, booster: Any, metadata: dict[str, Any]) -> None:
         self.booster = booster
@@ -126,7 +126,7 @@ def _features(text: str) -> NDArray[np.float32]:
 
 
 def _characters(text: str) -> tuple[Sequence[int], Sequence[int]]:
-    """Returns how many characters of a text are of each of KINDS, and of each of SIGNS."""
+    """Returns the number of characters of each kind in KINDS, and of each sign in SIGNS."""
     if text.isascii():  # true for most documents, and ten times faster
         counts = np.bincount(np.frombuffer(text.encode(), np.uint8), minlength=128)
         return (ASCII_KINDS @ counts).tolist(), counts[ASCII_SIGNS].tolist()

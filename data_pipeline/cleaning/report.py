@@ -7,13 +7,13 @@ from typing import Any
 from data_pipeline.cleaning.chain import Outcome
 
 EXAMPLES = 3
-"""Number of dropped documents that are kept as examples per reason, in the order of reading."""
+"""Maximum number of dropped documents kept as examples per reason. The first ones read are kept."""
 EXAMPLE_CHARS = 1000
 """Maximum number of characters of an example."""
 
 
 class CleaningReport:
-    """Counts of the cleaning, by source and step.
+    """Counts of documents and bytes in the cleaning, by source and step.
 
     `sources` maps each source to its numbers of documents and bytes, and to its steps. A step
     counts the documents and bytes that reached it and that it dropped, in total and by reason, and
@@ -101,7 +101,7 @@ class CleaningReport:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> CleaningReport:
-        """Returns the report that `to_json` returned as plain data."""
+        """Returns the report that the result of `to_json` describes."""
         report = cls()
         for source, counts in content["sources"].items():
             steps = {step["name"]: dict(step) for step in counts["steps"]}

@@ -6,5 +6,5 @@
 3. `matching.resolve_near` decides which near duplicates to drop.
 4. `matching.duplicates_in` tells the encode phase which documents of a unit to drop.
 
-Of each group of duplicates, the first document by unit and number is kept.
+The first document of each group of duplicates, by unit and document number, is kept.
 """

@@ -79,7 +79,7 @@ def scan_unit(unit: Unit, corpus: CorpusConfig, work: Path) -> dict[str, Any]:
 
 
 def load_scan(unit: Unit, corpus: CorpusConfig, work: Path) -> tuple[NDArray[np.int64], Selection]:
-    """Returns the sorted numbers of the documents that `scan_unit` kept, and its selection."""
+    """Returns the sorted numbers of the documents that `scan_unit` kept, and the selection."""
     result = scan_result(work, unit.id)
     selection = Selection(unit, corpus)
     selection.counts.update(result["counts"])

@@ -81,7 +81,7 @@ def resolve_near(units: list[Unit], corpus: CorpusConfig, work: Path) -> None:
 
 
 def duplicates_in(unit: Unit, work: Path) -> dict[int, str]:
-    """Returns the numbers of the documents to drop from a unit, each with EXACT or NEAR."""
+    """Returns the numbers of the documents to drop from a unit, mapped to EXACT or NEAR."""
     dropped: dict[int, str] = {}
     # The order is reversed so that EXACT overwrites NEAR.
     for path in sorted(_drops_folder(work).glob("*.npy"), reverse=True):

@@ -4,7 +4,7 @@ This takes three stages:
 
 1. `write_signatures` computes the signatures of the documents of one unit.
 2. `match_bucket` finds matches in one range of one bucket, across all units.
-3. `resolve` clusters all matches. Of each cluster, the first document by unit and number is kept.
+3. `resolve` clusters all matches. The first document of each cluster, by unit and number, is kept.
 
 The method is that of datatrove (n-grams of normalized words, buckets of minima), but its code is
 not used: its second stage opens the signatures of all units at once, which reaches the limit of
@@ -28,7 +28,7 @@ from data_pipeline.files import write_array
 
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 N_GRAMS_AT_ONCE = 1024
-"""Number of n-grams that are permuted together, which fit into the cache of a CPU core."""
+"""Number of n-grams permuted at a time, chosen so that they fit into the cache of a CPU core."""
 SEED = 1
 
 Edges = NDArray[np.uint64]
@@ -95,7 +95,7 @@ def match_bucket(task: int, tasks: int, folder: Path, options: DedupOptions) -> 
 def resolve(folder: Path) -> NDArray[np.int64]:
     """Returns the documents to drop, as sorted rows (unit, document) of shape (n, 2) (stage 3)."""
     forest = np.empty((0, 2), np.uint64)
-    # One file at a time, so that memory holds only one edge per document that has a duplicate.
+    # Reads one file at a time, so memory holds only one edge per document that has a duplicate.
     for path in sorted((folder / "matches").glob("*.npy")):
         forest = clusters(np.concatenate([forest, np.load(path)]))
     dropped = forest[:, 1]

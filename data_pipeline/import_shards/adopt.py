@@ -1,4 +1,4 @@
-"""Adopts one shard: checks every token, links its files, and writes checksums and names."""
+"""Adopts one shard: checks every token, links its files, and writes its tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from data_pipeline.store.shard_scan import (
 )
 
 TABLE_ROWS = 1 << 20
-"""Number of rows of the table of documents that are written at a time."""
+"""Number of rows of the document table that are written at a time."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Adopted:
 
 
 def adopt(pair: Pair, folder: Path, tokenizer: dict[str, Any], link: str) -> Adopted:
-    """Checks a pair, links or copies it into `folder`, and writes its tables.
+    """Checks a pair, links or copies it into `folder`, and writes its checksums and document table.
 
     `tokenizer` is the tokenizer's entry in the manifest, and `folder` must contain its
     token_bytes.npy. Raises InputError for a shard that is damaged or was made with another

@@ -1,4 +1,4 @@
-"""`python -m data_pipeline import`: makes a corpus of existing `.bin`/`.idx` shards.
+"""`python -m data_pipeline import`: makes a corpus from existing `.bin`/`.idx` shards.
 
 Megatron-LM, NeMo and GPT-NeoX write the same index format, in which a document can consist of
 several sequences. By default the shards are linked, not copied. Every token is read once, to
@@ -39,7 +39,7 @@ from data_pipeline.tokenizing.tokenizer import (
 )
 
 PARALLEL_BYTES = 1 << 27
-"""Shards of at least this total size are read by several processes."""
+"""Minimum total size of the shards, in bytes, at which several processes read them."""
 
 
 def import_shards(config: ImportConfig) -> None:

@@ -23,12 +23,13 @@ class ImportConfig:
     name: name of the corpus; null uses the name of `out`.
     tokenizer: the tokenizer.json that the shards were made with.
     eos_token: token that ends each document. If the shards lack it, boundaries come from the index.
-    bos_token, pad_token: beginning-of-document and padding tokens; null uses eos_token.
+    bos_token: token for the beginning of a document; null uses eos_token.
+    pad_token: token for padding; null uses eos_token.
     held_out_fraction: fraction of each source's shards that is never trained on, at least one
         shard if above 0.
     held_out: glob on names or paths of the shards to hold out, instead of held_out_fraction.
-    seed: seed that selects the shards of held_out_fraction.
-    link: how files are placed in `out`: symlink, hard (link) or copy.
+    seed: seed for the choice of shards that held_out_fraction holds out.
+    link: method of placing files in `out`: symlink, hard (link) or copy.
     workers: number of processes; 0 uses one per core.
     """
 

@@ -18,7 +18,8 @@ from data_pipeline.import_shards.config import ImportConfig
 class Pair:
     """A shard to import.
 
-    `prefix` is its absolute path without extension, and `file` is the same in the output folder.
+    `prefix` is its absolute path without extension, and `file` is its new path without extension,
+    relative to the output folder.
     """
 
     source: str

@@ -11,13 +11,13 @@ from typing import Any
 from conf.errors import InputError
 
 EXAMPLES, EXAMPLES_OF_MANY = 3, 1
-"""Number of examples shown per rule, with up to MANY_SOURCES sources and with more."""
+"""Numbers of examples shown per rule: for up to MANY_SOURCES sources, and for more sources."""
 MANY_SOURCES = 8
 REJECTED_ROWS = 20
-"""Malformed rows shown per source, each with up to REJECTED_CHARS characters of its text."""
+"""Number of malformed rows shown per source, each with up to REJECTED_CHARS characters."""
 REJECTED_CHARS = 300
 SHOWN_CHARS = 1000
-"""Characters shown of each example of a dropped document."""
+"""Number of characters shown of each example of a dropped document."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Rejected:
 
 
 def read_funnels(folder: Path) -> list[Funnel]:
-    """Returns the funnel of each source from `cleaning.json`; an empty list without that file."""
+    """Returns the funnel of each source from `cleaning.json`; empty if there is no such file."""
     path = folder / "cleaning.json"
     if not path.is_file():
         return []
@@ -117,7 +117,7 @@ def _step(step: dict[str, Any], limit: int) -> FunnelStep:
 
 
 def read_rejected(folder: Path) -> list[Rejected]:
-    """Returns the first malformed rows of each source that has any, and their number."""
+    """Returns the first malformed rows of each source that has any, and their total number."""
     found = []
     for path in sorted((folder / "rejected").glob("*.jsonl")):
         rows: list[dict[str, Any]] = []

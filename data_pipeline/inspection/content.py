@@ -32,7 +32,7 @@ SHOWN_SOURCES = 12
 def page_content(subject: Subject, documents: int, sequences: int) -> dict[str, Any]:
     """Returns the variables of the template.
 
-    Shows this number of `documents` per source and of `sequences` per stage.
+    The page shows up to `documents` documents per source and `sequences` sequences per stage.
     """
     manifest, plan = subject.manifest, subject.plan
     manifest.check_tokenizer()
@@ -305,7 +305,7 @@ def funnel_facts(funnel: Funnel, number: int) -> Row:
 
 
 def rejected_summary(rejected: Rejected) -> str:
-    """Returns the number of malformed lines, and how many of them are shown."""
+    """Returns a phrase with the number of malformed lines, and of those shown if not all are."""
     text = counted(rejected.count, "line")
     shown = len(rejected.rows)
     return text + (f", the first {shown} shown" if rejected.count > shown else "")

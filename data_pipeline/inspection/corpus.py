@@ -15,7 +15,9 @@ from data_pipeline.tokenizing.documents import document_names
 
 Ints = NDArray[np.int64]
 MAX_SHARDS = 1024
-"""Number of shard indices that are read, divided evenly among the sources."""
+"""Maximum number of shard indices that are read, divided evenly among the sources.
+
+Each source gets at least MIN_SHARDS_PER_SOURCE, even if that exceeds the maximum."""
 MIN_SHARDS_PER_SOURCE = 4
 MAX_LENGTHS = 200_000
 """Approximate maximum number of document lengths that are taken from one index."""
@@ -35,7 +37,7 @@ class Totals:
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes of text per token, or 0 without tokens."""
+        """Bytes of text per token, or 0 if there are no tokens."""
         return self.bytes / self.tokens if self.tokens else 0.0
 
 
@@ -43,7 +45,7 @@ class Totals:
 class Lengths:
     """Document lengths of a source in tokens, in ascending order.
 
-    They were read from `shards` of its `of_shards` shards.
+    They were read from `shards` of the source's `of_shards` shards.
     """
 
     tokens: Ints

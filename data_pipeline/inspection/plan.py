@@ -74,7 +74,7 @@ def plan_recipe(
 ) -> RecipePlan:
     """Returns the plan that `pretrain` would make from a recipe.
 
-    A plan that exceeds max_epochs is returned all the same, because the page warns of it. Raises
+    A plan that exceeds max_epochs is returned nevertheless, because the page warns of it. Raises
     InputError if the recipe is inconsistent or names an unknown source.
     """
     plan = plan_from_mapping(recipe, source_tokens)
@@ -115,6 +115,6 @@ def plan_of_run(run: Path, config: Mapping[str, Any]) -> RecipePlan:
 
 
 def read_env(run: Path) -> dict[str, Any]:
-    """Returns the content of a run's `env.json`, or {} without that file."""
+    """Returns the content of a run's `env.json`, or {} if there is no such file."""
     path = run / "env.json"
     return json.loads(path.read_text()) if path.is_file() else {}

@@ -40,7 +40,7 @@ class Batch:
             of a run of padding. The end is filled with batch * seq, so that all batches of a shape
             have the same number of entries unless their documents are very short.
         samples: (real samples,) int64, sample numbers in their stage, without blank samples
-            (`pad_batches`).
+            (see `pad_batches`).
         documents: (sources,) int64, number of documents per source that end in these samples.
         sources: (batch,) int64, index of each sample's source; 0 for a blank sample.
     """
@@ -163,7 +163,7 @@ class BatchReader:
             stream.check_ids(max_tokens)
 
     def read(self, stage: int, samples: Sequence[int] | Ints) -> Batch:
-        """Returns samples of a stage, which are counted from its start, as one batch."""
+        """Returns samples of a stage, which are numbered from its start, as one batch."""
         (batch,) = self.read_all(stage, samples, max(1, len(samples)))
         return batch
 

@@ -1,5 +1,7 @@
 """Computes which source serves atom t of a stage, in closed form and in integers.
 
+An atom is a run of tokens of a source, the unit that the order of samples permutes.
+
 The first t atoms are divided among the sources one after the other: the first source takes
 round(t * w_1), the next takes its share of the rest, and so on. When t grows by 1, each count grows
 by 0 or 1, and the counts sum to t. So exactly one count grows, and its source serves atom t. At
@@ -50,7 +52,8 @@ class Mixture:
         """Inverts `locate`: returns the atom t at which a source serves its atom `number`, from 0.
 
         The source must have a weight above 0. The rounding in `counts` is inverted first for this
-        source and then for each source before it, by taking the smallest t that satisfies it.
+        source and then for each source before it. Each inversion takes the smallest t that gives
+        the required count.
         """
         units = self.units[source]
         before = [u for u in self.units[:source] if u]

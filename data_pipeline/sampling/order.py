@@ -1,9 +1,9 @@
 """The order of samples: sample i of a stage is a pure function of (sources, stages, seed, i).
 
 The function is a composition of three steps. Each can be evaluated for a single index, and each can
-be inverted. In this example there are two sources, `web` (17 tokens) and `code` (9 tokens), atoms
-of 4 tokens, and one stage with sequences of 2 tokens and weights 2:1. The seed is 0, and w4 is the
-part of `web` that starts at its token 4.
+be inverted. In this example there are two sources, `web` (17 tokens) and `code` (9 tokens), cut
+into atoms (the units that are permuted) of 4 tokens, and one stage with sequences of 2 tokens and
+weights 2:1. The seed is 0, and w4 is the part of `web` that starts at its token 4.
 
     atoms, 4 tokens      w0 w4 w8 w12           c0 c4      the last token is only ever a label
     1. mixture, 2:1      web  code  web  web   code  web   the source of atom t
@@ -57,8 +57,8 @@ class SampleOrder:
         seed: Seed of all permutations.
         max_epochs: Maximum number of epochs, for all sources or by source name; None for no limit.
         atom: Tokens per atom, a multiple of every stage's seq_len; by default the longest seq_len.
-            Set it if a longer stage may be added later, so that the samples of earlier stages stay
-            the same.
+            Set it if a stage with longer sequences may be added later, so that the samples of
+            earlier stages stay the same.
 
     Raises:
         InputError: The seq_len of a stage does not divide the atom, or a source has too few tokens.
@@ -89,11 +89,11 @@ class SampleOrder:
         )
         used = np.zeros(len(self.sources), np.int64)
         self._first_atom: list[Ints] = []
-        """Per stage: number of atoms that earlier stages have used, (sources,)."""
+        """For each stage, the number of atoms that earlier stages have used, (sources,)."""
         self._remainders: list[SampleLocations] = []
-        """Per stage: samples that the previous stage has left over, which are served first."""
+        """For each stage, the samples left over by the previous stage, which are served first."""
         self._stage_atoms: list[int] = []
-        """Per stage: number of atoms in all its windows."""
+        """For each stage, the number of atoms in all its windows."""
         remainder = SampleLocations.empty()
         for number, stage in enumerate(self.stages):
             self._first_atom.append(used)
@@ -106,7 +106,7 @@ class SampleOrder:
             remainder = self._remainder_after(number)
 
     def locate(self, stage: int, samples: Ints) -> SampleLocations:
-        """Returns the location of samples in the streams of their sources.
+        """Returns the locations of samples in the streams of their sources.
 
         Args:
             stage: Index of the stage.
@@ -183,7 +183,10 @@ class SampleOrder:
         return np.stack((stages, samples, remainder.epoch[samples], remainder.start[samples]))
 
     def _find_own(self, stage: int, source: int, start: int, end: int) -> Ints:
-        """Finds samples in the stage's own windows, by inverting `_locate_own`. Returns (4, n)."""
+        """Finds samples in the stage's own windows, by inverting `_locate_own`.
+
+        Returns an array like that of `_find_in_remainder`, (4, n).
+        """
         seq_len, atoms = self.stages[stage].seq_len, int(self._atoms[source])
         first = int(self._first_atom[stage][source])
         used = int(self._mixtures[stage].counts(np.array(self._reserved_atoms(stage)))[source])
@@ -231,7 +234,7 @@ class SampleOrder:
         return min(self._stage_atoms[stage], windows * WINDOW_ATOMS)
 
     def _remainder_after(self, number: int) -> SampleLocations:
-        """Returns what a stage that is ended early leaves over, as samples of the next stage.
+        """Returns what a stage leaves over if it is ended early, as samples of the next stage.
 
         Raises:
             InputError: The next stage cannot use them, because its sequences are longer.
@@ -263,7 +266,7 @@ class SampleOrder:
         )
 
     def consumed(self, stage: int, samples: int) -> dict[str, int]:
-        """Returns the tokens per source in all earlier stages and `samples` samples of this stage.
+        """Returns the tokens per source in all earlier stages and the first `samples` of this one.
 
         Complete windows are counted in closed form, and the last one sample by sample.
         """

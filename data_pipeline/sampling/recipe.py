@@ -247,7 +247,7 @@ class StagePlan:
         return sorted({level.tokens_per_step for level in self.levels})
 
     def position(self, step: int) -> tuple[int, int]:
-        """Returns the stage index after `step` steps, and its number of completed samples."""
+        """Returns the stage index after `step` steps, and the number of samples completed in it."""
         if not step:
             return 0, 0
         return self.at(step - 1).index, self.samples_at(step - 1).stop
@@ -294,7 +294,7 @@ def _without_training_keys(stage: Any) -> Any:
 
 
 def _weights(config: StageConfig, key: str, source_tokens: Mapping[str, int]) -> dict[str, float]:
-    """Returns the weight per source, which defaults to its number of tokens."""
+    """Returns the weight per source, which is its number of tokens if the mixture is empty."""
     for source, weight in config.mixture.items():
         if source not in source_tokens:
             raise InputError(

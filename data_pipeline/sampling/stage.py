@@ -49,7 +49,7 @@ class Stage:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Stage:
-        """Returns the stage that `to_json` returned as plain data."""
+        """Returns the stage that the result of `to_json` describes."""
         return cls(fields["seq_len"], fields["samples"], fields["weights"], fields.get("planned"))
 
 

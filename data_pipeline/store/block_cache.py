@@ -103,7 +103,7 @@ _shared: BlockCache | None = None
 
 
 def shared_cache(limit_bytes: int | None = None) -> BlockCache:
-    """Returns the cache of this process, and replaces it if `limit_bytes` is another limit."""
+    """Returns this process's cache, and first replaces it if `limit_bytes` sets another limit."""
     global _shared
     if _shared is None or limit_bytes not in (None, _shared.limit_bytes):
         _shared = BlockCache(limit_bytes or DEFAULT_CACHE_BYTES)

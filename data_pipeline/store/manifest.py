@@ -40,7 +40,7 @@ class Manifest:
             reason.
         ends_in_eos: True if a document starts after each EOS and nowhere else within a sequence, so
             that the ids alone determine the document boundaries.
-        packed: Sequence lengths that documents were packed into; empty if they were not.
+        packed: Sequence lengths that documents were packed into; empty without packing.
         origin: `tokenize`, or `import` for shards made by another program.
         encoder: Name and version of the library that encoded the text, and counts of its checks.
     """

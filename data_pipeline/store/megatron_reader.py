@@ -15,7 +15,8 @@ from data_pipeline.store.shards import Shard
 def differences(folder: Path, files: Iterable[str], dtype: str) -> Iterator[tuple[str, str]]:
     """Yields each shard that Megatron-core reads differently, with a description of the difference.
 
-    It compares the number of documents, and the tokens of the first, middle and last document.
+    The comparison covers the number of documents, and the tokens of the first, middle and last
+    document.
 
     Args:
         folder: Folder of the corpus.

@@ -38,7 +38,7 @@ MAX_CHECKSUM_FILES_IN_MEMORY = 512
 
 
 def cache_corpus(url: str) -> Path:
-    """Copies manifest and tokenizer of a remote corpus to a cache folder, and returns the folder.
+    """Copies the manifest and tokenizer of a remote corpus to a cache folder, which it returns.
 
     The folder's name is a hash of the URL and the manifest, so a corpus that is made again gets
     another folder. `remote_url` returns the URL that a folder was copied from.
@@ -115,26 +115,26 @@ class RemoteShards:
         self._checksums = lru_cache(MAX_CHECKSUM_FILES_IN_MEMORY)(self._read_checksums)
 
     def name(self, number: int) -> str:
-        """See ShardReader."""
+        """Returns the URL of a shard's `.bin` file."""
         return storage.join(self.url, self.entries[number]["file"]) + ".bin"
 
     def read(self, number: int, offset: int, out: NDArray[np.integer]) -> None:
-        """See ShardReader."""
+        """Fills `out` with verified tokens of a shard from `offset` on."""
         width = self.dtype.itemsize
         data = self._read_bytes(self.name(number), offset * width, (offset + len(out)) * width)
         out[:] = np.frombuffer(data, self.dtype)
 
     def read_mask(self, number: int, offset: int, out: NDArray[np.uint8]) -> None:
-        """See ShardReader."""
+        """Fills `out` with 1 for each token that is not trained on, else 0."""
         path = self.name(number).removesuffix(".bin") + ".mask"
         out[:] = np.frombuffer(self._read_bytes(path, offset, offset + len(out)), np.uint8)
 
     def document_starts(self, number: int, start: int, end: int) -> Ints:
-        """See ShardReader."""
+        """Raises NotImplementedError, because EOS marks the documents of a remote corpus."""
         raise NotImplementedError("EOS marks the end of documents in a remote corpus")
 
     def prefetch(self, ranges: Iterable[tuple[int, int, int]]) -> None:
-        """See ShardReader."""
+        """Fetches the blocks of token ranges (shard number, start, end) that are not cached."""
         width = self.dtype.itemsize
         blocks: dict[Block, None] = {}
         for number, start, end in ranges:

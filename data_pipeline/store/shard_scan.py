@@ -118,9 +118,9 @@ def read_index(path: Path) -> IndexArrays:
 
 
 def write_index_without_empty(index: IndexArrays, path: Path) -> None:
-    """Writes an index of the same tokens without empty sequences and documents.
+    """Writes a copy of an index that leaves out empty sequences and documents.
 
-    Other programs write such sequences for empty texts.
+    Other programs write empty sequences for empty texts.
     """
     kept = np.asarray(index.lengths) > 0
     before = np.concatenate(([0], np.cumsum(kept)))
@@ -131,7 +131,8 @@ def write_index_without_empty(index: IndexArrays, path: Path) -> None:
 def index_flaws(index: IndexArrays) -> Iterator[Flaw]:
     """Yields a flaw for each sequence or document boundary that contradicts the one before it.
 
-    The pointers after a wrong one are compared with it, so that each mistake is listed only once.
+    A pointer after a wrong one is compared with the wrong one, so that each mistake is listed only
+    once.
     """
     end = 0
     for first in range(0, len(index.lengths), CHUNK_SEQUENCES):
@@ -197,7 +198,7 @@ class Scan:
         tokens: Number of complete tokens.
         text_bytes: Number of UTF-8 bytes of the text that the tokens encode.
         outside_vocabulary: Ids outside the vocabulary.
-        no_eos: Last tokens of documents, where they are not EOS.
+        no_eos: Last tokens of the documents that do not end in EOS.
         eos_inside: EOS tokens that are not the last token of a document.
     """
 

@@ -39,7 +39,7 @@ class DamagedShard(InputError):
 class ShardIndex:
     """The `.idx` file of a shard, which tells where its documents start.
 
-    The header and the file size are checked at once, and the arrays are mapped on first use.
+    The header and the file size are checked immediately, and the arrays are mapped on first use.
 
     Attributes:
         documents: Number of documents.
@@ -252,7 +252,10 @@ def describe_wrong_checksum(path: Path | str, block: int, size: int, width: int)
 
 
 def map_file(path: Path) -> NDArray[np.uint8]:
-    """Maps a file into memory and returns its bytes, (size,). Raises FileNotFoundError."""
+    """Maps a file into memory and returns its bytes, (size,).
+
+    Raises FileNotFoundError if the file does not exist.
+    """
     with path.open("rb", buffering=0) as file:
         if not os.fstat(file.fileno()).st_size:  # an empty file cannot be mapped
             return np.empty(0, np.uint8)

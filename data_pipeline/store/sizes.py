@@ -45,7 +45,7 @@ def check_sizes(manifest: Manifest, split: str, sources: Iterable[str]) -> None:
             if path not in found:
                 raise DamagedShard(f"{path} is missing. {REPAIR}")
             if not url and path.endswith(".bin") and found[path] != size:
-                # If the index has another type of ids, it raises an error that explains more.
+                # Opening an index with another type of ids raises an error that explains more.
                 ShardIndex(Path(path).with_suffix(".idx"), manifest.dtype)
             if found[path] != size and not (size < 0 and found[path] >= -size):
                 raise DamagedShard(describe_wrong_size(path, found[path], abs(size)))

@@ -38,7 +38,7 @@ CREDENTIAL_ERRORS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNo
 
 
 class StorageError(InputError):
-    """Raised when a request to an object store failed on every attempt.
+    """Raised when a request to an object store fails on every attempt.
 
     Commands then exit with `EXIT_STORAGE`.
     """
@@ -69,7 +69,7 @@ class Retry:
 
 
 def default_retry() -> Retry:
-    """Returns the default retry policy."""
+    """Returns the default policy, with the number of attempts from `HEADWATER_RETRIES` if set."""
     return Retry(attempts=int(os.environ.get("HEADWATER_RETRIES", Retry.attempts)))
 
 
@@ -104,9 +104,9 @@ def join(folder: str | Path, name: str) -> str:
 
 
 def list_files(url_or_glob: str | Path) -> list[FileInfo]:
-    """Returns the files that a path, folder or glob contains, sorted by path, or an empty list.
+    """Returns the files at a path, in a folder or matched by a glob, sorted by path.
 
-    Folders are listed recursively.
+    Folders are listed recursively. The result is empty if there are no such files.
 
     Raises:
         StorageError: The store does not answer.
@@ -221,7 +221,7 @@ def fetch(url: str, to: Path, retry: Retry | None = None) -> Path:
 
 
 def upload(path: Path, url: str, retry: Retry | None = None) -> None:
-    """Copies a local file to a URL atomically, since a store's PUT request is atomic.
+    """Copies a local file to a URL. This is atomic, because a PUT request to a store is.
 
     The time limit grows with the size of the file, by one second per megabyte.
 
@@ -243,7 +243,12 @@ def upload(path: Path, url: str, retry: Retry | None = None) -> None:
 
 
 def delete(url: str) -> None:
-    """Deletes a remote file if it exists. Raises StorageError or InputError."""
+    """Deletes a remote file if it exists.
+
+    Raises:
+        InputError: The store refuses the credentials.
+        StorageError: The store does not answer.
+    """
 
     def remove() -> None:
         fs, name = _open_store(url)
@@ -348,7 +353,7 @@ def retrying(call: Callable[[], T], what: str, retry: Retry | None = None) -> T:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Returns True if the same request may succeed later."""
+    """Returns True if a request that failed with this error may succeed later."""
     if isinstance(error, PERMANENT_ERRORS):
         return False
     library = type(error).__module__.partition(".")[0]

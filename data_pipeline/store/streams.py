@@ -88,7 +88,7 @@ class LocalShards:
         self._id = next(_reader_ids)
 
     def open(self, number: int) -> Shard:
-        """Returns a shard by number."""
+        """Returns a shard by its number, and opens it if necessary."""
         return self.shards.get((self._id, number), lambda: self._open(number))
 
     def _open(self, number: int) -> Shard:
@@ -99,22 +99,22 @@ class LocalShards:
         return shard
 
     def read(self, number: int, offset: int, out: NDArray[np.integer]) -> None:
-        """See ShardReader."""
+        """Fills `out` with the tokens of a shard from `offset` on, after verifying them."""
         self.open(number).read(offset, out)
 
     def read_mask(self, number: int, offset: int, out: NDArray[np.uint8]) -> None:
-        """See ShardReader."""
+        """Fills `out` with 1 for each token of a shard that is not trained on, else 0."""
         self.open(number).read_mask(offset, out)
 
     def document_starts(self, number: int, start: int, end: int) -> Ints:
-        """See ShardReader."""
+        """Returns the offsets of the documents of a shard that start in [start, end)."""
         return self.open(number).document_starts(start, end)
 
     def prefetch(self, ranges: Iterable[tuple[int, int, int]]) -> None:
         """Does nothing, because the operating system reads ahead."""
 
     def name(self, number: int) -> str:
-        """See ShardReader."""
+        """Returns the path of a shard's `.bin` file."""
         return f"{self.folder / self.entries[number]['file']}.bin"
 
 
@@ -151,7 +151,7 @@ class TokenStream:
         return int(self._ends[number - 1]) if number else 0
 
     def parts(self, start: int, tokens: int) -> list[tuple[int, int, int]]:
-        """Returns the parts (shard number, start, end) with the `tokens` tokens from `start`."""
+        """Returns the parts (shard number, start, end) of the `tokens` tokens from `start` on."""
         (number,), (offset,) = self._locate(np.array([start]))
         return self._parts(number, offset, tokens)
 

@@ -68,7 +68,7 @@ class VerifyResult:
     Attributes:
         shards: Number of shards in the manifest.
         read_shards: Number of shards that were read completely.
-        read_bytes: Total size of their `.bin` files.
+        read_bytes: Total size in bytes of the `.bin` files of these shards.
         seconds: Duration of the check.
         problems: All differences from the manifest.
     """

@@ -45,15 +45,18 @@ class SourceConfig:
         trained to predict; null for none.
     max_bytes: approximate number of bytes of text to take; 0 takes all. Whole files are taken in
         the order of a hash of their names. From a Hugging Face dataset, the first rows are taken.
-    min_file_bytes, max_file_bytes: smaller and larger files are skipped; a max_file_bytes of 0
-        means no limit.
-    max_line_length: documents with a longer line are dropped and counted; 0 means no limit.
-    min_letters: documents with a smaller fraction of letters are dropped and counted.
-    max_malformed: maximum number of unusable rows per unit of work, which are not valid JSON or
-        UTF-8 or have no text. They are written to `rejected/` with file and line. If there are
-        more, the command fails.
+    min_file_bytes: minimum size of a file in bytes; smaller files are skipped.
+    max_file_bytes: maximum size of a file in bytes; larger files are skipped. 0 means no limit.
+    max_line_length: maximum number of characters in a line; documents with a longer line are
+        dropped and counted. 0 means no limit.
+    min_letters: minimum fraction of letters in a document; documents with a smaller one are dropped
+        and counted.
+    max_malformed: maximum number of unusable rows per unit of work; the command fails if there are
+        more. A row is unusable if it is not valid JSON or UTF-8, or has no text. Such rows are
+        written to `rejected/` with file and line.
     steps: cleaning steps of this source; null uses those of the corpus.
-    subset, split: configuration name and split of a Hugging Face dataset.
+    subset: configuration name of a Hugging Face dataset; null for a dataset without one.
+    split: split of a Hugging Face dataset.
     """
 
     format: str = "text"
@@ -140,8 +143,9 @@ class TokenizerConfig:
         to each text are left out. null trains a byte-level BPE instead.
     vocab_size: number of ids of a trained tokenizer.
     train_bytes: approximate number of bytes of the training split to train the tokenizer on.
-    pad_token, bos_token, eos_token: special tokens for padding, and for the beginning and end of a
-        document.
+    pad_token: special token for padding.
+    bos_token: special token for the beginning of a document.
+    eos_token: special token for the end of a document.
     """
 
     path: str | None = None
@@ -164,8 +168,9 @@ class TokenizeConfig:
     encoder: `tokenizers`, or the faster `gigatoken`, whose ids are compared with those of
         `tokenizers` for some documents of every unit of work; null uses gigatoken if it is
         installed and supports the tokenizer.
-    rank, world: rank of this job, and number of jobs that share the work on the same `out`. null
-        takes them from the SLURM array or step; without SLURM there is a single job.
+    rank: rank of this job among the jobs that share the work on the same `out`; null takes it from
+        the SLURM array or step. Without SLURM there is a single job.
+    world: number of these jobs; null takes it from the SLURM array or step, too.
     """
 
     corpus: CorpusConfig = MISSING

@@ -25,7 +25,7 @@ from data_pipeline.text.hub import dataset_rows
 from data_pipeline.text.units import SourceFile, Unit
 
 HEAD_BYTES = 1 << 12
-"""Number of bytes at the beginning of a file that are checked for being JSON lines."""
+"""Number of bytes at the beginning of a file that are read to check if it holds JSON lines."""
 
 
 class Row(NamedTuple):
@@ -116,7 +116,7 @@ def _lines_between(lines: BinaryIO, start: int, end: int) -> Iterator[tuple[int,
 
 
 def _parse_slowly(line: bytes) -> tuple[Any, str]:
-    """Parses a line that orjson rejects with the standard parser, which also accepts NaN."""
+    """Parses a line that orjson has rejected. Uses the standard parser, which also accepts NaN."""
     try:
         return json.loads(line.decode("utf-8")), ""
     except UnicodeDecodeError as error:
@@ -151,7 +151,8 @@ def _read_parquet(file: SourceFile, unit: Unit, source: SourceConfig) -> Iterato
 def _check_text_type(column: str, found: Any) -> None:
     """Raises ValueError if a column does not have a type that can hold text.
 
-    Bytes are accepted, because some writers do not mark text as UTF-8. Columns of nulls are, too.
+    Bytes are accepted, because some writers do not mark text as UTF-8. Columns that contain only
+    nulls are accepted, too.
     """
     import pyarrow.types as kinds
 

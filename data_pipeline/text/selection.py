@@ -1,7 +1,7 @@
 """Selects the documents of a corpus, and splits them into training and held-out documents.
 
 A document must pass the rules of its source, then the cleaning steps, and then deduplication, which
-compares the whole corpus and therefore needs a pass over the text of its own (`dedup`). The split
+compares the whole corpus and therefore needs a separate pass over the text (`dedup`). The split
 is the last step, so that no duplicate of a held-out document is trained on. It depends on a hash of
 the document's name.
 """
@@ -156,7 +156,7 @@ def split_documents(
 
 
 def reason_to_drop(text: str, source: SourceConfig) -> str:
-    """Returns the name of the source's rule that a text violates, or ''."""
+    """Returns the name of the source's rule that a text violates, or '' if there is none."""
     if not text or text.isspace():
         return "empty"
     if source.max_line_length and max(map(len, text.splitlines())) > source.max_line_length:

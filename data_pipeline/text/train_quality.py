@@ -20,14 +20,15 @@ from conf.outputs import Output
 class QualityConfig:
     """Configuration of `quality`.
 
-    good, bad: files or folders of examples. Each row of a .jsonl (.gz, .zst) or .parquet file is an
-        example, and so is every other file as a whole.
+    good: files or folders with examples of good text. Each row of a .jsonl (.gz, .zst) or .parquet
+        file is an example, and so is every other file as a whole.
+    bad: files or folders with examples of poor text, as for `good`.
     out: file to write the model to.
     text_field: column of the text in files with rows.
     overwrite: replaces `out` if it is a quality model.
     held_out: fraction of the examples that are held out to measure AUC and accuracy.
     trees: number of trees in the model.
-    threshold: score from which on a text counts as good when accuracy is measured.
+    threshold: minimum score of a text that counts as good when accuracy is measured.
     seed: seed of the split and of the training.
     """
 

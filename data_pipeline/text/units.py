@@ -48,7 +48,7 @@ class Unit:
         source: name of the source.
         number: number of the unit in its source.
         files: the files to read.
-        start, end: byte range that the unit covers of a file of plain JSON lines. A line belongs to
+        start, end: byte range of a file of plain JSON lines that the unit covers. A line belongs to
             the unit in whose range it begins.
     """
 

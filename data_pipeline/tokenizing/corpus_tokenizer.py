@@ -10,7 +10,7 @@ from data_pipeline.store.shards import Shard
 from data_pipeline.tokenizing.tokenizer import ROLES, document_tokenizer, load_tokenizer
 
 BEGINNING_TOKENS = 1 << 16
-"""Tokens read from each shard to find out if documents begin with the tokenizer's added tokens."""
+"""Number of tokens read per shard to find out if documents begin with the added tokens."""
 
 
 def write_adopted_tokenizer(path: Path, special: Sequence[str], manifest: Manifest) -> list[str]:

@@ -17,7 +17,7 @@ from data_pipeline.tokenizing.tokenizer import load_tokenizer
 
 @dataclass(frozen=True)
 class Document:
-    """A decoded document. `file` and `position` tell which raw file it comes from, and where."""
+    """A decoded document. It comes from `position` in the raw file `file`."""
 
     source: str
     file: str

@@ -26,7 +26,7 @@ from data_pipeline.tokenizing.tokenizer import load_tokenizer
 
 CHECK_EVERY = 1000
 CHECK_FIRST = 4
-"""The first documents of each unit, and one in CHECK_EVERY, are compared with the reference."""
+"""Documents compared per unit: the first CHECK_FIRST, and one in every CHECK_EVERY."""
 
 
 class EncoderDiffers(Exception):
@@ -92,7 +92,7 @@ class Encoder:
 
 
 def choose_encoder(requested: str | None, path: Path) -> tuple[str, str]:
-    """Returns the name of the encoder to use, and why gigatoken cannot be used, or ''."""
+    """Returns the name of the encoder to use, and a reason why gigatoken cannot be used, or ''."""
     if requested == "tokenizers":
         return requested, ""
     try:

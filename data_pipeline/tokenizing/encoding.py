@@ -75,8 +75,8 @@ def select_documents(
 ) -> tuple[Selection, Iterator[tuple[str, Text]]]:
     """Returns the selection of a unit, and an iterator over its kept documents with their split.
 
-    The counts of the selection are updated while the documents are read. With deduplication, the
-    scan and match phases must be complete.
+    The counts of the selection are updated while the documents are read. If deduplication is
+    enabled, the scan and match phases must be complete.
     """
     if not digests.is_enabled(corpus):
         selection = Selection(unit, corpus)

@@ -132,8 +132,8 @@ class ShardWriter:
     ) -> tuple[NDArray[Any], NDArray[np.int64], list[tuple[int, int, int, int]]]:
         """Returns the packed tokens, the lengths of all sequences, and where each comes from.
 
-        A sequence is a piece of a document or a run of padding. It comes from (document, or -1 for
-        padding, offset in `tokens`, offset in the packed tokens, length).
+        A sequence is a piece of a document or a run of padding. Its origin is the tuple (document,
+        offset in `tokens`, offset in the packed tokens, length); document is -1 for padding.
         """
         starts = (np.cumsum(lengths) - lengths).tolist()
         pieces, total = pack(lengths.tolist(), self.block_lengths)
@@ -169,7 +169,7 @@ def shuffled(documents: list[Text], key: str) -> list[Text]:
 
 
 def write_sums(prefix: Path) -> str:
-    """Writes the `.sums` of a shard, and returns the sha256 of its `.bin`."""
+    """Writes the `.sums` file of a shard, and returns the sha256 of its `.bin` file."""
     digest = hashlib.sha256()
     with prefix.with_name(prefix.name + ".sums").open("wb") as out:
         for data, sums in read_with_checksums(prefix.with_name(prefix.name + ".bin")):

@@ -6,7 +6,7 @@ The work has these phases. The first two run only with deduplication.
     match      finds duplicates
     prepare    trains or copies the tokenizer
     encode     writes the shards
-    manifest   is written last
+    manifest   writes the cleaning report, and the manifest last
 
 Each phase consists of tasks that any process or job can run. Results are kept in `<out>.partial`
 until the finished folder is renamed to `<out>`.

@@ -28,7 +28,7 @@ TOKEN_ADDING_PROCESSORS = ("TemplateProcessing", "BertProcessing", "RobertaProce
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
-    """Trains a byte-level BPE with GPT-2's word splitting, which encodes any text without loss.
+    """Trains a byte-level BPE with GPT-2's word splitting, which can represent any text.
 
     The special tokens have ids 0 (pad), 1 (bos) and 2 (eos), as in the Danube models.
     """

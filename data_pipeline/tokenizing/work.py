@@ -70,7 +70,7 @@ class JobShard:
         return cls(rank, world)
 
     def select(self, tasks: Sequence[int]) -> list[int]:
-        """Returns those of the tasks that belong to this job."""
+        """Returns the tasks that belong to this job."""
         return [task for task in tasks if task % self.world == self.rank]
 
 
@@ -96,7 +96,7 @@ class WorkFolder:
             )
 
     def inputs(self) -> str | None:
-        """Returns the fingerprint of the unfinished work's inputs, or None without such work."""
+        """Returns the fingerprint of the unfinished work's inputs, or None if there is none."""
         return self._plan().get("inputs")
 
     def _plan(self) -> dict[str, str]:
@@ -193,7 +193,7 @@ class WorkFolder:
 
 
 class Workers:
-    """A pool of worker processes. With one worker or one task, the calling process runs it."""
+    """A pool of worker processes. One worker or one task runs in the calling process."""
 
     def __init__(self, count: int) -> None:
         self.count = count or len(os.sched_getaffinity(0))
