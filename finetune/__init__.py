@@ -1,4 +1,4 @@
-"""Instruction tuning of an exported model."""
+"""Tuning of a Hugging Face model on conversations (`sft`) or preference pairs (`dpo`)."""
 
 from conf.terminal import silence_torchao
 

@@ -51,7 +51,7 @@ def take_overrides() -> None:
             key = re.split(r"[.=]", argument.lstrip("+~"))[0]
             if key in TRAINING_KEYS:
                 raise InputError(
-                    f"{argument} is a key of the training. Put it after `--`, as in "
+                    f"{argument} is a key of the training run. Put it after `--`, as in "
                     f"python -m launch {name} ... -- {argument}"
                 )
 

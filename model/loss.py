@@ -47,7 +47,8 @@ class Head(nn.Linear):
     """The output layer, which returns logits or, given labels, their cross-entropy.
 
     Attributes:
-        compiled: Compiled loss of an unsharded vocabulary, or None.
+        compiled: The compiled form of `losses_and_gradient`, for an unsharded vocabulary; None
+            to use the form that is not compiled.
     """
 
     compiled: Losses | None = None

@@ -68,7 +68,10 @@ class ExportConfig:
 
 
 def export(config: ExportConfig) -> None:
-    """Writes the folder `out`, which appears only once it is complete."""
+    """Writes a run's model as the Hugging Face folder `out`.
+
+    The folder appears only once it is complete.
+    """
     output = Output(config.out, MODEL, config.overwrite, [config.run])
     output.check()
     run_dir = Path(config.run)

@@ -107,5 +107,6 @@ def check_same_network(
         stage = plan.at(max(0, step - 1))
         raise InputError(
             f"recipe.stages.{stage.name}.rope_theta={now.rope_theta:g}, but {where} was trained "
-            f"with {before.rope_theta:g}. Restore it, and change it in a later stage."
+            f"with {before.rope_theta:g}. Set this value again, and change it only in a later "
+            "stage."
         )

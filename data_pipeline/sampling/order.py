@@ -251,9 +251,10 @@ class SampleOrder:
         if stage.seq_len % following:
             per_window = WINDOW_ATOMS * pieces
             raise InputError(
-                f"stage {number} is ended early in the middle of a window, and the next one has "
-                f"longer sequences ({following} tokens after {stage.seq_len}). End it at a "
-                f"multiple of {per_window} samples, or insert a stage with sequences of "
+                f"stage {number} (counted from 0) is ended early in the middle of a window, and "
+                f"the next stage has longer sequences ({following} tokens after "
+                f"{stage.seq_len}). End it at a multiple of {per_window} samples, or insert a "
+                "stage with sequences of "
                 f"{stage.seq_len} tokens."
             )
         parts = stage.seq_len // following

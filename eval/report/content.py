@@ -153,7 +153,8 @@ def agreement(run: RunFolder, file: str) -> dict[str, Any]:
     exported = json.loads(path.read_text())
     if "sources" not in exported or not run.validation:
         raise InputError(
-            f"perplexity={path}: has no loss to compare with that of run={run.path}. Leave it out."
+            f"perplexity={path}: this file or run={run.path} has no held-out loss, so there is "
+            "nothing to compare. Leave perplexity out."
         )
     last, exported_loss = run.validation[-1], exported["loss"]
     text = f"The exported folder in stock transformers has a held-out loss of {exported_loss:.4f}"

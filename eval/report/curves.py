@@ -203,7 +203,10 @@ def _with_average(points: list[Point]) -> list[Series]:
 
 
 def _typical_top(points: list[Point], first: float) -> float | None:
-    """Returns the maximum after the first fraction of points, whose values may be far higher."""
+    """Returns the maximum of all but the first points, whose values may be far higher.
+
+    first: fraction of the points to leave out.
+    """
     later = [y for _, y in points[int(first * len(points)) :] if math.isfinite(y)]
     return max(later) if later else None
 

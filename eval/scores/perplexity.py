@@ -82,8 +82,9 @@ def perplexity(config: PerplexityConfig) -> None:
         held_out = list(held_out_batches(manifest, source, config.seq_len, 1, config.tokens))
         if not held_out:
             raise InputError(
-                f"data={config.data}: the held-out split of source '{source}' has fewer than "
-                f"seq_len={config.seq_len} tokens. Lower seq_len."
+                f"data={config.data}: the held-out split of source '{source}', limited to "
+                f"tokens={config.tokens}, has fewer than seq_len={config.seq_len} tokens. Lower "
+                "seq_len, or raise tokens."
             )
         batches = padded(segments(held_out), config.batch_tokens)
         shown = track(batches, source, console=console, disable=not console.is_terminal)

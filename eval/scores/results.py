@@ -10,7 +10,7 @@ The file has this form:
 - `settings.computed_in`: dtype of the model's matrix products; older files lack it.
 - `stderr`: standard error, null if unknown.
 - `chance`: accuracy of random guessing, null if the task is not multiple choice.
-- `shown`: the metric that tables show for the task, null for all.
+- `shown`: the metric that tables show for the task, null if they show every metric.
 - `group`: the group that the task belongs to, null if the task was selected by name.
 - `each`: one digit per sample, for metrics that are 0 or 1 for every sample.
 - `samples_sha256`: hash of the samples, equal for the same samples.

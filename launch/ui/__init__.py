@@ -1,1 +1,1 @@
-"""A web page that runs the commands of the terminal."""
+"""A web page that runs the same commands as a terminal."""

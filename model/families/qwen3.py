@@ -54,7 +54,10 @@ class Qwen3(Family):
                 f"'{SLIDING}'."
             )
         if SLIDING in types and window is None:
-            raise InputError(f"layer_types has '{SLIDING}' but use_sliding_window sets no window.")
+            raise InputError(
+                f"layer_types has '{SLIDING}', but use_sliding_window is false or sliding_window "
+                "is null. Change one of these keys."
+            )
         windows = [window if kind == SLIDING else None for kind in types]
         return {
             "qk_norm": True,

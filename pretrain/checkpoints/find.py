@@ -91,7 +91,7 @@ def checkpoint_of_step(folder: Path, step: str) -> Found:
     if not path.is_dir():
         steps = [p.name.removeprefix("step_") for p in files.checkpoints_in(folder)]
         known = ", ".join(steps) or "none"
-        raise InputError(f"{path} does not exist. Take one of the steps: {known}.")
+        raise InputError(f"{path} does not exist. Steps that have a checkpoint: {known}.")
     problem = files.verify(path)
     if problem:
         raise CheckpointError(problem)

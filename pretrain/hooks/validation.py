@@ -51,8 +51,9 @@ class Validation(Hook):
             count = held_out_samples(manifest, source, seq_len, self.config.tokens)
             if not count:
                 raise InputError(
-                    f"{trainer.config.data.folder}: the held-out split of source '{source}' is "
-                    f"shorter than one sequence of {seq_len} tokens. Hold out more."
+                    f"validation.tokens={self.config.tokens} or the held-out split of source "
+                    f"'{source}' is shorter than one sequence of {seq_len} tokens. Raise "
+                    "validation.tokens, or hold out a larger fraction of the corpus."
                 )
             deal = Deal.of(count, trainer.dp_size, most_rows)
             real = held_out_batches(

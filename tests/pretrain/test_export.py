@@ -148,7 +148,7 @@ def test_the_exported_tokenizer_encodes_as_the_corpus_was(corpus, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        (["step=7"], "step_7 does not exist. Take one of the steps: 20, 15"),
+        (["step=7"], "step_7 does not exist. Steps that have a checkpoint: 20, 15"),
         (["run=nowhere"], "nowhere/config.yaml does not exist"),
         (["dtype=float8"], "dtype=float8: unknown choice"),
     ],

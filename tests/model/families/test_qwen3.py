@@ -152,7 +152,7 @@ def test_the_published_model_is_that_of_the_choice():
         ({"attention_bias": True}, "attention_bias=True is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act=gelu is not supported"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "RoPE of type yarn"),
-        ({"layer_types": ["sliding_attention"] * 3}, "use_sliding_window sets no window"),
+        ({"layer_types": ["sliding_attention"] * 3}, "use_sliding_window is false or"),
         ({"layer_types": ["linear_attention"] * 3}, "expected 3 times 'full_attention' or"),
         ({"layer_types": ["full_attention"] * 2}, "expected 3 times 'full_attention' or"),
     ],
