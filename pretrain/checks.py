@@ -30,6 +30,7 @@ from pretrain.config import (
     ParallelConfig,
     PretrainConfig,
     ProfileConfig,
+    ValidationConfig,
 )
 from pretrain.optim import check_optimizer
 from pretrain.recipe import training_config
@@ -78,6 +79,7 @@ def check_run(
         check_vocabulary(manifest, config)
     sizes = check_layout(config.parallel, config.model, job.world_size)
     check_stages(plan, config.parallel, config.model.max_seq_len, manifest)
+    check_validation(config.validation, plan, manifest)
     check_attention(config.parallel.attention, config.precision, job)
     check_async_tensor_parallel(config.parallel, job)
     check_objective(config.objective)
@@ -208,6 +210,20 @@ def check_stages(
                     f"{key}, but the held-out split of source '{source}' has {tokens} tokens, "
                     "fewer than one sequence. Hold out a larger fraction of the corpus."
                 )
+
+
+def check_validation(
+    validation: ValidationConfig, plan: StagePlan, manifest: Manifest | None
+) -> None:
+    """Raises InputError if a validation would not hold one sequence of a stage."""
+    if manifest is None or not manifest.source_tokens("held_out"):
+        return
+    longest = max(plan.stages, key=lambda stage: stage.seq_len)
+    if validation.tokens < longest.seq_len:
+        raise InputError(
+            f"validation.tokens={validation.tokens} is less than one sequence of stage "
+            f"'{longest.name}', which has {longest.seq_len} tokens. Raise validation.tokens."
+        )
 
 
 def check_attention(name: str, precision: str, job: Job) -> None:

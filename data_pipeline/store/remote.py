@@ -24,6 +24,7 @@ from data_pipeline.store import storage
 from data_pipeline.store.block_cache import Block, BlockCache, cache_folder
 from data_pipeline.store.checksums import BLOCK_BYTES, CHECKSUM, checksum_bytes
 from data_pipeline.store.manifest import FILE, Manifest
+from data_pipeline.store.remote_file import open_binary
 from data_pipeline.store.shards import (
     REPAIR,
     DamagedShard,
@@ -50,7 +51,7 @@ def cache_corpus(url: str) -> Path:
     url = url.rstrip("/")
     manifest_url = storage.join(url, FILE)
     try:
-        with storage.open_binary(manifest_url) as file:
+        with open_binary(manifest_url) as file:
             content = file.read()
     except FileNotFoundError:
         raise InputError(

@@ -18,6 +18,7 @@ import xxhash
 
 from conf.errors import InputError
 from data_pipeline.store import storage
+from data_pipeline.store.remote_file import open_binary
 from pretrain.checkpoints import files
 from pretrain.checkpoints.retention import Retention
 from pretrain.checkpoints.writer_process import WriterError, WriterProcess
@@ -39,7 +40,7 @@ def steps(url: str) -> list[int]:
 
 def manifest(url: str, step: int) -> dict[str, Any]:
     """Returns a checkpoint's manifest. Raises StorageError, or ValueError if it is damaged."""
-    with storage.open_binary(_file(url, step, files.MANIFEST)) as file:
+    with open_binary(_file(url, step, files.MANIFEST)) as file:
         return files.parse_manifest(file.read())
 
 
@@ -105,7 +106,7 @@ def verify(url: str, step: int) -> str | None:
     def check(name: str) -> str | None:
         state = xxhash.xxh3_128()
         try:
-            with storage.open_binary(_file(url, step, name)) as file:
+            with open_binary(_file(url, step, name)) as file:
                 while block := file.read(files.BLOCK_BYTES):
                     state.update(block)
         except FileNotFoundError:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from conf.errors import InputError
 from data_pipeline.sampling.batches import held_out_batches, held_out_samples, pad_batches
 from data_pipeline.sampling.dealing import Deal
 from eval.inloop.evaluator import evaluate
@@ -49,12 +48,6 @@ class Validation(Hook):
         scores: dict[str, dict[str, Any]] = {}
         for source in manifest.source_tokens("held_out"):
             count = held_out_samples(manifest, source, seq_len, self.config.tokens)
-            if not count:
-                raise InputError(
-                    f"validation.tokens={self.config.tokens} or the held-out split of source "
-                    f"'{source}' is shorter than one sequence of {seq_len} tokens. Raise "
-                    "validation.tokens, or hold out a larger fraction of the corpus."
-                )
             deal = Deal.of(count, trainer.dp_size, most_rows)
             real = held_out_batches(
                 manifest,

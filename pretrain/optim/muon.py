@@ -138,15 +138,19 @@ def build(
     groups: list[ParameterGroup], config: OptimConfig, options: MuonOptions
 ) -> torch.optim.Optimizer:
     """Returns Muon for the matrices of the blocks and AdamW for the rest."""
-    return Muon(
-        split_matrices(groups),
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        momentum=options.momentum,
-        steps=options.ns_steps,
-        fused=True,
-    )
+    return Muon(split_matrices(groups), **settings(config, options))
+
+
+def settings(config: OptimConfig, options: MuonOptions) -> dict[str, Any]:
+    """Returns the arguments of `Muon` that come from the config."""
+    return {
+        "lr": config.learning_rate,
+        "betas": (config.beta1, config.beta2),
+        "eps": config.eps,
+        "momentum": options.momentum,
+        "steps": options.ns_steps,
+        "fused": True,
+    }
 
 
 def split_matrices(groups: list[ParameterGroup]) -> list[dict[str, Any]]:

@@ -54,16 +54,8 @@ def build(
     groups: list[ParameterGroup], config: OptimConfig, options: NorMuonOptions
 ) -> torch.optim.Optimizer:
     """Returns NorMuon for the matrices of the blocks and AdamW for the rest."""
-    return NorMuon(
-        split_matrices(groups),
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        momentum=options.momentum,
-        steps=options.ns_steps,
-        row_beta=options.row_beta,
-        fused=True,
-    )
+    arguments = muon.settings(config, options)
+    return NorMuon(split_matrices(groups), row_beta=options.row_beta, **arguments)
 
 
 def state_bytes(name: str, shape: tuple[int, ...], held: int) -> int:

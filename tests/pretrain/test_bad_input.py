@@ -34,6 +34,10 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         {"model__max_seq_len": 100},
         "recipe.stages.long.seq_len=128 is above model.max_seq_len=100",
     ),
+    "validation shorter than a sequence of the last stage": (
+        {"validation__tokens": 127},
+        "validation.tokens=127 is less than one sequence of stage 'long', which has 128 tokens",
+    ),
     "too many epochs": (
         {"recipe__stages__short__tokens": 5_000_000},
         "the recipe reads source 'code'",

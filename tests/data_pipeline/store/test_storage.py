@@ -7,7 +7,8 @@ import random
 import pytest
 
 from conf.errors import EXIT_STORAGE, InputError
-from data_pipeline.store import storage
+from data_pipeline.store import remote_file, storage
+from data_pipeline.store.remote_file import open_binary
 from data_pipeline.store.storage import Retry, StorageError
 from tests.patience import limit
 
@@ -78,11 +79,11 @@ def test_ranges_and_whole_files(put, tmp_path):
 
 
 def test_a_remote_file_reads_and_seeks_like_a_local_one(put, tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "READ_AHEAD_BYTES", 1 << 12)
+    monkeypatch.setattr(remote_file, "READ_AHEAD_BYTES", 1 << 12)
     content = random.Random(1).randbytes(50_001)
     url = put("file", content)
     (tmp_path / "file").write_bytes(content)
-    with storage.open_binary(url) as remote, storage.open_binary(tmp_path / "file") as local:
+    with open_binary(url) as remote, open_binary(tmp_path / "file") as local:
         for size in (1, 5000, 3, 20_000):
             assert remote.read(size) == local.read(size)
         for file in (remote, local):
@@ -91,7 +92,7 @@ def test_a_remote_file_reads_and_seeks_like_a_local_one(put, tmp_path, monkeypat
         remote.seek(0)
         assert remote.read() == content
     with pytest.raises(FileNotFoundError):
-        storage.open_binary("s3://bucket/absent")
+        open_binary("s3://bucket/absent")
 
 
 @pytest.mark.parametrize("status", ["503 Slow Down", "500 Internal Error"])
