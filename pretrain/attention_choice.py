@@ -109,7 +109,7 @@ def fastest(candidates: Sequence[str], work: Callable[[str], Callable[[], None]]
         except Exception as why:  # each kernel raises its own errors; `failed` keeps the reason
             timing.failed[name] = str(why).split("\n")[0][:200]
     if not timing.seconds:
-        raise RuntimeError(f"no attention backend ran here: {timing.failed}")
+        raise RuntimeError(f"every attention backend failed: {timing.failed}")
     timing.backend = min(timing.seconds, key=lambda name: timing.seconds[name])
     return timing
 

@@ -103,8 +103,8 @@ def check_run_folder(run_dir: Path) -> None:
         isinstance(content.get(key), dict) for key in RUN_KEYS
     ):
         raise InputError(
-            f"run_dir={run_dir}: its config.yaml is not one of a Headwater run. Choose another "
-            "folder."
+            f"run_dir={run_dir}: the config.yaml of this folder does not describe a pretraining "
+            "run. Choose another folder."
         )
 
 
@@ -143,8 +143,8 @@ def check_layout(
     if others * shard != world_size:
         product = " x ".join(f"{name}={size}" for name, size in sizes.items())
         raise InputError(
-            f"parallel.{product} does not make {world_size}, the number of processes. Change one "
-            "of them."
+            f"parallel: {product} does not match the number of processes, {world_size}. Change one "
+            "of these sizes."
         )
     tp = config.tp
     for key, size in (
@@ -155,8 +155,8 @@ def check_layout(
     ):
         if size % tp:
             raise InputError(
-                f"model.{key}={size} is not divisible by parallel.tp={tp}. Every tensor-parallel "
-                "rank needs an equal part: change one of them."
+                f"model.{key}={size}: expected a multiple of parallel.tp={tp}, because every "
+                "tensor-parallel rank has an equal part. Change one of them."
             )
     return config.dp_replicate, shard, config.cp, tp
 
@@ -188,27 +188,28 @@ def check_stages(
         key = f"recipe.stages.{stage.name}.seq_len={stage.seq_len}"
         if stage.seq_len > max_seq_len:
             raise InputError(
-                f"{key} is above model.max_seq_len={max_seq_len}. Use shorter sequences or another "
-                "model."
+                f"{key}: expected at most model.max_seq_len={max_seq_len}. Use shorter sequences, "
+                "or raise model.max_seq_len."
             )
         if stage.seq_len % sequence_parts(cp, tp):
-            raise InputError(f"{key} is not divisible by {product}. Change one of these keys.")
+            raise InputError(f"{key}: expected a multiple of {product}. Change one of these keys.")
         if micro_batch_tokens != AUTO and micro_batch_tokens % stage.seq_len:
             raise InputError(
-                f"parallel.micro_batch_tokens={micro_batch_tokens} is not a multiple of {key}. "
-                "Change one of them, or use auto."
+                f"parallel.micro_batch_tokens={micro_batch_tokens}: expected a multiple of {key}. "
+                "Change one of them, or use parallel.micro_batch_tokens=auto."
             )
         if packed and stage.seq_len not in packed:
             raise InputError(
-                f"{key}, but the documents of {manifest and manifest.folder} were packed into "
-                f"sequences of {' or '.join(map(str, packed))}. Use one of them, or tokenize "
-                "with another corpus.fit."
+                f"{key}: the documents of {manifest and manifest.folder} were packed into "
+                f"sequences of {' or '.join(map(str, packed))} tokens. Use one of these lengths, "
+                "or tokenize the corpus again with another corpus.fit."
             )
         for source, tokens in held_out.items():
             if tokens <= stage.seq_len:
                 raise InputError(
-                    f"{key}, but the held-out split of source '{source}' has {tokens} tokens, "
-                    "fewer than one sequence. Hold out a larger fraction of the corpus."
+                    f"{key}: the held-out split of source '{source}' has {tokens} tokens, too few "
+                    "for one sequence. Use shorter sequences, or tokenize the corpus again with a "
+                    "larger corpus.held_out_fraction."
                 )
 
 
@@ -221,8 +222,8 @@ def check_validation(
     longest = max(plan.stages, key=lambda stage: stage.seq_len)
     if validation.tokens < longest.seq_len:
         raise InputError(
-            f"validation.tokens={validation.tokens} is less than one sequence of stage "
-            f"'{longest.name}', which has {longest.seq_len} tokens. Raise validation.tokens."
+            f"validation.tokens={validation.tokens}: expected {longest.seq_len} or more, the "
+            f"length of one sequence of stage '{longest.name}'."
         )
 
 
@@ -246,18 +247,27 @@ def check_async_tensor_parallel(config: ParallelConfig, job: Job) -> None:
         return
     key = "parallel.async_tp=true"
     if config.tp == 1:
-        raise InputError(f"{key}, but parallel.tp=1. Set parallel.tp to 2 or more, or remove it.")
+        raise InputError(
+            f"{key}: requires tensor parallelism, but parallel.tp=1. Set parallel.tp to 2 or more, "
+            "or remove parallel.async_tp."
+        )
     if not config.compile:
-        raise InputError(f"{key} needs the compiler. Add parallel.compile=true.")
+        raise InputError(
+            f"{key}: requires torch.compile. Add parallel.compile=true, or remove "
+            "parallel.async_tp."
+        )
     if job.device != "cuda":
         raise InputError(
-            f"{key} needs GPUs, but the run is on {job.device}. Remove it, or use device=cuda."
+            f"{key}: requires GPUs, but the run is on {job.device}. Use device=cuda, or remove "
+            "parallel.async_tp."
         )
     if job.packages:
         import torch
 
         if not hasattr(torch._inductor.config, "_micro_pipeline_tp"):
-            raise InputError(f"{key} is not supported by torch {torch.__version__}. Remove it.")
+            raise InputError(
+                f"{key}: torch {torch.__version__} does not support it. Remove parallel.async_tp."
+            )
 
 
 def check_objective(objective: dict[str, Any]) -> None:
@@ -297,8 +307,8 @@ def check_precision(config: PretrainConfig, plan: StagePlan, dp_size: int, job: 
         # `auto` is resolved on the machine that trains.
         if config.precision != "auto" and (precision == "fp32") != (config.precision == "fp32"):
             raise InputError(
-                f"{key}={precision}, but precision={config.precision}. A stage can switch "
-                "between bf16, fp8 and fp8_rowwise only."
+                f"{key}={precision}: a stage cannot switch between fp32 and another precision, but "
+                f"the run has precision={config.precision}. Change one of them."
             )
         if precision.startswith("fp8"):
             if job.packages:
@@ -310,8 +320,8 @@ def check_precision(config: PretrainConfig, plan: StagePlan, dp_size: int, job: 
             if parallel.compile is False and job.device == "cuda":
                 raise InputError(
                     f"parallel.compile=false with precision={precision}: uncompiled casts to fp8 "
-                    "cost more than fp8 matmuls save. Remove parallel.compile, or use "
-                    "precision=bf16."
+                    "take more time than fp8 matrix products save. Remove parallel.compile, or "
+                    "use precision=bf16."
                 )
 
 
@@ -319,8 +329,8 @@ def check_fp8_package(precision: str) -> None:
     """Raises InputError if the package for fp8 is missing."""
     if importlib.util.find_spec("torchao") is None:
         raise InputError(
-            f"precision={precision} needs the package torchao, which is not installed. Run "
-            "pip install -c constraints.txt torchao, or use precision=bf16."
+            f"precision={precision}: requires the package torchao, which is not installed. Run pip "
+            "install -c constraints.txt torchao, or use precision=bf16."
         )
 
 
@@ -331,9 +341,9 @@ def check_fp8_device(precision: str) -> None:
     found = torch.cuda.get_device_capability()
     if torch.version.hip is None and found < FP8_CAPABILITY:
         raise InputError(
-            f"precision={precision}, but {torch.cuda.get_device_name()} has compute "
-            f"capability {found[0]}.{found[1]}, expected {FP8_CAPABILITY[0]}."
-            f"{FP8_CAPABILITY[1]} or more. Use precision=bf16."
+            f"precision={precision}: requires compute capability "
+            f"{FP8_CAPABILITY[0]}.{FP8_CAPABILITY[1]} or more, but {torch.cuda.get_device_name()} "
+            f"has {found[0]}.{found[1]}. Use precision=bf16."
         )
 
 
@@ -355,13 +365,13 @@ def check_fp8_sides(
         ("model.num_heads * head_dim", model.query_size, "tp", tp),
         ("model.num_kv_heads * head_dim", model.kv_size, "tp", tp),
         ("model.intermediate_size", model.intermediate_size, "tp", tp),
-        ("tokens of a micro-batch", micro_batch_tokens, "cp", cp),
+        ("tokens per micro-batch", micro_batch_tokens, "cp", cp),
     ):
         if size is not None and size % (FP8_MULTIPLE * parts):
-            ranks = f" on each of parallel.{split}={parts} ranks" if parts > 1 else ""
+            ranks = f" x parallel.{split}={parts}" if parts > 1 else ""
             raise InputError(
-                f"precision={precision}, but {key}={size} is not a multiple of {FP8_MULTIPLE}"
-                f"{ranks}. Change it, or use precision=bf16."
+                f"precision={precision}: {key}={size} is not a multiple of {FP8_MULTIPLE}{ranks}. "
+                f"Change {key}, or use precision=bf16."
             )
 
 
@@ -369,8 +379,8 @@ def check_profile(config: ProfileConfig, job: Job) -> None:
     """Raises InputError if the run cannot record the requested profile."""
     if config.memory and job.device != "cuda":
         raise InputError(
-            f"profile.memory=true, but the run is on {job.device}. Memory snapshots exist on CUDA "
-            "only: remove profile.memory."
+            f"profile.memory=true: requires CUDA, but the run is on {job.device}. Remove "
+            "profile.memory."
         )
     for rank in config.ranks:
         if not 0 <= rank < job.world_size:
@@ -384,8 +394,9 @@ def check_tasks_package(config: EvaluationConfig) -> None:
     """Raises InputError if the config names tasks to score and lm-eval is missing."""
     if config.tasks and importlib.util.find_spec("lm_eval") is None:
         raise InputError(
-            f"evaluation.tasks={config.tasks} needs the package lm_eval, which is not installed. "
-            'Run pip install -c constraints.txt -e ".[eval]", or remove evaluation.tasks.'
+            f"evaluation.tasks={config.tasks}: requires the package lm_eval, which is not "
+            'installed. Run pip install -c constraints.txt -e ".[eval]", or remove '
+            "evaluation.tasks."
         )
 
 
@@ -394,7 +405,7 @@ def check_vocabulary(manifest: Manifest, config: PretrainConfig) -> None:
     manifest.check_tokenizer()
     if manifest.vocab_size > config.model.vocab_size:
         raise InputError(
-            f"{config.data.folder} has a vocabulary of {manifest.vocab_size}, larger than "
-            f"model.vocab_size={config.model.vocab_size}. Use a larger model.vocab_size, or "
-            "tokenize with a smaller tokenizer."
+            f"model.vocab_size={config.model.vocab_size}: expected {manifest.vocab_size} or more, "
+            f"the vocabulary size of {config.data.folder}. Raise model.vocab_size, or tokenize the "
+            "corpus with a smaller tokenizer."
         )

@@ -95,9 +95,10 @@ class OptimConfig:
         one_of("optim.schedule", self.schedule, ("cosine", "linear", "constant", "wsd"))
         one_of("optim.decay_shape", self.decay_shape, ("linear", "cosine", "sqrt"))
         if (self.decay_tokens > 0) != (self.schedule == "wsd"):
+            expected = "more than 0" if self.schedule == "wsd" else "0"
             raise InputError(
-                f"optim.decay_tokens={self.decay_tokens} with optim.schedule={self.schedule}: "
-                "schedule=wsd needs decay_tokens above 0, and the other schedules must not have it."
+                f"optim.decay_tokens={self.decay_tokens}: expected {expected} with "
+                f"optim.schedule={self.schedule}. Only wsd has a decay phase of its own."
             )
         if self.min_learning_rate > self.learning_rate:
             raise InputError(
@@ -152,8 +153,8 @@ class ParallelConfig:
         tokens = self.micro_batch_tokens
         if tokens != AUTO and (type(tokens) is not int or tokens < 1):
             raise InputError(
-                f"parallel.micro_batch_tokens={tokens}: expected a number of tokens above 0, or "
-                "auto."
+                f"parallel.micro_batch_tokens={tokens}: expected auto, or a number of tokens above "
+                "0."
             )
         if self.compile not in (AUTO, True, False):
             raise InputError(f"parallel.compile={self.compile}: expected auto, true or false.")
@@ -255,8 +256,9 @@ class CheckpointConfig:
             one_of("checkpoint.interval", self.interval, ("auto",))
             if not self.mttf_hours:
                 raise InputError(
-                    "checkpoint.interval=auto: checkpoint.mttf_hours is missing. Give the mean "
-                    "time between failures of the whole job (3700 / nodes on common clusters)."
+                    "checkpoint.interval=auto: requires checkpoint.mttf_hours. Give the mean time "
+                    "between failures of the whole job in hours (3700 / nodes on common "
+                    "clusters)."
                 )
 
 
@@ -342,5 +344,5 @@ def device_of(device: str, available: str) -> str:
         InputError: A GPU is requested and there is none.
     """
     if device == "cuda" and available != "cuda":
-        raise InputError("device=cuda: there is no CUDA device. Use device=cpu or auto.")
+        raise InputError("device=cuda: torch finds no CUDA device. Use device=cpu or device=auto.")
     return available if device == "auto" else device

@@ -36,8 +36,8 @@ def take_model(arguments: list[str], config_name: str) -> list[str]:
         return arguments
     if given["init_from"].is_sweep_override():
         raise InputError(
-            f"{given['init_from'].input_line}: a sweep over folders does not say which model to "
-            "train. Add model=, or start one run per folder."
+            f"{given['init_from'].input_line}: a sweep over folders does not determine the model. "
+            "Add model=, or start one run per folder."
         )
     path = Path(str(folder))
     known = (
@@ -99,8 +99,9 @@ def check_initial(found: ModelConfig, model: ModelConfig, folder: str) -> list[s
             continue
         if key not in ("max_seq_len", "rope_theta"):
             raise InputError(
-                f"model.{key}={now}, but init_from={folder} has {was}. Leave model= and "
-                f"model.{key} out to use the model of the folder, or choose another folder."
+                f"model.{key}={now}: expected {was}, the value of init_from={folder}. Remove "
+                f"model= and model.{key} to use the model of this folder, or choose another "
+                "folder."
             )
-        changes.append(f"model.{key}={now} in this run; init_from={folder} has {was}.")
+        changes.append(f"model.{key}={now} replaces {was}, the value of init_from={folder}.")
     return changes

@@ -65,16 +65,16 @@ def decide(asked: str, reports: list[Report]) -> tuple[str, str]:
     fitting = "bf16" if lacking is None else "fp32"
     reason = reports[lacking or 0].reason
     if lacking:
-        reason = f"on rank {lacking} {reason}"
+        reason = f"on rank {lacking}, {reason}"
     made_with = reports[0].made_with
     if made_with is None:
         return fitting, f"precision=auto takes {fitting}: {reason}."
-    kept = f"precision=auto keeps {made_with}, with which this run was made"
+    kept = f"precision=auto keeps {made_with}, the precision at the run's last start"
     if compute_dtype(made_with) == compute_dtype(fitting):
         return made_with, f"{kept}."
     return made_with, (
-        f"{kept}, though this machine would take {fitting} ({reason}). To change it, give "
-        f"precision={fitting} 'allow_change=[precision]'."
+        f"{kept}, but a new run on these machines would use {fitting} ({reason}). To change the "
+        f"precision, add precision={fitting} 'allow_change=[precision]'."
     )
 
 

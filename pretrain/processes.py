@@ -76,10 +76,10 @@ def join(backend: str, timeout_seconds: float) -> None:
         env = os.environ
         address = f"{env.get('MASTER_ADDR')}:{env.get('MASTER_PORT')}"
         fault = RunAborted(
-            f"rank {env['RANK']} of {env.get('WORLD_SIZE')} could not rendezvous at {address} "
-            f"within {timeout_seconds:.0f} s ({str(error).splitlines()[0][:200]}). Check that "
-            "rank 0 runs there, that no other program uses the port and that all ranks were "
-            f"started, or set {START_SECONDS} higher.",
+            f"rank {env['RANK']} of {env.get('WORLD_SIZE')} did not reach the rendezvous at "
+            f"{address} within {timeout_seconds:.0f} s ({str(error).splitlines()[0][:200]}). Check "
+            "that rank 0 runs there, that no other program uses the port, and that all ranks were "
+            f"started. If ranks start slowly, raise the environment variable {START_SECONDS}.",
             EXIT_HANG,
         )
         fault.every_rank = True

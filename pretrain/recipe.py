@@ -54,7 +54,7 @@ class TrainingRecipeConfig(RecipeConfig):
             if stage.rope_theta is not None and not stage.rope_theta > 0:
                 raise InputError(
                     f"{key}.rope_theta={stage.rope_theta}: expected more than 0, or null for the "
-                    "model's."
+                    "model's RoPE base."
                 )
             _check_rate(stage.learning_rate, f"{key}.learning_rate")
 
@@ -70,16 +70,15 @@ def _check_rate(rate: StageRate, key: str) -> None:
     if rate.shape is None:
         if rate != StageRate():
             raise InputError(
-                f"{key}.shape=null: start or end is set, but no shape. Set the shape, or remove "
-                "start and end."
+                f"{key}.shape=null: requires start and end to be null too. Set the shape, or "
+                "remove start and end."
             )
         return
     one_of(f"{key}.shape", rate.shape, ("constant", "linear", "cosine", "sqrt"))
     if (rate.end is None) != (rate.shape == "constant"):
-        raise InputError(
-            f"{key}.end={rate.end} with {key}.shape={rate.shape}: a constant rate has no end, "
-            "and every other shape needs one."
-        )
+        end = "null" if rate.end is None else rate.end
+        expected = "null" if rate.shape == "constant" else "a rate"
+        raise InputError(f"{key}.end={end}: expected {expected} with {key}.shape={rate.shape}.")
     for name in ("start", "end"):
         if (value := getattr(rate, name)) is not None and value < 0:
             raise InputError(f"{key}.{name}={value}: expected 0 or more.")

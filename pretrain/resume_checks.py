@@ -41,8 +41,9 @@ def check_resume(
     check_same_model(metadata["model"], config.model, str(path))
     if metadata["data"] != data.fingerprint:
         raise InputError(
-            f"{path} was trained on different data ({metadata['data'][:12]}; {config.data.folder} "
-            f"is {data.fingerprint[:12]}). Restore the data, or use another run_dir."
+            f"{path} was trained on other data (fingerprint {metadata['data'][:12]}) than "
+            f"{config.data.folder} (fingerprint {data.fingerprint[:12]}). Restore the data, or use "
+            "another run_dir."
         )
     before = SampleOrder.from_json(json.dumps(metadata["plan"]))
     position, step = metadata["position"], metadata["step"]
@@ -58,10 +59,11 @@ def check_resume(
         what = f"with other batches: its {step} steps took {samples} samples of stage '{name}'"
     else:
         what = (
-            f"in another order of samples ({metadata['order'][:12]}, now {order.fingerprint[:12]})"
+            f"in another order of samples (fingerprint {metadata['order'][:12]}, now "
+            f"{order.fingerprint[:12]})"
         )
     advice = _advice(before.stages[stage], name, samples, plan)
-    raise InputError(f"{path} was trained {what}. The seed or recipe changed. {advice}")
+    raise InputError(f"{path} was trained {what}. The seed or the recipe has changed. {advice}")
 
 
 def _advice(before: Stage, name: str, samples: int, plan: StagePlan) -> str:
@@ -70,15 +72,15 @@ def _advice(before: Stage, name: str, samples: int, plan: StagePlan) -> str:
     if samples < before.samples:
         planned = before.planned_samples or before.samples
         return (
-            f"Restore them, use another run_dir, or end stage '{name}' here with "
+            f"Restore both, use another run_dir, or end stage '{name}' here with "
             f"{key}.tokens={samples * before.seq_len} "
-            f"{key}.planned_tokens={planned * before.seq_len} and make the change in a stage "
-            "after it."
+            f"{key}.planned_tokens={planned * before.seq_len} and make the change in a later "
+            "stage."
         )
     now = next((stage.tokens for stage in plan.stages if stage.name == name), 0)
     more = now - before.tokens if now > before.tokens else "N"
     return (
-        "Restore them, or use another run_dir. To train for longer, leave "
+        "Restore both, or use another run_dir. To train for longer, leave "
         f"{key}.tokens={before.tokens} and add "
         f"'+recipe.stages.more={{seq_len:{before.seq_len},tokens:{more}}}'."
     )
@@ -91,8 +93,8 @@ def check_same_model(found: dict[str, object], model: ModelConfig, where: str) -
     for key, expected in asdict(model).items():
         if key not in ("name", "init", "initializer_range") and known[key] != expected:
             raise InputError(
-                f"model.{key}={expected}, but {where} was made with {known[key]}. Use the "
-                "same model, or another run_dir."
+                f"model.{key}={expected}: {where} was trained with {known[key]}. Restore this "
+                "value, or use another run_dir."
             )
 
 
@@ -106,7 +108,6 @@ def check_same_network(
     if before.rope_theta != now.rope_theta:
         stage = plan.at(max(0, step - 1))
         raise InputError(
-            f"recipe.stages.{stage.name}.rope_theta={now.rope_theta:g}, but {where} was trained "
-            f"with {before.rope_theta:g}. Set this value again, and change it only in a later "
-            "stage."
+            f"recipe.stages.{stage.name}.rope_theta={now.rope_theta:g}: {where} was trained with "
+            f"{before.rope_theta:g}. Restore this value, and change it in a later stage only."
         )

@@ -101,9 +101,10 @@ def check_optimizer(config: OptimConfig, dimensions: Mapping[str, int]) -> None:
         if not any(_first_match(name, config) == key for name in dimensions):
             taken = any(fnmatchcase(name, group.match) for name in dimensions)
             problem = (
-                "earlier groups match all of its parameters"
+                "earlier groups contain all parameters that this glob matches"
                 if taken
-                else f"no parameter has such a name (one of the names is {next(iter(dimensions))})"
+                else "this glob matches no parameter (an example of a name is "
+                f"{next(iter(dimensions))})"
             )
             raise InputError(
                 f"optim.groups.{key}.match={group.match}: {problem}. Change or remove the group."

@@ -95,7 +95,9 @@ def pick_micro_batch(
         parallel = replace(config.parallel, micro_batch_tokens=kept)
         if fit(replace(requirements, parallel=parallel), sizes, machine).problem is None:
             config.parallel = parallel
-            return f"parallel.micro_batch_tokens=auto keeps {kept}, with which this run was made."
+            return (
+                f"parallel.micro_batch_tokens=auto keeps {kept}, the value at the run's last start."
+            )
     best = fit(requirements, sizes, machine)
     if best.memory is None:
         raise InputError(f"{best.problem}.")
@@ -103,9 +105,9 @@ def pick_micro_batch(
     config.parallel = replace(config.parallel, micro_batch_tokens=tokens)
     if best.problem is not None:
         return (
-            f"warning: parallel.micro_batch_tokens=auto takes {tokens}, the smallest, although the "
-            f"plan says that it {best.problem}. Use more processes, parallel=auto or "
-            "parallel.activation_checkpointing=full."
+            f"warning: parallel.micro_batch_tokens=auto takes {tokens}, the smallest value, "
+            f"although according to the memory plan it {best.problem}. Use more processes, "
+            "parallel=auto or parallel.activation_checkpointing=full."
         )
     return (
         f"parallel.micro_batch_tokens=auto takes {tokens}: planned {best.memory.total / GIB:.2f} "
@@ -123,7 +125,7 @@ def pick_layout(config: PretrainConfig, plan: StagePlan, machine: Machine) -> li
         if getattr(config.parallel, name) != defaults[name]:
             raise InputError(
                 f"parallel.{name}={getattr(config.parallel, name)}: parallel=auto chooses this "
-                "size. Remove the key, or use parallel=fsdp."
+                "size itself. Remove the key, or use parallel=fsdp."
             )
     requirements = requirements_of(config, plan)
     best = choose(requirements, machine)
@@ -140,7 +142,7 @@ def pick_layout(config: PretrainConfig, plan: StagePlan, machine: Machine) -> li
         f"({', '.join(f'{name} {size / GIB:.2f}' for name, size in parts)})"
     ]
     if rejected:
-        lines.append(f"rejected: {rejected[0].name} {rejected[0].problem}")
+        lines.append(f"rejected: {rejected[0].name}: {rejected[0].problem}")
     return lines
 
 

@@ -64,7 +64,9 @@ class MemoryConfig:
                 raise InputError(f"{key}={getattr(self, key)}: expected more than 0.")
         longest = self.model.max_seq_len
         if self.seq_len is not None and not 1 <= self.seq_len <= longest:
-            raise InputError(f"seq_len={self.seq_len}: expected 1 to model.max_seq_len={longest}.")
+            raise InputError(
+                f"seq_len={self.seq_len}: expected 1 to {longest} (model.max_seq_len)."
+            )
 
 
 def memory(config: MemoryConfig) -> None:

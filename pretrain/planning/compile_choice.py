@@ -36,14 +36,14 @@ def choose_compile(
     is_fp8 = any(config.precision_of(stage).startswith("fp8") for stage in plan.stages)
     on_gpu = processes.device.type == "cuda"
     if before is not None and not (is_fp8 and on_gpu):
-        return before, f"{key} keeps {str(before).lower()}, with which this run was made."
+        return before, f"{key} keeps {str(before).lower()}, the value at the run's last start."
     missing = missing_compiler(processes.device.type)
     if missing is not None:
         return False, f"{key} does not compile: {missing}."
     if on_gpu:
         return True, f"{key} compiles: on a GPU, compiled blocks take less time and memory."
     if config.precision == "fp32":
-        return False, f"{key} does not compile: on a CPU in fp32 it gains nothing."
+        return False, f"{key} does not compile: on a CPU, compiled blocks are not faster in fp32."
     verdict = bf16_verdict(processor(processes.device))
     if not verdict.native:
         return False, f"{key} does not compile: {verdict.reason}."
@@ -62,8 +62,8 @@ def decide(eager: float, lengths: int) -> tuple[bool, str]:
     saved, spent = eager * (1 - 1 / CPU_GAIN), COMPILE_SECONDS * lengths
     does = "compiles" if saved > spent else "does not compile"
     return saved > spent, (
-        f"parallel.compile=auto {does}: of about {eager:,.0f} s it would save {saved:,.0f} and "
-        f"take {spent}."
+        f"parallel.compile=auto {does}: compiling would save {saved:,.0f} s of about {eager:,.0f} "
+        f"s and take {spent} s."
     )
 
 

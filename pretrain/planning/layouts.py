@@ -154,11 +154,11 @@ def choose(requirements: RunRequirements, machine: Machine) -> LayoutCandidate:
     )
     if closest is None:
         raise InputError(
-            f"parallel=auto finds no layout for {machine.world_size} processes. "
-            f"{found[0].name}: {found[0].problem}."
+            f"parallel=auto: no layout is possible with {machine.world_size} processes. "
+            f"{found[0].name}, for example: {found[0].problem}."
         )
     raise InputError(
-        f"parallel=auto finds no layout that fits. The smallest, {closest.name}, "
+        f"parallel=auto: no layout fits into memory. The smallest, {closest.name}, "
         f"{closest.problem}. Use more processes, shorter sequences or a smaller model."
     )
 
@@ -211,7 +211,7 @@ def _candidate(
     problem = (
         f"needs {last.memory.total / GIB:.1f} GiB for micro-batches of "
         f"{last.parallel.micro_batch_tokens} tokens with "
-        f"activation_checkpointing={last.parallel.activation_checkpointing} ({parts}), and "
+        f"activation_checkpointing={last.parallel.activation_checkpointing} ({parts}), but only "
         f"{USABLE_FRACTION * machine.memory_bytes / GIB:.1f} GiB ({USABLE_FRACTION:.0%} of "
         f"{machine.memory_bytes / GIB:.1f}) are usable"
     )
@@ -227,7 +227,9 @@ def micro_batches(requirements: RunRequirements, sizes: Sizes, machine: Machine)
     pieces = sequence_parts(sizes.cp, sizes.tp)
     for seq_len in requirements.seq_lens:
         if seq_len % pieces:
-            raise InputError(f"sequences of {seq_len} tokens cannot be split into {pieces} parts.")
+            raise InputError(
+                f"sequences of {seq_len} tokens cannot be split into {pieces} equal parts."
+            )
     longest, ranks = max(requirements.seq_lens), sizes.dp_replicate * sizes.dp_shard
     large = LARGE_TOKENS if machine.device == "cuda" else LARGE_TOKENS_ON_CPU
     most = max(1, large * sizes.cp // longest)

@@ -20,21 +20,24 @@ PAIRS = "python -m data_pipeline pairs corpus=data/python_docs out=mine"
         (f"python {RUN} optim.lerning_rate=1", "optim.lerning_rate is not a key of this config"),
         (
             f"torchrun --nproc-per-node 2 {RUN} parallel.micro_batch_tokens=1000",
-            "not a multiple of",
+            "micro_batch_tokens=1000: expected a multiple of",
         ),
-        (f"torchrun --nproc-per-node 6 {RUN} parallel.tp=4", "tp=4 does not make 6, the number of"),
-        (f"sbatch --nodes=2 launch/slurm/pretrain.sbatch {SMALL} parallel.tp=3", "make 16, the"),
+        (f"torchrun --nproc-per-node 6 {RUN} parallel.tp=4", "the number of processes, 6"),
+        (
+            f"sbatch --nodes=2 launch/slurm/pretrain.sbatch {SMALL} parallel.tp=3",
+            "the number of processes, 16",
+        ),
         (
             f"python -m launch local nproc=8 -- {SMALL} parallel.cp=3",
-            "cp=3 x tp=1 does not mak",
+            "cp=3 x tp=1 does not match",
         ),
         (
             f"python -m launch slurm cluster=h100 -- {SMALL} parallel.tp=3",
-            "does not make 8, t",
+            "the number of processes, 8",
         ),
         (
             f"python {RUN} model.vocab_size=1000",
-            "a vocabulary of 8192, larger than model.vocab",
+            "model.vocab_size=1000: expected 8192 or more",
         ),
         (SFT, "data=mine/train.jsonl: nothing of the repository, no command before it on the page"),
         ("python -m eval chat model=tuned < questions.txt", "questions.txt: No such file"),

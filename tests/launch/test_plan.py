@@ -352,8 +352,14 @@ def test_the_plan_of_a_training_command(command, corpus, tmp_path):
         ((f"cluster={mine}",), "cluster.bf16_tflops has no value: give it as"),
         (("model=demo_12m", "--", "seed=1"), "model=demo_12m is a key of the training run. Put it"),
         (("cluster=h100", "--", *training, "data.max_epochs=1e-3"), "more than data.max_epochs=0"),
-        (("cluster=h100", "--", *training, "parallel.tp=3"), "does not make 8, the number of proc"),
-        (("model=demo_12m", "recipe=danube_1t"), "s2k.seq_len=2048 is above model.max_seq_len"),
+        (
+            ("cluster=h100", "--", *training, "parallel.tp=3"),
+            "does not match the number of processes, 8",
+        ),
+        (
+            ("model=demo_12m", "recipe=danube_1t"),
+            "s2k.seq_len=2048: expected at most model.max_seq_len",
+        ),
         (("--", "sead=1"), "sead is not a key of this config (did you mean 'seed'?)"),
     ):
         refused = command("launch", "plan", *given)

@@ -52,9 +52,9 @@ def test_the_sentence_of_pretrain(case, corpus, tmp_path):
         (CPUS, {"data__folder": "nowhere"}, None),
         (CPUS, {"data__folder": "s3://nowhere/corpus"}, None),
         (CPUS, {"init_from": "nowhere"}, None),
-        (CPUS, {"model__vocab_size": 128}, "vocabulary of 259, larger than model.vocab_size=128"),
-        (CPUS, {"data__folder": "nowhere", "parallel__tp": 8}, "does not make 4, the number of"),
-        (CPUS, {"device": "cuda"}, "device=cuda: there is no CUDA device"),
+        (CPUS, {"model__vocab_size": 128}, "model.vocab_size=128: expected 259 or more"),
+        (CPUS, {"data__folder": "nowhere", "parallel__tp": 8}, "the number of processes, 4"),
+        (CPUS, {"device": "cuda"}, "device=cuda: torch finds no CUDA device"),
         (CPUS, {"device": "auto", "profile__memory": "true"}, "but the run is on cpu"),
         (GPUS, {"device": "auto", "profile__memory": "true"}, None),
         (GPUS, {"profile__memory": "true"}, "but the run is on cpu"),
@@ -67,7 +67,7 @@ def test_the_sentence_of_pretrain(case, corpus, tmp_path):
             {"evaluation__tasks": "[local]"},
             "evaluation.tasks=local: evaluation.task_folder is not",
         ),
-        (SMALL, {"parallel": "auto"}, "no layout that fits"),
+        (SMALL, {"parallel": "auto"}, "no layout fits into memory"),
     ],
 )
 def test_a_job_is_held_against_its_own_ranks_and_devices(
@@ -87,7 +87,10 @@ def test_a_job_is_held_against_its_own_ranks_and_devices(
 def test_every_number_of_nodes_that_a_job_may_start_with_counts(corpus, tmp_path):
     run = a_run(settings(corpus.folder, tmp_path / "run", parallel__dp_replicate=4))
     check_job(SlurmConfig(cluster="any", nodes=2), CPUS, run)
-    with pytest.raises(InputError, match=r"min_nodes=1: on 1 nodes, parallel.* does not make 2"):
+    with pytest.raises(
+        InputError,
+        match=r"min_nodes=1: on 1 nodes, parallel: .* does not match the number of processes, 2",
+    ):
         check_job(SlurmConfig(cluster="any", nodes=2, min_nodes=1), CPUS, run)
 
 
@@ -96,7 +99,7 @@ def test_packages_of_a_container_are_not_looked_for_here(corpus, tmp_path, monke
     run = a_run(settings(corpus.folder, tmp_path / "run", precision="fp8"))
     inside = replace(CPUS, slurm=SlurmSettings(container="/images/torch.sqsh"))
     check_job(SlurmConfig(cluster="any"), inside, run)
-    with pytest.raises(InputError, match="needs the package torchao"):
+    with pytest.raises(InputError, match="requires the package torchao"):
         check_job(SlurmConfig(cluster="any"), CPUS, run)
 
 
@@ -142,20 +145,20 @@ def test_no_launcher_starts_or_writes_what_pretrain_refuses(command, corpus, tmp
     cluster.write_text("name: ours\ndevice: cpu\ngpus_per_node: 2\n")
     run_dir = tmp_path / "run"
     training = arguments(corpus.folder, run_dir, parallel__dp_replicate=3)[1:]
-    refused = "parallel.dp_replicate=3 x dp_shard=-1 x cp=1 x tp=1 does not make"
+    refused = "dp_replicate=3 x dp_shard=-1 x cp=1 x tp=1 does not match the number of processes,"
     where = (f"cluster={cluster}", "nodes=2")
     fed = ("name=x", f"data={corpus.folder}", f"out={tmp_path / 'chain'}")
     in_chain = [part for part in training if not part.startswith(("name", "run_dir", "data."))]
     for given, said in (
-        (("local", "nproc=2", "--", *training), f"error: {refused} 2, the number of processes"),
-        (("slurm", *where, "--", *training), f"error: {refused} 4, the number of processes"),
+        (("local", "nproc=2", "--", *training), f"error: parallel: {refused} 2. Change"),
+        (("slurm", *where, "--", *training), f"error: parallel: {refused} 4. Change"),
         (
             ("slurm", *where, "--", "--multirun", *training, "seed=0,1"),
-            f"error: run-seed_0: {refused} 4",
+            f"error: run-seed_0: parallel: {refused} 4",
         ),
         (
             ("chain", *where, *fed, "only=[pretrain]", "--", *in_chain),
-            f"step pretrain: {refused} 4",
+            f"step pretrain: parallel: {refused} 4",
         ),
     ):
         done = command("launch", *given)
@@ -175,7 +178,7 @@ def test_the_page_refuses_before_it_starts(corpus, tmp_path):
     stopped.parent.mkdir()
     stopped.touch()
     started = BackgroundCommands()
-    with pytest.raises(InputError, match=r"tp=4 does not make 2, the number of processes"):
+    with pytest.raises(InputError, match=r"tp=4 does not match the number of processes, 2"):
         train(started, form)
     assert stopped.exists()
     assert not started.processes

@@ -18,9 +18,12 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "unknown choice": ({"model": "danube_9b"}, "model=danube_9b: unknown choice"),
     "batch does not fit the layout": (
         {"parallel__micro_batch_tokens": 1500},
-        "parallel.micro_batch_tokens=1500 is not a multiple of recipe.stages.short.seq_len=64",
+        "parallel.micro_batch_tokens=1500: expected a multiple of recipe.stages.short.seq_len=64",
     ),
-    "layout does not fit the processes": ({"parallel__tp": 2}, "tp=2 does not make 1, the number"),
+    "layout does not fit the processes": (
+        {"parallel__tp": 2},
+        "tp=2 does not match the number of processes, 1",
+    ),
     "no corpus": ({"data__folder": "nowhere"}, "nowhere/manifest.json does not exist"),
     "unknown source": (
         {"+recipe__stages__short__mixture__cod": 1},
@@ -28,15 +31,15 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "vocabulary larger than the model's": (
         {"model__vocab_size": 128},
-        "has a vocabulary of 259, larger than model.vocab_size=128",
+        "model.vocab_size=128: expected 259 or more, the vocabulary size of",
     ),
     "sequence longer than the model": (
         {"model__max_seq_len": 100},
-        "recipe.stages.long.seq_len=128 is above model.max_seq_len=100",
+        "recipe.stages.long.seq_len=128: expected at most model.max_seq_len=100",
     ),
     "validation shorter than a sequence of the last stage": (
         {"validation__tokens": 127},
-        "validation.tokens=127 is less than one sequence of stage 'long', which has 128 tokens",
+        "validation.tokens=127: expected 128 or more, the length of one sequence of stage 'long'",
     ),
     "too many epochs": (
         {"recipe__stages__short__tokens": 5_000_000},
@@ -53,7 +56,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "memory snapshot of a CPU": (
         {"profile__memory": "true"},
-        "profile.memory=true, but the run is on cpu",
+        "profile.memory=true: requires CUDA, but the run is on cpu",
     ),
     "profile of no rank": (
         {"profile__ranks": "[1]"},
@@ -65,7 +68,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "interval without a time to failure": (
         {"checkpoint__interval": "auto"},
-        "checkpoint.interval=auto: checkpoint.mttf_hours is missing",
+        "checkpoint.interval=auto: requires checkpoint.mttf_hours",
     ),
     "negative keep": ({"checkpoint__keep_best": -1}, "checkpoint.keep_best=-1: expected 0 or"),
     "no time to write": (
@@ -101,7 +104,9 @@ def test_a_folder_with_a_config_of_another_program(text, tmp_path):
     run_dir = tmp_path / "mine"
     run_dir.mkdir()
     (run_dir / "config.yaml").write_text(text)
-    with pytest.raises(InputError, match=r"run_dir=.*mine: its config\.yaml is not one of a Head"):
+    with pytest.raises(
+        InputError, match=r"run_dir=.*mine: the config\.yaml of this folder does not"
+    ):
         check_run_folder(run_dir)
 
 
@@ -111,7 +116,7 @@ def test_a_folder_of_another_program_stays_as_it_is(command, corpus, tmp_path):
     (run_dir / "config.yaml").write_text("model: mine\n")
     done = command(*arguments(corpus.folder, run_dir))
     assert done.returncode == 2, done.stderr
-    assert f"error: run_dir={run_dir}: its config.yaml is not one of" in done.stderr
+    assert f"error: run_dir={run_dir}: the config.yaml of this folder does not" in done.stderr
     assert [path.name for path in run_dir.iterdir()] == ["config.yaml"]
     assert (run_dir / "config.yaml").read_text() == "model: mine\n"
 
@@ -121,7 +126,7 @@ def test_heads_that_do_not_split_over_tensor_parallel(command, corpus, tmp_path)
     changes = {"parallel__tp": 2, "model__num_kv_heads": 1}
     done = command(*arguments(corpus.folder, run_dir, **changes), processes=2)
     assert done.returncode != 0
-    assert "error: model.num_kv_heads=1 is not divisible by parallel.tp=2" in done.stderr
+    assert "error: model.num_kv_heads=1: expected a multiple of parallel.tp=2" in done.stderr
     assert done.stderr.count("error: model.") == 1  # one rank speaks for all
     assert not run_dir.exists()
 

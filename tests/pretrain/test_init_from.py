@@ -46,8 +46,10 @@ def test_a_folder_alone_gives_the_model_and_a_resume_does_without_it(
     made = without_model(corpus, run_dir, **longer)
     done = command(*made, "stop_after=2")
     assert done.returncode == 0, done.stderr
-    assert f"model.max_seq_len=512 in this run; init_from={folder} has 256." in done.stdout
-    assert f"model.rope_theta=50000.0 in this run; init_from={folder} has 10000.0" in done.stdout
+    assert f"model.max_seq_len=512 replaces 256, the value of init_from={folder}." in done.stdout
+    assert (
+        f"model.rope_theta=50000.0 replaces 10000.0, the value of init_from={folder}" in done.stdout
+    )
     model = read_run_config(run_dir).model
     assert (model.name, model.num_layers, model.sliding_window) == ("base", 2, 24)
     assert (model.max_seq_len, model.rope_theta) == (512, 5e4)
@@ -85,7 +87,9 @@ def test_a_model_of_another_shape_is_refused(command, corpus, base, tmp_path):
     changes = {"init_from": base, "model__hidden_size": 128}
     done = command(*arguments(corpus.folder, tmp_path / "run", **changes))
     assert done.returncode == 2
-    assert f"model.hidden_size=128, but init_from={base} has 64. Leave model=" in done.stderr
+    assert (
+        f"model.hidden_size=128: expected 64, the value of init_from={base}. Remove" in done.stderr
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -95,13 +99,15 @@ def test_what_may_change_is_said():
     assert check_initial(found, same, "folder") == []
     longer = ModelConfig("m", "llama", 64, 32, 32, 1, 2, 2, max_seq_len=2**20, rope_theta=1e6)
     assert check_initial(found, longer, "folder") == [
-        "model.max_seq_len=1048576 in this run; init_from=folder has 64.",
-        "model.rope_theta=1000000.0 in this run; init_from=folder has 10000.0.",
+        "model.max_seq_len=1048576 replaces 64, the value of init_from=folder.",
+        "model.rope_theta=1000000.0 replaces 10000.0, the value of init_from=folder.",
     ]
     for key in ("vocab_size", "num_layers", "rms_norm_eps", "tie_embeddings"):
         other = ModelConfig("m", "llama", 64, 32, 32, 1, 2, 2, max_seq_len=64)
         setattr(other, key, 4)
-        with pytest.raises(InputError, match=rf"model\.{key}=4, but init_from=folder has"):
+        with pytest.raises(
+            InputError, match=rf"model\.{key}=4: expected .*, the value of init_from=folder"
+        ):
             check_initial(found, other, "folder")
 
 
@@ -124,4 +130,4 @@ def test_a_folder_that_is_no_model_is_refused(command, corpus, tmp_path, content
 def test_a_sweep_over_folders_needs_a_model(command, corpus, tmp_path):
     done = command(*without_model(corpus, tmp_path / "run", init_from="a,b"), "--multirun")
     assert done.returncode == 2
-    assert "init_from=a,b: a sweep over folders does not say which model to train" in done.stderr
+    assert "init_from=a,b: a sweep over folders does not determine the model" in done.stderr

@@ -20,11 +20,15 @@ def test_dp_shard_takes_what_is_left():
 @pytest.mark.parametrize(
     ("config", "world_size", "sentence"),
     [
-        (ParallelConfig(tp=3), 8, r"tp=3 does not make 8, the number of processes"),
-        (ParallelConfig(dp_shard=3), 8, "dp_shard=3 x cp=1 x tp=1 does not make 8"),
+        (ParallelConfig(tp=3), 8, r"tp=3 does not match the number of processes, 8"),
+        (ParallelConfig(dp_shard=3), 8, "dp_shard=3 x cp=1 x tp=1 does not match"),
         (ParallelConfig(tp=0), 1, "parallel.tp=0: expected 1 or more"),
-        (ParallelConfig(tp=3), 3, "model.num_heads=12|model.num_kv_heads=4 is not divisible by"),
-        (ParallelConfig(tp=8), 8, "model.num_heads=12 is not divisible by parallel.tp=8"),
+        (
+            ParallelConfig(tp=3),
+            3,
+            "model.num_heads=12|model.num_kv_heads=4: expected a multiple of",
+        ),
+        (ParallelConfig(tp=8), 8, "model.num_heads=12: expected a multiple of parallel.tp=8"),
     ],
 )
 def test_layouts_that_do_not_fit_are_refused(config, world_size, sentence):
@@ -33,7 +37,9 @@ def test_layouts_that_do_not_fit_are_refused(config, world_size, sentence):
 
 
 def test_a_vocabulary_that_does_not_split_is_refused():
-    with pytest.raises(InputError, match=r"model.vocab_size=259 is not divisible by parallel.tp=2"):
+    with pytest.raises(
+        InputError, match=r"model.vocab_size=259: expected a multiple of parallel.tp=2"
+    ):
         check_layout(ParallelConfig(tp=2), tiny(vocab_size=259), 2)
 
 

@@ -40,9 +40,11 @@ def test_a_resumed_run_keeps_what_it_was_made_with(made_with):
     for report in (YES, NO):
         precision, reason = decide("auto", [kept(report, made_with), report])
         assert precision == made_with
-        assert reason.startswith(f"precision=auto keeps {made_with}, with which this run was made")
+        assert reason.startswith(
+            f"precision=auto keeps {made_with}, the precision at the run's last start"
+        )
         other = report.native == (made_with == "fp32")
-        assert ("though this machine would take" in reason) == other
+        assert ("but a new run on these machines would use" in reason) == other
 
 
 def run(command, corpus, run_dir, *, processes=0, **settings):
@@ -78,9 +80,9 @@ def test_a_run_moves_to_a_machine_that_multiplies_other_types(command, corpus, t
     assert "precision=auto takes fp32: " in said
     precision, said = run(command, corpus, folder, stop_after=8)
     assert precision == "fp32"
-    assert "precision=auto keeps fp32, with which this run was made" in said
+    assert "precision=auto keeps fp32, the precision at the run's last start" in said
     here = fitting_precision(processor("cpu"))
-    assert ("though this machine would take bf16" in said) == (here == "bf16")
+    assert ("but a new run on these machines would use bf16" in said) == (here == "bf16")
     assert [r["step"] for r in records(folder)] == list(range(1, 9))
 
     # Another precision by name is still a change that has to be allowed.

@@ -57,7 +57,7 @@ def test_two_processes_resume_within_each_stage(command, corpus, whole, tmp_path
     [
         (
             {"precision": "fp32"},
-            "recipe.stages.long.precision=fp8, but precision=fp32. A stage",
+            "recipe.stages.long.precision=fp8: a stage cannot switch between fp32 and",
         ),
         (
             {"recipe__stages__long__precision": "fp9"},

@@ -152,11 +152,15 @@ def test_an_empty_recipe_is_refused():
         recipe(a=TrainingStageConfig(512, 0))
     with pytest.raises(InputError, match=r"recipe.stages.a.batch_ramp.start=0: expected at least"):
         recipe(a=TrainingStageConfig(512, 1, batch_ramp=BatchRamp(0, 1, 1)))
-    with pytest.raises(InputError, match=r"a.learning_rate.end=None with .*shape=linear"):
+    with pytest.raises(
+        InputError, match=r"a.learning_rate.end=null: expected a rate with .*shape=linear"
+    ):
         recipe(a=TrainingStageConfig(512, 1, learning_rate=StageRate("linear")))
     with pytest.raises(InputError, match=r"shape=linaer: unknown choice \(did you mean 'linear'"):
         recipe(a=TrainingStageConfig(512, 1, learning_rate=StageRate("linaer", end=0.0)))
-    with pytest.raises(InputError, match=r"a.learning_rate.shape=null: start or end is set"):
+    with pytest.raises(
+        InputError, match=r"a.learning_rate.shape=null: requires start and end to be null"
+    ):
         recipe(a=TrainingStageConfig(512, 1, learning_rate=StageRate(end=0.0)))
 
 
@@ -168,11 +172,11 @@ def test_an_empty_recipe_is_refused():
             1,
             1,
             2048,
-            "micro_batch_tokens=768 is not a multiple of recipe.stages.a.seq_len=512",
+            "micro_batch_tokens=768: expected a multiple of recipe.stages.a.seq_len=512",
         ),
-        (512, 1, 3, 2048, "seq_len=512 is not divisible by parallel.tp=3"),
-        (512, 3, 1, 2048, "seq_len=512 is not divisible by 2 x parallel.cp=3 x parallel.tp=1"),
-        (512, 1, 1, 256, "seq_len=512 is above model.max_seq_len=256"),
+        (512, 1, 3, 2048, "seq_len=512: expected a multiple of parallel.tp=3"),
+        (512, 3, 1, 2048, "seq_len=512: expected a multiple of 2 x parallel.cp=3 x parallel.tp=1"),
+        (512, 1, 1, 256, "seq_len=512: expected at most model.max_seq_len=256"),
     ],
 )
 def test_batches_that_cannot_be_dealt_out_are_refused(micro, cp, tp, longest, sentence):

@@ -110,7 +110,7 @@ def test_tasks_that_generate_text_are_refused(tmp_path):
 
 def test_lm_eval_is_not_installed(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match="needs the package lm_eval, which is not installed"):
+    with pytest.raises(InputError, match="requires the package lm_eval, which is not installed"):
         Tasks(EvaluationConfig(tasks=["piqa"]))
 
 

@@ -50,9 +50,9 @@ def other_settings(lab: Lab, trial: int) -> Outcome:
     cases: list[tuple[str, Any, str]] = [
         ("optim__learning_rate", 0.02, "optim.learning_rate was 0.01, now 0.02"),
         ("model__num_layers", 3, "num_layers"),
-        ("seed", 7, "The seed or recipe changed"),
+        ("seed", 7, "The seed or the recipe has changed"),
         ("precision", "bf16", "precision was fp32, now bf16"),
-        ("recipe__stages__short__mixture__code", 0.1, "The seed or recipe changed"),
+        ("recipe__stages__short__mixture__code", 0.1, "The seed or the recipe has changed"),
     ]
     key, value, said = cases[trial]
     before = (run.dir / "metrics.jsonl").read_bytes()

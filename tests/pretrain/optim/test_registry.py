@@ -123,11 +123,11 @@ def test_settings_are_of_the_config_and_state_of_the_checkpoint(tmp_path):
         ),
         (
             {"groups": {"heads": ParameterGroupConfig("head.*")}},
-            "optim.groups.heads.match=head.*: no parameter has such a name",
+            "optim.groups.heads.match=head.*: this glob matches no parameter",
         ),
         (
             {"groups": {"a": ParameterGroupConfig("*"), "b": ParameterGroupConfig("layers.*")}},
-            "optim.groups.b.match=layers.*: earlier groups match all of its parameters.",
+            "optim.groups.b.match=layers.*: earlier groups contain all parameters",
         ),
         (
             {"groups": {"a": ParameterGroupConfig("*", lr_scale=-1.0)}},

@@ -16,7 +16,7 @@ CPU, CUDA = Job(2, "cpu"), Job(2, "cuda")
     [
         (1, True, CUDA, "but parallel.tp=1. Set"),
         (2, False, CUDA, "Add parallel.compile=true"),
-        (2, True, CPU, "needs GPUs, but the run is on cpu"),
+        (2, True, CPU, "requires GPUs, but the run is on cpu"),
     ],
 )
 def test_what_it_needs(tp, compiled, device, sentence):

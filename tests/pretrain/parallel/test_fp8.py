@@ -71,11 +71,11 @@ def test_torchao_is_imported_only_for_fp8():
             2,
             1,
             64,
-            "=48 is not a multiple of 16 on each of parallel.tp=2",
+            "=48 is not a multiple of 16 x parallel.tp=2",
         ),
         ({"head_dim": 4}, 1, 1, 64, r"num_kv_heads \* head_dim=8 is not a multiple of 16."),
-        ({}, 1, 1, 40, "tokens of a micro-batch=40 is not a multiple of 16."),
-        ({}, 1, 2, 48, "micro-batch=48 is not a multiple of 16 on each of parallel.cp=2"),
+        ({}, 1, 1, 40, "tokens per micro-batch=40 is not a multiple of 16."),
+        ({}, 1, 2, 48, "micro-batch=48 is not a multiple of 16 x parallel.cp=2"),
     ],
 )
 def test_sides_that_fp8_cannot_multiply_are_refused(changes, tp, cp, tokens, sentence):
@@ -86,5 +86,5 @@ def test_sides_that_fp8_cannot_multiply_are_refused(changes, tp, cp, tokens, sen
 
 def test_without_torchao_fp8_is_refused(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match="precision=fp8_rowwise needs the package torchao"):
+    with pytest.raises(InputError, match="precision=fp8_rowwise: requires the package torchao"):
         check_fp8_package("fp8_rowwise")

@@ -45,7 +45,8 @@ def test_gpus_compile_and_short_runs_on_cpus_do_not(choice, monkeypatch):
     assert choice(device="cuda", precision="fp32")[0] is True
     assert choice(precision="bf16") == (
         False,
-        "parallel.compile=auto does not compile: of about 0 s it would save 0 and take 80.",
+        "parallel.compile=auto does not compile: "
+        "compiling would save 0 s of about 0 s and take 80 s.",
     )
     assert choice(LONG, precision="bf16")[0] is True
     assert choice(LONG, precision="bf16", stop_after=10)[0] is False
@@ -76,7 +77,7 @@ def test_a_resumed_run_keeps_its_choice(choice):
     assert choice(LONG, precision="bf16", before=False)[0] is False
     assert choice(precision="bf16", before=True) == (
         True,
-        "parallel.compile=auto keeps true, with which this run was made.",
+        "parallel.compile=auto keeps true, the value at the run's last start.",
     )
     # A run in bf16 without compilation does not continue without it in fp8.
     assert choice(device="cuda", precision="bf16", before=False)[0] is False
@@ -105,9 +106,18 @@ def test_fp8_is_compiled_or_refused(corpus, tmp_path, compiled):
     ("change", "said"),
     [
         ({"compile": "yes"}, "parallel.compile=yes: expected auto, true or false"),
-        ({"micro_batch_tokens": 0}, "parallel.micro_batch_tokens=0: expected a number of tokens"),
-        ({"micro_batch_tokens": "all"}, "parallel.micro_batch_tokens=all: expected a number"),
-        ({"micro_batch_tokens": 0.5}, "parallel.micro_batch_tokens=0.5: expected a number"),
+        (
+            {"micro_batch_tokens": 0},
+            "parallel.micro_batch_tokens=0: expected auto, or a number of tokens",
+        ),
+        (
+            {"micro_batch_tokens": "all"},
+            "parallel.micro_batch_tokens=all: expected auto, or a number",
+        ),
+        (
+            {"micro_batch_tokens": 0.5},
+            "parallel.micro_batch_tokens=0.5: expected auto, or a number",
+        ),
     ],
 )
 def test_what_is_neither_auto_nor_a_choice_is_refused(change, said):

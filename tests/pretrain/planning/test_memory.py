@@ -209,4 +209,4 @@ def test_the_command_lists_layouts_and_says_why_others_fail(command):
 def test_the_command_refuses(command):
     done = command("pretrain", "memory", "seq_len=99999")
     assert done.returncode == 2
-    assert "seq_len=99999: expected 1 to model.max_seq_len=16384" in done.stderr
+    assert "seq_len=99999: expected 1 to 16384" in done.stderr
