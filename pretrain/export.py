@@ -118,16 +118,17 @@ def corpus_of(run_dir: Path, folder: str, ignore_copy: bool) -> Manifest:
             raise
         except InputError as error:
             raise InputError(
-                f"run={run_dir} has no copy of its tokenizer, and the corpus that it names cannot"
-                f" be read ({str(error).rstrip('.')}). Give data=<folder of the corpus>."
+                f"run={run_dir}: the run folder has no copy of its tokenizer, and the corpus named "
+                f"in its config cannot be read ({str(error).rstrip('.')}). Give data=<folder of "
+                "the corpus>."
             ) from None
     manifest.check_tokenizer()
     env = run_dir / "env.json"
     trained = json.loads(env.read_text())["tokenizer_fingerprint"] if env.is_file() else None
     if trained not in (None, manifest.tokenizer["sha256"]):
         raise InputError(
-            f"data={manifest.folder} has the tokenizer {manifest.tokenizer['sha256'][:16]}, but "
-            f"run={run_dir} was trained with {trained[:16]}. Give the corpus of the run."
+            f"data={manifest.folder}: the tokenizer ({manifest.tokenizer['sha256'][:16]}) is not "
+            f"that of run={run_dir} ({trained[:16]}). Give the corpus of the run."
         )
     return manifest
 
@@ -136,7 +137,7 @@ def read_run_config(run_dir: Path) -> PretrainConfig:
     """Returns the config that a run was started with."""
     path = run_dir / "config.yaml"
     if not path.is_file():
-        raise InputError(f"{path} does not exist: expected run={run_dir} to be a run folder.")
+        raise InputError(f"run={run_dir}: {path} does not exist. Give a run folder.")
     merged = OmegaConf.merge(OmegaConf.structured(PretrainConfig), load_run_config(path))
     config = OmegaConf.to_object(merged)
     assert isinstance(config, PretrainConfig)

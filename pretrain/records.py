@@ -41,7 +41,8 @@ class RecordLog:
             if len(self.waiting) == 1:
                 print(
                     f"ALARM: {self.path} cannot be written ({error.strerror or error}). Training "
-                    "continues. The lines are kept in memory and retried at every step.",
+                    "continues. The lines are kept in memory, and writing is retried with each "
+                    "new line.",
                     file=sys.stderr,
                     flush=True,
                 )

@@ -143,13 +143,15 @@ def run_training(
         return FINISHED
     if trainer.stopping:
         raise RunAborted(
-            f"stopped after step {trainer.step} ({trainer.stopping}). The same command continues.",
+            f"stopped after step {trainer.step} ({trainer.stopping}). The same command resumes the "
+            "run.",
             EXIT_REQUEUE,
         )
     if processes.is_main:
         print(
-            f"stopped after step {trainer.step} of {run.plan.total_steps} (stop_after="
-            f"{config.stop_after}). The same command without stop_after continues."
+            f"stopped after step {trainer.step} of {run.plan.total_steps} "
+            f"(stop_after={config.stop_after}). The same command without stop_after resumes the "
+            "run."
         )
     return STOPPED
 

@@ -46,10 +46,11 @@ class CheckpointsConfig:
     def __post_init__(self) -> None:
         one_of("do", self.do, ("list", "verify", "export"))
         one_of("dtype", self.dtype, tuple(DTYPES))
-        if (self.out is not None) != (self.do == "export"):
+        if self.do == "export" and self.out is None:
+            raise InputError("do=export: requires an output folder. Add out=<folder>.")
+        if self.do != "export" and self.out is not None:
             raise InputError(
-                f"out={self.out} with do={self.do}: do=export needs out=FOLDER, but do=list and "
-                "do=verify do not use it. Add it or leave it out."
+                f"out={self.out}: do={self.do} writes no output. Remove out, or use do=export."
             )
 
 
@@ -68,13 +69,14 @@ def checkpoints(config: CheckpointsConfig) -> None:
     rows = list(_remote(config) if storage.is_remote(config.dir) else _local(config))
     if not rows:
         raise InputError(
-            f"dir={config.dir} has no checkpoint. Give a run folder, or the URL of a mirror."
+            f"dir={config.dir}: there is no checkpoint. Give a run folder, or the URL of a mirror."
         )
     print(table(rows, "verified" if config.do == "verify" else "sizes match"))
     bad = [problem for name, _, problem in rows if problem and files.step_of(name) is not None]
     if bad:
         raise CheckpointError(
-            f"{len(bad)} of {len(rows)} checkpoints are damaged. The newest: {bad[0]}"
+            f"dir={config.dir}: {len(bad)} of {len(rows)} checkpoints are damaged. The newest of "
+            f"them: {bad[0]}"
         )
 
 
@@ -105,8 +107,9 @@ def run_folder(folder: str) -> Path:
     """Returns the run folder, given it or its checkpoint folder. Raises InputError for a URL."""
     if storage.is_remote(folder):
         raise InputError(
-            f"dir={folder} is a mirror without the run's config. do=export needs the run folder: "
-            "start the run again with checkpoint.copy_to, which restores missing checkpoints."
+            f"dir={folder}: a mirror does not have the run's config, which do=export needs. Give "
+            "the run folder. If its checkpoints are missing, start the run again with "
+            "checkpoint.copy_to, which restores them."
         )
     path = Path(folder)
     return path.parent if path.name == "checkpoints" else path
@@ -120,7 +123,7 @@ def _local(config: CheckpointsConfig) -> list[Row]:
         rows.append((path.name, _readable(partial(files.read_manifest, path)), check(path)))
     for path in files.quarantined_in(folder):
         about = _readable(partial(files.read_manifest, path))
-        rows.append((path.name, about, "quarantined: a start found it damaged"))
+        rows.append((path.name, about, "quarantined: found damaged when the run was started"))
     return rows
 
 

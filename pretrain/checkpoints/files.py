@@ -103,7 +103,7 @@ def verdict(path: Path) -> str | None:
             return f"{path / name} is missing."
         if found[name].st_size != about["bytes"]:
             return (
-                f"{path / name} has {found[name].st_size} bytes, its manifest says "
+                f"{path / name} has {found[name].st_size} bytes, but its manifest lists "
                 f"{about['bytes']}."
             )
     extra = sorted(found.keys() - files.keys() - {MANIFEST})

@@ -50,14 +50,17 @@ def latest_common_checkpoint(
         problems.append(problem)
         if processes.is_main:
             moved = files.quarantine(folder / name)
-            print(f"warning: {problem} It was renamed to {moved.name}; trying the one before it.")
+            print(
+                f"warning: {problem} The checkpoint was renamed to {moved.name}. Trying the "
+                "previous one."
+            )
         dist.barrier()
 
 
 def no_complete_checkpoint(folder: Path, problems: list[str]) -> CheckpointError:
     """Returns the error for a folder whose checkpoints are all damaged."""
     return CheckpointError(
-        f"no checkpoint in {folder} is complete ({len(problems)} were tried). The newest: "
+        f"{folder} has no complete checkpoint ({len(problems)} tried). The newest: "
         f"{problems[0]} Remove the folder to start over."
     )
 
@@ -91,7 +94,7 @@ def checkpoint_of_step(folder: Path, step: str) -> Found:
     if not path.is_dir():
         steps = [p.name.removeprefix("step_") for p in files.checkpoints_in(folder)]
         known = ", ".join(steps) or "none"
-        raise InputError(f"{path} does not exist. Steps that have a checkpoint: {known}.")
+        raise InputError(f"{path} does not exist. Give a step that has a checkpoint: {known}.")
     problem = files.verify(path)
     if problem:
         raise CheckpointError(problem)
@@ -115,8 +118,8 @@ def prepare_folder(folder: Path, processes: Processes) -> None:
     for rank, found in enumerate(answers):
         if found is not None:
             raise CheckpointError(
-                f"rank {rank} cannot write checkpoints to {folder} ({found}). Make it writable, "
-                "free space, or use another run_dir."
+                f"{folder} is not writable for rank {rank} ({found}). Make the folder writable, "
+                "free disk space, or use another run_dir."
             )
 
 

@@ -64,7 +64,7 @@ class SafeReader(FileSystemReader):
                     self._metadata = _Metadata(file).load()
             except (pickle.UnpicklingError, EOFError, AttributeError) as error:
                 raise CheckpointError(
-                    f"{path} is not valid checkpoint metadata ({error}); it was not unpickled. "
+                    f"{path} is not valid checkpoint metadata ({error}), so it was not unpickled. "
                     "Remove the checkpoint, and find out where it came from."
                 ) from None
             self._metadata.storage_meta = self._metadata.storage_meta or StorageMeta()
@@ -77,7 +77,8 @@ class SafeReader(FileSystemReader):
                 about = self.storage_data[item.storage_index]
                 if "/" in about.relative_path or about.transform_descriptors:
                     raise CheckpointError(
-                        f"{self.path}: {about.relative_path} is not one of its files."
+                        f"{self.path} has no file {about.relative_path}, which its metadata names. "
+                        "Remove the checkpoint, and find out where it came from."
                     )
         return super().read_data(plan, planner)
 
@@ -91,8 +92,9 @@ class SafePlanner(DefaultLoadPlanner):
             plain = torch.load(value, weights_only=True)
         except pickle.UnpicklingError as error:
             raise CheckpointError(
-                f"{read_item.dest_index.fqn} in a checkpoint is not a plain value; it was not "
-                f"unpickled: {str(error).splitlines()[0]}"
+                f"the checkpoint's entry {read_item.dest_index.fqn} is not a plain value, so it "
+                f"was not unpickled ({str(error).splitlines()[0]}). Remove the checkpoint, and "
+                "find out where it came from."
             ) from None
         clean = io.BytesIO()
         torch.save(plain, clean)

@@ -115,7 +115,7 @@ class Saver:
         dist.all_gather_object(answers, (self.busy, uuid.uuid4().hex[:8]))
         late = [str(rank) for rank, (busy, _) in enumerate(answers) if busy]
         if late:
-            return f"the previous one is still being written by rank {', '.join(late)}."
+            return f"the previous checkpoint is still being written by rank {', '.join(late)}."
         save = Save(step, answers[0][1], {"step": step, **about}, started)
         planner, plan = self._planner.plan(staging.state_of(model, optimizer))
         try:
@@ -126,7 +126,7 @@ class Saver:
                 save.copied = torch.cuda.Event()
                 save.copied.record()
         except (OSError, RuntimeError, MemoryError) as error:
-            save.problem = f"its tensors cannot be copied to memory ({error})."
+            save.problem = f"its tensors cannot be copied to host memory ({error})."
         save.stall_seconds = self.stall_seconds = time.monotonic() - started
         self._thread = threading.Thread(
             target=self._finish_or_abandon, args=(save,), daemon=True, name="checkpoint"
@@ -161,7 +161,7 @@ class Saver:
         try:
             self._finish(save)
         except dist.DistError:
-            problem = "the job's store is gone."
+            problem = "the store of the job (torch.distributed) no longer answers."
             self._last = Outcome(save.step, problem, save.stall_seconds, 0.0, 0, [])
 
     def _finish(self, save: Save) -> None:
@@ -209,10 +209,12 @@ class Saver:
         deadline = save.started + self.timeout_seconds + GRACE_SECONDS
         while not self._store.check(keys):
             if self._abandoned:
-                raise WriterError("the run ended before it was written.")
+                raise WriterError("the run ended before the checkpoint was written.")
             if time.monotonic() > deadline:
                 silent = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
-                raise WriterError(f"rank {', '.join(map(str, silent))} did not report its files.")
+                raise WriterError(
+                    f"rank {', '.join(map(str, silent))} did not report which files were written."
+                )
             time.sleep(POLL_SECONDS)
         votes: list[Vote] = [pickle.loads(base64.b64decode(self._store.get(key))) for key in keys]
         for key in keys:

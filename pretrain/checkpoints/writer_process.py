@@ -80,7 +80,7 @@ class WriterProcess:
                 ours.send((function, arguments))
                 result, problem = self._answer(ours, deadline)
             except (EOFError, ConnectionError):
-                raise WriterError("the process that writes died.") from None
+                raise WriterError("the process that writes checkpoints died.") from None
             except TimeoutError:
                 if worker:
                     os.kill(worker, signal.SIGKILL)

@@ -143,7 +143,7 @@ class BadSteps(Hook):
             raise RunAborted(
                 f"{cause}, after {len(recent)} rewinds within {self.config.spike_window} steps. "
                 "Lower the learning rate, inspect the data of these steps (python -m "
-                "data_pipeline where), or set health.rewinds_at_most higher.",
+                "data_pipeline where), or raise health.rewinds_at_most.",
                 EXIT_GAVE_UP,
             )
         for hook in trainer.hooks:
@@ -155,14 +155,17 @@ class BadSteps(Hook):
         if answer[0] is None:
             raise RunAborted(
                 f"{cause}, and {trainer.checkpoints} has no complete checkpoint from before step "
-                f"{first_bad}. Save more often, or keep more checkpoints.",
+                f"{first_bad}. Lower checkpoint.every_steps, or raise checkpoint.keep_last.",
                 EXIT_GAVE_UP,
             )
         path, metadata = answer[0]
         step = metadata["step"]
         trainer.rewind(path, metadata)
         if trainer.processes.is_main:
-            print(f"warning: {cause}. The weights are back at step {step}; the data continues.")
+            print(
+                f"warning: {cause}. The weights are back at step {step}, and training continues "
+                "with the data after these steps."
+            )
         trainer.publish({"kind": "event", "event": "rewind", "to_step": step, "cause": cause})
         trainer.must_save = True  # a restart from an older checkpoint would not reach this state
 

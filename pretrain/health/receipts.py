@@ -67,9 +67,10 @@ class Receipts(Hook):
                 for wrong, right in unequal
             )
             raise RunAborted(
-                f"replicas of the weights differ after step {step} ({groups}), likely through "
-                f"silent data corruption in the last {self.every_steps} steps. Test that machine, "
-                "exclude it, and restart from a checkpoint before these steps.",
+                f"replicas of the weights differ after step {step} ({groups}), likely because of "
+                f"silent data corruption in the last {self.every_steps} steps. Test the machines "
+                "of these ranks, exclude the faulty one, and restart from a checkpoint before "
+                "these steps.",
                 EXIT_CORRUPT,
             )
         self.weights[step] = fingerprint.fingerprint(gathered)
@@ -148,7 +149,10 @@ def receipts(config: ReceiptsConfig) -> None:
             )
     both = min(len(one), len(other))
     if not both:
-        raise InputError(f"{config.a} and {config.b} have no step in common. Train both first.")
+        raise InputError(
+            f"{config.a} and {config.b} have no step in common. Train both runs for at least one "
+            "step."
+        )
     weights = sum("weights" in line for line in one[:both])
     print(
         f"equal bit by bit: tokens, loss and gradient norm of {both} steps, weights at {weights} "

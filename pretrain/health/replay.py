@@ -57,9 +57,10 @@ class Replay(Hook):
         trainer.publish({"kind": "event", "event": "replay", "unequal_ranks": wrong})
         if wrong:
             raise RunAborted(
-                f"step {trainer.step} gave different results when replayed, on rank "
-                f"{', '.join(map(str, wrong))}. A machine computes wrongly, or a kernel is not "
-                "deterministic; parallel.attention=sdpa precision=fp32 rules out the latter.",
+                f"step {trainer.step} gave different results when it was replayed, on rank "
+                f"{', '.join(map(str, wrong))}. Either a machine computes wrong results, or a "
+                "kernel is not deterministic. To exclude the latter, use parallel.attention=sdpa "
+                "precision=fp32.",
                 EXIT_CORRUPT,
             )
 

@@ -35,8 +35,8 @@ def count_start(run_dir: Path, step: int, at_most: int, processes: Processes) ->
     dist.broadcast_object_list(answer, src=0)
     if at_most and answer[0] > at_most + 1:
         raise RunAborted(
-            f"{run_dir} was started {answer[0] - 1} times from step {step} without reaching "
-            f"another checkpoint. Find the cause in the logs of these starts, then remove {path}.",
+            f"{run_dir} was started {answer[0] - 1} times from step {step} without reaching its "
+            f"next checkpoint. Find the cause in the logs of these starts, then remove {path}.",
             EXIT_GAVE_UP,
         )
 

@@ -123,8 +123,8 @@ class RunLock:
         job = f", job {holder['job']}" if holder.get("job") else ""
         who = f"pid {holder.get('pid', '?')} on {holder.get('host', 'this host')}{job}"
         return (
-            f"{self.path.parent} is in use by {who}. Wait for it, stop it, or choose another "
-            "run_dir."
+            f"{self.path.parent} is in use by {who}. Wait until that run ends, stop it, or choose "
+            "another run_dir."
         )
 
 

@@ -35,7 +35,7 @@ def check_stop_file(run_dir: Path) -> None:
     """Raises InputError if a stop file exists, so that requeued jobs stop too."""
     path = run_dir / STOP_FILE
     if path.exists():
-        raise InputError(f"stop file {path} exists. Remove it to start this run.")
+        raise InputError(f"{path} exists, which stops the run. Remove the file to start the run.")
 
 
 class StopRequests(Hook):

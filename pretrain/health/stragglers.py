@@ -91,7 +91,8 @@ class Stragglers(Hook):
             )
             if self.is_main:
                 print(
-                    f"warning: rank {rank} is slow at {what}: {mine:.1f} ms, median {usual:.1f} ms."
+                    f"warning: rank {rank} is slow at {what}: {mine:.1f} ms, median of all ranks "
+                    f"{usual:.1f} ms."
                 )
         self.suspects = found
 

@@ -119,7 +119,10 @@ class Watchdog(Hook):
         answers = {rank: self._read(rank) for rank in range(self.world_size)}
         present = {rank: about for rank, about in answers.items() if about}
         if self.rank == min(present, default=self.rank):
-            cause = f"{self.doing} hangs: {who_is_late(answers)}; stacks are in {self.folder}."
+            cause = (
+                f"{self.doing} hangs: {who_is_late(answers)}. The stacks of all ranks are in "
+                f"{self.folder}."
+            )
             print(f"error: {cause}", file=sys.stderr, flush=True)
             write_outcome(self.run_dir, EXIT_HANG, cause)
         else:

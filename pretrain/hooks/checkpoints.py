@@ -128,9 +128,9 @@ class Checkpoints(Hook):
         self._report(trainer)
         if must_succeed and (problem is not None or self.saved != trainer.step):
             raise CheckpointError(
-                f"the last step, {trainer.step}, could not be saved in {trainer.checkpoints} "
-                f"({problem or 'an earlier save hangs'}). Make room there and run the same command "
-                "again; it continues from the previous checkpoint."
+                f"{trainer.checkpoints} has no checkpoint of the last step, {trainer.step}, "
+                f"because saving failed ({problem or 'an earlier save hangs'}). Correct the cause "
+                "and run the same command again; it resumes from the previous checkpoint."
             )
 
     def _is_due(self, trainer: TrainerView) -> bool:
@@ -181,7 +181,7 @@ class Checkpoints(Hook):
             if problem is not None:
                 print(
                     f"ALARM: {self.config.copy_to} has no copy of the newest checkpoint: {problem} "
-                    "Training continues; the next checkpoint retries.",
+                    "Training continues, and the upload is retried after the next save.",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -193,8 +193,8 @@ class Checkpoints(Hook):
         """Reports a save that failed; training continues."""
         if trainer.processes.is_main:
             print(
-                f"ALARM: the checkpoint of step {step} was not saved: {problem} Training "
-                "continues; the next save retries.",
+                f"ALARM: the checkpoint of step {step} was not saved: {problem} Training continues "
+                "until the next save.",
                 file=sys.stderr,
                 flush=True,
             )

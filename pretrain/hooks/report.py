@@ -19,11 +19,15 @@ def write_page(run_dir: Path) -> None:
     command.append("overwrite=true")
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
-        said = "" if done.returncode == 0 else (done.stderr.strip() or "no reason given")
+        said = (
+            "no reason given"
+            if done.returncode == 0
+            else (done.stderr.strip() or "no reason given")
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         said = str(error)
     if said:
         last = said.splitlines()[-1].removeprefix("error: ")
-        print(f"warning: no report was written ({last})", file=sys.stderr, flush=True)
+        print(f"warning: report.html was not written ({last})", file=sys.stderr, flush=True)
     else:
         print(f"report: {run_dir / NAME}", flush=True)

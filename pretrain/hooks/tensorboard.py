@@ -39,8 +39,8 @@ class TensorBoard(Hook):
         self.options: Options = read_options(key, Options, config.trackers["tensorboard"] or {})
         if importlib.util.find_spec("tensorboard") is None:
             raise InputError(
-                "logger=tensorboard needs the package tensorboard, which is not installed. Run "
-                'pip install -c constraints.txt -e ".[tensorboard]".'
+                "logger=tensorboard: requires the package tensorboard, which is not installed. "
+                'Run pip install -c constraints.txt -e ".[tensorboard]".'
             )
         self.folder = run_dir / "tensorboard"
         self.writer: Any = None

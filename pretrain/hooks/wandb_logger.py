@@ -67,7 +67,7 @@ class WandbLogger(Hook):
         if self.thread.is_alive():
             self._warn(f"did not accept all lines within {FINISH_SECONDS:.0f} s")
         elif self.dropped:
-            self._warn(f"was too slow for {self.dropped} lines")
+            self._warn(f"was too slow, so {self.dropped} lines were not sent")
 
     def _send(self, name: str, folder: Path, settings: dict[str, Any], run_id: str) -> None:
         try:

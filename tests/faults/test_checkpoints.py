@@ -135,7 +135,7 @@ def test_a_file_system_that_hangs_holds_nothing_up(run, whole):
     assert set(ended.codes) <= {EXIT_CHECKPOINT, -signal.SIGKILL}  # the first to go ends the other
     causes = {event["of_step"]: event["cause"] for event in run.events("checkpoint_failed")}
     assert "the file system did not answer in 1800 s" in causes[5]
-    assert "the previous one is still being written by rank 0" in causes[10]
+    assert "the previous checkpoint is still being written by rank 0" in causes[10]
     assert len(records(run.dir)) == 20
     assert "is finished" in run.ends_as(whole)  # it was durable, though no process could report it
 
@@ -148,7 +148,7 @@ def flip(path):
 
 DAMAGES = {
     "flipped": ("does not match its hash", lambda p: flip(p / "__1_0.distcp")),
-    "truncated": ("its manifest says", lambda p: os.truncate(p / "__0_0.distcp", 1000)),
+    "truncated": ("but its manifest lists", lambda p: os.truncate(p / "__0_0.distcp", 1000)),
     "missing": ("is missing", lambda p: (p / "__1_0.distcp").unlink()),
     "extra": ("is not in the manifest", lambda p: (p / "__2_0.distcp").write_bytes(b"more")),
     "manifest": ("cannot be read", lambda p: flip(p / "manifest.json")),
@@ -176,7 +176,7 @@ def test_where_all_are_damaged_nothing_starts_over(copy):
     for _ in range(2):  # the same when they are renamed already
         ended = copy.start(processes=1)
         assert ended.codes == [EXIT_CHECKPOINT]
-        assert f"error: no checkpoint in {copy.checkpoints} is complete" in ended.said
+        assert f"error: {copy.checkpoints} has no complete checkpoint" in ended.said
         assert "Remove the folder to start over" in ended.said
     assert (copy.dir / "metrics.jsonl").read_bytes() == before
 
@@ -210,7 +210,7 @@ def test_a_forged_pickle_is_not_run(copy):
     ended = copy.start(processes=1)
     assert ended.codes == [EXIT_CHECKPOINT], ended.said
     assert (
-        "is not valid checkpoint metadata (it references posix.mkdir); it was not unpickled"
+        "is not valid checkpoint metadata (it references posix.mkdir), so it was not unpickled"
         in ended.said
     )
     assert not PROOF.exists()
@@ -220,7 +220,9 @@ def test_a_forged_value_is_not_run(tmp_path):
     with pytest.warns(UserWarning, match="is disabled"):
         dcp.save({"optimizer": {"lr": Evil()}}, checkpoint_id=tmp_path, no_dist=True)
     state = {"optimizer": {"lr": 0.1}}
-    with pytest.raises(CheckpointError, match=r"optimizer.lr in a checkpoint is not a plain value"):
+    with pytest.raises(
+        CheckpointError, match=r"the checkpoint's entry optimizer.lr is not a plain value"
+    ):
         read._load_into(state, read.SafeReader(tmp_path), no_dist=True)
     assert not PROOF.exists()
 
@@ -259,14 +261,17 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(run):
 def test_a_disk_that_stays_full_is_said_in_the_end(run):
     done = in_a_mount("size=1m", run, "%s; echo code=$?", stop_after=None)
     assert f"code={EXIT_CHECKPOINT}" in done.stdout
-    assert f"error: the last step, 20, could not be saved in {run.checkpoints}" in done.stderr
+    assert (
+        f"error: {run.checkpoints} has no checkpoint of the last step, 20, because saving failed"
+        in done.stderr
+    )
     assert len(records(run.dir)) == 20
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(run):
     done = in_a_mount("size=1m,ro", run, "%s; echo code=$?")
     assert f"code={EXIT_CHECKPOINT}" in done.stdout
-    assert f"rank 0 cannot write checkpoints to {run.checkpoints} (Read-only" in done.stderr
+    assert f"{run.checkpoints} is not writable for rank 0 (Read-only" in done.stderr
     assert not (run.dir / "metrics.jsonl").exists()
 
 

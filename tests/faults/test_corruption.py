@@ -79,7 +79,7 @@ def test_a_step_done_twice(command, corpus, tmp_path):
             *arguments(corpus.folder, run_dir, **changes)[1:],
         )
         assert done.returncode == code, done.stderr
-    assert "step 3 gave different results when replayed, on rank 0" in done.stderr
+    assert "step 3 gave different results when it was replayed, on rank 0" in done.stderr
     events = [r for r in records(tmp_path / "none", "event") if r["event"] == "replay"]
     assert [(event["step"], event["unequal_ranks"]) for event in events] == [(1, []), (3, [])]
     whole = tmp_path / "whole"

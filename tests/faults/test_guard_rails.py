@@ -129,7 +129,7 @@ def test_a_crash_loop_ends(command, corpus, tmp_path):
         done = command("tests.faults.faulty", "error", "0", "7", *training[1:])
         assert done.returncode == code, done.stderr
         assert json.loads((run_dir / "outcome.json").read_text())["code"] == code
-    assert "was started 2 times from step 5 without reaching another checkpoint" in done.stderr
+    assert "was started 2 times from step 5 without reaching its next checkpoint" in done.stderr
 
 
 def test_wandb_that_does_not_answer_costs_no_step_its_time(command, corpus, tmp_path):

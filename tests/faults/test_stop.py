@@ -77,10 +77,10 @@ def test_a_stop_file_stops_until_it_is_removed(command, corpus, tmp_path):
     training = arguments(corpus.folder, run_dir, **STEPS)
     done = command("tests.faults.faulty", "stop_file", "0", "2", *training[1:])
     assert done.returncode == 85, done.stderr
-    assert "STOP). The same command continues" in done.stderr
+    assert "STOP). The same command resumes the run" in done.stderr
     done = command(*training)
     assert done.returncode == 2
-    assert "STOP exists. Remove it to start this run" in done.stderr
+    assert "STOP exists, which stops the run. Remove the file" in done.stderr
 
 
 def test_stop_after_saves_and_is_not_the_end(command, corpus, tmp_path):

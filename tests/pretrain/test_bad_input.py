@@ -176,5 +176,5 @@ def test_only_damaged_checkpoints(command, corpus, tmp_path):
     (run_dir / "checkpoints" / "step_5" / "__0_0.distcp").write_bytes(b"short")
     done = command(*arguments(corpus.folder, run_dir))
     assert done.returncode == EXIT_CHECKPOINT
-    assert "no checkpoint in" in done.stderr
-    assert "has 5 bytes, its manifest says" in done.stderr
+    assert "has no complete checkpoint (1 tried)" in done.stderr
+    assert "has 5 bytes, but its manifest lists" in done.stderr

@@ -118,7 +118,7 @@ def test_an_export_needs_no_corpus(exported, corpus, tmp_path):
     manifest["tokenizer"]["sha256"] = tokenizer_fingerprint(moved / "tokenizer.json")
     (moved / "manifest.json").write_text(json.dumps(manifest))
     config.overwrite = True
-    with pytest.raises(InputError, match=r"data=.*moved has the tokenizer .* was trained with"):
+    with pytest.raises(InputError, match=r"data=.*moved: the tokenizer .* is not that of run="):
         export(config)
 
 
@@ -148,7 +148,7 @@ def test_the_exported_tokenizer_encodes_as_the_corpus_was(corpus, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        (["step=7"], "step_7 does not exist. Steps that have a checkpoint: 20, 15"),
+        (["step=7"], "step_7 does not exist. Give a step that has a checkpoint: 20, 15"),
         (["run=nowhere"], "nowhere/config.yaml does not exist"),
         (["dtype=float8"], "dtype=float8: unknown choice"),
     ],

@@ -136,7 +136,7 @@ def crash_loop(lab: Lab, trial: int) -> Outcome:
             health__restarts_at_most=1,
         )
         codes += ended.codes
-    if codes != [1, 1, 1, 86] or "without reaching another checkpoint" not in ended.said:
+    if codes != [1, 1, 1, 86] or "without reaching its next checkpoint" not in ended.said:
         return Outcome(f"ended with {codes}: {ended.said[-200:]}")
     (run.dir / "restarts.json").unlink()
     return run.goes_on(processes=1, checkpoint__asynchronous="false")

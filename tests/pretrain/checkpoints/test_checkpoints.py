@@ -116,7 +116,7 @@ def test_a_call_aside_is_bounded_and_the_next_one_starts_afresh():
         assert writer.call(add, 1, 2, seconds=limit(20)) == 3
         with pytest.raises(WriterError, match="ValueError: no"):
             writer.call(fail, "no", seconds=limit(20))
-        with pytest.raises(WriterError, match="the process that writes died"):
+        with pytest.raises(WriterError, match="the process that writes checkpoints died"):
             writer.call(end, seconds=limit(20))
         with pytest.raises(WriterError, match=r"did not answer in 0\.5 s"):
             writer.call(hang, seconds=0.5)
@@ -233,9 +233,10 @@ def test_any_step_is_exported(trained, tmp_path):
     ("settings", "sentence"),
     [
         ({"do": "check"}, r"do=check: unknown choice"),
-        ({"do": "export"}, r"do=export needs out=FOLDER"),
-        ({"folder": "nowhere"}, r"nowhere has no checkpoint"),
-        ({"folder": "s3://a/b", "do": "export", "out": "x"}, r"is a mirror without the run"),
+        ({"do": "export"}, r"do=export: requires an output folder"),
+        ({"out": "x"}, r"out=x: do=list writes no output"),
+        ({"folder": "nowhere"}, r"dir=nowhere: there is no checkpoint"),
+        ({"folder": "s3://a/b", "do": "export", "out": "x"}, r"a mirror does not have the run"),
     ],
 )
 def test_what_is_refused(settings, sentence):

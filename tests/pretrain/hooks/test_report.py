@@ -34,4 +34,4 @@ def test_a_finished_run_has_its_page(command, corpus, tmp_path):
 @pytest.mark.slow
 def test_without_a_page_the_run_is_whole(tmp_path: Path, capfd):
     write_page(tmp_path)  # no run folder
-    assert "warning: no report was written (run=" in capfd.readouterr().err
+    assert "warning: report.html was not written (run=" in capfd.readouterr().err
