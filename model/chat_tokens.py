@@ -39,8 +39,8 @@ class ChatTokens:
         backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise InputError(
-                f"the model's tokenizer is a {type(tokenizer).__name__}, which has no "
-                "tokenizer.json: expected one of the library tokenizers."
+                f"the model's tokenizer, a {type(tokenizer).__name__}, has no tokenizer.json. Use "
+                "a model whose tokenizer is of the library tokenizers."
             )
         added = backend.get_added_tokens_decoder()
         special = {n: token for n, token in added.items() if token.special and token.content}

@@ -65,26 +65,27 @@ class ModelConfig:
         if self.head_dim is None:
             if self.hidden_size % self.num_heads:
                 raise InputError(
-                    f"model.hidden_size={self.hidden_size}: is not a multiple of "
-                    f"model.num_heads={self.num_heads}. Set model.head_dim, or change one of them."
+                    f"model.hidden_size={self.hidden_size}: expected a multiple of "
+                    f"model.num_heads={self.num_heads}. Change one of them, or set model.head_dim."
                 )
             self.head_dim = self.hidden_size // self.num_heads
         if self.num_heads % self.num_kv_heads:
             raise InputError(
-                f"model.num_heads={self.num_heads}: is not a multiple of "
-                f"model.num_kv_heads={self.num_kv_heads}. Change one of them, so that every "
-                "key-value head serves the same number of query heads."
+                f"model.num_heads={self.num_heads}: expected a multiple of "
+                f"model.num_kv_heads={self.num_kv_heads}, because every key-value head serves the "
+                "same number of query heads. Change one of them."
             )
         if self.head_dim % 2:
             raise InputError(
-                f"model.head_dim={self.head_dim}: is odd, but RoPE rotates pairs. Make it even."
+                f"model.head_dim={self.head_dim}: expected an even number, because RoPE rotates "
+                "pairs."
             )
         if not self.rope_theta > 0:
-            raise InputError(f"model.rope_theta={self.rope_theta}: must be above 0.")
+            raise InputError(f"model.rope_theta={self.rope_theta}: expected more than 0.")
         if self.sliding_window is not None and self.sliding_window < 1:
             raise InputError(
-                f"model.sliding_window={self.sliding_window}: must be at least 1, or null for "
-                "full attention."
+                f"model.sliding_window={self.sliding_window}: expected 1 or more, or null for full "
+                "attention."
             )
         check_window_pattern(self.window_pattern, self.num_layers, self.sliding_window)
         # Equal layers get equal patterns, so that configs can be compared.

@@ -32,7 +32,7 @@ def inspect(config: InspectConfig) -> None:
     seq_len = config.seq_len or model.max_seq_len
     if not 1 <= seq_len <= model.max_seq_len:
         raise InputError(
-            f"seq_len={seq_len}: must be from 1 to model.max_seq_len={model.max_seq_len}."
+            f"seq_len={seq_len}: expected 1 to {model.max_seq_len} (model.max_seq_len)."
         )
     total = parameters(model)
     flops = flops_per_token(model, seq_len)

@@ -18,18 +18,22 @@ def check_window_pattern(pattern: str | None, num_layers: int, sliding_window: i
     key = f"model.window_pattern={pattern}"
     if not pattern or set(pattern) - set("LG"):
         raise InputError(
-            f"{key}: expected a word of L (sliding window) and G (full attention), such as LLLG."
+            f"{key}: expected letters L (sliding window) and G (full attention), such as LLLG."
         )
     if len(pattern) > num_layers:
         raise InputError(
-            f"{key}: has {len(pattern)} letters, but model.num_layers={num_layers}. Shorten it."
+            f"{key}: expected at most model.num_layers={num_layers} letters, found {len(pattern)}."
         )
     if sliding_window is None:
         raise InputError(
-            f"{key}: has windows, but model.sliding_window is null. Set model.sliding_window."
+            f"{key}: requires model.sliding_window, which is null. Set model.sliding_window, or "
+            "remove model.window_pattern."
         )
     if "L" not in pattern:
-        raise InputError(f"{key}: has no L. Set model.sliding_window=null instead.")
+        raise InputError(
+            f"{key}: no layer has a sliding window. Add an L, or set model.sliding_window=null and "
+            "remove model.window_pattern."
+        )
 
 
 def layer_windows(

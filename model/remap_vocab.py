@@ -71,7 +71,7 @@ class RemapVocabConfig:
     def __post_init__(self) -> None:
         one_of("init", self.init, ("mean_of_pieces", "normal"))
         if self.multiple < 1:
-            raise InputError(f"multiple={self.multiple}: must be at least 1.")
+            raise InputError(f"multiple={self.multiple}: expected 1 or more.")
 
 
 @dataclass
@@ -93,7 +93,9 @@ def remap_vocab(config: RemapVocabConfig) -> None:
     output.check()
     folder, out = Path(config.model), config.out
     if not (folder / "config.json").is_file():
-        raise InputError(f"model={folder}: has no config.json. Give a Hugging Face model folder.")
+        raise InputError(
+            f"model={folder}: there is no config.json. Give a Hugging Face model folder."
+        )
     stored = json.loads((folder / "config.json").read_text())
     old, new = Vocabulary(folder), Vocabulary(Path(config.tokenizer))
     files = _weight_files(folder)
@@ -194,7 +196,8 @@ def _weight_files(folder: Path) -> list[str]:
     if (folder / "model.safetensors").is_file():
         return ["model.safetensors"]
     raise InputError(
-        f"model={folder}: has no model.safetensors (nor its index). Convert it to safetensors."
+        f"model={folder}: there is neither model.safetensors nor its index. Convert the weights to "
+        "safetensors."
     )
 
 

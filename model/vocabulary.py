@@ -51,13 +51,16 @@ class Vocabulary:
         self.file = path if path.is_file() else path / "tokenizer.json"
         if not self.file.is_file():
             raise InputError(
-                f"{self.file} does not exist: expected a tokenizer.json. If the folder has a slow "
-                "tokenizer, load and save it with transformers, which writes one."
+                f"{self.file} does not exist. Give a tokenizer.json. If the folder has a slow "
+                "tokenizer, load and save it with transformers, which writes this file."
             )
         try:
             self.tokenizer = Tokenizer.from_file(str(self.file))
         except Exception as error:
-            raise InputError(f"{self.file} is not a tokenizer.json ({error}).") from None
+            raise InputError(
+                f"{self.file} is not a tokenizer.json ({error}). Write the file again with "
+                "the library tokenizers."
+            ) from None
         content = json.loads(self.file.read_text())
         self.ids: dict[str, int] = self.tokenizer.get_vocab()
         self.size = max(self.ids.values()) + 1
@@ -76,7 +79,7 @@ class Vocabulary:
             if token is not None and token not in self.ids:
                 raise InputError(
                     f"{self.folder / 'tokenizer_config.json'}: {role}_token={token} is not in "
-                    f"{self.file.name}."
+                    f"{self.file.name}. Change this key, or add the token."
                 )
             number = manifest.get(f"{role}_id") if token is None else self.ids[token]
             if number is not None:

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from conf.errors import InputError, did_you_mean
+from conf.errors import InputError, one_of
 from model.attention.mask import AttentionMask, QueryBlock
 from model.attention.windowed import attend_blocks
 
@@ -167,10 +167,7 @@ def usable_backends(device: torch.device, dtype: torch.dtype) -> list[str]:
 
 def check_backend_name(name: str) -> None:
     """Raises InputError if a backend is unknown."""
-    if name not in BACKENDS:
-        raise InputError(
-            f"attention={name}: unknown choice{did_you_mean(name, ['auto', *BACKENDS])}."
-        )
+    one_of("parallel.attention", name, ("auto", *BACKENDS))
 
 
 def check_backend(name: str, device: torch.device, dtype: torch.dtype) -> None:
@@ -178,8 +175,8 @@ def check_backend(name: str, device: torch.device, dtype: torch.dtype) -> None:
     check_backend_name(name)
     if name not in usable_backends(device, dtype):
         raise InputError(
-            f"attention={name}: cannot run on {device.type} in {str(dtype).removeprefix('torch.')} "
-            "with the installed packages. Use attention=auto."
+            f"parallel.attention={name}: the installed packages do not support this backend on "
+            f"{device.type} in {str(dtype).removeprefix('torch.')}. Use parallel.attention=auto."
         )
 
 

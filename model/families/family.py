@@ -56,14 +56,13 @@ class Family:
             value = model[feature]
             if feature in self.fixed and value != self.fixed[feature]:
                 raise InputError(
-                    f"model.{feature}={value}: model.architecture={name} always has "
-                    f"{self.fixed[feature]}. Set model.{feature}={self.fixed[feature]}, or choose "
-                    "another architecture."
+                    f"model.{feature}={value}: expected {self.fixed[feature]} with "
+                    f"model.architecture={name}. Change one of them."
                 )
             if value != absent and feature not in self.features | self.fixed.keys():
                 raise InputError(
-                    f"model.{feature}={value}: model.architecture={name} does not support it. "
-                    "Leave it out, or choose another architecture."
+                    f"model.{feature}={value}: model.architecture={name} does not support this "
+                    "feature. Remove the key, or choose another architecture."
                 )
 
     def to_hf(self, model: Mapping[str, Any]) -> Fields:

@@ -72,7 +72,8 @@ def read_config(folder: Path) -> ModelConfig:
     architecture = stored.get("model_type")
     if architecture not in FAMILIES:
         raise InputError(
-            f"{path}: model_type is '{architecture}', expected one of {', '.join(FAMILIES)}."
+            f"{path}: model_type={architecture}: expected one of {', '.join(FAMILIES)}. Give a "
+            "model of one of these families."
         )
     family = FAMILIES[architecture]
     fields = {**COMMON_DEFAULTS, **family.hf_defaults, **stored}
@@ -80,10 +81,14 @@ def read_config(folder: Path) -> ModelConfig:
     for feature, plain in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
         found = fields.get(feature) or plain
         if found != plain:
-            raise InputError(f"{path}: {feature}={found} is not supported by this decoder.")
+            raise InputError(
+                f"{path}: {feature}={found} is not supported. Give a model without this feature."
+            )
     for name in REQUIRED:
         if name not in fields:
-            raise InputError(f"{path} does not state {name}. Give the config of a complete model.")
+            raise InputError(
+                f"{path}: the key {name} is missing. Give the folder of a complete model."
+            )
     fields["num_key_value_heads"] = fields["num_key_value_heads"] or fields["num_attention_heads"]
     try:
         features = family.from_hf(fields)
@@ -112,7 +117,9 @@ def _rope_theta(fields: Fields, path: Path) -> float:
     scaling = fields.get("rope_scaling") or {}
     kind = scaling.get("rope_type", scaling.get("type", rope.get("rope_type", "default")))
     if kind != "default":
-        raise InputError(f"{path}: RoPE of type {kind} is not supported by this decoder.")
+        raise InputError(
+            f"{path}: RoPE of type {kind} is not supported. Give a model with default RoPE."
+        )
     return float(fields.get("rope_theta") or rope.get("rope_theta") or 10_000.0)
 
 
@@ -130,7 +137,8 @@ class HFWeights:
                 self._files = dict.fromkeys(file.keys(), "model.safetensors")
         else:
             raise InputError(
-                f"{folder} has no model.safetensors (nor its index). Convert it to safetensors."
+                f"{folder} has neither model.safetensors nor its index. Convert the weights to "
+                "safetensors."
             )
 
     def read(self, name: str) -> Tensor:

@@ -50,13 +50,12 @@ class Qwen3(Family):
         ]
         if len(types) != layers or set(types) - {FULL, SLIDING}:
             raise InputError(
-                f"layer_types={types} is not supported: expected {layers} times '{FULL}' or "
-                f"'{SLIDING}'."
+                f"layer_types={types}: expected {layers} entries, each '{FULL}' or '{SLIDING}'."
             )
         if SLIDING in types and window is None:
             raise InputError(
-                f"layer_types has '{SLIDING}', but use_sliding_window is false or sliding_window "
-                "is null. Change one of these keys."
+                f"layer_types={types}: '{SLIDING}' requires use_sliding_window=true and a "
+                "sliding_window. Change one of these keys."
             )
         windows = [window if kind == SLIDING else None for kind in types]
         return {

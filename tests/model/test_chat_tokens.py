@@ -128,5 +128,5 @@ def test_a_tokenizer_without_a_tokenizer_json_is_named():
         def get_vocab(self) -> dict[str, int]:
             return {}
 
-    with pytest.raises(InputError, match=r"is a Words, which has no tokenizer\.json"):
+    with pytest.raises(InputError, match=r"a Words, has no tokenizer\.json"):
         ChatTokens(Words())

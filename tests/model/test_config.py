@@ -9,9 +9,9 @@ from tests.model.shapes import tiny
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"num_heads": 7}, "model.hidden_size=96: is not a multiple of model.num_heads=7"),
-        ({"num_kv_heads": 3}, "model.num_heads=4: is not a multiple of model.num_kv_heads=3"),
-        ({"head_dim": 15}, "model.head_dim=15: is odd"),
+        ({"num_heads": 7}, "model.hidden_size=96: expected a multiple of model.num_heads=7"),
+        ({"num_kv_heads": 3}, "model.num_heads=4: expected a multiple of model.num_kv_heads=3"),
+        ({"head_dim": 15}, "model.head_dim=15: expected an even number"),
         ({"sliding_window": 0}, "model.sliding_window=0"),
         ({"architecture": "gpt2"}, "model.architecture=gpt2"),
         ({"architecture": "llama"}, "model.sliding_window=17: model.architecture=llama"),
@@ -43,7 +43,7 @@ def test_inspect_prints_the_exact_count(command):
         ),
         (["inspect", "model.hidden_size=wide"], "model.hidden_size: value 'wide'"),
         (["inspect", "model=danube_1b"], "model=danube_1b: unknown choice"),
-        (["inspect", "seq_len=99999"], "seq_len=99999: must be from 1 to model.max_seq_len=16384"),
+        (["inspect", "seq_len=99999"], "seq_len=99999: expected 1 to 16384"),
         (["inspct"], "unknown command 'inspct' (did you mean 'inspect'?)"),
     ],
 )

@@ -48,11 +48,14 @@ def test_a_model_keeps_the_shortest_form():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"window_pattern": "LX"}, "model.window_pattern=LX: expected a word of L"),
-        ({"window_pattern": ""}, "model.window_pattern=: expected a word of L"),
-        ({"window_pattern": "LGLG"}, "has 4 letters, but model.num_layers=3"),
-        ({"window_pattern": "LG", "sliding_window": None}, "but model.sliding_window is null"),
-        ({"window_pattern": "GG"}, "has no L"),
+        ({"window_pattern": "LX"}, "model.window_pattern=LX: expected letters L"),
+        ({"window_pattern": ""}, "model.window_pattern=: expected letters L"),
+        ({"window_pattern": "LGLG"}, "expected at most model.num_layers=3 letters, found 4"),
+        (
+            {"window_pattern": "LG", "sliding_window": None},
+            "requires model.sliding_window, which is null",
+        ),
+        ({"window_pattern": "GG"}, "no layer has a sliding window"),
     ],
 )
 def test_a_pattern_that_says_nothing_is_refused(changes, sentence):

@@ -195,8 +195,8 @@ def test_bad_input_leaves_nothing(base, tmp_path):
     bad = write_tokenizer(tmp_path / "bad", byte_tokenizer(), eos_token="<end>")
     (tmp_path / "text.json").write_text("{}")
     for model, tokenizer, sentence in (
-        (tmp_path / "none", new, "has no config.json. Give a Hugging Face model folder"),
-        (bare, new, "has no model.safetensors"),
+        (tmp_path / "none", new, "there is no config.json. Give a Hugging Face model folder"),
+        (bare, new, "there is neither model.safetensors nor its index"),
         (base, tmp_path / "none", "none/tokenizer.json does not exist"),
         (base, tmp_path / "text.json", "is not a tokenizer.json"),
         (base, bad, "eos_token=<end> is not in tokenizer.json"),

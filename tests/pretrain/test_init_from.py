@@ -115,8 +115,8 @@ def test_what_may_change_is_said():
     ("content", "sentence"),
     [
         ("{", "config.json is not JSON"),
-        ('{"model_type": "llama", "vocab_size": 8}', "does not state hidden_size"),
-        ('{"model_type": "gpt2"}', "model_type is 'gpt2', expected one of"),
+        ('{"model_type": "llama", "vocab_size": 8}', "the key hidden_size is missing"),
+        ('{"model_type": "gpt2"}', "model_type=gpt2: expected one of"),
     ],
 )
 def test_a_folder_that_is_no_model_is_refused(command, corpus, tmp_path, content, sentence):

@@ -115,7 +115,7 @@ def test_a_stage_that_was_begun_keeps_its_network():
     check_same_network(about, model, plan, "step_11")
     assert network_of_checkpoint(about, model, plan).rope_theta == 5e5
     network["rope_theta"] = 1e6
-    with pytest.raises(InputError, match=r"stages.b.rope_theta=500000, but step_11 was trained"):
+    with pytest.raises(InputError, match=r"stages.b.rope_theta=500000: step_11 was trained"):
         check_same_network(about, model, plan, "step_11")
     check_same_network({"step": 10, "network": {"rope_theta": 1e4}}, model, plan, "step_10")
 
@@ -124,5 +124,5 @@ def test_a_stage_that_was_begun_keeps_its_network():
 def test_a_base_is_above_0(base):
     with pytest.raises(InputError, match=r"recipe.stages.a.rope_theta=.*: expected more than 0"):
         TrainingRecipeConfig("r", 64, {"a": TrainingStageConfig(64, 640, rope_theta=base)})
-    with pytest.raises(InputError, match=r"model.rope_theta=.*: must be above 0"):
+    with pytest.raises(InputError, match=r"model.rope_theta=.*: expected more than 0"):
         ModelConfig("m", "llama", 64, 32, 32, 1, 2, 2, max_seq_len=64, rope_theta=base)

@@ -152,9 +152,9 @@ def test_the_published_model_is_that_of_the_choice():
         ({"attention_bias": True}, "attention_bias=True is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act=gelu is not supported"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "RoPE of type yarn"),
-        ({"layer_types": ["sliding_attention"] * 3}, "use_sliding_window is false or"),
-        ({"layer_types": ["linear_attention"] * 3}, "expected 3 times 'full_attention' or"),
-        ({"layer_types": ["full_attention"] * 2}, "expected 3 times 'full_attention' or"),
+        ({"layer_types": ["sliding_attention"] * 3}, "requires use_sliding_window=true and"),
+        ({"layer_types": ["linear_attention"] * 3}, "expected 3 entries, each 'full_attention' or"),
+        ({"layer_types": ["full_attention"] * 2}, "expected 3 entries, each 'full_attention' or"),
     ],
 )
 def test_what_the_network_has_not_is_refused(fields, sentence, tmp_path):
@@ -168,8 +168,11 @@ def test_what_the_network_has_not_is_refused(fields, sentence, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        (QWEN3 | {"qk_norm": False}, "model.qk_norm=False: model.architecture=qwen3 always"),
-        ({"qk_norm": True}, "model.qk_norm=True: model.architecture=mistral does not support it"),
+        (
+            QWEN3 | {"qk_norm": False},
+            "model.qk_norm=False: expected True with model.architecture=qwen3",
+        ),
+        ({"qk_norm": True}, "model.qk_norm=True: model.architecture=mistral does not support this"),
         ({"window_pattern": "LG"}, "model.window_pattern=LG: model.architecture=mistral does"),
     ],
 )
