@@ -60,7 +60,7 @@ def latest_common_checkpoint(
 def no_complete_checkpoint(folder: Path, problems: list[str]) -> CheckpointError:
     """Returns the error for a folder whose checkpoints are all damaged."""
     return CheckpointError(
-        f"{folder} has no complete checkpoint ({len(problems)} tried). The newest: "
+        f"{folder} has no complete checkpoint. The newest: "
         f"{problems[0]} Remove the folder to start over."
     )
 

@@ -114,7 +114,7 @@ def test_a_run_that_was_begun_otherwise_or_stopped(command, corpus, tmp_path):
     local.check(settings(corpus.folder, run_dir), 2)
     for changes, sentence in (
         ({"seed": 1}, "was trained in another order of samples"),
-        ({"model__num_layers": 3}, "model.num_layers=3, but"),
+        ({"model__num_layers": 3}, "model.num_layers=3: "),
         ({"optim__weight_decay": 0.2}, "was started with other settings (optim.weight_decay was"),
     ):
         with pytest.raises(InputError) as refused:
