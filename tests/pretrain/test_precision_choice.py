@@ -27,7 +27,7 @@ def test_a_new_run_takes_what_every_rank_multiplies():
         "precision=auto takes bf16: this CPU has avx512_bf16.",
     )
     assert decide("auto", [NO]) == ("fp32", f"precision=auto takes fp32: {AVX2}.")
-    assert decide("auto", [YES, NO]) == ("fp32", f"precision=auto takes fp32: on rank 1 {AVX2}.")
+    assert decide("auto", [YES, NO]) == ("fp32", f"precision=auto takes fp32: on rank 1, {AVX2}.")
 
 
 def test_what_is_given_by_name_is_taken():
