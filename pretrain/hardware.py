@@ -8,13 +8,12 @@ import resource
 import subprocess
 import sys
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from conf.machine import cpu_name, matrix_speed
+from conf.machine import cpu_name, matrix_speed, package_versions
 
 PEAKS: tuple[tuple[str, float, float], ...] = (
     # (pattern of the device name, FLOP/s in bf16, in fp8): dense tensor-core peaks of the vendors'
@@ -33,7 +32,11 @@ PEAKS: tuple[tuple[str, float, float], ...] = (
     (r"L4", 121e12, 242e12),
     (r"MI300X", 1307.4e12, 2614.9e12),
 )
-PACKAGES = ("torch", "megatron-core", "datasets", "tokenizers", "hydra-core", "wandb", "numpy")
+PACKAGES = (
+    *("torch", "triton", "torchao", "flash-attn", "megatron-core", "numpy"),
+    *("datasets", "tokenizers", "hydra-core", "wandb"),
+)
+"""Packages whose versions `env.json` states, as far as they are installed."""
 
 
 def compute_dtype(precision: str) -> torch.dtype:
@@ -83,7 +86,7 @@ def environment(device: torch.device, world_size: int) -> dict[str, Any]:
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain")),
         "python": sys.version.split()[0],
-        "packages": {package: metadata.version(package) for package in PACKAGES},
+        "packages": package_versions(PACKAGES),
         "platform": platform.platform(),
         "device": name or device.type,
         "device_type": device.type,
@@ -105,10 +108,27 @@ def memory_peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def memory_record(device: torch.device) -> dict[str, int]:
+    """Returns what a step's record says of memory, counted since `reset_memory_peak`.
+
+    On a GPU that is, in addition to the peak, how often torch's allocator had to free its cache
+    before it could allocate (each time waits for the device), and how often that did not suffice.
+    """
+    if device.type != "cuda":
+        return {"memory_peak_bytes": memory_peak_bytes(device)}
+    stats = torch.cuda.memory_stats(device)
+    return {
+        "memory_peak_bytes": stats["allocated_bytes.all.peak"],
+        "allocator_retries": stats["num_alloc_retries"],
+        "allocator_ooms": stats["num_ooms"],
+    }
+
+
 def reset_memory_peak(device: torch.device) -> None:
     """Resets the memory peak, so that it excludes the setup, such as the timing of attention."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.reset_accumulated_memory_stats(device)
         return
     with suppress(OSError):  # only Linux can reset the peak of the resident set
         Path("/proc/self/clear_refs").write_text("5")

@@ -45,7 +45,7 @@ from pretrain.hooks.report import write_page
 from pretrain.hooks.run_files import RunFiles
 from pretrain.hooks.tasks import Tasks
 from pretrain.hooks.validation import Validation
-from pretrain.processes import Processes, start
+from pretrain.processes import Processes, barrier, start
 from pretrain.run import Run
 from pretrain.setup import prepare
 from pretrain.trainer import Trainer
@@ -82,7 +82,7 @@ def shutdown_on_exit(writer: WriterProcess) -> Iterator[None]:
         yield
     except RunAborted:
         if dist.is_initialized():
-            dist.barrier()
+            barrier()
         raise
     except Exception as error:
         fails_alone = error.every_rank if isinstance(error, InputError) else True

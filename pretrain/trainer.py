@@ -36,7 +36,7 @@ from pretrain.config import PretrainConfig
 from pretrain.hardware import (
     compute_dtype,
     fp8_peak,
-    memory_peak_bytes,
+    memory_record,
     peak_flops,
     reset_memory_peak,
 )
@@ -200,7 +200,7 @@ class Trainer:
                 for name, metric in zip(self.objective.metrics, metrics, strict=True)
             },
             "grad_norm": norm,
-            "memory_peak_bytes": memory_peak_bytes(self.processes.device),
+            **memory_record(self.processes.device),
             "mfu": flops / pending.record["step_seconds"] / self.peak,
             **self._fp8_utilization(record["step"], flops / record["step_seconds"]),
             "digest": f"{digest & MASK64:016x}",

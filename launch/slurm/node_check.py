@@ -1,8 +1,9 @@
 """Compares and times the nodes of a job just before its first step.
 
 All ranks run `torchrun ... -m launch.slurm.node_check FOLDER GPUS GIB`. Each node reports its GPUs,
-disk, code and packages, and measures a matrix product and an all-reduce of its own ranks;
-`FOLDER/nodes.json` holds the results. A wrong or slow node is printed with the reason and written
+disk, code and packages, and measures a matrix product and an all-reduce of its own ranks. If any
+rank has no GPU, nothing is measured: the others would wait for it. `FOLDER/nodes.json` holds the
+results. A wrong or slow node is printed with the reason and written
 to `FOLDER/exclude`. The check then exits with 75, and the job is requeued without that node.
 """
 
@@ -18,7 +19,6 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ import torch.distributed as dist
 
 import conf
 from conf.errors import EXIT_STORAGE
+from conf.machine import package_versions
 
 PACKAGES = ("torch", "numpy", "hydra-core", "safetensors", "torchao", "flash-attn")
 SLOW_RATIO = 1.5
@@ -39,7 +40,10 @@ TIMEOUT = timedelta(minutes=5)
 
 @dataclass
 class Node:
-    """Properties and measurements of a node, reported by one rank."""
+    """Properties and measurements of a node, reported by one rank.
+
+    matmul_seconds, all_reduce_seconds: 0 if they were not measured.
+    """
 
     name: str
     gpus: int
@@ -109,32 +113,37 @@ def node_name() -> str:
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def measure_node(device: torch.device, local: dist.ProcessGroup) -> Node:
-    """Returns the properties and measurements of this node; all of its ranks must call it."""
-    cuda = device.type == "cuda"
-    packages = {}
-    for name in PACKAGES:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    if cuda:
-        packages["cuda"] = str(torch.version.cuda)
+def describe_node(device: torch.device | None) -> Node:
+    """Returns the properties of this node, without measurements.
+
+    device: device of this rank; None if there is no GPU for it.
+    """
+    cuda = device is not None and device.type == "cuda"
+    packages = package_versions(PACKAGES)
+    if torch.version.cuda:
+        packages["cuda"] = torch.version.cuda
     memory = torch.cuda.get_device_properties(device).total_memory if cuda else 0
-    size, length = (8192, 64 << 20) if cuda else (512, 1 << 18)
-    factor = torch.ones(size, size, device=device, dtype=torch.bfloat16 if cuda else torch.float32)
-    summed = torch.zeros(length, device=device)
     return Node(
         name=node_name(),
-        gpus=torch.cuda.device_count() if cuda else 0,
+        gpus=torch.cuda.device_count(),
         gpu_memory_gib=memory / 2**30,
         free_gib=shutil.disk_usage(os.environ.get("TMPDIR", "/tmp")).free / 2**30,
         clock=0.0,
         code=code_digest(),
         packages=packages,
-        matmul_seconds=best_time(lambda: factor @ factor, cuda),
-        all_reduce_seconds=best_time(lambda: dist.all_reduce(summed, group=local), cuda),
+        matmul_seconds=0.0,
+        all_reduce_seconds=0.0,
     )
+
+
+def measure(node: Node, device: torch.device, local: dist.ProcessGroup) -> None:
+    """Adds the measurements to the description of this node; all of its ranks must call it."""
+    cuda = device.type == "cuda"
+    size, length = (8192, 64 << 20) if cuda else (512, 1 << 18)
+    factor = torch.ones(size, size, device=device, dtype=torch.bfloat16 if cuda else torch.float32)
+    summed = torch.zeros(length, device=device)
+    node.matmul_seconds = best_time(lambda: factor @ factor, cuda)
+    node.all_reduce_seconds = best_time(lambda: dist.all_reduce(summed, group=local), cuda)
 
 
 def best_time(work, cuda: bool, times: int = 5) -> float:  # type: ignore[no-untyped-def]
@@ -160,34 +169,54 @@ def slowest_ranks(nodes: list[Node]) -> list[Node]:
     return [kept[name] for name in sorted(kept)]  # in a tie of votes, the first node is right
 
 
+def device_of_rank(gpus: int) -> torch.device | None:
+    """Returns the device of this rank, the CPU if the job uses no GPUs.
+
+    Returns None if this node has no GPU for the rank.
+    """
+    if not gpus:
+        return torch.device("cpu")
+    index = int(os.environ["LOCAL_RANK"])
+    if index >= torch.cuda.device_count():
+        return None
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
 def check(folder: Path, gpus: int, gpu_memory_gib: float) -> int:
     """Runs the check on all ranks and returns the exit code, which they all share."""
-    cuda = gpus > 0 and torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
-    if cuda and device.index < torch.cuda.device_count():
-        torch.cuda.set_device(device)
-    elif cuda:  # fewer GPUs than expected, which is reported instead of a traceback
-        device, cuda = torch.device("cpu"), False
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=TIMEOUT)
+    device = device_of_rank(gpus)
+    dist.init_process_group("gloo", timeout=TIMEOUT)  # NCCL would fail on a rank without a GPU
     rank = dist.get_rank()
-    names: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(names, node_name())
-    groups = {
-        name: dist.new_group([r for r, other in enumerate(names) if other == name])
-        for name in dict.fromkeys(names)
-    }
-    node = measure_node(device, groups[node_name()])
+    reports: list[tuple[str, bool]] = [("", False)] * dist.get_world_size()
+    dist.all_gather_object(reports, (node_name(), device is not None))
+    names = [name for name, _ in reports]
+    node = describe_node(device)
+    measured = all(able for _, able in reports)
+    if device is not None and measured:
+        groups = {
+            name: dist.new_group(
+                [r for r, other in enumerate(names) if other == name],
+                timeout=TIMEOUT,
+                backend="nccl" if gpus else "gloo",
+            )
+            for name in dict.fromkeys(names)
+        }
+        measure(node, device, groups[node_name()])
     dist.barrier()
     node.clock = time.time()  # ranks leave a barrier within milliseconds
     every: list[Node] = [node] * len(names)
     dist.all_gather_object(every, node)
     nodes = slowest_ranks(every)
-    problems = find_problems(nodes, gpus, gpu_memory_gib, cuda)
+    problems = find_problems(nodes, gpus, gpu_memory_gib, cuda=gpus > 0)
     if rank == 0:
         for one in nodes:
+            times = (
+                f"matmul {one.matmul_seconds * 1e3:.1f} ms, "
+                f"all-reduce {one.all_reduce_seconds * 1e3:.1f} ms"
+            )
             print(
-                f"node {one.name}: {one.gpus} GPUs, matmul {one.matmul_seconds * 1e3:.1f} ms, "
-                f"all-reduce {one.all_reduce_seconds * 1e3:.1f} ms, "
+                f"node {one.name}: {one.gpus} GPUs, {times if measured else 'not timed'}, "
                 f"{problems.get(one.name, 'fine')}",
                 flush=True,
             )

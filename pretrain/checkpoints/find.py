@@ -14,7 +14,7 @@ from data_pipeline.store.storage import StorageError
 from data_pipeline.store.threads import in_thread
 from pretrain.checkpoints import commit, files, mirror
 from pretrain.checkpoints.files import CheckpointError
-from pretrain.processes import Processes
+from pretrain.processes import Processes, barrier
 
 T = TypeVar("T")
 VISIBLE_SECONDS = 60.0
@@ -54,7 +54,7 @@ def latest_common_checkpoint(
                 f"warning: {problem} The checkpoint was renamed to {moved.name}. Trying the "
                 "previous one."
             )
-        dist.barrier()
+        barrier()
 
 
 def no_complete_checkpoint(folder: Path, problems: list[str]) -> CheckpointError:

@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from conf.errors import EXIT_DONE, EXIT_FAILED, InputError
-from pretrain.processes import Processes
+from pretrain.processes import Processes, barrier
 
 FILE = "outcome.json"
 FINISHED, STOPPED = "finished", "stopped"
@@ -73,7 +71,7 @@ def writing_outcome(run_dir: Path, processes: Processes) -> Iterator[Outcome]:
     if processes.is_main:
         with suppress(OSError):  # a folder that cannot be written is refused by the checks
             (run_dir / FILE).unlink(missing_ok=True)
-    dist.barrier()
+    barrier()
     who = f"rank {processes.rank}: " if processes.world_size > 1 else ""
     outcome = Outcome()
     try:

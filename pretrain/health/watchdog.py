@@ -2,7 +2,8 @@
 
 In each rank, a thread measures how long the main thread has been busy with its current activity.
 Past the limit, every rank writes its Python stacks, its step and its last collectives to
-`logs/hang/`, and waits a few seconds for the files of the others. The lowest rank with a file then
+`logs/hang/`, then the whole record of its collectives (`flight_recorder`), and waits a few seconds
+for the files of the others. The lowest rank with a file then
 names the late rank: the one that wrote no file (it is stopped or gone) or started fewer collectives
 than the others. Then all ranks exit.
 
@@ -21,15 +22,16 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
+import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from conf.errors import EXIT_HANG
+from pretrain.health import flight_recorder
 from pretrain.health.config import HealthConfig
 from pretrain.health.outcome import read_outcome, write_outcome
 from pretrain.hooks import Hook, Order, TrainerView
@@ -55,6 +57,7 @@ class Watchdog(Hook):
         self.run_dir = run_dir
         self.folder = run_dir / "logs" / "hang"
         self.rank, self.world_size = processes.rank, processes.world_size
+        self.device = processes.device
         self.step_seconds, self.pause_seconds = config.step_seconds, config.pause_seconds
         self.doing = "the start"
         self.ends = float("inf")
@@ -68,7 +71,7 @@ class Watchdog(Hook):
             return
         self.first_step = trainer.step
         last = max(self.step_seconds, self.pause_seconds) + 4 * GRACE_SECONDS
-        set_timeout = getattr(distributed_c10d, "_set_pg_timeout", None)
+        set_timeout = timeout_setter()
         if set_timeout is not None:
             for group in groups():
                 set_timeout(timedelta(seconds=last), group)
@@ -143,7 +146,16 @@ class Watchdog(Hook):
 
     def _write(self) -> None:
         faulthandler.dump_traceback(file=self.stacks)
-        about = {"doing": self.doing, "collectives": collectives(), "last": last_collectives()}
+        about = {"doing": self.doing, "collectives": collectives()}
+        self._write_json(about)
+        # NCCL's recorder asks the driver for the state of each collective, and may get no answer.
+        threading.Thread(target=self._write_collectives, args=(about,), daemon=True).start()
+
+    def _write_collectives(self, about: dict[str, Any]) -> None:
+        self._write_json(about | {"last": flight_recorder.last_collectives(self.device)})
+        flight_recorder.dump(self.rank, self.device)
+
+    def _write_json(self, about: dict[str, Any]) -> None:
         temporary = self.path(self.rank).with_suffix(".tmp")
         temporary.write_text(json.dumps(about, indent=1))
         temporary.replace(self.path(self.rank))
@@ -171,6 +183,15 @@ def who_is_late(answers: Mapping[int, Mapping[str, Any] | None]) -> str:
     return f"{_ranks(late)} is behind the others, in {doing}"
 
 
+def timeout_setter() -> Callable[[timedelta, Any], None] | None:
+    """Returns torch's function that sets the timeout of a group; it is public since torch 2.14.
+
+    Returns None if this torch has neither name.
+    """
+    public = getattr(dist, "set_timeout", None)
+    return public or getattr(distributed_c10d, "_set_pg_timeout", None)
+
+
 def groups() -> list[Any]:
     """Returns all process groups; empty if this version of torch does not list them."""
     return list(getattr(getattr(distributed_c10d, "_world", None), "pg_map", ()))
@@ -185,17 +206,6 @@ def collectives() -> int:
         except RuntimeError:  # a backend that does not count
             continue
     return total
-
-
-def last_collectives(number: int = 3) -> list[dict[str, Any]]:
-    """Returns the last collectives in the flight recorder, oldest first."""
-    dump = getattr(torch._C._distributed_c10d, "_dump_fr_trace_json", None)
-    try:
-        entries = json.loads(dump(True, False))["entries"] if dump else []
-    except (RuntimeError, ValueError, KeyError):
-        return []
-    keys = ("collective_seq_id", "process_group", "profiling_name", "input_sizes", "state")
-    return [{key: e.get(key) for key in keys} for e in entries[-number:]]
 
 
 def _ranks(ranks: list[int]) -> str:

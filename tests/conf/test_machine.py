@@ -16,6 +16,7 @@ from conf.machine import (
     fitting_precision,
     isa_limit,
     matrix_speed,
+    package_versions,
     processor,
     slow_warning,
 )
@@ -191,3 +192,9 @@ def test_a_gpu_is_described_as_torch_knows_it(monkeypatch):
     monkeypatch.setattr(torch.version, "hip", "6.4")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     assert processor("cuda").native_bf16 is True
+
+
+def test_packages_that_are_not_installed_have_no_version():
+    found = package_versions(("numpy", "no-such-package", "torch"))
+    assert list(found) == ["numpy", "torch"]
+    assert found["torch"].split("+")[0] == torch.__version__.split("+")[0]

@@ -46,7 +46,7 @@ def test_bad_input_of_one_rank_is_said_by_it(command, corpus, tmp_path):
 
 
 def test_the_first_outcome_is_the_cause(tmp_path, monkeypatch):
-    monkeypatch.setattr("torch.distributed.barrier", lambda: None)
+    monkeypatch.setattr("pretrain.health.outcome.barrier", lambda: None)
     (tmp_path / "logs").mkdir()
     write_outcome(tmp_path, 2, "of the start before")
 
@@ -71,7 +71,7 @@ def test_a_rank_that_waits_ends_after_another_has_failed(tmp_path):
         "import pretrain.health.watchdog as w\n"
         "w.GRACE_SECONDS = w.LOOK_SECONDS = 0.2\n"
         "from pretrain.health.config import HealthConfig\n"
-        "processes = types.SimpleNamespace(rank=1, world_size=2)\n"
+        "processes = types.SimpleNamespace(rank=1, world_size=2, device=None)\n"
         "dog = w.Watchdog(Path(sys.argv[1]), HealthConfig(step_seconds=1000), processes)\n"
         "dog.ends = w.time.monotonic() + 1000\n"
         "threading.Thread(target=dog._watch, daemon=True).start()\n"

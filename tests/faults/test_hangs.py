@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import pytest
 
@@ -32,6 +33,8 @@ def test_a_rank_that_does_not_come_is_named(fault, said, command, corpus, tmp_pa
     about = json.loads((hang / "rank_0.json").read_text())
     assert about["last"][-1]["profiling_name"].startswith("gloo:")
     assert "train_step" in (hang / "rank_0.stacks").read_text()
+    record = pickle.loads((run_dir / "logs" / "flight_recorder_0").read_bytes())
+    assert record["entries"][-1]["profiling_name"].startswith("gloo:")
     if fault == "sleep":
         assert "before_step" in (hang / "rank_1.stacks").read_text()
 

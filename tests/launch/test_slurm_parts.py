@@ -217,6 +217,17 @@ def test_the_script_around_a_container_needs_no_packages(tmp_path):
     subprocess.run(requeue, env={"PYTHONPATH": str(ROOT)}, check=True)
 
 
+def test_a_node_without_the_gpus_is_named_and_nothing_is_timed(command, tmp_path):
+    """NCCL's collectives would wait for its ranks."""
+    program = ("launch.slurm.node_check", str(tmp_path), "2", "80")
+    done = command(*program, processes=2, SLURMD_NODENAME="n1", CUDA_VISIBLE_DEVICES="")
+    assert "rank 0 exitcode  : 75" in done.stderr
+    assert "node n1: 0 GPUs, not timed, 0 GPUs, expected 2" in done.stdout
+    assert (tmp_path / "exclude").read_text() == "n1\n"
+    (node,) = json.loads((tmp_path / "nodes.json").read_text())["nodes"]
+    assert node["gpus"] == node["matmul_seconds"] == 0
+
+
 def test_the_verdict_tells_what_the_node_check_found(tmp_path):
     (tmp_path / "slurm").mkdir()
     nodes = tmp_path / "slurm" / "nodes.json"

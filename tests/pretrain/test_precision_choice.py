@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from conf.machine import fitting_precision, processor
-from pretrain.hardware import data_sheet, memory_peak_bytes, reset_memory_peak
+from pretrain.hardware import data_sheet, environment, memory_peak_bytes, reset_memory_peak
 from pretrain.precision_choice import Report, decide
 from tests.runs import arguments, records
 
@@ -135,3 +135,9 @@ def test_the_memory_peak_begins_with_the_training():
         before = memory_peak_bytes(cpu)
     reset_memory_peak(cpu)
     assert memory_peak_bytes(cpu) < before - (64 << 20)
+
+
+def test_the_environment_of_a_machine_without_some_packages(monkeypatch):
+    monkeypatch.setattr("pretrain.hardware.PACKAGES", ("torch", "no-such-package"))
+    about = environment(torch.device("cpu"), 1)
+    assert list(about["packages"]) == ["torch"]
