@@ -29,6 +29,7 @@ TORCH_LIBRARIES = (
 ASKED_BY_NAME = {
     # found by dlsym: Triton's launcher and nvrtc
     "cuCtxSetCurrent",
+    "cuCtxSetLimit",
     "cuDevicePrimaryCtxRelease",
     "cuFuncSetAttribute",
     "cuFuncSetCacheConfig",

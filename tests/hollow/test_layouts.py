@@ -21,9 +21,6 @@ CASES: dict[str, dict[str, Any]] = {
     "normuon": {"ranks": 2, **MUON, "optim": "normuon"},
     "z loss": {"objective": "z_loss"},
     "fp32": {"precision": "fp32", "parallel__attention": "sdpa"},
-    "fp8": {"precision": "fp8"},
-    "fp8_rowwise": {"precision": "fp8_rowwise"},
-    "fp8_rowwise and tp": {"ranks": 4, "precision": "fp8_rowwise", "parallel__tp": 2},
 }
 BACKENDS = ("sdpa", "cudnn", "varlen", "flex")
 for backend in BACKENDS:
