@@ -94,7 +94,7 @@ def signatures(texts: list[str]) -> None:
     from data_pipeline.dedup import minhash
 
     with tempfile.TemporaryDirectory() as name:
-        minhash.write_signatures(texts, 0, Path(name), DedupOptions(minhash=True))
+        minhash.write_signatures(texts, Path(name) / "keys", DedupOptions(minhash=True))
 
 
 if __name__ == "__main__":

@@ -114,15 +114,19 @@ def dropped(texts: list[str]) -> set[int]:
     """Returns the numbers of the documents that deduplication drops."""
     from data_pipeline.cleaning.config import DedupOptions
     from data_pipeline.dedup import minhash
+    from data_pipeline.dedup.components import star_forest
+    from data_pipeline.dedup.ranges import RANGES
 
     options = DedupOptions(minhash=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        minhash.write_signatures(texts, 0, folder, options)
-        for bucket in range(options.buckets):
-            minhash.match_bucket(bucket, options.buckets, folder, options)
-        found = minhash.resolve(folder)
-    return {int(number) for _, number in found}
+        minhash.write_signatures(texts, folder / "keys", options)
+        units = [(0, folder / "keys")]
+        links = [
+            minhash.match_keys(bucket, 0, RANGES, units, options)
+            for bucket in range(options.buckets)
+        ]
+    return set(star_forest(np.concatenate(links, 1))[0].tolist())
 
 
 def similarities(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:

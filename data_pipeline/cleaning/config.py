@@ -92,6 +92,8 @@ class DedupOptions:
     hashes_per_bucket: number of hashes per bucket, h. Two documents of similarity s match with
         probability 1 - (1 - s^h)^b. The defaults are those of FineWeb, which find 92% of the pairs
         with similarity 0.8 and 56% of those with 0.7.
+    task_bytes: maximum memory of one task that compares documents. The tasks are made small enough
+        for it. It does not change the result.
     """
 
     exact: bool = True
@@ -100,6 +102,7 @@ class DedupOptions:
     n_grams: int = 5
     buckets: int = 14
     hashes_per_bucket: int = 8
+    task_bytes: int = 2 * 2**30
 
 
 @dataclass

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.cleaning.report import CleaningReport
+from data_pipeline.dedup.ranges import range_starts
 from data_pipeline.files import write_array
 from data_pipeline.text.corpus import CorpusConfig
 from data_pipeline.text.selection import Selection
 from data_pipeline.text.units import Unit
 
-RANGES = 256
 DIGEST = np.dtype([("high", "<u8"), ("low", "<u8"), ("number", "<u4")])
 EXACT, NEAR = "exact_duplicates", "near_duplicates"
 
@@ -42,22 +42,23 @@ def scan_unit(unit: Unit, corpus: CorpusConfig, work: Path) -> dict[str, Any]:
     """Reads a unit, writes its table of digests, and returns the counts that `load_scan` reads."""
     selection = Selection(unit, corpus)
     dedup = corpus.cleaning.dedup
-    person = b"" if dedup.across_sources else hashlib.sha256(unit.source.encode()).digest()[:16]
+    # Documents of different sources match only if their digests and keys have the same salt.
+    salt = b"" if dedup.across_sources else hashlib.sha256(unit.source.encode()).digest()[:16]
     digests: list[bytes] = []
     numbers: list[int] = []
 
     def texts() -> Iterator[str]:
         for number, row in selection.documents():
             raw = row.text.encode()
-            digests.append(hashlib.blake2b(raw, digest_size=16, person=person).digest())
+            digests.append(hashlib.blake2b(raw, digest_size=16, person=salt).digest())
             numbers.append(number)
             yield row.text
 
     if dedup.minhash:
         from data_pipeline.dedup import minhash
 
-        folder = signature_folder(work, corpus, unit.source)
-        minhash.write_signatures(texts(), unit.id, folder, dedup)
+        path = signatures_path(work, unit.id)
+        minhash.write_signatures(texts(), path, dedup, int.from_bytes(salt[:8], "little"))
     else:
         for _ in texts():
             pass
@@ -65,13 +66,12 @@ def scan_unit(unit: Unit, corpus: CorpusConfig, work: Path) -> dict[str, Any]:
     halves = np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
     table["high"], table["low"], table["number"] = halves[:, 0], halves[:, 1], numbers
     table.sort(order=["high", "low", "number"])
-    bounds = np.arange(RANGES, dtype=np.uint64) << np.uint64(56)
-    starts = np.searchsorted(np.ascontiguousarray(table["high"]), bounds)
+    starts = range_starts(np.ascontiguousarray(table["high"]))
     write_array(table_path(work, unit.id), table)
     return {
         "documents": len(numbers),
         "lines": selection.lines,
-        "starts": [*starts.tolist(), len(numbers)],
+        "starts": starts.tolist(),
         "counts": dict(selection.counts),
         "report": selection.report.to_json(),
         "malformed": selection.malformed,
@@ -101,7 +101,6 @@ def table_path(work: Path, unit: int) -> Path:
     return work / "scan" / f"{unit:06}.npy"
 
 
-def signature_folder(work: Path, corpus: CorpusConfig, source: str) -> Path:
-    """Returns the folder of the signatures that a source's documents are compared with."""
-    name = "all" if corpus.cleaning.dedup.across_sources else source
-    return work / "minhash" / name
+def signatures_path(work: Path, unit: int) -> Path:
+    """Returns the path of a unit's MinHash signatures."""
+    return work / "minhash" / f"{unit:06}.keys"

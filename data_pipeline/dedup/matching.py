@@ -1,108 +1,217 @@
-"""Compares digests and signatures across all units, and decides which documents to drop."""
+"""Compares digests and signatures across all units, and decides which documents to drop.
+
+No task holds more than `DedupOptions.task_bytes` in memory: the digests and signatures are cut by
+ranges of their values, and what they match is cut by ranges of units. `DedupPlan` counts both.
+"""
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from conf.errors import InputError
+from data_pipeline.cleaning.config import DedupOptions
+from data_pipeline.dedup.components import (
+    BYTES_PER_LINK,
+    Links,
+    NodeRange,
+    links_to_first,
+    merge,
+    read_links,
+    settle,
+)
 from data_pipeline.dedup.digests import (
-    DIGEST,
     EXACT,
     NEAR,
-    RANGES,
-    load_scan,
     scan_result,
-    signature_folder,
+    signatures_path,
     table_path,
 )
-from data_pipeline.files import write_array
-from data_pipeline.text.corpus import CorpusConfig
+from data_pipeline.dedup.ranges import RANGES, range_of_part
+from data_pipeline.files import write_array, write_json
 from data_pipeline.text.units import Unit
 
-DOCUMENTS_PER_TASK = 20_000_000
-DROP = np.dtype([("unit", "<u4"), ("number", "<u4")])
+BYTES_PER_DIGEST = 96
+BYTES_PER_KEY = 72
+"""Peak memory per document of `match_exact`, and per signature of `minhash.match_keys`, measured by
+`benchmarks/preparation_growth.py`."""
 
 
-def count_exact_tasks(units: list[Unit], work: Path) -> int:
-    """Returns the number of tasks for finding exact duplicates, which is a power of two."""
-    documents = sum(scan_result(work, unit.id)["documents"] for unit in units)
-    tasks = 1
-    while tasks < RANGES and documents > tasks * DOCUMENTS_PER_TASK:
-        tasks *= 2
-    return tasks
+@dataclass(frozen=True)
+class DedupPlan:
+    """The tasks of the match and merge phases.
+
+    exact_parts: number of ranges of digests, 0 without exact deduplication.
+    buckets: number of buckets of MinHash, 0 without it.
+    near_parts: number of ranges of the keys of a bucket.
+    first_units: first unit of each range of units, with the total number of units at the end.
+    links_at_once: number of links that a task of the merge phase reads at a time.
+    """
+
+    exact_parts: int
+    buckets: int
+    near_parts: int
+    first_units: list[int]
+    links_at_once: int
+
+    @property
+    def match_tasks(self) -> int:
+        """The number of tasks of the match phase."""
+        return self.exact_parts + self.buckets * self.near_parts
+
+    @property
+    def merge_tasks(self) -> int:
+        """The number of tasks of the merge phase."""
+        return len(self.first_units) - 1
+
+    def range_of(self, unit: int) -> int:
+        """Returns the number of the range that contains a unit."""
+        return int(np.searchsorted(self.first_units, unit, "right")) - 1
+
+    def nodes(self, number: int, work: Path) -> NodeRange:
+        """Returns the documents in a range of units."""
+        low, high = (unit << 32 for unit in self.first_units[number : number + 2])
+        return NodeRange(number, low, high, work / "copies" / "near")
 
 
-def match_exact(task: int, tasks: int, units: list[Unit], work: Path) -> None:
-    """Writes which exact duplicates to drop among the digests in this task's ranges."""
-    first, end = RANGES * task // tasks, RANGES * (task + 1) // tasks
-    parts, owners = [], []
-    for unit in units:
-        starts = scan_result(work, unit.id)["starts"]
-        part = np.load(table_path(work, unit.id), mmap_mode="r")[starts[first] : starts[end]]
-        parts.append(np.array(part))
-        owners.append(np.full(len(part), unit.id, np.uint32))
-    table = np.concatenate(parts) if parts else np.empty(0, DIGEST)
-    owner = np.concatenate(owners) if owners else np.empty(0, np.uint32)
-    order = np.lexsort((table["number"], owner, table["low"], table["high"]))
-    table, owner = table[order], owner[order]
-    same = np.zeros(len(table), bool)
-    same[1:] = (table["high"][1:] == table["high"][:-1]) & (table["low"][1:] == table["low"][:-1])
-    _write_drops(_drops_folder(work) / f"{EXACT}-{task:03}.npy", owner[same], table["number"][same])
+def make_plan(documents: list[int], options: DedupOptions) -> DedupPlan:
+    """Returns the plan for units with these numbers of documents.
 
-
-def match_near(task: int, tasks: int, corpus: CorpusConfig, work: Path) -> None:
-    """Runs one task of matching near duplicates. `tasks` is a multiple of the number of buckets."""
-    from data_pipeline.dedup import minhash
-
-    for folder in _signature_folders(corpus, work):
-        minhash.match_bucket(task, tasks, folder, corpus.cleaning.dedup)
-
-
-def resolve_near(units: list[Unit], corpus: CorpusConfig, work: Path) -> None:
-    """Writes which near duplicates to drop, by unit and document number."""
-    from data_pipeline.dedup import minhash
-
-    owners, numbers = [], []
-    for folder in _signature_folders(corpus, work):
-        found = minhash.resolve(folder)
-        for unit in np.unique(found[:, 0]):
-            kept, _ = load_scan(units[int(unit)], corpus, work)
-            inside = found[found[:, 0] == unit, 1]
-            owners.append(np.full(len(inside), unit, np.uint32))
-            numbers.append(kept[inside].astype(np.uint32))
-    empty = np.empty(0, np.uint32)
-    _write_drops(
-        _drops_folder(work) / f"{NEAR}.npy",
-        np.concatenate([empty, *owners]),
-        np.concatenate([empty, *numbers]),
+    Raises InputError if `task_bytes` is too small for any number of tasks.
+    """
+    total, limit = sum(documents), options.task_bytes
+    # Half of a task's memory holds the links of its documents, the other half those being read.
+    at_once = limit // (2 * BYTES_PER_LINK)
+    first_units, size = [0], 0
+    for unit, count in enumerate(documents):
+        if size and size + count > at_once:
+            first_units.append(unit)
+            size = 0
+        size += count
+    return DedupPlan(
+        _parts(total, BYTES_PER_DIGEST, limit) if options.exact else 0,
+        options.buckets if options.minhash else 0,
+        _parts(total, BYTES_PER_KEY, limit) if options.minhash else 0,
+        [*first_units, len(documents)],
+        at_once,
     )
 
 
-def duplicates_in(unit: Unit, work: Path) -> dict[int, str]:
-    """Returns the numbers of the documents to drop from a unit, mapped to EXACT or NEAR."""
+def load_plan(units: list[Unit], work: Path, options: DedupOptions) -> DedupPlan:
+    """Returns the plan in a work folder, after making it if the scan phase has just ended.
+
+    It stays as it was made, so that `task_bytes` can be changed between two calls.
+    """
+    path = work / "dedup.json"
+    if not path.is_file():
+        documents = [scan_result(work, unit.id)["documents"] for unit in units]
+        write_json(path, asdict(make_plan(documents, options)))
+    return DedupPlan(**json.loads(path.read_text()))
+
+
+def match(task: int, plan: DedupPlan, units: list[Unit], work: Path, options: DedupOptions) -> None:
+    """Runs one task of the match phase, which writes links between duplicates."""
+    if task < plan.exact_parts:
+        links = match_exact(task, plan.exact_parts, units, work)
+        write_array(_matches(work, EXACT) / f"{task:06}.npy", links)
+        return
+    from data_pipeline.dedup import minhash
+
+    bucket, part = divmod(task - plan.exact_parts, plan.near_parts)
+    first, end = range_of_part(part, plan.near_parts)
+    paths = [(unit.id, signatures_path(work, unit.id)) for unit in units]
+    links = minhash.match_keys(bucket, first, end, paths, options)
+    write_array(_matches(work, NEAR) / f"{bucket:03}-{part:03}.npy", links)
+
+
+def match_exact(task: int, tasks: int, units: list[Unit], work: Path) -> Links:
+    """Returns links of exact duplicates to the first document with the same digest."""
+    first, end = range_of_part(task, tasks)
+    bounds = []
+    for unit in units:
+        starts = scan_result(work, unit.id)["starts"]
+        bounds.append((starts[first], starts[end]))
+    total = sum(end - start for start, end in bounds)
+    high, low, documents = (np.empty(total, np.uint64) for _ in range(3))
+    filled = 0
+    for unit, (start, stop) in zip(units, bounds, strict=True):
+        if start == stop:
+            continue
+        table = np.load(table_path(work, unit.id), mmap_mode="r")[start:stop]
+        rows = slice(filled, filled := filled + stop - start)
+        high[rows], low[rows] = table["high"], table["low"]
+        documents[rows] = table["number"]
+        documents[rows] += np.uint64(unit.id << 32)
+    order = np.lexsort((documents, low, high))
+    high, low = high[order], low[order]
+    same = (high[1:] == high[:-1]) & (low[1:] == low[:-1])
+    del high, low
+    documents = documents[order]
+    return links_to_first(documents, same)
+
+
+def merge_range(number: int, plan: DedupPlan, work: Path) -> None:
+    """Runs one task of the merge phase, which collects the duplicates in a range of units."""
+    nodes = plan.nodes(number, work)
+    exact = [read_links(path, nodes.low, nodes.high) for path in _files(_matches(work, EXACT))]
+    found = np.concatenate([np.empty((2, 0), np.uint64), *exact], 1)
+    write_array(_exact_path(work, number), found[:, np.argsort(found[0])])
+    if plan.buckets:
+        merge(nodes, _files(_matches(work, NEAR)), plan.links_at_once)
+
+
+def settle_ranges(plan: DedupPlan, work: Path) -> None:
+    """Links the near duplicates that no task of the merge phase could link."""
+    if plan.buckets:
+        ranges = [plan.nodes(number, work) for number in range(plan.merge_tasks)]
+        settle(ranges, plan.links_at_once)
+
+
+def duplicates_in(unit: int, numbers: NDArray[np.int64], plan: DedupPlan, work: Path) -> Any:
+    """Returns the numbers of the documents to drop from a unit, mapped to EXACT or NEAR.
+
+    `numbers` are those of the documents that the scan phase kept, in order. Only the parts of the
+    files that are about the unit are read.
+    """
+    number = plan.range_of(unit)
+    low, high = unit << 32, (unit + 1) << 32
     dropped: dict[int, str] = {}
-    # The order is reversed so that EXACT overwrites NEAR.
-    for path in sorted(_drops_folder(work).glob("*.npy"), reverse=True):
-        table = np.load(path, mmap_mode="r")
-        owner = np.ascontiguousarray(table["unit"])
-        low, high = np.searchsorted(owner, [unit.id, unit.id + 1])
-        kind = EXACT if path.name.startswith(EXACT) else NEAR
-        dropped |= dict.fromkeys(table["number"][low:high].tolist(), kind)
-    return dropped
+    if plan.buckets:
+        nodes = plan.nodes(number, work)
+        for path in (nodes.merged, nodes.settled):
+            found = read_links(path, low, high)[0] - np.uint64(low)
+            dropped |= dict.fromkeys(numbers[found.astype(np.int64)].tolist(), NEAR)
+    # A document that is both counts as an exact duplicate.
+    exact = read_links(_exact_path(work, number), low, high)[0] - np.uint64(low)
+    return dropped | dict.fromkeys(exact.tolist(), EXACT)
 
 
-def _signature_folders(corpus: CorpusConfig, work: Path) -> list[Path]:
-    return sorted({signature_folder(work, corpus, source) for source in corpus.sources})
+def _parts(documents: int, bytes_each: int, limit: int) -> int:
+    """Returns the number of ranges, a power of two, that keeps a task under the limit."""
+    parts = 1
+    while documents * bytes_each > parts * limit:
+        parts *= 2
+    if parts > RANGES:
+        needed = documents * bytes_each // RANGES + 1
+        raise InputError(
+            f"corpus.cleaning.dedup.task_bytes={limit} is too small for {documents:,} documents. "
+            f"Set it to {needed} or more."
+        )
+    return parts
 
 
-def _drops_folder(work: Path) -> Path:
-    return work / "copies"
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.npy"))
 
 
-def _write_drops(path: Path, units: NDArray[np.uint32], numbers: NDArray[np.uint32]) -> None:
-    table = np.empty(len(units), DROP)
-    table["unit"], table["number"] = units, numbers
-    table.sort(order=["unit", "number"])
-    write_array(path, table)
+def _matches(work: Path, kind: str) -> Path:
+    return work / "copies" / f"matches-{kind}"
+
+
+def _exact_path(work: Path, number: int) -> Path:
+    return work / "copies" / "exact" / f"{number:06}.npy"

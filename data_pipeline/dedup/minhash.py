@@ -3,8 +3,10 @@
 This takes three stages:
 
 1. `write_signatures` computes the signatures of the documents of one unit.
-2. `match_bucket` finds matches in one range of one bucket, across all units.
-3. `resolve` clusters all matches. The first document of each cluster, by unit and number, is kept.
+2. `match_keys` finds the documents that share a key, in a range of the keys of one bucket, across
+   all units.
+3. `components` clusters the matches. The first document of each cluster, by unit and number, is
+   kept.
 
 The method is that of datatrove (n-grams of normalized words, buckets of minima), but its code is
 not used: its second stage opens the signatures of all units at once, which reaches the limit of
@@ -15,31 +17,33 @@ module stores only a 64-bit hash of them (168 instead of 952 bytes per document)
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from conf.files import write_atomically
 from data_pipeline.cleaning.config import DedupOptions
 from data_pipeline.cleaning.ngrams import UInts, mix, n_grams, word_hashes, words
-from data_pipeline.files import write_array
+from data_pipeline.dedup.components import Links, links_to_first
+from data_pipeline.dedup.ranges import RANGES, range_starts
 
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 N_GRAMS_AT_ONCE = 1024
 """Number of n-grams permuted at a time, chosen so that they fit into the cache of a CPU core."""
 SEED = 1
 
-Edges = NDArray[np.uint64]
 
-
-def write_signatures(texts: Iterable[str], unit: int, folder: Path, options: DedupOptions) -> None:
+def write_signatures(
+    texts: Iterable[str], path: Path, options: DedupOptions, salt: int = 0
+) -> None:
     """Writes the signatures of a unit's documents (stage 1).
 
-    It writes two arrays of shape (buckets, documents): the keys, sorted within each bucket, and the
-    number of the document that each key belongs to, counted from 0 in the order of `texts`. A text
-    of fewer than `n_grams` words has no signature, so it is never a near duplicate.
+    Documents are counted from 0 in the order of `texts`. A text of fewer than `n_grams` words has
+    no signature, so it is never a near duplicate. Texts with another `salt` do not match.
     """
     keys: list[UInts] = []
     numbers: list[int] = []
@@ -48,10 +52,21 @@ def write_signatures(texts: Iterable[str], unit: int, folder: Path, options: Ded
         if len(grams):
             keys.append(signature(grams, options.buckets, options.hashes_per_bucket))
             numbers.append(number)
-    table = np.array(keys, np.uint64).reshape(-1, options.buckets).T
-    order = np.argsort(table, axis=1, kind="stable")
-    write_array(_keys(folder, unit), np.take_along_axis(table, order, 1))
-    write_array(_numbers(folder, unit), np.array(numbers, np.uint32)[order])
+    table = np.array(keys, np.uint64).reshape(-1, options.buckets).T ^ np.uint64(salt)
+    save_signatures(path, table, np.array(numbers, np.uint32))
+
+
+def save_signatures(path: Path, keys: UInts, numbers: NDArray[np.uint32]) -> None:
+    """Writes a file of signatures, given keys of shape (buckets, signatures) and their documents.
+
+    For each bucket, the file contains where each range of keys begins (RANGES + 1 numbers), then
+    for each bucket the sorted keys, and then for each bucket the documents that they belong to.
+    """
+    order = np.argsort(keys, axis=1, kind="stable")
+    table = np.take_along_axis(keys, order, 1)
+    starts = np.array([range_starts(row) for row in table], np.uint32)
+    content = (starts, table, numbers[order])
+    write_atomically(path, lambda file: file.writelines(part.tobytes() for part in content))
 
 
 def signature(grams: UInts, buckets: int, hashes: int) -> UInts:
@@ -65,69 +80,52 @@ def signature(grams: UInts, buckets: int, hashes: int) -> UInts:
     return mix((least.reshape(buckets, hashes) * weights).sum(axis=1, dtype=np.uint64))
 
 
-def match_bucket(task: int, tasks: int, folder: Path, options: DedupOptions) -> None:
-    """Writes the pairs of documents that share a key, for one task (stage 2).
+def match_keys(
+    bucket: int, first: int, end: int, units: Sequence[tuple[int, Path]], options: DedupOptions
+) -> Links:
+    """Returns links between the documents that share a key of a bucket (stage 2).
 
-    The array has shape (pairs, 2), with one row for each document that shares a key with an earlier
-    one: the first document with that key, and the document itself. `tasks` is a multiple of the
-    number of buckets.
+    Covers the ranges of keys from `first` to `end`, exclusive, in the signatures of `units`, given
+    as (number, path). Each document that shares its key with an earlier one is linked to the first
+    document with that key. A document is the unit's number times 2^32 plus its own.
     """
-    parts = tasks // options.buckets
-    bucket, part = divmod(task, parts)
-    low, high = 2**64 * part // parts, 2**64 * (part + 1) // parts - 1
-    keys, documents = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
-    for unit in sorted(int(path.stem) for path in (folder / "signatures").glob("*.keys")):
-        table = np.load(_keys(folder, unit), mmap_mode="r")[bucket]
-        start = np.searchsorted(table, np.uint64(low), "left")
-        end = np.searchsorted(table, np.uint64(high), "right")
-        numbers = np.load(_numbers(folder, unit), mmap_mode="r")[bucket, start:end]
-        keys.append(np.array(table[start:end]))
-        documents.append(np.uint64(unit << 32) + numbers.astype(np.uint64))
-    key, document = np.concatenate(keys), np.concatenate(documents)
-    order = np.lexsort((document, key))
-    key, document = key[order], document[order]
-    new = np.ones(len(key), bool)
-    new[1:] = key[1:] != key[:-1]
-    first = document[np.flatnonzero(new)][np.cumsum(new) - 1]
-    write_array(folder / "matches" / f"{task:06}.npy", np.stack([first, document], 1)[~new])
+    parts = []
+    for _, path in units:
+        with path.open("rb") as file:
+            parts.append(_bounds(file, bucket, first, end))
+    total = sum(end - start for _, start, end in parts)
+    keys, documents = np.empty(total, np.uint64), np.empty(total, np.uint64)
+    filled = 0
+    for (unit, path), (size, start, stop) in zip(units, parts, strict=True):
+        if start == stop:
+            continue
+        rows = slice(filled, filled := filled + stop - start)
+        table = 4 * options.buckets * (RANGES + 1)
+        at = size * bucket + start
+        with path.open("rb") as file:
+            keys[rows] = _read(file, "<u8", table + 8 * at, stop - start)
+            numbers = _read(file, "<u4", table + 8 * options.buckets * size + 4 * at, stop - start)
+        documents[rows] = numbers
+        documents[rows] += np.uint64(unit << 32)
+    # Documents are in ascending order already, which a stable sort retains for each key.
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    same = keys[1:] == keys[:-1]
+    del keys
+    documents = documents[order]
+    del order
+    return links_to_first(documents, same)
 
 
-def resolve(folder: Path) -> NDArray[np.int64]:
-    """Returns the documents to drop, as sorted rows (unit, document) of shape (n, 2) (stage 3)."""
-    forest = np.empty((0, 2), np.uint64)
-    # Reads one file at a time, so memory holds only one edge per document that has a duplicate.
-    for path in sorted((folder / "matches").glob("*.npy")):
-        forest = clusters(np.concatenate([forest, np.load(path)]))
-    dropped = forest[:, 1]
-    low = dropped & np.uint64(0xFFFFFFFF)
-    return np.stack([dropped >> np.uint64(32), low], 1).astype(np.int64)
+def _bounds(file: IO[bytes], bucket: int, first: int, end: int) -> tuple[int, int, int]:
+    """Returns a unit's number of signatures, and where a range of a bucket starts and ends."""
+    starts = _read(file, "<u4", 4 * bucket * (RANGES + 1), RANGES + 1)
+    return int(starts[-1]), int(starts[first]), int(starts[end])
 
 
-def clusters(edges: Edges) -> Edges:
-    """Returns the connected components of a graph that is given by its edges, (edges, 2).
-
-    A component is returned as edges from its smallest node to each of its other nodes. The result
-    has shape (n, 2) and is sorted by its second column.
-    """
-    nodes, positions = np.unique(edges, return_inverse=True)
-    label = np.arange(len(nodes))
-    a, b = positions.reshape(-1, 2).T
-    while True:
-        root_a, root_b = label[a], label[b]
-        separate = root_a != root_b
-        if not separate.any():
-            break
-        a, b, root_a, root_b = a[separate], b[separate], root_a[separate], root_b[separate]
-        # Attaches each root to its smallest neighbor, if that is smaller than the root itself. Then
-        # points every node directly at its root.
-        np.minimum.at(label, np.maximum(root_a, root_b), np.minimum(root_a, root_b))
-        while True:
-            parent = label[label]
-            if np.array_equal(parent, label):
-                break
-            label = parent
-    others = np.flatnonzero(label != np.arange(len(nodes)))
-    return np.stack([nodes[label[others]], nodes[others]], 1)
+def _read(file: IO[bytes], dtype: str, offset: int, count: int) -> NDArray[np.unsignedinteger]:
+    file.seek(offset)
+    return np.fromfile(file, dtype, count)
 
 
 @lru_cache
@@ -136,11 +134,3 @@ def _factors(buckets: int, hashes: int) -> tuple[UInts, UInts]:
     count = buckets * hashes
     odd = generator.integers(0, 2**63, count + hashes, np.uint64) * np.uint64(2) + np.uint64(1)
     return odd[:count, None], odd[count:]
-
-
-def _keys(folder: Path, unit: int) -> Path:
-    return folder / "signatures" / f"{unit:06}.keys"
-
-
-def _numbers(folder: Path, unit: int) -> Path:
-    return folder / "signatures" / f"{unit:06}.numbers"

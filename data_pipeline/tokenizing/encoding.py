@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.dedup import digests
-from data_pipeline.dedup.matching import duplicates_in
+from data_pipeline.dedup import digests, matching
 from data_pipeline.text.corpus import CorpusConfig
 from data_pipeline.text.selection import (
     HELD_OUT,
@@ -84,7 +83,8 @@ def select_documents(
         kept = (row for _, row in selection.documents())
         return selection, split_documents(kept, unit, corpus, counts)
     numbers, selection = digests.load_scan(unit, corpus, work)
-    dropped = duplicates_in(unit, work)
+    plan = matching.load_plan([], work, corpus.cleaning.dedup)
+    dropped = matching.duplicates_in(unit.id, numbers, plan, work)
     steps = digests.step_names(corpus)
     rows = deduplicated_rows(unit, corpus, set(numbers.tolist()), dropped, steps, selection)
     return selection, split_documents(rows, unit, corpus, selection.counts)

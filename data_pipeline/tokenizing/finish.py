@@ -12,7 +12,7 @@ from rich.table import Table
 
 from conf.errors import InputError
 from data_pipeline.cleaning.report import CleaningReport
-from data_pipeline.dedup.digests import load_scan
+from data_pipeline.dedup.digests import scan_result
 from data_pipeline.files import write_json
 from data_pipeline.store.manifest import Manifest
 from data_pipeline.text.corpus import CorpusConfig
@@ -72,17 +72,13 @@ def make_manifest(
 
 def check_sources(corpus: CorpusConfig, units: list[Unit], work: Path) -> None:
     """Raises InputError if the scan phase kept no document of a source."""
-    scans: list[dict[str, Any]] = []
-    for unit in units:
-        numbers, selection = load_scan(unit, corpus, work)
-        selection.counts["documents"] = len(numbers)
-        scans.append({key: getattr(selection, key) for key in ("counts", "malformed", "lines")})
+    scans = [scan_result(work, unit.id) for unit in units]
     rejected = rejected_lines(scans, units)
     for name in corpus.sources:
         counts: Counter[str] = Counter()
         for unit, scan in zip(units, scans, strict=True):
             if unit.source == name:
-                counts.update(scan["counts"])
+                counts.update(scan["counts"] | {"documents": scan["documents"]})
         _check_not_empty(name, counts, rejected.get(name, []))
 
 

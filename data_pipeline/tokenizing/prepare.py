@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from conf.errors import InputError
-from data_pipeline.dedup.matching import resolve_near
+from data_pipeline.dedup import digests, matching
 from data_pipeline.store.manifest import tokenizer_fingerprint
 from data_pipeline.text.corpus import CorpusConfig, TokenizeConfig, TokenizerConfig
 from data_pipeline.text.selection import TRAIN
@@ -33,8 +33,9 @@ SAMPLED_UNITS = 256
 
 def prepare(config: TokenizeConfig, units: list[Unit], work: Path) -> dict[str, Any]:
     """Writes tokenizer.json and token_bytes.npy, and returns the settings of the encode phase."""
-    if config.corpus.cleaning.dedup.minhash:
-        resolve_near(units, config.corpus, work)
+    if digests.is_enabled(config.corpus):
+        plan = matching.load_plan(units, work, config.corpus.cleaning.dedup)
+        matching.settle_ranges(plan, work)
     folder = work / "corpus"
     folder.mkdir(exist_ok=True)
     path = folder / "tokenizer.json"

@@ -1,9 +1,10 @@
 """`python -m data_pipeline tokenize`: tokenizes a corpus into a folder of shards with a manifest.
 
-The work has these phases. The first two run only with deduplication.
+The work has these phases. The first three run only with deduplication.
 
     scan       applies rules and cleaning steps, and computes digests of the documents
-    match      finds duplicates
+    match      compares the documents
+    merge      collects the duplicates
     prepare    trains or copies the tokenizer
     encode     writes the shards
     manifest   writes the cleaning report, and the manifest last
@@ -46,7 +47,7 @@ FORMAT = 2
 """Version of the output, incremented whenever a change of the code changes the shards."""
 
 NOT_SCANNED = ("name", "held_out_fraction", "fit")
-"""Keys of the corpus config that the scan and match phases do not depend on."""
+"""Keys of the corpus config that the phases up to merge do not depend on."""
 
 Task = tuple[Callable[..., Any], tuple[Any, ...]]
 
@@ -132,7 +133,11 @@ class Tokenization:
                 ("encode", self._encode),
             ]
             if digests.is_enabled(self.corpus):
-                phases[:0] = [("scan", self._scan), ("match", self._match)]
+                phases[:0] = [
+                    ("scan", self._scan),
+                    ("match", self._match),
+                    ("merge", self._merge),
+                ]
             for phase, make_tasks in phases:
                 if not self._run_phase(phase, make_tasks(), workers, progress):
                     return False
@@ -189,14 +194,18 @@ class Tokenization:
         return [(digests.scan_unit, (unit, self.corpus, self.folder.path)) for unit in self.units]
 
     def _match(self) -> list[Task]:
-        work, dedup = self.folder.path, self.corpus.cleaning.dedup
+        work, options = self.folder.path, self.corpus.cleaning.dedup
         check_sources(self.corpus, self.units, work)
-        exact = matching.count_exact_tasks(self.units, work) if dedup.exact else 0
-        near = dedup.buckets if dedup.minhash else 0
+        plan = matching.load_plan(self.units, work, options)
         return [
-            *((matching.match_exact, (n, exact, self.units, work)) for n in range(exact)),
-            *((matching.match_near, (n, near, self.corpus, work)) for n in range(near)),
+            (matching.match, (number, plan, self.units, work, options))
+            for number in range(plan.match_tasks)
         ]
+
+    def _merge(self) -> list[Task]:
+        work = self.folder.path
+        plan = matching.load_plan(self.units, work, self.corpus.cleaning.dedup)
+        return [(matching.merge_range, (number, plan, work)) for number in range(plan.merge_tasks)]
 
     def _prepare(self) -> list[Task]:
         config = self.config.tokenizer
@@ -236,7 +245,7 @@ class Tokenization:
 
 
 def fingerprint_inputs(config: TokenizeConfig, units: list[Unit]) -> tuple[str, str]:
-    """Returns two fingerprints: of the inputs of all phases, and of the scan and match phases only.
+    """Returns two fingerprints: of the inputs of all phases, and of those up to merge only.
 
     They cover the settings, the models of the cleaning steps, and the name, size and modification
     time of every file, but not the text itself.
@@ -244,6 +253,7 @@ def fingerprint_inputs(config: TokenizeConfig, units: list[Unit]) -> tuple[str, 
     corpus = asdict(config.corpus)
     for source in corpus["sources"].values():
         del source["max_malformed"]  # raising the limit must not discard finished work
+    del corpus["cleaning"]["dedup"]["task_bytes"]  # does not change the result
     inputs = {
         "format": FORMAT,
         "corpus": corpus,

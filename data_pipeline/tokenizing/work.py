@@ -27,8 +27,10 @@ from conf.errors import InputError
 from conf.files import clean, discard
 from data_pipeline.files import write_json
 
-SCANNED = ("plan.json", "scan", "match", "copies", "minhash")
-"""Files and folders that the scan and match phases write, and the file that names their inputs."""
+SCANNED = ("plan.json", "scan", "dedup.json", "match", "merge", "copies", "minhash")
+"""Files and folders that the phases up to merge write, and the file that names their inputs."""
+LAYOUT = 2
+"""Version of the work folder. Unfinished work of another version is discarded."""
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PRELOAD = ("data_pipeline.tokenizing.encoding", "gigatoken")
@@ -99,15 +101,16 @@ class WorkFolder:
         """Returns the fingerprint of the unfinished work's inputs, or None if there is none."""
         return self._plan().get("inputs")
 
-    def _plan(self) -> dict[str, str]:
-        plan = self.path / "plan.json"
-        return json.loads(plan.read_text()) if plan.is_file() else {}
+    def _plan(self) -> dict[str, Any]:
+        path = self.path / "plan.json"
+        plan = json.loads(path.read_text()) if path.is_file() else {}
+        return plan if not plan or plan.get("layout") == LAYOUT else {"inputs": "", "scanned": ""}
 
     @contextmanager
     def locked(self, inputs: str, scanned: str) -> Iterator[bool]:
         """Holds the lock of this job's share, and yields True if earlier work is resumed.
 
-        Earlier work on different inputs is removed, except for that of the scan and match phases if
+        Earlier work on different inputs is removed, except for that of the phases up to merge if
         `scanned`, the fingerprint of their inputs, is unchanged. Raises InputError if another
         process holds the lock.
         """
@@ -126,7 +129,8 @@ class WorkFolder:
                     self.clear(SCANNED if same_scan else ())
                     if not single:
                         self._lock(files[0], fcntl.LOCK_SH)
-                write_json(self.path / "plan.json", {"inputs": inputs, "scanned": scanned})
+                plan = {"layout": LAYOUT, "inputs": inputs, "scanned": scanned}
+                write_json(self.path / "plan.json", plan)
             yield found == inputs or same_scan
         finally:
             for file in files:

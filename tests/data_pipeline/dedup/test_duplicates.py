@@ -6,10 +6,13 @@ import json
 import random
 from itertools import product
 
+import numpy as np
 import pytest
 
 from data_pipeline.cleaning.config import CleaningConfig, DedupOptions
 from data_pipeline.dedup import minhash
+from data_pipeline.dedup.components import star_forest
+from data_pipeline.dedup.ranges import RANGES
 from data_pipeline.store.manifest import load_manifest
 from data_pipeline.text.corpus import SourceConfig
 from data_pipeline.text.units import plan_units
@@ -107,10 +110,10 @@ def test_without_deduplication_nothing_is_dropped(corpus):
     assert (len(texts["a"]), len(texts["b"])) == (65, 40)
 
 
-def test_the_result_does_not_depend_on_the_number_of_processes(corpus, tmp_path):
+def test_the_result_does_not_depend_on_the_number_of_processes_or_tasks(corpus, tmp_path):
     trees = []
-    for workers in (1, 2):
-        config = corpus(f"out{workers}", minhash=True)
+    for workers, task_bytes in ((1, 2**31), (2, 3000)):
+        config = corpus(f"out{workers}", minhash=True, task_bytes=task_bytes)
         config.workers = workers
         tokenize(config)
         folder = tmp_path / f"out{workers}"
@@ -131,13 +134,17 @@ def test_settings_of_the_cleaning_are_part_of_the_inputs(corpus):
 def test_stages_of_minhash_can_be_run_again(tmp_path):
     options = DedupOptions(minhash=True)
     texts = [text_of(seed) for seed in range(5)] + [edited(text_of(0), 0.01, 1), "", "one two"]
+    units = [(unit, tmp_path / str(unit)) for unit in range(2)]
     for _ in range(2):
-        minhash.write_signatures(texts, 0, tmp_path, options)
-        minhash.write_signatures([text_of(3), text_of(9)], 1, tmp_path, options)
-        for bucket in range(options.buckets):
-            minhash.match_bucket(bucket, options.buckets, tmp_path, options)
-        found = minhash.resolve(tmp_path)
-        assert found.tolist() == [[0, 5], [1, 0]]
+        minhash.write_signatures(texts, units[0][1], options)
+        minhash.write_signatures([text_of(3), text_of(9)], units[1][1], options)
+        links = [
+            minhash.match_keys(bucket, first, first + 64, units, options)
+            for bucket in range(options.buckets)
+            for first in range(0, RANGES, 64)
+        ]
+        found = star_forest(np.concatenate(links, 1))
+        assert found.T.tolist() == [[5, 0], [1 << 32, 3]]
 
 
 def test_a_book_needs_no_more_memory_than_a_page(tmp_path):
@@ -145,6 +152,6 @@ def test_a_book_needs_no_more_memory_than_a_page(tmp_path):
 
     book = text_of(0, words=400_000)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    minhash.write_signatures([book], 0, tmp_path, DedupOptions(minhash=True))
+    minhash.write_signatures([book], tmp_path / "keys", DedupOptions(minhash=True))
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 300_000  # kB; all n-grams at once would take 360 MB an array

@@ -22,9 +22,11 @@ def select(corpus, tmp_path_factory):
     scans = [(unit.id, digests.scan_unit, (unit, corpus, folder.path)) for unit in units]
     for _ in Workers(1).run(folder, "scan", scans):
         pass
-    tasks = matching.count_exact_tasks(units, folder.path)
-    for task in range(tasks):
-        matching.match_exact(task, tasks, units, folder.path)
+    plan = matching.load_plan(units, folder.path, corpus.cleaning.dedup)
+    for task in range(plan.match_tasks):
+        matching.match(task, plan, units, folder.path, corpus.cleaning.dedup)
+    for task in range(plan.merge_tasks):
+        matching.merge_range(task, plan, folder.path)
     kept = []
     counts: dict[str, Counter[str]] = {name: Counter() for name in corpus.sources}
     for unit in units:
