@@ -62,8 +62,8 @@ class OptimConfig:
 
     name: adamw, muon or another of `pretrain.optim.OPTIMIZERS`; muon updates the matrices of the
         blocks and AdamW the rest.
-    options: options of that optimizer, such as muon's momentum and ns_steps (number of
-        Newton-Schulz iterations).
+    options: options of that optimizer, such as muon's momentum, ns_steps (number of Newton-Schulz
+        iterations) and ns_coefficients (jordan or polar_express).
     groups: named groups of parameters with their own lr_scale or weight_decay, as in
         groups={embeddings: {match: "embed_tokens.*", lr_scale: 0.1, weight_decay: 0.0}}.
     decay_embeddings: whether weight decay also applies to embeddings.

@@ -23,7 +23,7 @@ from pretrain.attention_choice import choose_attention
 from pretrain.checkpoints import find
 from pretrain.checks import Job, check_layout, check_run, sample_order
 from pretrain.config import PretrainConfig
-from pretrain.hardware import environment
+from pretrain.hardware import compute_dtype, environment
 from pretrain.health.changes import changed_software, check_changes
 from pretrain.initial_state import InitialState
 from pretrain.loader import Loader
@@ -146,7 +146,7 @@ def build_model(
     model = build_meta(config.model, attention)
     parallelize(model, layout, config.parallel, config.precision)
     state.materialize(model, device)
-    optimizer = build_optimizer(model, config.optim)
+    optimizer = build_optimizer(model, config.optim, compute_dtype(config.precision))
     state.load(model, optimizer)
     return model, optimizer
 

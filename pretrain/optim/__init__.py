@@ -41,13 +41,14 @@ class Optimizer:
     """An optimizer that `optim.name` can choose.
 
     options: dataclass of the optimizer's own options, whose fields are the keys of `optim.options`.
-    build: function (parameter groups, config, options) -> the optimizer.
+    build: function (parameter groups, config, options, dtype) -> the optimizer, where dtype is that
+        of the run's matrix products.
     state_bytes: function (name, shape, held) -> bytes of state that a rank keeps for a parameter of
         this shape, of which the rank holds `held` elements.
     """
 
     options: type
-    build: Callable[[list[ParameterGroup], OptimConfig, Any], torch.optim.Optimizer]
+    build: Callable[[list[ParameterGroup], OptimConfig, Any, torch.dtype], torch.optim.Optimizer]
     state_bytes: Callable[[str, tuple[int, ...], int], int]
 
 
@@ -141,11 +142,16 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[ParameterGro
     return list(groups.values())
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Builds the optimizer for a model, whose parameters may be sharded."""
-    return optimizer_of(config.name).build(
-        parameter_groups(model, config), config, options_of(config)
-    )
+def build_optimizer(
+    model: nn.Module, config: OptimConfig, dtype: torch.dtype | None = None
+) -> torch.optim.Optimizer:
+    """Builds the optimizer for a model, whose parameters may be sharded.
+
+    dtype: dtype of the matrix products of the run; by default, that of the parameters.
+    """
+    groups = parameter_groups(model, config)
+    dtype = dtype or next(model.parameters()).dtype
+    return optimizer_of(config.name).build(groups, config, options_of(config), dtype)
 
 
 def is_block_matrix(name: str, dimensions: int) -> bool:

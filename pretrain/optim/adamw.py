@@ -19,7 +19,7 @@ class AdamWOptions:
 
 
 def build(
-    groups: list[ParameterGroup], config: OptimConfig, options: AdamWOptions
+    groups: list[ParameterGroup], config: OptimConfig, options: AdamWOptions, dtype: torch.dtype
 ) -> torch.optim.Optimizer:
     """Returns AdamW for all parameters."""
     return torch.optim.AdamW(

@@ -7,7 +7,6 @@ does per element, evens them out.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,8 @@ from torch import Tensor
 
 from pretrain.config import OptimConfig
 from pretrain.optim import Optimizer, ParameterGroup, is_block_matrix, muon
-from pretrain.optim.muon import UPDATE_RMS, Muon, MuonOptions, orthogonal, split_matrices
+from pretrain.optim.muon import UPDATE_RMS, Muon, MuonOptions, split_matrices
+from pretrain.optim.owners import combine
 
 EPS = 1e-8
 
@@ -31,31 +31,52 @@ class NorMuonOptions(MuonOptions):
 class NorMuon(Muon):
     """Updates block matrices by NorMuon, and all other parameters by AdamW."""
 
-    def __init__(self, *args: Any, row_beta: float, **settings: Any) -> None:
+    options: NorMuonOptions
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self.row_beta = row_beta
+        self._means: dict[Tensor, Tensor] = {}
 
     def init_state(self, parameter: Tensor) -> dict[str, Tensor]:
         """Returns Muon's state and each row's mean square (rows,), unsharded on every rank."""
         rows = torch.zeros(parameter.shape[0], dtype=parameter.dtype, device=parameter.device)
         return super().init_state(parameter) | {"row_squares": rows}
 
-    def direction(
-        self, update: Tensor, state: dict[str, Tensor], keep: Tensor | float
-    ) -> tuple[Tensor, Tensor | float]:
-        """Returns the normalized direction, and the factor that scales its RMS to UPDATE_RMS."""
-        matrix = orthogonal(update, self.steps)
-        squares = state["row_squares"].lerp_(matrix.square().mean(1), (1 - self.row_beta) * keep)
-        matrix = matrix / (squares.sqrt() + EPS)[:, None]
-        return matrix, UPDATE_RMS * math.sqrt(matrix.numel()) / matrix.norm().clamp(min=EPS)
+    def direction(self, momenta: Tensor, parameters: list[Tensor]) -> Tensor:
+        """Returns the normalized directions of matrices that this rank owns, with an RMS of 1."""
+        matrices = super().direction(momenta, parameters).float()
+        means = matrices.square().mean(2)
+        self._means |= dict(zip(parameters, means, strict=True))
+        before = torch.stack([self.state[p]["row_squares"] for p in parameters])
+        squares = before.lerp(means, 1 - self.options.row_beta)
+        matrices = matrices / (squares.sqrt() + EPS)[:, :, None]
+        rms = matrices.square().mean((1, 2), keepdim=True).sqrt()
+        return (matrices / rms.clamp(min=EPS)).to(momenta.dtype)
+
+    def scale(self, rows: int, columns: int) -> float:
+        """Returns the factor that scales the RMS of a direction to UPDATE_RMS."""
+        return UPDATE_RMS
+
+    def finish_step(self, parameters: list[Tensor], keep: Tensor | float) -> None:
+        """Updates the mean squares of all rows on every rank, with those that the owners have."""
+        states = [self.state[parameter]["row_squares"] for parameter in parameters]
+        flat = torch.zeros(sum(map(len, states)), dtype=states[0].dtype, device=states[0].device)
+        means = flat.split([len(state) for state in states])
+        for parameter, mean in zip(parameters, means, strict=True):
+            if parameter in self._means:
+                mean.copy_(self._means.pop(parameter))
+        combine(flat, parameters[0])
+        weight = 1 - self.options.row_beta
+        torch._foreach_mul_(states, 1 - weight * keep)
+        flat.mul_(weight * keep)
+        torch._foreach_add_(states, means)
 
 
 def build(
-    groups: list[ParameterGroup], config: OptimConfig, options: NorMuonOptions
+    groups: list[ParameterGroup], config: OptimConfig, options: NorMuonOptions, dtype: torch.dtype
 ) -> torch.optim.Optimizer:
     """Returns NorMuon for the matrices of the blocks and AdamW for the rest."""
-    arguments = muon.settings(config, options)
-    return NorMuon(split_matrices(groups), row_beta=options.row_beta, **arguments)
+    return NorMuon(split_matrices(groups), **muon.settings(config, options, dtype))
 
 
 def state_bytes(name: str, shape: tuple[int, ...], held: int) -> int:

@@ -21,6 +21,7 @@ from model.config import ModelConfig
 from model.network import build_meta
 from pretrain.checks import check_layout
 from pretrain.config import OptimConfig, ParallelConfig
+from pretrain.hardware import compute_dtype
 from pretrain.optim import build_optimizer
 from pretrain.parallel import parallelize
 from pretrain.parallel.mesh import make_layout
@@ -59,7 +60,7 @@ def state_bytes(
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
         model.tie()
-        optimizer = build_optimizer(model, optim)
+        optimizer = build_optimizer(model, optim, compute_dtype(precision))
         for parameter in model.parameters():
             parameter.grad = torch.empty_like(parameter)
         optimizer.step()

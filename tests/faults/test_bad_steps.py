@@ -9,7 +9,7 @@ import torch
 
 from pretrain.health.bad_steps import LEAST_STEPS, NOT_FINITE, SPIKE, BadSteps, robust_limit
 from pretrain.health.config import HealthConfig
-from pretrain.optim.muon import Muon
+from pretrain.optim.muon import Muon, MuonOptions
 from tests.runs import arguments, ledger, records
 
 
@@ -71,7 +71,10 @@ def test_a_step_that_is_left_out_changes_no_bit(name):
     if name == "adamw":
         optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=0.1, fused=True)
     else:
-        optimizer = Muon([groups[0] | {"muon": True}], 0.1, (0.9, 0.95), 1e-8, 0.95, 5, True)
+        groups[0]["muon"] = True
+        optimizer = Muon(
+            groups, lr=0.1, betas=(0.9, 0.95), eps=1e-8, fused=True, options=MuonOptions()
+        )
     for bad in (0.0, 1.0, 0.0, 1.0):
         weight.grad = torch.full_like(weight, math.nan) if bad else torch.randn(8, 4)
         state = {k: v.clone() for k, v in optimizer.state[weight].items() if v.ndim}

@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from model.network import Decoder
 from pretrain.config import OptimConfig
 from pretrain.optim import build_optimizer
-from pretrain.optim.muon import orthogonal
+from pretrain.optim.newton_schulz import orthogonalized, polynomials
 from tests.model.shapes import tiny
 
 
-def test_singular_values_come_near_one():
-    generator = torch.Generator().manual_seed(0)
-    for shape in ((32, 64), (64, 32), (48, 48)):
-        values = torch.linalg.svdvals(orthogonal(torch.randn(shape, generator=generator), 5))
-        assert values.min() > 0.3
-        assert values.max() < 1.3
+@pytest.mark.parametrize(
+    ("coefficients", "lowest", "highest"), [("jordan", 0.3, 1.3), ("polar_express", 0.8, 1.15)]
+)
+@pytest.mark.parametrize("shape", [(32, 64), (64, 32), (48, 48)])
+def test_singular_values_come_near_one(coefficients, lowest, highest, shape):
+    matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    found = orthogonalized(matrices, polynomials(coefficients, 5))
+    values = torch.linalg.svdvals(found)
+    assert values.min() > lowest
+    assert values.max() < highest
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    exact = left @ right
+    assert (found - exact).norm() < (0.3 if coefficients == "jordan" else 0.2) * exact.norm()
+
+
+def test_more_steps_of_polar_express_come_nearer():
+    values = torch.logspace(-3, 0, 500, dtype=torch.float64)
+    worst = []
+    for steps in (4, 5, 6, 8):
+        found = values / values.max()
+        for a, b, c in polynomials("polar_express", steps):
+            found = a * found + b * found**3 + c * found**5
+        worst.append(float((found - 1).abs().max()))
+    assert worst == sorted(worst, reverse=True)
+    assert worst[1] < 0.16  # the paper's 0.12, and its margin for rounding
+    assert worst[3] < 1e-5
+
+
+def orthogonal(matrix, steps):
+    return orthogonalized(matrix[None], polynomials("jordan", steps))[0]
 
 
 def test_a_step_is_torchs(monkeypatch):

@@ -9,7 +9,7 @@ from model.network import Decoder
 from pretrain.checks import check_layout
 from pretrain.config import OptimConfig, ParallelConfig
 from pretrain.optim import build_optimizer
-from pretrain.optim.muon import orthogonal
+from pretrain.optim.newton_schulz import orthogonalized, polynomials
 from pretrain.planning.fake_ranks import fake_ranks, state_bytes
 from pretrain.planning.memory import Sizes, Work, parameter_shapes, plan_memory
 from tests.model.shapes import tiny
@@ -25,7 +25,7 @@ def reference(weight, gradients):
     for gradient in gradients:
         momentum = MOMENTUM * momentum + (1 - MOMENTUM) * gradient
         nesterov = MOMENTUM * momentum + (1 - MOMENTUM) * gradient
-        update = orthogonal(nesterov, STEPS)
+        update = orthogonalized(nesterov[None], polynomials("jordan", STEPS))[0]
         squares = ROW_BETA * squares + (1 - ROW_BETA) * (update * update).mean(1, keepdim=True)
         update = update / (squares.sqrt() + 1e-8)
         rate = 0.2 * RATE * (rows * columns) ** 0.5 / torch.linalg.matrix_norm(update)

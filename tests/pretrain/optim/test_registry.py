@@ -144,5 +144,9 @@ def test_what_is_refused(changes, message):
 
 def test_all_options_are_recorded():
     config = with_all_options(OptimConfig(name="muon", learning_rate=RATE, options={"ns_steps": 4}))
-    assert config.options == {"momentum": 0.95, "ns_steps": 4}
+    assert config.options == {
+        "momentum": 0.95,
+        "ns_steps": 4,
+        "ns_coefficients": "jordan",
+    }
     assert options_of(config).ns_steps == 4
