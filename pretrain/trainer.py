@@ -7,7 +7,7 @@ step n the trainer and the hooks are called in this order:
     train_step                     per micro-batch: objective, backward
         hooks.before_optimizer_step    after gradients are reduced, scaled and clipped
         optimizer.step                 unless the step is bad (health/bad_steps.py)
-    hooks.on_record                the record of step n - 1, whose numbers are on the host by now
+    hooks.on_record                the record of step n - 1, once its numbers are on the host
     hooks.after_step               validation, checkpoint, stop requests
 
 Losses and gradients are summed, and divided once by the number of targets of the global batch, so
@@ -50,6 +50,7 @@ from pretrain.parallel.mesh import all_reduce_sum
 from pretrain.processes import Processes
 from pretrain.run import Run
 from pretrain.stage_network import network_after
+from pretrain.step_numbers import LapClock, StepNumbers
 
 
 class Trainer:
@@ -76,6 +77,7 @@ class Trainer:
         self._resumed_from = run.metadata
         self.documents = run.documents
         self.pending: PendingStep | None = None
+        self._clock = LapClock(processes.device)
         dtype = compute_dtype(config.precision)
         peak, self.peak_source = peak_flops(processes.device, dtype)
         peaks = torch.tensor([peak, fp8_peak(processes.device) or 0.0], device=processes.device)
@@ -92,7 +94,7 @@ class Trainer:
             hook.on_start(self)
         event = "resume" if self.step else "start"
         self.publish({"kind": "event", "event": event, "dp_size": self.dp_size})
-        self._clock = time.perf_counter()
+        self._clock.restart()
         while self.step < end and not self.stopping:
             stage = self.plan.at(self.step)
             if self.step == stage.first_step:
@@ -148,13 +150,12 @@ class Trainer:
             hook.before_optimizer_step(self)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return PendingStep(self._record(data, rate), sums, grad_norm, verdict, counts)
+        numbers = StepNumbers(counts, sums, grad_norm, verdict)
+        return PendingStep(self._record(data, rate), numbers, self._clock.lap())
 
     def _record(self, data: StepData, rate: float) -> dict[str, Any]:
         """Returns the values of the current step that are known without the device."""
         stage = self.plan.at(self.step)
-        now = time.perf_counter()
-        seconds, self._clock = now - self._clock, now
         samples = self.plan.samples_at(self.step)
         consumed = self.order.consumed(stage.index, samples.stop)
         return {
@@ -164,10 +165,8 @@ class Trainer:
             "stage": stage.name,
             "seq_len": stage.seq_len,
             "learning_rate": rate,
-            "step_seconds": seconds,
             "data_wait_seconds": data.wait_seconds,
             "batch_tokens": self.plan.batch_tokens(self.step),
-            "tokens_per_second": self.plan.batch_tokens(self.step) / seconds,
             "consumed_tokens": consumed,
             "consumed_epochs": self.order.epochs_of(consumed),
             "first_sample": samples.start,
@@ -177,18 +176,20 @@ class Trainer:
 
     def _publish_step(self, pending: PendingStep) -> None:
         """Adds the numbers from the device to the record of a step, and sends it to all hooks."""
-        keys, digest, *counts = pending.counts.tolist()
-        names, sums = self.order.sources, pending.sums.tolist()
-        losses, metrics = sums[: len(names)], sums[len(names) :]
+        numbers, names = pending.numbers.read(), self.order.sources
+        seconds = pending.lap.seconds()
+        keys, digest, *counts = numbers.counts
+        losses, metrics = numbers.sums[: len(names)], numbers.sums[len(names) :]
         targets, ended = counts[: len(names)], counts[len(names) :]
         for source, documents in zip(names, ended, strict=True):
             self.documents[source] += documents
-        model = self.config.model
-        flops = training_flops(model, pending.record["batch_tokens"], keys)
-        record, loss, norm = pending.record, sum(losses) / sum(targets), float(pending.grad_norm)
-        verdict = float(pending.verdict)
-        record |= self.bad_steps.describe(record["stage"], record["step"], verdict, loss, norm)
+        record, loss, norm = pending.record, sum(losses) / sum(targets), numbers.grad_norm
+        flops = training_flops(self.config.model, record["batch_tokens"], keys)
+        stage, step = record["stage"], record["step"]
+        record |= self.bad_steps.describe(stage, step, numbers.verdict, loss, norm)
         record |= {
+            "step_seconds": seconds,
+            "tokens_per_second": record["batch_tokens"] / seconds,
             "loss": loss,
             "source_loss": {
                 name: loss / count
@@ -201,8 +202,8 @@ class Trainer:
             },
             "grad_norm": norm,
             **memory_record(self.processes.device),
-            "mfu": flops / pending.record["step_seconds"] / self.peak,
-            **self._fp8_utilization(record["step"], flops / record["step_seconds"]),
+            "mfu": flops / seconds / self.peak,
+            **self._fp8_utilization(step, flops / seconds),
             "digest": f"{digest & MASK64:016x}",
             "consumed_documents": dict(self.documents),
         }
@@ -232,7 +233,7 @@ class Trainer:
         common = {"step": self.step, "tokens": self.plan.tokens_at(self.step), "time": time.time()}
         for hook in self.hooks:
             hook.on_record(record | common)
-        self._clock = time.perf_counter()
+        self._clock.restart()
 
     def rewind(self, checkpoint: Path, metadata: Mapping[str, Any]) -> None:
         """Loads the weights, optimizer states and hook states of an earlier checkpoint."""

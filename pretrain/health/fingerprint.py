@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from pretrain.config import MESH
 from pretrain.parallel.mesh import Layout
+from pretrain.step_numbers import HostCopy
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -54,13 +55,13 @@ def local_sums(model: nn.Module) -> Tensor:
     return sums
 
 
-def gather(sums: Tensor, world_size: int) -> list[list[int]]:
-    """Returns the `local_sums` of all ranks, one list per rank, and waits for the device."""
+def gather(sums: Tensor, world_size: int) -> HostCopy:
+    """Returns the `local_sums` of all ranks, (world_size, 1 + len(MESH)), without waiting."""
     if world_size == 1:
-        return [sums.tolist()]
+        return HostCopy(sums[None])
     parts = [torch.empty_like(sums) for _ in range(world_size)]
     dist.all_gather(parts, sums)
-    return torch.stack(parts).tolist()
+    return HostCopy(torch.stack(parts))
 
 
 def fingerprint(gathered: list[list[int]]) -> str:

@@ -23,6 +23,7 @@ from pretrain.health import fingerprint
 from pretrain.hooks import Hook, Order, TrainerView
 from pretrain.processes import Processes
 from pretrain.records import RecordLog, drop_steps_after
+from pretrain.step_numbers import HostCopy
 
 FILE = "receipts.jsonl"
 
@@ -30,8 +31,8 @@ FILE = "receipts.jsonl"
 class Receipts(Hook):
     """Compares the replicas of the weights on all ranks, and writes receipts on rank 0.
 
-    It runs before the checkpoint of a step, so that diverged replicas are not saved. The comparison
-    waits for the device, every `every_steps` steps.
+    The replicas are compared when the step's record is published, so that no host waits for the
+    device. A checkpoint is saved after that, so diverged replicas are never saved.
     """
 
     order = Order.VERIFY
@@ -40,11 +41,13 @@ class Receipts(Hook):
         self.lines = RecordLog(run_dir / FILE)
         self.every_steps = every_steps
         self.is_main, self.world_size = processes.is_main, processes.world_size
+        self.comparisons: dict[int, HostCopy] = {}
         self.weights: dict[int, str] = {}
         self.chain = ""
 
     def on_start(self, trainer: TrainerView) -> None:
         """Continues the hash chain of an existing file."""
+        self.layout = trainer.layout
         if self.is_main:
             path = self.lines.path
             drop_steps_after(path, trainer.step)
@@ -52,13 +55,20 @@ class Receipts(Hook):
             self.chain = lines[-1]["chain"] if lines else ""
 
     def after_step(self, trainer: TrainerView) -> None:
-        """Compares replicas when due. Raises RunAborted on all ranks if they differ."""
+        """Starts a comparison of the replicas when due."""
         step = trainer.step
         is_last = step == trainer.plan.total_steps
         if not self.every_steps or not (step % self.every_steps == 0 or is_last):
             return
-        gathered = fingerprint.gather(fingerprint.local_sums(trainer.model), self.world_size)
-        unequal = fingerprint.unequal_replicas(gathered, trainer.layout)
+        sums = fingerprint.local_sums(trainer.model)
+        self.comparisons[step] = fingerprint.gather(sums, self.world_size)
+        if trainer.pending is None:  # the record of this step is published already
+            self._compare(step)
+
+    def _compare(self, step: int) -> None:
+        """Ends the comparison of a step. Raises RunAborted on all ranks if replicas differ."""
+        gathered = self.comparisons.pop(step).read().tolist()
+        unequal = fingerprint.unequal_replicas(gathered, self.layout)
         if unequal:
             groups = "; ".join(
                 f"rank {_names(wrong)} differs from rank {_names(right)}"
@@ -76,12 +86,14 @@ class Receipts(Hook):
         self.weights[step] = fingerprint.fingerprint(gathered)
 
     def on_record(self, record: Mapping[str, Any]) -> None:
-        """Writes the receipt of a step."""
+        """Ends the comparison of a step, and writes the receipt of the step."""
+        step = record["step"]
+        if record["kind"] == "train" and step in self.comparisons:
+            self._compare(step)
         if record["kind"] != "train":
             self.lines.close()  # rare, unlike train records
         if not self.is_main or record["kind"] != "train" or not self.every_steps:
             return
-        step = record["step"]
         line: dict[str, Any] = {"step": step, "digest": record["digest"]}
         line |= {key: float(record[key]).hex() for key in ("loss", "grad_norm")}
         if step in self.weights:

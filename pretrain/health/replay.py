@@ -67,7 +67,7 @@ class Replay(Hook):
     def _numbers(self, trainer: TrainerView, pending: PendingStep) -> list[Tensor]:
         """Returns this rank's checksums of the state after a step and of the step's numbers."""
         sums = torch.stack([bits(tensor).cpu() for tensor in state_of(trainer)])
-        return [sums, bits(pending.sums).cpu(), bits(pending.grad_norm).cpu()]
+        return [sums, pending.numbers.bits()]
 
 
 def state_of(trainer: TrainerView) -> list[Tensor]:

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import time
 from statistics import median_low
-from typing import Any
-
-import torch
 
 from pretrain.health.config import HealthConfig
 from pretrain.health.late_gather import LateGather
 from pretrain.hooks import Hook, Order, TrainerView
 from pretrain.processes import Processes
+from pretrain.step_numbers import Lap, LapClock
 
 LEAST_SHARE = 0.05
 """Smallest difference that counts as slow, as a fraction of a step's time."""
@@ -32,32 +30,33 @@ class Stragglers(Hook):
         self.every, self.ratio = config.straggler_every_steps, config.straggler_ratio
         self.on = self.every > 0 and processes.world_size > 1
         self.is_main = processes.is_main
-        self.cuda = processes.device.type == "cuda"
         if self.on:
             self.gather = LateGather(processes, 3)
+            self.clock = LapClock(processes.device)
         self.seconds = [0.0, 0.0]
         self.suspects: set[tuple[int, str]] = set()
-        self.marks: list[tuple[Any, Any]] = []
+        self.updates: list[Lap] = []
 
     def on_start(self, trainer: TrainerView) -> None:
         """Registers a callback that notes when each optimizer update ends."""
         if self.on:
             self.began = time.perf_counter()
-            trainer.optimizer.register_step_post_hook(lambda *_: self._stop())
+            trainer.optimizer.register_step_post_hook(
+                lambda *_: self.updates.append(self.clock.lap())
+            )
 
     def before_optimizer_step(self, trainer: TrainerView) -> None:
         """Notes when the update begins."""
         if self.on:
-            self.marks.append((self._now(), None))
+            self.clock.restart()
 
     def after_step(self, trainer: TrainerView) -> None:
         """Adds up this rank's times, and compares the ranks when due."""
         if not self.on:
             return
         self.seconds[0] += trainer.data_wait_seconds
-        while len(self.marks) > 1:  # the newest may still be running on the device
-            start, end = self.marks.pop(0)
-            self.seconds[1] += start.elapsed_time(end) / 1e3 if self.cuda else end - start
+        while len(self.updates) > 1:  # the newest may still be running on the device
+            self.seconds[1] += self.updates.pop(0).seconds()
         if trainer.step % self.every == 0:
             now = time.perf_counter()
             answers = self.gather.exchange([*self.seconds, now - self.began])
@@ -68,16 +67,6 @@ class Stragglers(Hook):
         """Completes the pending gather."""
         if self.on:
             self.gather.collect()
-
-    def _now(self) -> Any:
-        if not self.cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def _stop(self) -> None:
-        self.marks[-1] = (self.marks[-1][0], self._now())
 
     def _compare(self, trainer: TrainerView, answers: list[list[float]]) -> None:
         found = set(slow(answers, self.ratio))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import Tensor
 
 from data_pipeline.sampling.recipe import StagePlan
 from data_pipeline.store.manifest import Manifest
@@ -17,6 +16,7 @@ from model.network import Decoder
 from pretrain.config import PretrainConfig
 from pretrain.parallel.mesh import Layout
 from pretrain.processes import Processes
+from pretrain.step_numbers import Lap, StepNumbers
 
 
 @dataclass
@@ -24,16 +24,13 @@ class PendingStep:
     """A step whose numbers are still on the device.
 
     record: values that the host knows without waiting for the device.
-    sums: (sources + metrics,) summed loss per source, then the sums of the objective's metrics.
-    verdict: the verdict of `health.bad_steps`, as a 0-d tensor.
-    counts: the `counts` of `pretrain.loader.StepData`, summed over the data-parallel ranks.
+    numbers: the values that the device computes.
+    lap: the time of the step, which is known once `numbers` are read.
     """
 
     record: dict[str, Any]
-    sums: Tensor
-    grad_norm: Tensor
-    verdict: Tensor
-    counts: Tensor
+    numbers: StepNumbers
+    lap: Lap
 
 
 class TrainerView(Protocol):

@@ -1,4 +1,4 @@
-"""Runs on a CUDA device: fp8 and compiled steps, memory, no waiting."""
+"""Runs on a CUDA device: fp8 and compiled steps, memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import json
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 import yaml
 
@@ -16,12 +15,8 @@ from model.attention.backends import usable_backends
 from model.loss import linear_cross_entropy
 from model.network import Decoder
 from pretrain.checks import FP8_CAPABILITY
-from pretrain.health.bad_steps import BadSteps
 from pretrain.parallel.activation_checkpointing import MODES, apply_activation_checkpointing
 from pretrain.planning.memory import Sizes, Work, parameter_shapes, plan_memory
-from pretrain.processes import start
-from pretrain.setup import prepare
-from pretrain.trainer import Trainer
 from tests.model.shapes import initialize, tiny
 from tests.runs import arguments, records, settings
 
@@ -95,35 +90,6 @@ def test_a_trace_and_a_memory_snapshot(command, corpus, tmp_path):
     with gzip.open(run_dir / "profile" / "trace_steps_3-4_rank_0.json.gz") as file:
         categories = {event.get("cat") for event in json.load(file)["traceEvents"]}
     assert "kernel" in categories
-
-
-@pytest.mark.parametrize(
-    ("precision", "compiled"),
-    [("bf16", "false"), ("bf16", "true"), pytest.param("fp8", "true", marks=fp8_device)],
-)
-def test_a_step_does_not_wait_for_the_device(precision, compiled, corpus, tmp_path, monkeypatch):
-    """I9. The first steps of each stage compile and tune, which may wait."""
-    step = Trainer.train_step
-
-    def guarded(trainer):
-        stage = trainer.plan.at(trainer.step)
-        warm = trainer.step >= stage.first_step + 2
-        torch.cuda.set_sync_debug_mode("error" if warm else "default")
-        try:
-            return step(trainer)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-
-    monkeypatch.setattr(Trainer, "train_step", guarded)
-    changes = {"device": "cuda", "precision": precision, "parallel__compile": compiled}
-    config = settings(corpus.folder, tmp_path / "run", **changes)
-    processes = start("cuda")
-    try:
-        trainer = Trainer(config, processes, prepare(config, processes), BadSteps(config.health, 1))
-        trainer.train()
-    finally:
-        dist.destroy_process_group()
-        torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("mode", MODES)
