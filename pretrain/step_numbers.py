@@ -92,7 +92,7 @@ class Numbers(NamedTuple):
 
 
 class StepNumbers:
-    """The numbers of a step, which a single small copy brings to the host.
+    """The numbers of a step, which a single small copy transfers to the host.
 
     Args:
         counts: int64 tensor, the `counts` of `pretrain.loader.StepData` over all data-parallel

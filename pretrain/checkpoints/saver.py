@@ -19,13 +19,13 @@ import queue
 import threading
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.distributed_c10d import _get_default_store
 
 from pretrain.checkpoints import commit, staging
@@ -42,13 +42,18 @@ Vote = tuple[Any, str | None]
 
 @dataclass
 class Save:
-    """A save in progress. name: a unique name, the same on all ranks."""
+    """A save in progress.
+
+    name: a unique name, the same on all ranks.
+    sources: the tensors that are copied, until `copied`.
+    """
 
     step: int
     name: str
     about: dict[str, Any]
     started: float
     staged: staging.Staged | None = None
+    sources: list[Tensor | None] = field(default_factory=list)
     copied: torch.cuda.Event | None = None
     problem: str | None = None
     stall_seconds: float = 0.0
@@ -95,10 +100,27 @@ class Saver:
         self.outcomes: queue.Queue[Outcome] = queue.Queue()
         self.stall_seconds = 0.0
         self._planner = staging.Planner()
+        self._copier = staging.Copier(processes.device)
         self._store = dist.PrefixStore("checkpoints", _get_default_store())
         self._thread: threading.Thread | None = None
         self._last: Outcome | None = None
         self._abandoned = False
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Allocates and pins the memory of all saves, so that the first save is as fast as others.
+
+        On a CPU nothing is pinned, and the first save allocates. Every rank must call this method,
+        once the optimizer has its states.
+        """
+        if self.processes.device.type != "cuda":
+            return
+        planner, plan = self._planner.plan(staging.state_of(model, optimizer))
+        with contextlib.suppress(OSError, MemoryError):  # the first save tries again, and reports
+            self.writer.memory(staging.allocate(planner, plan)[0].bytes, pinned=True)
+
+    def delay_update(self) -> None:
+        """Makes the device finish the copy of a save before the update of the weights."""
+        self._copier.delay_update()
 
     def save(
         self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, about: dict[str, Any]
@@ -119,12 +141,9 @@ class Saver:
         save = Save(step, answers[0][1], {"step": step, **about}, started)
         planner, plan = self._planner.plan(staging.state_of(model, optimizer))
         try:
-            save.staged, sources = staging.allocate(planner, plan)
+            save.staged, save.sources = staging.allocate(planner, plan)
             memory = self.writer.memory(save.staged.bytes, self.processes.device.type == "cuda")
-            staging.copy_to_memory(save.staged, sources, memory)
-            if self.processes.device.type == "cuda":
-                save.copied = torch.cuda.Event()
-                save.copied.record()
+            save.copied = self._copier.copy(save.staged, save.sources, memory)
         except (OSError, RuntimeError, MemoryError) as error:
             save.problem = f"its tensors cannot be copied to host memory ({error})."
         save.stall_seconds = self.stall_seconds = time.monotonic() - started
@@ -172,6 +191,7 @@ class Saver:
             try:
                 if save.copied is not None:
                     save.copied.synchronize()
+                save.sources.clear()
                 wrote = self.writer.call(
                     *(commit.write_shards, temporary, save.staged),
                     seconds=self.timeout_seconds,

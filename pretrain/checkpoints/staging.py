@@ -118,12 +118,43 @@ def resolve(planner: DefaultSavePlanner, item: WriteItem) -> Tensor | io.BytesIO
     return data if item.type == WriteItemType.BYTE_IO else cast(Tensor, data).detach()
 
 
-def copy_to_memory(staged: Staged, sources: list[Tensor | None], memory: mmap.mmap) -> None:
-    """Copies the tensors to their slots.
+class Copier:
+    """Copies the tensors of a save to memory.
 
-    From a GPU, the copy is queued between the kernels of this step and those of the next. The host
-    does not wait for the copy, so it must synchronize before it reads the memory.
+    On a GPU, the copies are queued on a stream of their own. They begin when the step is done, and
+    take place while the device computes the next step, up to its update of the weights.
     """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copied: torch.cuda.Event | None = None
+
+    def copy(
+        self, staged: Staged, sources: list[Tensor | None], memory: mmap.mmap
+    ) -> torch.cuda.Event | None:
+        """Copies the tensors to their slots.
+
+        Returns the event for which the host must wait before it reads the memory, or None if the
+        tensors are copied already. `sources` must be kept until then.
+        """
+        if self._stream is None:
+            _copy(staged, sources, memory)
+            return None
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            _copy(staged, sources, memory)
+            self._copied = torch.cuda.Event(blocking=True)
+            self._copied.record()
+        return self._copied
+
+    def delay_update(self) -> None:
+        """Makes the device finish copying before it runs what is queued next; no host waits."""
+        copied, self._copied = self._copied, None
+        if copied is not None:
+            torch.cuda.current_stream().wait_event(copied)
+
+
+def _copy(staged: Staged, sources: list[Tensor | None], memory: mmap.mmap) -> None:
     for content, source in zip(staged.contents, sources, strict=True):
         if isinstance(content, Slot) and source is not None:
             content.view(memory).copy_(source, non_blocking=True)

@@ -8,10 +8,12 @@ hangs can be killed without affecting the next one. The helper dies with the tra
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from typing import Any
 import torch
 
 from conf.errors import InputError
+from conf.text import GIB
 from pretrain.processes import die_with_parent
 
 NICENESS = 19
@@ -36,6 +39,7 @@ class WriterProcess:
     def __init__(self) -> None:
         self._shared = os.memfd_create("checkpoint")
         self._view: mmap.mmap | None = None
+        self._pinned_at: int | None = None
         self._lock = threading.Lock()
         self._socket, child_socket = socket.socketpair()
         trainer = os.getpid()
@@ -51,16 +55,41 @@ class WriterProcess:
 
         The memory is allocated again only if it is too small.
 
-        pinned: whether to page-lock the memory, for asynchronous copies from a GPU.
+        pinned: whether to page-lock the memory, for asynchronous copies from a GPU. If that is not
+            possible, copies from a GPU block the host, and a warning says so.
         """
         if self._view is None or len(self._view) < size:
+            self._unpin()
             size = max(size, mmap.PAGESIZE)
             os.ftruncate(self._shared, size)
             self._view = mmap.mmap(self._shared, size)
             if pinned:
-                start = torch.frombuffer(self._view, dtype=torch.uint8).data_ptr()
-                torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(start, size, 0))
+                self._pin(self._view)
         return self._view
+
+    def _pin(self, view: mmap.mmap) -> None:
+        """Page-locks the memory, which takes seconds for tens of GB."""
+        start = torch.frombuffer(view, dtype=torch.uint8).data_ptr()
+        try:
+            torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(start, len(view), 0))
+        except RuntimeError as error:
+            print(
+                f"warning: the {len(view) / GIB:.1f} GiB for checkpoints cannot be pinned "
+                f"({error}), so every save blocks training longer. Raise the limit of locked "
+                "memory (ulimit -l).",
+                file=sys.stderr,
+                flush=True,
+            )
+            with contextlib.suppress(RuntimeError):  # the next launch would report this error again
+                torch.ones(1, device="cuda")
+            return
+        self._pinned_at = start
+
+    def _unpin(self) -> None:
+        """Releases the page lock, without which the memory would stay allocated for good."""
+        start, self._pinned_at = self._pinned_at, None
+        if start is not None:
+            torch.cuda.cudart().cudaHostUnregister(start)
 
     def call(self, function: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
         """Runs a module-level function in its own process, and returns its result.
@@ -91,6 +120,7 @@ class WriterProcess:
 
     def close(self) -> None:
         """Ends the helper process and all running calls."""
+        self._unpin()
         self._socket.close()
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)

@@ -61,6 +61,11 @@ class Checkpoints(Hook):
             self.copier.wake()  # an earlier process may have died before it mirrored everything
         if config.every_minutes or config.interval == "auto":
             self.clock = Clock(trainer.step, time.monotonic())
+        self.first_step = trainer.step + 1
+
+    def before_optimizer_step(self, trainer: TrainerView) -> None:
+        """Lets no update change the weights that a save still copies from the device."""
+        self.saver.delay_update()
 
     def on_record(self, record: Mapping[str, Any]) -> None:
         """Keeps the last held-out loss, for `keep_best`."""
@@ -69,6 +74,8 @@ class Checkpoints(Hook):
 
     def after_step(self, trainer: TrainerView) -> None:
         """Saves a checkpoint if one is due or requested, and publishes earlier outcomes."""
+        if trainer.step == self.first_step:
+            self.saver.prepare(trainer.model, trainer.optimizer)
         self._report(trainer)
         last = trainer.must_save or trainer.step == trainer.plan.total_steps
         trainer.must_save = False

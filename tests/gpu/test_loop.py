@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import torch.distributed as dist
 from pretrain.checkpoints.writer_process import WriterProcess
 from pretrain.checks import FP8_CAPABILITY
 from pretrain.health.bad_steps import BadSteps
-from pretrain.hooks import Hook
+from pretrain.hooks import Hook, TrainerView
 from pretrain.processes import start
 from pretrain.setup import prepare
 from pretrain.train import make_hooks
@@ -34,11 +35,11 @@ LONG_CYCLES = 400_000_000
 class NoWaits(Hook):
     """Lets torch raise an error where the host waits for a stream, from the third step on."""
 
-    def before_step(self, trainer: Trainer) -> None:
+    def before_step(self, trainer: TrainerView) -> None:
         if trainer.step == WARM_STEPS:
             torch.cuda.set_sync_debug_mode("error")
 
-    def on_record(self, record) -> None:
+    def on_record(self, record: Mapping[str, Any]) -> None:
         if record.get("event") in ("stop", "finish"):
             torch.cuda.set_sync_debug_mode("default")
 
@@ -50,12 +51,12 @@ class LongSteps(Hook):
         self.ends: list[torch.cuda.Event] = []
         self.done: list[tuple[int, bool, bool]] = []
 
-    def before_optimizer_step(self, trainer: Trainer) -> None:
+    def before_optimizer_step(self, trainer: TrainerView) -> None:
         torch.cuda._sleep(LONG_CYCLES)
         self.ends.append(torch.cuda.Event())
         self.ends[-1].record()
 
-    def on_record(self, record) -> None:
+    def on_record(self, record: Mapping[str, Any]) -> None:
         if record["kind"] == "train":
             last, step = len(self.ends), record["step"]
             self.done.append((step, self.ends[step - 1].query(), self.ends[last - 1].query()))

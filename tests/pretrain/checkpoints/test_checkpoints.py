@@ -125,6 +125,48 @@ def test_a_call_aside_is_bounded_and_the_next_one_starts_afresh():
         writer.close()
 
 
+class Runtime:
+    """Remembers which addresses are page-locked; refuses to lock more than `most` bytes."""
+
+    def __init__(self, most=1 << 40):
+        self.most, self.locked = most, {}
+
+    def cudaHostRegister(self, start, size, flags):
+        if size > self.most:
+            raise RuntimeError("out of memory")
+        self.locked[start] = size
+
+    def cudaHostUnregister(self, start):
+        del self.locked[start]
+
+
+def reports_the_error_again(*size, device):
+    assert device == "cuda"
+    raise RuntimeError("out of memory")
+
+
+def test_memory_that_grows_releases_its_page_lock(monkeypatch, capsys):
+    runtime = Runtime(most=1 << 20)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "check_error", lambda error: None)
+    monkeypatch.setattr(torch, "ones", reports_the_error_again)
+    writer = WriterProcess()
+    try:
+        small = writer.memory(10_000, pinned=True)
+        small[:3] = b"one"
+        assert writer.memory(5_000, pinned=True) is small
+        assert list(runtime.locked.values()) == [10_000]
+        large = writer.memory(100_000, pinned=True)
+        assert list(runtime.locked.values()) == [100_000]
+        assert large[:3] == b"one"  # the same file
+        # More than may be locked is used all the same.
+        assert len(writer.memory(2 << 20, pinned=True)) == 2 << 20
+        assert runtime.locked == {}
+        assert "cannot be pinned (out of memory)" in capsys.readouterr().err
+    finally:
+        writer.close()
+
+
 def test_weights_are_written_a_file_at_a_time(tmp_path):
     alive: list[weakref.ref] = []
     most = 0
