@@ -66,20 +66,21 @@ class LapClock:
 
 
 class HostCopy:
-    """A copy of a tensor on the host, queued behind the work that computes the tensor."""
+    """Copies of tensors on the host, queued behind the work that computes the tensors."""
 
-    def __init__(self, tensor: Tensor) -> None:
-        self._copy = tensor.to("cpu", non_blocking=True)  # pinned if the tensor is on a GPU
+    def __init__(self, *tensors: Tensor) -> None:
+        # The copies are in pinned memory if the tensors are on a GPU.
+        self._copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
         self._done: torch.cuda.Event | None = None
-        if tensor.is_cuda:
+        if tensors[0].is_cuda:
             self._done = torch.cuda.Event(blocking=True)
             self._done.record()
 
-    def read(self) -> Tensor:
-        """Returns the copy. The host waits for it, but for nothing that was queued after it."""
+    def read(self) -> list[Tensor]:
+        """Returns the copies. The host waits for them, but for nothing that was queued later."""
         if self._done is not None:
             self._done.synchronize()
-        return self._copy
+        return self._copies
 
 
 class Numbers(NamedTuple):
@@ -92,7 +93,7 @@ class Numbers(NamedTuple):
 
 
 class StepNumbers:
-    """The numbers of a step, which a single small copy transfers to the host.
+    """The numbers of a step, which `read` returns once they are on the host.
 
     Args:
         counts: int64 tensor, the `counts` of `pretrain.loader.StepData` over all data-parallel
@@ -104,17 +105,14 @@ class StepNumbers:
     """
 
     def __init__(self, counts: Tensor, sums: Tensor, grad_norm: Tensor, verdict: Tensor) -> None:
-        values = torch.cat((sums, grad_norm[None], verdict[None]))
-        assert (counts.dtype, values.dtype) == (torch.int64, torch.float32)
-        self._counts = counts.numel()
-        self._copy = HostCopy(torch.cat((counts.view(torch.int32), values.view(torch.int32))))
+        self._copy = HostCopy(counts, torch.cat((sums, grad_norm[None], verdict[None])))
 
     def bits(self) -> Tensor:
         """Returns the bits of all numbers as an int32 tensor; see `HostCopy.read`."""
-        return self._copy.read()
+        return torch.cat([tensor.view(torch.int32) for tensor in self._copy.read()])
 
     def read(self) -> Numbers:
         """Returns the numbers; see `HostCopy.read`."""
-        counts, values = self.bits().tensor_split([2 * self._counts])
-        *sums, grad_norm, verdict = values.view(torch.float32).tolist()
-        return Numbers(counts.view(torch.int64).tolist(), sums, grad_norm, verdict)
+        counts, values = self._copy.read()
+        *sums, grad_norm, verdict = values.tolist()
+        return Numbers(counts.tolist(), sums, grad_norm, verdict)

@@ -82,7 +82,8 @@ class Trainer:
         peak, self.peak_source = peak_flops(processes.device, dtype)
         peaks = torch.tensor([peak, fp8_peak(processes.device) or 0.0], device=processes.device)
         ranks = self.layout.cp.size() * self.layout.tp.size()
-        self.peak, self.fp8_peak = (all_reduce_sum(peaks, self.layout.dp) * ranks).tolist()
+        summed = all_reduce_sum(peaks, self.layout.dp).tolist()
+        self.peak, self.fp8_peak = (ranks * peak for peak in summed)
 
     def train(self) -> None:
         """Trains until the end of the plan, `stop_after`, or a stop request."""

@@ -50,7 +50,8 @@ def write_shards(folder: Path, staged: Staged) -> tuple[dict[str, Any], list[Any
     memory = shared_memory()
     folder.mkdir(parents=True, exist_ok=True)
     torch.serialization.set_crc32_options(False)  # the manifest has better hashes
-    writer = FileSystemWriter(folder, thread_count=1, sync_files=False)
+    # The values are in host memory, so none is copied ahead, for which DCP would initialize CUDA.
+    writer = FileSystemWriter(folder, thread_count=1, sync_files=False, per_thread_copy_ahead=0)
     writer.fs = disk = direct_io.DirectFileSystem()
     planner: Any = ResolvedPlanner(staged.plan.items, staged.values(memory))
     try:

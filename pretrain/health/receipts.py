@@ -67,7 +67,7 @@ class Receipts(Hook):
 
     def _compare(self, step: int) -> None:
         """Ends the comparison of a step. Raises RunAborted on all ranks if replicas differ."""
-        gathered = self.comparisons.pop(step).read().tolist()
+        gathered = self.comparisons.pop(step).read()[0].tolist()
         unequal = fingerprint.unequal_replicas(gathered, self.layout)
         if unequal:
             groups = "; ".join(

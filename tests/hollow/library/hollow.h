@@ -2,7 +2,7 @@
  *
  * What it CANNOT show:
  *   - numbers: no kernel runs, so a device tensor holds what was last copied there, or zeros;
- *   - time: every stream is done at once, and every event takes one millisecond;
+ *   - time: every stream is done at once, and every launch between two events takes 1 ms;
  *   - races and deadlocks between streams or ranks, and whatever NCCL does between GPUs;
  *   - refusals of cuDNN, cuBLAS and kernels beyond those of the launch itself (cuDNN takes any shape);
  *   - code whose shapes or loops depend on values on the device (nonzero, generation): it may hang.

@@ -182,17 +182,18 @@ static void move(void *to, const void *from, size_t size) {
   if (size < copy_limit()) memmove(to, from, size);
 }
 
-static void trace_copy(void *to, const void *from, size_t size) {
+static void trace_copy(void *to, const void *from, size_t size, cudaStream_t stream) {
   int writes = on_device(to), reads = on_device(from);
   const char *direction = writes && reads ? "d2d" : writes ? "h2d" : reads ? "d2h" : "h2h";
   const void *host = writes ? from : to;
   int pageable = !(writes && reads) && !is_pinned(host);
-  trace("copy %s%s %zu %s", direction, pageable ? "-pageable" : "", size, caller());
+  trace("copy %s%s %zu %s %s", direction, pageable ? "-pageable" : "", size, caller(),
+        stream == NULL ? "default" : "side");
 }
 
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, enum cudaMemcpyKind kind,
                             cudaStream_t stream) {
-  trace_copy(to, from, size);
+  trace_copy(to, from, size, stream);
   move(to, from, size);
   return cudaSuccess;
 }
@@ -200,7 +201,7 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, enum cudaMe
 cudaError_t cudaMemcpy(void *to, const void *from, size_t size, enum cudaMemcpyKind kind) {
   if (refuse_while_capturing("cudaMemcpy")) return cudaErrorStreamCaptureUnsupported;
   trace("wait copy %s 0", caller());
-  trace_copy(to, from, size);
+  trace_copy(to, from, size, NULL);
   move(to, from, size);
   return cudaSuccess;
 }
