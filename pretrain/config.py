@@ -121,6 +121,9 @@ class ParallelConfig:
         accumulated up to recipe.global_batch_tokens. auto takes the most that fits into memory.
     activation_checkpointing: parts to recompute in the backward pass to save memory: none,
         selective (all but matrix products and attention), or full (whole blocks).
+    sharded_accumulation: whether gradients are reduced after every micro-batch, so that a rank
+        accumulates only its shard of them, true or false. false reduces them once per step and
+        accumulates whole gradients in float32. auto takes false if these fit into memory.
     reshard_after_forward: whether the gathered weights of a block are freed between its forward and
         backward pass; null frees them if several processes shard the weights.
     compile: whether torch.compile compiles each block, true or false. auto compiles on CUDA, and on
@@ -128,8 +131,9 @@ class ParallelConfig:
     async_tp: whether tensor-parallel communication overlaps with matrix products; needs compile and
         GPUs.
     attention: auto, or a backend of `model.attention.backends`.
-    auto: whether sizes, micro_batch_tokens and activation_checkpointing (at least the given one)
-        are chosen so that the run fits into memory.
+    auto: whether sizes, micro_batch_tokens, sharded_accumulation (if it is auto) and
+        activation_checkpointing (at least the given one) are chosen so that the run fits into
+        memory.
     """
 
     dp_replicate: int = 1
@@ -137,6 +141,7 @@ class ParallelConfig:
     cp: int = 1
     tp: int = 1
     micro_batch_tokens: Any = AUTO
+    sharded_accumulation: Any = AUTO
     reshard_after_forward: bool | None = None
     activation_checkpointing: str = "none"
     compile: Any = AUTO
@@ -156,8 +161,9 @@ class ParallelConfig:
                 f"parallel.micro_batch_tokens={tokens}: expected auto, or a number of tokens above "
                 "0."
             )
-        if self.compile not in (AUTO, True, False):
-            raise InputError(f"parallel.compile={self.compile}: expected auto, true or false.")
+        for key in ("compile", "sharded_accumulation"):
+            if (value := getattr(self, key)) not in (AUTO, True, False):
+                raise InputError(f"parallel.{key}={value}: expected auto, true or false.")
 
     def reshards_after_forward(self, shards: int) -> bool:
         """Returns whether a block's weights, sharded `shards` ways, are regathered in backward."""

@@ -46,6 +46,7 @@ from pretrain.loader import MASK64, StepData
 from pretrain.objectives import build_objective
 from pretrain.optim.clip import scale_and_clip
 from pretrain.optim.schedule import learning_rate
+from pretrain.parallel import accumulate_gradients
 from pretrain.parallel.mesh import all_reduce_sum
 from pretrain.processes import Processes
 from pretrain.run import Run
@@ -131,7 +132,7 @@ class Trainer:
         weight = self.layout.data.size() / batch_tokens
         for index, batch in enumerate(data.micro_batches):
             last = index + 1 == len(data.micro_batches)
-            self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
+            accumulate_gradients(self.model, self.config.parallel, last)  # type: ignore[arg-type]
             loss, by_sample, metrics = self.objective(self.model, batch)
             (loss * weight).backward()
             losses = by_sample @ (batch.sources[:, None] == self.sources).to(sums.dtype)

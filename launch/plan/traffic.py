@@ -67,6 +67,7 @@ def traffic(
     parts = model.num_layers + (1 if model.tie_embeddings else 2)
     found: list[Traffic] = []
     if shards > 1:
+        times = micro_batches if parallel.sharded_accumulation is True else 1
         gathered = 2 if parallel.reshards_after_forward(shards) else 1
         found += [
             Traffic(
@@ -75,7 +76,7 @@ def traffic(
                 micro_batches * (gathered * blocks + root) * width,
                 micro_batches * ((gathered - 1) * model.num_layers + parts),
             ),
-            Traffic("shard", "reduce_scatter", (blocks + root) * FP32, parts),
+            Traffic("shard", "reduce_scatter", times * (blocks + root) * FP32, times * parts),
         ]
     if replicas > 1:
         sums = (blocks + root) / shards * FP32

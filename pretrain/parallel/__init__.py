@@ -84,7 +84,19 @@ def apply_data_parallel(
         fully_shard(part, mesh=layout.data, mp_policy=policy, reshard_after_forward=reshard)
     if layout.mesh.device_type == "cpu" and layout.data.size() > 1:
         modules: Any = [model, *(part for part, _ in parts)]
-        overlap_on_cpu(modules, replicated=layout.data.ndim > 1)
+        once = layout.data.ndim == 1 and config.sharded_accumulation is not True
+        overlap_on_cpu(modules, reduces_once=once)
+
+
+def accumulate_gradients(model: FSDPModule, config: ParallelConfig, is_last: bool) -> None:
+    """Sets what the next backward pass does with its gradients.
+
+    Gradients are reduced in the last micro-batch of a step, and with `sharded_accumulation` in all
+    of them. Sums over replicas are taken in the last one only.
+    """
+    model.set_requires_gradient_sync(is_last or config.sharded_accumulation is True)
+    if config.sharded_accumulation is True:
+        model.set_requires_all_reduce(is_last)
 
 
 def reshard_parameters(model: nn.Module) -> None:

@@ -19,12 +19,12 @@ from torch.autograd.variable import Variable
 from torch.distributed.fsdp import FSDPModule
 
 
-def overlap_on_cpu(parts: Sequence[FSDPModule], replicated: bool) -> None:
+def overlap_on_cpu(parts: Sequence[FSDPModule], reduces_once: bool) -> None:
     """Makes the collectives of modules under `fully_shard` asynchronous.
 
     parts: the model, then its sharded submodules in the order of the forward pass.
-    replicated: whether gradients are also all-reduced over replicas. FSDP2 does that right after
-        the reduce-scatter, so in that case only the all-gathers overlap.
+    reduces_once: whether nothing but the optimizer reads what a reduce-scatter returns. Otherwise,
+        as with replicas or sharded accumulation, only the all-gathers overlap.
     """
     gather_ahead = getattr(parts[0], "_set_unshard_async_op", None)
     if gather_ahead is not None:  # otherwise all-gathers block, as without this module
@@ -32,17 +32,14 @@ def overlap_on_cpu(parts: Sequence[FSDPModule], replicated: bool) -> None:
     # FSDP2 already prefetches in the backward pass.
     for part, following in pairwise(parts):
         part.set_modules_to_forward_prefetch([following])
-    if not replicated:
+    if reduces_once:
         for part in parts:
             reduction: Any = AsyncReduceScatter()
             part.set_custom_reduce_scatter(reduction)
 
 
 class AsyncReduceScatter:
-    """A reduce-scatter that is awaited at the end of the backward pass.
-
-    The trainer reduces gradients once per step, so nothing reads them earlier.
-    """
+    """A reduce-scatter that is awaited at the end of the backward pass."""
 
     def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Returns a buffer from which FSDP2 sends, or into which it receives."""

@@ -1,6 +1,7 @@
-"""Resolves `parallel=auto`, `parallel.micro_batch_tokens=auto` and `parallel.compile=auto`.
+"""Resolves `parallel=auto` and the other keys of `parallel` that are auto.
 
-The choices depend on the memory plan, on the length of the run and on its processes.
+They are `micro_batch_tokens`, `sharded_accumulation` and `compile`. The choices depend on the
+memory plan, on the length of the run and on its processes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ from data_pipeline.sampling.recipe import StagePlan
 from pretrain.checks import check_layout
 from pretrain.config import AUTO, MESH, ParallelConfig, PretrainConfig
 from pretrain.planning.compile_choice import choose_compile
-from pretrain.planning.layouts import Machine, candidates, choose, fit, requirements_of
+from pretrain.planning.layouts import (
+    Machine,
+    accumulations,
+    candidates,
+    choose,
+    fit,
+    requirements_of,
+)
 from pretrain.planning.memory import Sizes
 from pretrain.processes import Processes
 
@@ -31,8 +39,8 @@ def settle_parallel(config: PretrainConfig, plan: StagePlan, processes: Processe
     """Replaces each `auto` in `config.parallel`, and returns the reasons as sentences.
 
     Every rank must call it, and all ranks get the same result. A run that is resumed in the same
-    layout keeps its micro-batch, and one that is resumed on the same kind of device keeps
-    `compile`. Raises InputError if no layout fits.
+    layout keeps its micro-batch and how it accumulates gradients, and one that is resumed on the
+    same kind of device keeps `compile`. Raises InputError if no layout fits.
     """
     answer: list[Any] = [previous_settings(config, processes) if processes.is_main else None]
     dist.broadcast_object_list(answer, src=0)
@@ -41,9 +49,15 @@ def settle_parallel(config: PretrainConfig, plan: StagePlan, processes: Processe
     if config.parallel.auto:
         reasons = pick_layout(config, plan, measure_machine(processes))
     mesh = check_layout(config.parallel, config.model, processes.world_size)
+    sizes = Sizes(*mesh)
+    if config.parallel.sharded_accumulation == AUTO and "sharded_accumulation" in before:
+        kept = before["sharded_accumulation"]
+        config.parallel = replace(config.parallel, sharded_accumulation=kept)
     if config.parallel.micro_batch_tokens == AUTO:
         machine = measure_machine(processes)
-        reasons.append(pick_micro_batch(config, plan, machine, Sizes(*mesh), before))
+        reasons.append(pick_micro_batch(config, plan, machine, sizes, before))
+    if config.parallel.sharded_accumulation == AUTO:
+        reasons += pick_accumulation(config, plan, sizes, processes)
     if config.parallel.compile == AUTO:
         answer = [None]
         if processes.is_main:
@@ -59,8 +73,8 @@ def settle_parallel(config: PretrainConfig, plan: StagePlan, processes: Processe
 def previous_settings(config: PretrainConfig, processes: Processes) -> dict[str, Any]:
     """Returns the settings that a resumed run keeps from its last start; empty for a new run.
 
-    They are `micro_batch_tokens` if the layout is the same, and `compile` if the kind of device is
-    the same.
+    They are `micro_batch_tokens` and `sharded_accumulation` if the layout is the same, and
+    `compile` if the kind of device is the same.
     """
     run_dir = Path(config.run_dir)
     if not any((run_dir / "checkpoints").glob("step_*")):
@@ -74,6 +88,7 @@ def previous_settings(config: PretrainConfig, processes: Processes) -> dict[str,
         same_layout = all(then[key] == now[key] for key in layout)
         if same_layout and machine["world_size"] == processes.world_size:
             found["micro_batch_tokens"] = then["micro_batch_tokens"]
+            found["sharded_accumulation"] = then.get("sharded_accumulation", False)
         if machine["device_type"] == processes.device.type:
             found["compile"] = then["compile"]
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
@@ -101,18 +116,41 @@ def pick_micro_batch(
     best = fit(requirements, sizes, machine)
     if best.memory is None:
         raise InputError(f"{best.problem}.")
-    tokens = best.parallel.micro_batch_tokens
-    config.parallel = replace(config.parallel, micro_batch_tokens=tokens)
+    tokens, sharded = best.parallel.micro_batch_tokens, best.parallel.sharded_accumulation
+    config.parallel = replace(
+        config.parallel, micro_batch_tokens=tokens, sharded_accumulation=sharded
+    )
     if best.problem is not None:
         return (
             f"warning: parallel.micro_batch_tokens=auto takes {tokens}, the smallest value, "
             f"although according to the memory plan it {best.problem}. Use more processes, "
             "parallel=auto or parallel.activation_checkpointing=full."
         )
+    how = ", with sharded_accumulation=true" if sharded else ""
     return (
-        f"parallel.micro_batch_tokens=auto takes {tokens}: planned {best.memory.total / GIB:.2f} "
-        f"GiB of {machine.memory_bytes / GIB:.2f} per process."
+        f"parallel.micro_batch_tokens=auto takes {tokens}{how}: planned "
+        f"{best.memory.total / GIB:.2f} GiB of {machine.memory_bytes / GIB:.2f} per process."
     )
+
+
+def pick_accumulation(
+    config: PretrainConfig, plan: StagePlan, sizes: Sizes, processes: Processes
+) -> list[str]:
+    """Replaces `sharded_accumulation=auto` for a given micro-batch.
+
+    Returns the reason if gradients are accumulated in shards.
+    """
+    sharded = False
+    if len(accumulations(config.parallel, sizes)) > 1:
+        best = fit(requirements_of(config, plan), sizes, measure_machine(processes))
+        sharded = best.parallel.sharded_accumulation is True
+    config.parallel = replace(config.parallel, sharded_accumulation=sharded)
+    if not sharded:
+        return []
+    return [
+        "parallel.sharded_accumulation=auto takes true: whole gradients in float32 do not fit "
+        "into memory."
+    ]
 
 
 def pick_layout(config: PretrainConfig, plan: StagePlan, machine: Machine) -> list[str]:
@@ -137,7 +175,8 @@ def pick_layout(config: PretrainConfig, plan: StagePlan, machine: Machine) -> li
     lines = [
         f"parallel=auto takes {best.name}: {sizes}, "
         f"micro_batch_tokens={best.parallel.micro_batch_tokens}, "
-        f"activation_checkpointing={best.parallel.activation_checkpointing}; planned "
+        f"activation_checkpointing={best.parallel.activation_checkpointing}, "
+        f"sharded_accumulation={str(best.parallel.sharded_accumulation).lower()}; planned "
         f"{best.memory.total / GIB:.2f} GiB of {machine.memory_bytes / GIB:.2f} per process "
         f"({', '.join(f'{name} {size / GIB:.2f}' for name, size in parts)})"
     ]

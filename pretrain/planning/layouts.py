@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Protocol
 
 import torch
@@ -38,11 +39,20 @@ HALVING_COST = 0.01
 """Share of a step that each halving of the micro-batch loses (assumed).
 
 It is weighed against the share of blank samples."""
-COST = {"selective": 0.05, "full": 0.33, "sharded": 0.02, "tp": 0.08, "cp": 0.05, "small": 0.1}
+COST = {
+    "selective": 0.05,
+    "full": 0.33,
+    "sharded": 0.02,
+    "reduced": 0.02,
+    "tp": 0.08,
+    "cp": 0.05,
+    "small": 0.1,
+}
 """Shares of a step that a layout loses (assumed, for ranking only).
 
-`selective` and `full` recompute activations, `sharded` gathers weights within a node (twice the
-cost across nodes), `tp` and `cp` apply per doubling, and `small` applies to small micro-batches.
+`selective` and `full` recompute activations. `sharded` gathers weights within a node, and `reduced`
+reduces gradients after every micro-batch; both cost twice as much across nodes. `tp` and `cp` apply
+per doubling, and `small` applies to small micro-batches.
 """
 
 
@@ -135,7 +145,9 @@ def cost(parallel: ParallelConfig, machine: Machine) -> float:
     """Returns the share of a step that a layout loses, for ranking (see COST)."""
     shards = parallel.dp_shard * parallel.cp
     over_nodes = shards * parallel.tp > machine.ranks_per_node
-    sharded = COST["sharded"] * (1 + over_nodes) if shards > 1 else 0.0
+    sharded = (1 + over_nodes) * COST["sharded"] if shards > 1 else 0.0
+    if parallel.sharded_accumulation is True:
+        sharded += (1 + over_nodes) * COST["reduced"]
     tokens = parallel.micro_batch_tokens  # still `auto` in impossible layouts
     small = COST["small"] * (tokens != AUTO and tokens // parallel.cp < SMALL_TOKENS)
     split = COST["tp"] * math.log2(parallel.tp) + COST["cp"] * math.log2(parallel.cp)
@@ -196,9 +208,14 @@ def _candidate(
     last: LayoutCandidate | None = None
     for mode in modes:
         fitting: list[LayoutCandidate] = []
-        for count in tokens:
-            memory = _plan_memory(requirements, sizes, machine, mode, count, shapes)
-            parallel = replace(parallel, activation_checkpointing=mode, micro_batch_tokens=count)
+        for count, sharded in product(tokens, accumulations(requirements.parallel, sizes)):
+            parallel = replace(
+                parallel,
+                activation_checkpointing=mode,
+                micro_batch_tokens=count,
+                sharded_accumulation=sharded,
+            )
+            memory = _plan_memory(requirements, sizes, machine, parallel, shapes)
             last = LayoutCandidate(name, parallel, memory, blank=_blank(requirements, sizes, count))
             if memory.total <= USABLE_FRACTION * machine.memory_bytes:
                 fitting.append(last)
@@ -216,6 +233,13 @@ def _candidate(
         f"{machine.memory_bytes / GIB:.1f}) are usable"
     )
     return replace(last, problem=problem)
+
+
+def accumulations(parallel: ParallelConfig, sizes: Sizes) -> tuple[bool, ...]:
+    """Returns the candidates for `sharded_accumulation`, the faster one first."""
+    if parallel.sharded_accumulation != AUTO:
+        return (parallel.sharded_accumulation,)
+    return (False, True) if sizes.dp_shard * sizes.cp > 1 else (False,)
 
 
 def micro_batches(requirements: RunRequirements, sizes: Sizes, machine: Machine) -> list[int]:
@@ -284,12 +308,11 @@ def _plan_memory(
     requirements: RunRequirements,
     sizes: Sizes,
     machine: Machine,
-    mode: str,
-    micro_batch_tokens: int,
+    parallel: ParallelConfig,
     shapes: dict[str, torch.Size],
 ) -> Memory:
     """Plans memory for the longest sequences, which need the most for masks, keys and values."""
-    ranks = sizes.dp_replicate * sizes.dp_shard
+    ranks, micro_batch_tokens = sizes.dp_replicate * sizes.dp_shard, parallel.micro_batch_tokens
     dealt = (
         deals(requirements.plan, ranks, micro_batch_tokens) if requirements.plan is not None else ()
     )
@@ -298,9 +321,10 @@ def _plan_memory(
         micro_batch_tokens,
         max(requirements.seq_lens),
         accumulates=requirements.plan is None or any(deal.micro_batches > 1 for _, deal in dealt),
-        checkpointing=mode,
-        reshard=requirements.parallel.reshards_after_forward(sizes.dp_shard * sizes.cp),
-        dense_mask=machine.device == "cpu" or requirements.parallel.attention == "sdpa",
+        sharded_accumulation=parallel.sharded_accumulation,
+        checkpointing=parallel.activation_checkpointing,
+        reshard=parallel.reshards_after_forward(sizes.dp_shard * sizes.cp),
+        dense_mask=machine.device == "cpu" or parallel.attention == "sdpa",
         device=machine.device,
     )
     return plan_memory(requirements.model, shapes, sizes, work, requirements.optimizer)

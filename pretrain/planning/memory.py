@@ -47,8 +47,8 @@ class Memory:
 
     weights, gradients, optimizer: the sharded state, in float32.
     gathered: gathered weights of the running blocks, embedding and head, in the compute dtype.
-    unreduced: unsharded gradients in addition to `gradients`, because FSDP2 sums the micro-batches
-        of a step in float32 before it reduces them once.
+    unreduced: unsharded gradients in addition to `gradients`: those of the running blocks or, if a
+        step reduces its gradients once, the float32 sums over its micro-batches.
     activations: tensors kept for the backward pass, and those that one block recomputes.
     loss: gradients of the head and of its input, which the forward pass computes, plus the larger
         of the logits of one chunk and the gradients inside a block.
@@ -98,6 +98,7 @@ class Work:
 
     micro_batch_tokens: tokens of a micro-batch, before context parallelism splits its sequences.
     accumulates: whether a step has more than one micro-batch.
+    sharded_accumulation: whether gradients are reduced after every micro-batch.
     checkpointing: `none`, `selective` or `full`.
     reshard: whether the weights of blocks are gathered again for the backward pass.
     dense_mask: whether attention is `sdpa` with a mask (sequences, 1, seq, seq) per layer.
@@ -108,6 +109,7 @@ class Work:
     micro_batch_tokens: int
     seq_len: int
     accumulates: bool = True
+    sharded_accumulation: bool = False
     checkpointing: str = "none"
     reshard: bool = True
     dense_mask: bool = False
@@ -144,6 +146,7 @@ def plan_memory(
     gathered_blocks = min(config.num_layers, GATHERED_BLOCKS) if work.reshard else config.num_layers
     tokens = work.micro_batch_tokens // sizes.cp
     loss_kept, loss_chunk = loss_bytes(config, tokens, sizes.tp, size)
+    keeps_whole = work.accumulates and not work.sharded_accumulation
     # Weights are gathered into a buffer, and gradients copied into one; two of each are in use.
     buffers = 2 * block * (size + FP32) if shards > 1 else 0
     return Memory(
@@ -151,7 +154,7 @@ def plan_memory(
         gradients=FP32 * sharded,
         optimizer=sum(state_bytes(name, shapes[name], count) for name, count in held.items()),
         gathered=size * (root + gathered_blocks * block),
-        unreduced=FP32 * (whole - sharded) if work.accumulates else size * (root + block),
+        unreduced=FP32 * (whole - sharded) if keeps_whole else size * (root + block),
         activations=activation_bytes(config, sizes, work),
         loss=loss_kept + max(loss_chunk, tokens * block_gradient_bytes(config, sizes.tp, size)),
         buffers=buffers + (RUNTIME_BYTES if work.device == "cuda" else 0),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import cache
+from math import prod
 from typing import Any
 
 import pytest
 import torch
 
 from pretrain.checkpoints import read
+from pretrain.config import MESH
 from tests.runs import arguments, ledger, records
 
 SETTINGS: dict[str, Any] = {
@@ -33,6 +35,13 @@ LAYOUTS = {
     "fsdp2": {"dp_shard": 2},
     "fsdp4": {"dp_shard": 4},
     "hsdp2x2": {"dp_replicate": 2, "dp_shard": 2},
+    "fsdp2_reduced": {"dp_shard": 2, "sharded_accumulation": True},
+    "hsdp2x2_reduced": {
+        "dp_replicate": 2,
+        "dp_shard": 2,
+        "micro_batch_tokens": 512,
+        "sharded_accumulation": True,
+    },
     "tp2": {"tp": 2},
     "tp4": {"tp": 4},
     "fsdp2_tp2": {"dp_shard": 2, "tp": 2},
@@ -75,9 +84,7 @@ def kind_of(name):
 def run(warm, corpus, folder, kind, **layout):
     changes = {f"parallel__{name}": size for name, size in layout.items()}
     settings = SETTINGS | KINDS[kind] | changes
-    processes = 1
-    for size in layout.values():
-        processes *= size
+    processes = prod(layout.get(name, 1) for name in MESH)
     ended = warm.run(arguments(corpus.folder, folder / "run", **settings), processes, folder)
     assert set(ended.codes) == {0}, ended.said
     return folder / "run"

@@ -24,7 +24,7 @@ from pretrain.checks import check_layout
 from pretrain.config import OptimConfig, ParallelConfig
 from pretrain.optim import build_optimizer
 from pretrain.optim.clip import scale_and_clip
-from pretrain.parallel import materialize, parallelize
+from pretrain.parallel import accumulate_gradients, materialize, parallelize
 from pretrain.parallel.mesh import Layout, make_layout
 from pretrain.processes import start
 from tests.model.shapes import tiny
@@ -44,6 +44,12 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "shard 4, kept after forward": {"dp_shard": 4, "reshard_after_forward": False},
     "replicate 4": {"dp_replicate": 4, "dp_shard": 1},
     "replicate 2 x shard 2": {"dp_replicate": 2, "dp_shard": 2},
+    "shard 4, reduced often": {"dp_shard": 4, "sharded_accumulation": True},
+    "replicate 2 x shard 2, reduced often": {
+        "dp_replicate": 2,
+        "dp_shard": 2,
+        "sharded_accumulation": True,
+    },
     "tp 4": {"dp_shard": 1, "tp": 4},
     "tp 4, qk norm": {"dp_shard": 1, "tp": 4, **QWEN3},
     "shard 2 x tp 2": {"dp_shard": 2, "tp": 2},
@@ -118,9 +124,8 @@ def counted(layout: Layout, shape: ModelConfig, config: ParallelConfig) -> dict[
     for _ in range(2):  # the first one also makes what later ones find
         with Counted() as found:
             for index in range(MICRO_BATCHES):
-                model.set_requires_gradient_sync(  # type: ignore[operator]
-                    index + 1 == MICRO_BATCHES
-                )
+                is_last = index + 1 == MICRO_BATCHES
+                accumulate_gradients(model, config, is_last)  # type: ignore[arg-type]
                 loss: torch.Tensor = model(tokens, tokens.roll(-1, 1))
                 loss.backward()
         with Counted() as after:

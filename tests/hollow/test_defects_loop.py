@@ -9,6 +9,7 @@ import torch
 
 from pretrain.checkpoints.staging import Copier, Slot, Staged
 from pretrain.checkpoints.writer_process import WriterProcess
+from pretrain.planning.memory import Sizes, Work, parameter_shapes, plan_memory
 from tests.hollow.driver import recording
 
 
@@ -38,6 +39,30 @@ def test_a_step_takes_the_time_between_its_first_and_last_kernel(rehearse):
     assert seconds == pytest.approx([count / 1e3 for count in kernels])
     for record in run.records():
         assert record["tokens_per_second"] == pytest.approx(4096 / record["step_seconds"])
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["reduced once", "reduced each time"])
+def test_accumulated_gradients_take_the_planned_memory(sharded, rehearse):
+    """Two micro-batches on each of four ranks, without memory outside of torch's allocator."""
+    shape = {"hidden_size": 768, "intermediate_size": 2048, "num_layers": 12, "vocab_size": 32000}
+    shape |= {"num_heads": 12, "num_kv_heads": 4, "head_dim": 64, "max_seq_len": 1024}
+    run = rehearse(
+        ranks=4,
+        validation__every_steps=0,
+        recipe__global_batch_tokens=16384,
+        recipe__stages__short__seq_len=1024,
+        recipe__stages__short__tokens=16384 * 4,
+        recipe__stages__long__seq_len=1024,
+        recipe__stages__long__tokens=16384 * 4,
+        parallel__micro_batch_tokens=2048,
+        parallel__sharded_accumulation=sharded,
+        **{f"model__{key}": value for key, value in shape.items()},
+    )
+    assert run.step.collectives["reduce_scatter"] == (1 + sharded) * 14
+    model = run.config.model
+    work = Work("bf16", 2048, 1024, sharded_accumulation=sharded)
+    planned = plan_memory(model, parameter_shapes(model), Sizes(1, 4), work)
+    assert planned.total - planned.buffers == pytest.approx(run.peak_bytes, rel=0.1)
 
 
 def test_a_checkpoint_is_copied_next_to_the_computation(rehearse):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -15,7 +15,12 @@ from conf.text import GIB
 from data_pipeline.sampling.recipe import StagePlan
 from model.config import ModelConfig
 from pretrain.config import ParallelConfig
-from pretrain.planning.auto import available_memory, pick_layout, settle_parallel
+from pretrain.planning.auto import (
+    available_memory,
+    pick_accumulation,
+    pick_layout,
+    settle_parallel,
+)
 from pretrain.planning.layouts import (
     LARGE_TOKENS,
     LARGE_TOKENS_ON_CPU,
@@ -113,6 +118,55 @@ def test_a_micro_batch_of_sequences_that_do_not_divide_each_other():
     assert fit(asked, Sizes(), on_cpu).parallel.micro_batch_tokens <= LARGE_TOKENS_ON_CPU
 
 
+def test_gradients_are_accumulated_in_shards_where_whole_ones_do_not_fit():
+    asked = need(load("mistral_7b"), (4096,), 64 * 4 * 4096, micro_batch_tokens=4096)
+    sizes = Sizes(1, 64)
+    whole = fit(asked, sizes, Machine(64, 8, 141 * GIB))
+    assert whole.problem is None
+    assert whole.memory is not None
+    assert whole.parallel.sharded_accumulation is False
+    tight = Machine(64, 8, int(whole.memory.total / 0.95) - 1)
+    sharded = fit(asked, sizes, tight)
+    assert sharded.problem is None
+    assert sharded.memory is not None
+    assert sharded.parallel.sharded_accumulation is True
+    assert whole.memory.unreduced - sharded.memory.unreduced > 20 * GIB
+    # It costs less than to recompute activations, and an explicit choice is kept.
+    assert choose(asked, tight).parallel.activation_checkpointing == "none"
+    never = replace(asked, parallel=replace(asked.parallel, sharded_accumulation=False))
+    assert fit(never, sizes, tight).problem is not None
+    replicas = fit(asked, Sizes(64), replace(tight, memory_bytes=GIB))
+    assert replicas.parallel.sharded_accumulation is False  # it would save nothing
+
+
+def test_how_gradients_are_accumulated_is_settled_and_kept(corpus, tmp_path, monkeypatch):
+    config = settings(corpus.folder, tmp_path)
+    plan = plan_of(2048, (64, 128))
+    processes = start("cpu")
+
+    def settled(choice="auto"):
+        config.parallel = replace(config.parallel, sharded_accumulation=choice)
+        why = pick_accumulation(config, plan, Sizes(1, 2), processes)
+        return config.parallel.sharded_accumulation, why
+
+    try:
+        assert settled() == (False, [])
+        monkeypatch.setattr("pretrain.planning.auto.available_memory", lambda: 1 << 20)
+        sharded, (why,) = settled()
+        assert sharded is True
+        assert why.startswith("parallel.sharded_accumulation=auto takes true: whole gradients")
+        # A run that is resumed in the same layout keeps it, whatever memory there is.
+        (tmp_path / "checkpoints" / "step_1").mkdir(parents=True)
+        then = {"parallel": asdict(config.parallel) | {"sharded_accumulation": True}}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(then))
+        (tmp_path / "env.json").write_text('{"world_size": 1, "device_type": "cpu"}')
+        config.parallel = replace(config.parallel, sharded_accumulation="auto")
+        settle_parallel(config, plan, processes)
+        assert config.parallel.sharded_accumulation is True
+    finally:
+        dist.destroy_process_group()
+
+
 def test_what_does_not_fit_is_said():
     with pytest.raises(
         InputError, match=r"no layout fits into memory. The smallest, .* needs .* GiB"
@@ -183,6 +237,7 @@ def test_a_micro_batch_is_kept_until_the_layout_changes(command, corpus, tmp_pat
         written = yaml.safe_load((run_dir / "config.yaml").read_text())["parallel"]
         why = json.loads((run_dir / "env.json").read_text())["layout"]
         assert all(sentence in done.stdout for sentence in why)
+        assert written["sharded_accumulation"] is False
         return written["micro_batch_tokens"], written["compile"], why
 
     tokens, compiled, why = start(2, 1, parallel__micro_batch_tokens=256)

@@ -187,6 +187,10 @@ def test_memory_sums_up():
     accumulated = plan_memory(config, shapes, Sizes(1, 8), Work("bf16", 16384, 2048))
     assert accumulated.unreduced == 4 * 1_831_201_280 * 7 // 8
     assert planned.total == sum(vars(planned).values())
+    # Reduced after every micro-batch, gradients need no more than those of a single one.
+    reduced = Work("bf16", 16384, 2048, sharded_accumulation=True)
+    single = Work("bf16", 16384, 2048, accumulates=False)
+    assert len({plan_memory(config, shapes, Sizes(1, 8), work) for work in (reduced, single)}) == 1
 
 
 def test_the_command_lists_layouts_and_says_why_others_fail(command):
