@@ -144,15 +144,16 @@ def test_how_gradients_are_accumulated_is_settled_and_kept(corpus, tmp_path, mon
     plan = plan_of(2048, (64, 128))
     processes = start("cpu")
 
-    def settled(choice="auto"):
-        config.parallel = replace(config.parallel, sharded_accumulation=choice)
+    def settled(memory_bytes):
+        machine = Machine(2, 2, memory_bytes, "cpu")
+        monkeypatch.setattr("pretrain.planning.auto.measure_machine", lambda processes: machine)
+        config.parallel = replace(config.parallel, sharded_accumulation="auto")
         why = pick_accumulation(config, plan, Sizes(1, 2), processes)
         return config.parallel.sharded_accumulation, why
 
     try:
-        assert settled() == (False, [])
-        monkeypatch.setattr("pretrain.planning.auto.available_memory", lambda: 1 << 20)
-        sharded, (why,) = settled()
+        assert settled(GIB) == (False, [])
+        sharded, (why,) = settled(1 << 20)
         assert sharded is True
         assert why.startswith("parallel.sharded_accumulation=auto takes true: whole gradients")
         # A run that is resumed in the same layout keeps it, whatever memory there is.
