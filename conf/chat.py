@@ -37,21 +37,21 @@ def text_of(content: object) -> str:
         ValueError: the content is something else; the message says what was found and expected.
     """
     if content is None:
-        raise ValueError("its content is null: expected text")
+        raise ValueError("expected text, found null")
     if isinstance(content, list) and content:
         return "".join(_text_of_part(part) for part in content)
     if not isinstance(content, str):
-        raise ValueError(f"its content is {content!r:.40}: expected text, or a list of text parts")
+        raise ValueError(f"expected text or a list of text parts, found {content!r:.40}")
     return _checked(content)
 
 
 def _text_of_part(part: object) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(part, dict) or kind not in TEXT_PARTS:
-        found = f"a part of type {kind!r}" if kind else f"the part {part!r:.40}"
-        raise ValueError(f"its content has {found}: expected parts of type 'text' only")
+        found = f"a part of type {kind!r}" if kind else f"{part!r:.40}"
+        raise ValueError(f"expected only parts of type 'text', found {found}")
     if not isinstance(part.get("text"), str):
-        raise ValueError(f"its content has the part {part!r:.40}: expected 'text' in it")
+        raise ValueError(f"expected a part with text under the key 'text', found {part!r:.40}")
     return _checked(part["text"])
 
 
@@ -60,5 +60,5 @@ def _checked(text: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         lone = ascii(text[error.start])[1:-1]
-        raise ValueError(f"its text holds {lone}, half of a character: expected Unicode") from None
+        raise ValueError(f"the unpaired surrogate {lone} is not valid Unicode") from None
     return text

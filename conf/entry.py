@@ -155,7 +155,7 @@ def to_settings(config: Any) -> Any:
 
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
-        raise InputError(f"{missing[0]} has no value: give it as {missing[0]}=...")
+        raise InputError(f"{missing[0]} has no value. Give {missing[0]}=...")
     return OmegaConf.to_object(config)
 
 
@@ -173,7 +173,7 @@ def sentence(error: Exception, schema: type) -> str:
     key = getattr(root, "full_key", None) or ""
     missing = re.search(r"Missing mandatory value: (\S+)", text)
     if missing:
-        return f"{missing.group(1)} has no value: give it as {missing.group(1)}=..."
+        return f"{missing.group(1)} has no value. Give {missing.group(1)}=..."
     unknown = re.search(r"Key '(.+?)' (?:is not in struct|not in '.+')", str(root))
     if unknown:
         key = key or unknown.group(1)
@@ -186,24 +186,24 @@ def sentence(error: Exception, schema: type) -> str:
         kind = kind_of(schema, key)
         has_fields = kind is not None and is_dataclass(get_args(kind)[1])
         form = f"+{key}.NAME.KEY=..." if has_fields else f"{key}.NAME=..."
-        return f"{key} takes entries with names that you choose. Give each as {form}"
+        return f"{key} has entries with names of your choice. Give each entry as {form}"
     number = re.match(r"Value '([\d.e+-]+)' of type '\w+' could not be converted to Integer", text)
     if key and number:
-        return f"{key}={number[1]}, expected a whole number{_whole(number[1])}."
+        return f"{key}={number[1]}: expected an integer.{_whole(key, number[1])}"
     if key and "is not a ListConfig" in text:
-        return f"{key} takes a list. Give it as {key}=[...]"
+        return f"{key} is a list. Give it as {key}=[...]"
     if key:
         return f"{key}: {text[0].lower() + text[1:]}."
     return text + "."
 
 
-def _whole(text: str) -> str:
+def _whole(key: str, text: str) -> str:
     """Returns advice on how to write a number that a YAML file gives as 1e6, '' if not whole."""
     try:
         number = float(text)
     except ValueError:
         return ""
-    return f": write {int(number):_}" if number.is_integer() else ""
+    return f" Write {key}={int(number):_}." if number.is_integer() else ""
 
 
 def _keys(schema: type, prefix: str = "") -> Iterator[str]:

@@ -84,4 +84,7 @@ def _is_loop(link: str) -> bool:
 
 
 def _refuse(error: OSError) -> None:
-    raise InputError(f"{error.filename} cannot be read: {error.strerror}.") from None
+    raise InputError(
+        f"{error.filename} cannot be read ({error.strerror}). Make the folder readable, or leave "
+        "it out."
+    ) from None

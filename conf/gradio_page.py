@@ -16,8 +16,8 @@ def check_installed(command: str, packages: Sequence[str]) -> None:
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
-            f"{command}: these packages are not installed: {', '.join(missing)}. Run "
-            'pip install -c constraints.txt -e ".[chat]"'
+            f"{command} needs packages that are not installed: {', '.join(missing)}. Run "
+            'pip install -c constraints.txt -e ".[chat]".'
         )
 
 
@@ -33,7 +33,9 @@ def check_port(key: str, port: int, host: str = "") -> None:
             probe.bind((host, port))
         except OSError as error:
             where = f"host={host} {key}={port}" if host else f"{key}={port}"
-            raise InputError(f"{where}: {error.strerror}. Choose another.") from None
+            raise InputError(
+                f"{where}: the server cannot listen there ({error.strerror}). Choose another {key}."
+            ) from None
 
 
 def import_gradio() -> Any:

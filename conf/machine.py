@@ -115,13 +115,13 @@ def bf16_verdict(found: Processor) -> Verdict:
     """Decides if bf16 matrices are multiplied in hardware, and gives the reason."""
     if found.device == "cuda":
         if found.native_bf16 is not None:
-            does = "multiplies" if found.native_bf16 else "does not multiply"
-            return Verdict(found.native_bf16, f"{found.name} {does} bf16")
+            does = "supports" if found.native_bf16 else "does not support"
+            return Verdict(found.native_bf16, f"{found.name} {does} bf16 matrix products")
         assert found.capability is not None
         return Verdict(
             found.capability >= FIRST_CAPABILITY,
             f"{found.name} has compute capability {found.capability[0]}.{found.capability[1]}, "
-            f"bf16 begins at {FIRST_CAPABILITY[0]}.{FIRST_CAPABILITY[1]}",
+            f"and bf16 needs {FIRST_CAPABILITY[0]}.{FIRST_CAPABILITY[1]} or higher",
         )
     return _cpu_verdict(found, "bf16", BF16_FEATURES, ISA_WITHOUT_BF16)
 
@@ -129,7 +129,7 @@ def bf16_verdict(found: Processor) -> Verdict:
 def fp16_verdict(found: Processor) -> Verdict:
     """Decides if fp16 matrices are multiplied in hardware, and gives the reason."""
     if found.device == "cuda":
-        return Verdict(True, f"{found.name} multiplies fp16")
+        return Verdict(True, f"{found.name} supports fp16 matrix products")
     return _cpu_verdict(found, "fp16", FP16_FEATURES, ISA_WITHOUT_FP16)
 
 
@@ -140,10 +140,10 @@ def _cpu_verdict(
     if has is None:
         return Verdict(False, f"this CPU has no {kind} units ({_best_feature(found.features)})")
     if not found.onednn:
-        return Verdict(False, f"this torch has no oneDNN, whose kernels use the CPU's {has}")
+        return Verdict(False, f"this build of torch lacks oneDNN, which would use the CPU's {has}")
     if found.isa_limit is not None and found.isa_limit[1].upper() in limits:
         switch = "=".join(found.isa_limit)
-        return Verdict(False, f"{switch} keeps torch from the CPU's {has}")
+        return Verdict(False, f"{switch} keeps torch from using the CPU's {has}")
     return Verdict(True, f"this CPU has {has}")
 
 
@@ -186,9 +186,9 @@ def slow_warning(
     measured = measure or matrix_speed
     exact, slow = (measured(kind).flops_per_second for kind in ("float32", dtype))
     return (
-        f"{setting}: {verdicts[dtype](found).reason}, so that {dtype} products are "
-        f"{exact / slow:,.0f} times slower than float32 (measured: {slow / 1e9:,.1f} against "
-        f"{exact / 1e9:,.0f} GFLOP/s). Use {advice}."
+        f"{setting}: {verdicts[dtype](found).reason}, so {dtype} matrix products are "
+        f"{exact / slow:,.0f} times slower than in float32 (measured: {slow / 1e9:,.1f} versus "
+        f"{exact / 1e9:,.0f} GFLOP/s). Set {advice}."
     )
 
 

@@ -69,8 +69,8 @@ class Output:
         self.check_foreign()
         if not self.overwrite and self._holds_something():
             raise self._error(
-                f"there is {found or self.kind.noun} already",
-                f"Choose another {self._word}, or give overwrite=true",
+                f"{found or self.kind.noun} already exists there",
+                f"Choose another {self._word}, or set overwrite=true",
             )
 
     def check_foreign(self) -> None:
@@ -127,35 +127,35 @@ class Output:
         given = os.fspath(self.given)
         if os.path.basename(given.rstrip("/")) in ("", ".", ".."):
             raise self._error(
-                "the path does not end with a name", f"Give the name of a {self._word} to be made"
+                "the path does not end with a name", f"Give the path of a new {self._word}"
             )
         path = self.path
         if Path.cwd().is_relative_to(path):
             raise self._error(
-                "it is the current folder or contains it",
-                f"Give the name of a {self._word} to be made",
+                "this is the current folder or one of its parents",
+                f"Give the path of a new {self._word}",
             )
         for used in self.inputs:
             if used is not None and Path(os.path.realpath(used)).is_relative_to(path):
                 raise self._error(
-                    f"it is or contains {used}, which the command reads",
+                    f"this path is or contains {used}, which the command reads",
                     f"Choose another {self._word}",
                 )
         parent = next(folder for folder in path.parents if os.path.lexists(folder))
         if not parent.is_dir():
             raise self._error(f"{parent} is not a folder", f"Choose another {self._word}")
         if not os.access(parent, os.W_OK | os.X_OK):
-            raise self._error(f"{parent} cannot be written to", f"Choose another {self._word}")
+            raise self._error(f"{parent} is not writable", f"Choose another {self._word}")
 
     def _check_content(self) -> None:
         path, owns = self.path, self.kind.owns
         if os.path.lexists(path) and path.is_dir() != (owns is not None):
             what = "a folder" if path.is_dir() else "a file"
-            raise self._error(f"it is {what}", f"Give the name of a {self._word}")
+            raise self._error(f"this is {what}", f"Give the path of a {self._word}")
         if not self._holds_something():
             return
         if owns is None and not path.is_file():
-            raise self._error("it is not a plain file", "Give the name of a file")
+            raise self._error("this is not a regular file", "Give the path of a regular file")
         foreign: str | None = None
         if not self.kind.is_made(path):
             foreign = _first_name(path) if owns else ""
@@ -164,13 +164,13 @@ class Output:
             foreign = next((name for name in _names(path) if not is_ours(name)), None)
         if foreign:
             raise self._error(
-                f"the folder holds {foreign}, which is not part of {self.kind.noun} that "
-                "Headwater made",
+                f"the folder contains {foreign}, which is not part of {self.kind.noun} made by "
+                "Headwater",
                 "Choose another folder",
             )
         if foreign is not None:
             raise self._error(
-                f"the file is not {self.kind.noun} that Headwater made", "Choose another file"
+                f"the file is not {self.kind.noun} made by Headwater", "Choose another file"
             )
 
     def _error(self, wrong: str, advice: str) -> InputError:
@@ -183,12 +183,12 @@ class Output:
             yield
         except OSError as error:
             if error.errno in DISK_FULL:
-                advice = f"Make room, or choose another {self._word}"
+                advice = f"Free some space, or choose another {self._word}"
             elif error.errno in REFUSED and self._is_about(error):
                 advice = f"Choose another {self._word}"
             else:
                 raise
-            raise self._error(f"it cannot be written ({error.strerror})", advice) from None
+            raise self._error(f"writing failed ({error.strerror})", advice) from None
 
     def _is_about(self, error: OSError) -> bool:
         named = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if name]

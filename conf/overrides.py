@@ -101,7 +101,8 @@ def readable(arguments: list[str], config: str, schema: type) -> list[str]:
             name = holder.rpartition(".")[2]
             raise InputError(
                 f"{word.key} is not a key of this config: {holder} does not exist"
-                f"{did_you_mean(name, known)}. To add it, begin its keys with +: +{word.key}=..."
+                f"{did_you_mean(name, known)}. To add {holder}, begin its keys with +, as in "
+                f"+{word.key}=..."
             )
     return [*_given(values | {holder: {} for holder in new}), *found, *options]
 
@@ -171,7 +172,7 @@ def _check_parents(key: str, schema: type) -> None:
             known = kind_of(schema, names[-1]) is not None
             meant = f" (did you mean '{names[-1]}'?)" if known else ""
             raise InputError(
-                f"{key} is not a key of this config: {outer} is a single value{meant}."
+                f"{key} is not a key of this config, because {outer} is a single value{meant}."
             )
 
 
@@ -277,8 +278,8 @@ def _choice(found: list[str], word: Word, choices: list[str]) -> list[str]:
         known = ", ".join(choices)
         if "," in word.value and set(word.value.split(",")) <= set(choices):
             raise InputError(
-                f"{word.key}={word.value}: several choices. Write {word.key}=[{word.value}] to "
-                "merge them, or add --multirun to run one after the other."
+                f"{word.key}={word.value}: expected one choice. Write {word.key}=[{word.value}] to "
+                "merge several, or add --multirun to run them one after the other."
             )
         raise InputError(f"{word.key}={word.value}: unknown choice (known: {known}).")
     for choice in value if isinstance(value, list) else ():
@@ -308,11 +309,11 @@ def _fitted(word: Word, schema: type, sweeps: bool) -> Word:
         return Word(word.sign, word.key, quoted(value))  # an unknown key, rejected later
     if override is None and get_origin(kind) in (list, dict):
         form = "[a,b]" if get_origin(kind) is list else "{a:1,b:2}"
-        raise InputError(f"{word.key}={value}, expected the form '{word.key}={form}'.")
+        raise InputError(f"{word.key}={value}: expected the form {word.key}={form}.")
     if override is None:
         raise InputError(
-            f"{word.key}={value}: this text has a special meaning in Hydra's grammar. Quote it: "
-            f'"{word.key}={quoted(value)}".'
+            f"{word.key}={value}: the value has characters with a special meaning in Hydra. Quote "
+            f'it as "{word.key}={quoted(value)}".'
         )
     return word
 
@@ -325,7 +326,7 @@ def _number(word: Word, kind: type) -> str:
     if scaled or grouped:
         digits = scaled[1].replace("_", "") if scaled else text.replace(",", "")
         number = float(digits) * 10 ** (SCALES[scaled[2].lower()] if scaled else 0)
-        raise InputError(f"{word.key}={text} is not a number. Write {number:_.0f}.")
+        raise InputError(f"{word.key}={text}: not a number. Write {word.key}={number:_.0f}.")
     if kind is int and re.fullmatch(r"[+-]?[\d_]*\.?[\d_]*([eE][+-]?\d+)?", text):
         with_point = any(sign in text for sign in ".eE")
         try:
@@ -335,10 +336,10 @@ def _number(word: Word, kind: type) -> str:
         if whole.is_integer():
             return str(int(whole))
         if with_point:
-            raise InputError(f"{word.key}={text}, expected a whole number.")
+            raise InputError(f"{word.key}={text}: expected an integer.")
     if parsed(str(word)) is None:
-        name = "a whole number" if kind is int else "a number"
-        raise InputError(f"{word.key}={word.value}, expected {name}.")
+        name = "an integer" if kind is int else "a number"
+        raise InputError(f"{word.key}={word.value}: expected {name}.")
     return word.value
 
 

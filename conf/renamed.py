@@ -52,7 +52,9 @@ def rename_keys(content: Any, package: str = "", announce: bool = True) -> Any:
             continue
         target, new_name = _holder(content, _relative(new, package), create=True)
         if target is None or new_name in target:
-            raise InputError(f"{old}={holder[name]}: {new}, its new name, is given too. Drop one.")
+            raise InputError(
+                f"{old}={holder[name]}: {new}, the new name of this key, is given too. Remove one."
+            )
         target[new_name] = holder.pop(name)
         if announce:
             _announce(old)
@@ -111,4 +113,4 @@ def _holder(content: Any, names: list[str], create: bool = False) -> tuple[Any, 
 def _announce(old: str) -> None:
     if os.environ.get("RANK", "0") == "0":
         with redirect_stderr(sys.__stderr__):  # while Hydra runs, stderr is redirected
-            print_error(f"note: {old} is now called {RENAMED[old]}; the old name still works.")
+            print_error(f"note: {old} is now named {RENAMED[old]}. The old name still works.")

@@ -109,12 +109,14 @@ def read_text(path: Path, key: str) -> str:
         raise InputError(f"{key}={path} cannot be read: {error}.") from None
     kind = other_kind(content)
     if kind:
-        raise InputError(f"{key}={path} is {kind}, expected UTF-8: {how_to_convert(kind)}.")
+        raise InputError(
+            f"{key}={path}: expected UTF-8 text, found {kind}. {how_to_convert(kind)}."
+        )
     try:
         return content.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{key}={path} is not UTF-8 at byte {error.start}. Convert it to UTF-8."
+            f"{key}={path}: invalid UTF-8 at byte {error.start}. Convert the file to UTF-8."
         ) from None
 
 
@@ -140,7 +142,7 @@ def json_objects(path: Path, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             value, end = decoder.raw_decode(text, start)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{place} is not JSON: {error}.") from None
+            raise InputError(f"{place}: invalid JSON ({error}). Correct the file.") from None
         line += text.count("\n", start, end)
         if isinstance(value, list):
             items = [(f"{path}, item {number}", item) for number, item in enumerate(value, 1)]
@@ -149,8 +151,8 @@ def json_objects(path: Path, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
         for where, item in items:
             if not isinstance(item, dict):
                 raise InputError(
-                    f"{where} is {json.dumps(item):.40}, not a JSON object: expected one on each "
-                    "line, or an array of them."
+                    f"{where}: expected a JSON object, found {json.dumps(item):.40}. Give one "
+                    "object per line, or an array of objects."
                 )
             yield where, item
 
@@ -176,35 +178,35 @@ def other_kind(raw: bytes) -> str:
     if len(raw) >= 4 and (name := NULS.get(tuple(byte == 0 for byte in raw[:4]), "")):
         return f"{name} text"
     if raw.startswith((b"PAR1", b"PK\x03\x04")):
-        return "Parquet" if raw.startswith(b"PAR1") else "a zip archive"
+        return "Parquet data" if raw.startswith(b"PAR1") else "a zip archive"
     compression = compression_of(raw)
-    return f"compressed with {compression.name}" if compression else ""
+    return f"{compression.name} data" if compression else ""
 
 
 def how_to_convert(kind: str) -> str:
     """Returns advice on how to make a file of a kind from `other_kind` readable as text."""
     if kind.startswith("UTF"):
-        return f"convert it with iconv -f {kind.split()[0]} -t UTF-8"
-    if kind.startswith("compressed"):
-        ending = next(e for e, known in COMPRESSIONS.items() if kind.endswith(known.name))
-        return f"let its name end in {ending}, or decompress it"
-    return "give format: parquet" if kind == "Parquet" else "unpack it"
+        return f"Convert the file with iconv -f {kind.split()[0]} -t UTF-8"
+    for ending, compression in COMPRESSIONS.items():
+        if kind == f"{compression.name} data":
+            return f"Rename the file so that its name ends in {ending}, or decompress it"
+    return "Set format: parquet" if kind.startswith("Parquet") else "Unpack the archive"
 
 
 def check_json_lines(head: bytes) -> None:
     """Raises ValueError if the beginning of a file shows that it does not hold JSON lines."""
     kind = other_kind(head)
     if kind:
-        raise ValueError(f"it is {kind}, expected UTF-8: {how_to_convert(kind)}")
+        raise ValueError(f"expected UTF-8 text, found {kind}. {how_to_convert(kind)}")
     head = without_mark(head)
     if ARRAY.match(head):
         raise ValueError(
-            "it is one JSON array, expected an object on each line: convert it with jq -c '.[]'"
+            "expected one object per line, found an array. Convert the file with jq -c '.[]'"
         )
     if INDENTED.match(head):
         raise ValueError(
-            "its JSON is spread over several lines, expected an object on each line: convert it "
-            "with jq -c ."
+            "expected one object per line, found an object that spans several lines. Convert the "
+            "file with jq -c ."
         )
 
 
@@ -255,18 +257,23 @@ def _pieces(file: BinaryIO, compression: Compression) -> Iterator[bytes]:
             try:
                 yield member.decompress(chunk)
             except Exception as error:  # each library has its own exception
-                raise ValueError(f"its {name} data are damaged ({error}): make it again") from None
+                raise ValueError(
+                    f"the {name} data are damaged ({error}). Make the file again"
+                ) from None
             chunk = b""
             if member.eof:
                 chunk, member, members = member.unused_data, None, members + 1
     if member is not None or not members:
-        raise ValueError(f"its {name} data are truncated: make it again")
+        raise ValueError(f"the {name} data are truncated. Make the file again")
 
 
 def _not_a_member(name: str, members: int, byte: int) -> str:
     if not members:
-        return f"it is not {name} data, as its name says: rename it, or make it again"
+        return (
+            f"the file does not contain {name} data, although its name says so. Rename it, or make "
+            "it again"
+        )
     return (
-        f"what follows its {name} data at byte {byte} is not {name}: if the rest is of no use, "
-        f"keep the first {byte} bytes (head -c {byte})"
+        f"other data follow the {name} data at byte {byte}. If they are not needed, keep only the "
+        f"first {byte} bytes (head -c {byte})"
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conf.errors import InputError, did_you_mean
+from conf.errors import InputError, one_of
 
 MODES = ("auto", "online", "offline", "disabled")
 
@@ -33,10 +33,7 @@ class LoggerConfig:
     trackers: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.wandb not in MODES:
-            raise InputError(
-                f"logger.wandb={self.wandb}: unknown choice{did_you_mean(self.wandb, MODES)}."
-            )
+        one_of("logger.wandb", self.wandb, MODES)
 
     def chosen(self) -> list[str]:
         """Returns the names of the loggers to run."""
@@ -46,7 +43,7 @@ class LoggerConfig:
         """Raises InputError if other loggers are set for a command that supports only wandb."""
         for name in self.trackers:
             raise InputError(
-                f"logger.trackers={name}: this command logs to files and wandb only. Drop {name}."
+                f"logger.trackers={name}: this command logs only to files and wandb. Remove {name}."
             )
 
 
@@ -85,7 +82,8 @@ def check_key(config: LoggerConfig) -> None:
     """Raises InputError if wandb=online is set without a key."""
     if config.wandb == "online" and not _has_key():
         raise InputError(
-            "logger.wandb=online: no API key was found. Set WANDB_API_KEY, or use offline."
+            "logger.wandb=online: no API key was found. Set WANDB_API_KEY, or use "
+            "logger.wandb=offline."
         )
 
 

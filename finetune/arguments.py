@@ -24,8 +24,8 @@ def make_dataset(examples: list[dict[str, list[int]]], max_seq_len: int) -> data
     """
     if not examples:
         raise InputError(
-            f"max_seq_len={max_seq_len}: no answer begins within so many tokens. "
-            "Give a larger max_seq_len or shorter conversations."
+            f"max_seq_len={max_seq_len}: no answer begins within the first {max_seq_len} tokens. "
+            "Raise max_seq_len, or give shorter conversations."
         )
     return datasets.Dataset.from_list(examples)
 
@@ -42,7 +42,7 @@ def common_arguments(
     longest = model.config.max_position_embeddings
     max_seq_len = config.max_seq_len or longest
     if max_seq_len > longest:
-        raise InputError(f"max_seq_len={max_seq_len}: the model's maximum is {longest}.")
+        raise InputError(f"max_seq_len={max_seq_len}: expected at most {longest}, as in the model.")
     micro_batch_size, accumulation_steps = config.split_batch(processes)
     datasets.disable_progress_bars()
     # transformers warns of a default of trl and of a call in peft.

@@ -107,7 +107,8 @@ class SftConfig:
         _positive("repetition_penalty", self.repetition_penalty)
         if not 0 <= self.warmup < 1:
             raise InputError(
-                f"warmup={self.warmup}: it is a fraction of the steps. Give a number in [0, 1)."
+                f"warmup={self.warmup}: expected a fraction of the steps, 0 or more and less than "
+                "1."
             )
 
     def split_batch(self, processes: int) -> tuple[int, int]:
@@ -120,14 +121,15 @@ class SftConfig:
         per_process, rest = divmod(self.batch_size, processes)
         if rest:
             raise InputError(
-                f"batch_size={self.batch_size} is not divisible by the {processes} processes. "
+                f"batch_size={self.batch_size}: not divisible by the {processes} processes. "
                 f"Give a multiple of {processes}."
             )
         micro = self.micro_batch_size or per_process
         if per_process % micro:
             raise InputError(
-                f"micro_batch_size={micro} does not divide the {per_process} sequences of each "
-                f"process (batch_size={self.batch_size} over {processes}). Give a divisor."
+                f"micro_batch_size={micro}: does not divide the {per_process} sequences per "
+                f"process (batch_size={self.batch_size}, {processes} processes). Give a divisor of "
+                f"{per_process}."
             )
         return micro, per_process // micro
 
@@ -153,7 +155,7 @@ class DpoConfig(SftConfig):
         for key in ("beta", "lora_rank", "lora_alpha"):
             _positive(key, getattr(self, key))
         if self.packing:
-            raise InputError("packing=true: pairs are not packed in DPO. Give packing=false.")
+            raise InputError("packing=true: DPO does not pack pairs. Set packing=false.")
 
 
 def _positive(key: str, value: float | None) -> None:

@@ -116,17 +116,17 @@ def choose_format(formats: dict[str, Format], name: str, row: dict[str, Any], pl
     keys = " and ".join(f"'{key}'" for key in row) or "none"
     if fits:
         raise InputError(
-            f"{place} has the keys {keys}, which match {' and '.join(fits)}. "
+            f"{place}: the keys {keys} match several formats, {' and '.join(fits)}. "
             "Choose one with format=..."
         )
     for command, others in (("sft", ANSWERS), ("dpo", PAIRS)):
         for key, format in others.items():
             if formats is not others and has_columns(format, row):
                 raise InputError(
-                    f"{place} has the keys {keys}, which are those of the format {key} of "
-                    f"python -m finetune {command}. Use that command, or give other data."
+                    f"{place}: the keys {keys} are those of the format {key}, which only "
+                    f"python -m finetune {command} reads. Use that command, or give other data."
                 )
-    raise InputError(f"{place} has the keys {keys}, expected those of one of {known}.")
+    raise InputError(f"{place}: expected the keys of one of {known}, found {keys}.")
 
 
 def has_columns(format: Format, row: dict[str, Any]) -> bool:

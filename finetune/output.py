@@ -67,8 +67,8 @@ def check_out(config: SftConfig, *, writes: bool) -> None:
         clean(work)
     if writes and work.exists() and not (work / INPUTS).is_file():
         raise InputError(
-            f"out={config.out}: {work}, which is needed for checkpoints, exists and is not from "
-            "an earlier call. Remove it, or choose another folder."
+            f"out={config.out}: checkpoints would be stored in {work}, which exists and was not "
+            "made by an earlier call. Remove that folder, or choose another out."
         )
 
 

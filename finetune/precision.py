@@ -16,7 +16,7 @@ from finetune.config import SftConfig
 def uses_cpu(config: SftConfig) -> bool:
     """Returns whether to tune on the CPU. Raises InputError if device=cuda is not available."""
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device=cuda: torch finds no CUDA device. Give device=auto or cpu.")
+        raise InputError("device=cuda: torch finds no CUDA device. Use device=cpu or device=auto.")
     return config.device == "cpu" or not torch.cuda.is_available()
 
 
@@ -58,11 +58,11 @@ def choose_precision(verdicts: list[Verdict], earlier: str | None) -> tuple[str,
     fitting = "fp32" if lacking else "bf16"
     reason = (lacking or verdicts[0]).reason
     if earlier is None:
-        return fitting, f"precision=auto takes {fitting}: {reason}."
-    kept = f"precision=auto keeps {earlier}, with which this tuning began"
+        return fitting, f"precision=auto selects {fitting}: {reason}."
+    kept = f"precision=auto keeps {earlier}, the precision at the run's last start"
     if earlier == fitting:
         return earlier, f"{kept}."
-    return earlier, f"{kept}, though this machine would take {fitting} ({reason})."
+    return earlier, f"{kept}, but a new run on this machine would use {fitting} ({reason})."
 
 
 def _gather(

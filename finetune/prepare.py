@@ -53,21 +53,23 @@ def load(model_dir: Path) -> Base:
             model_dir, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"model={model_dir} does not load: {error}") from None
+        raise InputError(f"model={model_dir}: the model cannot be loaded. {error}") from None
     model, loading = loaded
     if loading["missing_keys"]:
         raise InputError(
-            f"model={model_dir} lacks weights of its config.json, among them "
-            f"{min(loading['missing_keys'])}. Export or download it again."
+            f"model={model_dir}: weights that its config.json requires are missing, such as "
+            f"{min(loading['missing_keys'])}. Export or download the model again."
         )
     if len(tokenizer) > model.config.vocab_size:
         raise InputError(
-            f"model={model_dir}: its tokenizer has {len(tokenizer)} ids, more than the "
-            f"vocab_size={model.config.vocab_size} of its config.json."
+            f"model={model_dir}: the tokenizer has {len(tokenizer)} ids, more than "
+            f"vocab_size={model.config.vocab_size} in config.json. Use the tokenizer that the "
+            "model was trained with."
         )
     if tokenizer.eos_token is None:
         raise InputError(
-            f"model={model_dir}: its tokenizer has no eos_token, which ends an answer."
+            f"model={model_dir}: the tokenizer has no eos_token, which ends an answer. Set "
+            "eos_token in its tokenizer_config.json."
         )
     return Base(model, stored or torch.float32, tokenizer)
 
@@ -137,13 +139,15 @@ def check_labels(trainer: SFTTrainer, tokenizer: PreTrainedTokenizerBase) -> Non
         ):
             if not (labels == IGNORED).any():
                 raise InputError(
-                    f"every token of {tokenizer.decode(ids)!r:.80} would be trained on, including "
-                    "its prompt. Mark only the assistant's turns in the training_template."
+                    "chat_template: every token of the example "
+                    f"{tokenizer.decode(ids)!r:.80} would be trained on, including its prompt. "
+                    "Mark only the assistant's turns in the training_template."
                 )
     first = data.select(range(min(arguments.train_batch_size, len(data))))
     labels = trainer.data_collator(list(first))["labels"]
     share = (labels != IGNORED).float().mean().item()
     if not 0 < share < 1:
         raise InputError(
-            f"{share:.0%} of the tokens of the first batch would be trained on, expected a part."
+            f"chat_template: {share:.0%} of the tokens of the first batch would be trained on. "
+            "Mark all of the assistant's turns, and nothing else, in the training_template."
         )

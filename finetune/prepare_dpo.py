@@ -71,14 +71,15 @@ def check_template(config: DpoConfig, tokenizer: PreTrainedTokenizerBase) -> Non
     template = config.chat_template
     if tokenizer.chat_template not in (None, template.template):
         raise InputError(
-            f"chat_template={template.name} is not the template of model={config.model}. "
-            "Give the one that the model was tuned with."
+            f"chat_template={template.name}: model={config.model} has a different chat template. "
+            "Choose the one that the model was tuned with."
         )
     missing = set(template.special_tokens) - set(tokenizer.get_vocab())
     if missing:
         raise InputError(
-            f"chat_template={template.name} uses the token {min(missing)}, which "
-            f"model={config.model} lacks. Tune it with sft first, as adapters cannot learn tokens."
+            f"chat_template={template.name}: the token {min(missing)} is not in the vocabulary of "
+            f"model={config.model}. Tune the model with sft first, because the adapters of DPO "
+            "cannot learn new tokens."
         )
 
 

@@ -94,11 +94,12 @@ def _read(
                 reason = reason or str(error)
                 skipped += 1
         if not kept:
-            why = f": {reason}" if reason else ". Give one example on each line."
-            raise InputError(f"data={source} is empty{why}")
+            if reason:
+                raise InputError(f"data={source}: no row is usable. The first error: {reason}")
+            raise InputError(f"data={source}: no examples were found. Give one example per line.")
         if skipped and os.environ.get("RANK", "0") == "0":
             print(
-                f"{source}: skipped {skipped} of {kept + skipped} rows, the first because {reason}"
+                f"{source}: skipped {skipped} of {kept + skipped} rows. The first error: {reason}"
             )
     return rows
 
@@ -116,8 +117,9 @@ def _converted(
         for place, row in chain([first], found):
             if not has_columns(format, row):
                 raise InputError(
-                    f"{place} has the keys {_quote(tuple(row)) or 'none'}, expected "
-                    f"{_quote(format.columns)}. All rows of a source must have one format."
+                    f"{place}: expected the keys {_quote(format.columns)}, found "
+                    f"{_quote(tuple(row)) or 'none'}. All rows of a source must have the same "
+                    "format."
                 )
             yield place, row
 
@@ -136,10 +138,14 @@ def _conversation(content: dict[str, Any], place: str) -> Row:
     row = {key: _messages(content, key, place) for key in keys}
     last = list(row)[-1]
     if not any(message["role"] == "assistant" for message in row[last]):
-        raise InputError(f"{place}: '{last}' has no assistant message, expected one to train on.")
+        raise InputError(
+            f"{place}: '{last}' has no assistant message to train on. Add one, or remove the row."
+        )
     for message in row[last]:
         if message["role"] == "assistant" and not message["content"].strip():
-            raise InputError(f"{place}: '{last}' has an empty assistant message, expected text.")
+            raise InputError(
+                f"{place}: '{last}' has an empty assistant message. Add text, or remove the row."
+            )
     return row
 
 
@@ -147,15 +153,23 @@ def _pair(content: dict[str, Any], place: str) -> Row:
     """Returns the pair of a row after checking it."""
     row = {key: _messages(content, key, place) for key in ("prompt", "chosen", "rejected")}
     if row["chosen"][:-1] != row["rejected"][:-1]:
-        raise InputError(f"{place}: 'chosen' and 'rejected' answer different conversations.")
+        raise InputError(
+            f"{place}: 'chosen' and 'rejected' answer different conversations. Give both the same "
+            "messages before the answer."
+        )
     answers = {key: row[key][-1:] for key in ("chosen", "rejected")}
     for key, (answer,) in answers.items():
         if answer["role"] != "assistant":
-            raise InputError(f"{place}: '{key}' ends with the {answer['role']}'s turn.")
+            raise InputError(
+                f"{place}: '{key}' ends with a {answer['role']} message. Give an assistant message "
+                "last."
+            )
         if not answer["content"].strip():
-            raise InputError(f"{place}: '{key}' is empty, expected an answer.")
+            raise InputError(f"{place}: '{key}' has an empty answer. Add text, or remove the row.")
     if answers["chosen"] == answers["rejected"]:
-        raise InputError(f"{place}: 'chosen' and 'rejected' are the same answer.")
+        raise InputError(
+            f"{place}: 'chosen' and 'rejected' are the same answer. Change one, or remove the row."
+        )
     repeated = row["chosen"][:-1]
     longer = row["prompt"][-len(repeated) :] == repeated  # has a system message or earlier turns
     return {"prompt": row["prompt"] if longer or not repeated else repeated, **answers}
@@ -166,31 +180,32 @@ def _messages(content: dict[str, Any], key: str, place: str) -> list[Message]:
     if isinstance(messages, str) or _is_parts(messages):
         messages = [{"role": "user" if key == "prompt" else "assistant", "content": messages}]
     if not isinstance(messages, list) or not messages:
-        raise InputError(f"{place}: '{key}' is {messages!r:.40}, expected text or messages.")
+        raise InputError(f"{place}: '{key}' is {messages!r:.40}. Give text or a list of messages.")
     found = [_message(message, f"{place}: '{key}'") for message in messages]
     if not any(message["content"].strip() for message in found):
-        raise InputError(f"{place}: '{key}' is empty, expected text.")
+        raise InputError(f"{place}: '{key}' has no text. Add text, or remove the row.")
     return found
 
 
 def _message(message: Any, place: str) -> Message:
     """Returns a message with its content as text; `place` names the row and key for errors."""
-    found = f"{place} holds {message!r:.60}"
+    found = f"{place} has the message {message!r:.60}"
     if not isinstance(message, dict) or "content" not in message:
-        raise InputError(f"{found}, expected role and content.")
+        raise InputError(f"{found}. Give each message a role and content.")
     if message.get("role") not in ROLES:
         raise InputError(
-            f"{place} has the role {message.get('role')!r}, expected one of {', '.join(ROLES)}."
+            f"{place} has a message with the role {message.get('role')!r}. Use one of "
+            f"{', '.join(ROLES)}."
         )
     if message.get("tool_calls") or message.get("function_call"):
         raise InputError(
-            f"{found}, which calls a tool. The chat templates cannot write tool calls: remove such "
-            "rows."
+            f"{found}, which calls a tool. Remove such rows, because the chat templates cannot "
+            "write tool calls."
         )
     try:
         return {"role": message["role"], "content": text_of(message["content"])}
     except ValueError as error:
-        raise InputError(f"{found}: {error}.") from None
+        raise InputError(f"{found}, whose content is invalid: {error}.") from None
 
 
 def _is_parts(value: Any) -> bool:

@@ -70,7 +70,9 @@ def run(config: SftConfig, method: Method) -> None:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     config.split_batch(processes)
     if not config.check and not (model_dir / "config.json").is_file():
-        raise InputError(f"model={model_dir} is not a Hugging Face folder: it has no config.json.")
+        raise InputError(
+            f"model={model_dir}: config.json is missing. Give a Hugging Face model folder."
+        )
     rows = method.read(config.data, config.format, config.split, config.language)
     held_out = config.validation
     validation = method.read(held_out, config.format, None, config.language) if held_out else None
@@ -81,7 +83,7 @@ def run(config: SftConfig, method: Method) -> None:
     inputs = inputs_fingerprint(config, rows)
     if is_done(config, inputs):
         if writes:
-            print(f"{out}: done already, from the same inputs")
+            print(f"{out} is up to date (same inputs).")
         return
 
     from finetune.prepare import load
@@ -129,7 +131,7 @@ def train(
         trainer.add_callback(WandbCallback())
     trainer.args.eval_on_start &= checkpoint is None
     if checkpoint and writes:
-        print(f"continues from {checkpoint}")
+        print(f"resuming from {checkpoint}")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if use_wandb:
         wandb_run.finish()
@@ -183,7 +185,8 @@ def save(base: Base, config: SftConfig, record: dict[str, Any], folder: Path) ->
 
 def summary_line(out: Path, record: dict[str, Any]) -> str:
     """Returns the summary line that a tuning command prints at its end."""
-    skipped = f" ({record['left_out']} longer than max_seq_len)" if record["left_out"] else ""
+    left_out = record["left_out"]
+    skipped = f" ({left_out} skipped, longer than max_seq_len)" if left_out else ""
     return (
         f"{out}: {record['steps']} steps on {record['rows']} {record['kind']}{skipped}, loss "
         f"{record['first_loss']:.3f} -> {record['loss']:.3f}, {record['seconds']:.0f} s"

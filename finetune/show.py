@@ -63,12 +63,13 @@ def show(config: ShowConfig) -> None:
     folder = Path(config.model)
     if not (folder / "tokenizer_config.json").is_file():
         raise InputError(
-            f"model={folder} has no tokenizer_config.json. Give a Hugging Face model folder."
+            f"model={folder}: tokenizer_config.json is missing. Give a Hugging Face model folder."
         )
     rows = read_rows(config.data, config.format, config.split, config.language)
     if not 0 <= config.row < len(rows):
         raise InputError(
-            f"row={config.row}: data has {len(rows)} rows. Give a number from 0 to {len(rows) - 1}."
+            f"row={config.row}: there are {len(rows)} rows. Give a number from 0 to "
+            f"{len(rows) - 1}."
         )
 
     from transformers import AutoTokenizer

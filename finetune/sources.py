@@ -43,14 +43,14 @@ def read_objects(data: str, splits: Sequence[str]) -> Iterator[PlacedRow]:
         files = sorted(file for file in path.iterdir() if file.name.endswith(JSON_ENDINGS + TABLES))
         if not files:
             raise InputError(
-                f"data={path} holds no file that ends with .jsonl, .json (compressed or not) or "
-                ".parquet."
+                f"data={path}: no data files were found in the folder. Give a folder with .jsonl, "
+                ".json (compressed or not) or .parquet files."
             )
         for file in files:
             yield from read_objects(str(file), splits)
     elif not path.is_file():
         raise InputError(
-            f"data={path} is not a file or folder. Give a jsonl or parquet file, a folder, or "
+            f"data={path}: no such file or folder. Give a jsonl or parquet file, a folder, or "
             f"{HUB}owner/name."
         )
     elif path.name.endswith(TABLES):
@@ -70,7 +70,9 @@ def _table(path: Path) -> Iterator[PlacedRow]:
                 number += 1
                 yield f"{path}, row {number}", row
     except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(f"data={path} is not a readable parquet file: {error}.") from None
+        raise InputError(
+            f"data={path}: reading the parquet file failed ({error}). Make the file again."
+        ) from None
 
 
 def _rows(loaded: Dataset | DatasetDict, data: str, splits: Sequence[str]) -> Iterator[PlacedRow]:
@@ -80,7 +82,8 @@ def _rows(loaded: Dataset | DatasetDict, data: str, splits: Sequence[str]) -> It
         split = next((split for split in splits if split in loaded), None)
         if split is None:
             raise InputError(
-                f"data={data} has the splits {', '.join(loaded)}. Choose one with split=..."
+                f"data={data}: no split is named {' or '.join(splits)}. Choose one of "
+                f"{', '.join(loaded)} with split=..."
             )
         loaded = loaded[split]
     for number, row in enumerate(loaded, 1):
@@ -95,6 +98,6 @@ def _from_hub(data: str) -> Dataset | DatasetDict:
     except Exception as error:  # any error of the network, the Hub or the cache
         reason = str(error).split("\n")[0]
         raise InputError(
-            f"data={data} does not load from the Hub or its cache: {reason}. "
-            "A local file or folder needs no network."
+            f"data={data}: loading from the Hub or its cache failed ({reason}). Check the name and "
+            "the network, or give a local file or folder."
         ) from None

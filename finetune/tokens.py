@@ -48,11 +48,13 @@ def tokenize(
             text, answers = render(row, template, tokenizer)
         except jinja2.TemplateError as error:
             raise InputError(
-                f"conversation {number}: chat_template={template.name} refuses it: {error}."
+                f"conversation {number}: chat_template={template.name} rejects it ({error}). "
+                "Remove the conversation, or choose another template."
             ) from None
         except ValueError as error:
             raise InputError(
-                f"chat_template={template.name}: training_template {error} (conversation {number})."
+                f"chat_template={template.name}: training_template {error} in conversation "
+                f"{number}. Correct the template."
             ) from None
         ids: list[int] = []
         labels: list[int] = []
@@ -114,14 +116,14 @@ def render(
         template.training_template, messages, return_assistant_tokens_mask=True
     )
     if text != served(messages, asks=False):
-        raise ValueError("renders other text than template does")
+        raise ValueError("renders different text than template")
     turns = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
     if len(spans) != len(turns):
-        raise ValueError(f"marks {len(spans)} of {len(turns)} assistant turns")
+        raise ValueError(f"marks {len(spans)} of the {len(turns)} assistant turns")
     answers = []
     for turn, (start, end) in zip(turns, spans, strict=True):
         if served(messages[:turn], asks=True) != text[:start]:
-            raise ValueError("marks an answer at another place than where a server begins it")
+            raise ValueError("marks an answer that begins elsewhere than on a server")
         if turn >= len(row.get("prompt", [])):
             answers.append((start, end))
     return text, answers

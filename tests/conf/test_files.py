@@ -81,7 +81,9 @@ def test_a_kill_leaves_the_old_or_the_new_folder(fault: str, tmp_path: Path) -> 
     after = ("after the exchange", "before the old one is removed")
     if fault != "between two renames":  # what a system that cannot exchange has to do
         assert (out / "text").read_text() == ("new" if fault in after else "old")
-    with pytest.raises(InputError, match="there is a letter already"):  # any next call cleans up
+    with pytest.raises(
+        InputError, match="a letter already exists there"
+    ):  # any next call cleans up
         Output(out, LETTER).check()
     assert (out / "text").read_text() == ("new" if fault in after else "old")
     assert (out / "pages" / "one").is_file()
@@ -129,7 +131,7 @@ def test_work_under_way_is_not_taken_for_a_leftover(tmp_path: Path) -> None:
             write_letter(Output(out, LETTER), "second")
             assert (first / "text").read_text() == "first"
 
-    with pytest.raises(InputError, match="it cannot be written"):
+    with pytest.raises(InputError, match="writing failed"):
         work()
     assert (out / "text").read_text() == "second"
     assert list(tmp_path.iterdir()) == [out]
@@ -143,7 +145,7 @@ def test_what_comes_meanwhile_is_kept(tmp_path: Path) -> None:
             out.mkdir()
             (out / "thesis.txt").write_text("mine")
 
-    with pytest.raises(InputError, match=r"the folder holds thesis\.txt"):
+    with pytest.raises(InputError, match=r"the folder contains thesis\.txt"):
         work()
     assert (out / "thesis.txt").read_text() == "mine"
     result = tmp_path / "results.json"
@@ -167,7 +169,7 @@ def test_folders_of_others_that_look_temporary_stay(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     with (
-        pytest.raises(InputError, match=r"out=.*: it cannot be written \(No space left.*Make room"),
+        pytest.raises(InputError, match=r"out=.*: writing failed \(No space left.*Free some space"),
         Output(tmp_path / "letter", LETTER).folder(),
     ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -198,11 +200,11 @@ def test_places_that_are_never_written(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(here)
     for out in (run, run.parent, tmp_path / "link", "../../runs/mine/../mine"):
         with pytest.raises(
-            InputError, match=r": it is or contains .*mine, which the command reads"
+            InputError, match=r": this path is or contains .*mine, which the command reads"
         ):
             Output(out, LETTER, True, inputs=[None, run]).check()
     for out in (here, here.parent, "../here", tmp_path / "to_here"):
-        with pytest.raises(InputError, match=": it is the current folder or contains it"):
+        with pytest.raises(InputError, match=": this is the current folder or one of its parents"):
             Output(out, LETTER, True).check()
     Output(run / "export", LETTER, inputs=[run]).check()
 
@@ -210,16 +212,16 @@ def test_places_that_are_never_written(tmp_path: Path, monkeypatch: pytest.Monke
 def test_files_and_folders_are_not_mixed_up(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
-    with pytest.raises(InputError, match=r"file: it is a file\. Give the name of a folder\."):
+    with pytest.raises(InputError, match=r"file: this is a file\. Give the path of a folder\."):
         Output(tmp_path / "file", LETTER, True).check()
     with pytest.raises(InputError, match=r"x: .*file is not a folder\. Choose another folder\."):
         Output(tmp_path / "file" / "x", LETTER, True).check()
-    with pytest.raises(InputError, match=r"folder: it is a folder\. Give the name of a file\."):
+    with pytest.raises(InputError, match=r"folder: this is a folder\. Give the path of a file\."):
         Output(tmp_path / "folder", RESULTS, True).check()
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(InputError, match=r"pipe: it is not a plain file\."):
+    with pytest.raises(InputError, match=r"pipe: this is not a regular file\."):
         Output(tmp_path / "pipe", RESULTS, True).check()
-    with pytest.raises(InputError, match="it cannot be written \\(File name too long\\)"):
+    with pytest.raises(InputError, match="writing failed \\(File name too long\\)"):
         Output(tmp_path / ("n" * 300), LETTER).check()
 
 
@@ -229,7 +231,9 @@ def test_what_holds_nothing_may_be_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "folder" / "text").read_text() == "new"
     (tmp_path / "file").touch()
     Output(tmp_path / "file", RESULTS).write('{"format": 1, "models": {}}')
-    with pytest.raises(InputError, match=r"there is a file of scores already\. .*overwrite=true"):
+    with pytest.raises(
+        InputError, match=r"a file of scores already exists there\. .*overwrite=true"
+    ):
         Output(tmp_path / "file", RESULTS).write("{}")
     Output(tmp_path / "file", RESULTS, overwrite=True).write("{}")
     assert (tmp_path / "file").read_text() == "{}"
@@ -239,11 +243,13 @@ def test_a_file_among_ours_that_is_not_ours_is_kept(tmp_path: Path) -> None:
     out = tmp_path / "letter"
     write_letter(Output(out, LETTER), "old")
     (out / "pages" / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"the folder holds pages/notes\.txt, which is not part"):
+    with pytest.raises(
+        InputError, match=r"the folder contains pages/notes\.txt, which is not part"
+    ):
         write_letter(Output(out, LETTER, overwrite=True), "new")
     (out / "pages" / "notes.txt").unlink()
     (out / "linked").symlink_to(tmp_path)
-    with pytest.raises(InputError, match=r"the folder holds linked, which"):
+    with pytest.raises(InputError, match=r"the folder contains linked, which"):
         write_letter(Output(out, LETTER, overwrite=True), "new")
     assert (out / "text").read_text() == "old"
 

@@ -89,7 +89,7 @@ def test_the_new_name_of_the_switch_comes_first():
 def test_a_torch_without_onednn_has_no_bf16_products():
     found = dataclasses.replace(ZEN4, onednn=False)
     assert fitting_precision(found) == "fp32"
-    assert "no oneDNN" in bf16_verdict(found).reason
+    assert "lacks oneDNN" in bf16_verdict(found).reason
 
 
 @pytest.mark.parametrize(
@@ -129,8 +129,8 @@ def test_a_type_asked_for_by_name_is_warned_of_with_the_measured_factor():
     slow = Processor("cpu", "a CPU", AVX2)
     said = slow_warning("precision=bf16", "bfloat16", slow, "precision=auto", speeds)
     assert said.startswith("precision=bf16: this CPU has no bf16 units (AVX2 at best)")
-    assert "40 times slower than float32 (measured: 2.5 against 100 GFLOP/s)" in said
-    assert said.endswith("Use precision=auto.")
+    assert "40 times slower than in float32 (measured: 2.5 versus 100 GFLOP/s)" in said
+    assert said.endswith("Set precision=auto.")
     assert slow_warning("dtype=float32", "float32", slow, "", speeds) == ""
     assert slow_warning("precision=bf16", "bfloat16", ZEN4, "", speeds) == ""
     assert "fp16 units" in slow_warning("dtype=float16", "float16", ZEN4, "", speeds)

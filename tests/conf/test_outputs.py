@@ -160,7 +160,9 @@ def test_its_own_is_replaced_only_when_asked(stage, name, command, run, tmp_path
     place(tmp_path / "out", OWN[name])
     before = tree(tmp_path)
     if name not in ("lm_eval", "tokenize", "build_tasks", "sft", "dpo"):  # may be up to date
-        with pytest.raises(InputError, match=r"^out=out: there is a.* already\..*overwrite=true"):
+        with pytest.raises(
+            InputError, match=r"^out=out: a.* already exists there\..*overwrite=true"
+        ):
             run(stage, name, command, out="out")
     with pytest.raises(Exception, match=r".") as error:
         run(stage, name, command, out="out", overwrite=True)
@@ -168,7 +170,7 @@ def test_its_own_is_replaced_only_when_asked(stage, name, command, run, tmp_path
     assert tree(tmp_path) == before
     if isinstance(OWN[name], dict):
         place(tmp_path / "out", {"notes.txt": "mine"})
-        with pytest.raises(InputError, match=r"^out=out: the folder holds notes\.txt"):
+        with pytest.raises(InputError, match=r"^out=out: the folder contains notes\.txt"):
             run(stage, name, command, out="out", overwrite=True)
 
 
@@ -185,5 +187,7 @@ def test_the_folder_that_is_read_is_not_written(run, tmp_path):
         ]:
             command = importlib.import_module(f"{stage}.__main__").COMMANDS[name]
             settings = SETTINGS[stage, name] | {key: "models/a", "out": out, "overwrite": True}
-            with pytest.raises(InputError, match=r"^out=.*: it is or contains models/a, which the"):
+            with pytest.raises(
+                InputError, match=r"^out=.*: this path is or contains models/a, which the"
+            ):
                 load(command.run)(load(command.schema)(**settings))

@@ -26,7 +26,7 @@ def test_on_a_command_line(command):
     assert done.returncode == 0, done.stderr
     assert "max_grad_norm: 0.5" in done.stdout
     assert "ns_steps: 3" in done.stdout
-    assert done.stderr.count("optim.clip_norm is now called optim.max_grad_norm") == 1
+    assert done.stderr.count("optim.clip_norm is now named optim.max_grad_norm") == 1
 
 
 def test_in_a_yaml_file(command, tmp_path):
@@ -40,7 +40,7 @@ def test_in_a_yaml_file(command, tmp_path):
     assert "max_grad_norm: 0.25" in done.stdout
     assert "momentum: 0.9\n" in done.stdout
     assert "ns_steps: 5" in done.stdout
-    assert "optim.muon_momentum is now called optim.options.momentum" in done.stderr
+    assert "optim.muon_momentum is now named optim.options.momentum" in done.stderr
 
 
 def test_in_the_record_of_a_run(tmp_path):
@@ -57,7 +57,7 @@ def test_options_of_muon_in_the_record_of_another_optimizer_are_dropped():
 
 
 def test_both_names_at_once_are_refused():
-    with pytest.raises(InputError, match=r"optim\.clip_norm=1: optim\.max_grad_norm, its new name"):
+    with pytest.raises(InputError, match=r"optim\.clip_norm=1: optim\.max_grad_norm, the new name"):
         rename_keys({"optim": {"clip_norm": 1, "max_grad_norm": 2}})
-    with pytest.raises(InputError, match="its new name"):
+    with pytest.raises(InputError, match="the new name"):
         rename_keys({"clip_norm": 1, "max_grad_norm": 2}, package="optim")

@@ -276,7 +276,7 @@ def test_another_folder_is_not_replaced(adopt, tmp_path):
     megatron_pair(tmp_path / "in" / "a", documents())
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"the folder holds thesis\.txt"):
+    with pytest.raises(InputError, match=r"the folder contains thesis\.txt"):
         adopt(path=str(tmp_path / "in"))
 
 

@@ -49,9 +49,9 @@ def test_missing_inputs_are_named(command, tmp_path, name):
         (("lm_eval", "model=a"), "model is not a key of this config (did you mean 'models'?)"),
         (
             ("lm_eval", "models=a"),
-            "entries with names that you choose. Give each as models.NAME=...",
+            "entries with names of your choice. Give each entry as models.NAME=...",
         ),
-        (("generate", "prompts=a"), "prompts takes a list. Give it as prompts=[...]"),
+        (("generate", "prompts=a"), "prompts is a list. Give it as prompts=[...]"),
         (("perplexity", "seq_len=long"), "seq_len: value 'long'"),
         (("build_tasks", "corpus=x"), "out has no value"),
         (("comparr",), "unknown command 'comparr'"),

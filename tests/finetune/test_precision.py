@@ -21,9 +21,12 @@ YES, NO = Verdict(True, "it has units"), Verdict(False, "it has none")
 def test_processes_take_what_all_of_them_multiply():
     assert choose_precision([YES, YES], None) == (
         "bf16",
-        "precision=auto takes bf16: it has units.",
+        "precision=auto selects bf16: it has units.",
     )
-    assert choose_precision([YES, NO], None) == ("fp32", "precision=auto takes fp32: it has none.")
+    assert choose_precision([YES, NO], None) == (
+        "fp32",
+        "precision=auto selects fp32: it has none.",
+    )
 
 
 @pytest.mark.parametrize("made_with", ["bf16", "fp32"])
@@ -32,7 +35,7 @@ def test_a_restart_keeps_what_it_was(made_with):
         found, reason = choose_precision([verdict], made_with)
         assert found == made_with
         other = verdict.native == (made_with == "fp32")
-        assert ("though this machine would take" in reason) == other
+        assert ("a new run on this machine would use" in reason) == other
 
 
 @pytest.mark.slow
@@ -46,12 +49,12 @@ def test_a_tuning_moves_to_another_machine(settings, tmp_path, monkeypatch, caps
     checkpoint = last_checkpoint(tmp_path / "chat.tmp")
     assert checkpoint is not None
     assert recorded_precision(checkpoint) == "fp32"
-    assert "precision=auto takes fp32: this CPU has no bf16 units" in capsys.readouterr().out
+    assert "precision=auto selects fp32: this CPU has no bf16 units" in capsys.readouterr().out
 
     monkeypatch.setattr(precision_module, "processor", lambda device: ZEN4)
     sft_module.sft(config)
     said = capsys.readouterr().out
-    assert "precision=auto keeps fp32, with which this tuning began, though this machine" in said
+    assert "precision=auto keeps fp32, the precision at the run's last start, but a new run" in said
     assert json.loads((tmp_path / "chat" / "sft.json").read_text())["precision"] == "fp32"
     assert "| precision | fp32 |" in (tmp_path / "chat" / "README.md").read_text()
     # What is stored is of the type that the model came in.
@@ -67,12 +70,12 @@ def test_two_processes_and_the_switch_of_onednn(settings, command, tmp_path):
     assert done.returncode == 0, done.stderr
     here = fitting_precision(processor("cpu"))
     assert json.loads((out / "sft.json").read_text())["precision"] == here
-    assert done.stdout.count("precision=auto takes") == 1
+    assert done.stdout.count("precision=auto selects") == 1
 
     out = tmp_path / "avx2"
     slow = {"ONEDNN_MAX_CPU_ISA": "AVX2"}
     done = command("finetune", "sft", *options, f"out={out}", "precision=bf16", **slow)
     assert done.returncode == 0, done.stderr
     assert "warning: precision=bf16: " in done.stdout
-    assert "times slower than float32 (measured: " in done.stdout
+    assert "times slower than in float32 (measured: " in done.stdout
     assert json.loads((out / "sft.json").read_text())["precision"] == "bf16"

@@ -130,7 +130,7 @@ def test_killed_process_continues(settings, command, tmp_path: Path) -> None:
     assert not (tmp_path / "two").exists()
     done = command("finetune", "sft", *options, processes=2)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("continues from") == 1
+    assert done.stdout.count("resuming from") == 1
     one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
     assert [line["tokens"] for line in two] == [line["tokens"] for line in one]
     for a, b in zip(one, two, strict=True):

@@ -40,39 +40,45 @@ def test_conversations(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        ([], r"is empty\. Give one example on each line"),
-        ([PAIR, "{"], r"x\.jsonl, line 2 is not JSON"),
-        (["3"], r"line 1 is 3, not a JSON object"),
-        ([{"instruction": "a", "output": "b"}], r"line 1 has the keys 'instruction' and 'output'"),
+        ([], r"no examples were found\. Give one example per line"),
+        ([PAIR, "{"], r"x\.jsonl, line 2: invalid JSON"),
+        (["3"], r"line 1: expected a JSON object, found 3"),
+        (
+            [{"instruction": "a", "output": "b"}],
+            r"line 1: expected .* found 'instruction' and 'output'",
+        ),
         (
             [{"prompt": "a"}],
-            r"'prompt', expected those of one of completion \(prompt, com",
+            r"expected the keys of one of completion \(prompt, com.* found 'prompt'",
         ),
         (
             [PAIR | {"messages": [USER]}],
-            r"which match completion and messages\. Choose one with format=",
+            r"match several formats, completion and messages\. Choose one with format=",
         ),
         (
             [PAIR, {"messages": [USER, ANSWER]}],
-            r"2 has the keys 'messages', expected 'prompt'",
+            r"2: expected the keys 'prompt' .* found 'messages'",
         ),
-        ([PAIR, "", PAIR | {"completion": " "}], r"line 3: 'completion' is empty"),
-        ([PAIR | {"prompt": None}], r"'prompt' is None, expected text or messages"),
-        ([{"messages": []}], r"'messages' is \[\], expected"),
+        ([PAIR, "", PAIR | {"completion": " "}], r"line 3: 'completion' has no text"),
+        ([PAIR | {"prompt": None}], r"'prompt' is None. Give text or a list of messages"),
+        ([{"messages": []}], r"'messages' is \[\]. Give"),
         ([{"messages": [USER]}], r"'messages' has no assistant message"),
         ([{"prompt": [USER], "completion": [USER]}], r"'completion' has no assistant message"),
         ([{"messages": [USER, ANSWER | {"content": " "}]}], r"has an empty assistant message"),
-        ([{"messages": [USER, {"role": "bot", "content": "8."}]}], r"has the role 'bot'"),
-        ([{"messages": [USER, {"from": "gpt", "value": "8."}]}], r"expected role and content"),
-        ([PAIR, PAIR | {"prompt": "\ud83d"}], r"x\.jsonl, line 2: 'prompt' .* half of a char"),
+        ([{"messages": [USER, {"role": "bot", "content": "8."}]}], r"with the role 'bot'"),
+        (
+            [{"messages": [USER, {"from": "gpt", "value": "8."}]}],
+            r"Give each message a role and content",
+        ),
+        ([PAIR, PAIR | {"prompt": "\ud83d"}], r"x\.jsonl, line 2: 'prompt' .* unpaired surrogate"),
         (
             [{"messages": [USER, ANSWER | {"content": "\udc00 8"}]}],
-            r"'messages' .*\\udc00, half",
+            r"'messages' .*\\udc00 is not valid",
         ),
-        ([{"messages": [USER, ANSWER | {"content": None}]}], r"its content is null: expected text"),
+        ([{"messages": [USER, ANSWER | {"content": None}]}], r"invalid: expected text, found null"),
         (
             [{"messages": [USER, ANSWER | {"content": None, "tool_calls": [{"id": "1"}]}]}],
-            r"line 1: 'messages' holds .* which calls a tool\. The chat templates cannot",
+            r"line 1: 'messages' has .* which calls a tool\. Remove such rows",
         ),
         (
             [{"messages": [USER, ANSWER | {"content": "8.", "tool_calls": [{"id": "1"}]}]}],
@@ -80,18 +86,18 @@ def test_conversations(tmp_path: Path) -> None:
         ),
         (
             [{"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER]}],
-            r"a part of type 'image_url': expected parts of type 'text' only",
+            r"expected only parts of type 'text', found a part of type 'image_url'",
         ),
         (
             [{"messages": [USER, ANSWER | {"content": [{"type": "text"}]}]}],
-            r"expected 'text' in",
+            r"expected a part with text under",
         ),
         (
             [{"messages": [USER, ANSWER | {"content": ["8."]}]}],
-            r"the part '8\.': expected parts",
+            r"parts of type 'text', found '8\.'",
         ),
-        ([{"messages": [USER, ANSWER | {"content": []}]}], r"its content is \[\]: expected text"),
-        ([{"messages": [USER, ANSWER | {"content": 8}]}], r"its content is 8: expected text"),
+        ([{"messages": [USER, ANSWER | {"content": []}]}], r"expected text .*, found \[\]"),
+        ([{"messages": [USER, ANSWER | {"content": 8}]}], r"expected text .*, found 8"),
     ],
 )
 def test_refused(tmp_path: Path, lines: list, words: str) -> None:
@@ -156,11 +162,17 @@ def test_files_with_marks_that_were_concatenated(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('[{"prompt": "a", "completion": "b"},\n 3]', r"x\.json, item 2 is 3, not a JSON object"),
-        ('[\n{"prompt": "a"},\n{"prompt" "b"}]', r"line 1 is not JSON: .* delimiter: line 3"),
-        ('{"prompt": "a", "completion": "b"}\n{"prompt": "a",\n{', r"x\.json, line 2 is not JSON"),
-        ("a,b\n", r"line 1 is not JSON"),
-        ("[" * 100000, r"line 1 is not JSON"),
+        (
+            '[{"prompt": "a", "completion": "b"},\n 3]',
+            r"x\.json, item 2: expected a JSON object, found 3",
+        ),
+        ('[\n{"prompt": "a"},\n{"prompt" "b"}]', r"line 1: invalid JSON .* delimiter: line 3"),
+        (
+            '{"prompt": "a", "completion": "b"}\n{"prompt": "a",\n{',
+            r"x\.json, line 2: invalid JSON",
+        ),
+        ("a,b\n", r"line 1: invalid JSON"),
+        ("[" * 100000, r"line 1: invalid JSON"),
     ],
 )
 def test_json_that_is_damaged(tmp_path: Path, text: str, words: str) -> None:
@@ -181,7 +193,7 @@ def test_compressed_files_that_are_cut_off(tmp_path: Path, ending: str) -> None:
 def test_another_encoding_is_named(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(json.dumps(PAIR).encode(encoding))
-    with pytest.raises(InputError, match=r"data=.*x\.jsonl is UTF-16 text, expected UTF-8"):
+    with pytest.raises(InputError, match=r"data=.*x\.jsonl: expected UTF-8 text, found UTF-16"):
         read_rows(path)
 
 
@@ -197,10 +209,10 @@ def test_damaged_gzip(tmp_path: Path) -> None:
 def test_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"prompt": "caf\xe9", "completion": "b"}')
-    with pytest.raises(InputError, match=r"x\.jsonl is not UTF-8 at byte 15"):
+    with pytest.raises(InputError, match=r"x\.jsonl: invalid UTF-8 at byte 15"):
         read_rows(path)
 
 
 def test_missing(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"gone\.jsonl is not a file"):
+    with pytest.raises(InputError, match=r"gone\.jsonl: no such file"):
         read_rows(tmp_path / "gone.jsonl")

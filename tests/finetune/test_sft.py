@@ -92,13 +92,15 @@ def test_the_same_inputs_are_done_already(settings, capsys) -> None:
     sft(config)
     before = Path(config.out, "sft.json").stat().st_mtime_ns
     sft(config)
-    assert "done already" in capsys.readouterr().out
+    assert "is up to date" in capsys.readouterr().out
     assert Path(config.out, "sft.json").stat().st_mtime_ns == before
 
 
 def test_other_inputs_need_overwrite(settings) -> None:
     sft(settings(max_steps=1))
-    with pytest.raises(InputError, match=r"there is a model from other inputs already\. Choose"):
+    with pytest.raises(
+        InputError, match=r"a model from other inputs already exists there\. Choose"
+    ):
         sft(settings(max_steps=2))
     sft(settings(max_steps=2, overwrite=True))
     record = json.loads(Path(settings().out, "sft.json").read_text())

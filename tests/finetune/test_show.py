@@ -61,8 +61,8 @@ def test_tokens_add_up_to_the_text(tokenizer) -> None:
 
 def test_refused(config: ShowConfig, tmp_path: Path) -> None:
     config.row = 2
-    with pytest.raises(InputError, match=r"row=2: data has 2 rows\. Give a number from 0 to 1"):
+    with pytest.raises(InputError, match=r"row=2: there are 2 rows\. Give a number from 0 to 1"):
         show(config)
     config.row, config.model = 0, str(tmp_path)
-    with pytest.raises(InputError, match=r"has no tokenizer_config\.json"):
+    with pytest.raises(InputError, match=r"tokenizer_config\.json is missing"):
         show(config)

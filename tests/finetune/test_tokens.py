@@ -81,14 +81,14 @@ def test_answers_in_a_prompt_are_not_learned(tokenizer) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("{% generation %}", "{% generation %} ", "renders other text than template does"),
-        ("<|prompt|>", "<|user|>", "renders other text than template does"),
+        ("{% generation %}", "{% generation %} ", "renders different text than template"),
+        ("<|prompt|>", "<|user|>", "renders different text than template"),
         (
             "{{ '<|answer|>' }}{% generation %}",
             "{% generation %}{{ '<|answer|>' }}",
-            "another place",
+            "begins elsewhere",
         ),
-        ("{% generation %}", "{% if true %}", "marks 0 of 1 assistant turns"),
+        ("{% generation %}", "{% if true %}", "marks 0 of the 1 assistant turns"),
     ],
 )
 def test_a_twin_that_differs_is_refused(tokenizer, old: str, new: str, words: str) -> None:
@@ -103,7 +103,7 @@ def test_a_twin_that_differs_is_refused(tokenizer, old: str, new: str, words: st
 
 def test_a_conversation_that_the_template_refuses(tokenizer) -> None:
     row = {"messages": [FIRST, {"role": "system", "content": "Be brief."}, EIGHT]}
-    with pytest.raises(InputError, match=r"conversation 2: chat_template=danube2 refuses it"):
+    with pytest.raises(InputError, match=r"conversation 2: chat_template=danube2 rejects it"):
         list(tokenize([{"messages": [FIRST, EIGHT]}, row], load_template("danube2"), tokenizer))
 
 

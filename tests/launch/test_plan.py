@@ -349,7 +349,7 @@ def test_the_plan_of_a_training_command(command, corpus, tmp_path):
     )
     mine.write_text("gpu: ours\nname: mine")
     for given, said in (
-        ((f"cluster={mine}",), "cluster.bf16_tflops has no value: give it as"),
+        ((f"cluster={mine}",), "cluster.bf16_tflops has no value. Give"),
         (("model=demo_12m", "--", "seed=1"), "model=demo_12m is a key of the training run. Put it"),
         (("cluster=h100", "--", *training, "data.max_epochs=1e-3"), "more than data.max_epochs=0"),
         (

@@ -95,7 +95,7 @@ def test_bad_input_is_one_sentence(command, tmp_path):
         assert said in done.stderr
         assert done.stderr.count("\n") == 1
     for given, said in (
-        (["chain", "cluster=h100"], "name has no value: give it as name=..."),
+        (["chain", "cluster=h100"], "name has no value. Give name=..."),
         (["slurm", "cluster=h100", "--dryrun"], "unrecognized arguments: --dryrun"),
         (["slurm", "cluster=h100", "model=demo_12m"], "Put it after `--`"),
         (["chain", "cluster=h100", "name=x", "only=[lm_eval]", "tasks=x"], "Add step export"),
@@ -174,7 +174,7 @@ def test_a_chain_without_a_step_evaluates_what_there_is(command, tmp_path):
         ("more.export=dtype=float8", "step export: dtype=float8: unknown choice (did you mean"),
         ("tasks=hellaswagg", "step lm_eval: tasks=hellaswagg: lm-eval has no such task (did you m"),
         ("tasks=local", "step lm_eval: tasks=local: task_folder is not set. Give it the folder"),
-        ("answers=b.jsonl", "step sft: data=b.jsonl is not a file or folder. Give a jsonl"),
+        ("answers=b.jsonl", "step sft: data=b.jsonl: no such file or folder. Give a jsonl"),
     ):
         refused = command("launch", "chain", *given, steps, wrong, "--dry-run")
         assert refused.returncode == 2

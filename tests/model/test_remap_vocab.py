@@ -207,6 +207,6 @@ def test_bad_input_leaves_nothing(base, tmp_path):
         RemapVocabConfig(init="mean")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "bare", "new", "text.json"]
     remap(base, new, out)
-    with pytest.raises(InputError, match=r"there is a model folder already\. .*overwrite=true"):
+    with pytest.raises(InputError, match=r"a model folder already exists there\. .*overwrite=true"):
         remap(base, new, out)
     remap(base, new, out, overwrite=True)

@@ -194,9 +194,9 @@ def test_malformed_rows_are_recorded_with_file_and_line(texts, configure, tmp_pa
 def test_a_foreign_folder_is_not_changed(texts, configure, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match=r"the folder holds thesis\.txt, which is not part"):
+    with pytest.raises(InputError, match=r"the folder contains thesis\.txt, which is not part"):
         tokenize(configure(texts, tmp_path / "out"))
-    with pytest.raises(InputError, match=r"thesis\.txt: it is a file\."):
+    with pytest.raises(InputError, match=r"thesis\.txt: this is a file\."):
         tokenize(configure(texts, tmp_path / "out" / "thesis.txt"))
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
 

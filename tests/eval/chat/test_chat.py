@@ -99,7 +99,7 @@ def test_a_template_without_a_system_role_is_named(make_model, tmp_path):
 
 def test_a_system_prompt_that_is_not_unicode_is_named():
     assert system_turn(None) == system_turn("") == []
-    with pytest.raises(InputError, match=r"system='be k\\udce9': its text holds \\udce9"):
+    with pytest.raises(InputError, match=r"system='be k\\udce9': the unpaired surrogate \\udce9"):
         system_turn("be k\udce9")
 
 

@@ -165,19 +165,19 @@ def test_rows_without_a_prompt_are_named(run, tmp_path):
     with pytest.raises(InputError, match="line 2 has no 'prompt'"):
         run(prompts_file=str(file))
     file.write_text("{")
-    with pytest.raises(InputError, match="line 1 is not JSON"):
+    with pytest.raises(InputError, match="line 1: invalid JSON"):
         run(prompts_file=str(file))
     for prompt, words in (
         (["hi"], "expected messages"),
-        ([{"role": "user"}], "its content is null"),
-        ([{"role": "user", "content": [{"text": "hi"}]}], "expected parts of type 'text' only"),
-        ([{"role": "user", "content": "\ud83d"}], r"its text holds \\ud83d, half of a character"),
-        ("Half an emoji \ud83d", r"its text holds \\ud83d, half of a character"),
+        ([{"role": "user"}], "expected text, found null"),
+        ([{"role": "user", "content": [{"text": "hi"}]}], "expected only parts of type 'text'"),
+        ([{"role": "user", "content": "\ud83d"}], r"the unpaired surrogate \\ud83d is not valid"),
+        ("Half an emoji \ud83d", r"the unpaired surrogate \\ud83d is not valid"),
     ):
         file.write_text(json.dumps({"prompt": prompt}))
         with pytest.raises(InputError, match=rf"line 1: 'prompt' is .* {words}"):
             run(prompts_file=str(file))
-    with pytest.raises(InputError, match=r"prompts, 2: 'prompt' is 'b\\udce9': its text holds"):
+    with pytest.raises(InputError, match=r"prompts, 2: 'prompt' is 'b\\udce9': the unpaired"):
         run(prompts=["a", "b\udce9"])  # as Python has an argument that is not UTF-8
     file.write_text('{"prompt": "a", "completion": null}')
     assert "reference" not in run(prompts_file=str(file))[0]
@@ -196,7 +196,7 @@ def test_prompts_that_the_template_rejects(run, make_model, tmp_path):
 @pytest.mark.parametrize("name", ["prompts.txt", "prompts.jsonl"])
 def test_a_file_in_another_encoding_is_named(run, tmp_path, name):
     (tmp_path / name).write_bytes("café".encode("latin-1"))
-    with pytest.raises(InputError, match=f"{name} is not UTF-8 at byte 3"):
+    with pytest.raises(InputError, match=f"{name}: invalid UTF-8 at byte 3"):
         run(prompts_file=str(tmp_path / name))
 
 

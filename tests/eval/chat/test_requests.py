@@ -40,7 +40,7 @@ def ask(body: Any, path: str = CHAT) -> dict:
         ({"messages": [{"role": 3, "content": "a"}]}, "3 is not a role", "messages[0].role"),
         ({"messages": [{"role": []}]}, r"\[\] is not a role", "messages[0].role"),
         ({"messages": [{"role": "user"}]}, "content: is missing", "messages[0].content"),
-        ({"messages": [USER | {"content": 3}]}, "its content is 3", "messages[0].content"),
+        ({"messages": [USER | {"content": 3}]}, "found 3", "messages[0].content"),
         (
             {"messages": [USER | {"content": [{"type": "image_url", "image_url": {}}]}]},
             "a part of type 'image_url'",

@@ -125,7 +125,7 @@ def test_existing_tasks_are_not_rebuilt(settings, tmp_path, capsys):
 def test_foreign_folders_are_never_replaced(settings, tmp_path):
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "precious").write_text("keep me")
-    with pytest.raises(InputError, match="the folder holds precious, which is not part of"):
+    with pytest.raises(InputError, match="the folder contains precious, which is not part of"):
         build_tasks(settings(overwrite=True))
     assert (tmp_path / "tasks" / "precious").read_text() == "keep me"
 

@@ -31,7 +31,7 @@ def test_choices(given, chosen, tmp_path):
 
 
 def test_several_loggers_are_a_list():
-    with pytest.raises(InputError, match=r"Write logger=\[files,wandb\] to merge them"):
+    with pytest.raises(InputError, match=r"Write logger=\[files,wandb\] to merge several"):
         readable(["logger=files,wandb"], "pretrain", PretrainConfig)
     with pytest.raises(InputError, match=r"logger=wanb: unknown choice.*'wandb'"):
         readable(["logger=[files,wanb]"], "pretrain", PretrainConfig)
@@ -40,7 +40,7 @@ def test_several_loggers_are_a_list():
 def test_an_unknown_logger_is_refused():
     with pytest.raises(InputError, match=r"logger\.trackers=wanbd: unknown choice.*'wandb'"):
         check_loggers(LoggerConfig(trackers={"wanbd": {}}))
-    with pytest.raises(InputError, match=r"logger\.trackers=other: .* files and wandb only"):
+    with pytest.raises(InputError, match=r"logger\.trackers=other: .* only to files and wandb"):
         LoggerConfig(trackers={"other": {}}).check_wandb_only()
 
 
