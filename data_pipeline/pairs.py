@@ -66,7 +66,7 @@ def pairs(config: PairsConfig) -> None:
     manifest = open_corpus(config.corpus)
     if config.source not in manifest.source_tokens(TRAIN):
         raise InputError(
-            f"source={config.source} is not a source of {config.corpus}. Choose one of "
+            f"source={config.source}: not a source of corpus={config.corpus}. Choose one of "
             f"{', '.join(manifest.source_tokens(TRAIN))}."
         )
     seen: set[str] = set()  # a held-out docstring must not be one that was trained on
@@ -107,8 +107,8 @@ def draw(
             break
     if limit and not rows:
         raise InputError(
-            f"source={config.source}: no function with a docstring in the {split} split of "
-            f"{config.corpus}. Choose a source with Python code."
+            f"source={config.source}: the {split} split of corpus={config.corpus} has no function "
+            "with a docstring. Choose a source with Python code."
         )
     return rows
 

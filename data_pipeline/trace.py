@@ -47,11 +47,13 @@ class WhereConfig:
 
     def __post_init__(self) -> None:
         if (self.step is None) == (self.doc is None):
-            raise InputError("Give either step=<number> or doc=<document>.")
+            raise InputError(
+                "step and doc: expected one of the two. Give step=<number> or doc=<document>."
+            )
         if self.rank is not None and self.step is None:
-            raise InputError(f"rank={self.rank} selects samples of a step. Give step=... too.")
+            raise InputError(f"rank={self.rank}: selects samples of a step. Give step=... too.")
         if self.chars < 0:
-            raise InputError(f"chars={self.chars}, expected 0 or more.")
+            raise InputError(f"chars={self.chars}: expected 0 or more.")
 
 
 def where(config: WhereConfig) -> None:
@@ -90,8 +92,8 @@ class RunData:
         if self.manifest.fingerprint != trained_on:
             raise InputError(
                 f"{run} was trained on data with the fingerprint {trained_on[:12]}, but "
-                f"{self.settings.data.folder} now has {self.manifest.fingerprint[:12]}. Restore "
-                "the original data."
+                f"{self.settings.data.folder} now has the fingerprint "
+                f"{self.manifest.fingerprint[:12]}. Restore the original data."
             )
         self.order = SampleOrder.from_json((run / "order.json").read_text())
         self.stages = list(self.settings.recipe.stages)
@@ -101,7 +103,7 @@ class RunData:
 
     def _check(self, path: Path) -> None:
         if not path.is_file():
-            raise InputError(f"run={self.run} is not a run folder: {path} does not exist.")
+            raise InputError(f"run={self.run}: {path.name} is missing. Give a run folder.")
 
     def _names(self, shard: str) -> list[tuple[str, int]]:
         cached_file(self.manifest, f"{shard}.docs.parquet")
@@ -123,7 +125,7 @@ class RunData:
             if last == step:
                 return line
         raise InputError(
-            f"step={step} is not in {self.path}, whose last step is {last}. Choose a step that the "
+            f"step={step}: not in {self.path}, whose last step is {last}. Choose a step that the "
             "run has completed."
         )
 
@@ -137,8 +139,8 @@ class RunData:
                     ranks = int(line["dp_size"])
         if not ranks:
             raise InputError(
-                f"{metrics} does not record how many data-parallel ranks ran step {step}. Run the "
-                "command without rank=."
+                f"{metrics} does not record the number of data-parallel ranks of step {step}. "
+                "Remove rank."
             )
         return ranks
 
@@ -153,7 +155,8 @@ class RunData:
             ranks = self.ranks(step)
             if not 0 <= rank < ranks:
                 raise InputError(
-                    f"rank={rank}: step {step} was run by {ranks} data-parallel ranks."
+                    f"rank={rank}: step {step} had {ranks} data-parallel ranks. Give a rank from 0 "
+                    f"to {ranks - 1}."
                 )
             samples = np.split(samples, ranks)[rank]
         located = self.order.locate(stage, samples)
@@ -265,10 +268,10 @@ class RunData:
         folder = self.settings.data.folder
         if next(self._find(doc, "held_out"), None) is not None:
             raise InputError(
-                f"doc={doc} is in the held-out split of {folder}, which is never trained on. "
-                "Choose a document of the training split."
+                f"doc={doc}: this document is in the held-out split of {folder}, which is never "
+                "trained on. Choose a document of the training split."
             )
         raise InputError(
-            f"doc={doc} is not a document of {folder}, expected <file>, <file>#<position> or "
-            "<shard>:<number> as `where run=... step=...` prints them."
+            f"doc={doc}: no such document in {folder}. Give <file>, <file>#<position> or "
+            "<shard>:<number>, as `where run=... step=...` prints them."
         )

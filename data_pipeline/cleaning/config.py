@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conf.errors import InputError, did_you_mean
+from conf.errors import InputError, did_you_mean, one_of
 
 STEPS = (
     *("language", "gopher_quality", "gopher_repetition", "c4", "fineweb"),
@@ -138,15 +138,13 @@ class CleaningConfig:
 
     def __post_init__(self) -> None:
         check_steps("corpus.cleaning.steps", self.steps)
-        if self.word_tokenizer not in ("words", "spacy"):
-            raise InputError(
-                f"corpus.cleaning.word_tokenizer={self.word_tokenizer}, expected words or spacy."
-            )
+        one_of("corpus.cleaning.word_tokenizer", self.word_tokenizer, ("words", "spacy"))
         for name in ("language", "quality"):
             model = getattr(self, name).model
             if model is not None and not Path(model).exists():
                 raise InputError(
-                    f"corpus.cleaning.{name}.model={model} does not exist. Correct the path."
+                    f"corpus.cleaning.{name}.model={model}: no such file or folder. Correct the "
+                    "path."
                 )
         for path in self.decontaminate.files:
             if not Path(path).exists():
@@ -167,4 +165,4 @@ def check_steps(key: str, steps: Sequence[str]) -> None:
         if step not in STEPS:
             raise InputError(f"{key}: unknown step '{step}'{did_you_mean(step, STEPS)}.")
         if step in steps[:number]:
-            raise InputError(f"{key} names '{step}' twice. Remove one of them.")
+            raise InputError(f"{key}: '{step}' is listed twice. Remove one of the two.")

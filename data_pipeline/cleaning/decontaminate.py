@@ -36,7 +36,7 @@ def make(config: CleaningConfig) -> Step:
         index.add(name, items)
     if not index.sets:
         raise InputError(
-            "corpus.cleaning.decontaminate names no evaluation set. Set its files or tasks, or "
+            "corpus.cleaning.decontaminate: no evaluation sets are given. Set files or tasks, or "
             "remove the step 'decontaminate'."
         )
     index.build()
@@ -143,8 +143,8 @@ def _items_of_file(path: Path, fields: Sequence[str]) -> Iterator[str]:
         parts = [str(row[field]) for field in fields if row.get(field) is not None]
         if not parts:
             raise InputError(
-                f"{key}.fields={list(fields)}: {place} has none of these columns (it has "
-                f"{', '.join(row)})."
+                f"{key}.fields={list(fields)}: {place} has none of these columns. Choose from its "
+                f"columns: {', '.join(row)}."
             )
         yield " ".join(parts)
 
@@ -159,7 +159,7 @@ def _items_of_tasks(
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise InputError(
-            f'{key} needs lm-eval. Install it with pip install -e ".[eval]".'
+            f'{key} requires the package lm_eval. Run pip install -c constraints.txt -e ".[eval]".'
         ) from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
@@ -171,14 +171,17 @@ def _items_of_tasks(
         if name not in manager.all_tasks:
             raise InputError(
                 f"{key}: lm-eval has no task '{name}'{did_you_mean(name, manager.all_tasks)}. "
-                "Add its folder to task_folders."
+                "For a task of your own, add its folder to task_folders."
             )
         try:
             for label, task in manager.load(name)["tasks"].items():  # a group has several tasks
                 yield label, [_rendered(task, row) for row in task.eval_docs]
         except (OSError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-            raise InputError(f"{key}: cannot load the data of '{name}': {reason}.") from None
+            raise InputError(
+                f"{key}: the data of '{name}' cannot be loaded ({reason}). Download them first, or "
+                "remove the task."
+            ) from None
 
 
 def _rendered(task: Any, row: Any) -> str:

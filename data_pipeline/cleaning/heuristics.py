@@ -70,7 +70,7 @@ def _checked(kind: Any, name: str, options: Mapping[str, Any]) -> dict[str, Any]
     for key in options:
         if key not in known:
             raise InputError(
-                f"corpus.cleaning.{name}.{key} is not an option of this filter"
+                f"corpus.cleaning.{name}.{key} is not an option of the filter {name}"
                 f"{did_you_mean(key, known)}."
             )
     # YAML has lists where the filters expect tuples, for example in top_n_grams.

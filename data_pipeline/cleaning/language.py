@@ -14,8 +14,8 @@ def make(config: CleaningConfig) -> Step:
     options = config.language
     if options.model is None:
         raise InputError(
-            "corpus.cleaning.language.model=null, expected a fastText file such as lid.176.bin. "
-            "Set it, or remove the step 'language'."
+            "corpus.cleaning.language.model=null: the step 'language' needs a fastText model. Give "
+            "a file such as lid.176.bin, or remove the step."
         )
     import fasttext
 
@@ -23,15 +23,15 @@ def make(config: CleaningConfig) -> Step:
         model = fasttext.load_model(options.model)
     except ValueError as error:
         raise InputError(
-            f"corpus.cleaning.language.model={options.model} is not a fastText model ({error}). "
-            "Set it to a file such as lid.176.bin."
+            f"corpus.cleaning.language.model={options.model}: not a fastText model ({error}). Give "
+            "a file such as lid.176.bin."
         ) from None
     known = {label.removeprefix(LABEL) for label in model.get_labels()}
     for language in options.languages:
         if language not in known:
             raise InputError(
-                f"corpus.cleaning.language.languages: '{language}' is not a label of the model, "
-                f"which has {', '.join(sorted(known))}."
+                f"corpus.cleaning.language.languages: '{language}' is not a label of the model. "
+                f"Choose from {', '.join(sorted(known))}."
             )
     allowed = set(options.languages)
 

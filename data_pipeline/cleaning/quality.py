@@ -21,8 +21,9 @@ def make(config: CleaningConfig) -> Step:
     options = config.quality
     if options.model is None:
         raise InputError(
-            f"{KEY}.model=null, expected a file that `python -m data_pipeline quality` wrote or "
-            "the folder of a text classifier. Set it, or remove the step 'quality'."
+            f"{KEY}.model=null: the step 'quality' needs a model. Give a file that "
+            "`python -m data_pipeline quality` wrote or the folder of a text classifier, or remove "
+            "the step."
         )
     path = Path(options.model)
     score = _classifier(path, options) if path.is_dir() else _boosted(path)
@@ -54,13 +55,16 @@ def _classifier(path: Path, options: QualityOptions) -> Any:
         model = AutoModelForSequenceClassification.from_pretrained(path, use_safetensors=True)
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise InputError(f"{KEY}.model={path} is not a text classifier: {reason}.") from None
+        raise InputError(
+            f"{KEY}.model={path}: not a text classifier ({reason}). Give a Hugging Face folder of "
+            "a text classifier."
+        ) from None
     model.eval()
     labels = [model.config.id2label[number] for number in range(model.config.num_labels)]
     label = options.label or labels[-1]
     if label not in labels:
         raise InputError(
-            f"{KEY}.label={label} is not a label of the model{did_you_mean(label, labels)}."
+            f"{KEY}.label={label}: not a label of the model{did_you_mean(label, labels)}."
         )
     good = labels.index(label)
     longest = int(getattr(model.config, "max_position_embeddings", 512))

@@ -90,8 +90,8 @@ class QualityModel:
             return cls(lightgbm.Booster(model_str=text), metadata)
         except (ValueError, KeyError, TypeError, OSError, lightgbm.basic.LightGBMError) as error:
             raise InputError(
-                f"{path} is not a quality model ({(str(error).splitlines() or [''])[0]}). "
-                "Train one with python -m data_pipeline quality."
+                f"{path} is not a quality model ({(str(error).splitlines() or [''])[0]}). Give a "
+                "file that `python -m data_pipeline quality` wrote."
             ) from None
 
 

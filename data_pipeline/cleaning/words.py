@@ -28,8 +28,8 @@ def word_tokenizer(name: str) -> Any:
             return load_word_tokenizer("eng")
         except ImportError:
             raise InputError(
-                "corpus.cleaning.word_tokenizer=spacy needs spaCy. Run pip install spacy, or use "
-                "word_tokenizer=words."
+                "corpus.cleaning.word_tokenizer=spacy requires the package spacy. Run pip install "
+                "spacy, or use corpus.cleaning.word_tokenizer=words."
             ) from None
 
     class Words(WordTokenizer):

@@ -47,19 +47,23 @@ def adopt(pair: Pair, folder: Path, tokenizer: dict[str, Any], link: str) -> Ado
     try:
         index = read_index(idx_path)
     except BadIndex as error:
-        raise InputError(f"{idx_path} {error.flaw.text}. Restore it, or leave it out.") from None
+        raise InputError(
+            f"{idx_path} {error.flaw.text}. Restore the file, or leave the shard out."
+        ) from None
     flaw = next(iter(index_flaws(index)), None)
     if flaw is not None:
-        raise InputError(f"{idx_path}, {flaw}: damaged, and cannot be imported.")
+        raise InputError(
+            f"{idx_path} is damaged ({flaw}). Restore the file, or leave the shard out."
+        )
     lengths = index.document_lengths()
     size, expected = bin_path.stat().st_size, index.tokens * index.dtype.itemsize
     if size != expected:
         raise InputError(
-            f"{bin_path} has {size} bytes, but its index requires {expected}. It is truncated or "
-            "belongs to another index. Restore it, or leave it out."
+            f"{bin_path} has {size} bytes, but its index requires {expected}. The file is "
+            "truncated or belongs to another index. Restore the file, or leave the shard out."
         )
     if not expected:
-        raise InputError(f"{bin_path} has no tokens. Remove it.")
+        raise InputError(f"{bin_path} has no tokens. Leave the shard out.")
     sizes = np.load(folder / "token_bytes.npy", allow_pickle=False)
     vocab_size, eos_id = tokenizer["vocab_size"], tokenizer["eos_id"]
     scan = scan_tokens(bin_path, index.dtype, vocab_size, eos_id, lengths, token_bytes=sizes)
@@ -67,9 +71,9 @@ def adopt(pair: Pair, folder: Path, tokenizer: dict[str, Any], link: str) -> Ado
     if outside.count:
         offset, found = outside.first[0]
         raise InputError(
-            f"{bin_path} has token id {found} at token {offset} ({outside.count} such "
-            f"tokens), beyond the vocabulary of {vocab_size}. Set tokenizer= to the tokenizer that "
-            "made the shard."
+            f"{bin_path} has the id {found} at token {offset}, outside the vocabulary "
+            f"of {vocab_size} ids ({outside.count} such tokens). Set tokenizer to the "
+            "tokenizer.json that the shard was made with."
         )
     target = folder / pair.file
     _link(bin_path, shard_file(target, ".bin"), link)
@@ -100,9 +104,9 @@ def check_dtypes(pairs: list[Pair], adopted: list[Adopted]) -> None:
     for pair, shard in zip(pairs, adopted, strict=True):
         if shard.dtype != first:
             raise InputError(
-                f"{shard_file(pair.prefix, '.idx')} has dtype {shard.dtype}, but "
+                f"{shard_file(pair.prefix, '.idx')} has ids of type {shard.dtype}, but "
                 f"{shard_file(pairs[0].prefix, '.idx').name} has {first}. Import shards of "
-                "different dtypes into different folders."
+                "different types into different folders."
             )
 
 
@@ -116,8 +120,7 @@ def _link(path: Path, target: Path, how: str) -> None:
             shutil.copyfile(path, target)
     except OSError as error:
         raise InputError(
-            f"link={how} does not work for {path} ({error.strerror}). Choose another of "
-            f"{', '.join(LINKS)}."
+            f"link={how}: fails for {path} ({error.strerror}). Use another of {', '.join(LINKS)}."
         ) from None
 
 

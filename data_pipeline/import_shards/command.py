@@ -57,7 +57,10 @@ def import_shards(config: ImportConfig) -> None:
     pairs = [pair for name, where in sources.items() for pair in list_pairs(name, where, config)]
     for pair in pairs:
         if pair.prefix.resolve().is_relative_to(out.resolve()):
-            raise InputError(f"out={out} contains {pair.prefix}.bin. Choose another folder.")
+            raise InputError(
+                f"out={out}: the folder contains {pair.prefix}.bin, which the command reads. "
+                "Choose another folder."
+            )
     path = Path(config.tokenizer)
     tokens = TokenizerConfig(
         path=config.tokenizer,
@@ -90,15 +93,15 @@ def _print_warnings(
     if not manifest.ends_in_eos:
         warnings.append(
             f"{config.eos_token} is missing at the end of some documents, or occurs inside some. "
-            "Document boundaries are taken from the index."
+            "The document boundaries will be read from the indices."
         )
     if not_added:
         warnings.append(
             f"tokenizer={config.tokenizer} adds {' '.join(not_added)} to each text, but some "
-            "documents lack it. The exported tokenizer will add nothing."
+            "documents do not have these tokens. The exported tokenizer will not add them."
         )
     warnings += [
-        f"source '{source}' has nothing held out, so it cannot be validated on. Set "
+        f"source '{source}' has no held-out shard, so it has no validation loss. Set "
         "held_out_fraction=... or held_out=<glob of shards>."
         for source in sources
         if not manifest.shards("held_out", source)

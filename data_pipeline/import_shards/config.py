@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from conf.errors import InputError, did_you_mean
+from conf.errors import InputError, one_of
 
 LINKS = ("symlink", "hard", "copy")
 
@@ -50,16 +50,15 @@ class ImportConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if self.link not in LINKS:
-            raise InputError(f"link={self.link}: unknown choice{did_you_mean(self.link, LINKS)}.")
+        one_of("link", self.link, LINKS)
         if not 0 <= self.held_out_fraction < 1:
             raise InputError(
-                f"held_out_fraction={self.held_out_fraction:g}, expected 0 or more and less than 1."
+                f"held_out_fraction={self.held_out_fraction:g}: expected 0 or more and less than 1."
             )
         if self.held_out_fraction and self.held_out:
             raise InputError("held_out_fraction and held_out are both given. Remove one of them.")
         if bool(self.path) == bool(self.sources):
             raise InputError(
-                "give path=<folder, prefix or glob> for one source, or sources.<name>=... for each "
-                "of several."
+                "path and sources: expected one of the two. Give path=<folder, prefix or glob> for "
+                "one source, or sources.<name>=... for each of several."
             )

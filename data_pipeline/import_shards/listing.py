@@ -43,21 +43,21 @@ def list_pairs(source: str, where: str, config: ImportConfig) -> list[Pair]:
     prefixes = sorted(set(_prefixes(where)))
     if not prefixes:
         raise InputError(
-            f"{key} has no .bin and .idx files, expected a folder, a prefix or a glob of Megatron "
-            "shards."
+            f"{key}: no .bin and .idx files were found. Give a folder, a prefix or a glob of "
+            "Megatron shards."
         )
     for prefix in prefixes:
         exists = [shard_file(prefix, ending).is_file() for ending in (".bin", ".idx")]
         if not all(exists):
             found, missing = (".bin", ".idx") if exists[0] else (".idx", ".bin")
             raise InputError(
-                f"{shard_file(prefix, found)} has no {shard_file(prefix, missing).name}. Restore "
-                "it, or choose a glob that matches complete shards only."
+                f"{shard_file(prefix, missing)} is missing, but {shard_file(prefix, found).name} "
+                "exists. Restore the file, or give a glob that matches only complete shards."
             )
     held_out = _held_out(source, prefixes, config)
     if len(held_out) == len(prefixes):
         raise InputError(
-            f"held_out={config.held_out} takes all {len(prefixes)} shards of source '{source}'. "
+            f"held_out={config.held_out}: matches all {len(prefixes)} shards of source '{source}'. "
             "Leave some to train on."
         )
     pairs, numbers = [], {"train": 0, "held_out": 0}
@@ -87,16 +87,16 @@ def _held_out(source: str, prefixes: list[Path], config: ImportConfig) -> set[Pa
         matches = {p for p in prefixes if fnmatch(p.name, pattern) or fnmatch(str(p), pattern)}
         if not matches:
             raise InputError(
-                f"held_out={config.held_out} matches no shard of source '{source}' (the first is "
-                f"{prefixes[0].name}). Give a glob on names or paths."
+                f"held_out={config.held_out}: matches no shard of source '{source}' (the first one "
+                f"is {prefixes[0].name}). Give a glob that matches names or paths of shards."
             )
         return matches
     if not config.held_out_fraction:
         return set()
     if len(prefixes) == 1:
         raise InputError(
-            f"held_out_fraction={config.held_out_fraction:g}: source '{source}' is one shard, "
-            f"{prefixes[0].name}, and only whole shards can be held out. Add a shard for "
+            f"held_out_fraction={config.held_out_fraction:g}: source '{source}' has only one "
+            f"shard, {prefixes[0].name}, and only whole shards can be held out. Add a shard for "
             "validation, or set held_out_fraction=0 to train without validation."
         )
     count = max(1, round(config.held_out_fraction * len(prefixes)))

@@ -39,11 +39,15 @@ class InspectConfig:
 
     def __post_init__(self) -> None:
         if bool(self.data) == bool(self.run):
-            raise InputError("give either data=<folder of shards> or run=<run folder>.")
+            raise InputError(
+                "data and run: expected one of the two. Give data=<folder of shards> or "
+                "run=<run folder>."
+            )
         if self.run and self.recipe:
             raise InputError(
-                f"run={self.run} already has a recipe. To use recipe=, give data= instead of run=."
+                f"run={self.run}: the run already has a recipe. Remove recipe, or give data "
+                "instead of run."
             )
         for key in ("documents", "sequences"):
             if getattr(self, key) < 0:
-                raise InputError(f"{key}={getattr(self, key)}, expected 0 or more.")
+                raise InputError(f"{key}={getattr(self, key)}: expected 0 or more.")

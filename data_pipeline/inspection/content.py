@@ -108,13 +108,13 @@ def checks(
         found.append({"level": "bad", "text": subject.changed})
     plan = subject.plan
     if plan and plan.refused:
-        found.append({"level": "bad", "text": f"A run will be refused: {plan.refused}"})
+        found.append({"level": "bad", "text": f"A run will not start: {plan.refused}"})
     if plan:
         found += epoch_checks(plan)
     missing = [source for source in train if not held_out.get(source, Totals()).tokens]
     if missing:
         sources = "any source" if len(missing) == len(train) else listed(missing)
-        text = f"Nothing is held out of {sources}, so validation is not possible there."
+        text = f"There are no held-out tokens of {sources}, and therefore no validation loss."
         found.append({"level": "warn", "text": text})
     return found
 
@@ -122,7 +122,7 @@ def checks(
 def epoch_checks(plan: RecipePlan) -> list[dict[str, str]]:
     """Returns warnings about sources that are repeated too often."""
     meanings = {
-        "bad": f"more than max_epochs={plan.max_epochs:g}, so a run will be refused",
+        "bad": f"more than max_epochs={plan.max_epochs:g}, so a run will not start",
         "warn": f"up to {GOOD_EPOCHS:g} epochs cost little, and further epochs help less and less",
     }
     found = []

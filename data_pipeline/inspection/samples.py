@@ -103,8 +103,8 @@ def sample_documents(
             tokens = np.memmap(prefix.with_name(prefix.name + ".bin"), index.dtype, mode="r")
         except (BadIndex, OSError, ValueError, IndexError) as error:
             raise InputError(
-                f"{prefix} cannot be read ({error}). Run python -m data_pipeline verify "
-                f"data={manifest.folder}."
+                f"{prefix} cannot be read ({error}). Find the damaged files with python -m "
+                f"data_pipeline verify data={manifest.folder}."
             ) from None
         length = int(lengths[document])
         ids = tokens[start : start + min(length, MAX_TOKENS)].tolist()

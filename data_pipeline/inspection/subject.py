@@ -43,7 +43,7 @@ def load_subject(config: InspectConfig) -> Subject:
 def _load_run(run: Path, config: InspectConfig) -> Subject:
     for name in ("config.yaml", "order.json"):
         if not (run / name).is_file():
-            raise InputError(f"run={run} has no {name}, expected a run folder of pretrain.")
+            raise InputError(f"run={run}: {name} is missing. Give a run folder of pretrain.")
     settings: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
     manifest = _load_corpus(settings["data"]["folder"])
     trained_on = read_env(run).get("data_fingerprint", manifest.fingerprint)
@@ -51,8 +51,8 @@ def _load_run(run: Path, config: InspectConfig) -> Subject:
     if trained_on != manifest.fingerprint:
         changed = (
             f"{run} was trained on data with the fingerprint {trained_on[:16]}, but "
-            f"{manifest.folder} now has {manifest.fingerprint[:16]}. The plan is that of the run; "
-            "everything else describes the data as it is now."
+            f"{manifest.folder} now has the fingerprint {manifest.fingerprint[:16]}. The plan is "
+            "that of the run, and everything else describes the current data."
         )
     seed = int(settings.get("seed", 0)) if config.seed is None else config.seed
     return Subject(manifest, plan_of_run(run, settings), seed, changed)
@@ -60,5 +60,5 @@ def _load_run(run: Path, config: InspectConfig) -> Subject:
 
 def _load_corpus(folder: str) -> Manifest:
     if is_remote(folder):
-        raise InputError(f"{folder} is not on this machine. Give a local folder of shards.")
+        raise InputError(f"{folder} is remote. Copy the corpus to this machine, and give its path.")
     return load_manifest(folder)

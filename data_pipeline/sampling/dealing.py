@@ -104,8 +104,8 @@ def blank_note(plan: StagePlan, ranks: int, micro_batch_tokens: int) -> str | No
     unit = math.lcm(*(stage.seq_len for stage in plan.stages)) * ranks
     fitting = max(1, round(level.tokens_per_step / unit)) * unit
     return (
-        f"{whole:.1%} of the computed sequences are blank, because the batch does not divide "
-        f"evenly over the ranks (stage '{stage.name}': {deal.samples} samples of a step in "
-        f"{deal.computed} rows of {ranks} data-parallel ranks, {deal.blank_share:.1%} blank). Use "
+        f"{whole:.1%} of the computed sequences are blank, because the batch cannot be divided "
+        f"evenly among the ranks (stage '{stage.name}': {deal.samples} samples per step fill "
+        f"{deal.computed} rows on {ranks} data-parallel ranks, {deal.blank_share:.1%} blank). Use "
         f"fewer ranks, or recipe.global_batch_tokens={fitting}."
     )

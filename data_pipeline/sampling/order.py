@@ -119,8 +119,8 @@ class SampleOrder:
         count = self.stages[stage].samples
         if samples.size and not 0 <= samples.min() <= samples.max() < count:
             raise IndexError(
-                f"stage {stage} has samples 0 to {count - 1}, asked for {samples.min()} to "
-                f"{samples.max()}"
+                f"stage {stage} has samples 0 to {count - 1}, but samples {samples.min()} to "
+                f"{samples.max()} were requested"
             )
         remainder = self._remainders[stage]
         number = len(remainder)
@@ -251,11 +251,10 @@ class SampleOrder:
         if stage.seq_len % following:
             per_window = WINDOW_ATOMS * pieces
             raise InputError(
-                f"stage {number} (counted from 0) is ended early in the middle of a window, and "
-                f"the next stage has longer sequences ({following} tokens after "
-                f"{stage.seq_len}). End it at a multiple of {per_window} samples, or insert a "
-                "stage with sequences of "
-                f"{stage.seq_len} tokens."
+                f"recipe.stages: stage {number} (counted from 0) is ended in the middle of a "
+                f"window, and the next stage has longer sequences ({following} tokens, not "
+                f"{stage.seq_len}). End the stage at a multiple of {per_window} samples, or insert "
+                f"a stage with sequences of {stage.seq_len} tokens."
             )
         parts = stage.seq_len // following
         source, epoch, start = (
@@ -339,15 +338,16 @@ class SampleOrder:
             tokens = self.source_tokens[source]
             if not atoms:
                 raise InputError(
-                    f"source '{source}' has {tokens} tokens, fewer than one atom of {self.atom} "
-                    "plus the label after it. Add text, or remove the source from the mixture."
+                    f"source '{source}' has {tokens} tokens, but at least {self.atom + 1} are "
+                    "needed, one atom of the order and the label after it. Add text, or remove the "
+                    "source from the mixture."
                 )
             most = limit.get(source) if isinstance(limit, Mapping) else limit
             if most is not None and atoms_used > most * atoms:
                 raise InputError(
-                    f"the recipe reads source '{source}' {atoms_used / atoms:.2f} times "
-                    f"({tokens:,} tokens), more than data.max_epochs={most:g}. Add text, reduce "
-                    "its weight or the tokens of the recipe, or raise data.max_epochs."
+                    f"data.max_epochs={most:g}: the recipe reads source '{source}' ({tokens:,} "
+                    f"tokens) {atoms_used / atoms:.2f} times. Add text, reduce the weight of the "
+                    "source or the tokens of the recipe, or raise data.max_epochs."
                 )
 
     def to_json(self) -> str:
@@ -370,9 +370,9 @@ class SampleOrder:
         fields = json.loads(text)
         if (fields["format"], fields["window_atoms"]) != (FORMAT, WINDOW_ATOMS):
             raise InputError(
-                f"the order of samples was written in format {fields['format']} with windows of "
-                f"{fields['window_atoms']} atoms, expected {FORMAT} and {WINDOW_ATOMS}. Use the "
-                "version that wrote it."
+                f"order.json: the order of samples was written in format {fields['format']} with "
+                f"windows of {fields['window_atoms']} atoms, but this version reads format "
+                f"{FORMAT} with windows of {WINDOW_ATOMS}. Use the version that wrote the file."
             )
         stages = [Stage.from_json(stage) for stage in fields["stages"]]
         return cls(fields["source_tokens"], stages, fields["seed"], atom=fields["atom"])

@@ -88,14 +88,14 @@ def _check_stage(recipe: RecipeConfig, key: str, stage: StageConfig) -> None:
     _check_positive(stage, key, ("seq_len", "tokens"))
     if stage.planned_tokens is not None and stage.planned_tokens < stage.tokens:
         raise InputError(
-            f"{key}.planned_tokens={stage.planned_tokens}: less than tokens={stage.tokens}. Set it "
-            "only for a stage that is ended early."
+            f"{key}.planned_tokens={stage.planned_tokens}: expected {key}.tokens={stage.tokens} or "
+            "more. Set planned_tokens only for a stage that is ended early."
         )
     owner = "recipe" if stage.global_batch_tokens is None else key
     batch = _batch_tokens(recipe, stage)
     if batch < stage.seq_len or batch % stage.seq_len:
         raise InputError(
-            f"{owner}.global_batch_tokens={batch} is not a multiple of "
+            f"{owner}.global_batch_tokens={batch}: expected a multiple of "
             f"{key}.seq_len={stage.seq_len}. Change one of them."
         )
     ramp = stage.batch_ramp
@@ -105,13 +105,13 @@ def _check_stage(recipe: RecipeConfig, key: str, stage: StageConfig) -> None:
     sizes = _ramp_sizes(recipe, stage)
     if not sizes or sizes[-1] + ramp.increment != batch:
         raise InputError(
-            f"{key}.batch_ramp grows from {ramp.start} by {ramp.increment}, which does not reach "
-            f"{owner}.global_batch_tokens={batch}. Change one of them."
+            f"{key}.batch_ramp: steps of increment={ramp.increment} from start={ramp.start} do not "
+            f"reach {owner}.global_batch_tokens={batch}. Change one of these keys."
         )
     for size in sizes:
         if size % stage.seq_len:
             raise InputError(
-                f"{key}.batch_ramp has a batch of {size} tokens, which is not a multiple of "
+                f"{key}.batch_ramp: a batch of {size} tokens is not a multiple of "
                 f"{key}.seq_len={stage.seq_len}. Change start or increment."
             )
 
@@ -119,7 +119,7 @@ def _check_stage(recipe: RecipeConfig, key: str, stage: StageConfig) -> None:
 def _check_positive(config: object, key: str, names: tuple[str, ...]) -> None:
     for name in names:
         if getattr(config, name) < 1:
-            raise InputError(f"{key}.{name}={getattr(config, name)}: expected at least 1.")
+            raise InputError(f"{key}.{name}={getattr(config, name)}: expected 1 or more.")
 
 
 def _batch_tokens(recipe: RecipeConfig, stage: StageConfig) -> int:
@@ -281,8 +281,8 @@ def plan_from_mapping(recipe: Mapping[str, Any], source_tokens: Mapping[str, int
         config: Any = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise InputError(
-            f"recipe is not valid ({str(error).splitlines()[0]}). Expected global_batch_tokens, "
-            "and stages with seq_len and tokens, as in conf/recipe."
+            f"recipe: {str(error).splitlines()[0].rstrip('.')}. Give global_batch_tokens, and "
+            "stages with seq_len and tokens, as in conf/recipe."
         ) from None
     return StagePlan(config, source_tokens)
 
@@ -298,14 +298,16 @@ def _weights(config: StageConfig, key: str, source_tokens: Mapping[str, int]) ->
     for source, weight in config.mixture.items():
         if source not in source_tokens:
             raise InputError(
-                f"{key}.mixture names the source '{source}', which the corpus does not "
-                f"have{did_you_mean(source, source_tokens)}."
+                f"{key}.mixture.{source}={weight}: the corpus has no source '{source}'"
+                f"{did_you_mean(source, source_tokens)}."
             )
         if weight < 0:
             raise InputError(f"{key}.mixture.{source}={weight}: expected 0 or more.")
     weights = dict(config.mixture) or {s: float(t) for s, t in source_tokens.items()}
     if sum(weights.values()) <= 0:
-        raise InputError(f"{key}.mixture has no weight above 0. Give a source a weight.")
+        raise InputError(
+            f"{key}.mixture: all weights are 0. Give at least one source a weight above 0."
+        )
     return weights
 
 

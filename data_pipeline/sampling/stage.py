@@ -28,8 +28,8 @@ class Stage:
     def __post_init__(self) -> None:
         if self.planned_samples is not None and self.planned_samples < self.samples:
             raise InputError(
-                f"planned_samples={self.planned_samples}: fewer than the {self.samples} samples of "
-                "the stage. Only a stage that is ended early has planned samples."
+                f"planned_samples={self.planned_samples}: expected samples={self.samples} or more. "
+                "Set planned_samples only for a stage that is ended early."
             )
 
     @property
@@ -58,7 +58,7 @@ def check_atom(stages: Sequence[Stage], atom: int) -> None:
     for number, stage in enumerate(stages):
         if atom % stage.seq_len:
             raise InputError(
-                f"stage {number} has sequences of {stage.seq_len} tokens, which do not divide the "
-                f"atom of {atom} (the longest sequence of the plan). Change seq_len, or set "
-                "recipe.atom_tokens to a multiple of all of them."
+                f"recipe.stages: the sequences of stage {number} (counted from 0) have "
+                f"{stage.seq_len} tokens, which does not divide {atom}, the atom of the order. "
+                "Change seq_len, or set recipe.atom_tokens to a multiple of every seq_len."
             )

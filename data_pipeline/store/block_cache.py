@@ -33,9 +33,7 @@ class BlockCache:
 
     def __init__(self, limit_bytes: int) -> None:
         if limit_bytes < MIN_CACHE_BYTES:
-            raise InputError(
-                f"data.cache_bytes={limit_bytes}: expected at least {MIN_CACHE_BYTES}."
-            )
+            raise InputError(f"data.cache_bytes={limit_bytes}: expected {MIN_CACHE_BYTES} or more.")
         self.limit_bytes = limit_bytes
         self.folder = cache_folder()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -84,8 +82,9 @@ class BlockCache:
                 os.pwrite(self._file.fileno(), data, slot * BLOCK_BYTES)
             except OSError as error:
                 raise InputError(
-                    f"{self.folder} cannot hold data.cache_bytes={self.limit_bytes} "
-                    f"({error.strerror}). Free disk space, lower it, or set HEADWATER_CACHE."
+                    f"data.cache_bytes={self.limit_bytes}: writing to {self.folder} failed "
+                    f"({error.strerror}). Free disk space, lower data.cache_bytes, or set "
+                    "HEADWATER_CACHE to another folder."
                 ) from error
             self._slots[block] = slot, len(data)
             self._pending.pop(block).set_result(data)

@@ -109,9 +109,9 @@ class Manifest:
         found = tokenizer_fingerprint(self.tokenizer_path)
         if found != self.tokenizer["sha256"]:
             raise InputError(
-                f"{self.tokenizer_path} has the fingerprint {found[:16]}, but the shards of "
-                f"{self.folder / FILE} were made with {str(self.tokenizer['sha256'])[:16]}. "
-                "Restore that tokenizer, or tokenize the corpus again."
+                f"{self.tokenizer_path} has the fingerprint {found[:16]}, but the tokenizer that "
+                f"the shards were made with has {str(self.tokenizer['sha256'])[:16]}. Restore that "
+                "tokenizer, or tokenize the corpus again."
             )
 
 
@@ -124,20 +124,21 @@ def load_manifest(folder: str | Path) -> Manifest:
     path = Path(folder) / FILE
     if not path.is_file():
         raise InputError(
-            f"{path} does not exist. Make it with python -m data_pipeline tokenize corpus=... "
-            f"out={folder}."
+            f"{path} does not exist. Make the corpus with python -m data_pipeline tokenize "
+            f"corpus=... out={folder}."
         )
     try:
         fields = json.loads(path.read_text())
         found = fields.pop("format")
         if found != FORMAT:
             raise InputError(
-                f"{path} has format {found}, expected {FORMAT}. Tokenize the corpus again."
+                f"{path} has format {found}, but this version reads format {FORMAT}. Tokenize the "
+                "corpus again."
             )
         return Manifest(folder=Path(folder), **fields)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} is not a manifest of this project ({error}). Tokenize the corpus again."
+            f"{path} is not a manifest of a Headwater corpus ({error}). Tokenize the corpus again."
         ) from None
 
 
@@ -146,6 +147,6 @@ def tokenizer_fingerprint(path: Path) -> str:
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}). Expected a tokenizer.json.") from None
+        raise InputError(f"{path} is not valid JSON ({error}). Give a tokenizer.json.") from None
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()

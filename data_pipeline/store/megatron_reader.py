@@ -40,11 +40,14 @@ def differences(folder: Path, files: Iterable[str], dtype: str) -> Iterator[tupl
         boundaries = theirs.document_indices
         if len(boundaries) - 1 != ours.index.documents:
             found = len(boundaries) - 1
-            yield file, f"Megatron-core finds {found} documents, we find {ours.index.documents}"
+            yield (
+                file,
+                f"Megatron-core finds {found} documents, but there are {ours.index.documents}",
+            )
             continue
         for number in sorted({0, ours.index.documents // 2, ours.index.documents - 1}):
             start, end = boundaries[number : number + 2]
             tokens = [theirs[sequence] for sequence in range(start, end)] or [[]]
             first, after = ours.index.document(number)
             if not np.array_equal(np.concatenate(tokens), ours.tokens[first:after]):
-                yield file, f"Megatron-core reads other tokens in document {number}"
+                yield file, f"Megatron-core reads different tokens in document {number}"

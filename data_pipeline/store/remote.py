@@ -55,14 +55,15 @@ def cache_corpus(url: str) -> Path:
             content = file.read()
     except FileNotFoundError:
         raise InputError(
-            f"{manifest_url} does not exist. Upload a folder made by python -m data_pipeline "
-            "tokenize."
+            f"{manifest_url} does not exist. Upload a folder that python -m data_pipeline tokenize "
+            "made."
         ) from None
     try:
         tokenizer = str(json.loads(content)["tokenizer"]["file"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{manifest_url} is not a manifest of this project ({error}). Upload the corpus again."
+            f"{manifest_url} is not a manifest of a Headwater corpus ({error}). Upload the corpus "
+            "again."
         ) from None
     name = hashlib.sha256(url.encode() + b"\0" + content).hexdigest()[:24]
     folder = cache_folder() / name
@@ -105,8 +106,8 @@ class RemoteShards:
         self.url = remote_url(manifest)
         if not manifest.ends_in_eos:
             raise InputError(
-                f"{self.url} is remote, but its documents do not all end in EOS "
-                "(ends_in_eos=false in its manifest). Copy it to this machine."
+                f"{self.url} is remote, but not all of its documents end in EOS "
+                "(ends_in_eos=false in its manifest). Copy the corpus to this machine."
             )
         self.folder = manifest.folder
         self.entries = entries
@@ -174,7 +175,9 @@ class RemoteShards:
                     loaded[block] = data
         except FileNotFoundError as error:
             first_file = min(path for path, _ in claimed)
-            damaged = DamagedShard(f"{first_file} or a file of the same shard is missing. {REPAIR}")
+            damaged = DamagedShard(
+                f"{first_file} or another file of this shard is missing. {REPAIR}"
+            )
             self.cache.fail(claimed, damaged)
             raise damaged from error
         except BaseException as error:

@@ -56,7 +56,7 @@ def missing_or_wrong_size(manifest: Manifest, entry: dict[str, Any]) -> Iterator
             yield Problem(
                 f"{name}{suffix}",
                 f"byte {min(found, expected)}",
-                f"has {found} bytes, the manifest says {expected} for {tokens} tokens",
+                f"has {found} bytes, but the manifest requires {expected} for {tokens} tokens",
             )
     if manifest.origin == "tokenize" and not (manifest.folder / f"{name}{TABLE}").is_file():
         yield Problem(f"{name}{TABLE}", "", "is missing")
@@ -108,7 +108,7 @@ class ShardCheck:
 
     def _add_rest(self, file: str, count: int) -> None:
         if count > 0:
-            self.problems.append(Problem(file, "", f"{count} more problems of this kind"))
+            self.problems.append(Problem(file, "", f"{count} more of this kind"))
 
     def _check_table(self) -> None:
         """Checks that the table of documents has one row per document."""
@@ -124,10 +124,10 @@ class ShardCheck:
             self._add(TABLE, [Flaw("", f"cannot be read ({error})")])
             return
         if not {"file", "position"} <= set(columns):
-            text = f"has columns {', '.join(columns)}, expected file and position"
+            text = f"has the columns {', '.join(columns)}, but file and position are required"
             self._add(TABLE, [Flaw("", text)])
         if rows != documents:
-            text = f"has {rows} rows, the manifest says {documents} documents"
+            text = f"has {rows} rows, but the manifest has {documents} documents"
             self._add(TABLE, [Flaw(f"row {min(rows, documents)}", text)])
 
     def _check_index(self) -> Ints:
@@ -145,11 +145,11 @@ class ShardCheck:
             return unknown
         self._add(".idx", index_flaws(index))
         if index.dtype != np.dtype(self.manifest.dtype):
-            text = f"holds {index.dtype}, the manifest says {self.manifest.dtype}"
+            text = f"has ids of type {index.dtype}, but the manifest has {self.manifest.dtype}"
             self._add(".idx", [Flaw("byte 17", text)])
         for what, count in (("documents", index.documents), ("tokens", index.tokens)):
             if count != self.entry[what]:
-                text = f"has {count} {what}, the manifest says {self.entry[what]}"
+                text = f"has {count} {what}, but the manifest has {self.entry[what]}"
                 self._add(".idx", [Flaw("", text)])
         return index.document_lengths() if (index.lengths >= 0).all() else unknown
 
@@ -171,15 +171,15 @@ class ShardCheck:
             if is_damaged:
                 self._add(".bin", flaws)
             else:
-                text = "its checksums are not those of .bin, whose sha256 is right"
+                text = "does not match .bin, whose sha256 is correct"
                 self._add(".sums", (Flaw(flaw.place, text) for flaw in flaws))
-        outside = f"holds the id {{}}, outside the vocabulary of {vocab_size}"
+        outside = f"has the id {{}}, outside the vocabulary of {vocab_size} ids"
         self._add_occurrences(scan.outside_vocabulary, outside)
         if self.manifest.ends_in_eos and len(document_lengths):
             eos = f"EOS ({eos_id})"
             if not self.manifest.packed:  # pieces of cut documents and padding need no EOS
-                self._add_occurrences(scan.no_eos, f"a document ends in {{}}, expected {eos}")
-            self._add_occurrences(scan.eos_inside, f"there is {eos} inside a document")
+                self._add_occurrences(scan.no_eos, f"a document ends in {{}} instead of {eos}")
+            self._add_occurrences(scan.eos_inside, f"{eos} occurs inside a document")
 
     def _check_mask(self) -> None:
         path = self._path(".mask")
@@ -189,4 +189,4 @@ class ShardCheck:
 
 
 def _wrong_hash(found: str, expected: str) -> Flaw:
-    return Flaw("", f"has the sha256 {found[:16]}, the manifest says {str(expected)[:16]}")
+    return Flaw("", f"has the sha256 {found[:16]}, but the manifest has {str(expected)[:16]}")

@@ -90,23 +90,23 @@ def read_index(path: Path) -> IndexArrays:
     """Maps an index into memory. Raises BadIndex if its header or its size is wrong."""
     size = path.stat().st_size
     if size < HEADER.size:
-        raise BadIndex("", f"has {size} bytes, but its header alone has {HEADER.size}")
+        raise BadIndex("", f"has {size} bytes, but the header alone needs {HEADER.size}")
     raw = np.memmap(path, np.uint8, mode="r")
     magic, version, code, sequences, boundaries = HEADER.unpack(raw[: HEADER.size].tobytes())
     if magic != MAGIC or version != 1:
         raise BadIndex("byte 0", "is not a Megatron index of version 1")
     if code in FLOAT_CODES:
-        raise BadIndex("byte 17", f"holds floating-point numbers (type code {code}), not token ids")
+        raise BadIndex("byte 17", f"has floating-point data (type code {code}), not token ids")
     if code not in DTYPES:
-        raise BadIndex("byte 17", f"holds numbers of the unknown type code {code}")
+        raise BadIndex("byte 17", f"has data of the unknown type code {code}")
     pointers_at = HEADER.size + 4 * sequences
     boundaries_at = pointers_at + 8 * sequences
     end = boundaries_at + 8 * boundaries
     if size != end:
-        hint = " (does it store a modality per sequence?)" if size == end + sequences else ""
+        hint = " (perhaps a multimodal index)" if size == end + sequences else ""
         raise BadIndex(
             "",
-            f"has {size} bytes, but its header says {end} for {sequences} sequences and "
+            f"has {size} bytes, but the header requires {end} for {sequences} sequences and "
             f"{boundaries} document boundaries{hint}",
         )
     return IndexArrays(
@@ -139,7 +139,7 @@ def index_flaws(index: IndexArrays) -> Iterator[Flaw]:
         lengths = index.lengths[first : first + CHUNK_SEQUENCES].astype(np.int64)
         pointers = np.asarray(index.pointers[first : first + CHUNK_SEQUENCES])
         for number in np.flatnonzero(lengths < 0):
-            yield Flaw(f"sequence {first + number}", f"its length is {lengths[number]}")
+            yield Flaw(f"sequence {first + number}", f"has the length {lengths[number]}")
         ends = pointers + lengths * index.dtype.itemsize
         expected = np.concatenate(([end], ends[:-1]))
         for number in np.flatnonzero(pointers != expected):
@@ -154,7 +154,7 @@ def index_flaws(index: IndexArrays) -> Iterator[Flaw]:
         yield Flaw("", "has no document boundaries")
         return
     if boundaries[0] != 0:
-        yield Flaw("document 0", f"starts at sequence {boundaries[0]}, expected 0")
+        yield Flaw("document 0", f"starts at sequence {boundaries[0]} instead of 0")
     for number in np.flatnonzero(np.diff(boundaries) < 0):
         yield Flaw(
             f"document {number + 1}",
@@ -163,7 +163,7 @@ def index_flaws(index: IndexArrays) -> Iterator[Flaw]:
     if boundaries[-1] != len(index.lengths):
         yield Flaw(
             f"document {len(boundaries) - 1}",
-            f"the last document ends at sequence {boundaries[-1]} of {len(index.lengths)}",
+            f"is the last document, but ends at sequence {boundaries[-1]} of {len(index.lengths)}",
         )
 
 

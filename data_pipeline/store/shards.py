@@ -24,7 +24,7 @@ from data_pipeline.store.checksums import BLOCK_BYTES, CHECKSUM, checksum_bytes
 from data_pipeline.store.index_file import DTYPES, HEADER, MAGIC, index_bytes
 
 Ints = NDArray[np.int64]
-REPAIR = "Restore it, or tokenize the corpus again."
+REPAIR = "Restore the file, or tokenize the corpus again."
 
 
 class DamagedShard(InputError):
@@ -62,25 +62,22 @@ class ShardIndex:
         header, size = os.pread(file, HEADER.size, 0), os.fstat(file).st_size
         if len(header) < HEADER.size:
             raise DamagedShard(
-                f"{self.path} has {size} bytes, but its header alone has {HEADER.size}. {REPAIR}"
+                f"{self.path} has {size} bytes, but the header alone needs {HEADER.size}. {REPAIR}"
             )
         magic, version, code, self._sequences, boundaries = HEADER.unpack(header)
         if magic != MAGIC or version != 1:
             raise DamagedShard(f"{self.path} is not a Megatron index of version 1. {REPAIR}")
         if code not in DTYPES:
-            raise DamagedShard(
-                f"{self.path} holds numbers of type code {code}, expected token ids. {REPAIR}"
-            )
+            raise DamagedShard(f"{self.path} has data of type code {code}, not token ids. {REPAIR}")
         self.dtype: np.dtype = np.dtype(DTYPES[code])
         if dtype is not None and self.dtype != np.dtype(dtype):
             raise DamagedShard(
-                f"{self.path} holds {self.dtype}, but the manifest says {dtype}. {REPAIR}"
+                f"{self.path} has ids of type {self.dtype}, but the manifest has {dtype}. {REPAIR}"
             )
         expected = index_bytes(self._sequences, boundaries - 1)
         if size != expected:
             raise DamagedShard(
-                f"{self.path} has {size} bytes, but its header says {expected}: it is truncated. "
-                f"{REPAIR}"
+                f"{self.path} has {size} bytes, but its header requires {expected}. {REPAIR}"
             )
         self.documents = boundaries - 1
         self.tokens = 0
@@ -229,26 +226,23 @@ class Shard:
         found = self.index.documents, self.index.tokens
         if found != (documents, tokens):
             raise DamagedShard(
-                f"{self.idx} is the index of {found[0]} documents and {found[1]} tokens, but the "
-                f"manifest says {documents} and {tokens}: it belongs to another shard. {REPAIR}"
+                f"{self.idx} has {found[0]} documents and {found[1]} tokens, but the manifest has "
+                f"{documents} and {tokens}. The index belongs to another shard. {REPAIR}"
             )
 
 
 def describe_wrong_size(path: Path | str, found: int, expected: int) -> str:
     """Returns the error message for a file of the wrong size."""
     return (
-        f"{path} has {found} bytes, expected {expected}: it is truncated or belongs to another "
-        f"shard. {REPAIR}"
+        f"{path} has {found} bytes instead of {expected}. The file is truncated or belongs to "
+        f"another shard. {REPAIR}"
     )
 
 
 def describe_wrong_checksum(path: Path | str, block: int, size: int, width: int) -> str:
     """Returns the error message for a block of `size` bytes that differs from its checksum."""
     first = block * BLOCK_BYTES // width
-    return (
-        f"{path}: checksum mismatch in tokens {first} to {first + size // width - 1}. Restore the "
-        "file, or tokenize the corpus again."
-    )
+    return f"{path}: checksum mismatch in tokens {first} to {first + size // width - 1}. {REPAIR}"
 
 
 def map_file(path: Path) -> NDArray[np.uint8]:

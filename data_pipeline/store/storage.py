@@ -148,7 +148,7 @@ def file_info(url: str | Path) -> FileInfo | None:
         return FileInfo(text, int(about["size"]), _version(about))
 
     try:
-        return retrying(ask, f"the size of {text}")
+        return retrying(ask, f"reading the size of {text}")
     except FileNotFoundError:
         return None
 
@@ -206,7 +206,7 @@ def fetch(url: str, to: Path, retry: Retry | None = None) -> Path:
     """
     about = file_info(url)
     if about is None:
-        raise InputError(f"{url} does not exist.")
+        raise InputError(f"{url} does not exist. Correct the address, or upload the file.")
     size = about.size
 
     def write(file: BinaryIO) -> None:
@@ -277,8 +277,8 @@ def retrying(call: Callable[[], T], what: str, retry: Retry | None = None) -> T:
         except Exception as error:
             if isinstance(error, PermissionError) or type(error).__name__ in CREDENTIAL_ERRORS:
                 raise InputError(
-                    f"{what} was refused ({_one_line(error)}). Check the store's credentials in "
-                    "the environment."
+                    f"{what} was denied ({_one_line(error)}). Check the credentials of the store "
+                    "in the environment."
                 ) from error
             if not is_transient(error):
                 raise
@@ -288,7 +288,7 @@ def retrying(call: Callable[[], T], what: str, retry: Retry | None = None) -> T:
     slow = isinstance(problem, TimeoutError)
     reason = f"no answer within {retry.timeout_seconds:g} s" if slow else _one_line(problem)
     raise StorageError(
-        f"{what} failed {retry.attempts} times ({reason}): the store or the network is down or "
+        f"{what} failed {retry.attempts} times ({reason}). The store or the network is down or "
         "slow. Run the same command again later."
     ) from problem
 

@@ -212,9 +212,9 @@ class TokenStream:
         if wrong.size:
             number, offset = self.locate(start + int(wrong[0]))
             raise DamagedShard(
-                f"{self.shards.name(number)} holds token id {int(tokens[wrong[0]])} at token "
-                f"{offset}, outside the vocabulary of {self.vocab_size}: the file is damaged or "
-                "was made with another tokenizer. Tokenize the corpus again."
+                f"{self.shards.name(number)} has the id {int(tokens[wrong[0]])} at token {offset}, "
+                f"outside the vocabulary of {self.vocab_size} ids. The file is damaged or was made "
+                "with another tokenizer. Tokenize the corpus again."
             )
 
     def _locate(self, starts: Ints) -> tuple[list[int], list[int]]:

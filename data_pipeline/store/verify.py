@@ -58,7 +58,7 @@ class VerifyConfig:
         if not 0 < self.sample <= 1:
             raise InputError(f"sample={self.sample:g}: expected more than 0 and at most 1.")
         if self.max_listed < 1:
-            raise InputError(f"max_listed={self.max_listed}: expected at least 1.")
+            raise InputError(f"max_listed={self.max_listed}: expected 1 or more.")
 
 
 @dataclass
@@ -86,7 +86,10 @@ def verify(config: VerifyConfig) -> None:
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
     if is_remote(config.data):
-        raise InputError(f"data={config.data} is not on this machine. Verify the local folder.")
+        raise InputError(
+            f"data={config.data}: remote folders cannot be verified. Copy the folder to this "
+            "machine, and give its path."
+        )
     manifest = load_manifest(config.data)
     result = check_folder(manifest, config, console)
     if config.megatron and not result.problems:
@@ -101,10 +104,10 @@ def verify(config: VerifyConfig) -> None:
     if result.problems:
         files = len({problem.file for problem in result.problems})
         raise InputError(
-            f"{summary}; {len(result.problems):,} problems in {files:,} files, listed above. "
-            "Restore these files, or make the folder again."
+            f"{summary}; found {len(result.problems):,} problems in {files:,} files, listed above. "
+            "Restore these files, or tokenize the corpus again."
         )
-    megatron = ", and Megatron-core reads the same" if config.megatron else ""
+    megatron = ", and Megatron-core reads the same tokens" if config.megatron else ""
     console.print(f"{summary}; everything matches the manifest{megatron}")
 
 
@@ -214,7 +217,7 @@ def _check_manifest(manifest: Manifest, entries: list[dict[str, Any]]) -> Iterat
     try:
         size = len(manifest.token_bytes())
         if size != manifest.vocab_size:
-            text = f"has {size} entries, the vocabulary {manifest.vocab_size}"
+            text = f"has {size} entries, but the vocabulary has {manifest.vocab_size} ids"
             yield Problem("token_bytes.npy", "", text)
     except (InputError, ValueError) as error:
         yield Problem("token_bytes.npy", "", str(error))
@@ -223,7 +226,7 @@ def _check_manifest(manifest: Manifest, entries: list[dict[str, Any]]) -> Iterat
         file = entry.get("file", "?")
         lacking = [key for key in REQUIRED_KEYS if key not in entry]
         if lacking:
-            yield Problem("manifest.json", f"shard {file}", f"lacks {', '.join(lacking)}")
+            yield Problem("manifest.json", f"shard {file}", f"has no {', '.join(lacking)}")
         known |= {
             f"{file}{suffix}" for suffix in SUFFIXES if entry.get(OPTIONAL.get(suffix, "file"))
         }

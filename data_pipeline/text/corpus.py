@@ -9,7 +9,7 @@ from itertools import pairwise
 from omegaconf import MISSING, OmegaConf
 
 from conf.entry import CONF_DIR
-from conf.errors import InputError, did_you_mean
+from conf.errors import InputError, one_of
 from data_pipeline.cleaning.config import CleaningConfig, check_steps
 
 FORMATS = ("text", "jsonl", "parquet", "huggingface")
@@ -101,30 +101,26 @@ class CorpusConfig:
 
     def __post_init__(self) -> None:
         if not self.sources:
-            raise InputError("corpus.sources is empty. Define at least one named source.")
+            raise InputError("corpus.sources is empty. Add at least one source.")
         if not 0 <= self.held_out_fraction < 1:
             raise InputError(
-                f"corpus.held_out_fraction={self.held_out_fraction}, expected 0 or more and less "
+                f"corpus.held_out_fraction={self.held_out_fraction}: expected 0 or more and less "
                 "than 1."
             )
         lengths = sorted(self.fit)
         if any(b % a for a, b in pairwise(lengths)) or (lengths and lengths[0] < 2):
             raise InputError(
-                f"corpus.fit={list(self.fit)}, expected lengths of 2 tokens or more that divide "
-                "one another, such as [2048, 4096]."
+                f"corpus.fit={list(self.fit)}: expected lengths of 2 tokens or more, each a "
+                "divisor of the next longer one, such as [2048, 4096]."
             )
         for name, source in self.sources.items():
-            if source.format not in FORMATS:
-                raise InputError(
-                    f"corpus.sources.{name}.format={source.format} is not a format"
-                    f"{did_you_mean(source.format, FORMATS)}."
-                )
+            one_of(f"corpus.sources.{name}.format", source.format, FORMATS)
             if not source.paths:
                 raise InputError(f"corpus.sources.{name}.paths is empty. Give files or folders.")
             if source.no_loss_field and source.format == "text":
                 raise InputError(
-                    f"corpus.sources.{name}.no_loss_field={source.no_loss_field} names a column, "
-                    "but format=text has no columns. Use another format or remove the key."
+                    f"corpus.sources.{name}.no_loss_field={source.no_loss_field}: format=text has "
+                    "no columns. Use another format, or remove the key."
                 )
             if source.steps is not None:
                 check_steps(f"corpus.sources.{name}.steps", source.steps)
@@ -183,7 +179,5 @@ class TokenizeConfig:
     world: int | None = None
 
     def __post_init__(self) -> None:
-        if self.encoder not in (None, *ENCODERS):
-            raise InputError(
-                f"encoder={self.encoder} is not an encoder{did_you_mean(self.encoder, ENCODERS)}."
-            )
+        if self.encoder is not None:
+            one_of("encoder", self.encoder, ENCODERS)

@@ -48,9 +48,9 @@ def _different_files(path: str, subset: str | None, split: str) -> str:
             if kinds[0] != kinds[1]:
                 names = [os.path.relpath(name, path) for name in (files[0], file)]
                 return (
-                    f"column '{column}' is {kinds[0]} in {names[0]}, but {kinds[1]} in {names[1]}."
-                    " Make it the same in all files, or remove it (format=jsonl and "
-                    "format=parquet read only the columns that they need)"
+                    f"column '{column}' is {kinds[0]} in {names[0]}, but {kinds[1]} in {names[1]}. "
+                    "Give the column the same type in all files, or use format=jsonl or "
+                    "format=parquet, which read only the columns that are needed"
                 )
     return ""
 

@@ -72,12 +72,12 @@ def _read_text(file: SourceFile, unit: Unit, source: SourceConfig) -> Iterator[R
         raw = Path(path).read_bytes()
     kind = other_kind(raw)
     if kind:
-        yield Row(file.name, 0, 0, "", f"{kind}, expected UTF-8", _shown(raw))
+        yield Row(file.name, 0, 0, "", f"expected UTF-8 text, found {kind}", _shown(raw))
         return
     try:
         yield Row(file.name, 0, 0, without_mark(raw).decode("utf-8"))
     except UnicodeDecodeError as error:
-        yield Row(file.name, 0, 0, "", f"not UTF-8 at byte {error.start}", _shown(raw))
+        yield Row(file.name, 0, 0, "", f"invalid UTF-8 at byte {error.start}", _shown(raw))
 
 
 def _read_jsonl(file: SourceFile, unit: Unit, source: SourceConfig) -> Iterator[Row]:
@@ -120,9 +120,9 @@ def _parse_slowly(line: bytes) -> tuple[Any, str]:
     try:
         return json.loads(line.decode("utf-8")), ""
     except UnicodeDecodeError as error:
-        return None, f"not UTF-8 at byte {error.start}"
+        return None, f"invalid UTF-8 at byte {error.start}"
     except ValueError as error:
-        return None, f"not JSON ({error})"
+        return None, f"invalid JSON ({error})"
 
 
 def _read_parquet(file: SourceFile, unit: Unit, source: SourceConfig) -> Iterator[Row]:
@@ -136,7 +136,7 @@ def _read_parquet(file: SourceFile, unit: Unit, source: SourceConfig) -> Iterato
                 raise ValueError(_no_column(column, names))
             if names.count(column) > 1:
                 raise ValueError(
-                    f"it has {names.count(column)} columns named '{column}', rename one"
+                    f"{names.count(column)} columns are named '{column}'. Rename all but one"
                 )
         _check_text_type(source.text_field, table.schema_arrow.field(source.text_field).type)
         position = 0
@@ -164,7 +164,8 @@ def _check_text_type(column: str, found: Any) -> None:
     others = (kinds.is_fixed_size_binary, kinds.is_null)
     if not any(is_kind(kind) for is_kind in (*texts, *bytes_, *others)):
         raise ValueError(
-            f"column '{column}' is {found}, expected text; set text_field on the source"
+            f"expected text in the column '{column}', found {found}. Set text_field of the source "
+            "to a column with text"
         )
 
 
@@ -226,7 +227,7 @@ def _local(path: str) -> Iterator[str]:
 def _fields(row: Any, source: SourceConfig) -> tuple[str, str, tuple[tuple[int, int], ...]]:
     """Returns (text, flaw, ranges without loss) of a row. The text is '' if it is null."""
     if not isinstance(row, dict):
-        return "", f"{_json_kind(row)}, expected an object with '{source.text_field}'", ()
+        return "", f"expected an object with '{source.text_field}', found {_json_kind(row)}", ()
     if source.text_field not in row:
         return "", _no_column(source.text_field, list(islice(row, 20))), ()
     text = row[source.text_field]
@@ -237,14 +238,15 @@ def _fields(row: Any, source: SourceConfig) -> tuple[str, str, tuple[tuple[int, 
         try:
             text = without_mark(text).decode("utf-8")
         except UnicodeDecodeError as error:
-            return "", kind or f"not UTF-8 at byte {error.start}", ()
+            flaw = f"expected UTF-8 text, found {kind}" if kind else ""
+            return "", flaw or f"invalid UTF-8 at byte {error.start}", ()
     if not isinstance(text, str):
-        return "", f"'{source.text_field}' is {_json_kind(text)}, expected text", ()
+        return "", f"expected text in '{source.text_field}', found {_json_kind(text)}", ()
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError:
-            return "", "a lone surrogate such as \\ud800 is not valid Unicode", ()
+            return "", "an unpaired surrogate such as \\ud800 is not valid Unicode", ()
     if source.no_loss_field is None:
         return text, "", ()
     return _with_no_loss(text, row.get(source.no_loss_field), source.no_loss_field)
@@ -258,7 +260,7 @@ def _with_no_loss(
     except (TypeError, ValueError):
         ranges = ((1, 0),)
     if any(not 0 <= start <= end <= len(text) for start, end in ranges):
-        flaw = f"'{column}' is {str(found)[:40]}, expected [start, end) pairs inside the text"
+        flaw = f"expected [start, end) pairs inside the text in '{column}', found {str(found)[:40]}"
         return "", flaw, ()
     return text, "", tuple((start, end) for start, end in ranges if start < end)
 
@@ -274,7 +276,10 @@ def _json_kind(value: Any) -> str:
 
 
 def _no_column(column: str, names: list[str]) -> str:
-    return f"no column '{column}' (columns: {', '.join(names) or 'none'}); set it on the source"
+    return (
+        f"there is no column '{column}' (columns: {', '.join(names) or 'none'}). Name another "
+        "column on the source"
+    )
 
 
 def _shown(raw: bytes) -> str:

@@ -93,10 +93,10 @@ class Selection:
         )
         if len(self.malformed) > self.source.max_malformed:
             raise InputError(
-                f"corpus.sources.{self.unit.source}.paths: {self.unit.files[0].path} and the other "
-                f"files of its unit have more than max_malformed={self.source.max_malformed} "
-                "malformed rows, the first in "
-                f"{self.malformed[0]['file']}, row {_row_number(self.malformed[0])}: "
+                f"corpus.sources.{self.unit.source}.max_malformed={self.source.max_malformed}: "
+                f"{self.unit.files[0].path} and the files read with it have more malformed rows. "
+                f"The first one is {self.malformed[0]['file']}, row "
+                f"{_row_number(self.malformed[0])}: "
                 f"{self.malformed[0]['reason']}. Correct the rows, or raise max_malformed."
             )
 

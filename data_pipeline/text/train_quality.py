@@ -56,8 +56,8 @@ def quality(config: QualityConfig) -> None:
     kept = {label: sum(good is label for _, good in examples) for label in (True, False)}
     if min(kept.values()) < 10:
         raise InputError(
-            f"good={list(config.good)} bad={list(config.bad)} contain {kept[True]} and "
-            f"{kept[False]} examples, expected at least 10 of each."
+            f"good={list(config.good)} bad={list(config.bad)}: found {kept[True]} good and "
+            f"{kept[False]} bad examples. Give 10 or more of each."
         )
     train, test = examples[held_out:], examples[:held_out]
     model = QualityModel.train(
@@ -74,7 +74,7 @@ def quality(config: QualityConfig) -> None:
     Console().print(
         f"{config.out}: trained on {len(train)} examples. On {len(test)} held-out examples: AUC "
         f"{area:.3f}, accuracy {accuracy:.3f} at threshold {config.threshold:g} (keeps "
-        f"{recall:.1%} of the good, drops {dropped:.1%} of the bad)",
+        f"{recall:.1%} of the good examples, drops {dropped:.1%} of the bad ones)",
         highlight=False,
         soft_wrap=True,
     )

@@ -117,12 +117,12 @@ def list_files(name: str, source: SourceConfig, seed: int) -> list[SourceFile]:
         lister = _remote_files if storage.is_remote(pattern) else _local_files
         seen, inside = lister(pattern, source)
         if not seen:
-            raise InputError(f"{key}: {pattern} does not exist, expected a file, folder or glob.")
+            raise InputError(f"{key}: {pattern} does not exist. Give a file, folder or glob.")
         if not inside:
             raise InputError(
-                f"{key}: {pattern} contains only empty or excluded files, or none"
-                f"{' ending in ' + ' '.join(source.suffixes) if source.suffixes else ''}. Give "
-                "a path with matching files."
+                f"{key}: {pattern} has no file that is neither empty nor excluded"
+                f"{' and ends in ' + ' or '.join(source.suffixes) if source.suffixes else ''}. "
+                "Give a path with such files."
             )
         found += inside
     found = list({file.path: file for file in found}.values())  # patterns may overlap
@@ -165,8 +165,8 @@ def _local_files(pattern: str, source: SourceConfig) -> tuple[bool, list[SourceF
     if broken:
         more = f" and {len(broken) - 1} more" if broken[1:] else ""
         print(
-            f"warning: skipped {min(broken)}{more}: broken link. Restore its target or remove the "
-            "link.",
+            f"warning: skipped the broken link {min(broken)}{more}. Restore the target, or remove "
+            "the link.",
             flush=True,
         )
     return bool(matches), found

@@ -33,7 +33,7 @@ def read_documents(manifest: Manifest, split: str, source: str) -> Iterator[Docu
     """
     url = remote_url(manifest)
     if url:
-        raise InputError(f"{url} is remote, expected a local folder. Copy it to this machine.")
+        raise InputError(f"{url} is remote. Copy the corpus to this machine, and give its path.")
     tokenizer = load_tokenizer(manifest.tokenizer_path)
     eos = manifest.tokenizer["eos_id"]
     for entry in manifest.shards(split, source):

@@ -98,7 +98,7 @@ def choose_encoder(requested: str | None, path: Path) -> tuple[str, str]:
     try:
         _load_gigatoken(str(path))
     except ImportError:
-        return "tokenizers", "gigatoken is not installed (pip install gigatoken)"
+        return "tokenizers", "gigatoken is not installed. Run pip install gigatoken"
     except Exception as error:  # gigatoken's own type, for a kind of tokenizer it does not support
         return "tokenizers", f"gigatoken cannot load this tokenizer ({_first_line(error)})"
     return "gigatoken", ""

@@ -87,10 +87,10 @@ def _check_not_empty(name: str, counts: Counter[str], rejected: list[str]) -> No
     if counts["documents"]:
         return
     dropped = ", ".join(f"{n} {reason}" for reason, n in counts.items() if n and reason != "files")
-    text = f"corpus.sources.{name} has no document left after its rules ({dropped or 'no rows'})."
+    text = f"corpus.sources.{name}: no document is left ({dropped or 'no rows'})."
     if rejected:
-        text += f" First malformed row: {describe_malformed(json.loads(rejected[0]))}."
-    raise InputError(text)
+        text += f" The first malformed row is {describe_malformed(json.loads(rejected[0]))}."
+    raise InputError(f"{text} Correct the paths, or loosen the rules and cleaning steps.")
 
 
 def _check_source(
@@ -103,13 +103,13 @@ def _check_source(
     _check_not_empty(name, counts, rejected)
     if name not in splits[TRAIN]:
         raise InputError(
-            f"corpus.sources.{name}: all of its {counts['documents']} documents are in the "
-            "held-out split. Add files, change corpus.seed, or lower corpus.held_out_fraction."
+            f"corpus.sources.{name}: all {counts['documents']} documents are in the held-out "
+            "split. Add files, change corpus.seed, or lower corpus.held_out_fraction."
         )
     if name not in splits[HELD_OUT]:
         console.print(
-            f"warning: source '{name}' has no held-out document, so it cannot be validated on. "
-            "Add files or raise corpus.held_out_fraction.",
+            f"warning: source '{name}' has no held-out document, so it has no validation loss. "
+            "Add files, or raise corpus.held_out_fraction.",
             style="yellow",
             soft_wrap=True,
         )
@@ -126,8 +126,8 @@ def _encoder_entry(
     repeated = sum(result["encoder"] != name for result in results)
     if repeated:
         console.print(
-            f"warning: {name} gave different ids than tokenizers in {repeated} of {len(results)} "
-            "units, which were encoded again with tokenizers.",
+            f"warning: {name} and tokenizers gave different ids in {repeated} of {len(results)} "
+            "units of work. These were encoded again with tokenizers.",
             style="yellow",
             soft_wrap=True,
         )

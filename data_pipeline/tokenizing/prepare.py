@@ -100,9 +100,9 @@ def _sample(max_bytes: int, corpus: CorpusConfig, units: list[Unit], work: Path)
         if selection.malformed and not malformed:
             rows = rejected_lines([{"malformed": selection.malformed, "lines": 0}], [unit])
             first = json.loads(rows[unit.source][0])
-            malformed = f" First malformed row: {describe_malformed(first)}."
+            malformed = f" The first malformed row is {describe_malformed(first)}."
     if not found:
         raise InputError(
-            f"corpus.name={corpus.name}: no document is left to train a tokenizer on. Loosen the "
-            f"rules and cleaning steps, or lower corpus.held_out_fraction.{malformed}"
+            f"corpus.name={corpus.name}: no document is left to train a tokenizer on.{malformed} "
+            "Loosen the rules and cleaning steps, or lower corpus.held_out_fraction."
         )

@@ -60,7 +60,10 @@ def tokenize(config: TokenizeConfig) -> None:
     console = Console()
     out = Path(config.out)
     if storage.is_remote(config.out):
-        raise InputError(f"out={config.out} is remote. Write to a local folder and copy it.")
+        raise InputError(
+            f"out={config.out}: the output cannot be remote. Give a local folder, and upload it "
+            "afterwards."
+        )
     output = Output(config.out, CORPUS, config.overwrite, [config.tokenizer.path])
     output.check_foreign()
     job_shard = JobShard.resolve(config.rank, config.world)
@@ -93,7 +96,7 @@ def tokenize(config: TokenizeConfig) -> None:
             if not folder.has_results():
                 folder.remove()
                 raise
-            raise InputError(f"{error} Finished work is kept in {folder.path}.") from None
+            raise InputError(f"{error} The finished work is kept in {folder.path}.") from None
         if not finished:
             return
         folder.mark_complete()
@@ -142,7 +145,7 @@ class Tokenization:
                 if not self._run_phase(phase, make_tasks(), workers, progress):
                     return False
             if self.folder.job_shard.rank:
-                self._print("encode is done, and the job of rank 0 writes the manifest")
+                self._print("encode: done. The job of rank 0 writes the manifest")
                 return False
         manifest = make_manifest(
             self.corpus,
@@ -179,8 +182,8 @@ class Tokenization:
         remaining = self.folder.remaining(phase, len(tasks))
         if remaining:
             self._print(
-                f"{phase}: this job is done, but {len(remaining)} of {len(tasks)} tasks belong to "
-                "other jobs. Run the same command again when they are done"
+                f"{phase}: this job is done, but {len(remaining)} of {len(tasks)} tasks of other "
+                "jobs are not. Run the same command again when these jobs are done"
             )
         return not remaining
 
@@ -225,14 +228,14 @@ class Tokenization:
             self.console.print(
                 f"tokenizer.path={self.config.tokenizer.path} adds "
                 f"{' '.join(prepared['not_added'])} to each text. Documents are encoded without "
-                "them, and the exported tokenizer will not add them.",
+                "these tokens, and the exported tokenizer will not add them.",
                 style="yellow",
                 markup=False,
                 soft_wrap=True,
             )
         if prepared["encoder_note"]:
             self.console.print(
-                f"encoding with tokenizers, which is many times slower: "
+                "encoding with tokenizers, which is many times slower than gigatoken: "
                 f"{prepared['encoder_note']}.",
                 style="yellow",
                 soft_wrap=True,
@@ -290,8 +293,9 @@ def _up_to_date(output: Output, inputs: str, console: Console) -> bool:
     missing = found.missing_files()
     if missing:
         raise InputError(
-            f"{out} lacks {missing[0]}{f' and {len(missing) - 1} more' if missing[1:] else ''}, "
-            "which its manifest names. Tokenize again with overwrite=true."
+            f"{out / missing[0]} is missing"
+            f"{f', and {len(missing) - 1} more files' if missing[1:] else ''}. Restore the files, "
+            "or tokenize the corpus again with overwrite=true."
         )
     console.print(f"{out} is up to date (same files, sizes and settings).", soft_wrap=True)
     print_summary(found, console)

@@ -55,7 +55,7 @@ def check_vocab_size(config: TokenizerConfig) -> None:
     smallest = len(_special_tokens(config)) + 256
     if config.vocab_size < smallest:
         raise InputError(
-            f"tokenizer.vocab_size={config.vocab_size}, expected at least {smallest} for all bytes "
+            f"tokenizer.vocab_size={config.vocab_size}: expected {smallest} or more, for all bytes "
             "and the special tokens."
         )
 
@@ -74,8 +74,8 @@ def check_tokenizer(config: TokenizerConfig) -> None:
         return
     path = Path(config.path)
     if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise InputError(f"tokenizer.path={path} {found}, expected a tokenizer.json.")
+        found = "this is a folder" if path.is_dir() else "no such file"
+        raise InputError(f"tokenizer.path={path}: {found}. Give a tokenizer.json.")
     given = load_tokenizer(path)
     ids = special_ids(given, config)
     pieces = dict(zip(ROLES, _special_tokens(config), strict=True))
@@ -88,7 +88,7 @@ def check_tokenizer(config: TokenizerConfig) -> None:
         texts = (piece, given.decode([number], skip_special_tokens=False))
         if piece not in listed and any(number in tokenizer.encode(text).ids for text in texts):
             raise InputError(
-                f"tokenizer.{role}_token={piece} of {path} also encodes ordinary text. "
+                f"tokenizer.{role}_token={piece}: this token of {path} also encodes ordinary text. "
                 "Choose a token that does not."
             )
 
@@ -147,12 +147,13 @@ def load_tokenizer(path: Path) -> Tokenizer:
     contain a forged EOS. Raises InputError if the file is missing or is not a tokenizer.
     """
     if not path.is_file():
-        raise InputError(f"{path} does not exist, expected a tokenizer.json.")
+        raise InputError(f"{path} does not exist. Give a tokenizer.json.")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:
         raise InputError(
-            f"{path} is not a tokenizer.json of `tokenizers` ({error}). Give another file."
+            f"{path} is not a tokenizer.json of the library tokenizers ({error}). Give another "
+            "file."
         ) from None
     return _set_document_options(tokenizer)
 
@@ -183,7 +184,7 @@ def special_ids(
         number = tokenizer.token_to_id(pieces[role])
         if number is None:
             raise InputError(
-                f"{group}{role}_token={pieces[role]} is not in the vocabulary of {config.path}. "
+                f"{group}{role}_token={pieces[role]}: not in the vocabulary of {config.path}. "
                 "Choose a token of that vocabulary."
             )
         ids[role] = number

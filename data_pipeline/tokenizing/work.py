@@ -59,7 +59,7 @@ class JobShard:
         InputError if only one argument is given, or if `rank` is out of range.
         """
         if (rank is None) != (world is None):
-            raise InputError(f"rank={rank} world={world}, expected both or none of them.")
+            raise InputError(f"rank={rank} world={world}: expected both keys or neither.")
         if rank is None or world is None:
             env = {k: int(v) for k, v in os.environ.items() if k in SLURM_VARIABLES and v.isdigit()}
             jobs = env.get("SLURM_ARRAY_TASK_COUNT", 1)
@@ -68,7 +68,7 @@ class JobShard:
             rank = job * tasks + (env.get("SLURM_PROCID", 0) if tasks > 1 else 0)
             world = jobs * tasks
         if not 0 <= rank < world:
-            raise InputError(f"rank={rank} world={world}, expected 0 <= rank < world.")
+            raise InputError(f"rank={rank} world={world}: expected 0 <= rank < world.")
         return cls(rank, world)
 
     def select(self, tasks: Sequence[int]) -> list[int]:
@@ -93,8 +93,8 @@ class WorkFolder:
         foreign = [name for name in names if not name.startswith(own)]
         if (foreign and self.inputs() is None) or self.path.is_file():
             raise InputError(
-                f"out={self.out}: unfinished work would be kept in {self.path}, which exists and "
-                "is not from an earlier call. Remove it, or choose another folder."
+                f"out={self.out}: unfinished work would be stored in {self.path}, which exists and "
+                "was not made by an earlier call. Remove it, or choose another out."
             )
 
     def inputs(self) -> str | None:
@@ -141,8 +141,8 @@ class WorkFolder:
             fcntl.flock(file, mode | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
-                f"{self.path} is being written by another process. Wait for it, choose another "
-                "out=, or share the work between jobs with rank= and world=."
+                f"{self.path} is being written by another process. Wait for that process, choose "
+                "another out, or divide the work among jobs with rank and world."
             ) from None
         except OSError as error:  # a file system without lock support
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
@@ -237,7 +237,7 @@ class Workers:
                 yield jobs[job], job.result()
         except BrokenProcessPool:
             raise InputError(
-                "A worker process was killed, most likely because memory ran out. Lower workers= "
+                "A worker process was killed, most likely because memory ran out. Lower workers "
                 "or corpus.shard_bytes, and run the same command again."
             ) from None
         except OSError as error:

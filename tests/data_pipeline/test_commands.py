@@ -146,7 +146,7 @@ def test_every_tokenizer_composes(tokenizer, command):
 BAD = {
     "path missing": (
         ["tokenize", "corpus=text_files", "corpus.sources.text.paths=[/nowhere]"],
-        "corpus.sources.text.paths: /nowhere does not exist, expected a file, folder or glob",
+        "corpus.sources.text.paths: /nowhere does not exist. Give a file, folder or glob",
     ),
     "path not given": (
         ["tokenize", "corpus=jsonl"],
@@ -167,7 +167,7 @@ BAD = {
     ),
     "no corpus folder": (["pairs", "corpus=nowhere", "out=x"], "nowhere/manifest.json does not"),
     "no run": (["where", "run=nowhere", "step=1"], "nowhere/ledger.jsonl does not exist"),
-    "no question": (["where", "run=nowhere"], "Give either step=<number> or doc=<document>"),
+    "no question": (["where", "run=nowhere"], "Give step=<number> or doc=<document>"),
     "unknown command": (["tokenise"], "unknown command 'tokenise' (did you mean"),
 }
 
@@ -193,5 +193,5 @@ def test_too_many_damaged_rows_end_the_command_with_the_first(command, tmp_path)
     )
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
-    assert "more than max_malformed=0 malformed rows, the first in rows.jsonl, row 2" in line
+    assert "more malformed rows. The first one is rows.jsonl, row 2" in line
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]

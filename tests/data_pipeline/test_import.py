@@ -125,7 +125,7 @@ def test_tokens_are_not_copied_unless_asked(link, adopt, tmp_path):
 def test_eos_is_found_by_reading(adopt, tmp_path, capsys):
     megatron_pair(tmp_path / "in" / "a", documents(eos=False))
     assert not adopt(path=str(tmp_path / "in")).ends_in_eos
-    assert "boundaries are taken from the index" in " ".join(capsys.readouterr().out.split())
+    assert "boundaries will be read from the indices" in " ".join(capsys.readouterr().out.split())
     inside = documents()
     inside[40][0][3] = EOS
     megatron_pair(tmp_path / "in" / "a", inside)
@@ -157,7 +157,7 @@ def test_sources_and_whole_shards_held_out(adopt, tmp_path, capsys):
         for split, sources in manifest.splits.items()
     }
     assert counts == {"train": {"web": 3, "books": 1}, "held_out": {"web": 2, "books": 1}}
-    assert "cannot be validated on" not in capsys.readouterr().out
+    assert "no validation loss" not in capsys.readouterr().out
     again = adopt(sources=where, held_out_fraction=0.3, overwrite=True)
     assert again.splits == manifest.splits
     named = adopt(path=str(tmp_path / "web"), held_out="part_[34]", overwrite=True)
@@ -178,7 +178,7 @@ def test_processes_make_the_same(adopt, tmp_path, monkeypatch):
 def test_a_source_without_held_out_shards_is_reported(adopt, tmp_path, capsys):
     megatron_pair(tmp_path / "in" / "a", documents())
     adopt(path=str(tmp_path / "in"))
-    assert "has nothing held out" in capsys.readouterr().out
+    assert "has no held-out shard" in capsys.readouterr().out
 
 
 def damage(path: Path, offset: int, content: bytes) -> None:
@@ -224,15 +224,15 @@ def pointers(folder):
 
 
 FAULTS = {
-    beyond: "a.bin has token id 4000 at token 10 (1 such tokens), beyond the vocabulary of 259",
+    beyond: "a.bin has the id 4000 at token 10, outside the vocabulary of 259 ids",
     cut_bin: "a.bin has ",
     cut_idx: "a.idx has ",
-    no_bin: "a.idx has no a.bin",
-    no_idx: "a.bin has no a.idx",
-    floats: "a.idx holds floating-point numbers (type code 6), not token ids",
-    mixed: "b.idx has dtype int32, but a.idx has uint16",
+    no_bin: "a.bin is missing, but a.idx exists",
+    no_idx: "a.idx is missing, but a.bin exists",
+    floats: "a.idx has floating-point data (type code 6), not token ids",
+    mixed: "b.idx has ids of type int32, but a.idx has uint16",
     not_megatron: "a.idx is not a Megatron index of version 1",
-    pointers: "a.idx, sequence 3: starts at byte 6 of .bin",
+    pointers: "a.idx is damaged (sequence 3: starts at byte 6 of .bin",
 }
 
 
@@ -249,15 +249,15 @@ def test_what_cannot_be_trained_on_is_refused(fault, adopt, tmp_path):
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "link=soft: unknown choice": {"path": "in", "link": "soft"},
-    "held_out_fraction=1, expected": {"path": "in", "held_out_fraction": 1.0},
-    "give path=": {},
+    "held_out_fraction=1: expected": {"path": "in", "held_out_fraction": 1.0},
+    "Give path=": {},
     "both given": {"path": "in", "held_out": "a", "held_out_fraction": 0.1},
-    "has no .bin and .idx": {"path": "nowhere"},
+    "no .bin and .idx files were found": {"path": "nowhere"},
     "only whole shards can be held out": {"path": "in", "held_out_fraction": 0.1},
-    "takes all 1 shards": {"path": "in", "held_out": "*"},
-    "matches no shard of source 'text' (the first is a)": {"path": "in", "held_out": "b*"},
-    "eos_token=<end> is not in the vocabulary": {"path": "in", "eos_token": "<end>"},
-    "out contains ": {"path": "out/train", "overwrite": True},
+    "matches all 1 shards": {"path": "in", "held_out": "*"},
+    "matches no shard of source 'text' (the first one is a)": {"path": "in", "held_out": "b*"},
+    "eos_token=<end>: not in the vocabulary": {"path": "in", "eos_token": "<end>"},
+    "the folder contains ": {"path": "out/train", "overwrite": True},
 }
 
 
@@ -265,7 +265,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def test_settings_that_do_not_fit(message, adopt, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     megatron_pair(tmp_path / "in" / "a", documents())
-    if message == "out contains ":
+    if message == "the folder contains ":
         adopt(path="in", link="copy")
     with pytest.raises(InputError) as error:
         adopt(**SETTINGS[message])

@@ -124,10 +124,10 @@ def test_preferences_are_other_functions_with_another_s_docstring(tokenized, tmp
 def test_a_source_that_is_missing_or_not_python_is_refused(tokenized, tmp_path):
     corpus, out = str(tokenized.folder), str(tmp_path / "out")
     with pytest.raises(
-        InputError, match=r"source=coed is not a source of .*\. Choose one of code, prose"
+        InputError, match=r"source=coed: not a source of .*\. Choose one of code, prose"
     ):
         pairs(PairsConfig(corpus, "coed", out))
-    with pytest.raises(InputError, match=r"no function with a docstring in the train split"):
+    with pytest.raises(InputError, match=r"the train split of .* has no function with a docstring"):
         pairs(PairsConfig(corpus, "prose", out))
     assert not (tmp_path / "out").exists()
 

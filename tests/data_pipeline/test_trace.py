@@ -108,10 +108,10 @@ def test_ranks_have_the_shares_that_they_trained_on(run):
         parts = [documents_of(run, step, rank) for rank in range(ranks)]
         assert [row for part in parts for row in part] == whole
         assert len({len({row["sample"] for row in part}) for part in parts}) == 1
-        with pytest.raises(InputError, match=f"step {step} was run by {ranks} data-parallel ranks"):
+        with pytest.raises(InputError, match=f"step {step} had {ranks} data-parallel ranks"):
             documents_of(run, step, ranks)
     (run / "metrics.jsonl").unlink()
-    with pytest.raises(InputError, match="does not record how many data-parallel ranks"):
+    with pytest.raises(InputError, match="does not record the number of data-parallel ranks"):
         documents_of(run, 1, 0)
 
 
@@ -148,7 +148,7 @@ def test_a_document_is_found_by_its_file_and_position(run):
         rows = list(RunData(run).steps_of_document(doc))
         assert row["sample"] in {r["sample"] for r in rows if r["step"] == 1}
         assert {r["file"] for r in rows} == {row["file"]}
-    with pytest.raises(InputError, match=r"#9999999 is not a document of .+, expected <file>"):
+    with pytest.raises(InputError, match=r"#9999999: no such document in .+\. Give <file>"):
         list(RunData(run).steps_of_document(f"{row['file']}#9999999"))
 
 
@@ -178,10 +178,10 @@ def test_the_command_prints_them(run, capsys):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({}, "Give either step=<number> or doc="),
-        ({"step": 1, "doc": "x"}, "Give either step=<number> or doc="),
-        ({"doc": "x", "rank": 0}, "rank=0 selects samples of a step"),
-        ({"step": 1, "chars": -1}, "chars=-1, expected 0 or more"),
+        ({}, "Give step=<number> or doc="),
+        ({"step": 1, "doc": "x"}, "Give step=<number> or doc="),
+        ({"doc": "x", "rank": 0}, "rank=0: selects samples of a step"),
+        ({"step": 1, "chars": -1}, "chars=-1: expected 0 or more"),
     ],
 )
 def test_invalid_questions_are_refused(settings, sentence):
@@ -207,10 +207,10 @@ def test_data_made_again_is_refused(run):
 
 
 def test_missing_files_are_refused(run, tmp_path):
-    with pytest.raises(InputError, match=r"step=9 is not in .*, whose last step is 3"):
+    with pytest.raises(InputError, match=r"step=9: not in .*, whose last step is 3"):
         documents_of(run, 9)
     (run / "order.json").unlink()
-    with pytest.raises(InputError, match=r"order\.json does not exist"):
+    with pytest.raises(InputError, match=r"order\.json is missing"):
         documents_of(run, 1)
-    with pytest.raises(InputError, match=r"is not a run folder: .*ledger\.jsonl does not exist"):
+    with pytest.raises(InputError, match=r"ledger\.jsonl is missing\. Give a run folder"):
         documents_of(tmp_path, 1)

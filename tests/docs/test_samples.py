@@ -10,7 +10,7 @@ QUOTED = {
     "docs/chat.md": {"eval/chat/serve.py": ["endpoint: "], "conf/gradio_page.py": ["page: "]},
     "docs/check_data.md": {
         "data_pipeline/store/shard_scan.py": ["checksum mismatch", "starts at byte "],
-        "data_pipeline/store/shard_checks.py": ["holds the id ", "outside the vocabulary of "],
+        "data_pipeline/store/shard_checks.py": ["has the id ", "outside the vocabulary of "],
     },
     "docs/doctor.md": {
         "launch/doctor/advice.py": [" times as fast", " times slower"],

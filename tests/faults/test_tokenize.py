@@ -309,6 +309,6 @@ def test_killed_after_it_replaced_another_corpus(texts, whole, tmp_path, monkeyp
 def test_a_folder_in_the_way_of_the_work_is_left_alone(texts, tmp_path):
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"work would be kept in .*out\.partial, which exists"):
+    with pytest.raises(InputError, match=r"work would be stored in .*out\.partial, which exists"):
         tokenize(config_for(tmp_path / "out", texts, workers=1))
     assert files_of(tmp_path) == {"out.partial/thesis.txt": b"mine"}

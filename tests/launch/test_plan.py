@@ -206,7 +206,7 @@ def test_warnings(corpus):
     assert best.blank < 1 - 17 / 32
     assert (
         f"In the layout {best.name} {best.blank:.1%} of the computed sequences are blank, "
-        "because the batch does not divide evenly over the ranks (stage 'all': 17 samples of a step"
+        "because the batch cannot be divided evenly among the ranks (stage 'all': 17 samples per "
     ) in "\n".join(found.warnings)
     small = TrainingRecipeConfig("small", 2**15, {"all": TrainingStageConfig(512, 10**6)})
     found = make_outlook(config(recipe=small, cluster=cluster("h100", 8)))
@@ -351,7 +351,10 @@ def test_the_plan_of_a_training_command(command, corpus, tmp_path):
     for given, said in (
         ((f"cluster={mine}",), "cluster.bf16_tflops has no value. Give"),
         (("model=demo_12m", "--", "seed=1"), "model=demo_12m is a key of the training run. Put it"),
-        (("cluster=h100", "--", *training, "data.max_epochs=1e-3"), "more than data.max_epochs=0"),
+        (
+            ("cluster=h100", "--", *training, "data.max_epochs=1e-3"),
+            "data.max_epochs=0.001: the recipe reads",
+        ),
         (
             ("cluster=h100", "--", *training, "parallel.tp=3"),
             "does not match the number of processes, 8",

@@ -27,7 +27,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "no corpus": ({"data__folder": "nowhere"}, "nowhere/manifest.json does not exist"),
     "unknown source": (
         {"+recipe__stages__short__mixture__cod": 1},
-        "recipe.stages.short.mixture names the source 'cod'",
+        "recipe.stages.short.mixture.cod=1.0: the corpus has no source 'cod'",
     ),
     "vocabulary larger than the model's": (
         {"model__vocab_size": 128},
@@ -151,7 +151,7 @@ def test_a_token_beyond_the_vocabulary(command, damaged, tmp_path):
     for path in (damaged / "train").glob("code-*.bin"):
         np.full(path.stat().st_size // 2, 40_000, np.uint16).tofile(path)
     done = command(*arguments(damaged, tmp_path / "run"))
-    refused(done, "token id 40000 at token 0, outside the vocabulary of 259", tmp_path / "run")
+    refused(done, "the id 40000 at token 0, outside the vocabulary of 259", tmp_path / "run")
 
 
 def test_another_model_or_order_on_resume(command, corpus, tmp_path):

@@ -126,7 +126,7 @@ def test_texts_without_words_do_not_break_a_step():
     [
         ({"steps": ["gopher"]}, "steps: unknown step 'gopher'"),
         ({"steps": ["pii", "pii"]}, "names 'pii' twice"),
-        ({"word_tokenizer": "nltk"}, "word_tokenizer=nltk, expected words or spacy"),
+        ({"word_tokenizer": "nltk"}, "word_tokenizer=nltk: unknown choice"),
     ],
 )
 def test_settings_are_checked(options, says):

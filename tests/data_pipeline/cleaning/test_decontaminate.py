@@ -133,7 +133,7 @@ def test_the_fingerprint_follows_the_items(quiz):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, "names no evaluation set. Set its files or tasks"),
+        ({}, "no evaluation sets are given. Set files or tasks"),
         ({"fields": ["query"]}, "quiz.v1.jsonl, line 1 has none of these columns"),
     ],
 )

@@ -240,18 +240,18 @@ def test_a_plan_that_pretrain_refuses_is_shown(page, folder):
         "stages": {"s": {"seq_len": 2**20, "tokens": 2**21}},
     }
     found = page(data=str(folder), recipe=recipe, max_epochs=100.0)
-    assert "A run will be refused: source 'code' has" in found.text
+    assert "A run will not start: source 'code' has" in found.text
     assert "#sequences" not in found.addresses
 
 
 BAD_RECIPES: dict[str, dict[str, Any]] = {
-    "names the source 'cod', which the corpus does not have (did you mean 'code'?)": {
+    "mixture.cod=1.0: the corpus has no source 'cod' (did you mean 'code'?)": {
         "mixture": {"cod": 1.0}
     },
-    "recipe.global_batch_tokens=2048 is not a multiple of recipe.stages.short.seq_len=100": {
+    "recipe.global_batch_tokens=2048: expected a multiple of recipe.stages.short.seq_len=100": {
         "seq_len": 100
     },
-    "recipe.stages.short.mixture has no weight above 0": {"mixture": {"code": 0.0}},
+    "recipe.stages.short.mixture: all weights are 0": {"mixture": {"code": 0.0}},
 }
 
 
@@ -261,7 +261,7 @@ def test_recipes_that_do_not_fit(message, page, folder):
     with pytest.raises(InputError) as error:
         page(data=str(folder), recipe={**RECIPE, "stages": {"short": stage}})
     assert message in str(error.value)
-    with pytest.raises(InputError, match="Expected global_batch_tokens, and stages with"):
+    with pytest.raises(InputError, match="Give global_batch_tokens, and stages with"):
         page(data=str(folder), recipe={"stages": {}})
 
 
@@ -328,7 +328,7 @@ def test_many_sources(page, folder, tmp_path):
     assert "36 more sources" in found.text
     assert "53 more sources" in found.text
     assert "The charts show the 12 largest sources" in found.text
-    assert "Nothing is held out of any source" in found.text
+    assert "There are no held-out tokens of any source" in found.text
     for name in names:
         assert name in found.text
     assert (tmp_path / "page.html").stat().st_size < 1_200_000
@@ -344,7 +344,7 @@ def test_one_source_without_cleaning_and_plan(page, folder):
     assert "documents of 1 source," in found.text
     assert "#cleaning" not in found.addresses
     assert "#plan" not in found.addresses
-    assert "Nothing is held out of any source" in found.text
+    assert "There are no held-out tokens of any source" in found.text
 
 
 @pytest.fixture
@@ -372,12 +372,12 @@ def test_changed_data_of_a_run_is_reported(page, folder, run):
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "give either data=<folder of shards> or run=<run folder>": {},
-    "run=r already has a recipe": {"run": "r", "recipe": RECIPE},
-    "documents=-1, expected 0 or more": {"data": "d", "documents": -1},
-    "run=nowhere has no config.yaml": {"run": "nowhere"},
+    "Give data=<folder of shards> or run=<run folder>": {},
+    "run=r: the run already has a recipe": {"run": "r", "recipe": RECIPE},
+    "documents=-1: expected 0 or more": {"data": "d", "documents": -1},
+    "run=nowhere: config.yaml is missing": {"run": "nowhere"},
     "nowhere/manifest.json does not exist": {"data": "nowhere"},
-    "s3://bucket/web is not on this machine": {"data": "s3://bucket/web"},
+    "s3://bucket/web is remote": {"data": "s3://bucket/web"},
 }
 
 

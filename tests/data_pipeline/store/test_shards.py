@@ -178,30 +178,38 @@ def cut(content):
 
 
 BEFORE_THE_FIRST_READ = {
-    "truncated bin": (".bin", cut, r"code-00001\.bin has \d+ bytes, expected \d+: it is trunc"),
-    "longer bin": (".bin", lambda b: b + b"xx", r"code-00001\.bin has \d+ bytes, expected \d+"),
+    "truncated bin": (
+        ".bin",
+        cut,
+        r"code-00001\.bin has \d+ bytes instead of \d+\. The file is trunc",
+    ),
+    "longer bin": (".bin", lambda b: b + b"xx", r"code-00001\.bin has \d+ bytes instead of \d+"),
     "empty bin": (".bin", lambda b: b"", r"code-00001\.bin has 0 bytes"),
-    "truncated idx": (".idx", cut, r"code-00001\.idx has \d+ bytes, expected \d+: it is trunc"),
+    "truncated idx": (
+        ".idx",
+        cut,
+        r"code-00001\.idx has \d+ bytes instead of \d+\. The file is trunc",
+    ),
     "empty idx": (".idx", lambda b: b"", r"code-00001\.idx has 0 bytes"),
-    "truncated sums": (".sums", cut, r"code-00001\.sums has 15 bytes, expected 16"),
+    "truncated sums": (".sums", cut, r"code-00001\.sums has 15 bytes instead of 16"),
 }
 AT_THE_FIRST_TOUCH = {
     "no index": (".idx", lambda b: b"X" + b[1:], r"code-00001\.idx is not a Megatron index"),
     "other type": (
         ".idx",
         lambda b: b[:17] + b"\x04" + b[18:],
-        r"code-00001\.idx holds int32, but the manifest says uint16",
+        r"code-00001\.idx has ids of type int32, but the manifest has uint16",
     ),
-    "no type": (".idx", lambda b: b[:17] + b"\x06" + b[18:], "holds numbers of type code 6"),
+    "no type": (".idx", lambda b: b[:17] + b"\x06" + b[18:], "has data of type code 6"),
     "index cut by its header": (
         ".idx",
         lambda b: b[:18] + struct.pack("<Q", 3) + b[26:],
-        r"code-00001\.idx has \d+ bytes, but its header says \d+",
+        r"code-00001\.idx has \d+ bytes, but its header requires \d+",
     ),
     "index of another shard": (
         ".idx",
         lambda b: flip(b, 34 + 12 * struct.unpack_from("<Q", b, 18)[0] - 7),
-        r"code-00001\.idx is the index of \d+ documents and \d+ tokens, but the manifest says",
+        r"code-00001\.idx has \d+ documents and \d+ tokens, but the manifest has",
     ),
     "flipped sums": (".sums", lambda b: flip(b, 3), r"code-00001\.bin: checksum mismatch"),
 }
@@ -242,7 +250,7 @@ def test_a_missing_file_is_refused(ending, corpus, tmp_path):
 
 def test_a_manifest_of_another_type_is_refused(corpus, tmp_path):
     manifest = sealed(corpus, tmp_path / "c", dtype="int32")
-    with pytest.raises(InputError, match=r"holds uint16, but the manifest says int32"):
+    with pytest.raises(InputError, match=r"has ids of type uint16, but the manifest has int32"):
         open_stream(manifest, "train", "code")
 
 
@@ -258,7 +266,7 @@ def test_an_id_beyond_the_vocabulary_is_refused_with_shard_and_offset(dtype, cor
     held = order.locate(0, np.arange(79)).start == 1200
     reader.read(0, np.flatnonzero(~held)[:60])
     with pytest.raises(
-        InputError, match=rf"a-00001\.bin holds token id {wrong} at token 734, outside the vocab"
+        InputError, match=rf"a-00001\.bin has the id {wrong} at token 734, outside the vocab"
     ):
         reader.read(0, np.flatnonzero(held))
 
@@ -300,7 +308,7 @@ def test_masked_tokens_are_read_and_not_predicted(corpus, tmp_path):
         expected = np.where(mask[following] | begins, IGNORED, tokens[following])
         assert np.array_equal(batch.labels[row], expected)
     (folder / "train/a-00001.mask").write_bytes(b"x" * 1999)
-    with pytest.raises(InputError, match=r"a-00001\.mask has 1999 bytes, expected 2000"):
+    with pytest.raises(InputError, match=r"a-00001\.mask has 1999 bytes instead of 2000"):
         BatchReader(manifest, order)
 
 

@@ -138,7 +138,7 @@ def test_nobody_at_home_ends_with_one_sentence(monkeypatch):
 def test_absent_or_refused_credentials_are_said_at_once(s3, monkeypatch, tmp_path):
     s3.gets, s3.status, s3.fail_next = 0, "403 Forbidden", 1000
     with pytest.raises(
-        InputError, match=r"reading s3://bucket/x was refused \(.*\). Check the stor"
+        InputError, match=r"reading s3://bucket/x was denied \(.*\). Check the cred"
     ):
         storage.read_ranges("s3://bucket/x", [(0, 10)])
     assert s3.gets == 1
@@ -147,7 +147,7 @@ def test_absent_or_refused_credentials_are_said_at_once(s3, monkeypatch, tmp_pat
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     storage._store.cache_clear()
-    with pytest.raises(InputError, match=r"was refused \(Unable to locate credentials\). Check"):
+    with pytest.raises(InputError, match=r"was denied \(Unable to locate credentials\). Check"):
         storage.read_ranges("s3://bucket/x", [(0, 10)])
     storage._store.cache_clear()
 

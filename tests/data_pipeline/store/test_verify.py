@@ -76,20 +76,22 @@ def test_flipped_bit_is_placed_by_its_block(folder):
 def test_damaged_checksums_are_told_from_a_damaged_shard(folder):
     patch(folder / f"{SHARD}.sums", 8, b"\0" * 8)
     (line,) = problems(folder)
-    assert line.startswith(f"{SHARD}.sums, bytes {BLOCK_BYTES} to {2 * BLOCK_BYTES}: its checksums")
+    assert line.startswith(
+        f"{SHARD}.sums, bytes {BLOCK_BYTES} to {2 * BLOCK_BYTES}: does not match .bin"
+    )
 
 
 def test_every_wrong_id_is_listed_up_to_a_limit(folder):
     for token in (7, 900, 901, 2000):
         patch(folder / f"{SHARD}.bin", 2 * token, np.uint16(60000 + token).tobytes())
-    found = [line for line in problems(folder) if "holds the id" in line]
+    found = [line for line in problems(folder) if "has the id" in line]
     assert found == [
-        f"{SHARD}.bin, token {token}: holds the id {60000 + token}, outside the vocabulary of 259"
+        f"{SHARD}.bin, token {token}: has the id {60000 + token}, outside the vocabulary of 259 ids"
         for token in (7, 900, 901, 2000)
     ]
     short = problems(folder, max_listed=3)
-    assert sum("holds the id" in line for line in short) == 3
-    assert f"{SHARD}.bin: 1 more problems of this kind" in short
+    assert sum("has the id" in line for line in short) == 3
+    assert f"{SHARD}.bin: 1 more of this kind" in short
 
 
 def test_eos_at_other_places(folder):
@@ -99,8 +101,8 @@ def test_eos_at_other_places(folder):
     patch(path, 2 * end, np.uint16(50).tobytes())
     patch(path, 2 * (end - 3), np.uint16(2).tobytes())
     lines = problems(folder)
-    assert f"{SHARD}.bin, token {end}: a document ends in 50, expected EOS (2)" in lines
-    assert f"{SHARD}.bin, token {end - 3}: there is EOS (2) inside a document" in lines
+    assert f"{SHARD}.bin, token {end}: a document ends in 50 instead of EOS (2)" in lines
+    assert f"{SHARD}.bin, token {end - 3}: EOS (2) occurs inside a document" in lines
 
 
 def test_eos_is_free_where_the_manifest_says_so(folder):
@@ -120,7 +122,7 @@ def test_cut_off_files(folder):
     text = "\n".join(problems(folder))
     tokens = entry(folder)["tokens"]
     assert (
-        f"{SHARD}.bin, byte {size - 5}: has {size - 5} bytes, the manifest says {size} for "
+        f"{SHARD}.bin, byte {size - 5}: has {size - 5} bytes, but the manifest requires {size} for "
         f"{tokens} tokens" in text
     )
     assert f"{SHARD}.idx: has " in text
@@ -141,10 +143,10 @@ def test_missing_files(folder):
 
 INDEX = {
     "magic": (0, b"X", "idx, byte 0: is not a Megatron index of version 1"),
-    "floats": (17, b"\x06", "byte 17: holds floating-point numbers (type code 6)"),
-    "type": (17, b"\x04", "byte 17: holds int32, the manifest says uint16"),
-    "counts": (18, b"\x01\x00", "but its header says"),
-    "length": (HEADER.size + 4 * 3, b"\xff\xff\xff\xff", "sequence 3: its length is -1"),
+    "floats": (17, b"\x06", "byte 17: has floating-point data (type code 6)"),
+    "type": (17, b"\x04", "byte 17: has ids of type int32, but the manifest has uint16"),
+    "counts": (18, b"\x01\x00", "but the header requires"),
+    "length": (HEADER.size + 4 * 3, b"\xff\xff\xff\xff", "sequence 3: has the length -1"),
 }
 
 
@@ -182,11 +184,11 @@ def test_table_mask_tokenizer_and_unknown_files(folder):
     text = "\n".join(problems(folder))
     documents = entry(folder)["documents"]
     for line in (
-        f"{SHARD}.docs.parquet, row 1: has 1 rows, the manifest says {documents} documents",
+        f"{SHARD}.docs.parquet, row 1: has 1 rows, but the manifest has {documents} documents",
         "train/code-00000.mask, token 12: is neither 0 nor 1",
         "train/stray.bin: is not in the manifest",
         "old.idx: is not in the manifest",
-        "token_bytes.npy: has 5 entries, the vocabulary 259",
+        "token_bytes.npy: has 5 entries, but the vocabulary has 259 ids",
     ):
         assert line in text
     assert "has the fingerprint" in text
@@ -200,7 +202,7 @@ def test_manifest_that_lacks_or_repeats_a_shard(folder):
     shards.append(shards[1])
     (folder / "manifest.json").write_text(json.dumps(fields))
     assert problems(folder)[:2] == [
-        "manifest.json, shard train/code-00000: lacks sha256",
+        "manifest.json, shard train/code-00000: has no sha256",
         "manifest.json, shard train/code-00001: is listed 2 times",
     ]
 
@@ -215,7 +217,7 @@ def test_a_sample_is_stable_and_sizes_are_checked_for_all(folder):
         path = folder / f"train/{file}.bin"
         path.write_bytes(path.read_bytes()[:-2])
     lines = problems(folder, sample=0.1)
-    assert sum("the manifest says" in line and ".bin, byte" in line for line in lines) == 4
+    assert sum("the manifest requires" in line and ".bin, byte" in line for line in lines) == 4
 
 
 def test_command(folder, command):
@@ -226,7 +228,7 @@ def test_command(folder, command):
     patch(folder / f"{SHARD}.bin", 0, b"\xff\xff")
     done = command("data_pipeline", "verify", f"data={folder}", "workers=1")
     assert done.returncode == 2
-    assert f"{SHARD}.bin, token 0: holds the id 65535" in done.stdout
+    assert f"{SHARD}.bin, token 0: has the id 65535" in done.stdout
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
     assert "3 problems in 1 files" in line
@@ -246,7 +248,7 @@ def test_megatron_finds_what_differs(folder):
     (folder / f"{SHARD}.idx").write_bytes(index[: -8 * (documents + 1)] + borders.tobytes())
     (folder / "train/prose-00000.idx").write_bytes(b"no index")
     found = dict(differences(folder, files, "uint16"))
-    assert "other tokens in document" in found[SHARD]
+    assert "different tokens in document" in found[SHARD]
     assert "cannot open it" in found["train/prose-00000"]
 
 

@@ -116,7 +116,7 @@ def test_another_encoding_is_named(tmp_path, encoding):
     name = encoding[:6].upper()
     (tmp_path / "a.txt").write_bytes("some text".encode(encoding))
     (row,) = rows_of(SourceConfig(paths=[str(tmp_path / "a.txt")]))
-    assert (row.text, row.flaw) == ("", f"{name} text, expected UTF-8")
+    assert (row.text, row.flaw) == ("", f"expected UTF-8 text, found {name} text")
     path = tmp_path / "a.jsonl"
     path.write_bytes('{"text": "a"}\n'.encode(encoding) * 9)
     with pytest.raises(
@@ -148,15 +148,15 @@ def test_a_row_that_is_not_an_object_is_named(tmp_path):
     values = [["a", "b"], "a", 1.5, None, True, {"text": [1, 2]}, {"text": {}}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, values)))
     rows = rows_of(SourceConfig(format="jsonl", paths=[str(tmp_path)]))
-    expected = ", expected an object with 'text'"
-    assert [row.flaw.removesuffix(expected) for row in rows] == [
+    expected = "expected an object with 'text', found "
+    assert [row.flaw.removeprefix(expected) for row in rows] == [
         "an array of 2",
         "a string",
         "a number",
         "null",
         "a boolean",
-        "'text' is an array of 2, expected text",
-        "'text' is an object, expected text",
+        "expected text in 'text', found an array of 2",
+        "expected text in 'text', found an object",
     ]
 
 
@@ -180,7 +180,7 @@ def test_bytes_of_parquet_are_text(tmp_path, column):
     pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
     rows = rows_of(SourceConfig(format="parquet", paths=[str(tmp_path)]))
     assert [row.text for row in rows] == ["plain", "Grüße", "", ""]
-    assert [row.flaw for row in rows] == ["", "", "not UTF-8 at byte 3", ""]
+    assert [row.flaw for row in rows] == ["", "", "invalid UTF-8 at byte 3", ""]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_bytes_of_parquet_are_text(tmp_path, column):
 )
 def test_a_column_without_text_is_named(tmp_path, column, kind):
     pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match=rf"a\.parquet .*column 'text' is {kind}, expected text"):
+    with pytest.raises(InputError, match=rf"a\.parquet .*the column 'text', found {kind}"):
         rows_of(SourceConfig(format="parquet", paths=[str(tmp_path)]))
 
 
@@ -202,7 +202,7 @@ def test_a_column_of_nulls_or_twice(tmp_path):
     assert [row.text for row in rows_of(SourceConfig("parquet", [str(tmp_path)]))] == ["", ""]
     twice = pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
     pq.write_table(twice, tmp_path / "a.parquet")
-    with pytest.raises(InputError, match=r"it has 2 columns named 'text', rename one"):
+    with pytest.raises(InputError, match=r"2 columns are named 'text'. Rename all but one"):
         rows_of(SourceConfig("parquet", [str(tmp_path)]))
 
 
@@ -283,10 +283,10 @@ def test_folders_behind_links_are_read_once(tree, tmp_path):
 
 def test_a_broken_link_is_reported(tree, capsys):
     assert "nowhere.txt" not in names(SourceConfig(paths=[str(tree)]))
-    assert f"skipped {tree / 'nowhere.txt'}: broken link" in capsys.readouterr().out
+    assert f"skipped the broken link {tree / 'nowhere.txt'}" in capsys.readouterr().out
     (tree / "part2").symlink_to("not mounted")
     names(SourceConfig(paths=[str(tree)], suffixes=[".txt"]))
-    assert f"skipped {tree / 'nowhere.txt'} and 1 more" in capsys.readouterr().out
+    assert f"skipped the broken link {tree / 'nowhere.txt'} and 1 more" in capsys.readouterr().out
     names(SourceConfig(paths=[str(tree)], exclude=["nowhere.txt", "part2"]))
     assert not capsys.readouterr().out
 
@@ -348,7 +348,7 @@ def test_text_files_share_units_and_files_of_rows_do_not(tree):
 def test_unusable_rows_have_a_flaw(tmp_path):
     (tmp_path / "latin.txt").write_bytes("Grüße".encode("latin-1"))
     (row,) = rows_of(SourceConfig(paths=[str(tmp_path)]))
-    assert (row.text, row.flaw) == ("", "not UTF-8 at byte 2")
+    assert (row.text, row.flaw) == ("", "invalid UTF-8 at byte 2")
     lines = [
         b'{"text": "fine", "more": NaN}',
         b'{"text": "\xe9"}',
@@ -367,12 +367,12 @@ def test_unusable_rows_have_a_flaw(tmp_path):
     assert found[0] == (0, "fine", "")
     assert found[3] == (4, "", "")
     for place, says in (
-        (1, "not UTF-8 at byte 10"),
+        (1, "invalid UTF-8 at byte 10"),
         (2, "not valid Unicode"),
-        (4, "not JSON"),
+        (4, "invalid JSON"),
         (5, "no column 'text' (columns: body)"),
-        (6, "'text' is a number, expected text"),
-        (7, "an array of 1, expected an object with 'text'"),
+        (6, "expected text in 'text', found a number"),
+        (7, "expected an object with 'text', found an array of 1"),
     ):
         assert says in found[place][2]
     assert rows[5].raw == '{"body": "x"}'
@@ -443,7 +443,7 @@ def cut(path, count):
             "a.parquet",
             "parquet",
             lambda p: pq.write_table(pa.table({"x": ["y"], "z": [1]}), p),
-            "no column 'body' (columns: x, z); set it on the source",
+            "no column 'body' (columns: x, z). Name another column",
         ),
     ],
 )
@@ -469,7 +469,9 @@ def test_a_missing_or_empty_path_is_refused(tmp_path):
         with pytest.raises(InputError, match=r"corpus\.sources\.web\.paths: .* does not exist"):
             list_files("web", SourceConfig(paths=[str(pattern)]), 0)
     (tmp_path / "empty.txt").touch()
-    with pytest.raises(InputError, match=r"web\.paths: .* excluded files, or none ending in \.txt"):
+    with pytest.raises(
+        InputError, match=r"web\.paths: .* no file that is neither .* and ends in \.txt"
+    ):
         list_files("web", SourceConfig(paths=[str(tmp_path)], suffixes=[".txt"]), 0)
 
 
@@ -488,7 +490,7 @@ def test_a_missing_dataset_is_refused(tmp_path, monkeypatch):
         ({"sources": {"a": SourceConfig(paths=[])}}, "corpus.sources.a.paths is empty"),
         (
             {"sources": {"a": SourceConfig(format="josnl", paths=["x"])}},
-            "corpus.sources.a.format=josnl is not a format (did you mean 'jsonl'?)",
+            "corpus.sources.a.format=josnl: unknown choice (did you mean 'jsonl'?)",
         ),
     ],
 )

@@ -128,5 +128,5 @@ def test_more_malformed_rows_than_allowed_end_it(tmp_path, tmp_path_factory):
     assert len(kept) == 1
     assert counts["a"]["malformed"] == 3
     source.max_malformed = 2
-    with pytest.raises(InputError, match=r"max_malformed=2 .*rows\.jsonl, row 2: not JSON"):
+    with pytest.raises(InputError, match=r"max_malformed=2: .*rows\.jsonl, row 2: invalid JSON"):
         select(corpus, tmp_path_factory)

@@ -157,7 +157,7 @@ def test_other_inputs_are_refused_and_made_when_asked(what, made, configure, tex
         (copy / "prose" / "new.txt").write_text("A new text of some words.")
         changed = configure(copy, tmp_path / "made")
     before = files_of(tmp_path / "made")
-    with pytest.raises(InputError, match=r"made: there is a corpus from other files or"):
+    with pytest.raises(InputError, match=r"made: a corpus from other files or"):
         tokenize(changed)
     assert files_of(tmp_path / "made") == before
     changed.overwrite = True
@@ -204,7 +204,7 @@ def test_a_foreign_folder_is_not_changed(texts, configure, tmp_path):
 def test_a_source_must_have_something_to_train_on(tokenized, texts, configure, tmp_path):
     config = configure(texts, tmp_path / "out")
     config.corpus.sources["prose"].min_letters = 1.0
-    with pytest.raises(InputError, match=r"sources\.prose has no document left .*few_letters"):
+    with pytest.raises(InputError, match=r"sources\.prose: no document is left .*few_letters"):
         tokenize(config)
     config = configure(texts, tmp_path / "out", held_out_fraction=0.999999)
     with pytest.raises(InputError, match=r"no document is left to train a tokenizer on"):
@@ -222,11 +222,11 @@ def test_the_reason_why_no_document_is_left_is_reported(configure, texts, tmp_pa
     config = configure(texts, tmp_path / "out", sources={"web": source})
     config.corpus.cleaning.dedup.exact = dedup
     expected = (
-        r"sources\.web has no document left after its rules \(2 malformed\)\. First malformed row: "
+        r"sources\.web: no document is left \(2 malformed\)\. The first malformed row is "
         if dedup
-        else r"no document is left to train a tokenizer on\. .* First malformed row: "
+        else r"no document is left to train a tokenizer on\. The first malformed row is "
     )
-    says = rf"{expected}rows\.jsonl, line 2: 'text' is an array of 1, expected text\."
+    says = rf"{expected}rows\.jsonl, line 2: expected text in 'text', found an array of 1\."
     with pytest.raises(InputError, match=says):
         tokenize(config)
 
@@ -270,7 +270,7 @@ def test_a_loaded_tokenizer_of_a_large_vocabulary(texts, configure, tmp_path):
 def test_missing_tokenizers_are_refused(texts, configure, tmp_path):
     config = configure(texts, tmp_path / "out")
     config.tokenizer.path = str(tmp_path / "none.json")
-    with pytest.raises(InputError, match=r"tokenizer\.path=.*none\.json does not exist"):
+    with pytest.raises(InputError, match=r"tokenizer\.path=.*none\.json: no such file"):
         tokenize(config)
     assert list(tmp_path.iterdir()) == []
 
@@ -281,11 +281,11 @@ def test_a_tokenizer_that_lacks_a_token_is_refused_before_text_is_read(
     config = configure(texts, tmp_path / "out")
     config.tokenizer.path = str(tokenized.tokenizer_path)
     config.tokenizer.pad_token = "<none>"
-    with pytest.raises(InputError, match=r"pad_token=<none> is not in the vocabulary of .*json\."):
+    with pytest.raises(InputError, match=r"pad_token=<none>: not in the vocabulary of .*json\."):
         tokenize(config)
     config = configure(texts, tmp_path / "out")
     config.tokenizer.vocab_size = 200
-    with pytest.raises(InputError, match=r"vocab_size=200, expected at least 259.*tokens\.$"):
+    with pytest.raises(InputError, match=r"vocab_size=200: expected 259 or more.*tokens\.$"):
         tokenize(config)
     assert list(tmp_path.iterdir()) == []
 
@@ -366,10 +366,10 @@ def test_another_tokenizer_in_the_folder_is_refused(made):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (None, "does not exist. Make it with python -m data_pipeline tokenize"),
+        (None, "does not exist. Make the corpus with python -m data_pipeline tokenize"),
         ("{", "is not a manifest"),
         ("[]", "is not a manifest"),
-        ('{"format": 99}', "has format 99, expected 2"),
+        ('{"format": 99}', "has format 99, but"),
         ('{"format": 2, "name": "x"}', "is not a manifest"),
     ],
 )

@@ -199,7 +199,9 @@ def test_named_tokens_are_special_ones(stored, trained, missing, how):
 def test_a_special_token_that_is_ordinary_text_is_refused(stored, role, piece):
     config = TokenizerConfig(path=str(stored()))
     setattr(config, f"{role}_token", piece)
-    with pytest.raises(InputError, match=rf"{role}_token={piece} of .* also encodes ordinary text"):
+    with pytest.raises(
+        InputError, match=rf"{role}_token={piece}: this token of .* also encodes ordinary text"
+    ):
         check_tokenizer(config)
 
 
@@ -256,7 +258,7 @@ def test_the_fingerprint_is_of_the_content(tmp_path):
 
 
 def test_bad_tokenizers_are_refused(trained, tmp_path):
-    with pytest.raises(InputError, match=r"tokenizer\.vocab_size=258, expected at least 259"):
+    with pytest.raises(InputError, match=r"tokenizer\.vocab_size=258: expected 259 or more"):
         train_tokenizer([], TokenizerConfig(vocab_size=258))
     with pytest.raises(InputError, match=r"none\.json does not exist"):
         load_tokenizer(tmp_path / "none.json")
@@ -264,7 +266,7 @@ def test_bad_tokenizers_are_refused(trained, tmp_path):
     with pytest.raises(InputError, match=r"bad\.json is not a tokenizer\.json"):
         load_tokenizer(tmp_path / "bad.json")
     (tmp_path / "cut.json").write_text('{"a')
-    with pytest.raises(InputError, match=r"cut\.json is not JSON"):
+    with pytest.raises(InputError, match=r"cut\.json is not valid JSON"):
         tokenizer_fingerprint(tmp_path / "cut.json")
-    with pytest.raises(InputError, match=r"tokenizer\.eos_token=<end> is not in the vocabulary"):
+    with pytest.raises(InputError, match=r"tokenizer\.eos_token=<end>: not in the vocabulary"):
         special_ids(trained, TokenizerConfig(path="x", eos_token="<end>"))
