@@ -141,7 +141,9 @@ def test_what_others_made_stays(stage, name, command, overwrite, run, tmp_path):
     for out in ("models", "models/", "link", "notes", "hub", "data.json", "hub/../notes"):
         with pytest.raises(InputError, match=rf"^out={out}: (the|it|.* is)\b.*[.]$") as error:
             run(stage, name, command, out=out, overwrite=overwrite)
-        assert ("holds" in str(error.value)) == (is_folder and out[0] in "mhl" and "/n" not in out)
+        assert ("the folder contains" in str(error.value)) == (
+            is_folder and out[0] in "mhl" and "/n" not in out
+        )
     (tmp_path / "link").unlink()
     assert tree(tmp_path) == before
 

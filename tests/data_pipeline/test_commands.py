@@ -159,14 +159,14 @@ BAD = {
     "wrong type": (["tokenize", "workers=many"], "workers: value 'many'"),
     "out of range": (
         ["tokenize", "corpus.held_out_fraction=2"],
-        "corpus.held_out_fraction=2.0, expected 0 or more and less than 1",
+        "corpus.held_out_fraction=2.0: expected 0 or more and less than 1",
     ),
     "unknown corpus": (
         ["tokenize", "corpus=python_doc"],
         "corpus=python_doc: unknown choice (did you mean 'python_docs'?)",
     ),
     "no corpus folder": (["pairs", "corpus=nowhere", "out=x"], "nowhere/manifest.json does not"),
-    "no run": (["where", "run=nowhere", "step=1"], "nowhere/ledger.jsonl does not exist"),
+    "no run": (["where", "run=nowhere", "step=1"], "run=nowhere: ledger.jsonl is missing"),
     "no question": (["where", "run=nowhere"], "Give step=<number> or doc=<document>"),
     "unknown command": (["tokenise"], "unknown command 'tokenise' (did you mean"),
 }

@@ -61,7 +61,7 @@ def test_other_languages_are_dropped(language_model):
 def test_language_models_are_checked(language_model, tmp_path):
     with pytest.raises(InputError, match=r"language\.model=null: .* Give a file such as lid"):
         language()
-    with pytest.raises(InputError, match=r"language\.model=nowhere does not exist"):
+    with pytest.raises(InputError, match=r"language\.model=nowhere: no such file"):
         language(model="nowhere")
     with pytest.raises(
         InputError, match=r"'it' is not a label of the model\. Choose from de, en, fr"
