@@ -30,7 +30,7 @@ def demo(config: PipelineConfig) -> None:
         console.print(f"[red]failed[/red] {error}", highlight=False, soft_wrap=True)
         sys.exit(EXIT_FAILED)
     if display.all_skipped:
-        console.print("All steps were done already; nothing was run.")
+        console.print("All steps were already done, so nothing was run.")
     print_summary(config, console)
 
 

@@ -40,7 +40,7 @@ class LocalConfig:
 
     def __post_init__(self) -> None:
         if self.nproc is not None and self.nproc < 1:
-            raise InputError(f"nproc={self.nproc}, expected 1 or more, or null for one per GPU.")
+            raise InputError(f"nproc={self.nproc}: expected 1 or more, or null for one per GPU.")
 
 
 def local(config: LocalConfig) -> None:
@@ -70,7 +70,8 @@ def local(config: LocalConfig) -> None:
     ended = training.outcome(run.run_dir)
     if code and ended is not None:
         code = ended["code"] or code
-        print(f"ended with {code}: {ended['cause']}", file=sys.stderr)  # after torchrun's output
+        # This line follows the output of torchrun.
+        print(f"ended with code {code}: {ended['cause']}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -62,7 +62,7 @@ class StepFailed(Exception):
     """Raised if a step's process exits with a code other than 0, or makes no output."""
 
     def __init__(self, name: str, code: int, log: Path, tail: str) -> None:
-        super().__init__(f"step '{name}' ended with code {code}; its log is {log}:\n{tail}")
+        super().__init__(f"step '{name}' ended with code {code} (log: {log}):\n{tail}")
         self.code = code
 
 
@@ -80,7 +80,7 @@ class Pipeline:
 
     def __init__(self, config: PipelineConfig) -> None:
         if not config.steps:
-            raise InputError("steps is empty: a pipeline needs at least one step.")
+            raise InputError("steps is empty. Add at least one step.")
         self.config = config
         self.logs = Path(config.out) / "logs"
         self._record = Path(config.out) / "pipeline.json"
@@ -105,7 +105,7 @@ class Pipeline:
             self._run_step(name, step, on_line)
             if not Path(step.makes).exists():
                 raise StepFailed(
-                    name, 0, self.logs / f"{name}.log", f"it did not make {step.makes}"
+                    name, 0, self.logs / f"{name}.log", f"The step did not make {step.makes}."
                 )
             seconds = time.monotonic() - started
             done[name] = {"chain": chain, "seconds": round(seconds, 1)}

@@ -41,7 +41,10 @@ def take_overrides() -> None:
         overrides[:] = sys.argv[at + 1 :]
         del sys.argv[at:]
         if name not in WITH_TRAINING:
-            raise InputError(f"{name} has no training. Give its keys without `--` before them.")
+            raise InputError(
+                f"python -m launch {name} starts no training run. Give its keys without `--` "
+                "before them."
+            )
     sys.argv[1:] = ["dry_run=true" if part == "--dry-run" else part for part in sys.argv[1:]]
     if name == "slurm":  # --multirun belongs to the training run, even before `--`
         overrides[:0] = [part for part in sys.argv if part in SWEEP]
@@ -88,7 +91,8 @@ def compose(given: list[str]) -> Training:
 
     if any(part.startswith("-") for part in given):
         raise InputError(
-            f"-- {' '.join(given)}: only overrides key=value of pretrain can follow, not options."
+            f"-- {' '.join(given)}: options are not supported here. Give overrides of pretrain as "
+            "key=value."
         )
     text = answer(["pretrain", *given, "--resolve", "--cfg", "job"])
     config: Any = OmegaConf.create(text)

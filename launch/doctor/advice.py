@@ -33,14 +33,18 @@ def advice(facts: dict[str, Any]) -> Iterator[str]:
     cpu, variables = facts["cpu"], facts["variables"]
     if facts["gpu_driver"] and not facts["gpus"]:
         yield (
-            "An NVIDIA driver is installed, but torch sees no GPU. Install a CUDA build of torch "
-            f"(this one is for {facts['versions'].get('cuda')}), or check CUDA_VISIBLE_DEVICES."
+            "An NVIDIA driver is installed, but torch finds no GPU. Install a CUDA build of torch, "
+            "or check CUDA_VISIBLE_DEVICES. CUDA version of this torch: "
+            f"{facts['versions'].get('cuda')}."
         )
     for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"):
         if name in variables:
-            yield f"{name}={variables[name]} limits the instructions of matrix products. Unset it."
+            yield f"{name}={variables[name]} slows down matrix products. Unset this variable."
     if not cpu["onednn"]:
-        yield "This torch has no oneDNN, so matrix products on the CPU are slow."
+        yield (
+            "This build of torch lacks oneDNN, so matrix products on the CPU are slow. Install a "
+            "build with oneDNN, such as that of PyPI."
+        )
     if facts["device"] == "cpu" and cpu["threads"] < cpu["usable_cores"]:
         yield (
             f"torch uses {cpu['threads']} of {cpu['usable_cores']} cores. For one process, set "
@@ -49,22 +53,22 @@ def advice(facts: dict[str, Any]) -> Iterator[str]:
     shared, files = facts["shared_memory"], facts["open_files"]
     if shared is not None and shared["total"] < MIN_SHARED_MEMORY:
         yield (
-            f"/dev/shm has {shared['total'] / GIB:.2f} GiB, expected 1 or more. Start the "
+            f"/dev/shm has {shared['total'] / GIB:.2f} GiB, but 1 GiB or more is needed. Start the "
             "container with --shm-size=8g or --ipc=host."
         )
     if 0 <= files["soft"] < MIN_OPEN_FILES:
         yield (
-            f"A process can open {files['soft']} files, expected {MIN_OPEN_FILES} or more for a "
-            f"large corpus. Run ulimit -n {open_files_to_set(files['hard'])}."
+            f"A process can open {files['soft']} files, but a large corpus needs {MIN_OPEN_FILES} "
+            f"or more. Run ulimit -n {open_files_to_set(files['hard'])}."
         )
     disk = facts["disk"]["here"]
     if disk is not None and disk["free"] < MIN_FREE_DISK:
         yield (
-            f"{disk['path']} has {disk['free'] / GIB:.1f} GiB free. A checkpoint takes 12 bytes "
-            "per parameter, and two are kept."
+            f"{disk['path']} has only {disk['free'] / GIB:.1f} GiB free. Free some space for two "
+            "checkpoints, each of 12 bytes per parameter."
         )
     if not (facts["programs"]["g++"] or facts["programs"]["clang++"]):
-        yield "No C++ compiler was found, which parallel.compile=true needs. Install g++."
+        yield "No C++ compiler was found, but parallel.compile=true needs one. Install g++."
 
 
 def open_files_to_set(hard_limit: int) -> int:

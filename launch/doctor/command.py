@@ -21,7 +21,7 @@ def doctor(config: DoctorConfig) -> None:
 
     has_cuda = torch.cuda.is_available()
     if config.device == "cuda" and not has_cuda:
-        raise InputError("device=cuda: torch sees no CUDA device. Give device=cpu or auto.")
+        raise InputError("device=cuda: torch finds no CUDA device. Use device=cpu or device=auto.")
     device = "cuda" if has_cuda and config.device != "cpu" else "cpu"
     facts = collect(device, config.measure)
     if config.json:
@@ -39,9 +39,9 @@ def report_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     cores = f"{cpu['usable_cores']} of {cpu['cores']} cores, {cpu['threads']} threads"
     yield "cpu", f"{cpu['name']}, {cores}; torch's own kernels: {cpu['torch_kernels']}"
     yield "", f"features: {' '.join(cpu['features']) or 'none that affect speed'}"
-    yield from named("gpu", gpu_lines(facts["gpus"]) or ["none that torch sees"])
-    yield "device", f"device=auto takes {'the GPU' if facts['device'] == 'cuda' else 'the CPU'}"
-    yield "precision", f"precision=auto takes {precision['auto']}: {precision['reason']}"
+    yield from named("gpu", gpu_lines(facts["gpus"]) or ["none that torch finds"])
+    yield "device", f"device=auto selects {'the GPU' if facts['device'] == 'cuda' else 'the CPU'}"
+    yield "precision", f"precision=auto selects {precision['auto']}: {precision['reason']}"
     if facts["device"] == "cuda":
         fp8 = "supported" if precision["fp8"] else "not supported (needs compute capability 8.9)"
         yield "", f"precision=fp8 is {fp8}"

@@ -160,7 +160,7 @@ def versions() -> dict[str, str]:
 
 def cuda(torch: Any) -> str:
     """Returns the CUDA or ROCm version that this torch was built for."""
-    return str(torch.version.cuda or torch.version.hip or "none: this torch is for CPUs")
+    return str(torch.version.cuda or torch.version.hip or "none (CPU build)")
 
 
 def requirements() -> list[Requirement]:

@@ -37,7 +37,8 @@ class Calibration:
         same = [run for run in self.runs if run["precision"] == step.precision]
         if not same:
             raise InputError(
-                f"calibration: the file has no run with precision={step.precision}. Measure one."
+                f"calibration: the file has no run with precision={step.precision}. Measure one "
+                "with benchmarks/gpu_training.py."
             )
         shapes = [(ModelConfig(**run["model"]), run) for run in same]
         shape, run = min(
@@ -58,7 +59,10 @@ class Calibration:
     def read(cls, path: Path) -> Calibration:
         """Reads a calibration file. Raises InputError if it is missing or not valid."""
         if not path.is_file():
-            raise InputError(f"calibration={path}: no such file. Give a JSON file of runs.")
+            raise InputError(
+                f"calibration={path}: no such file. Give a file that benchmarks/gpu_training.py "
+                "wrote."
+            )
         try:
             runs = json.loads(path.read_text())["runs"]
             is_valid = all(run.keys() >= KEYS and ModelConfig(**run["model"]) for run in runs)
@@ -66,7 +70,7 @@ class Calibration:
             is_valid = False
         if not is_valid:
             raise InputError(
-                f"calibration={path}: expected a list `runs`, each with {', '.join(sorted(KEYS))}. "
-                "Give a file written by benchmarks/gpu_training.py."
+                f"calibration={path}: expected a list 'runs' of entries with the keys "
+                f"{', '.join(sorted(KEYS))}. Give a file that benchmarks/gpu_training.py wrote."
             )
         return cls(runs)

@@ -77,23 +77,25 @@ class ClusterConfig:
             "storage_gb_s",
         ):
             if not 0 < getattr(self, key) < math.inf:
-                raise InputError(f"cluster.{key}={getattr(self, key)}, expected more than 0.")
+                raise InputError(f"cluster.{key}={getattr(self, key)}: expected a number above 0.")
         for key in (
             *("bf16_tflops", "fp8_tflops", "fp32_tflops"),
             *("gpu_hour_price", "gpu_watts", "kwh_price"),
         ):
             if not 0 <= getattr(self, key) < math.inf:
-                raise InputError(f"cluster.{key}={getattr(self, key)}, expected 0 or more.")
+                raise InputError(f"cluster.{key}={getattr(self, key)}: expected 0 or more.")
         if not self.bf16_tflops and not self.fp32_tflops:
             raise InputError(
-                "cluster.bf16_tflops=0 and cluster.fp32_tflops=0: the GPU would multiply no type. "
-                "Give the peak of at least one."
+                "cluster.bf16_tflops=0 cluster.fp32_tflops=0: expected a number above 0 for at "
+                "least one of these keys. Give the peak TFLOP/s of the GPU."
             )
         one_of("cluster.device", self.device, ("cuda", "cpu"))
         for key in ("matmul", "attention", "fp8_gain", "fp8_rowwise_gain"):
             found = list(getattr(self, key))
             if len(found) != 2 or not 0 < found[0] <= found[1]:
-                raise InputError(f"cluster.{key}={found}, expected [typical, best], both above 0.")
+                raise InputError(
+                    f"cluster.{key}={found}: expected [typical, best] with 0 < typical <= best."
+                )
 
     def peak_flops(self, precision: str) -> float:
         """Returns the peak FLOP/s of one GPU with which the speed in a precision is compared.
@@ -141,7 +143,8 @@ def read_cluster_file(given: str) -> dict[str, Any]:
             raise InputError(f"{path}: expected lines of key: value, as in {CONF_DIR}/cluster.")
         OmegaConf.merge(OmegaConf.structured(ClusterConfig), content)
     except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is not valid YAML ({reason}). Correct the file.") from None
     except OmegaConfBaseException as error:
         raise InputError(f"{path}: {sentence(error, ClusterConfig)}") from None
     return content

@@ -58,7 +58,7 @@ class PlanConfig:
         if self.nodes is not None:
             self.cluster = replace(self.cluster, nodes=self.nodes)
         if self.show < 1:
-            raise InputError(f"show={self.show}, expected at least 1.")
+            raise InputError(f"show={self.show}: expected 1 or more.")
         if self.precision == "auto":
             self.precision = "bf16" if self.cluster.bf16_tflops else "fp32"
         peaks = {"bf16": self.cluster.bf16_tflops}
@@ -66,6 +66,6 @@ class PlanConfig:
         if not peaks.get(self.precision, 1.0):
             other = "bf16" if self.cluster.bf16_tflops else "fp32"
             raise InputError(
-                f"precision={self.precision}: {self.cluster.gpu} does not multiply "
-                f"{self.precision.removesuffix('_rowwise')}. Give precision={other}."
+                f"precision={self.precision}: not supported on {self.cluster.gpu}. Use "
+                f"precision={other}."
             )

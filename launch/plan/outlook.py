@@ -193,9 +193,9 @@ def make_outlook(config: PlanConfig) -> Outlook:
             refused, key=lambda o: o.memory.total if o.memory is not None else float("inf")
         )
         raise InputError(
-            f"no layout of {config.model.name} fits {cluster.world_size} x {cluster.gpu}: the "
-            f"closest, {closest.name}, {closest.problem}. Use more nodes, another batch, shorter "
-            "sequences or a smaller model."
+            f"model={config.model.name}: no layout fits {cluster.world_size} x {cluster.gpu}. The "
+            f"closest one, {closest.name}, {closest.problem}. Use more nodes, another batch, "
+            "shorter sequences or a smaller model."
         )
     fastest = min(layout.days.typical for layout in fitting)
 
@@ -303,29 +303,29 @@ def warnings(
     each = parallel.micro_batch_tokens // parallel.cp
     if each < SMALL_MICRO_BATCH_TOKENS and cluster.device == "cuda":
         yield (
-            f"Each GPU forwards {each:,} tokens at a time. Below {SMALL_MICRO_BATCH_TOKENS:,} its "
-            "matrix products are slower than planned. Use fewer GPUs, a larger batch, or "
-            "activation_checkpointing."
+            f"Each GPU forwards {each:,} tokens at a time. Below {SMALL_MICRO_BATCH_TOKENS:,} "
+            "tokens, matrix products are slower than planned. Use fewer GPUs, a larger batch, or "
+            "parallel.activation_checkpointing."
         )
     for source, times in passes.items():
         if times > config.max_epochs:
             yield (
-                f"Source '{source}' is read {times:.1f} times, above max_epochs="
-                f"{config.max_epochs:g}, so pretraining will refuse it. More than 4 repetitions "
-                "reduce quality (arXiv 2305.16264)."
+                f"Source '{source}' is read {times:.1f} times, more than max_epochs="
+                f"{config.max_epochs:g}, so pretraining will not start. Add text, or raise "
+                "max_epochs. More than 4 repetitions reduce quality (arXiv 2305.16264)."
             )
     window = config.model.sliding_window
     longest = max(stage.seq_len for stage in plan.stages)
     if window is not None and longest <= window:
         yield (
-            f"The window of {window:,} has no effect: the longest sequence has {longest:,} tokens, "
-            "so attention is full everywhere."
+            f"model.sliding_window={window} has no effect, because the longest sequence has only "
+            f"{longest:,} tokens."
         )
     note = blank_note(plan, parallel.dp_replicate * parallel.dp_shard, parallel.micro_batch_tokens)
     if note is not None:
-        yield f"In the layout {best.option.name} {note}"
+        yield f"In the layout {best.option.name}, {note}"
     if best.stages and min(stage.scaling_efficiency for stage in best.stages) < MIN_SCALING:
         yield (
-            f"More than {1 - MIN_SCALING:.0%} of a step is exposed communication. A larger batch "
-            "per GPU would use the GPUs better."
+            f"More than {1 - MIN_SCALING:.0%} of a step is communication that computation does not "
+            "hide. Use a larger batch per GPU."
         )

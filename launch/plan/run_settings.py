@@ -29,7 +29,10 @@ def take_run_settings(config: PlanConfig, run: Training) -> PlanConfig:
     except InputError:
         if config.data is not None:
             raise
-        print(f"data.folder={data} is not on this machine: planned without the corpus sizes.")
+        print(
+            f"data.folder={data}: not on this machine. The plan does not use the size of the "
+            "corpus."
+        )
         data = None
     cluster = config.cluster
     job = Job(

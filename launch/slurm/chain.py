@@ -179,7 +179,7 @@ def chosen_steps(config: ChainConfig) -> dict[str, ChainStep]:
         if name in config.only or not (config.only or made):
             chosen[name] = step
         elif made:
-            print(f"{name}: {step.makes} exists already", flush=True)
+            print(f"{name}: skipped, because {step.makes} already exists", flush=True)
     for name, step in chosen.items():
         for key in step.needs:
             if not getattr(config, key):
@@ -232,7 +232,7 @@ def command_of(
         elif key not in step.optional:
             raise InputError(
                 f"only: step {name} reads {path}, which does not exist. Add step {maker}, which "
-                "makes it."
+                "makes this path."
             )
     return " ".join(kept)
 

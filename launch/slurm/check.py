@@ -35,4 +35,4 @@ def check_job(config: SlurmConfig, cluster: Cluster, run: Training) -> None:
         except InputError as error:
             if nodes == config.nodes:
                 raise
-            raise InputError(f"min_nodes={config.min_nodes}: on {nodes} nodes, {error}") from None
+            raise InputError(f"min_nodes={config.min_nodes}: with nodes={nodes}, {error}") from None

@@ -73,7 +73,9 @@ def status(config: StatusConfig) -> None:
     queued = sorted(p.parent.parent for p in folder.rglob("slurm/jobs.jsonl"))
     runs = sorted({*found, *queued})
     if not runs:
-        raise InputError(f"runs={folder}: no run was found. Give a folder of runs or one run.")
+        raise InputError(
+            f"runs={folder}: no runs were found. Give a run folder, or a folder of runs."
+        )
     table = Table(box=None, pad_edge=False)
     for title in ("run", "state", "jobs", "step", "loss", "tokens/s", "ETA", "restarts", "log"):
         right = title in ("step", "loss", "tokens/s", "ETA", "restarts")
@@ -132,7 +134,7 @@ def _state(run_dir: Path, active: list[Job], last: dict[str, Any] | None) -> str
         return step + job.state.lower()
     ended = outcome(run_dir)
     if ended is not None:
-        return str(ended["cause"]) if ended["code"] == 0 else f"ended with {ended['code']}"
+        return str(ended["cause"]) if ended["code"] == 0 else f"ended with code {ended['code']}"
     if last and time.time() - last["time"] < max(60.0, 5 * last["step_seconds"]):
         return "running"
     return "waiting" if last is None else "not responding"
@@ -160,21 +162,26 @@ def stop(config: StopConfig) -> None:
     """Requests a checkpoint and a permanent stop from a run, or cancels its jobs at once."""
     run_dir = Path(config.run)
     if not run_dir.is_dir():
-        raise InputError(f"run={run_dir}: the folder does not exist. Give a run folder.")
+        raise InputError(f"run={run_dir}: no such folder. Give a run folder.")
     active = active_jobs(run_dir)
     if config.now and not active:
-        raise InputError(f"run={run_dir} now=true: the run has no pending or running job.")
+        raise InputError(
+            f"run={run_dir} now=true: the run has no pending or running job to cancel. Remove now."
+        )
     if not active and not any((run_dir / name).exists() for name in ("config.yaml", "slurm")):
-        raise InputError(f"run={run_dir}: the folder holds no run. Give a run folder.")
+        raise InputError(f"run={run_dir}: the folder contains no run. Give a run folder.")
     training = [job for job in active if job.script == "job" and job.state != "PENDING"]
     cancel = [job.number for job in active if config.now or job not in training]
     if cancel:
         subprocess.run(["scancel", *cancel], check=True)
-        print(f"cancelled job {', '.join(cancel)}.")
+        print(f"Cancelled job {', '.join(cancel)}.")
     if not config.now and (training or not active):
         stop_file = run_dir / "STOP"
         stop_file.touch()
-        print(f"Wrote {stop_file}: the run saves and stops. Remove the file to start it again.")
+        print(
+            f"Wrote {stop_file}. The run saves a checkpoint and stops. Remove the file to start "
+            "the run again."
+        )
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

@@ -77,24 +77,24 @@ def find_problems(
     for node in nodes:
         report = problems[node.name].append
         if node.gpus < gpus:
-            report(f"{node.gpus} GPUs, expected {gpus}")
+            report(f"{node.gpus} GPUs instead of {gpus}")
         # The advertised size of a card is rounded up, and the driver takes a part of it.
         elif gpus and node.gpu_memory_gib < 0.9 * gpu_memory_gib:
-            report(f"{node.gpu_memory_gib:.0f} GiB per GPU, expected {gpu_memory_gib:.0f}")
+            report(f"{node.gpu_memory_gib:.0f} GiB per GPU instead of {gpu_memory_gib:.0f}")
         if node.free_gib < MIN_FREE_GIB:
-            report(f"{node.free_gib:.1f} GiB free for temporary files")
+            report(f"only {node.free_gib:.1f} GiB free for temporary files")
         if abs(node.clock - clock) > MAX_CLOCK_SKEW_SECONDS:
-            report(f"clock skew {node.clock - clock:+.0f} s against the median node")
+            report(f"clock skew {node.clock - clock:+.0f} s from the median node")
         if node.code != code:
-            report("code that differs from the other nodes")
+            report("different code than the other nodes")
         for name in sorted(majority | node.packages):
             if majority.get(name) != node.packages.get(name):
-                report(f"{name} {node.packages.get(name)}, elsewhere {majority.get(name)}")
+                report(f"{name} {node.packages.get(name)} instead of {majority.get(name)}")
         for what in ("matmul", "all_reduce"):
             seconds = getattr(node, f"{what}_seconds")
             median = statistics.median_low(getattr(other, f"{what}_seconds") for other in nodes)
             if seconds > SLOW_RATIO * median + tolerance:
-                report(f"{what} takes {seconds * 1e3:.1f} ms, elsewhere {median * 1e3:.1f}")
+                report(f"{what} takes {seconds * 1e3:.1f} ms instead of {median * 1e3:.1f}")
     return {name: "; ".join(found) for name, found in problems.items() if found}
 
 
@@ -217,7 +217,7 @@ def check(folder: Path, gpus: int, gpu_memory_gib: float) -> int:
             )
             print(
                 f"node {one.name}: {one.gpus} GPUs, {times if measured else 'not timed'}, "
-                f"{problems.get(one.name, 'fine')}",
+                f"{problems.get(one.name, 'no problems')}",
                 flush=True,
             )
         (folder / "nodes.json").write_text(

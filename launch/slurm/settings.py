@@ -22,7 +22,7 @@ def check_time(key: str, value: str | None) -> None:
     """Raises InputError unless a time limit has one of SLURM's forms."""
     if value is not None and not TIME.fullmatch(value):
         raise InputError(
-            f"{key}={value} is not a time limit of SLURM. Write hours as 12:00:00, days as "
+            f"{key}={value}: not a time limit of SLURM. Write hours as 12:00:00, days as "
             "2-00:00:00, or minutes as 90."
         )
 
@@ -56,9 +56,9 @@ class SlurmConfig:
 
     def __post_init__(self) -> None:
         if self.nodes < 1:
-            raise InputError(f"nodes={self.nodes}, expected 1 or more.")
+            raise InputError(f"nodes={self.nodes}: expected 1 or more.")
         if self.min_nodes is not None and not 1 <= self.min_nodes <= self.nodes:
-            raise InputError(f"min_nodes={self.min_nodes}, expected 1 to nodes={self.nodes}.")
+            raise InputError(f"min_nodes={self.min_nodes}: expected 1 to nodes={self.nodes}.")
         check_time("time", self.time)
 
 
@@ -108,8 +108,9 @@ class SlurmSettings:
         one_of("slurm.gpus", self.gpus, ("gpus-per-node", "gres", "none"))
         if not 0 < self.shutdown_seconds <= self.signal_seconds:
             raise InputError(
-                f"slurm.shutdown_seconds={self.shutdown_seconds}, expected 1 to signal_seconds="
-                f"{self.signal_seconds}, because SLURM kills the job that long after its signal."
+                f"slurm.shutdown_seconds={self.shutdown_seconds}: expected 1 to "
+                f"slurm.signal_seconds={self.signal_seconds}, the time from SLURM's signal until "
+                "SLURM kills the job."
             )
 
 

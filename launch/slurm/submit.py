@@ -95,7 +95,10 @@ def submit(script: Path, after: str | None = None) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         message = " ".join(done.stderr.split())
-        raise InputError(f"sbatch refused {script}: {message.removeprefix('sbatch: ')}")
+        raise InputError(
+            f"{script} was rejected by sbatch ({message.removeprefix('sbatch: ')}). Correct the "
+            "keys under slurm in the cluster's file."
+        )
     job = done.stdout.strip().split(";")[0]
     with (script.parent / JOBS).open("a") as file:
         record = {"job": job, "script": script.name, "time": time.time()}
@@ -140,6 +143,6 @@ def check_idle(run_dir: Path) -> None:
     """Raises InputError if a job of this run is active: two jobs would write to one folder."""
     for job in active_jobs(run_dir):
         raise InputError(
-            f"run_dir={run_dir}: it has job {job.number} already ({job.state.lower()}). Stop it "
-            f"with `python -m launch stop run={run_dir}`, or use another run_dir."
+            f"run_dir={run_dir}: job {job.number} of this run is {job.state.lower()}. Stop it with "
+            f"`python -m launch stop run={run_dir}`, or use another run_dir."
         )

@@ -26,7 +26,7 @@ def sweep_points(given: list[str]) -> list[list[str]]:
         raise InputError(str(error).split("\n")[0] + ".") from None
     swept = [override for override in parsed if override.is_sweep_override()]
     if not swept:
-        raise InputError("--multirun: no key has several values. Give some as key=a,b.")
+        raise InputError("--multirun: no key has several values. Give them as key=a,b.")
     fixed = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
     plain = {part.partition("=")[0]: part.partition("=")[2] for part in fixed}
     made = []

@@ -53,13 +53,13 @@ class Form:
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
             raise InputError(
-                f"name={self.name!r}: cannot be the name of a run folder. Use only letters, "
-                "digits, dots, dashes and underscores."
+                f"name={self.name!r}: not a valid name of a run folder. Use only letters, digits, "
+                "dots, dashes and underscores."
             )
         if not self.data:
             raise InputError(
-                "data: no corpus is chosen. Make one under Data, or with python -m data_pipeline "
-                "tokenize."
+                "data: no corpus is chosen. Choose one, or make one under Data or with "
+                "python -m data_pipeline tokenize."
             )
 
     @property
@@ -99,7 +99,9 @@ def split_overrides(more: str) -> list[str]:
     try:
         return shlex.split(more)
     except ValueError as error:
-        raise InputError(f"more overrides: {error} in {more!r}.") from None
+        raise InputError(
+            f"more overrides: {more!r} has unbalanced quotes ({error}). Correct the quotes."
+        ) from None
 
 
 def stop(run: str) -> list[str]:
@@ -139,7 +141,10 @@ def run_now(command: list[str], timeout_seconds: float = 900) -> str:
     )
     if done.returncode:
         last_line = (done.stderr.strip() or done.stdout.strip()).split("\n")[-1]
-        raise InputError(last_line.removeprefix("error: ") or f"it ended with {done.returncode}")
+        raise InputError(
+            last_line.removeprefix("error: ")
+            or f"`{shell_form(command)}` ended with code {done.returncode}."
+        )
     return done.stdout
 
 
@@ -156,7 +161,7 @@ class BackgroundCommands:
             InputError: a command with this key is running.
         """
         if self.runs(key):
-            raise InputError(f"{key} is running. Stop it first.")
+            raise InputError(f"{key} is already running. Stop it first.")
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as file:
             self.processes[key] = subprocess.Popen(

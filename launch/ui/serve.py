@@ -31,7 +31,7 @@ class UiConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.port < 65534:
-            raise InputError(f"port={self.port}, expected 1 to 65533.")
+            raise InputError(f"port={self.port}: expected 1 to 65533.")
 
 
 def ui(config: UiConfig) -> None:

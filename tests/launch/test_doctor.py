@@ -47,7 +47,7 @@ HEALTHY: dict[str, Any] = {
     "infiniband": [],
     "variables": {},
     "programs": {"git": True, "g++": True, "clang++": False},
-    "versions": {"torch": "2.13.0", "cuda": "none: this torch is for CPUs"},
+    "versions": {"torch": "2.13.0", "cuda": "none (CPU build)"},
     "missing": {},
 }
 GPU = {"name": "NVIDIA H200", "capability": "9.0", "memory": 139 * GIB}
@@ -68,7 +68,7 @@ def facts(**changes):
 def test_a_healthy_machine_gets_no_advice():
     assert list(advice(HEALTHY)) == []
     text = [line for _, line in report_lines(HEALTHY)]
-    assert "precision=auto takes bf16: this CPU has avx512_bf16" in text
+    assert "precision=auto selects bf16: this CPU has avx512_bf16" in text
     assert "float32: 100.0 GFLOP/s (512 x 512)" in text
     assert "bfloat16 is 4.0 times as fast" in text
     assert "eth0 up, 10,000 Mbit/s" in text
@@ -78,14 +78,17 @@ def test_a_healthy_machine_gets_no_advice():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"gpu_driver": True}, "torch sees no GPU. Install a CUDA build of torch"),
-        ({"variables": {"ONEDNN_MAX_CPU_ISA": "AVX2"}}, "ONEDNN_MAX_CPU_ISA=AVX2 limits"),
-        ({"cpu__onednn": False}, "no oneDNN"),
+        (
+            {"gpu_driver": True},
+            "CUDA version of this torch: none (CPU build).",
+        ),
+        ({"variables": {"ONEDNN_MAX_CPU_ISA": "AVX2"}}, "ONEDNN_MAX_CPU_ISA=AVX2 slows"),
+        ({"cpu__onednn": False}, "lacks oneDNN"),
         ({"cpu__threads": 1}, "torch uses 1 of 4 cores"),
-        ({"shared_memory__total": GIB // 16}, "/dev/shm has 0.06 GiB, expected 1 or more"),
+        ({"shared_memory__total": GIB // 16}, "/dev/shm has 0.06 GiB, but 1 GiB or more"),
         ({"open_files": {"soft": 1024, "hard": 8192}}, "ulimit -n 8192"),
         ({"open_files": {"soft": 1024, "hard": -1}}, "ulimit -n 65536"),
-        ({"disk__here": {"path": "/x", "total": 1, "free": GIB}}, "/x has 1.0 GiB free"),
+        ({"disk__here": {"path": "/x", "total": 1, "free": GIB}}, "/x has only 1.0 GiB free"),
         ({"programs__g++": False}, "No C++ compiler"),
     ],
 )
@@ -157,10 +160,10 @@ def test_this_machine(command):
     said = json.loads(done.stdout)
     assert said["precision"]["auto"] == "fp32"
     assert said["speed"]["float32"]["flops_per_second"] > 0
-    assert any("ONEDNN_MAX_CPU_ISA=AVX2 limits" in text for text in said["advice"])
+    assert any("ONEDNN_MAX_CPU_ISA=AVX2 slows" in text for text in said["advice"])
     done = command("launch", "doctor", "measure=false", "device=cpu")
     assert done.returncode == 0
-    assert "precision=auto takes" in done.stdout
+    assert "precision=auto selects" in done.stdout
     assert "matrix speed" not in done.stdout
 
 
@@ -175,7 +178,7 @@ def test_the_facts_of_a_gpu(monkeypatch):
     assert found["precision"]["auto"] == "bf16"
     assert found["precision"]["fp8"] is True
     text = [line for _, line in report_lines(found)]
-    assert "device=auto takes the GPU" in text
+    assert "device=auto selects the GPU" in text
     assert found["cpu"]["features"] == collect("cpu", measure=False)["cpu"]["features"]
 
 

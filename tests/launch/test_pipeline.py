@@ -61,7 +61,7 @@ def test_a_failed_step_stops_the_chain_and_is_tried_again(config, tmp_path):
 
 def test_a_step_that_makes_nothing_has_failed(config):
     config.steps["a"].command = "timeit -n1 -r1 pass"
-    with pytest.raises(StepFailed, match="it did not make"):
+    with pytest.raises(StepFailed, match="The step did not make"):
         run(config)
 
 

@@ -93,7 +93,7 @@ def test_every_number_of_nodes_that_a_job_may_start_with_counts(corpus, tmp_path
     check_job(SlurmConfig(cluster="any", nodes=2), CPUS, run)
     with pytest.raises(
         InputError,
-        match=r"min_nodes=1: on 1 nodes, parallel: .* does not match the number of processes, 2",
+        match=r"min_nodes=1: with nodes=1, parallel: .* does not match the number of processes, 2",
     ):
         check_job(SlurmConfig(cluster="any", nodes=2, min_nodes=1), CPUS, run)
 
@@ -197,5 +197,5 @@ def test_what_only_the_run_can_refuse_ends_with_its_code(command, damaged, tmp_p
     assert done.returncode == 2, done.stderr
     assert json.loads((tmp_path / "run" / "outcome.json").read_text())["code"] == 2
     last = done.stderr.strip().split("\n")[-1]
-    assert last.startswith("ended with 2: ")
+    assert last.startswith("ended with code 2: ")
     assert "prose-00001.bin has" in last

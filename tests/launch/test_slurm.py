@@ -398,7 +398,7 @@ def a_killed_torchrun_a_wrong_node_fewer_nodes_status_stop(lab: Lab) -> None:
 
     # The node check names the second node, and the job comes back without it.
     slurm.wait(lambda: slurm.job(job)["ExcNodeList"] == "n2", "n2 to be excluded", job=job)
-    assert re.search("node n2: .* numpy 1.0, elsewhere [2-9]", log(run_dir)), log(run_dir)
+    assert re.search("node n2: .* numpy 1.0 instead of [2-9]", log(run_dir)), log(run_dir)
     before = curve(run_dir)
     slurm.wait(lambda: events(run_dir, "resume"), "the run to resume", job=job)
     resumed = events(run_dir, "resume")[0]
@@ -412,10 +412,10 @@ def a_killed_torchrun_a_wrong_node_fewer_nodes_status_stop(lab: Lab) -> None:
         ), said
         cluster = f"cluster={slurm.folder}/lab.yaml"
         again = lab.launch("slurm", cluster, "--", *training, code=2)
-        assert f"has job {job} already (running)" in again
+        assert f"job {job} of this run is running" in again
         lab.launch("stop", f"run={run_dir}")
     assert lab.ended(job) == "FAILED"
-    assert "ended with 85" in lab.launch("status", f"runs={run_dir}")
+    assert "ended with code 85" in lab.launch("status", f"runs={run_dir}")
     assert resumed["step"] < events(run_dir, "stop")[-1]["step"] < STEPS
     done = curve(run_dir)
     assert done[: resumed["step"]] == before[: resumed["step"]]

@@ -77,9 +77,12 @@ def test_bad_input_is_one_sentence(command, tmp_path):
         ("slurm: {partitoin: x}", "slurm: partitoin is not a key of this config (did you mean"),
         ("gpus_pr_node: 4", "gpus_pr_node is not a key of this config (did you mean 'gpus_per_no"),
         ("gpus_per_node: eight", "gpus_per_node: value 'eight' of type 'str' could not be conver"),
-        ("a: [b", "wrong.yaml is not valid YAML: while parsing a flow sequence"),
+        ("a: [b", "wrong.yaml is not valid YAML (while parsing a flow sequence"),
         ("", "wrong.yaml: expected lines of key: value"),
-        ("slurm: {signal_seconds: 9}", "slurm.shutdown_seconds=240, expected 1 to signal_seconds"),
+        (
+            "slurm: {signal_seconds: 9}",
+            "slurm.shutdown_seconds=240: expected 1 to slurm.signal_seconds",
+        ),
     ):
         wrong.write_text(text)
         with pytest.raises(InputError) as refused:
@@ -87,8 +90,8 @@ def test_bad_input_is_one_sentence(command, tmp_path):
         assert said in str(refused.value)
     for given, said in (
         (["cluster=h10"], "did you mean 'h100'?"),
-        (["cluster=h100", "nodes=0"], "nodes=0, expected 1 or more"),
-        (["cluster=h100", "nodes=2", "min_nodes=3"], "min_nodes=3, expected 1 to nodes=2"),
+        (["cluster=h100", "nodes=0"], "nodes=0: expected 1 or more"),
+        (["cluster=h100", "nodes=2", "min_nodes=3"], "min_nodes=3: expected 1 to nodes=2"),
     ):
         done = command("launch", "slurm", *given, "dry_run=true", "--", "model=demo_12m")
         assert done.returncode == 2, (given, done.stderr)
@@ -138,10 +141,10 @@ def test_texts_of_a_cluster_stay_as_they_are(tmp_path):
 def test_what_is_no_time_limit(time, tmp_path):
     path = tmp_path / "my.yaml"
     path.write_text(f"slurm:\n  time: {time}\n")
-    with pytest.raises(InputError, match=rf"slurm\.time={time} is not a time limit of SLURM"):
+    with pytest.raises(InputError, match=rf"slurm\.time={time}: not a time limit of SLURM"):
         read_cluster(str(path))
     for made in (SlurmConfig, ChainConfig):
-        with pytest.raises(InputError, match=rf"time={time} is not a time limit .* 12:00:00"):
+        with pytest.raises(InputError, match=rf"time={time}: not a time limit .* 12:00:00"):
             made(time=time)
 
 
@@ -222,7 +225,7 @@ def test_a_node_without_the_gpus_is_named_and_nothing_is_timed(command, tmp_path
     program = ("launch.slurm.node_check", str(tmp_path), "2", "80")
     done = command(*program, processes=2, SLURMD_NODENAME="n1", CUDA_VISIBLE_DEVICES="")
     assert "rank 0 exitcode  : 75" in done.stderr
-    assert "node n1: 0 GPUs, not timed, 0 GPUs, expected 2" in done.stdout
+    assert "node n1: 0 GPUs, not timed, 0 GPUs instead of 2" in done.stdout
     assert (tmp_path / "exclude").read_text() == "n1\n"
     (node,) = json.loads((tmp_path / "nodes.json").read_text())["nodes"]
     assert node["gpus"] == node["matmul_seconds"] == 0
@@ -299,7 +302,7 @@ def test_stop_ends_a_training_gracefully_and_cancels_the_rest(queue, tmp_path):
     stop(StopConfig(run=str(queue({"1": "RUNNING\n", **WAITING}))))
     assert (tmp_path / "bin" / "cancelled").read_text() == "1 3 4\n"
     assert not (run_dir / "STOP").exists()
-    with pytest.raises(InputError, match="the folder holds no run"):
+    with pytest.raises(InputError, match="the folder contains no run"):
         stop(StopConfig(run=str(tmp_path / "bin")))
 
 
@@ -320,14 +323,14 @@ def node(name: str, **changes) -> Node:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"gpus": 7}, "7 GPUs, expected 8"),
-        ({"gpu_memory_gib": 39.0}, "39 GiB per GPU, expected 80"),
+        ({"gpus": 7}, "7 GPUs instead of 8"),
+        ({"gpu_memory_gib": 39.0}, "39 GiB per GPU instead of 80"),
         ({"free_gib": 0.5}, "0.5 GiB free"),
-        ({"clock": 1060.0}, "clock skew +60 s against the median node"),
-        ({"code": "d"}, "code that differs from the other nodes"),
-        ({"packages": {"torch": "2.12.0"}}, "torch 2.12.0, elsewhere 2.13.0"),
-        ({"matmul_seconds": 0.004}, "matmul takes 4.0 ms, elsewhere 2.0"),
-        ({"all_reduce_seconds": 0.004}, "all_reduce takes 4.0 ms, elsewhere 1.0"),
+        ({"clock": 1060.0}, "clock skew +60 s from the median node"),
+        ({"code": "d"}, "different code than the other nodes"),
+        ({"packages": {"torch": "2.12.0"}}, "torch 2.12.0 instead of 2.13.0"),
+        ({"matmul_seconds": 0.004}, "matmul takes 4.0 ms instead of 2.0"),
+        ({"all_reduce_seconds": 0.004}, "all_reduce takes 4.0 ms instead of 1.0"),
     ],
 )
 def test_a_wrong_or_slow_node_is_named(change, said):

@@ -201,7 +201,7 @@ def test_a_hugging_face_classifier_scores_texts(classifier):
     assert steps().run("").dropped_by
     assert steps(label="poor").run(long).reason == "low_quality"
     with pytest.raises(
-        InputError, match=r"label=fin is not a label of the model .*did you mean 'fine'"
+        InputError, match=r"label=fin: not a label of the model .*did you mean 'fine'"
     ):
         steps(label="fin")
 

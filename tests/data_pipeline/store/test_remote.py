@@ -121,7 +121,7 @@ def test_the_cache_is_bounded(local, upload, s3, monkeypatch):
     assert cache.limit_bytes == 3 * BLOCK_BYTES
     assert len(cache) == 3
     assert cache._file.seek(0, 2) <= 3 * BLOCK_BYTES
-    with pytest.raises(InputError, match=r"data\.cache_bytes=65535: expected at least 65536"):
+    with pytest.raises(InputError, match=r"data\.cache_bytes=65535: expected 65536 or more"):
         BlockCache(BLOCK_BYTES - 1)
 
 
