@@ -197,7 +197,7 @@ def test_a_second_writer_is_refused(texts, whole, tmp_path):
         run = Run(config_for(out, texts), tmp_path)
         code, said = run.end()
         assert code == 1  # an InputError, outside of the command line that prints it
-        assert "out.partial is being written by another process. Wait for it" in said
+        assert "out.partial is being written by another process. Wait for that" in said
         assert [path.name for path in partial.iterdir()] == ["lock"]
     tokenize(config_for(out, texts))
     assert files_of(out) == whole

@@ -15,11 +15,17 @@ CASES: dict[str, dict[str, Any]] = {
     "fsdp, compiled": {"ranks": 4, "parallel__compile": True},
 }
 
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_of_muon(name, rehearse):
     plain = rehearse(**CASES[name])
     run = rehearse(**CASES[name], **MUON)
-    print(name, run.step.collectives - plain.step.collectives, run.step.collective_bytes, plain.step.collective_bytes)
+    print(
+        name,
+        run.step.collectives - plain.step.collectives,
+        run.step.collective_bytes,
+        plain.step.collective_bytes,
+    )
     print(run.step.products - plain.step.products)
     print(run.step.kernels - plain.step.kernels, plain.step.kernels - run.step.kernels)
     print(run.loop.stalls(), run.syncs, run.step.stalls(), run.peak_bytes, plain.peak_bytes)

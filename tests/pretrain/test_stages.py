@@ -120,11 +120,11 @@ def test_without_a_mixture_the_sources_weigh_their_tokens():
         (TrainingStageConfig(512, 1, {"web": 0.0}), "all weights are 0"),
         (
             TrainingStageConfig(500, 1),
-            "global_batch_tokens=4096 is not a multiple of recipe.stages.a.seq_len",
+            "global_batch_tokens=4096: expected a multiple of recipe.stages.a.seq_len",
         ),
         (
             TrainingStageConfig(8192, 1),
-            "global_batch_tokens=4096 is not a multiple of recipe.stages.a.seq_len",
+            "global_batch_tokens=4096: expected a multiple of recipe.stages.a.seq_len",
         ),
         (
             TrainingStageConfig(512, 1, global_batch_tokens=700),
