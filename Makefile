@@ -7,7 +7,13 @@ BIN := $(VENV)/bin
 # One stamp per set of pinned versions, so that later calls start at once.
 INSTALLED := $(VENV)/installed-$(shell cat setup.py constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo check test faults bench-cpu bench-gpu peers lint install clean
+# A CUDA build of torch for `make rehearse`, 5 GB; TORCH=2.11 takes the oldest supported one.
+TORCH ?= 2.14
+CUDA_PINS := constraints-cuda$(if $(filter 2.11,$(TORCH)),-2.11).txt
+REHEARSE := .venv-rehearse-$(TORCH)
+REHEARSE_INSTALLED := $(REHEARSE)/installed-$(shell cat setup.py constraints.txt $(CUDA_PINS) | cksum | cut -d' ' -f1)
+
+.PHONY: demo check test rehearse rehearse-install faults bench-cpu bench-gpu peers lint install clean
 
 demo: install
 	$(BIN)/python -m launch demo
@@ -17,6 +23,20 @@ check: install lint
 
 test: install lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Runs training with CUDA on a hollow GPU, on a machine without a GPU: docs/cuda.md.
+rehearse: rehearse-install
+	$(REHEARSE)/bin/python -m tests.hollow -m pytest -n 2 --dist worksteal tests/hollow
+
+rehearse-install: $(REHEARSE_INSTALLED)
+
+$(REHEARSE_INSTALLED): setup.py constraints.txt $(CUDA_PINS)
+	test -x $(REHEARSE)/bin/python || $(PYTHON) -m venv $(REHEARSE)
+	grep -vE '^(torch|setuptools)==' constraints.txt > $(REHEARSE)/constraints.txt
+	$(REHEARSE)/bin/python -m pip install --quiet -c $(REHEARSE)/constraints.txt -c $(CUDA_PINS) \
+		setuptools wheel torch -e ".[fp8,dev]"
+	rm -f $(REHEARSE)/installed-*
+	touch $@
 
 # Injects every fault of docs/faults.md and writes that page: about 20 minutes.
 faults: install
@@ -51,4 +71,4 @@ $(INSTALLED): setup.py constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) data runs .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-rehearse-* data runs .mypy_cache .ruff_cache .pytest_cache

@@ -22,6 +22,9 @@ def environment(folder: Path) -> dict[str, str]:
     caches = folder.parent / "caches"
     return {
         "LD_PRELOAD": str(folder / "libcuda.so.1"),
+        "LD_LIBRARY_PATH": os.pathsep.join(
+            [str(folder), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+        ),
         "TRITON_LIBCUDA_PATH": str(folder),
         "TRITON_CACHE_DIR": os.environ.get("TRITON_CACHE_DIR", str(caches / "triton")),
         "TORCHINDUCTOR_CACHE_DIR": os.environ.get(

@@ -1,8 +1,8 @@
 """Builds the hollow GPU's library for the torch of this interpreter.
 
 The functions of `library/*.c` are written by hand. torch's libraries need some 350 more of CUDA,
-cuBLAS, cuDNN and NCCL, which are found among their undefined symbols; for each of them a function
-that returns 0, which means success, is generated.
+cuBLAS, cuDNN, NCCL and NVML, which are found among their undefined symbols; for each of them a
+function that returns 0, which means success, is generated.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from contextlib import suppress
 from pathlib import Path
 
 SOURCES = Path(__file__).parent / "library"
@@ -40,7 +41,16 @@ ASKED_BY_NAME = {
     "cuModuleUnload",
     "cuTensorMapEncodeTiled",
 }
-FAMILY = re.compile(r"(cuda[A-Z]|__cuda|cublas|nccl|cudnn|cu(?!File)[A-Z])\w*$")
+ASKED_BY_NAME |= {
+    # found in libnvidia-ml.so.1 by torch.cuda and the energy meter
+    "nvmlDeviceGetHandleByIndex_v2",
+    "nvmlDeviceGetHandleByUUID",
+    "nvmlDeviceGetTotalEnergyConsumption",
+    "nvmlInit",
+    "nvmlInitWithFlags",
+    "nvmlShutdown",
+}
+FAMILY = re.compile(r"(cuda[A-Z]|__cuda|cublas|nccl|cudnn|nvml|cu(?!File)[A-Z])\w*$")
 DEFINED = re.compile(r"^[a-zA-Z].*?\b(\w+)\(", re.M)
 
 
@@ -67,7 +77,7 @@ def needed_functions(torch: Path) -> set[str]:
             listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             names |= {line.split()[-1].split("@")[0] for line in listed.splitlines()}
     header = (torch / "include/c10/cuda/driver_api.h").read_text()
-    names |= set(re.findall(r"_\((cu[A-Z]\w+)[,)]", header))
+    names |= set(re.findall(r"_\(((?:cu[A-Z]|nvml)\w+)[,)]", header))
     return {name for name in names if FAMILY.match(name)}
 
 
@@ -110,6 +120,8 @@ def build() -> Path:
         check=True,
     )
     made.replace(library)
+    with suppress(FileExistsError):  # the same library answers NVML, which is loaded by name
+        (folder / "libnvidia-ml.so.1").symlink_to(library.name)
     return folder
 
 

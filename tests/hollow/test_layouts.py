@@ -1,45 +1,63 @@
-"""Every layout, precision, backend, checkpointing mode and optimizer trains, eager."""
+"""Every layout, precision, backend, checkpointing mode and optimizer trains without a wait."""
 
 from __future__ import annotations
 
-from typing import Any
+import json
 
 import pytest
+import torch
 
-MUON = {"optim": "muon", "optim__learning_rate": 0.01, "optim__warmup_tokens": 4096}
-CASES: dict[str, dict[str, Any]] = {
-    "one": {},
-    "fsdp": {"ranks": 4},
-    "hsdp": {"ranks": 4, "parallel__dp_replicate": 2},
-    "tp": {"ranks": 4, "parallel__tp": 2},
-    "cp": {"ranks": 4, "parallel__cp": 2},
-    "tp and cp": {"ranks": 8, "parallel__tp": 2, "parallel__cp": 2},
-    "full": {"ranks": 2, "parallel__activation_checkpointing": "full"},
-    "selective": {"ranks": 2, "parallel__activation_checkpointing": "selective"},
-    "muon": {"ranks": 2, **MUON},
-    "muon and tp": {"ranks": 4, "parallel__tp": 2, **MUON},
-    "normuon": {"ranks": 2, **MUON, "optim": "normuon"},
-    "z loss": {"objective": "z_loss"},
-    "fp32": {"precision": "fp32", "parallel__attention": "sdpa"},
-}
-BACKENDS = ("sdpa", "cudnn", "varlen", "flex")
-for backend in BACKENDS:
-    CASES[backend] = {"parallel__attention": backend}
-    CASES[f"{backend} and cp"] = {
-        "ranks": 2,
-        "parallel__cp": 2,
-        "parallel__attention": backend,
-    }
-    CASES[f"{backend} and cp, no window"] = {
-        **CASES[f"{backend} and cp"],
-        "model__sliding_window": None,
-    }
+from model.attention.backends import usable_backends
+from tests.hollow.cases import COMPILED, EAGER
+from tests.hollow.checks import check_never_waits
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_layout_trains(name, rehearse):
-    run = rehearse(**CASES[name])
+def check(run) -> None:
     assert len(run.records()) == 3
     assert run.step.kernels.total() > 100
     assert run.whole.refused == []
+    check_never_waits(run)
+
+
+@pytest.mark.parametrize("case", EAGER)
+def test_an_eager_layout_trains(case, rehearse):
+    check(rehearse(**EAGER[case]))
+
+
+@pytest.mark.parametrize("case", COMPILED)
+def test_a_compiled_layout_trains(case, rehearse):
+    run = rehearse(**COMPILED[case])
+    check(run)
+    assert any(name.startswith("triton_") for name in run.step.kernels)
+    assert "recompile" not in [event["event"] for event in run.records("event")]
+
+
+def test_both_stages_train_compiled_and_with_another_precision(rehearse):
+    """The window of the second stage is longer, and its linears multiply fp8."""
+    run = rehearse(steps=13, parallel__compile="true", recipe__stages__long__precision="fp8")
+    assert [record["stage"] for record in run.records()] == ["short"] * 10 + ["long"] * 3
+    assert run.whole.refused == []
     assert run.step.stalls() == []
+
+
+def test_attention_is_chosen_by_timing(rehearse, tmp_path):
+    rehearse(steps=1, parallel__attention="auto")
+    env = json.loads((tmp_path / "run" / "env.json").read_text())
+    for timing in env["attention"].values():
+        assert timing["failed"] == {}
+        assert set(timing["seconds"]) == set(usable_backends(torch.device("cuda"), torch.bfloat16))
+
+
+def test_a_profile_and_a_memory_snapshot_are_written(rehearse, tmp_path):
+    rehearse(steps=4, profile__steps="[2,3]", profile__memory="true")
+    folder = tmp_path / "run" / "profile"
+    assert (folder / "memory_steps_2-3_rank_0.pickle").stat().st_size > 1000
+    assert (folder / "trace_steps_2-3_rank_0.json.gz").exists()
+
+
+def test_the_layout_is_chosen(rehearse):
+    run = rehearse(ranks=8, parallel="auto")
+    parallel = run.config.parallel
+    assert parallel.activation_checkpointing in ("none", "selective", "full")
+    assert isinstance(parallel.micro_batch_tokens, int)
+    assert torch.cuda.mem_get_info()[1] > run.peak_bytes

@@ -1,0 +1,86 @@
+"""What every rehearsed run must fulfil, as assertions that `test_faults.py` shows to fail."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton
+
+from tests.hollow.harness import Rehearsal
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+
+def check_never_waits(run: Rehearsal) -> None:
+    """Raises AssertionError if the loop waits for the device, or copies in a way that waits.
+
+    The host may wait for the numbers of the step before while the device has a whole step queued.
+    """
+    assert run.syncs == []
+    assert run.loop.pageable == []
+    assert run.loop.stalls(queued=run.step.kernels.total() // 2) == []
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A compiled kernel.
+
+    name: name of the function.
+    registers: registers per thread; an H200 has 255 at most.
+    stack_bytes: bytes of local memory per thread, where registers are spilled.
+    """
+
+    name: str
+    registers: int
+    stack_bytes: int
+
+
+@contextmanager
+def fresh_kernels(folder: Path) -> Iterator[None]:
+    """Makes Inductor and Triton compile everything anew, and leave the binaries in a folder."""
+    before = os.environ.get("TRITON_CACHE_DIR")
+    os.environ["TRITON_CACHE_DIR"] = str(folder)
+    torch._dynamo.reset()
+    try:
+        with torch._inductor.config.patch(force_disable_caches=True):
+            yield
+    finally:
+        torch._dynamo.reset()
+        os.environ.pop("TRITON_CACHE_DIR")
+        if before is not None:
+            os.environ["TRITON_CACHE_DIR"] = before
+
+
+def kernels_in(folder: Path) -> list[Kernel]:
+    """Returns the kernels of all binaries in a cache folder of Triton."""
+    found = []
+    for path in sorted(folder.rglob("*.cubin")):
+        command = [str(CUOBJDUMP), "--dump-resource-usage", str(path)]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        for name, registers, stack in re.findall(r"Function (\w+):\s*REG:(\d+) STACK:(\d+)", told):
+            found.append(Kernel(name, int(registers), int(stack)))
+    return found
+
+
+def check_spills(kernels: list[Kernel], budget: dict[str, int]) -> None:
+    """Raises AssertionError if a kernel uses more stack than its budget.
+
+    Args:
+        kernels: The compiled kernels; there must be some.
+        budget: Bytes of stack per part of a kernel's name; other kernels have none.
+    """
+    assert kernels
+    over = [
+        kernel
+        for kernel in kernels
+        if kernel.stack_bytes
+        > max([0, *(bytes_ for part, bytes_ in budget.items() if part in kernel.name)])
+    ]
+    assert over == []
