@@ -1,4 +1,4 @@
-"""What every rehearsed run must fulfil, as assertions that `test_faults.py` shows to fail."""
+"""Checks that every rehearsed run must pass; `test_faults.py` shows that they can fail."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Kernel:
 
 @contextmanager
 def fresh_kernels(folder: Path) -> Iterator[None]:
-    """Makes Inductor and Triton compile everything anew, and leave the binaries in a folder."""
+    """Makes Inductor and Triton compile everything again, and leave the binaries in a folder."""
     before = os.environ.get("TRITON_CACHE_DIR")
     os.environ["TRITON_CACHE_DIR"] = str(folder)
     torch._dynamo.reset()

@@ -1,9 +1,9 @@
 """Holds the numbers of a training step as text, in one file per version of torch.
 
-    python -m tests.hollow -m tests.hollow.numbers     # writes numbers/torch-<version>.txt anew
+    python -m tests.hollow -m tests.hollow.numbers     # writes numbers/torch-<version>.txt
 
 A case has one line per kernel (launches and thread blocks), collective, direction of copies, and
-one for all matrix products. A changed line is a change of what the GPU is asked to do: look at the
+one for all matrix products. A changed line is a change of what the GPU is asked to do: read the
 diff, and if it is meant, commit the new file with the change.
 """
 
