@@ -57,6 +57,11 @@ def did_you_mean(found: str, known: Iterable[str]) -> str:
     return f" (known: {', '.join(names)})" if names else ""
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message without its final period, or else its type."""
+    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+
+
 def one_of(key: str, value: str, choices: Iterable[str]) -> None:
     """Raises InputError unless `value` is one of `choices`."""
     choices = tuple(choices)

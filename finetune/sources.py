@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conf.errors import InputError
+from conf.errors import InputError, first_line
 from conf.text_files import JSON_ENDINGS, json_objects
 
 if TYPE_CHECKING:
@@ -96,8 +96,7 @@ def _from_hub(data: str) -> Dataset | DatasetDict:
     try:
         return load_dataset(data.removeprefix(HUB))
     except Exception as error:  # any error of the network, the Hub or the cache
-        reason = str(error).split("\n")[0]
         raise InputError(
-            f"data={data}: loading from the Hub or its cache failed ({reason}). Check the name and "
-            "the network, or give a local file or folder."
+            f"data={data}: loading from the Hub or its cache failed ({first_line(error)}). Check "
+            "the name and the network, or give a local file or folder."
         ) from None

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conf.errors import InputError
+from conf.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from pretrain.config import PretrainConfig
@@ -108,7 +109,6 @@ def compose_command_line(words: list[str]) -> Any:
         InputError: the command would refuse the settings.
     """
     from conf.entry import compose_settings
-    from conf.errors import did_you_mean
 
     commands = importlib.import_module(f"{words[0]}.__main__").COMMANDS
     name = words[1] if len(words) > 1 else ""
@@ -117,11 +117,15 @@ def compose_command_line(words: list[str]) -> Any:
     return compose_settings(commands[name], words[2:])
 
 
-def answer(command: list[str]) -> str:
+def answer(command: list[str], timeout_seconds: float | None = None) -> str:
     """Returns the output of `python -m ...`. Raises InputError with its last line if it fails."""
-    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", *command], capture_output=True, text=True, timeout=timeout_seconds
+    )
     if done.returncode:
-        raise InputError(done.stderr.strip().split("\n")[-1].removeprefix("error: "))
+        last_line = (done.stderr.strip() or done.stdout.strip()).split("\n")[-1]
+        fallback = f"`python -m {shlex.join(command)}` ended with code {done.returncode}."
+        raise InputError(last_line.removeprefix("error: ") or fallback)
     return done.stdout
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conf.errors import InputError, did_you_mean
+from conf.errors import InputError, did_you_mean, first_line
 from conf.text_files import JSON_ENDINGS, json_objects
 from data_pipeline.cleaning.chain import Step, Verdict
 from data_pipeline.cleaning.config import CleaningConfig, DecontaminateOptions
@@ -177,10 +177,9 @@ def _items_of_tasks(
             for label, task in manager.load(name)["tasks"].items():  # a group has several tasks
                 yield label, [_rendered(task, row) for row in task.eval_docs]
         except (OSError, ValueError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise InputError(
-                f"{key}: the data of '{name}' cannot be loaded ({reason}). Download them first, or "
-                "remove the task."
+                f"{key}: the data of '{name}' cannot be loaded ({first_line(error)}). Download "
+                "them first, or remove the task."
             ) from None
 
 

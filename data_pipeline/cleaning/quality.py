@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from conf.errors import InputError, did_you_mean
+from conf.errors import InputError, did_you_mean, first_line
 from data_pipeline.cleaning.chain import Step, Verdict
 from data_pipeline.cleaning.config import CleaningConfig, QualityOptions
 
@@ -54,10 +54,9 @@ def _classifier(path: Path, options: QualityOptions) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForSequenceClassification.from_pretrained(path, use_safetensors=True)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0].rstrip(".")
         raise InputError(
-            f"{KEY}.model={path}: not a text classifier ({reason}). Give a Hugging Face folder of "
-            "a text classifier."
+            f"{KEY}.model={path}: not a text classifier ({first_line(error)}). Give a Hugging Face "
+            "folder of a text classifier."
         ) from None
     model.eval()
     labels = [model.config.id2label[number] for number in range(model.config.num_labels)]

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conf.errors import InputError
+from conf.errors import InputError, first_line
 
 FORMAT = 1
 MAX_CHARS = 20_000
@@ -90,8 +90,8 @@ class QualityModel:
             return cls(lightgbm.Booster(model_str=text), metadata)
         except (ValueError, KeyError, TypeError, OSError, lightgbm.basic.LightGBMError) as error:
             raise InputError(
-                f"{path} is not a quality model ({(str(error).splitlines() or [''])[0]}). Give a "
-                "file that `python -m data_pipeline quality` wrote."
+                f"{path} is not a quality model ({first_line(error)}). Give a file that "
+                "`python -m data_pipeline quality` wrote."
             ) from None
 
 

@@ -51,7 +51,7 @@ def page_content(subject: Subject, documents: int, sequences: int) -> dict[str, 
     return {
         "name": manifest.name,
         "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        "summary": summary(manifest, train, held_out, plan),
+        "summary": summary(train, held_out, plan),
         "checks": checks(subject, train, held_out),
         "cards": cards(manifest, train, held_out, plan),
         "sources": source_table(ranked, train, held_out, styles),
@@ -78,12 +78,7 @@ def page_content(subject: Subject, documents: int, sequences: int) -> dict[str, 
     }
 
 
-def summary(
-    manifest: Manifest,
-    train: dict[str, Totals],
-    held_out: dict[str, Totals],
-    plan: RecipePlan | None,
-) -> str:
+def summary(train: dict[str, Totals], held_out: dict[str, Totals], plan: RecipePlan | None) -> str:
     """Returns one or two sentences that describe the corpus and the recipe."""
     tokens, documents = _sum(train, "tokens"), _sum(train, "documents")
     text = (

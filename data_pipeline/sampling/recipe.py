@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from conf.errors import InputError, did_you_mean
+from conf.errors import InputError, did_you_mean, first_line
 from data_pipeline.sampling.stage import Stage
 
 TRAINING_KEYS = ("rope_theta", "learning_rate", "precision")
@@ -281,8 +281,8 @@ def plan_from_mapping(recipe: Mapping[str, Any], source_tokens: Mapping[str, int
         config: Any = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise InputError(
-            f"recipe: {str(error).splitlines()[0].rstrip('.')}. Give global_batch_tokens, and "
-            "stages with seq_len and tokens, as in conf/recipe."
+            f"recipe: {first_line(error)}. Give global_batch_tokens, and stages with seq_len and "
+            "tokens, as in conf/recipe."
         ) from None
     return StagePlan(config, source_tokens)
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 
-from conf.errors import InputError
+from conf.errors import InputError, first_line
 from conf.text_files import COMPRESSED, check_json_lines, open_text, other_kind, without_mark
 from data_pipeline.store import storage
 from data_pipeline.text.corpus import SourceConfig
@@ -60,7 +60,7 @@ def read_unit(unit: Unit, source: SourceConfig) -> Iterator[Row]:
             if isinstance(error, OSError) and error.errno:
                 reason = error.strerror
             else:
-                reason = str(error).strip().split("\n")[0].rstrip(".")
+                reason = first_line(error)
             raise InputError(
                 f"corpus.sources.{unit.source}.paths: {file.path} cannot be read as "
                 f"{source.format}: {reason}."

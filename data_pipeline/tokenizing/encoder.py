@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from conf.errors import first_line
 from data_pipeline.text.selection import NoLoss
 from data_pipeline.tokenizing.tokenizer import load_tokenizer
 
@@ -100,7 +101,7 @@ def choose_encoder(requested: str | None, path: Path) -> tuple[str, str]:
     except ImportError:
         return "tokenizers", "gigatoken is not installed. Run pip install gigatoken"
     except Exception as error:  # gigatoken's own type, for a kind of tokenizer it does not support
-        return "tokenizers", f"gigatoken cannot load this tokenizer ({_first_line(error)})"
+        return "tokenizers", f"gigatoken cannot load this tokenizer ({first_line(error)})"
     return "gigatoken", ""
 
 
@@ -121,7 +122,3 @@ def _load_gigatoken(path: str) -> Any:
 def _concatenate(ids: Sequence[list[int]]) -> Encoded:
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     return Encoded(np.fromiter(chain.from_iterable(ids), np.uint32, int(lengths.sum())), lengths)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")

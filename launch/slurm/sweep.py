@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 
-from conf.errors import InputError
+from conf.errors import InputError, first_line
 from launch.training import SWEEP
 
 
@@ -23,7 +23,7 @@ def sweep_points(given: list[str]) -> list[list[str]]:
     try:
         parsed = OverridesParser.create().parse_overrides(rest)
     except HydraException as error:
-        raise InputError(str(error).split("\n")[0] + ".") from None
+        raise InputError(f"{first_line(error)}.") from None
     swept = [override for override in parsed if override.is_sweep_override()]
     if not swept:
         raise InputError("--multirun: no key has several values. Give them as key=a,b.")

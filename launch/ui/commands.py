@@ -14,6 +14,7 @@ from typing import Any
 
 from conf.entry import CONF_DIR
 from conf.errors import InputError
+from launch import training
 from pretrain.health.stop import STOP_FILE
 
 NAME = re.compile(r"[\w.-]+")
@@ -134,18 +135,9 @@ def shell_form(command: list[str]) -> str:
     return "python -m " + shlex.join(command)
 
 
-def run_now(command: list[str], timeout_seconds: float = 900) -> str:
+def run_now(command: list[str]) -> str:
     """Returns the output of a command. Raises InputError with its last line if it fails."""
-    done = subprocess.run(
-        [sys.executable, "-m", *command], capture_output=True, text=True, timeout=timeout_seconds
-    )
-    if done.returncode:
-        last_line = (done.stderr.strip() or done.stdout.strip()).split("\n")[-1]
-        raise InputError(
-            last_line.removeprefix("error: ")
-            or f"`{shell_form(command)}` ended with code {done.returncode}."
-        )
-    return done.stdout
+    return training.answer(command, timeout_seconds=900)
 
 
 @dataclass

@@ -78,7 +78,7 @@ def answering_here() -> Iterator[list[Any]]:
     real_answer, real_compose = training.answer, training.compose_command_line
     met: list[Any] = []
 
-    def answer(command: list[str]) -> str:
+    def answer(command: list[str], timeout_seconds: float | None = None) -> str:
         before = list(training.overrides)
         try:
             return said(command[0], command[1:])

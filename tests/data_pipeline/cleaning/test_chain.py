@@ -125,7 +125,7 @@ def test_texts_without_words_do_not_break_a_step():
     ("options", "says"),
     [
         ({"steps": ["gopher"]}, "steps: unknown step 'gopher'"),
-        ({"steps": ["pii", "pii"]}, "names 'pii' twice"),
+        ({"steps": ["pii", "pii"]}, "'pii' is listed twice"),
         ({"word_tokenizer": "nltk"}, "word_tokenizer=nltk: unknown choice"),
     ],
 )
