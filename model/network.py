@@ -49,6 +49,7 @@ class Decoder(nn.Module):
         per_sample: bool = False,
         id_mask: Tensor | None = None,
         penalty: Penalty | None = None,
+        max_seqlen: int | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         """Returns the logits of tokens or, if labels are given, the sum of their cross-entropies.
 
@@ -63,13 +64,18 @@ class Decoder(nn.Module):
                 with these ids is also returned, without gradient.
             penalty: A term that is added to the loss of each label (`model.loss.Penalty`). With
                 per_sample, the float32 sum of the terms follows, without gradient.
+            max_seqlen: Upper bound of the tokens in a document, which makes some attention kernels
+                faster; None for the length of a sequence.
 
         Returns:
             The logits, or the loss as a float32 scalar followed by the requested tensors.
         """
         layers = self.config.layers
         windows = {layer.window for layer in layers}
-        batch = self.sequence_sharding.local(self.attention, windows, tokens, labels, cu_seqlens)
+        dtype = self.embed_tokens.weight.dtype
+        batch = self.sequence_sharding.local(
+            self.attention, windows, tokens, labels, cu_seqlens, max_seqlen, dtype
+        )
         x = self.embed_tokens(batch.tokens)
         head_dim = self.config.head_dim
         assert head_dim is not None

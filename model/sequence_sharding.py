@@ -42,6 +42,8 @@ class SequenceSharding(Protocol):
         tokens: Tensor,
         labels: Tensor | None,
         cu_seqlens: Tensor | None,
+        max_seqlen: int | None,
+        dtype: torch.dtype,
     ) -> LocalBatch:
         """Returns this process's part of tokens and labels (batch, seq).
 
@@ -51,6 +53,8 @@ class SequenceSharding(Protocol):
             tokens: Token ids of whole sequences.
             labels: Their labels, or None.
             cu_seqlens: Starts of documents, in the form that `Decoder.forward` takes.
+            max_seqlen: Upper bound of the tokens in a document; None for the sequence length.
+            dtype: Dtype of the queries.
         """
 
     def combine(self, output: Tensor) -> Tensor:
@@ -71,11 +75,15 @@ class WholeSequences:
         tokens: Tensor,
         labels: Tensor | None,
         cu_seqlens: Tensor | None,
+        max_seqlen: int | None,
+        dtype: torch.dtype,
     ) -> LocalBatch:
         """Returns the whole batch."""
         batch, seq = tokens.shape
         positions = torch.arange(seq, device=tokens.device)
-        masks = attention_masks(backend, batch, seq, windows, cu_seqlens, tokens.device)
+        masks = attention_masks(
+            backend, batch, seq, windows, cu_seqlens, tokens.device, dtype, max_seqlen
+        )
         return LocalBatch(tokens, labels, positions, masks)
 
     def combine(self, output: Tensor) -> Tensor:

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipeline.sampling.batches import Batch, BatchReader, pad_batches
+from data_pipeline.sampling.batches import Batch, BatchReader
 from data_pipeline.sampling.dealing import deal_step
+from data_pipeline.sampling.padding import pad_batches
 from data_pipeline.sampling.recipe import StagePlan
 from data_pipeline.store.threads import in_thread
 from model.loss import IGNORED
@@ -118,17 +119,22 @@ class Loader:
         for batch in real:
             targets.index_add_(0, batch.sources, (batch.labels != IGNORED).sum(1))
             documents += torch.from_numpy(batch.documents)
+        seen = [batch.joined() for batch in real] if stage.joins_documents else real
         keys = sum(
             layers * attended_keys(batch.cu_seqlens, window)
-            for batch in real
+            for batch in seen
             for window, layers in self.windows.items()
         )
         digest = sum(map(sample_digest, real)) & MASK64
         signed = digest - (1 << 64) if digest >> 63 else digest
-        batches = pad_batches(real, deal, stage.seq_len, sources)
-        if self.device.type == "cuda":
-            batches = [batch.pin_memory() for batch in batches]
+        document_tokens = self.reader.document_tokens[stage.index]
+        batches = pad_batches(real, deal, stage.seq_len, sources, document_tokens)
+        if stage.joins_documents:
+            batches = [batch.joined() for batch in batches]
         counts = torch.cat((torch.tensor([keys, signed]), targets, documents))
+        if self.device.type == "cuda":  # a copy from pageable memory would wait for the device
+            batches = [batch.pin_memory() for batch in batches]
+            counts = counts.pin_memory()
         return StepData(batches, counts, 0.0)
 
 

@@ -4,4 +4,5 @@ recipe     stages of a recipe, and the plan of steps and samples that follows fr
 order      the tokens that sample i of a stage holds (mixture, feistel, locations)
 dealing    the samples of a step that a rank takes
 batches    samples as tensors
+padding    equal shapes for the micro-batches of all ranks and steps
 """

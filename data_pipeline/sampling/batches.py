@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_pipeline.sampling.dealing import Deal
 from data_pipeline.sampling.locations import Ints, SampleLocations
 from data_pipeline.sampling.order import SampleOrder
 from data_pipeline.store.corpus import open_stream
@@ -21,10 +21,6 @@ from data_pipeline.store.streams import TokenStream
 
 Bools = NDArray[np.bool_]
 IGNORED = -100
-EXPECTED_DOCUMENT_TOKENS = 64
-"""Assumed minimum of the average document length, which determines the size of cu_seqlens."""
-BLANK_DOCUMENT_TOKENS = 128
-"""Length of the documents in a blank sample. Attention over short documents costs little."""
 
 
 @dataclass
@@ -36,13 +32,15 @@ class Batch:
         labels: (batch, seq) int64, the next token; IGNORED if that belongs to another document, is
             padding, or is masked by the corpus.
         cu_seqlens: (documents + 1,) int32, starts of documents in the flattened (batch * seq)
-            tokens. The start of a sample counts as the start of a document, and so does the start
-            of a run of padding. The end is filled with batch * seq, so that all batches of a shape
-            have the same number of entries unless their documents are very short.
+            tokens, followed by batch * seq. The start of a sample counts as the start of a
+            document, and so does the start of a run of padding. `padding` repeats the last
+            entry, so that the batches of a stage have the same number of entries.
         samples: (real samples,) int64, sample numbers in their stage, without blank samples
-            (see `pad_batches`).
+            (see `padding`).
         documents: (sources,) int64, number of documents per source that end in these samples.
         sources: (batch,) int64, index of each sample's source; 0 for a blank sample.
+        max_seqlen: Upper bound of the tokens in a document, known without reading the device; None
+            for seq.
     """
 
     tokens: Tensor
@@ -51,10 +49,20 @@ class Batch:
     samples: Ints
     documents: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     sources: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    max_seqlen: int | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Returns the batch with its tensors copied to a device, without waiting for the copy."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def joined(self) -> Batch:
+        """Returns the batch with each sample as one document, for attention across documents.
+
+        The labels stay the same: the first token of a document is never a target.
+        """
+        rows, seq_len = self.tokens.shape
+        starts = torch.arange(0, (rows + 1) * seq_len, seq_len, dtype=torch.int32)
+        return replace(self, cu_seqlens=starts, max_seqlen=seq_len)
 
     def pin_memory(self) -> Batch:
         """Returns the batch with its tensors in pinned memory."""
@@ -126,6 +134,9 @@ class DocumentBoundaries:
 class BatchReader:
     """Reads samples of a plan from the shards of a corpus.
 
+    Attributes:
+        document_tokens: Mean length of the documents of each stage's mixture.
+
     Args:
         manifest: Manifest of the corpus.
         order: The order of samples.
@@ -149,6 +160,9 @@ class BatchReader:
         self.order = order
         self.dtype = np.dtype(manifest.dtype)
         self.boundaries = DocumentBoundaries.of(manifest)
+        self.document_tokens = [
+            mean_document_tokens(manifest, stage.weights) for stage in order.stages
+        ]
         self.is_remote = bool(remote_url(manifest))
         if check:
             check_sizes(manifest, split, order.sources)
@@ -193,6 +207,18 @@ class BatchReader:
             stream.prefetch(located.start[located.source == source], seq_len + 1)
 
 
+def mean_document_tokens(
+    manifest: Manifest, weights: Mapping[str, float], split: str = "train"
+) -> float:
+    """Returns the mean length of documents of a mixture. weights: weight per source."""
+    total, documents = sum(weights.values()), 0.0
+    for source, weight in weights.items():
+        shards = manifest.shards(split, source)
+        tokens = sum(shard["tokens"] for shard in shards)
+        documents += weight * sum(shard["documents"] for shard in shards) / max(1, tokens)
+    return total / documents if documents else math.inf
+
+
 def held_out_samples(manifest: Manifest, source: str, seq_len: int, max_tokens: int) -> int:
     """Returns the number of samples in the first `max_tokens` of a source's held-out stream."""
     return min(max_tokens, manifest.source_tokens("held_out")[source] - 1) // seq_len
@@ -228,50 +254,6 @@ def held_out_batches(
         numbers = np.arange(first, min(first + batch_size, part.stop))
         sources = np.zeros(len(numbers), np.int64)
         yield pack([stream], sources, numbers * seq_len, seq_len, numbers, dtype, boundaries)
-
-
-def pad_batches(batches: Iterable[Batch], deal: Deal, seq_len: int, sources: int) -> list[Batch]:
-    """Pads a rank's micro-batches so that all ranks have equal numbers of micro-batches and rows.
-
-    Args:
-        batches: Micro-batches with the rank's real samples.
-        deal: Distribution of the samples of the step over ranks.
-        seq_len: Tokens per sample.
-        sources: Number of sources of the corpus.
-    """
-    padded = [pad_rows(batch, deal.rows) for batch in batches]
-    missing = deal.micro_batches - len(padded)
-    return padded + [pad_rows(empty_batch(seq_len, sources), deal.rows) for _ in range(missing)]
-
-
-def empty_batch(seq_len: int, sources: int) -> Batch:
-    """Returns a batch without samples."""
-    tokens = torch.zeros((0, seq_len), dtype=torch.int64)
-    starts = torch.zeros(1, dtype=torch.int32)
-    return Batch(tokens, tokens, starts, np.zeros(0, np.int64), np.zeros(sources, np.int64))
-
-
-def pad_rows(batch: Batch, rows: int) -> Batch:
-    """Adds blank samples until a batch has `rows` rows.
-
-    `samples` and `documents` of the batch still describe only the real samples.
-    """
-    real, seq_len = batch.tokens.shape
-    if real == rows:
-        return batch
-    blank = (rows - real, seq_len)
-    starts = batch.cu_seqlens[batch.cu_seqlens < real * seq_len].numpy()
-    in_sample = np.arange(0, seq_len, BLANK_DOCUMENT_TOKENS, dtype=np.int32)
-    blank_starts = np.arange(real, rows, dtype=np.int32)[:, None] * seq_len + in_sample
-    all_starts = np.concatenate((starts, blank_starts.ravel()))
-    return Batch(
-        torch.cat((batch.tokens, torch.zeros(blank, dtype=torch.int64))),
-        torch.cat((batch.labels, torch.full(blank, IGNORED, dtype=torch.int64))),
-        torch.from_numpy(pad_cu_seqlens(all_starts, rows, seq_len)),
-        batch.samples,
-        batch.documents,
-        torch.cat((batch.sources, torch.zeros(rows - real, dtype=torch.int64))),
-    )
 
 
 def pack(
@@ -315,32 +297,22 @@ def pack(
         labels[padding[:, 1:]] = IGNORED
     if mask is not None:
         labels[mask[:, 1:] != 0] = IGNORED
+    cu_seqlens = _cu_seqlens(begins)
     return Batch(
         torch.from_numpy(tokens[:, :-1].astype(np.int64)),
         torch.from_numpy(labels),
-        torch.from_numpy(_cu_seqlens(begins)),
+        torch.from_numpy(cu_seqlens),
         samples,
         documents,
         torch.from_numpy(sources),
+        int(np.diff(cu_seqlens).max(initial=0)),
     )
 
 
 def _cu_seqlens(begins: Bools) -> NDArray[np.int32]:
     """Returns `Batch.cu_seqlens`. Overwrites the last column of `begins`, (batch, seq)."""
     begins[:, -1:] = True  # a row is followed by the next row, or by the end
-    found = np.flatnonzero(begins) + 1
-    return pad_cu_seqlens(np.concatenate(([0], found[:-1])), *begins.shape)
-
-
-def pad_cu_seqlens(starts: NDArray[np.integer], batch: int, seq_len: int) -> NDArray[np.int32]:
-    """Pads document starts to the length that `Batch.cu_seqlens` has for this shape."""
-    total = batch * seq_len
-    length = total // EXPECTED_DOCUMENT_TOKENS + batch + 1
-    while length <= len(starts):
-        length *= 2
-    cu_seqlens = np.full(length, total, np.int32)
-    cu_seqlens[: len(starts)] = starts
-    return cu_seqlens
+    return np.concatenate(([0], np.flatnonzero(begins) + 1)).astype(np.int32)
 
 
 def _check_vocabulary(

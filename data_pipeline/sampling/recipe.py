@@ -16,9 +16,10 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from conf.errors import InputError, did_you_mean, first_line
+from conf.errors import InputError, did_you_mean, first_line, one_of
 from data_pipeline.sampling.stage import Stage
 
+DOCUMENTS = ("separate", "joined")
 TRAINING_KEYS = ("rope_theta", "learning_rate", "precision")
 """Keys of a stage that `pretrain.recipe` adds, and that do not affect the order of samples."""
 
@@ -48,6 +49,8 @@ class StageConfig:
         else null.
     global_batch_tokens: Tokens per optimizer step; null uses that of the recipe.
     batch_ramp: Smaller batches at the beginning of the stage.
+    documents: separate if tokens attend to their own document only; joined if they also attend to
+        the earlier documents of their sample, so that attention is plain causal.
     """
 
     seq_len: int = MISSING
@@ -56,6 +59,7 @@ class StageConfig:
     planned_tokens: int | None = None
     global_batch_tokens: int | None = None
     batch_ramp: BatchRamp = field(default_factory=BatchRamp)
+    documents: str = DOCUMENTS[0]
 
 
 @dataclass
@@ -86,6 +90,7 @@ class RecipeConfig:
 def _check_stage(recipe: RecipeConfig, key: str, stage: StageConfig) -> None:
     """Raises InputError if the sequence length and the batch sizes of a stage are inconsistent."""
     _check_positive(stage, key, ("seq_len", "tokens"))
+    one_of(f"{key}.documents", stage.documents, DOCUMENTS)
     if stage.planned_tokens is not None and stage.planned_tokens < stage.tokens:
         raise InputError(
             f"{key}.planned_tokens={stage.planned_tokens}: expected {key}.tokens={stage.tokens} or "
@@ -151,6 +156,11 @@ class ScheduledStage(Stage):
     first_step: int
     steps: int
     first_token: int
+
+    @property
+    def joins_documents(self) -> bool:
+        """Whether tokens also attend to the earlier documents of their sample."""
+        return self.config.documents == "joined"
 
     @property
     def end_step(self) -> int:

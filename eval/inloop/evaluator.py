@@ -40,8 +40,8 @@ def evaluate(
 
     Every rank of `group` passes its own batches, and all ranks pass the same number.
 
-    model(tokens, labels, cu_seqlens, id_mask=mask) returns two summed losses: over all labels that
-    are not IGNORED, and over those whose ids are marked in `mask` (vocab,).
+    model(tokens, labels, cu_seqlens, id_mask=mask, max_seqlen=bound) returns two summed losses:
+    over all labels that are not IGNORED, and over those whose ids are marked in `mask` (vocab,).
     token_bytes: (vocab,) number of bytes of text that each id encodes.
     """
     losses = torch.zeros(2, dtype=torch.float64, device=device)
@@ -51,8 +51,15 @@ def evaluate(
         counted = batch.labels[batch.labels != IGNORED]
         tokens += counted.numel()
         bytes_ += int(token_bytes[counted].sum())
-        on_device = (part.to(device) for part in (batch.tokens, batch.labels, batch.cu_seqlens))
-        losses += torch.stack(model(*on_device, id_mask=text)).double()
+        moved = batch.to(device)
+        summed = model(
+            moved.tokens,
+            moved.labels,
+            moved.cu_seqlens,
+            id_mask=text,
+            max_seqlen=batch.max_seqlen,
+        )
+        losses += torch.stack(summed).double()
     sums = torch.cat([losses, losses.new_tensor([tokens, bytes_])])
     if group is not None:
         dist.all_reduce(sums, group=group)

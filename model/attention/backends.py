@@ -18,6 +18,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -51,15 +52,36 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, block: QueryBlock) -> Tensor:
+    mask = block.dense_mask
+    if mask is not None:
+        mask = mask.to(q.dtype)  # the CPU kernel reads a mask of another dtype wrongly
+        if q.is_cuda:
+            k, v = repeat_kv(q, k, v)
+    return _torch_sdpa(q, k, v, mask)
+
+
+def _torch_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
         v.transpose(1, 2),
-        attn_mask=block.dense_mask,
-        is_causal=block.dense_mask is None,
+        attn_mask=mask,
+        is_causal=mask is None,
         enable_gqa=q.shape[2] != k.shape[2],
     )
     return out.transpose(1, 2)
+
+
+def repeat_kv(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns keys and values with as many heads as the queries.
+
+    Of torch's kernels, flash takes no mask, and the memory-efficient one takes no grouped queries.
+    A mask with grouped queries would leave the kernel that materializes all scores in float32.
+    """
+    groups = q.shape[2] // k.shape[2]
+    if groups == 1:
+        return k, v
+    return k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)
 
 
 def _cudnn(q: Tensor, k: Tensor, v: Tensor, block: QueryBlock) -> Tensor:
@@ -72,8 +94,9 @@ def _cudnn(q: Tensor, k: Tensor, v: Tensor, block: QueryBlock) -> Tensor:
         SDPBackend.EFFICIENT_ATTENTION,
         SDPBackend.MATH,
     ]
+    mask = block.dense_mask
     with sdpa_kernel(kernels, set_priority=True):
-        return _sdpa(q, k, v, block)
+        return _torch_sdpa(q, k, v, None if mask is None else mask.to(q.dtype))
 
 
 def _blocks(q: Tensor, k: Tensor, v: Tensor, block: QueryBlock) -> Tensor:
@@ -102,16 +125,15 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, block: QueryBlock) -> Tensor:
         if "enable_gqa" in inspect.signature(varlen_attn).parameters:
             options["enable_gqa"] = True
         else:  # torch 2.11 supports windows, but not grouped queries
-            groups = q.shape[2] // k.shape[2]
-            k, v = k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)
+            k, v = repeat_kv(q, k, v)
     out = varlen_attn(
-        q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), *_lengths(q, k, block), **options
+        q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), *_lengths(block), **options
     )
     assert isinstance(out, Tensor)
     return out.view(q.shape)
 
 
-def _lengths(q: Tensor, k: Tensor, block: QueryBlock) -> tuple[Tensor, Tensor, int, int]:
+def _lengths(block: QueryBlock) -> tuple[Tensor, Tensor, int, int]:
     """Returns cu_seqlens_q, cu_seqlens_k, max_seqlen_q and max_seqlen_k.
 
     If this process holds fewer queries than keys of a document, the queries are those of the last
@@ -119,19 +141,20 @@ def _lengths(q: Tensor, k: Tensor, block: QueryBlock) -> tuple[Tensor, Tensor, i
     """
     assert block.cu_seqlens_q is not None
     assert block.cu_seqlens_k is not None
-    return block.cu_seqlens_q, block.cu_seqlens_k, q.shape[1], k.shape[1]
+    return block.cu_seqlens_q, block.cu_seqlens_k, block.max_seqlen_q, block.max_seqlen_k
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, block: QueryBlock) -> Tensor:
-    from flash_attn import flash_attn_varlen_func
-
-    out = flash_attn_varlen_func(
+    function = _flash_attn_function()
+    assert function is not None
+    out = function(
         q.flatten(0, 1),
         k.flatten(0, 1),
         v.flatten(0, 1),
-        *_lengths(q, k, block),
+        *_lengths(block),
         causal=True,
         window_size=_flash_window(block),
+        deterministic=torch.are_deterministic_algorithms_enabled(),
     )
     return out.view(q.shape)
 
@@ -160,7 +183,7 @@ def usable_backends(device: torch.device, dtype: torch.dtype) -> list[str]:
             found.append("cudnn")
         if _torch_varlen_has_window():
             found.append("varlen")
-        if importlib.util.find_spec("flash_attn") is not None:
+        if _flash_attn_function() is not None:
             found.append("flash")
     return found
 
@@ -178,6 +201,20 @@ def check_backend(name: str, device: torch.device, dtype: torch.dtype) -> None:
             f"parallel.attention={name}: the installed packages do not support this backend on "
             f"{device.type} in {str(dtype).removeprefix('torch.')}. Use parallel.attention=auto."
         )
+
+
+@cache
+def _flash_attn_function() -> Callable[..., Any] | None:
+    """Returns flash_attn_varlen_func of flash-attn 2, or None.
+
+    flash-attn 4 alone makes `flash_attn` a package without this function.
+    """
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except (ImportError, OSError):  # not installed, or built for another torch
+        return None
+    function: Callable[..., Any] = flash_attn_varlen_func
+    return function
 
 
 def _torch_varlen_has_window() -> bool:

@@ -10,29 +10,31 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 _compiled = torch.compile(flex_attention, dynamic=False)
+# Without compilation, the mask's blocks are found through several (queries, keys) tensors.
+_compiled_create_block_mask = torch.compile(create_block_mask, dynamic=False)
 
 
 def make_block_mask(
-    document: Tensor, window: int | None, start: int, end: int, first_key: int
+    first_seen: Tensor, batch: int, start: int, end: int, first_key: int
 ) -> BlockMask:
     """Returns the mask of queries at positions [start, end) over keys at [first_key, end).
 
     Args:
-        document: Index of each token's document, (batch, seq).
-        window: Number of keys that a query sees, itself included; None for all earlier ones.
+        first_seen: Position of the first key that each query sees, (batch or 1, seq).
+        batch: Number of sequences.
         start: Position of the first query.
         end: Position after the last query and the last key.
         first_key: Position of the first key.
     """
-    reach = document.shape[1] if window is None else window
+    rows = first_seen.expand(batch, -1)
 
     def sees(batch: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
         query, key = query + start, key + first_key
-        near = (query >= key) & (query - key < reach)
-        return near & (document[batch, query] == document[batch, key])
+        return (query >= key) & (key >= rows[batch, query])
 
-    sizes = document.shape[0], None, end - start, end - first_key
-    return create_block_mask(sees, *sizes, device=str(document.device))
+    sizes = batch, None, end - start, end - first_key
+    create = _compiled_create_block_mask if first_seen.is_cuda else create_block_mask
+    return create(sees, *sizes, device=str(first_seen.device))
 
 
 def attend_flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:

@@ -49,13 +49,17 @@ class QueryBlock:
         queries: Indices of the queries in this process's tensor of queries.
         keys: Indices of the keys in this process's tensor of keys.
         window: Number of keys that a query sees, itself included; None for all earlier ones.
-        dense_mask: (batch or 1, 1, queries, keys) bool for `sdpa`, True where a key is seen; None
-            if plain causal attention is exact.
+        dense_mask: (batch or 1, 1, queries, keys) for `sdpa` and `cudnn`, in the dtype of the
+            queries: 0 where a key is seen, and -inf elsewhere; None if plain causal attention is
+            exact.
         masked_out: For `blocks`, one tensor per group of blocks, (batch, blocks, queries, keys)
             bool, True where a key is not seen; None for other backends.
         cu_seqlens_q: (documents + 1,) int32 starts of documents among the flattened queries, for
             `varlen` and `flash`; None for other backends.
-        cu_seqlens_k: The same as cu_seqlens_q, but among the flattened keys.
+        cu_seqlens_k: The same as cu_seqlens_q, but among the flattened keys. Never the same tensor:
+            torch.compile refuses one that is passed twice to an `autograd.Function`.
+        max_seqlen_q: Upper bound of the queries of a document, for `varlen` and `flash`.
+        max_seqlen_k: Upper bound of the keys of a document.
         block_mask: FlexAttention's mask, for `flex`; None for other backends.
     """
 
@@ -66,6 +70,8 @@ class QueryBlock:
     masked_out: list[Tensor] | None = None
     cu_seqlens_q: Tensor | None = None
     cu_seqlens_k: Tensor | None = None
+    max_seqlen_q: int = 0
+    max_seqlen_k: int = 0
     block_mask: BlockMask | None = None
 
 
@@ -92,10 +98,14 @@ def attention_masks(
     windows: Collection[int | None],
     cu_seqlens: Tensor | None,
     device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    max_seqlen: int | None = None,
 ) -> dict[int | None, AttentionMask]:
     """Returns the mask of each window for whole sequences; see `attention_mask`."""
     made = {
-        window: attention_mask(backend, batch, seq_len, window, cu_seqlens, device)
+        window: attention_mask(
+            backend, batch, seq_len, window, cu_seqlens, device, dtype=dtype, max_seqlen=max_seqlen
+        )
         for window in {effective_window(window, seq_len) for window in windows}
     }
     return {window: made[effective_window(window, seq_len)] for window in windows}
@@ -115,6 +125,8 @@ def attention_mask(
     device: torch.device,
     ranges: Sequence[QueryRange] | None = None,
     first_key: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    max_seqlen: int | None = None,
 ) -> AttentionMask:
     """Returns the mask of a batch of packed sequences in the form that `backend` takes.
 
@@ -124,24 +136,27 @@ def attention_mask(
         seq_len: Tokens per sequence.
         window: Number of keys that a query sees, itself included; None for all earlier ones.
         cu_seqlens: (documents + 1,) int32 starts of documents over the flattened tokens, padded at
-            the end with batch * seq_len; None if every sequence is one document.
+            the end with batch * seq_len; None if every sequence is one document. Every sequence
+            starts a document.
         device: Device of the mask.
         ranges: The queries that this process holds if sequences are split over processes; None
             for all queries.
         first_key: Position of the first key that this process holds or fetches; None for the
             first key that `ranges` need.
+        dtype: Dtype of the queries.
+        max_seqlen: Upper bound of the tokens in a document; None for seq_len.
     """
     window = effective_window(window, seq_len)
+    if cu_seqlens is not None and len(cu_seqlens) == batch + 1:  # one document per sequence
+        cu_seqlens = None
     ranges = ranges or [QueryRange(0, seq_len, 0)]
     if first_key is None:
         first_key = min(part.first_key for part in ranges)
     is_plain_causal = (
         len(ranges) == 1 and cu_seqlens is None and window is None and ranges[0].first_key == 0
     )
-    if cu_seqlens is None:
-        cu_seqlens = torch.arange(
-            0, (batch + 1) * seq_len, seq_len, dtype=torch.int32, device=device
-        )
+    longest = seq_len if max_seqlen is None or cu_seqlens is None else max_seqlen
+    first_seen: Tensor | None = None
     blocks = []
     held = 0
     for part in ranges:
@@ -149,21 +164,55 @@ def attention_mask(
         keys = slice(part.first_key - first_key, part.end - first_key)
         block = QueryBlock(slice(held, held + length), keys, window)
         held += length
-        if backend == "flex":
-            from model.attention.flex import make_block_mask
-
-            documents = _document_numbers(cu_seqlens, batch, seq_len)
-            block.block_mask = make_block_mask(documents, window, *part)
-        elif backend == "blocks" and window is not None:
-            documents = _document_numbers(cu_seqlens, batch, seq_len)
+        if backend == "blocks" and window is not None:
+            starts = _starts(cu_seqlens, batch, seq_len, device)
+            documents = _document_numbers(starts, batch, seq_len)
             block.masked_out = masked_out_keys(documents, window, *part)
         elif backend in VARLEN_BACKENDS:
-            block.cu_seqlens_q = _local_starts(cu_seqlens, seq_len, part.start, part.end)
-            block.cu_seqlens_k = _local_starts(cu_seqlens, seq_len, part.first_key, part.end)
-        elif not is_plain_causal:
-            block.dense_mask = _dense_mask(batch, seq_len, window, cu_seqlens, part)
+            starts = _starts(cu_seqlens, batch, seq_len, device)
+            block.cu_seqlens_q = _local_starts(starts, seq_len, part.start, part.end)
+            block.cu_seqlens_k = _local_starts(starts, seq_len, part.first_key, part.end).clone()
+            block.max_seqlen_q = min(longest, part.end - part.start)
+            block.max_seqlen_k = min(longest, part.end - part.first_key)
+        elif backend == "flex" or not is_plain_causal:
+            if first_seen is None:
+                first_seen = first_seen_keys(batch, seq_len, window, cu_seqlens, device)
+            if backend == "flex":
+                from model.attention.flex import make_block_mask
+
+                block.block_mask = make_block_mask(first_seen, batch, *part)
+            else:
+                block.dense_mask = _dense_mask(first_seen, part, dtype)
         blocks.append(block)
     return AttentionMask(backend, blocks)
+
+
+def first_seen_keys(
+    batch: int,
+    seq_len: int,
+    window: int | None,
+    cu_seqlens: Tensor | None,
+    device: torch.device,
+) -> Tensor:
+    """Returns the position of the first key that each query sees, (batch or 1, seq) int32.
+
+    A query sees all keys from there up to itself. The result has one row if all sequences have the
+    same mask.
+    """
+    position = torch.arange(seq_len, dtype=torch.int32, device=device)
+    if cu_seqlens is None:
+        first = torch.zeros_like(position)[None]
+    else:
+        document = _document_numbers(cu_seqlens, batch, seq_len)
+        first = cu_seqlens[document - 1] % seq_len
+    return first if window is None else first.maximum(position - (window - 1))
+
+
+def _starts(cu_seqlens: Tensor | None, batch: int, seq_len: int, device: torch.device) -> Tensor:
+    """Returns the starts of documents, which are those of the sequences if there are none."""
+    if cu_seqlens is not None:
+        return cu_seqlens
+    return torch.arange(0, (batch + 1) * seq_len, seq_len, dtype=torch.int32, device=device)
 
 
 def _local_starts(cu_seqlens: Tensor, seq_len: int, start: int, end: int) -> Tensor:
@@ -174,22 +223,22 @@ def _local_starts(cu_seqlens: Tensor, seq_len: int, start: int, end: int) -> Ten
     return (cu_seqlens // seq_len * (end - start) + before).to(torch.int32)
 
 
-def _dense_mask(
-    batch: int, seq_len: int, window: int | None, cu_seqlens: Tensor, part: QueryRange
-) -> Tensor:
-    """Returns the mask of seen keys, (batch, 1, queries, keys) bool."""
+def _dense_mask(first_seen: Tensor, part: QueryRange, dtype: torch.dtype) -> Tensor:
+    """Returns 0 for seen keys and -inf for others, (batch or 1, 1, queries, keys).
+
+    In this form all layers share one tensor; torch converts a bool mask anew in each call, and
+    keeps the result until the backward pass.
+    """
     start, end, first_key = part
-    position = torch.arange(seq_len, device=cu_seqlens.device)
-    distance = position[start:end, None] - position[None, first_key:end]
-    seen = distance >= 0
-    if window is not None:
-        seen = seen & (distance < window)
-    document = _document_numbers(cu_seqlens, batch, seq_len)
-    same = document[:, start:end, None] == document[:, None, first_key:end]
-    return (seen & same)[:, None]
+    query = torch.arange(start, end, dtype=torch.int32, device=first_seen.device)[:, None]
+    key = torch.arange(first_key, end, dtype=torch.int32, device=first_seen.device)
+    hidden = key < first_seen[:, start:end, None]
+    hidden |= key > query
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+    return mask.masked_fill_(hidden, float("-inf"))[:, None]
 
 
 def _document_numbers(cu_seqlens: Tensor, batch: int, seq_len: int) -> Tensor:
-    """Returns the index of each token's document, (batch, seq)."""
+    """Returns the index of each token's document, counted from 1, (batch, seq)."""
     token = torch.arange(batch * seq_len, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
     return torch.searchsorted(cu_seqlens, token, right=True).view(batch, seq_len)

@@ -6,8 +6,13 @@ from typing import Any
 
 import torch
 
-from data_pipeline.sampling.batches import held_out_batches, held_out_samples, pad_batches
+from data_pipeline.sampling.batches import (
+    held_out_batches,
+    held_out_samples,
+    mean_document_tokens,
+)
 from data_pipeline.sampling.dealing import Deal
+from data_pipeline.sampling.padding import pad_batches
 from eval.inloop.evaluator import evaluate
 from pretrain.config import ValidationConfig
 from pretrain.hooks import Hook, Order, TrainerView
@@ -42,7 +47,8 @@ class Validation(Hook):
         manifest = trainer.manifest
         if not manifest.source_tokens("held_out"):
             return  # imported shards may have no held-out split
-        seq_len = trainer.plan.at(max(0, trainer.step - 1)).seq_len
+        stage = trainer.plan.at(max(0, trainer.step - 1))
+        seq_len = stage.seq_len
         most_rows = max(1, trainer.config.parallel.micro_batch_tokens // seq_len)
         group = trainer.layout.dp.get_group()
         scores: dict[str, dict[str, Any]] = {}
@@ -57,7 +63,10 @@ class Validation(Hook):
                 self.config.tokens,
                 deal.share(trainer.dp_rank),
             )
-            mine = pad_batches(real, deal, seq_len, 1)
+            length = mean_document_tokens(manifest, {source: 1.0}, "held_out")
+            mine = pad_batches(real, deal, seq_len, 1, length)
+            if stage.joins_documents:
+                mine = [batch.joined() for batch in mine]
             score = evaluate(trainer.model, mine, self.token_bytes, trainer.processes.device, group)
             scores[source] = {
                 "loss": score.loss,

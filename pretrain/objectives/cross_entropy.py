@@ -18,5 +18,11 @@ class CrossEntropy:
 
     def __call__(self, model: Decoder, batch: Batch) -> Loss:
         """Returns the loss of a batch as sums over its targets."""
-        loss, by_sample = model(batch.tokens, batch.labels, batch.cu_seqlens, per_sample=True)
+        loss, by_sample = model(
+            batch.tokens,
+            batch.labels,
+            batch.cu_seqlens,
+            per_sample=True,
+            max_seqlen=batch.max_seqlen,
+        )
         return Loss(loss, by_sample)

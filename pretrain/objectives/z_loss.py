@@ -31,7 +31,12 @@ class ZLoss:
     def __call__(self, model: Decoder, batch: Batch) -> Loss:
         """Returns the loss of a batch as sums over its targets."""
         loss, by_sample, z_loss = model(
-            batch.tokens, batch.labels, batch.cu_seqlens, per_sample=True, penalty=self.penalty
+            batch.tokens,
+            batch.labels,
+            batch.cu_seqlens,
+            per_sample=True,
+            penalty=self.penalty,
+            max_seqlen=batch.max_seqlen,
         )
         return Loss(loss, by_sample, (z_loss,))
 

@@ -59,6 +59,8 @@ class ContextParallel:
         tokens: Tensor,
         labels: Tensor | None,
         cu_seqlens: Tensor | None,
+        max_seqlen: int | None,
+        dtype: torch.dtype,
     ) -> LocalBatch:
         """Returns this rank's part of tokens and labels (batch, seq), with its masks."""
         batch, seq = tokens.shape
@@ -69,7 +71,16 @@ class ContextParallel:
         for window in windows:
             ranges = _with_window(split.ranges, effective_window(window, seq))
             masks[window] = attention_mask(
-                backend, batch, seq, window, cu_seqlens, tokens.device, ranges, split.first_key
+                backend,
+                batch,
+                seq,
+                window,
+                cu_seqlens,
+                tokens.device,
+                ranges,
+                split.first_key,
+                dtype,
+                max_seqlen,
             )
             masks[window].fetch = split.fetch
         local_tokens = tokens.index_select(1, split.positions)

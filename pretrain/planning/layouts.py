@@ -35,6 +35,8 @@ LARGE_TOKENS = 32768
 """Tokens per micro-batch above which a GPU gets no faster (assumed)."""
 LARGE_TOKENS_ON_CPU = 4096
 """Tokens per micro-batch above which activations no longer fit into a CPU's caches (assumed)."""
+MASKED_BACKENDS = (AUTO, "sdpa", "cudnn")
+"""Values of `parallel.attention` with which a GPU may need dense masks."""
 HALVING_COST = 0.01
 """Share of a step that each halving of the micro-batch loses (assumed).
 
@@ -324,7 +326,7 @@ def _plan_memory(
         sharded_accumulation=parallel.sharded_accumulation,
         checkpointing=parallel.activation_checkpointing,
         reshard=parallel.reshards_after_forward(sizes.dp_shard * sizes.cp),
-        dense_mask=machine.device == "cpu" or parallel.attention == "sdpa",
+        dense_mask=machine.device == "cpu" or parallel.attention in MASKED_BACKENDS,
         device=machine.device,
     )
     return plan_memory(requirements.model, shapes, sizes, work, requirements.optimizer)

@@ -101,7 +101,7 @@ class Work:
     sharded_accumulation: whether gradients are reduced after every micro-batch.
     checkpointing: `none`, `selective` or `full`.
     reshard: whether the weights of blocks are gathered again for the backward pass.
-    dense_mask: whether attention is `sdpa` with a mask (sequences, 1, seq, seq) per layer.
+    dense_mask: whether attention may use a mask (sequences, 1, seq, seq) per window.
     device: `cuda` or `cpu`.
     """
 
@@ -190,11 +190,11 @@ def activation_bytes(config: ModelConfig, sizes: Sizes, work: Work) -> int:
     residual = tokens * size * config.hidden_size // sizes.tp
     last = tokens * _norm_bytes(config, sizes.tp, size, work.fused_norm)  # the one before the head
     last += work.seq_len // sizes.cp * 2 * size * config.query_size // config.num_heads  # RoPE
-    if work.checkpointing == "none":
-        return config.num_layers * block + last
     if work.dense_mask:  # shared by all layers of one window
         masks = len({layer.window for layer in config.layers})
-        last += masks * work.micro_batch_tokens // sizes.cp * work.seq_len
+        last += masks * tokens * _keys(config, sizes, work) * size
+    if work.checkpointing == "none":
+        return config.num_layers * block + last
     kept = residual
     if work.checkpointing == "selective":
         kept += tokens * _selected_bytes(config, sizes.tp, size)
@@ -237,14 +237,17 @@ def _block_bytes(config: ModelConfig, tp: int, size: int, fused_norm: bool) -> i
 
 
 def _attention_bytes(config: ModelConfig, sizes: Sizes, work: Work, size: int) -> int:
-    """Returns the bytes of the keys and values that a block's queries need, and of a dense mask."""
+    """Returns the bytes of the keys and values that a block's queries need."""
     sequences = work.micro_batch_tokens // work.seq_len
-    own = work.seq_len // sizes.cp
-    keys = work.seq_len
-    if sizes.cp > 1 and config.widest_window is not None:
-        keys = min(work.seq_len, own + config.widest_window - 1)
-    mask = sequences * own * keys * size if work.dense_mask else 0
-    return sequences * keys * size * 2 * config.kv_size // sizes.tp + mask
+    keys = _keys(config, sizes, work)
+    return sequences * keys * size * 2 * config.kv_size // sizes.tp
+
+
+def _keys(config: ModelConfig, sizes: Sizes, work: Work) -> int:
+    """Returns the number of keys of a sequence that a rank needs."""
+    if sizes.cp == 1 or config.widest_window is None:
+        return work.seq_len
+    return min(work.seq_len, work.seq_len // sizes.cp + config.widest_window - 1)
 
 
 def _selected_bytes(config: ModelConfig, tp: int, size: int) -> int:

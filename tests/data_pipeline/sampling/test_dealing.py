@@ -10,16 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.sampling.batches import (
-    BLANK_DOCUMENT_TOKENS,
-    IGNORED,
-    empty_batch,
-    held_out_batches,
-    held_out_samples,
-    pad_batches,
-    pad_rows,
-)
+from data_pipeline.sampling.batches import held_out_batches, held_out_samples
 from data_pipeline.sampling.dealing import Deal
+from data_pipeline.sampling.padding import pad_batches
 
 
 @given(st.integers(1, 5000), st.integers(1, 600), st.integers(1, 70))
@@ -61,7 +54,7 @@ def test_held_out_samples_are_dealt_without_losing_one(corpus, ranks, rows):
     deal = Deal.of(count, ranks, rows)
     dealt = [
         pad_batches(
-            held_out_batches(corpus, "code", 64, deal.rows, 1300, deal.share(rank)), deal, 64, 1
+            held_out_batches(corpus, "code", 64, deal.rows, 1300, deal.share(rank)), deal, 64, 1, 50
         )
         for rank in range(ranks)
     ]
@@ -69,35 +62,3 @@ def test_held_out_samples_are_dealt_without_losing_one(corpus, ranks, rows):
     assert {batch.tokens.shape for mine in dealt for batch in mine} == {(deal.rows, 64)}
     real = [batch.labels[: len(batch.samples)] for mine in dealt for batch in mine]
     assert torch.equal(torch.cat(real), torch.cat([batch.labels for batch in whole]))
-
-
-@pytest.mark.parametrize("seq_len", [32, 320])
-def test_blank_samples_have_no_targets_and_short_documents(corpus, seq_len):
-    whole = next(held_out_batches(corpus, "code", seq_len, 3, 10_000))
-    for batch in (whole, empty_batch(seq_len, 2)):
-        real = len(batch.tokens)
-        padded = pad_rows(batch, real + 4)
-        assert torch.equal(padded.tokens[:real], batch.tokens)
-        assert torch.equal(padded.labels[:real], batch.labels)
-        assert (padded.labels[real:] == IGNORED).all()
-        assert padded.sources.tolist() == [0] * (real + 4)
-        starts, total = padded.cu_seqlens, (real + 4) * seq_len
-        assert starts.dtype == torch.int32
-        lengths = starts.diff()
-        assert (lengths >= 0).all()
-        assert (int(starts[0]), int(starts[-1])) == (0, total)
-        assert set(range(0, total, seq_len)) <= set(starts.tolist())
-        assert int(lengths[starts[:-1] >= real * seq_len].max()) <= min(
-            seq_len, BLANK_DOCUMENT_TOKENS
-        )
-        before = batch.cu_seqlens[batch.cu_seqlens < real * seq_len]
-        assert torch.equal(starts[: len(before)], before)
-        assert padded.samples is batch.samples
-        assert padded.documents is batch.documents
-    assert pad_rows(whole, len(whole.tokens)) is whole
-
-
-def test_a_blank_batch_has_the_shape_of_a_real_one(corpus):
-    """So that nothing is compiled again for it."""
-    whole = next(held_out_batches(corpus, "prose", 256, 4, 10_000))
-    assert pad_rows(empty_batch(256, 2), 4).cu_seqlens.shape == whole.cu_seqlens.shape

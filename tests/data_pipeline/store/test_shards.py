@@ -90,13 +90,6 @@ def test_any_grouping_of_samples_gives_the_same_rows(corpus):
         assert torch.equal(torch.cat(parts), whole)
 
 
-def test_cu_seqlens_keep_their_length(corpus):
-    order = SampleOrder(corpus.source_tokens("train"), [Stage(64, 600, {"code": 1})], 3)
-    reader = BatchReader(corpus, order)
-    lengths = {len(reader.read(0, range(i, i + 8)).cu_seqlens) for i in range(0, 600, 8)}
-    assert len(lengths) == 1
-
-
 def test_held_out_batches_are_consecutive(corpus):
     stream = open_stream(corpus, "held_out", "code")
     expected, _ = read(stream, 0, 15 * 64)

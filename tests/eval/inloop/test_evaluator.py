@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,12 @@ class Bigram(nn.Module):
         self.table = table
 
     def forward(
-        self, tokens: Tensor, labels: Tensor, cu_seqlens: Tensor, id_mask: Tensor
+        self,
+        tokens: Tensor,
+        labels: Tensor,
+        cu_seqlens: Tensor,
+        id_mask: Tensor,
+        max_seqlen: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         logits = self.table[tokens].flatten(0, 1)
         losses = nn.functional.cross_entropy(logits, labels.flatten(), reduction="none")
@@ -84,7 +90,7 @@ def test_no_graph_is_kept():
     weights = table().requires_grad_()
 
     class Watched(Bigram):
-        def forward(self, *args: Tensor, **more: Tensor) -> tuple[Tensor, Tensor]:
+        def forward(self, *args: Any, **more: Any) -> tuple[Tensor, Tensor]:
             losses = super().forward(*args, **more)
             assert not any(loss.requires_grad for loss in losses)
             return losses

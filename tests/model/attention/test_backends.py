@@ -48,7 +48,7 @@ def test_blocks_give_the_attention_and_gradients_of_sdpa(seq, window):
         parts = q[:, begin:end], k[:, part.first_key : end], v[:, part.first_key : end]
         found = []
         for backend in ("sdpa", "blocks"):
-            mask = attention_mask(backend, 2, seq, window, starts, CPU, [part])
+            mask = attention_mask(backend, 2, seq, window, starts, CPU, [part], dtype=q.dtype)
             out = attend(*parts, mask)
             found.append((out, *torch.autograd.grad(out.sin().sum(), (q, k, v))))
         for of_sdpa, of_blocks in zip(*found, strict=True):
