@@ -32,6 +32,7 @@ from pretrain.config import (
     ProfileConfig,
     ValidationConfig,
 )
+from pretrain.determinism import check_deterministic
 from pretrain.optim import check_optimizer
 from pretrain.recipe import training_config
 
@@ -81,6 +82,7 @@ def check_run(
     check_stages(plan, config.parallel, config.model.max_seq_len, manifest)
     check_validation(config.validation, plan, manifest)
     check_attention(config.parallel.attention, config.precision, job)
+    check_deterministic(config, job.device)
     check_async_tensor_parallel(config.parallel, job)
     check_objective(config.objective)
     check_logger(config.logger)

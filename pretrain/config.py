@@ -298,6 +298,8 @@ class PretrainConfig:
         matrix products in fp8 (fp8: one scale per matrix, fp8_rowwise: one per row). auto takes
         bf16 if the hardware of all processes supports it, else fp32. A resumed run keeps its
         precision.
+    deterministic: whether GPU kernels with a fixed order of additions are used, so that a step that
+        is repeated has the same bits. They are slower. CPU runs always have the same bits.
     objective: name and options of the loss to minimize. Validation measures the cross-entropy.
     allow_change: keys or groups of the config that may differ from the last start, such as optim.
     gc_every_steps: interval in steps of Python's garbage collection on all ranks; 0 leaves the time
@@ -313,6 +315,7 @@ class PretrainConfig:
     device: str = "auto"
     precision: str = "auto"
     init_from: str | None = None
+    deterministic: bool = False
     report: bool = True
     stop_after: int | None = None
     allow_change: list[str] = field(default_factory=list)

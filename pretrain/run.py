@@ -25,7 +25,7 @@ class Run:
     step: number of steps done.
     metadata: metadata of the checkpoint from which the run resumes; empty at step 0.
     documents: per source, the number of documents that were trained on to their end.
-    attention: the attention backend per sequence length.
+    attention: the attention backend per kind of stage.
     """
 
     manifest: Manifest
@@ -39,4 +39,4 @@ class Run:
     step: int
     metadata: dict[str, Any]
     documents: dict[str, int]
-    attention: dict[int, Timing]
+    attention: dict[str, Timing]

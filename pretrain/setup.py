@@ -19,10 +19,11 @@ from data_pipeline.sampling.recipe import StagePlan
 from data_pipeline.store.corpus import open_corpus
 from data_pipeline.store.manifest import FILE, Manifest
 from model.network import Decoder, build_meta
-from pretrain.attention_choice import choose_attention
+from pretrain.attention_choice import attention_key, choose_attention
 from pretrain.checkpoints import find
 from pretrain.checks import Job, check_layout, check_run, sample_order
 from pretrain.config import PretrainConfig
+from pretrain.determinism import set_determinism
 from pretrain.hardware import compute_dtype, environment
 from pretrain.health.changes import changed_software, check_changes
 from pretrain.initial_state import InitialState
@@ -48,6 +49,7 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
 
     Raises InputError before anything is written.
     """
+    set_determinism(config.deterministic, processes.device.type)
     manifest = open_corpus(config.data.folder)
     plan = StagePlan(config.recipe, manifest.source_tokens("train"))
     settled = settle(config, plan, manifest, processes)
@@ -60,14 +62,14 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
 
     mesh_sizes = check_layout(config.parallel, config.model, processes.world_size)
     layout = make_layout(mesh_sizes, processes.device)
-    attention = choose_attention(config, plan, reader, layout, processes)
-    backend = attention[plan.stages[0].seq_len].backend
+    attention = choose_attention(config, plan, reader, layout, processes, state.metadata)
+    backend = attention[attention_key(plan.stages[0])].backend
     model, optimizer = build_model(config, layout, backend, state, processes.device)
 
     find.prepare_folder(checkpoints, processes)
     if processes.is_main:
         settled["fp8_linears"] = fp8_linears(model)
-        settled["attention"] = {length: asdict(timing) for length, timing in attention.items()}
+        settled["attention"] = {key: asdict(timing) for key, timing in attention.items()}
         write_run_folder(config, processes, manifest, order, settled)
     return Run(
         manifest=manifest,

@@ -76,6 +76,7 @@ class Trainer:
         self.data_wait_seconds = 0.0
         self.step = run.step
         self._resumed_from = run.metadata
+        self.attention = run.attention
         self.documents = run.documents
         self.pending: PendingStep | None = None
         self._clock = LapClock(processes.device)
@@ -264,6 +265,7 @@ class Trainer:
             "layout": self.layout.sizes(),
             "model": asdict(self.config.model),
             "precision": self.config.precision,
+            "attention": {key: timing.backend for key, timing in self.attention.items()},
             "network": asdict(network_after(self.config.model, self.plan, self.step)),
             "hooks": hook_states(self.hooks),
             "order": self.order.fingerprint,

@@ -7,7 +7,9 @@
 | cudnn | sdpa, with cuDNN's kernel preferred | CUDA, 16-bit |
 | flex | FlexAttention (`flex.py`) | CUDA |
 | varlen | torch's variable-length attention | CUDA, 16-bit |
-| flash | the package flash-attn | CUDA, 16-bit |
+| fa3 | `varlen` with FlashAttention 3 (package flash_attn_interface) | Hopper, 16-bit |
+| fa4 | `varlen` with FlashAttention 4 (package flash-attn-4) | Hopper and Blackwell, 16-bit |
+| flash | FlashAttention 2 (package flash-attn) | CUDA, 16-bit |
 
 A window of W tokens includes the query itself. FlashAttention counts only the keys to its left, so
 its `window_size` is (W - 1, 0).
@@ -19,7 +21,7 @@ import importlib.util
 import inspect
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -165,8 +167,46 @@ BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, QueryBlock], Tensor]] = {
     "blocks": _blocks,
     "flex": _flex,
     "varlen": _varlen,
+    "fa3": _varlen,
+    "fa4": _varlen,
     "flash": _flash,
 }
+
+
+class FlashKernel(NamedTuple):
+    """A newer FlashAttention, which torch can use instead of its own kernel.
+
+    name: torch's name of it.
+    module: the module that it needs.
+    capabilities: major compute capabilities of the GPUs that have it.
+    """
+
+    name: str
+    module: str
+    capabilities: tuple[int, ...]
+
+
+FLASH_KERNELS = {
+    "fa3": FlashKernel("FA3", "flash_attn_interface", (9,)),
+    "fa4": FlashKernel("FA4", "flash_attn.cute", (9, 10)),
+}
+"""Backends that replace the kernel of torch's FlashAttention, in `varlen` and elsewhere."""
+
+
+def select_flash_kernel(backend: str) -> None:
+    """Makes torch's FlashAttention use the kernel of a backend, for the whole process."""
+    from torch.nn import attention
+
+    if not hasattr(attention, "restore_flash_attention_impl"):
+        return  # this torch has its own kernel only
+    kernel = FLASH_KERNELS.get(backend)
+    wanted = None if kernel is None else kernel.name
+    if wanted == attention.current_flash_attention_impl():
+        return
+    if wanted is None:
+        attention.restore_flash_attention_impl()
+    else:
+        attention.activate_flash_attention_impl(wanted)
 
 
 def usable_backends(device: torch.device, dtype: torch.dtype) -> list[str]:
@@ -179,10 +219,11 @@ def usable_backends(device: torch.device, dtype: torch.dtype) -> list[str]:
         return ["sdpa", "blocks"]
     found = ["sdpa", "flex"]
     if dtype in (torch.bfloat16, torch.float16):
-        if torch.backends.cudnn.is_available():
+        if torch.backends.cudnn.is_available() and not torch.are_deterministic_algorithms_enabled():
             found.append("cudnn")
         if _torch_varlen_has_window():
             found.append("varlen")
+            found += [name for name in FLASH_KERNELS if _has_flash_kernel(name, device)]
         if _flash_attn_function() is not None:
             found.append("flash")
     return found
@@ -201,6 +242,19 @@ def check_backend(name: str, device: torch.device, dtype: torch.dtype) -> None:
             f"parallel.attention={name}: the installed packages do not support this backend on "
             f"{device.type} in {str(dtype).removeprefix('torch.')}. Use parallel.attention=auto."
         )
+
+
+def _has_flash_kernel(backend: str, device: torch.device) -> bool:
+    """Returns whether torch, the GPU and the installed packages have the kernel of a backend."""
+    kernel = FLASH_KERNELS[backend]
+    if not hasattr(torch.nn.attention, "restore_flash_attention_impl"):
+        return False
+    if torch.cuda.get_device_capability(device)[0] not in kernel.capabilities:
+        return False
+    try:
+        return importlib.util.find_spec(kernel.module) is not None
+    except ImportError:  # its parent package is missing or broken
+        return False
 
 
 @cache

@@ -6,10 +6,17 @@ Its backward pass exists on CUDA only, and its kernel pads head_dim to a power o
 from __future__ import annotations
 
 import torch
+import torch._inductor.config
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-_compiled = torch.compile(flex_attention, dynamic=False)
+# As one operator, the compiled kernel is visible to selective activation checkpointing.
+_WRAP = "wrap_inductor_compiled_regions"
+_compiled = torch.compile(
+    flex_attention,
+    dynamic=False,
+    options={_WRAP: True} if hasattr(torch._inductor.config, _WRAP) else None,
+)
 # Without compilation, the mask's blocks are found through several (queries, keys) tensors.
 _compiled_create_block_mask = torch.compile(create_block_mask, dynamic=False)
 

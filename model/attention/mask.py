@@ -29,7 +29,7 @@ from model.attention.windowed import masked_out_keys
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-VARLEN_BACKENDS = ("varlen", "flash")
+VARLEN_BACKENDS = ("varlen", "fa3", "fa4", "flash")
 """Backends that take the starts of documents instead of a mask tensor."""
 
 

@@ -1,6 +1,7 @@
 """Runs chosen steps twice from the same state and compares the results bit by bit.
 
-The results differ if a machine sometimes computes wrongly, or if a kernel is not deterministic.
+The results differ if a machine sometimes computes wrongly. On a GPU, this needs
+`deterministic=true`, since other kernels add in no fixed order.
 """
 
 from __future__ import annotations
@@ -58,9 +59,8 @@ class Replay(Hook):
         if wrong:
             raise RunAborted(
                 f"step {trainer.step} gave different results when it was replayed, on rank "
-                f"{', '.join(map(str, wrong))}. Either a machine computes wrong results, or a "
-                "kernel is not deterministic. To exclude the latter, use parallel.attention=sdpa "
-                "precision=fp32.",
+                f"{', '.join(map(str, wrong))}, although its kernels are deterministic: a machine "
+                "computes wrong results. Test that machine, or exclude it.",
                 EXIT_CORRUPT,
             )
 

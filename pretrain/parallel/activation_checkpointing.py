@@ -27,7 +27,9 @@ KEPT_OPS = frozenset(
         "aten.mm",
         "aten.bmm",
         "aten.addmm",
+        "aten.linear",
         "aten._scaled_mm",
+        "aten.max",  # the scale of an fp8 cast, which reads a whole matrix to return one number
         "aten._scaled_dot_product_flash_attention",
         "aten._scaled_dot_product_flash_attention_for_cpu",
         "aten._scaled_dot_product_efficient_attention",
@@ -35,9 +37,12 @@ KEPT_OPS = frozenset(
         "torch_attn._varlen_attn",
         "flash_attn._flash_attn_varlen_forward",
         "flex_attention",
-        # Tensor parallelism: keeping these outputs avoids repeating the communication.
+        "inductor_compiled_code",  # FlexAttention in blocks that are not compiled
+        # Keeping these outputs avoids repeating the communication. All-gathers are repeated: their
+        # outputs are as large as what tensor and context parallelism exist to split.
         "_c10d_functional.reduce_scatter_tensor",
         "_c10d_functional.all_reduce",
+        "_c10d_functional.all_to_all_single",
     )
 )
 """Operators whose outputs selective checkpointing keeps."""

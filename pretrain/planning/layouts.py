@@ -10,7 +10,7 @@ step.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Protocol
@@ -304,6 +304,24 @@ def _micro_batch_cost(candidate: LayoutCandidate, machine: Machine) -> float:
         + candidate.blank
         - HALVING_COST * math.log2(parallel.micro_batch_tokens / parallel.cp)
     )
+
+
+def spare_bytes(
+    config: HasRequirements, plan: StagePlan, sizes: Mapping[str, int], machine: Machine
+) -> float:
+    """Returns the bytes of a GPU that a plan without attention masks leaves unused.
+
+    Args:
+        config: The run, with its micro-batch.
+        plan: Its stages.
+        sizes: Size of each dimension of the mesh.
+        machine: The processes.
+    """
+    requirements = requirements_of(config, plan)
+    parallel = replace(requirements.parallel, attention="flash")
+    fitted = fit(replace(requirements, parallel=parallel), Sizes(**sizes), machine)
+    assert fitted.memory is not None
+    return USABLE_FRACTION * machine.memory_bytes - fitted.memory.total
 
 
 def _plan_memory(

@@ -10,7 +10,7 @@ import torch
 from conf.errors import InputError
 from model.attention.backends import check_backend, usable_backends
 from pretrain import attention_choice
-from pretrain.attention_choice import fastest, forward_backward
+from pretrain.attention_choice import AttentionWork, fastest
 from tests.model.shapes import tiny
 from tests.runs import arguments, records
 
@@ -24,7 +24,7 @@ def test_the_fastest_of_real_attention_is_taken(monkeypatch):
     monkeypatch.setattr(attention_choice.time, "perf_counter", lambda: now[0])
 
     def work(name):
-        real = forward_backward("sdpa", tiny(head_dim=16), (2, 256), 1, STARTS, CPU, torch.float32)
+        real = AttentionWork("sdpa", tiny(head_dim=16), (2, 256), 1, STARTS, CPU, torch.float32)
 
         def once():
             real()
@@ -49,6 +49,27 @@ def test_what_cannot_run_is_passed_over_and_its_reason_kept():
     assert timing.failed == {"cannot": "head dim 80 is not taken"}
     with pytest.raises(RuntimeError, match="every attention backend failed"):
         fastest(["cannot", "cannot"], work)
+
+
+def test_a_backend_that_does_not_fit_is_not_taken(monkeypatch):
+    """The fast one keeps 1,000 bytes more than the slow one."""
+    monkeypatch.setattr(attention_choice, "seconds_of", lambda run: run.seconds)
+
+    class Measured(AttentionWork):
+        def __init__(self, name):
+            self.seconds = {"fast": 1.0, "slow": 2.0}[name]
+            self.bytes = {"fast": 5000, "slow": 4000}[name]
+
+        def kept_bytes(self):
+            return self.bytes
+
+    assert fastest(["fast", "slow"], Measured, spare=1000).backend == "fast"
+    timing = fastest(["fast", "slow"], Measured, spare=999)
+    assert timing.backend == "slow"
+    assert timing.kept_bytes == {"fast": 5000, "slow": 4000}
+    assert timing.failed == {"fast": "keeps 1,000 bytes more than others, which do not fit"}
+    # If even the leanest does not fit, the plan was wrong, and the run tries it all the same.
+    assert fastest(["fast", "slow"], Measured, spare=-1).backend == "slow"
 
 
 def test_one_candidate_is_not_timed():

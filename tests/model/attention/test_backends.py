@@ -68,3 +68,33 @@ def test_other_documents_compile_nothing_new(backend):
         compiled(q, k, v, attention_mask(backend, 2, 256, 64, starts, CPU))
     assert compiled_graphs() == before + 1
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("backend", ["varlen", "flash"])
+def test_kernels_for_documents_are_told_their_starts_and_longest(backend):
+    (block,) = attention_mask(backend, 2, 256, 64, STARTS, CPU, max_seqlen=156).blocks
+    assert block.cu_seqlens_q is not None
+    assert block.cu_seqlens_k is not None
+    assert torch.equal(block.cu_seqlens_q, STARTS)
+    assert torch.equal(block.cu_seqlens_k, STARTS)
+    # torch.compile refuses a tensor that is passed twice to an autograd.Function.
+    assert block.cu_seqlens_k is not block.cu_seqlens_q
+    assert (block.max_seqlen_q, block.max_seqlen_k) == (156, 156)
+    part = QueryRange(192, 256, 129)
+    (block,) = attention_mask(backend, 2, 256, 64, STARTS, CPU, [part], max_seqlen=156).blocks
+    assert block.cu_seqlens_q is not None
+    assert block.cu_seqlens_k is not None
+    assert block.cu_seqlens_q.tolist() == [0, 0, 64, 64, 128, 128]
+    assert block.cu_seqlens_k.tolist() == [0, 0, 127, 127, 254, 254]
+    assert (block.max_seqlen_q, block.max_seqlen_k) == (64, 127)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "cudnn"])
+def test_one_document_per_sequence_needs_no_mask(backend):
+    starts = torch.tensor([0, 256, 512], dtype=torch.int32)
+    assert attention_mask(backend, 2, 256, None, starts, CPU).blocks[0].dense_mask is None
+    # Without documents, all sequences share the mask of a window.
+    windowed = attention_mask(backend, 2, 256, 64, starts, CPU, dtype=torch.bfloat16).blocks[0]
+    assert windowed.dense_mask is not None
+    assert windowed.dense_mask.shape == (1, 1, 256, 256)
+    assert windowed.dense_mask.dtype == torch.bfloat16
