@@ -191,6 +191,7 @@ def export_card(
         f"{model.num_heads} heads and {model.num_kv_heads} key-value heads of {model.head_dim}",
         "sliding window": model.describe_windows(),
         "positions": f"{model.max_seq_len:,}, RoPE base {model.rope_theta:,g}",
+        "attention": _documents_seen(run, manifest, step),
         "trained on": f"{tokens:,} tokens in {step} steps of recipe {run.recipe.name}",
         "data": f"{manifest.name}, fingerprint {manifest.fingerprint[:16]}",
         "tokenizer": f"{manifest.vocab_size} ids, sha256 {manifest.tokenizer['sha256'][:16]}",
@@ -198,3 +199,11 @@ def export_card(
         "seed": str(run.seed),
     }
     return model_card(run.name, "A base model pretrained from scratch with Headwater.", facts)
+
+
+def _documents_seen(run: PretrainConfig, manifest: Manifest, step: int) -> str:
+    """Returns which documents of a packed sample the tokens attended to in training."""
+    stages = StagePlan(run.recipe, manifest.source_tokens("train")).stages
+    names = [s.name for s in stages if s.joins_documents and s.first_step < step]
+    across = f"; across documents in stage {', '.join(names)}" if names else ""
+    return f"within a document of a packed sample{across}"

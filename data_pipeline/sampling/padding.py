@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from data_pipeline.sampling.batches import IGNORED, Batch
 from data_pipeline.sampling.dealing import Deal
@@ -65,7 +66,6 @@ def pad_batch(batch: Batch, rows: int, document_tokens: float) -> Batch:
     entries = document_entries(rows, seq_len, document_tokens)
     while entries <= len(starts) + blank:
         entries *= 2
-    length = seq_len
     if blank:
         # As many blank documents as there are entries left for them.
         per_sample = (entries - 1 - len(starts)) // blank
@@ -73,9 +73,7 @@ def pad_batch(batch: Batch, rows: int, document_tokens: float) -> Batch:
         in_sample = np.arange(0, seq_len, length, dtype=np.int32)
         blank_starts = np.arange(real, rows, dtype=np.int32)[:, None] * seq_len + in_sample
         starts = np.concatenate((starts, blank_starts.ravel()))
-    cu_seqlens = np.full(entries, rows * seq_len, np.int32)
-    cu_seqlens[: len(starts)] = starts
-    longest = int(np.diff(cu_seqlens).max(initial=0))
+    cu_seqlens, max_seqlen = pad_starts(starts, rows, seq_len, document_tokens)
     shape = (blank, seq_len)
     return Batch(
         torch.cat((batch.tokens, torch.zeros(shape, dtype=torch.int64))),
@@ -84,12 +82,22 @@ def pad_batch(batch: Batch, rows: int, document_tokens: float) -> Batch:
         batch.samples,
         batch.documents,
         torch.cat((batch.sources, torch.zeros(blank, dtype=torch.int64))),
-        next(
-            size
-            for size in (seq_len >> shift for shift in reversed(range(LENGTH_BUCKETS)))
-            if size >= longest
-        ),
+        max_seqlen,
     )
+
+
+def pad_starts(
+    starts: NDArray[np.integer], rows: int, seq_len: int, document_tokens: float
+) -> tuple[NDArray[np.int32], int]:
+    """Returns `cu_seqlens` and `max_seqlen` of a padded batch. starts: starts of its documents."""
+    entries = document_entries(rows, seq_len, document_tokens)
+    while entries <= len(starts):
+        entries *= 2
+    cu_seqlens = np.full(entries, rows * seq_len, np.int32)
+    cu_seqlens[: len(starts)] = starts
+    longest = int(np.diff(cu_seqlens).max(initial=0))
+    sizes = [seq_len >> shift for shift in reversed(range(LENGTH_BUCKETS))]
+    return cu_seqlens, next(size for size in sizes if size >= longest)
 
 
 def document_entries(rows: int, seq_len: int, document_tokens: float) -> int:

@@ -4,7 +4,8 @@ A line contains the step, the digest of its tokens, the exact bits of its loss a
 and a hash of these and of the previous line. Every `health.compare_every_steps` steps, and at the
 end, it also contains the fingerprint of the weights. Two runs with equal last lines had equal
 results in every step. The results depend on the layout, unlike `ledger.jsonl`, which is the same
-for every layout.
+for every layout. A line of a GPU run without `deterministic=true` has `"deterministic": false`: its
+kernels do not promise the same bits in an equal run.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from conf.errors import EXIT_CORRUPT, EXIT_FAILED, InputError, RunAborted
+from pretrain.determinism import promises_bits
 from pretrain.health import fingerprint
 from pretrain.hooks import Hook, Order, TrainerView
 from pretrain.processes import Processes
@@ -44,10 +46,12 @@ class Receipts(Hook):
         self.comparisons: dict[int, HostCopy] = {}
         self.weights: dict[int, str] = {}
         self.chain = ""
+        self.is_exact = True
 
     def on_start(self, trainer: TrainerView) -> None:
         """Continues the hash chain of an existing file."""
         self.layout = trainer.layout
+        self.is_exact = promises_bits(trainer.config, trainer.processes.device.type)
         if self.is_main:
             path = self.lines.path
             drop_steps_after(path, trainer.step)
@@ -96,6 +100,8 @@ class Receipts(Hook):
             return
         line: dict[str, Any] = {"step": step, "digest": record["digest"]}
         line |= {key: float(record[key]).hex() for key in ("loss", "grad_norm")}
+        if not self.is_exact:
+            line["deterministic"] = False
         if step in self.weights:
             line["weights"] = self.weights.pop(step)
         self.chain = line["chain"] = link(self.chain, line)
@@ -153,11 +159,17 @@ def receipts(config: ReceiptsConfig) -> None:
     for ours, theirs in zip(one, other, strict=False):
         differ = [k for k in ours | theirs if k != "chain" and ours.get(k) != theirs.get(k)]
         if differ:
+            exact = all(line.get("deterministic", True) for line in (ours, theirs))
             values = ", ".join(
                 f"{key} {_shown(ours, key)} and {_shown(theirs, key)}" for key in differ
             )
+            note = (
+                ""
+                if exact
+                else (" Kernels of a GPU without deterministic=true may cause such a difference.")
+            )
             raise RunAborted(
-                f"the runs first differ in step {ours['step']}: {values}.", EXIT_FAILED
+                f"the runs first differ in step {ours['step']}: {values}.{note}", EXIT_FAILED
             )
     both = min(len(one), len(other))
     if not both:

@@ -122,3 +122,45 @@ def test_a_mask_and_grouped_queries_do_not_materialize_the_scores(dtype):
     with recording() as recorded:
         attend(q.requires_grad_(), k, v, mask).sum().backward()
     assert not [name for name in recorded.trace.kernels if "softmax" in name.lower()]
+
+
+def test_a_resumed_run_keeps_its_backends(rehearse):
+    """Backends were timed anew at each start, so that noise could change the bits of a run."""
+    first = rehearse(steps=2, checkpoints=True, parallel__attention="auto")
+    assert len(first.trainer.attention) == 2
+    assert all(timing.seconds for timing in first.trainer.attention.values())
+    again = rehearse(steps=3, checkpoints=True, parallel__attention="auto")
+    assert len(again.records()) == 3
+    for key, timing in again.trainer.attention.items():
+        assert timing.resumed
+        assert timing.backend == first.trainer.attention[key].backend
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"parallel__attention": "varlen", "health__replay_steps": "[3]"},
+        {"parallel__attention": "sdpa"},
+        {"parallel__attention": "flex"},
+        {"parallel__attention": "varlen", "precision": "fp8_rowwise"},
+        {"ranks": 4, "parallel__tp": 2},
+    ],
+    ids=lambda changes: " ".join(map(str, changes.values())),
+)
+def test_all_kernels_of_a_step_have_a_deterministic_form(rehearse, changes):
+    try:
+        run = rehearse(deterministic="true", **changes)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert len(run.records()) == 3
+
+
+def test_documents_are_joined(rehearse):
+    """Plain causal attention: one document per sequence for the kernel, and no mask for cuDNN."""
+    changes = {"model__sliding_window": None, "recipe__stages__short__documents": "joined"}
+    run = rehearse(**LONG, **changes)
+    rows = 4096 // 2048
+    launches, blocks = (
+        counter["flash_fwd_kernel"] for counter in (run.step.kernels, run.step.blocks)
+    )
+    assert blocks / launches == rows * run.config.model.num_heads * 2048 / 128
