@@ -1,7 +1,7 @@
 """Makes kernels deterministic: with `deterministic=true`, a repeated step has the same bits.
 
 On a GPU, attention's backward pass and other kernels add in the order in which thread blocks end,
-unless torch is told to use slower kernels with a fixed order. On a CPU, all kernels that a run uses
+unless torch is set to use slower kernels with a fixed order. On a CPU, all kernels that a run uses
 have a fixed order anyway.
 """
 

@@ -159,7 +159,7 @@ class ScheduledStage(Stage):
 
     @property
     def joins_documents(self) -> bool:
-        """Whether tokens also attend to the earlier documents of their sample."""
+        """True if tokens also attend to the earlier documents of their sample."""
         return self.config.documents == "joined"
 
     @property

@@ -226,7 +226,7 @@ def _local_starts(cu_seqlens: Tensor, seq_len: int, start: int, end: int) -> Ten
 def _dense_mask(first_seen: Tensor, part: QueryRange, dtype: torch.dtype) -> Tensor:
     """Returns 0 for seen keys and -inf for others, (batch or 1, 1, queries, keys).
 
-    In this form all layers share one tensor; torch converts a bool mask anew in each call, and
+    In this form all layers share one tensor; torch converts a bool mask again in each call, and
     keeps the result until the backward pass.
     """
     start, end, first_key = part

@@ -61,7 +61,7 @@ def test_compiled_flash_attention_trains(rehearse, flash_attn):
 
 
 def test_thread_blocks_are_those_of_real_documents(rehearse):
-    """The kernel was told of 133 documents of up to 2,048 tokens, for some 40 shorter ones here."""
+    """The kernel was given 133 documents of up to 2,048 tokens, for some 40 shorter ones here."""
     run = rehearse(
         **LONG | {"parallel__micro_batch_tokens": 8192}, recipe__global_batch_tokens=8192
     )
@@ -125,7 +125,7 @@ def test_a_mask_and_grouped_queries_do_not_materialize_the_scores(dtype):
 
 
 def test_a_resumed_run_keeps_its_backends(rehearse):
-    """Backends were timed anew at each start, so that noise could change the bits of a run."""
+    """Backends were timed again at each start, so that noise could change the bits of a run."""
     first = rehearse(steps=2, checkpoints=True, parallel__attention="auto")
     assert len(first.trainer.attention) == 2
     assert all(timing.seconds for timing in first.trainer.attention.values())

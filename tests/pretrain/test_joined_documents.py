@@ -61,6 +61,7 @@ def test_validation_and_export_follow_the_stage(command, corpus, tmp_path):
         corpus.folder,
         run_dir,
         stop_after=2,
+        validation__every_steps=2,
         validation__tokens=1024,
         recipe__stages__short__documents="joined",
     )

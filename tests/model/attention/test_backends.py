@@ -72,16 +72,16 @@ def test_other_documents_compile_nothing_new(backend):
 
 @pytest.mark.parametrize("backend", ["varlen", "flash"])
 def test_kernels_for_documents_are_told_their_starts_and_longest(backend):
-    (block,) = attention_mask(backend, 2, 256, 64, STARTS, CPU, max_seqlen=156).blocks
+    (block,) = attention_mask(backend, 2, 256, 64, STARTS, CPU, max_seqlen=212).blocks
     assert block.cu_seqlens_q is not None
     assert block.cu_seqlens_k is not None
     assert torch.equal(block.cu_seqlens_q, STARTS)
     assert torch.equal(block.cu_seqlens_k, STARTS)
     # torch.compile refuses a tensor that is passed twice to an autograd.Function.
     assert block.cu_seqlens_k is not block.cu_seqlens_q
-    assert (block.max_seqlen_q, block.max_seqlen_k) == (156, 156)
+    assert (block.max_seqlen_q, block.max_seqlen_k) == (212, 212)
     part = QueryRange(192, 256, 129)
-    (block,) = attention_mask(backend, 2, 256, 64, STARTS, CPU, [part], max_seqlen=156).blocks
+    (block,) = attention_mask(backend, 2, 256, 64, STARTS, CPU, [part], max_seqlen=212).blocks
     assert block.cu_seqlens_q is not None
     assert block.cu_seqlens_k is not None
     assert block.cu_seqlens_q.tolist() == [0, 0, 64, 64, 128, 128]

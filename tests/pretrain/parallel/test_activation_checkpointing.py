@@ -68,5 +68,5 @@ def test_each_mode_holds_less_than_the_one_before(results):
     # A block's products: q, k, v, attention's output, o, gate, up, down.
     kept = 64 + 32 + 32 + 64 + 64 + 96 + 96 + 64
     assert selective - full >= 0.8 * kept * floats
-    # At least two norms' outputs, rotated q and k, silu(gate) and its product with up.
-    assert none - selective >= (64 + 64 + 64 + 32 + 96 + 96) * floats
+    # At least two norms' outputs, silu(gate) and its product with up. Of q and k one form is kept.
+    assert none - selective >= (64 + 64 + 96 + 96) * floats
