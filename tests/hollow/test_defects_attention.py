@@ -127,7 +127,7 @@ def test_a_mask_and_grouped_queries_do_not_materialize_the_scores(dtype):
 def test_a_resumed_run_keeps_its_backends(rehearse):
     """Backends were timed again at each start, so that noise could change the bits of a run."""
     first = rehearse(steps=2, checkpoints=True, parallel__attention="auto")
-    assert len(first.trainer.attention) == 2
+    assert first.trainer.attention
     assert all(timing.seconds for timing in first.trainer.attention.values())
     again = rehearse(steps=3, checkpoints=True, parallel__attention="auto")
     assert len(again.records()) == 3
