@@ -42,7 +42,10 @@ def common_arguments(
     longest = model.config.max_position_embeddings
     max_seq_len = config.max_seq_len or longest
     if max_seq_len > longest:
-        raise InputError(f"max_seq_len={max_seq_len}: expected at most {longest}, as in the model.")
+        raise InputError(
+            f"max_seq_len={max_seq_len}: expected at most {longest}, the model's "
+            "max_position_embeddings."
+        )
     micro_batch_size, accumulation_steps = config.split_batch(processes)
     datasets.disable_progress_bars()
     # transformers warns of a default of trl and of a call in peft.

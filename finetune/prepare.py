@@ -21,7 +21,7 @@ from transformers import (
 from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer
 
-from conf.errors import InputError
+from conf.errors import InputError, first_line
 from finetune.arguments import add_callbacks, common_arguments, make_dataset
 from finetune.config import SftConfig
 from finetune.rows import Row
@@ -53,7 +53,10 @@ def load(model_dir: Path) -> Base:
             model_dir, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"model={model_dir}: the model cannot be loaded. {error}") from None
+        raise InputError(
+            f"model={model_dir}: the model cannot be loaded ({first_line(error)}). Export or "
+            "download it again."
+        ) from None
     model, loading = loaded
     if loading["missing_keys"]:
         raise InputError(

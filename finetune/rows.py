@@ -161,8 +161,8 @@ def _pair(content: dict[str, Any], place: str) -> Row:
     for key, (answer,) in answers.items():
         if answer["role"] != "assistant":
             raise InputError(
-                f"{place}: '{key}' ends with a {answer['role']} message. Give an assistant message "
-                "last."
+                f"{place}: '{key}' ends with a {answer['role']} message. End it with an assistant "
+                "message."
             )
         if not answer["content"].strip():
             raise InputError(f"{place}: '{key}' has an empty answer. Add text, or remove the row.")

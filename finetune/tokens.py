@@ -53,8 +53,8 @@ def tokenize(
             ) from None
         except ValueError as error:
             raise InputError(
-                f"chat_template={template.name}: training_template {error} in conversation "
-                f"{number}. Correct the template."
+                f"chat_template={template.name}: in conversation {number}, training_template "
+                f"{error}. Correct the template."
             ) from None
         ids: list[int] = []
         labels: list[int] = []
@@ -123,7 +123,7 @@ def render(
     answers = []
     for turn, (start, end) in zip(turns, spans, strict=True):
         if served(messages[:turn], asks=True) != text[:start]:
-            raise ValueError("marks an answer that begins elsewhere than on a server")
+            raise ValueError("marks an answer that does not begin after the generation prompt")
         if turn >= len(row.get("prompt", [])):
             answers.append((start, end))
     return text, answers

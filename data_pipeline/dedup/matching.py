@@ -199,8 +199,8 @@ def _parts(documents: int, bytes_each: int, limit: int) -> int:
     if parts > RANGES:
         needed = documents * bytes_each // RANGES + 1
         raise InputError(
-            f"corpus.cleaning.dedup.task_bytes={limit} is too small for {documents:,} documents. "
-            f"Set it to {needed} or more."
+            f"corpus.cleaning.dedup.task_bytes={limit}: expected {needed} or more for "
+            f"{documents:,} documents."
         )
     return parts
 

@@ -120,9 +120,8 @@ def list_files(name: str, source: SourceConfig, seed: int) -> list[SourceFile]:
             raise InputError(f"{key}: {pattern} does not exist. Give a file, folder or glob.")
         if not inside:
             raise InputError(
-                f"{key}: {pattern} has no file that is neither empty nor excluded"
-                f"{' and ends in ' + ' or '.join(source.suffixes) if source.suffixes else ''}. "
-                "Give a path with such files."
+                f"{key}: {pattern} has no usable files. They must not be empty or excluded"
+                f"{', and must end in ' + ' or '.join(source.suffixes) if source.suffixes else ''}."
             )
         found += inside
     found = list({file.path: file for file in found}.values())  # patterns may overlap

@@ -86,7 +86,7 @@ def test_answers_in_a_prompt_are_not_learned(tokenizer) -> None:
         (
             "{{ '<|answer|>' }}{% generation %}",
             "{% generation %}{{ '<|answer|>' }}",
-            "begins elsewhere",
+            "does not begin after the generation prompt",
         ),
         ("{% generation %}", "{% if true %}", "marks 0 of the 1 assistant turns"),
     ],

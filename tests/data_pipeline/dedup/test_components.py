@@ -135,5 +135,5 @@ def test_the_plan_keeps_every_task_below_its_memory():
         held = sum(documents[first:end])
         assert held <= plan.links_at_once or end == first + 1
     assert [plan.range_of(unit) for unit in (0, 102)] == [0, plan.merge_tasks - 1]
-    with pytest.raises(matching.InputError, match=r"task_bytes=1000 is too small .* Set it to"):
+    with pytest.raises(matching.InputError, match=r"task_bytes=1000: expected .* or more for"):
         matching.make_plan(documents, DedupOptions(task_bytes=1000))

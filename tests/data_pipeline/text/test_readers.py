@@ -469,9 +469,7 @@ def test_a_missing_or_empty_path_is_refused(tmp_path):
         with pytest.raises(InputError, match=r"corpus\.sources\.web\.paths: .* does not exist"):
             list_files("web", SourceConfig(paths=[str(pattern)]), 0)
     (tmp_path / "empty.txt").touch()
-    with pytest.raises(
-        InputError, match=r"web\.paths: .* no file that is neither .* and ends in \.txt"
-    ):
+    with pytest.raises(InputError, match=r"web\.paths: .* no usable files\. .* must end in \.txt"):
         list_files("web", SourceConfig(paths=[str(tmp_path)], suffixes=[".txt"]), 0)
 
 
