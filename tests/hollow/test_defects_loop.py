@@ -68,6 +68,7 @@ def test_accumulated_gradients_take_the_planned_memory(sharded, rehearse):
 def test_a_checkpoint_is_copied_next_to_the_computation(rehearse):
     """On a stream of its own, from the first save on, into memory that is pinned before it."""
     run = rehearse(steps=9, checkpoints=True, checkpoint__every_steps=4)
+    assert run.syncs == []
     saved = [fields for fields in run.loop.of("copy") if fields[0].startswith("d2h")]
     large = [fields for fields in saved if int(fields[1]) > 4096]
     assert len(large) > 3 * 3 * 15  # weights and both moments, in three saves
