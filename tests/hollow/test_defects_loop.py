@@ -22,6 +22,7 @@ def test_the_loop_waits_for_no_step_that_it_has_just_queued(changes, rehearse):
     """All hooks take part. The replicas of one process are compared, and no validation is due."""
     run = rehearse(steps=9, **changes)
     assert run.syncs == []
+    assert run.loop.pageable == []
     step = run.step.kernels.total()
     assert run.loop.stalls(queued=step) == []  # a whole step is left to run
     assert len([wait for wait in run.loop.waits if wait.thread == "main"]) >= 6  # one per record
@@ -69,6 +70,7 @@ def test_a_checkpoint_is_copied_next_to_the_computation(rehearse):
     """On a stream of its own, from the first save on, into memory that is pinned before it."""
     run = rehearse(steps=9, checkpoints=True, checkpoint__every_steps=4)
     assert run.syncs == []
+    assert run.loop.pageable == []
     saved = [fields for fields in run.loop.of("copy") if fields[0].startswith("d2h")]
     large = [fields for fields in saved if int(fields[1]) > 4096]
     assert len(large) > 3 * 3 * 15  # weights and both moments, in three saves
