@@ -115,7 +115,7 @@ def test_existing_tasks_are_not_rebuilt(settings, tmp_path, capsys):
     assert "already up to date" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "tasks").iterdir()} == made
     with pytest.raises(
-        InputError, match=r"tasks made from other inputs already\. .*overwrite=true"
+        InputError, match=r"tasks made from other inputs already exists there\. .*overwrite=true"
     ):
         build_tasks(settings(questions=8))
     build_tasks(settings(questions=8, overwrite=True))
