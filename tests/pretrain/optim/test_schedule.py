@@ -53,9 +53,13 @@ def test_bad_settings_are_refused():
         InputError, match=r"optim.schedule=cosin: unknown choice \(did you mean 'cos"
     ):
         OptimConfig(learning_rate=1.0, schedule="cosin")
-    with pytest.raises(InputError, match=r"optim.decay_tokens=0: expected .* with optim.schedule=wsd"):
+    with pytest.raises(
+        InputError, match=r"optim.decay_tokens=0: expected .* with optim.schedule=wsd"
+    ):
         OptimConfig(learning_rate=1.0, schedule="wsd")
-    with pytest.raises(InputError, match=r"optim.decay_tokens=5 with optim.schedule=cosine"):
+    with pytest.raises(
+        InputError, match=r"optim.decay_tokens=5: expected .* with optim.schedule=cosine"
+    ):
         OptimConfig(learning_rate=1.0, decay_tokens=5)
     with pytest.raises(InputError, match=r"optim.min_learning_rate=2.0: expected at most"):
         OptimConfig(learning_rate=1.0, min_learning_rate=2.0)
