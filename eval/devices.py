@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from conf.errors import InputError
+from conf.errors import InputError, one_of
 from conf.machine import bf16_verdict, fitting_dtype, fp16_verdict, processor, slow_warning
 from conf.terminal import print_error
 
@@ -21,13 +21,12 @@ def resolve_device(setting: str) -> str:
     """
     import torch
 
+    one_of("device", setting, ("auto", "cpu", "cuda"))
     has_cuda = torch.cuda.is_available()
     if setting == "auto":
         return "cuda" if has_cuda else "cpu"
-    if setting not in ("cpu", "cuda"):
-        raise InputError(f"device={setting}: must be one of auto, cpu, cuda.")
     if setting == "cuda" and not has_cuda:
-        raise InputError("device=cuda: torch finds no CUDA device on this machine. Use device=cpu.")
+        raise InputError("device=cuda: torch finds no CUDA device. Use device=cpu or device=auto.")
     return setting
 
 
@@ -44,8 +43,7 @@ def resolve_dtype(setting: str, folder: Path, device: str, key: str = "model") -
     Raises:
         InputError: the setting is unknown.
     """
-    if setting not in DTYPES:
-        raise InputError(f"dtype={setting}: must be one of {', '.join(DTYPES)}.")
+    one_of("dtype", setting, DTYPES)
     hardware = processor(device)
     if setting != "auto":
         warning = slow_warning(f"dtype={setting}", setting, hardware, "dtype=auto")
@@ -58,7 +56,10 @@ def resolve_dtype(setting: str, folder: Path, device: str, key: str = "model") -
     chosen = fitting_dtype(stored, hardware)
     if chosen != stored:
         verdict = bf16_verdict(hardware) if stored == "bfloat16" else fp16_verdict(hardware)
-        print_error(f"{key}={folder}: stored in {stored}, computed in {chosen}: {verdict.reason}.")
+        print_error(
+            f"{key}={folder}: the weights are stored in {stored} and computed in {chosen}: "
+            f"{verdict.reason}."
+        )
     return chosen
 
 

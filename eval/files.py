@@ -24,7 +24,7 @@ def read_json_lines(path: Path, key: str) -> list[dict[str, Any]]:
         InputError: the file is missing or not UTF-8, or a line is not a JSON object.
     """
     if not path.is_file():
-        raise InputError(f"{key}={path}: is not a file. Give a jsonl file.")
+        raise InputError(f"{key}={path}: the file does not exist. Give a jsonl file.")
     return [row for _, row in json_objects(path, key)]
 
 

@@ -41,8 +41,8 @@ def find_model(text: str, key: str = "model") -> Path:
         return _export(path, newest_step(path, key), key)
     if path.exists() or not HUB_NAME.fullmatch(text):
         raise InputError(
-            f"{key}={text}: is not a Hugging Face folder, as it has no config.json. Give such a "
-            "folder, a run folder, a checkpoint of a run, or owner/name on the Hub."
+            f"{key}={text}: the folder has no config.json. Give a Hugging Face folder, a run "
+            "folder, a checkpoint of a run, or owner/name on the Hub."
         )
     return _download(text, key)
 
@@ -56,7 +56,7 @@ def newest_step(run: Path, key: str = "run") -> str:
     names = [p.parent.name for p in run.glob("checkpoints/step_*/manifest.json")]
     steps = [name for name in names if STEP.fullmatch(name)]
     if not steps:
-        raise InputError(f"{key}={run}: has no checkpoint yet. Wait for the first one.")
+        raise InputError(f"{key}={run}: the run has no checkpoint yet. Wait for the first one.")
     return max(steps, key=lambda name: int(name.removeprefix("step_")))
 
 
@@ -77,7 +77,8 @@ def _export(run: Path, step: str, key: str) -> Path:
     )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no error message"])[-1]
-        raise InputError(f"{key}={run}: exporting {step} failed: {reason}")
+        reason = reason.removeprefix("error: ").rstrip(".")
+        raise InputError(f"{key}={run}: {step} could not be exported ({reason}).")
     return out
 
 
@@ -111,9 +112,9 @@ def _download(text: str, key: str) -> Path:
         has_weights = any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
         if (folder / "config.json").is_file() and has_weights:
             return folder
-        reason = f"{folder} lacks config.json or weights"
+        reason = f"{folder} has no config.json or no weights"
     raise InputError(
-        f"{key}={text}: is neither a Hugging Face folder nor a run, and was not found on the Hub: "
-        f"{reason}. Check the path, or run `hf download {name}` on a machine with a network and "
-        "copy its HF_HOME folder here."
+        f"{key}={text}: there is no such Hugging Face folder or run, and the Hub does not provide "
+        f"this model ({reason}). Check the path, or run `hf download {name}` on a machine with a "
+        "network and copy its HF_HOME folder to this machine."
     )

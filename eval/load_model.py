@@ -61,7 +61,9 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> LoadedMo
             folder, dtype=chosen, local_files_only=True
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"model={name}: does not load: {str(error).splitlines()[0]}") from None
+        raise InputError(
+            f"model={name}: the model cannot be loaded ({str(error).splitlines()[0]})."
+        ) from None
     nn.Module.to(model, torch_device)
     computed_in = str(model.dtype).removeprefix("torch.")
     return LoadedModel(folder, model.eval(), tokenizer, torch_device, computed_in)

@@ -47,13 +47,13 @@ class ChatConfig:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens={self.max_new_tokens}: must be at least 1.")
+            raise InputError(f"max_new_tokens={self.max_new_tokens}: expected 1 or more.")
         if self.temperature < 0:
-            raise InputError(f"temperature={self.temperature}: must be at least 0.")
+            raise InputError(f"temperature={self.temperature}: expected 0 or more.")
         if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p={self.top_p}: must be above 0 and at most 1.")
+            raise InputError(f"top_p={self.top_p}: expected more than 0 and at most 1.")
         if self.repetition_penalty <= 0:
-            raise InputError(f"repetition_penalty={self.repetition_penalty}: must be above 0.")
+            raise InputError(f"repetition_penalty={self.repetition_penalty}: expected more than 0.")
 
 
 def chat(config: ChatConfig) -> None:
@@ -68,7 +68,8 @@ def chat(config: ChatConfig) -> None:
     loaded = load_model(config.model, config.dtype, config.device)
     if not loaded.tokenizer.chat_template:
         raise InputError(
-            f"model={config.model}: has no chat template. Tune it first (python -m finetune sft)."
+            f"model={config.model}: the model has no chat template. Tune it first (python -m "
+            "finetune sft)."
         )
     first = system_turn(config.system)
     check_system_turn(loaded, first)
@@ -124,7 +125,7 @@ def check_system_turn(loaded: LoadedModel, first: Messages) -> None:
         conversation_ids(loaded, [*first, {"role": "user", "content": "?"}])
     except TemplateError as error:
         raise InputError(
-            f"system: the model's chat template rejects it ({error}). Set system=null."
+            f"system: the model's chat template rejects a system prompt ({error}). Set system=null."
         ) from None
 
 

@@ -50,7 +50,9 @@ class PromptCounter:
         if path == TEXT:
             return len(self.tokenizer(body["prompt"])["input_ids"])
         if not self.tokenizer.chat_template:
-            raise BadRequest(f"the model has no chat template. Use {TEXT}, or tune it first.")
+            raise BadRequest(
+                f"the model has no chat template. Use {TEXT}, or tune the model first."
+            )
         messages = body["messages"] if path == CHAT else _messages(body)
         settings = body.get("chat_template_kwargs", {})
         try:
@@ -63,7 +65,7 @@ class PromptCounter:
             )
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             key = "messages" if path == CHAT else "input"
-            message = f"{key}: the model's chat template rejects it ({error})."
+            message = f"{key}: the model's chat template rejects the conversation ({error})."
             raise BadRequest(message, key) from None
         check_rendered(messages, self.chat_tokens.plain(rendered))
         return len(self.chat_tokens.encode(rendered))

@@ -58,17 +58,17 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens={self.max_new_tokens}: must be at least 1.")
+            raise InputError(f"max_new_tokens={self.max_new_tokens}: expected 1 or more.")
         if self.temperature < 0:
-            raise InputError(f"temperature={self.temperature}: must be at least 0.")
+            raise InputError(f"temperature={self.temperature}: expected 0 or more.")
         if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p={self.top_p}: must be above 0 and at most 1.")
+            raise InputError(f"top_p={self.top_p}: expected more than 0 and at most 1.")
         if self.top_k < 0:
-            raise InputError(f"top_k={self.top_k}: must be at least 0.")
+            raise InputError(f"top_k={self.top_k}: expected 0 or more.")
         if self.limit is not None and self.limit < 1:
-            raise InputError(f"limit={self.limit}: must be at least 1, or null for all.")
+            raise InputError(f"limit={self.limit}: expected 1 or more, or null for all prompts.")
         if self.repetition_penalty <= 0:
-            raise InputError(f"repetition_penalty={self.repetition_penalty}: must be above 0.")
+            raise InputError(f"repetition_penalty={self.repetition_penalty}: expected more than 0.")
 
 
 def generate(config: GenerateConfig) -> None:
@@ -84,7 +84,10 @@ def generate(config: GenerateConfig) -> None:
     prompts = read_prompts(config)
     loaded = load_model(config.model, config.dtype, config.device)
     if config.chat and not loaded.tokenizer.chat_template:
-        raise InputError(f"chat=true: model={config.model} has no chat template. Give chat=false.")
+        raise InputError(
+            f"chat=true: model={config.model} has no chat template. Use chat=false, or tune the "
+            "model first (python -m finetune sft)."
+        )
     console = Console()
     rows = []
     for number, row in enumerate(prompts):
@@ -117,7 +120,9 @@ def read_prompts(config: GenerateConfig) -> list[dict[str, Any]]:
     if config.prompts_file is not None:
         path = Path(config.prompts_file)
         if not path.is_file():
-            raise InputError(f"prompts_file={path}: is not a file. Give a text or jsonl file.")
+            raise InputError(
+                f"prompts_file={path}: the file does not exist. Give a text or jsonl file."
+            )
         if path.name.endswith(JSON_ENDINGS):
             for place, row in json_objects(path, "prompts_file"):
                 prompt_row = {"prompt": read_prompt(row, "prompt", place)}
@@ -128,10 +133,10 @@ def read_prompts(config: GenerateConfig) -> list[dict[str, Any]]:
             lines = read_text(path, "prompts_file").splitlines()
             rows += [{"prompt": line} for line in lines if line.strip()]
     if not rows:
-        raise InputError("there are no prompts. Give prompts=[...] or prompts_file=...")
+        raise InputError("there are no prompts. Add prompts=[...] or prompts_file=...")
     for number, row in enumerate(rows, 1):
         if not row["prompt"]:
-            raise InputError(f"prompt {number} is empty. Give it text to continue.")
+            raise InputError(f"prompt {number} is empty. Give a text to continue.")
     return rows[: config.limit]
 
 
@@ -143,7 +148,9 @@ def read_prompt(row: dict[str, Any], key: str, place: str) -> Prompt:
     """
     value = row.get(key)
     if not isinstance(value, str | list):
-        raise InputError(f"{place} has no '{key}'. Give each row text or messages there.")
+        raise InputError(
+            f"{place}: the key '{key}' is missing. Give each row text or messages under this key."
+        )
     try:
         if isinstance(value, str):
             return text_of(value)
@@ -186,7 +193,8 @@ def complete(
             )
         except TemplateError as error:
             raise InputError(
-                f"the model's chat template rejects {messages!s:.80} ({error}). Correct the prompt."
+                f"the model's chat template rejects the prompt {messages!s:.80} ({error}). Correct "
+                "the prompt."
             ) from None
         assert isinstance(rendered, str)
         text, prompt_ids = tokens.plain(rendered), tokens.encode(rendered)
@@ -197,7 +205,7 @@ def complete(
     if len(prompt_ids) >= longest:
         raise InputError(
             f"the prompt {text!r:.40} has {len(prompt_ids)} tokens, but the context length of "
-            f"model={config.model} is {longest}, completion included. Shorten the prompt."
+            f"model={config.model} is {longest}, including the completion. Shorten the prompt."
         )
     inputs = torch.tensor([prompt_ids], device=loaded.device)
     sampling: dict[str, Any] = {"do_sample": False}

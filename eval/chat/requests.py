@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -63,11 +64,14 @@ def parse_body(raw: bytes) -> Body:
         json.dumps(body, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         lone = ascii(error.object[error.start])[1:-1]
-        raise BadRequest(f"the request contains {lone}, a lone surrogate. Remove it.") from None
+        raise BadRequest(
+            f"the request contains the unpaired surrogate {lone}, which is not valid Unicode. "
+            "Remove it."
+        ) from None
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"the request is not JSON: {error}.") from None
     if not isinstance(body, dict):
-        raise BadRequest(f"the request is {json.dumps(body):.40}, not a JSON object.")
+        raise BadRequest(f"the request is {json.dumps(body):.40}: expected a JSON object.")
     return body
 
 
@@ -86,15 +90,15 @@ def check_request(path: str, body: Body, count: TokenCount, longest: int) -> Bod
         body["messages"] = read_messages(body.get("messages"), "messages")
     elif path == TEXT:
         if not isinstance(body.get("prompt"), str) or not body["prompt"]:
-            raise BadRequest("prompt: must be non-empty text.", "prompt")
+            raise BadRequest("prompt: expected non-empty text.", "prompt")
     elif not isinstance(body.get("input"), str) or not body["input"]:
         body["input"] = read_messages(body.get("input"), "input")
     prompt_tokens = count(path, body)
     key = "prompt" if path == TEXT else "input" if path == RESPONSES else "messages"
     if not 0 < prompt_tokens < longest:
         raise BadRequest(
-            f"{key}: has {prompt_tokens} tokens, but the model's context length is {longest}, "
-            "answer included. Shorten the request.",
+            f"{key}: the prompt has {prompt_tokens} tokens, but the model's context length is "
+            f"{longest}, including the answer. Shorten the prompt.",
             key,
             TOO_LONG,
         )
@@ -112,24 +116,24 @@ def read_messages(messages: object, key: str) -> list[Body]:
         BadRequest: there are no messages, or one has an unknown role or content other than text.
     """
     if not isinstance(messages, list) or not messages:
-        raise BadRequest(f"{key}: must be a non-empty list of messages.", key)
+        raise BadRequest(f"{key}: expected a non-empty list of messages.", key)
     return [_read_message(message, f"{key}[{number}]") for number, message in enumerate(messages)]
 
 
 def _read_message(content: Any, key: str) -> Body:
     if not isinstance(content, dict):
-        raise BadRequest(f"{key}: must be a message with role and content.", key)
+        raise BadRequest(f"{key}: expected a message with role and content.", key)
     role = "system" if content.get("role") == "developer" else content.get("role")
     if role not in ROLES:
         raise BadRequest(
-            f"{key}.role: {role!r:.40} is not a role. Use one of developer, {', '.join(ROLES)}.",
+            f"{key}.role={role!r:.40}: expected one of developer, {', '.join(ROLES)}.",
             f"{key}.role",
         )
     message = {**content, "role": role}
     if calls := message.pop("tool_calls", None):
         message["tool_calls"] = _tool_calls(calls, f"{key}.tool_calls")
     elif "content" not in message:
-        raise BadRequest(f"{key}.content: is missing. Give text.", f"{key}.content")
+        raise BadRequest(f"{key}.content: expected text, but the key is missing.", f"{key}.content")
     try:
         message["content"] = text_of(message.get("content") or "")
     except ValueError as error:
@@ -143,9 +147,9 @@ def _tool_calls(calls: Any, key: str) -> list[Body]:
         function = call.get("function") if isinstance(call, dict) else None
         arguments = function.get("arguments") if isinstance(function, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise BadRequest(f"{key}: must be a list of function calls, each with a name.", key)
+            raise BadRequest(f"{key}: expected a list of function calls, each with a name.", key)
         if not isinstance(arguments, dict) and not _is_json_object(arguments):
-            raise BadRequest(f"{key}: arguments must be a JSON object.", key)
+            raise BadRequest(f"{key}: expected arguments that are a JSON object.", key)
     return list(calls)
 
 
@@ -164,32 +168,36 @@ def _check_settings(path: str, body: Body) -> None:
     """Raises BadRequest if a setting of the request has a wrong type or value."""
     for key in (*MAX_TOKENS_KEYS[path], "n", "best_of"):
         if key in body and not (_is_integer(body[key]) and body[key] >= 1):
-            raise BadRequest(f"{key}={body[key]!r:.40}: must be an integer of at least 1.", key)
+            raise BadRequest(f"{key}={body[key]!r:.40}: expected an integer of 1 or more.", key)
     for key in ("n", "best_of"):
         if body.get(key, 1) != 1:
             raise BadRequest(
-                f"{key}={body[key]}: only one answer per request is supported. Use 1.", key
+                f"{key}={body[key]}: expected 1, because a request gets one answer only.", key
             )
     for key, (least, most) in RANGES.items():
         value = body.get(key, least)
         if not isinstance(value, int | float) or isinstance(value, bool):
-            raise BadRequest(f"{key}={value!r:.40}: must be a number.", key)
+            raise BadRequest(f"{key}={value!r:.40}: expected a number.", key)
         if not least <= value <= most:
-            raise BadRequest(f"{key}={value}: must be from {least:g} to {most:g}.", key)
+            wanted = f"{least:g} or more" if math.isinf(most) else f"{least:g} to {most:g}"
+            raise BadRequest(f"{key}={value}: expected {wanted}.", key)
     if "seed" in body and not (_is_integer(body["seed"]) and 0 <= body["seed"] < 2**63):
-        raise BadRequest(f"seed={body['seed']!r:.40}: must be an integer of at least 0.", "seed")
+        raise BadRequest(
+            f"seed={body['seed']!r:.40}: expected an integer from 0 to 2**63 - 1.", "seed"
+        )
     for key, kind in (("model", str), ("stream", bool), ("logit_bias", dict), ("suffix", str)):
         if key in body and not isinstance(body[key], kind):
-            raise BadRequest(f"{key}={body[key]!r:.40}: must be {NAMES[kind]}.", key)
+            raise BadRequest(f"{key}={body[key]!r:.40}: expected {NAMES[kind]}.", key)
     for number, value in body.get("logit_bias", {}).items():
         if not number.isdecimal() or not isinstance(value, int | float):
             raise BadRequest(
-                f"logit_bias: {number!r:.40} -> {value!r:.40}: must map token ids to numbers.",
+                f"logit_bias.{number!s:.40}={value!r:.40}: expected a token id as the key and a "
+                "number as the value.",
                 "logit_bias",
             )
     if "generation_config" in body and not _is_json_object(body["generation_config"]):
         raise BadRequest(
-            "generation_config: must be the text of a JSON object.", "generation_config"
+            "generation_config: expected the text of a JSON object.", "generation_config"
         )
     _check_stop(body)
 
@@ -204,7 +212,7 @@ def _check_stop(body: Body) -> None:
     if stop == []:
         del body["stop"]
     elif stop is not None and not all(isinstance(text, str) and text for text in listed):
-        raise BadRequest("stop: must be non-empty text, or a list of such texts.", "stop")
+        raise BadRequest("stop: expected non-empty text, or a list of such texts.", "stop")
 
 
 def _is_json_object(text: object) -> bool:

@@ -65,9 +65,11 @@ class ServeConfig:
         one_of("dtype", self.dtype, DTYPES)
         for key in ("port", "api_port"):
             if not 0 < getattr(self, key) < 65536:
-                raise InputError(f"{key}={getattr(self, key)}: must be from 1 to 65535.")
+                raise InputError(f"{key}={getattr(self, key)}: expected 1 to 65535.")
         if self.port == self.api_port and self.page:
-            raise InputError(f"port={self.port}: is also api_port. Choose different ports.")
+            raise InputError(
+                f"port={self.port}: api_port has the same value. Choose different ports."
+            )
 
 
 def serve(config: ServeConfig) -> None:
@@ -103,7 +105,7 @@ def check_engine(engine: str) -> None:
     """Raises InputError if the engine's program is not installed."""
     if engine == "vllm" and shutil.which("vllm") is None:
         raise InputError(
-            "engine=vllm: the command vllm is not installed. Install it, or give "
+            "engine=vllm: the command vllm is not installed. Install it, or use "
             "engine=transformers."
         )
 
@@ -116,8 +118,8 @@ def check_chat_template(model: str, folder: Path) -> None:
     if config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("chat_template"):
         return
     raise InputError(
-        f"model={model}: has no chat template, which the page needs. Tune it first "
-        "(python -m finetune sft), or give page=false."
+        f"model={model}: the model has no chat template, which the page needs. Tune the model "
+        "first (python -m finetune sft), or use page=false."
     )
 
 

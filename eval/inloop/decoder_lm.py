@@ -110,7 +110,7 @@ class DecoderLM(TemplateLM):
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
         """Raises NotImplementedError, as generation needs an exported model."""
-        raise NotImplementedError("a sharded decoder does not generate text; export the model")
+        raise NotImplementedError("a sharded decoder cannot generate text; export the model")
 
     @torch.no_grad()
     def _loglikelihood_tokens(

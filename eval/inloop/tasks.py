@@ -53,8 +53,9 @@ class InloopTasks:
         for name, task in loaded["tasks"].items():
             if task.OUTPUT_TYPE == "generate_until":
                 raise InputError(
-                    f"evaluation.tasks={name}: generates text, which is not supported during "
-                    "training. Drop the task, and score an export with python -m eval lm_eval."
+                    f"evaluation.tasks={name}: the task generates text, which is not supported "
+                    "during training. Remove the task, and score an export with python -m eval "
+                    "lm_eval."
                 )
 
     def check_requests(self, tokenizer: Path, prefix_id: int, max_length: int) -> None:

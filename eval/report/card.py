@@ -42,8 +42,8 @@ def write_card(folder: Path, content: Content, results: Content | None) -> None:
     """
     if not (folder / "config.json").is_file():
         raise InputError(
-            f"card={folder}: is not a Hugging Face folder, as it has no config.json. Give a folder "
-            "made by python -m pretrain export or by finetune."
+            f"card={folder}: the folder has no config.json. Give a folder made by python -m "
+            "pretrain export or by python -m finetune."
         )
     card_output(folder).write(header(folder, content, results) + body(folder, content))
 
@@ -58,8 +58,8 @@ def check_network(folder: Path, network: ModelConfig) -> None:
         actual, expected = getattr(exported, key), getattr(network, key)
         if actual != expected and not (key == "vocab_size" and actual > expected):
             raise InputError(
-                f"card={folder}: its {key} is {actual}, but the run's is {expected}. Give a folder "
-                "that was exported from this run, or tuned from such a folder."
+                f"card={folder}: {key} is {actual}, but the run has {expected}. Give a folder that "
+                "was exported from this run, or tuned from such a folder."
             )
 
 
@@ -174,7 +174,7 @@ def tuned_stages(folder: Path, content: Content) -> list[Content]:
     while record_name(current) is not None:
         if current not in stages:
             raise InputError(
-                f"card={folder}: is a tuned model, but the report lacks its stage {current}. Give "
+                f"card={folder}: the report lacks {current}, a stage of this tuned model. Add "
                 "tuned.NAME= for it and for each folder that it was tuned from, in order."
             )
         if stages[current] in ancestors:  # the folder was replaced by its own tuned model

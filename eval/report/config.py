@@ -44,4 +44,4 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         if self.max_samples < 0:
-            raise InputError(f"max_samples={self.max_samples}: must be at least 0.")
+            raise InputError(f"max_samples={self.max_samples}: expected 0 or more.")

@@ -148,13 +148,13 @@ def agreement(run: RunFolder, file: str) -> dict[str, Any]:
     path = Path(file)
     if not path.is_file():
         raise InputError(
-            f"perplexity={path}: does not exist. Create it with python -m eval perplexity."
+            f"perplexity={path}: the file does not exist. Write it with python -m eval perplexity."
         )
     exported = json.loads(path.read_text())
     if "sources" not in exported or not run.validation:
         raise InputError(
-            f"perplexity={path}: this file or run={run.path} has no held-out loss, so there is "
-            "nothing to compare. Leave perplexity out."
+            f"perplexity={path}: either this file or run={run.path} has no held-out loss to "
+            "compare. Remove perplexity."
         )
     last, exported_loss = run.validation[-1], exported["loss"]
     text = f"The exported folder in stock transformers has a held-out loss of {exported_loss:.4f}"
@@ -189,8 +189,8 @@ def samples(config: ReportConfig) -> list[dict[str, Any]]:
                     text_of(text)
         except ValueError as error:
             raise InputError(
-                f"samples.{name}={path}: has rows without 'prompt' and 'generated' as text "
-                f"({error}). Give a file written by python -m eval generate."
+                f"samples.{name}={path}: a row lacks 'prompt' or 'generated' as text ({error}). "
+                "Give a file written by python -m eval generate."
             ) from None
     shown = []
     for number in range(min(config.max_samples, max(map(len, files.values()), default=0))):

@@ -80,7 +80,7 @@ def read_run(path: Path, key: str = "run") -> RunFolder:
     for name in ("config.yaml", "env.json", "metrics.jsonl"):
         if not (path / name).is_file():
             raise InputError(
-                f"{key}={path}: has no {name}. Give a run folder written by python -m pretrain."
+                f"{key}={path}: {name} is missing. Give a run folder written by python -m pretrain."
             )
     config = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
     assert isinstance(config, dict)
@@ -89,7 +89,7 @@ def read_run(path: Path, key: str = "run") -> RunFolder:
         path, {str(key): value for key, value in config.items()}, env, read_metrics(path)
     )
     if not run.train:
-        raise InputError(f"{key}={path}: has no training step yet. Wait for the first one.")
+        raise InputError(f"{key}={path}: the run has no training step yet. Wait for the first one.")
     return run
 
 

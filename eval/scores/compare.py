@@ -91,8 +91,8 @@ def compare(config: CompareConfig) -> None:
     for key, name in [("baseline", baseline), *(("models", name) for name in names)]:
         if name not in results["models"]:
             raise InputError(
-                f"{key}={name}: the results have no such model"
-                f"{did_you_mean(name, results['models'])}."
+                f"{key}={name}: the results have no model of this "
+                f"name{did_you_mean(name, results['models'])}."
             )
     chosen = dict.fromkeys([baseline, *names])
     results["models"] = {name: results["models"][name] for name in chosen}
@@ -115,7 +115,9 @@ def merge_results(paths: list[Path]) -> dict[str, Any]:
     models have the same name, the name of the later one is prefixed with the name of its file.
     """
     if not paths:
-        raise InputError("results is empty. Give a file written by python -m eval lm_eval.")
+        raise InputError(
+            "results=[]: expected at least one file. Give files written by python -m eval lm_eval."
+        )
     models: dict[str, Any] = {}
     for path in paths:
         for name, model in load_results(path)["models"].items():

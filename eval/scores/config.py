@@ -46,7 +46,7 @@ class LmEvalConfig:
 
     def __post_init__(self) -> None:
         if not self.models:
-            raise InputError("models is empty. Give at least one as models.NAME=MODEL.")
+            raise InputError("models={}: expected at least one model. Add models.NAME=MODEL.")
         for key in ("batch_size", "limit"):
             if getattr(self, key) is not None and getattr(self, key) < 1:
-                raise InputError(f"{key}={getattr(self, key)}: must be at least 1.")
+                raise InputError(f"{key}={getattr(self, key)}: expected 1 or more.")

@@ -120,8 +120,8 @@ def stored_scores(config: LmEvalConfig) -> dict[str, Any]:
     others = ", ".join(name for name in models if name not in config.models)
     if others:
         raise InputError(
-            f"out={out}: holds scores of {others}, which would be lost. Add them to models, "
-            "choose another file (compare reads several), or give overwrite=true."
+            f"out={out}: the file has scores of {others}, which would be lost. Add these models to "
+            "models, choose another file (compare reads several), or use overwrite=true."
         )
     return models
 
@@ -134,8 +134,8 @@ def check_chat_templates(folders: dict[str, Path]) -> None:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         if not tokenizer.chat_template:
             raise InputError(
-                f"chat=true: models.{name}={folder} has no chat template. Tune it first (python -m "
-                "finetune sft), or score it in a separate call without chat."
+                f"chat=true: models.{name}={folder} has no chat template. Tune this model first "
+                "(python -m finetune sft), or score it in a separate call without chat."
             )
 
 

@@ -57,7 +57,7 @@ class PerplexityConfig:
     def __post_init__(self) -> None:
         for key in ("seq_len", "tokens", "batch_tokens"):
             if getattr(self, key) < 1:
-                raise InputError(f"{key}={getattr(self, key)}: must be at least 1.")
+                raise InputError(f"{key}={getattr(self, key)}: expected 1 or more.")
 
 
 def perplexity(config: PerplexityConfig) -> None:
@@ -82,9 +82,9 @@ def perplexity(config: PerplexityConfig) -> None:
         held_out = list(held_out_batches(manifest, source, config.seq_len, 1, config.tokens))
         if not held_out:
             raise InputError(
-                f"data={config.data}: the held-out split of source '{source}', limited to "
-                f"tokens={config.tokens}, has fewer than seq_len={config.seq_len} tokens. Lower "
-                "seq_len, or raise tokens."
+                f"seq_len={config.seq_len}: the held-out split of source '{source}' in "
+                f"data={config.data}, limited to tokens={config.tokens}, has fewer tokens than one "
+                "sequence. Lower seq_len, or raise tokens."
             )
         batches = padded(segments(held_out), config.batch_tokens)
         shown = track(batches, source, console=console, disable=not console.is_terminal)
@@ -109,12 +109,12 @@ def check_same_tokenizer(config: PerplexityConfig, folder: Path, manifest: Manif
 
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise InputError(f"model={config.model}: has no tokenizer.json. Add this file to it.")
+        raise InputError(f"model={config.model}: the folder has no tokenizer.json. Add this file.")
     vocabulary = Tokenizer.from_file(str(path)).get_vocab()
     if vocabulary != Tokenizer.from_file(str(manifest.tokenizer_path)).get_vocab():
         raise InputError(
-            f"model={config.model}: its vocabulary differs from that of data={config.data}. "
-            "Give the corpus that the model was trained on."
+            f"model={config.model}: the model's vocabulary differs from that of "
+            f"data={config.data}. Give the corpus on which the model was trained."
         )
 
 

@@ -16,7 +16,7 @@ import yaml
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from conf.errors import InputError, did_you_mean
+from conf.errors import one_of
 from conf.text import table_console
 from eval.scores.results import metric_of
 from eval.tasks.suites import known_suites, suite_choices
@@ -110,10 +110,8 @@ class PublishedConfig:
     suite: str | None = None
 
     def __post_init__(self) -> None:
-        if self.suite is not None and self.suite not in known_suites():
-            raise InputError(
-                f"suite={self.suite}: is not a suite{did_you_mean(self.suite, known_suites())}."
-            )
+        if self.suite is not None:
+            one_of("suite", self.suite, known_suites())
 
 
 def print_published(config: PublishedConfig) -> None:

@@ -45,16 +45,20 @@ def load_results(path: Path, key: str = "results") -> dict[str, Any]:
         InputError: the file is missing or is not a result file.
     """
     if not path.is_file():
-        raise InputError(f"{key}={path}: does not exist. Create it with python -m eval lm_eval.")
+        raise InputError(
+            f"{key}={path}: the file does not exist. Write it with python -m eval lm_eval."
+        )
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
         raise InputError(
-            f"{key}={path}: is not JSON ({error}). Give a file written by python -m eval lm_eval."
+            f"{key}={path}: the file is not JSON ({error}). Give a file written by python -m eval "
+            "lm_eval."
         ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT or "models" not in content:
         raise InputError(
-            f"{key}={path}: is not a result file. Give a file written by python -m eval lm_eval."
+            f"{key}={path}: the file is not a result file. Give a file written by python -m eval "
+            "lm_eval."
         )
     return content
 

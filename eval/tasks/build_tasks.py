@@ -67,12 +67,12 @@ class BuildTasksConfig:
     def __post_init__(self) -> None:
         for key in ("questions", "context_chars", "documents", "document_chars"):
             if getattr(self, key) < 1:
-                raise InputError(f"{key}={getattr(self, key)}: must be at least 1.")
+                raise InputError(f"{key}={getattr(self, key)}: expected 1 or more.")
         shortest, longest = self.continuation_chars
         if not 1 <= shortest <= longest:
             raise InputError(
-                f"continuation_chars=[{shortest},{longest}]: expected 1 <= minimum <= maximum. "
-                "Give the minimum and maximum number of characters of a choice."
+                f"continuation_chars=[{shortest},{longest}]: expected the minimum and maximum "
+                "number of characters of a choice, with 1 <= minimum <= maximum."
             )
 
 
@@ -90,14 +90,14 @@ def build_tasks(config: BuildTasksConfig) -> None:
     settings = {k: v for k, v in asdict(config).items() if k not in ("corpus", "out", "overwrite")}
     inputs = json.dumps([manifest.fingerprint, str(out.resolve()), settings], sort_keys=True)
     if read_json(out / RECORD).get("inputs") == inputs and not config.overwrite:
-        print(f"{out}: already up to date")
+        print(f"{out} is already up to date.")
         return
     output.check("a folder of tasks made from other inputs")
     sources = sorted(manifest.source_tokens("held_out"))
     if not sources:
         raise InputError(
-            f"corpus={config.corpus}: has no held-out split to build tasks from. Tokenize it again "
-            "with a held-out split."
+            f"corpus={config.corpus}: the corpus has no held-out split, which tasks are built "
+            "from. Tokenize the corpus again with a corpus.held_out_fraction above 0."
         )
     samples: dict[str, int] = {}
     with output.folder() as folder:
@@ -127,7 +127,8 @@ def write_tasks(
         if not content_rows:
             raise InputError(
                 f"corpus={config.corpus}: source '{source}' has too little held-out text for a "
-                f"{kind} task. Hold out more, or lower continuation_chars and context_chars."
+                f"{kind} task. Raise corpus.held_out_fraction, or lower continuation_chars and "
+                "context_chars."
             )
     sizes = {}
     for kind, content in KINDS.items():
@@ -230,7 +231,7 @@ def wrong_choices(
         if not remaining:
             raise InputError(
                 "the held-out documents repeat each other too often to find wrong choices. "
-                "Deduplicate the corpus, or hold out more of it."
+                "Deduplicate the corpus, or raise corpus.held_out_fraction."
             )
         number = remaining.pop()
         start = draw.choice(cuts[number])

@@ -52,12 +52,15 @@ class CheckedLM(TemplateLM):
             if not choice:
                 raise InputError(self._describe(request, "has no tokens. Give it text."))
             if not context:
-                problem = "follows a context that is only spaces. Strip it."
+                problem = (
+                    "follows a context that consists of spaces only. Strip the choice, or change "
+                    "the context."
+                )
                 raise InputError(self._describe(request, problem))
             if len(choice) > longest:
                 problem = (
                     f"has {len(choice)} tokens, more than the model's context length of {longest}. "
-                    "Shorten it, or drop the task."
+                    "Shorten it, or remove the task."
                 )
                 raise InputError(self._describe(request, problem))
             if len(context) + len(choice) > longest + 1:
@@ -78,9 +81,10 @@ class CheckedLM(TemplateLM):
             new_tokens = normalize_gen_kwargs(dict(settings), self.max_gen_toks)["max_gen_toks"]
             if new_tokens >= longest:
                 raise InputError(
-                    f"{self.prefix}tasks={request.task_name}: generates up to {new_tokens} tokens, "
-                    f"but the model's context length, prompt included, is {longest}. Lower "
-                    "max_gen_toks in the task's generation_kwargs, or drop the task."
+                    f"{self.prefix}tasks={request.task_name}: the task generates up to "
+                    f"{new_tokens} tokens, but the model's context length is {longest}, including "
+                    "the prompt. Lower max_gen_toks in the task's generation_kwargs, or remove "
+                    "the task."
                 )
             if len(self.tok_encode(context)) + new_tokens > longest:
                 self.truncated[request.task_name] += 1

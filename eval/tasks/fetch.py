@@ -37,4 +37,7 @@ def fetch(config: FetchConfig) -> None:
         load_tasks(selection)
     from huggingface_hub.constants import HF_HOME
 
-    print(f"{HF_HOME} holds the data sets of {len(selection.choices)} tasks: copy this folder")
+    print(
+        f"{HF_HOME} has the data sets of {len(selection.choices)} tasks. Copy this folder to the "
+        "other machines."
+    )

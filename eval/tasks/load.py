@@ -101,18 +101,18 @@ def load_tasks(selection: Selection, prefix: str = "", limit: int | None = None)
             loaded = _load(manager, choice.task)
         except IndexError:
             raise InputError(
-                f"{prefix}tasks={choice.task}: has no samples, or its first sample has an empty "
-                "choice. Correct its data, or drop the task."
+                f"{prefix}tasks={choice.task}: the task has no samples, or its first sample has an "
+                "empty choice. Correct its data, or remove the task."
             ) from None
         except (OSError, ValueError) as error:
             from huggingface_hub.constants import HF_HOME
 
             raise InputError(
-                f"{prefix}tasks={choice.task}: its data set {data_set(manager, choice.task)} is "
-                f"not in this machine's cache ({HF_HOME}) and could not be downloaded "
-                f"({str(error).splitlines()[0]}). Run python -m eval fetch tasks={choice.task} on "
-                "a machine with a network and copy its HF_HOME folder here, or put a task of the "
-                "same name with its own rows into task_folder."
+                f"{prefix}tasks={choice.task}: the task's data set "
+                f"{data_set(manager, choice.task)} is not in this machine's cache ({HF_HOME}) and "
+                f"could not be downloaded ({str(error).splitlines()[0]}). Run python -m eval fetch "
+                f"tasks={choice.task} on a machine with a network and copy its HF_HOME folder to "
+                "this machine, or put a task of the same name with its own rows into task_folder."
             ) from None
         for name, task in loaded.items():
             _check_answers(

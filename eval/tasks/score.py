@@ -66,7 +66,8 @@ def score_tasks(
             scored[task] = task_entry(output, task) | {"shown": shown.get(task), "group": group}
     for task, count in getattr(model, "truncated", {}).items() if verbose else ():
         print_on_main(
-            f"{task}: {count} requests exceed the model's context length and lost their beginning."
+            f"{task}: {count} requests exceed the model's context length and were truncated at the "
+            "beginning."
         )
     selected = [choice.task for choice in selection.choices]
     order = {**dict.fromkeys(selected), **dict.fromkeys(scored)}

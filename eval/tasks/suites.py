@@ -66,8 +66,8 @@ def select(settings: TaskSettings, prefix: str = "") -> Selection:
         if name == LOCAL:
             if settings.task_folder is None:
                 raise InputError(
-                    f"{prefix}tasks=local: {prefix}task_folder is not set. Give it the folder "
-                    "written by python -m eval build_tasks."
+                    f"{prefix}tasks=local: requires {prefix}task_folder. Give the folder written "
+                    "by python -m eval build_tasks."
                 )
             selection.choices += _folder_choices(Path(settings.task_folder))
         elif name in known_suites():
@@ -100,9 +100,9 @@ def _check_unambiguous(choices: list[Choice], prefix: str) -> None:
         other = seen.setdefault(choice.task, choice)
         if other.num_fewshot != choice.num_fewshot:
             raise InputError(
-                f"{prefix}tasks: {choice.task} is selected with {other.num_fewshot} and with "
-                f"{choice.num_fewshot} examples. Score the suites in separate calls, each with its "
-                "own out."
+                f"{prefix}tasks={choice.task}: the selected suites use {other.num_fewshot} and "
+                f"{choice.num_fewshot} few-shot examples. Score the suites in separate calls, each "
+                "with its own out."
             )
 
 
@@ -119,9 +119,13 @@ def known_suites() -> list[str]:
 
 def _task_folder(folder: Path, key: str) -> Path:
     if not folder.is_dir():
-        raise InputError(f"{key}={folder}: is not a folder. Give one with lm-eval task files.")
+        raise InputError(
+            f"{key}={folder}: the folder does not exist. Give a folder of lm-eval task files."
+        )
     if not any(folder.glob("*.yaml")):
-        raise InputError(f"{key}={folder}: contains no task file (*.yaml). Give another folder.")
+        raise InputError(
+            f"{key}={folder}: the folder has no task file (*.yaml). Give another folder."
+        )
     return folder
 
 
@@ -136,13 +140,15 @@ def _folder_choices(folder: Path) -> list[Choice]:
         content = yaml.load(path.read_text(), Loader=yaml.BaseLoader)
         if not isinstance(content, dict) or "task" not in content:
             raise InputError(
-                f"{path} is not an lm-eval task file: it has no key 'task'. Add this key."
+                f"{path} is not an lm-eval task file, because the key 'task' is missing. Add this "
+                "key."
             )
         files = content.get("dataset_kwargs", {}).get("data_files", {})
         for file in files.values() if isinstance(files, dict) else [files]:
             if "://" not in str(file) and not Path(file).is_file():
                 raise InputError(
-                    f"{path} reads {file}, which does not exist. Build the tasks again."
+                    f"{path} reads {file}, which does not exist. Build the tasks again (python -m "
+                    "eval build_tasks)."
                 )
         choices.append(Choice(content.get("group") or content["task"]))
     return choices

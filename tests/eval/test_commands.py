@@ -11,19 +11,19 @@ REFUSED = {
     "build_tasks": ("corpus=nowhere", "nowhere/manifest.json does not exist"),
     "lm_eval": (
         "models.mine=nowhere",
-        "models.mine=nowhere: is neither a Hugging Face folder nor a run",
+        "models.mine=nowhere: there is no such Hugging Face folder or run",
     ),
     "perplexity": ("model=nowhere data=nowhere seq_len=8", "nowhere/manifest.json does not exist"),
     "generate": (
         "model=nowhere prompts=[a]",
-        "model=nowhere: is neither a Hugging Face folder nor a run",
+        "model=nowhere: there is no such Hugging Face folder or run",
     ),
     "report": ("run=nowhere", "run=nowhere"),
-    "chat": ("model=no/where/deep", "model=no/where/deep: is not a Hugging Face folder"),
-    "serve": ("model=no/where/deep", "model=no/where/deep: is not a Hugging Face folder"),
-    "compare": ("results=[nowhere]", "results=nowhere: does not exist"),
-    "published": ("suite=nowhere", "suite=nowhere: is not a suite (known: danube3_academic"),
-    "fetch": ("tasks=no/where", "tasks=no/where: is not a folder"),
+    "chat": ("model=no/where/deep", "model=no/where/deep: the folder has no config.json"),
+    "serve": ("model=no/where/deep", "model=no/where/deep: the folder has no config.json"),
+    "compare": ("results=[nowhere]", "results=nowhere: the file does not exist"),
+    "published": ("suite=nowhere", "suite=nowhere: unknown choice (known: danube3_academic"),
+    "fetch": ("tasks=no/where", "tasks=no/where: the folder does not exist"),
 }
 
 

@@ -69,7 +69,7 @@ def test_the_sentence_of_pretrain(case, corpus, tmp_path):
         (
             CPUS,
             {"evaluation__tasks": "[local]"},
-            "evaluation.tasks=local: evaluation.task_folder is not",
+            "evaluation.tasks=local: requires evaluation.task_folder",
         ),
         (SMALL, {"parallel": "auto"}, "no layout fits into memory"),
     ],

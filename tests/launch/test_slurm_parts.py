@@ -176,7 +176,7 @@ def test_a_chain_without_a_step_evaluates_what_there_is(command, tmp_path):
         ("more.export=out", "step export: "),
         ("more.export=dtype=float8", "step export: dtype=float8: unknown choice (did you mean"),
         ("tasks=hellaswagg", "step lm_eval: tasks=hellaswagg: lm-eval has no such task (did you m"),
-        ("tasks=local", "step lm_eval: tasks=local: task_folder is not set. Give it the folder"),
+        ("tasks=local", "step lm_eval: tasks=local: requires task_folder. Give the folder"),
         ("answers=b.jsonl", "step sft: data=b.jsonl: no such file or folder. Give a jsonl"),
     ):
         refused = command("launch", "chain", *given, steps, wrong, "--dry-run")

@@ -93,7 +93,9 @@ def test_a_template_without_a_system_role_is_named(make_model, tmp_path):
     (folder / "chat_template.jinja").write_text(template)
     strict = load_model(str(folder))
     check_system_turn(strict, [])
-    with pytest.raises(InputError, match=r"system: the model's chat template rejects it \(no sys"):
+    with pytest.raises(
+        InputError, match=r"system: the model's chat template rejects a system prompt \(no sys"
+    ):
         check_system_turn(strict, [{"role": "system", "content": "be kind"}])
 
 
@@ -153,7 +155,9 @@ def test_a_model_without_a_template_is_refused(command, model):
 
 def test_the_page_needs_a_template_in_one_of_two_places(chat_model, model, tmp_path):
     check_chat_template("m", chat_model)
-    with pytest.raises(InputError, match="model=m: has no chat template, which the page needs"):
+    with pytest.raises(
+        InputError, match="model=m: the model has no chat template, which the page needs"
+    ):
         check_chat_template("m", model)
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
     check_chat_template("m", tmp_path)
@@ -164,7 +168,7 @@ def test_the_page_needs_a_template_in_one_of_two_places(chat_model, model, tmp_p
     [
         (lambda: ChatConfig("m", temperature=-1), "temperature=-1"),
         (lambda: ChatConfig("m", top_p=0), "top_p=0"),
-        (lambda: ServeConfig("m", port=8000), "port=8000: is also api_port"),
+        (lambda: ServeConfig("m", port=8000), "port=8000: api_port has the same value"),
         (lambda: ServeConfig("m", port=0), "port=0"),
         (
             lambda: ServeConfig("m", engine="vlm"),
@@ -252,20 +256,20 @@ def test_the_openai_client_receives_the_generated_text(served, chat_model, loade
 @pytest.mark.parametrize(
     ("path", "changes", "words"),
     [
-        ("chat/completions", {"messages": []}, "messages: must be a non-empty list"),
+        ("chat/completions", {"messages": []}, "messages: expected a non-empty list"),
         ("chat/completions", {"max_tokens": 0}, "max_tokens=0"),
         ("chat/completions", {"max_tokens": -1, "stream": True}, "max_tokens=-1"),
-        ("chat/completions", {"messages": [user("\ud83d")]}, "a lone surrogate"),
+        ("chat/completions", {"messages": [user("\ud83d")]}, "the unpaired surrogate"),
         ("chat/completions", {"messages": [user("long " * 200)]}, "context length is 512"),
         ("chat/completions", {"model": "other"}, "Server is pinned"),
         ("chat/completions", {"nonsense": 1}, "Unexpected fields"),
         (
             "completions",
             {"prompt": "long " * 200},
-            "prompt: has 1000 tokens, but the model's context length is 512",
+            "prompt: the prompt has 1000 tokens, but the model's context length is 512",
         ),
-        ("completions", {"prompt": 3}, "prompt: must be non-empty text"),
-        ("responses", {"input": []}, "input: must be a non-empty list"),
+        ("completions", {"prompt": 3}, "prompt: expected non-empty text"),
+        ("responses", {"input": []}, "input: expected a non-empty list"),
     ],
 )
 def test_the_endpoint_rejects_invalid_requests(served, path, changes, words):

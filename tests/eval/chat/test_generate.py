@@ -143,10 +143,16 @@ def test_ended_is_true_after_an_eos_token(run):
         ({}, "there are no prompts"),
         ({"prompts": [""]}, "is empty"),
         ({"prompts": ["a"], "chat": True}, "has no chat template"),
-        ({"prompts": ["a"], "model": "nowhere"}, "model=nowhere: is neither a Hugging Face folder"),
+        (
+            {"prompts": ["a"], "model": "nowhere"},
+            "model=nowhere: there is no such Hugging Face folder",
+        ),
         ({"prompts": ["a"], "dtype": "int3"}, "dtype=int3"),
-        ({"prompts_file": "nowhere.txt"}, r"prompts_file=nowhere\.txt: is not a file"),
-        ({"prompts_file": "nowhere.jsonl"}, r"prompts_file=nowhere\.jsonl: is not a file"),
+        ({"prompts_file": "nowhere.txt"}, r"prompts_file=nowhere\.txt: the file does not exist"),
+        (
+            {"prompts_file": "nowhere.jsonl"},
+            r"prompts_file=nowhere\.jsonl: the file does not exist",
+        ),
         ({"prompts": ["a"], "max_new_tokens": 0}, "max_new_tokens=0"),
         ({"prompts": ["a"], "temperature": -1.0}, "temperature=-1"),
         ({"prompts": ["a"], "top_p": 0.0}, "top_p=0"),
@@ -162,7 +168,7 @@ def test_bad_input(run, tmp_path, settings, message):
 def test_rows_without_a_prompt_are_named(run, tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a"}\n{"text": "b"}\n')
-    with pytest.raises(InputError, match="line 2 has no 'prompt'"):
+    with pytest.raises(InputError, match="line 2: the key 'prompt' is missing"):
         run(prompts_file=str(file))
     file.write_text("{")
     with pytest.raises(InputError, match="line 1: invalid JSON"):
@@ -203,5 +209,5 @@ def test_a_file_in_another_encoding_is_named(run, tmp_path, name):
 def test_a_damaged_model_is_reported_in_one_sentence(run, make_model, tmp_path):
     folder = make_model(tmp_path / "damaged")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(InputError, match="does not load"):
+    with pytest.raises(InputError, match="the model cannot be loaded"):
         run(model=str(folder), prompts=["a"])

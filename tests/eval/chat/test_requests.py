@@ -31,15 +31,23 @@ def ask(body: Any, path: str = CHAT) -> dict:
 @pytest.mark.parametrize(
     ("changes", "sentence", "key"),
     [
-        ({"messages": []}, "messages: must be a non-empty list of messages", "messages"),
-        ({"messages": None}, "messages: must be a non-empty list", "messages"),
-        ({"messages": "hi"}, "messages: must be a non-empty list", "messages"),
-        ({"messages": ["hi"]}, r"messages\[0\]: must be a message with role", "messages[0]"),
-        ({"messages": [{"content": "a"}]}, "None is not a role", "messages[0].role"),
+        ({"messages": []}, "messages: expected a non-empty list of messages", "messages"),
+        ({"messages": None}, "messages: expected a non-empty list", "messages"),
+        ({"messages": "hi"}, "messages: expected a non-empty list", "messages"),
+        ({"messages": ["hi"]}, r"messages\[0\]: expected a message with role", "messages[0]"),
+        ({"messages": [{"content": "a"}]}, "role=None: expected one of", "messages[0].role"),
         ({"messages": [USER, {"role": "wizard", "content": "a"}]}, "'wizard'", "messages[1].role"),
-        ({"messages": [{"role": 3, "content": "a"}]}, "3 is not a role", "messages[0].role"),
-        ({"messages": [{"role": []}]}, r"\[\] is not a role", "messages[0].role"),
-        ({"messages": [{"role": "user"}]}, "content: is missing", "messages[0].content"),
+        (
+            {"messages": [{"role": 3, "content": "a"}]},
+            "role=3: expected one of",
+            "messages[0].role",
+        ),
+        ({"messages": [{"role": []}]}, r"role=\[\]: expected one of", "messages[0].role"),
+        (
+            {"messages": [{"role": "user"}]},
+            "content: expected text, but the key is missing",
+            "messages[0].content",
+        ),
         ({"messages": [USER | {"content": 3}]}, "found 3", "messages[0].content"),
         (
             {"messages": [USER | {"content": [{"type": "image_url", "image_url": {}}]}]},
@@ -48,51 +56,55 @@ def ask(body: Any, path: str = CHAT) -> dict:
         ),
         (
             {"messages": [USER, {"role": "assistant", "tool_calls": ["add"]}]},
-            "must be a list of function calls, each with a name",
+            "expected a list of function calls, each with a name",
             "messages[1].tool_calls",
         ),
         (
             {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "add"}}]}]},
-            "arguments must be a JSON object",
+            "expected arguments that are a JSON object",
             "messages[0].tool_calls",
         ),
         (
             {"messages": [USER, {"role": "assistant", "tool_calls": []}]},
-            "content: is missing",
+            "content: expected text, but the key is missing",
             "messages[1].content",
         ),
-        ({"generation_config": "{"}, "must be the text of a JSON", "generation_config"),
-        ({"messages": [USER | {"content": "\ud83d"}]}, r"contains \\ud83d, a lone surr", None),
+        ({"generation_config": "{"}, "expected the text of a JSON", "generation_config"),
+        (
+            {"messages": [USER | {"content": "\ud83d"}]},
+            r"contains the unpaired surrogate \\ud83d",
+            None,
+        ),
         (
             {"messages": [USER | {"content": "a " * 99}]},
             "has 100 tokens, but the model",
             "messages",
         ),
-        ({"max_tokens": 0}, "max_tokens=0: must be an integer of at least 1", "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens=0: expected an integer of 1 or more", "max_tokens"),
         ({"max_tokens": -1}, "max_tokens=-1", "max_tokens"),
         ({"max_tokens": "9"}, "max_tokens='9'", "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens=1.5", "max_tokens"),
         ({"max_tokens": True}, "max_tokens=True", "max_tokens"),
         ({"max_completion_tokens": 0}, "max_completion_tokens=0", "max_completion_tokens"),
-        ({"temperature": -0.1}, "temperature=-0.1: must be from 0 to inf", "temperature"),
-        ({"temperature": "hot"}, "temperature='hot': must be a number", "temperature"),
+        ({"temperature": -0.1}, "temperature=-0.1: expected 0 or more", "temperature"),
+        ({"temperature": "hot"}, "temperature='hot': expected a number", "temperature"),
         ({"temperature": False}, "temperature=False", "temperature"),
-        ({"top_p": 1.1}, "top_p=1.1: must be from 0 to 1", "top_p"),
+        ({"top_p": 1.1}, "top_p=1.1: expected 0 to 1", "top_p"),
         ({"top_p": -1}, "top_p=-1", "top_p"),
         ({"frequency_penalty": -1}, "frequency_penalty=-1", "frequency_penalty"),
         ({"presence_penalty": 3}, "presence_penalty=3", "presence_penalty"),
-        ({"n": 2}, "n=2: only one answer per request", "n"),
+        ({"n": 2}, "n=2: expected 1, because a request gets one answer", "n"),
         ({"n": 0}, "n=0", "n"),
         ({"n": "1"}, "n='1'", "n"),
         ({"seed": "x"}, "seed='x'", "seed"),
         ({"seed": -1}, "seed=-1", "seed"),
-        ({"stream": "yes"}, "stream='yes': must be true or false", "stream"),
-        ({"model": 3}, "model=3: must be text", "model"),
-        ({"stop": 3}, "stop: must be non-empty text", "stop"),
-        ({"stop": ""}, "stop: must be non-empty text", "stop"),
-        ({"stop": ["a", 3]}, "stop: must be non-empty text", "stop"),
-        ({"stop": "\udc00"}, r"contains \\udc00", None),
-        ({"logit_bias": {"a": 1}}, "logit_bias: 'a'", "logit_bias"),
+        ({"stream": "yes"}, "stream='yes': expected true or false", "stream"),
+        ({"model": 3}, "model=3: expected text", "model"),
+        ({"stop": 3}, "stop: expected non-empty text", "stop"),
+        ({"stop": ""}, "stop: expected non-empty text", "stop"),
+        ({"stop": ["a", 3]}, "stop: expected non-empty text", "stop"),
+        ({"stop": "\udc00"}, r"unpaired surrogate \\udc00", None),
+        ({"logit_bias": {"a": 1}}, "logit_bias.a=1", "logit_bias"),
         ({"logit_bias": [1]}, "logit_bias", "logit_bias"),
     ],
 )
@@ -107,21 +119,21 @@ def test_invalid_conversations_are_rejected(changes: dict, sentence: str, key: s
 @pytest.mark.parametrize(
     ("path", "body", "sentence"),
     [
-        (TEXT, {}, "prompt: must be non-empty text"),
-        (TEXT, {"prompt": ""}, "prompt: must be non-empty text"),
-        (TEXT, {"prompt": ["a", "b"]}, "prompt: must be non-empty text"),
-        (TEXT, {"prompt": "\ud83d"}, "lone surrogate"),
+        (TEXT, {}, "prompt: expected non-empty text"),
+        (TEXT, {"prompt": ""}, "prompt: expected non-empty text"),
+        (TEXT, {"prompt": ["a", "b"]}, "prompt: expected non-empty text"),
+        (TEXT, {"prompt": "\ud83d"}, "unpaired surrogate"),
         (TEXT, {"prompt": "a", "max_tokens": 0}, "max_tokens=0"),
         (TEXT, {"prompt": "a", "best_of": 4}, "best_of=4"),
         (
             TEXT,
             {"prompt": "a " * 99},
-            "prompt: has 100 tokens, but the model's context length is 100",
+            "prompt: the prompt has 100 tokens, but the model's context length is 100",
         ),
-        (RESPONSES, {}, "input: must be a non-empty list"),
+        (RESPONSES, {}, "input: expected a non-empty list"),
         (RESPONSES, {"input": "a", "max_output_tokens": 0}, "max_output_tokens=0"),
-        (RESPONSES, {"input": [{"role": "x", "content": "a"}]}, r"input\[0\]\.role: 'x'"),
-        (CHAT, [], r"the request is \[\], not a JSON object"),
+        (RESPONSES, {"input": [{"role": "x", "content": "a"}]}, r"input\[0\]\.role='x'"),
+        (CHAT, [], r"the request is \[\]: expected a JSON object"),
     ],
 )
 def test_other_invalid_requests_are_rejected(path: str, body: Any, sentence: str) -> None:
@@ -198,7 +210,7 @@ def test_messages_that_the_template_drops_or_rejects(loaded, monkeypatch) -> Non
         BadRequest, match=r"messages\[0\]: the model's chat template ignores the role"
     ):
         prompt.count(CHAT, {"messages": [{"role": "system", "content": "be kind"}, USER]})
-    with pytest.raises(BadRequest, match=r"chat template rejects it \(no tools\)"):
+    with pytest.raises(BadRequest, match=r"chat template rejects the conversation \(no tools\)"):
         prompt.count(CHAT, {"messages": [{"role": "tool", "content": "3"}]})
     monkeypatch.setattr(loaded.tokenizer, "chat_template", None)
     with pytest.raises(BadRequest, match=r"has no chat template\. Use /v1/completions"):

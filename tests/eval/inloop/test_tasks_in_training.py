@@ -88,8 +88,8 @@ def test_every_layout_has_the_same_scores(layout, single, command, named_corpus,
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"tasks": "some/folder"}, "evaluation.tasks=some/folder: is not a folder"),
-        ({"tasks": "local"}, "evaluation.tasks=local: evaluation.task_folder is not set"),
+        ({"tasks": "some/folder"}, "evaluation.tasks=some/folder: the folder does not exist"),
+        ({"tasks": "local"}, "evaluation.tasks=local: requires evaluation.task_folder"),
     ],
 )
 def test_missing_tasks_are_named(settings, sentence):
@@ -104,7 +104,7 @@ def test_tasks_that_generate_text_are_refused(tmp_path):
         f"dataset_kwargs: {{data_files: {{test: {tmp_path / 'data.jsonl'}}}}}\n"
         "doc_to_text: '{{question}}'\ndoc_to_target: '{{answer}}'\n"
     )
-    with pytest.raises(InputError, match="sums: generates text"):
+    with pytest.raises(InputError, match="sums: the task generates text"):
         Tasks(EvaluationConfig(tasks=str(tmp_path)))
 
 
@@ -118,7 +118,7 @@ def test_bad_tasks_end_a_run_before_anything_is_written(command, named_corpus, t
     run_dir = tmp_path / "run"
     done = train(command, named_corpus, run_dir, "some/folder")
     assert done.returncode == 2
-    assert "error: evaluation.tasks=some/folder: is not a folder" in done.stderr
+    assert "error: evaluation.tasks=some/folder: the folder does not exist" in done.stderr
     assert not run_dir.exists()
 
 
@@ -136,6 +136,6 @@ def test_requests_that_the_model_cannot_answer_end_a_run_before_it_trains(
     done = train(command, named_corpus, run_dir, str(tmp_path), processes=2)
     assert done.returncode != 0
     assert "error: evaluation.tasks=sums: choice 0" in done.stderr
-    assert "context length of 256. Shorten it, or drop the task." in done.stderr
+    assert "context length of 256. Shorten it, or remove the task." in done.stderr
     assert "Traceback" not in done.stderr.split("ChildFailedError")[0]
     assert not run_dir.exists()

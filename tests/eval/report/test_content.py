@@ -278,19 +278,22 @@ def test_runs_side_by_side(content, run, lines, tmp_path):
     assert figures["tokens"] == ["3,000", "1,200"]
     assert figures["state"] == ["finished", "in progress, step 12"]
     assert titles(found["charts"]) == ["Training loss", "Validation loss"]
-    with pytest.raises(InputError, match=r"others\.x=nowhere: has no config"):
+    with pytest.raises(InputError, match=r"others\.x=nowhere: config\.yaml is missing"):
         content(others={"x": "nowhere"})
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"run": "nowhere"}, r"run=nowhere: has no config\.yaml"),
+        ({"run": "nowhere"}, r"run=nowhere: config\.yaml is missing"),
         ({"corpus": "nowhere"}, r"nowhere/manifest\.json does not exist"),
-        ({"results": "nowhere"}, "results=nowhere: does not exist"),
-        ({"perplexity": "nowhere"}, "perplexity=nowhere: does not exist"),
-        ({"tuned": {"x": "nowhere"}}, r"tuned\.x=nowhere: has no sft\.json or dpo\.json"),
-        ({"samples": {"mine": "nowhere"}}, r"samples\.mine=nowhere: is not a file"),
+        ({"results": "nowhere"}, "results=nowhere: the file does not exist"),
+        ({"perplexity": "nowhere"}, "perplexity=nowhere: the file does not exist"),
+        (
+            {"tuned": {"x": "nowhere"}},
+            r"tuned\.x=nowhere: the folder lacks metrics\.jsonl or sft\.json or dpo\.json",
+        ),
+        ({"samples": {"mine": "nowhere"}}, r"samples\.mine=nowhere: the file does not exist"),
         ({"max_samples": -1}, "max_samples=-1"),
     ],
 )
@@ -303,7 +306,7 @@ def test_samples_of_another_kind_are_refused(content, tmp_path):
     path = tmp_path / "samples.jsonl"
     for row in ('{"text": "a"}', '{"prompt": "a", "generated": "\\ud83d"}'):
         path.write_text(row + "\n")
-        with pytest.raises(InputError, match="rows without 'prompt' and 'generated'"):
+        with pytest.raises(InputError, match="a row lacks 'prompt' or 'generated'"):
             content(samples={"mine": str(path)})
 
 

@@ -138,7 +138,7 @@ def test_scored_models_are_skipped(config, results, make_model, tmp_path, monkey
     make_model(third, seed=4)  # other weights under the same name
     harness.lm_eval(dataclasses.replace(config, models={**config.models, "third": str(third)}))
     assert ran == [third, third]
-    with pytest.raises(InputError, match="holds scores of base, other, which would be lost"):
+    with pytest.raises(InputError, match="the file has scores of base, other, which would be lost"):
         harness.lm_eval(dataclasses.replace(config, models={"third": str(third)}))
     assert list(load_results(Path(config.out))["models"]) == ["base", "other", "third"]
 
@@ -287,10 +287,13 @@ def test_unknown_task_is_refused(tasks):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"task_folder": None}, "tasks=local: task_folder is not set"),
-        ({"task_folder": "nowhere"}, "task_folder=nowhere: is not a folder"),
-        ({"tasks": "some/where"}, "tasks=some/where: is not a folder"),
-        ({"models": {"mine": "nowhere"}}, "models.mine=nowhere: is neither a Hugging Face folder"),
+        ({"task_folder": None}, "tasks=local: requires task_folder"),
+        ({"task_folder": "nowhere"}, "task_folder=nowhere: the folder does not exist"),
+        ({"tasks": "some/where"}, "tasks=some/where: the folder does not exist"),
+        (
+            {"models": {"mine": "nowhere"}},
+            "models.mine=nowhere: there is no such Hugging Face folder",
+        ),
         ({"device": "tpu"}, "device=tpu"),
         ({"chat": True}, r"chat=true: models\.base=.* has no chat template"),
     ],
@@ -303,7 +306,7 @@ def test_bad_input_ends_before_any_model_runs(config, tmp_path, changes, message
 
 
 def test_settings_are_checked():
-    with pytest.raises(InputError, match="models is empty"):
+    with pytest.raises(InputError, match=r"models=\{\}: expected at least one model"):
         LmEvalConfig(models={}, out="out")
     with pytest.raises(InputError, match="batch_size=0"):
         LmEvalConfig(models={"m": "x"}, out="out", batch_size=0)
@@ -339,7 +342,7 @@ def test_an_uncached_data_set_is_reported_in_one_sentence(command, model, tmp_pa
     )
     assert done.returncode == 2
     assert (
-        "tasks=far_away: its data set headwater/no-such-data is not in this machine's cache"
+        "tasks=far_away: the task's data set headwater/no-such-data is not in this machine's cache"
         in done.stderr
     )
     assert not (tmp_path / "results.json").exists()

@@ -185,7 +185,7 @@ def test_warnings_of_lm_eval_are_printed(score, tmp_path, capsys, monkeypatch):
         (
             [ROW | {"q": "  "}],
             {},
-            r"tasks=quiz: .* of sample 0 follows a context that is only spaces",
+            r"tasks=quiz: .* of sample 0 follows a context that consists of spaces only",
         ),
     ],
 )
@@ -203,7 +203,7 @@ def test_requests_beyond_the_context_length_are_refused(
 def test_truncated_questions_are_counted(score, corpus, tmp_path, capsys):
     folder = write_task(tmp_path / "tasks", [ROW, ROW | {"q": LONG}])
     assert score(folder)["samples"] == 2
-    told = "quiz: 3 requests exceed the model's context length and lost their beginning."
+    told = "quiz: 3 requests exceed the model's context length and were truncated at the beginning."
     assert told in capsys.readouterr().out
     Tasks(EvaluationConfig(tasks=str(folder))).check(corpus, 512)
     assert told in capsys.readouterr().out
@@ -224,7 +224,9 @@ def test_tasks_that_generate_more_than_the_context_are_refused(score, tmp_path, 
     for asked in ({"max_gen_toks": 512}, {"max_new_tokens": 4096}):
         kwargs = {"generation_kwargs": {"until": ["x"], **asked}}
         folder = write_task(tmp_path / "tasks", rows, **settings, **kwargs)
-        with pytest.raises(InputError, match=r"quiz: generates up to \d+ tokens, but the m"):
+        with pytest.raises(
+            InputError, match=r"quiz: the task generates up to \d+ tokens, but the m"
+        ):
             score(folder)
     folder = write_task(
         tmp_path / "tasks", rows, generation_kwargs={"until": ["x"], "max_gen_toks": 4}, **settings
