@@ -48,8 +48,8 @@ def test_bf16_weights_are_computed_in_float32_where_the_cpu_has_no_units(on, bf1
     on(AVX2)
     assert resolve_dtype("auto", bf16_model, "cpu", "models.x") == "float32"
     assert capsys.readouterr().err == (
-        f"models.x={bf16_model}: the weights are stored in bfloat16 and computed in float32: this CPU has no bf16 "
-        "units (AVX2 at best).\n"
+        f"models.x={bf16_model}: the weights are stored in bfloat16 and computed in float32: "
+        "this CPU has no bf16 units (AVX2 at best).\n"
     )
     on(ZEN4)
     assert resolve_dtype("auto", bf16_model, "cpu") == "bfloat16"
