@@ -36,6 +36,8 @@ class Command:
     summary: one line for `--help`.
     extra_help_schema: another `module:Dataclass` whose docstring `--help` shows, such as the schema
         of a file that a key names.
+    choices: keys of type str that select a file of `conf/<key>/`, for `--help`; such keys of other
+        commands are paths. Keys of other types are found by their type.
     complete: `module:function` that takes the arguments and the name of the config, and returns the
         arguments together with further ones that follow from them.
     """
@@ -45,6 +47,7 @@ class Command:
     run: str
     summary: str
     extra_help_schema: str | None = None
+    choices: tuple[str, ...] = ()
     complete: str | None = None
 
 
@@ -252,8 +255,8 @@ def _help(stage: str, name: str, command: Command) -> str:
             parts.append(cleandoc(one.__doc__ or ""))
     groups = [
         f"  {key}={'|'.join(sorted(path.stem for path in (CONF_DIR / key).glob('*.yaml')))}"
-        for key in get_type_hints(schema)
-        if (CONF_DIR / key).is_dir()
+        for key, kind in get_type_hints(schema).items()
+        if (CONF_DIR / key).is_dir() and (key in command.choices or kind not in (str, str | None))
     ]
     if groups:
         parts.append("\n".join(["Choices (files in conf/):", *groups]))

@@ -31,6 +31,7 @@ COMMANDS = {
         config="slurm",
         schema="launch.slurm.settings:SlurmConfig",
         run="launch.slurm.submit:slurm",
+        choices=("cluster",),
         extra_help_schema="launch.slurm.settings:SlurmSettings",
         summary="trains as a SLURM job: slurm cluster=my.yaml nodes=4 -- model=... data.folder=...",
     ),
@@ -38,6 +39,7 @@ COMMANDS = {
         config="chain",
         schema="launch.slurm.chain:ChainConfig",
         run="launch.slurm.chain:chain",
+        choices=("cluster", "corpus", "tokenizer", "tasks"),
         summary="runs all stages as SLURM jobs, each after the previous one",
     ),
     "status": Command(

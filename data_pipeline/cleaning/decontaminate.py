@@ -22,7 +22,8 @@ from conf.errors import InputError, did_you_mean, first_line
 from conf.text_files import JSON_ENDINGS, json_objects
 from data_pipeline.cleaning.chain import Step, Verdict
 from data_pipeline.cleaning.config import CleaningConfig, DecontaminateOptions
-from data_pipeline.cleaning.ngrams import UInts, n_grams, n_grams_by_length, word_hashes, words
+from data_pipeline.cleaning.ngrams import n_grams, n_grams_by_length, word_hashes, words
+from data_pipeline.splitmix import UInts
 
 FILTER_BITS = (16, 26)
 """Minimum and maximum number of hash bits that index the table used to rule out most n-grams."""

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
-UInts = NDArray[np.uint64]
+from data_pipeline.splitmix import UInts
+
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 CACHED_WORDS = 500_000
 
@@ -70,10 +70,3 @@ def n_grams_by_length(hashes: UInts, lengths: Sequence[int]) -> Iterator[tuple[i
         total += hashes[n - 1 :]
         if n in lengths:
             yield n, total
-
-
-def mix(values: UInts) -> UInts:
-    """Applies the finalizer of splitmix64, which mixes the bits of 64-bit hashes bijectively."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))

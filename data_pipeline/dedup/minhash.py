@@ -27,9 +27,10 @@ from numpy.typing import NDArray
 
 from conf.files import write_atomically
 from data_pipeline.cleaning.config import DedupOptions
-from data_pipeline.cleaning.ngrams import UInts, mix, n_grams, word_hashes, words
+from data_pipeline.cleaning.ngrams import n_grams, word_hashes, words
 from data_pipeline.dedup.components import Links, links_to_first
 from data_pipeline.dedup.ranges import RANGES, range_starts
+from data_pipeline.splitmix import UInts, mix
 
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 N_GRAMS_AT_ONCE = 1024

@@ -15,7 +15,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-UInts = NDArray[np.uint64]
+from data_pipeline.splitmix import UInts, mix
+
 ROUNDS = 6
 GOLDEN = 0x9E3779B97F4A7C15
 
@@ -24,13 +25,6 @@ def derive_key(*parts: str | int) -> int:
     """Returns a 64-bit key from names and numbers, the same on every machine and in any process."""
     digest = hashlib.sha256(json.dumps(parts).encode()).digest()
     return int.from_bytes(digest[:8], "little")
-
-
-def mix(x: UInts) -> UInts:
-    """Applies the finalizer of splitmix64, which is a bijection on 64-bit integers."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def permute(

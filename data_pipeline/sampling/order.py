@@ -39,10 +39,11 @@ from typing import Any
 import numpy as np
 
 from conf.errors import InputError
-from data_pipeline.sampling.feistel import UInts, derive_key, mix, permute, unpermute
+from data_pipeline.sampling.feistel import derive_key, permute, unpermute
 from data_pipeline.sampling.locations import Ints, SampleLocations, TokenUses
 from data_pipeline.sampling.mixture import Mixture
 from data_pipeline.sampling.stage import Stage, check_atom
+from data_pipeline.splitmix import UInts, mix
 
 WINDOW_ATOMS = 256
 FORMAT = 1

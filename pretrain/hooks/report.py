@@ -19,11 +19,7 @@ def write_page(run_dir: Path) -> None:
     command.append("overwrite=true")
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
-        said = (
-            "no reason given"
-            if done.returncode == 0
-            else (done.stderr.strip() or "no reason given")
-        )
+        said = "" if done.returncode == 0 else (done.stderr.strip() or "no reason given")
     except (OSError, subprocess.TimeoutExpired) as error:
         said = str(error)
     if said:

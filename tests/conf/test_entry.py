@@ -9,7 +9,7 @@ from typing import get_type_hints
 
 import pytest
 
-from conf.entry import CONF_DIR
+from conf.entry import CONF_DIR, _help
 from conf.errors import did_you_mean
 from tests.conftest import ROOT
 from tests.patience import limit
@@ -74,3 +74,12 @@ def test_a_command_s_help_has_an_example_and_explains_each_key(name, command):
     for key in get_type_hints(getattr(importlib.import_module(module), schema)):
         assert re.search(rf"\b{key}\b[^.]*?[:=]", explained), key
         assert f"\n{key}:" in config
+
+
+@pytest.mark.parametrize(("name", "listed"), [("finetune", False), ("launch", True)])
+def test_choices_are_listed_for_keys_that_take_them(name, listed):
+    """`model` of finetune is a folder, and `cluster` of `launch slurm` is a file in conf/."""
+    commands = importlib.import_module(f"{name}.__main__").COMMANDS
+    command, key = ("slurm", "cluster=") if listed else ("show", "model=")
+    lines = _help(name, command, commands[command]).split("Choices (files in conf/):")[1]
+    assert any(line.startswith(f"  {key}") for line in lines.splitlines()) == listed
