@@ -68,7 +68,7 @@ def decide(asked: str, reports: list[Report]) -> tuple[str, str]:
         reason = f"on rank {lacking}, {reason}"
     made_with = reports[0].made_with
     if made_with is None:
-        return fitting, f"precision=auto takes {fitting}: {reason}."
+        return fitting, f"precision=auto selects {fitting}: {reason}."
     kept = f"precision=auto keeps {made_with}, the precision at the run's last start"
     if compute_dtype(made_with) == compute_dtype(fitting):
         return made_with, f"{kept}."

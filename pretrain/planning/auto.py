@@ -122,13 +122,13 @@ def pick_micro_batch(
     )
     if best.problem is not None:
         return (
-            f"warning: parallel.micro_batch_tokens=auto takes {tokens}, the smallest value, "
+            f"warning: parallel.micro_batch_tokens=auto selects {tokens}, the smallest value, "
             f"although according to the memory plan it {best.problem}. Use more processes, "
             "parallel=auto or parallel.activation_checkpointing=full."
         )
     how = ", with sharded_accumulation=true" if sharded else ""
     return (
-        f"parallel.micro_batch_tokens=auto takes {tokens}{how}: planned "
+        f"parallel.micro_batch_tokens=auto selects {tokens}{how}: planned "
         f"{best.memory.total / GIB:.2f} GiB of {machine.memory_bytes / GIB:.2f} per process."
     )
 
@@ -148,7 +148,7 @@ def pick_accumulation(
     if not sharded:
         return []
     return [
-        "parallel.sharded_accumulation=auto takes true: whole gradients in float32 do not fit "
+        "parallel.sharded_accumulation=auto selects true: whole gradients in float32 do not fit "
         "into memory."
     ]
 
@@ -173,7 +173,7 @@ def pick_layout(config: PretrainConfig, plan: StagePlan, machine: Machine) -> li
     sizes = " x ".join(f"{name}={getattr(best.parallel, name)}" for name in MESH)
     parts = sorted(asdict(best.memory).items(), key=lambda part: -part[1])[:3]
     lines = [
-        f"parallel=auto takes {best.name}: {sizes}, "
+        f"parallel=auto selects {best.name}: {sizes}, "
         f"micro_batch_tokens={best.parallel.micro_batch_tokens}, "
         f"activation_checkpointing={best.parallel.activation_checkpointing}, "
         f"sharded_accumulation={str(best.parallel.sharded_accumulation).lower()}; planned "

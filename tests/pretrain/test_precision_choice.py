@@ -24,10 +24,10 @@ def kept(report: Report, precision: str) -> Report:
 def test_a_new_run_takes_what_every_rank_multiplies():
     assert decide("auto", [YES, YES]) == (
         "bf16",
-        "precision=auto takes bf16: this CPU has avx512_bf16.",
+        "precision=auto selects bf16: this CPU has avx512_bf16.",
     )
-    assert decide("auto", [NO]) == ("fp32", f"precision=auto takes fp32: {AVX2}.")
-    assert decide("auto", [YES, NO]) == ("fp32", f"precision=auto takes fp32: on rank 1, {AVX2}.")
+    assert decide("auto", [NO]) == ("fp32", f"precision=auto selects fp32: {AVX2}.")
+    assert decide("auto", [YES, NO]) == ("fp32", f"precision=auto selects fp32: on rank 1, {AVX2}.")
 
 
 def test_what_is_given_by_name_is_taken():
@@ -63,7 +63,7 @@ def run(command, corpus, run_dir, *, processes=0, **settings):
 def test_the_run_folder_states_what_auto_became(command, corpus, tmp_path):
     precision, said = run(command, corpus, tmp_path / "run", processes=2)
     assert precision == fitting_precision(processor("cpu"))
-    assert f"precision=auto takes {precision}" in said
+    assert f"precision=auto selects {precision}" in said
     manifest = json.loads(
         (tmp_path / "run" / "checkpoints" / "step_5" / "manifest.json").read_text()
     )
@@ -77,7 +77,7 @@ def test_a_run_moves_to_a_machine_that_multiplies_other_types(command, corpus, t
     folder = tmp_path / "run"
     precision, said = run(command, corpus, folder, ONEDNN_MAX_CPU_ISA="AVX2")
     assert precision == "fp32"
-    assert "precision=auto takes fp32: " in said
+    assert "precision=auto selects fp32: " in said
     precision, said = run(command, corpus, folder, stop_after=8)
     assert precision == "fp32"
     assert "precision=auto keeps fp32, the precision at the run's last start" in said

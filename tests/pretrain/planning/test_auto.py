@@ -155,7 +155,7 @@ def test_how_gradients_are_accumulated_is_settled_and_kept(corpus, tmp_path, mon
         assert settled(GIB) == (False, [])
         sharded, (why,) = settled(1 << 20)
         assert sharded is True
-        assert why.startswith("parallel.sharded_accumulation=auto takes true: whole gradients")
+        assert why.startswith("parallel.sharded_accumulation=auto selects true: whole gradients")
         # A run that is resumed in the same layout keeps it, whatever memory there is.
         (tmp_path / "checkpoints" / "step_1").mkdir(parents=True)
         then = {"parallel": asdict(config.parallel) | {"sharded_accumulation": True}}
@@ -206,12 +206,12 @@ def test_a_run_says_why_and_a_resumed_one_may_choose_another(command, corpus, tm
     auto = {"parallel": "auto", "parallel__micro_batch_tokens": "auto"}
     done = command(*arguments(corpus.folder, run_dir, stop_after=5, **auto), processes=2)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("parallel=auto takes replicate: dp_replicate=2 x dp_shard=1") == 1
+    assert done.stdout.count("parallel=auto selects replicate: dp_replicate=2 x dp_shard=1") == 1
     written = yaml.safe_load((run_dir / "config.yaml").read_text())["parallel"]
     assert (written["dp_replicate"], written["dp_shard"], written["auto"]) == (2, 1, True)
     assert written["micro_batch_tokens"] == 1024
     why = json.loads((run_dir / "env.json").read_text())["layout"]
-    assert "parallel=auto takes replicate" in why[0]
+    assert "parallel=auto selects replicate" in why[0]
     done = command(*arguments(corpus.folder, run_dir, stop_after=8, **auto))
     assert done.returncode == 0, done.stderr
     written = yaml.safe_load((run_dir / "config.yaml").read_text())["parallel"]
@@ -251,7 +251,9 @@ def test_a_micro_batch_is_kept_until_the_layout_changes(command, corpus, tmp_pat
     assert "parallel.micro_batch_tokens=auto keeps 256, the value at the run's last start." in why
     tokens, _, why = start(6, 3)
     assert tokens == 768  # 11 of 32 sequences of 64, and 6 of 16 of 128
-    assert any(reason.startswith("parallel.micro_batch_tokens=auto takes 768: ") for reason in why)
+    assert any(
+        reason.startswith("parallel.micro_batch_tokens=auto selects 768: ") for reason in why
+    )
     assert any("of the computed sequences are blank" in reason for reason in why)
     assert json.loads((run_dir / "env.json").read_text())["blank_share"] == pytest.approx(
         1 - 4096 / (33 * 64 + 18 * 128)
@@ -272,4 +274,4 @@ def test_a_model_that_does_not_fit_is_warned_of_not_refused(corpus, tmp_path, mo
     finally:
         dist.destroy_process_group()
     assert config.parallel.micro_batch_tokens == 128
-    assert why[0].startswith("warning: parallel.micro_batch_tokens=auto takes 128, the smallest")
+    assert why[0].startswith("warning: parallel.micro_batch_tokens=auto selects 128, the smallest")
