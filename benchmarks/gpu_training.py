@@ -14,11 +14,13 @@ keeps its results; its `runs` are what `python -m launch plan calibration=...` r
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +30,13 @@ from benchmarks.machine import described, machine
 from benchmarks.sides import SIDES, Work, attention_for, missing
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from model.config import ModelConfig
 
 WARM_UP, TURNS = 3, 5
+PROFILED_STEPS = 2
 MEASURED_SECONDS = 12
 CASE_SECONDS = 150
 
@@ -139,26 +145,64 @@ def run_case(number: int, options: argparse.Namespace, left: float) -> dict[str,
 
 def train(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     """Measures a case with the largest batch that fits."""
+    work = Work(
+        model_config(case.model, options.tiny),
+        4 if options.tiny else case.batch,
+        128 if options.tiny else case.seq_len,
+        options.device,
+        case.precision,
+        case.compiled and not options.tiny,
+    )
+    if options.profile:
+        return with_fitting_batch(work, lambda work: {"profile": profile(case.side, work)})
+    seconds = 0.0 if options.tiny else MEASURED_SECONDS
+    return with_fitting_batch(work, lambda work: measure(case.side, work, seconds))
+
+
+def with_fitting_batch(work: Work, run: Callable[[Work], dict[str, Any]]) -> dict[str, Any]:
+    """Returns `run(work)`, with the batch halved until it fits into the device's memory."""
     import torch
 
-    model = model_config(case.model, options.tiny)
-    seq_len = 128 if options.tiny else case.seq_len
-    batch = 4 if options.tiny else case.batch
     while True:
-        work = Work(model, batch, seq_len, options.device, case.precision, case.compiled)
-        if options.tiny:
-            work = replace(work, compiled=False)
         try:
-            return measure(case.side, work, options)
+            return run(work)
         except torch.OutOfMemoryError:
-            if batch == 1:
+            if work.batch == 1:
                 raise
-        batch //= 2
+        work = replace(work, batch=work.batch // 2)
+        if dist_is_initialized():
+            torch.distributed.destroy_process_group()
+        gc.collect()
         torch.cuda.empty_cache()
 
 
-def measure(side: str, work: Work, options: argparse.Namespace) -> dict[str, Any]:
-    """Returns the figures of turns of steps."""
+def dist_is_initialized() -> bool:
+    """Returns whether an earlier attempt has left its process group."""
+    import torch.distributed as dist
+
+    return dist.is_initialized()
+
+
+def started(side: str, work: Work) -> tuple[Callable[[], Tensor], Work]:
+    """Returns a function that takes one step on random tokens, and the work it does.
+
+    The returned work has the attention backend that `auto` selects.
+    """
+    import torch
+
+    device = torch.device(work.device)
+    if side == "ours":
+        work = replace(work, attention=attention_for(work, device))
+    step = SIDES[side](work)
+    generator = torch.Generator(device).manual_seed(0)
+    shape = (work.batch, work.seq_len + 1)
+    text = torch.randint(work.model.vocab_size, shape, device=device, generator=generator)
+    tokens, labels = text[:, :-1].contiguous(), text[:, 1:].contiguous()
+    return (lambda: step(tokens, labels)), work
+
+
+def measure(side: str, work: Work, measured_seconds: float) -> dict[str, Any]:
+    """Returns the figures of turns of steps, which take about `measured_seconds` in all."""
     import torch
 
     from model.flops import flops_per_token
@@ -166,33 +210,22 @@ def measure(side: str, work: Work, options: argparse.Namespace) -> dict[str, Any
 
     device = torch.device(work.device)
     wait = torch.cuda.synchronize if work.device == "cuda" else lambda: None
-    attention = None
-    if side == "ours":
-        attention = attention_for(work, device)
-        work = replace(work, attention=attention)
-    step = SIDES[side](work)
-    generator = torch.Generator(device).manual_seed(0)
-    shape = (work.batch, work.seq_len + 1)
-    text = torch.randint(work.model.vocab_size, shape, device=device, generator=generator)
-    tokens, labels = text[:, :-1].contiguous(), text[:, 1:].contiguous()
+    step, work = started(side, work)
     began = time.perf_counter()
-    first_loss = float(step(tokens, labels))
+    first_loss = float(step())
     first = time.perf_counter() - began
     for _ in range(WARM_UP - 1):
-        step(tokens, labels)
+        step()
     wait()
     began = time.perf_counter()
-    step(tokens, labels)
+    step()
     wait()
-    steps = max(1, int(MEASURED_SECONDS / TURNS / (time.perf_counter() - began)))
-    steps = 1 if options.tiny else steps
-    if options.profile:
-        return {"profile": profile(step, tokens, labels)}
+    steps = max(1, int(measured_seconds / TURNS / (time.perf_counter() - began)))
     seconds = []
     for _ in range(TURNS):
         began = time.perf_counter()
         for _ in range(steps):
-            loss = step(tokens, labels)
+            loss = step()
         wait()
         seconds.append((time.perf_counter() - began) / steps)
     rate = work.batch * work.seq_len / statistics.median(seconds)
@@ -209,25 +242,37 @@ def measure(side: str, work: Work, options: argparse.Namespace) -> dict[str, Any
         "peak": f"{peak / 1e12:.4g} TFLOP/s: {source}",
         "flops_per_token": flops,
         "memory_bytes": memory_peak_bytes(device),
-        "attention": attention,
+        "attention": work.attention if side == "ours" else None,
         "first_step_seconds": first,
         "step_seconds": seconds,
         "losses": [first_loss, float(loss)],
     }
 
 
-def profile(step: Any, tokens: Any, labels: Any) -> str:
-    """Prints how the time of two steps is spent."""
+def profile(side: str, work: Work) -> str:
+    """Returns a table of how the time of two steps is spent."""
+    key = "self_cuda_time_total" if work.device == "cuda" else "self_cpu_time_total"
+    step, _ = started(side, work)
+    found = profiled(step, work.device)
+    return found.key_averages().table(sort_by=key, row_limit=40, max_name_column_width=70)
+
+
+def profiled(step: Callable[[], Any], device: str) -> torch.profiler.profile:
+    """Returns torch's profile of two steps, after the steps to warm up."""
     import torch
 
-    kinds = [torch.profiler.ProfilerActivity.CPU]
-    key = "self_cpu_time_total"
-    if tokens.device.type == "cuda":
-        kinds, key = [*kinds, torch.profiler.ProfilerActivity.CUDA], "self_cuda_time_total"
-    with torch.profiler.profile(activities=kinds) as found:
-        for _ in range(2):
-            step(tokens, labels)
-    return found.key_averages().table(sort_by=key, row_limit=40, max_name_column_width=70)
+    activities = torch.profiler.ProfilerActivity
+    on_gpu = device == "cuda"
+    for _ in range(WARM_UP):
+        step()
+    with torch.profiler.profile(
+        activities=[activities.CPU, *([activities.CUDA] if on_gpu else [])]
+    ) as found:
+        for _ in range(PROFILED_STEPS):
+            step()
+        if on_gpu:
+            torch.cuda.synchronize()
+    return found
 
 
 def model_config(name: str, tiny: bool) -> ModelConfig:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from model.config import ModelConfig
 
 RATE, BETAS, EPS, DECAY, CLIP = 1e-3, (0.9, 0.95), 1e-8, 0.1, 1.0
+DOCUMENT_TOKENS = 1000
+"""Mean length of packed documents, like that of web pages."""
 
 Step = Callable[["Tensor", "Tensor"], "Tensor"]
 """Maps tokens and labels, each (batch, seq), to the mean loss.
@@ -38,6 +40,8 @@ class Work:
         batch: Sequences per step and process.
         precision: `bf16` or `fp32`, and for Headwater also `fp8` and `fp8_rowwise`.
         processes: Number of processes that share the batch.
+        documents: Whether the sequences hold several documents, packed as the trainer packs them;
+            else each is one document. Only Headwater separates documents.
     """
 
     model: ModelConfig
@@ -49,6 +53,7 @@ class Work:
     attention: str = "auto"
     activation_checkpointing: str = "none"
     processes: int = 1
+    documents: bool = False
 
 
 def ours(work: Work) -> Step:
@@ -131,18 +136,25 @@ def attention_for(work: Work, device: torch.device) -> str:
 
 
 def document_starts(work: Work, device: torch.device) -> Tensor | None:
-    """Returns the boundaries for one document per sequence.
+    """Returns the boundaries of the documents, on the device; None for plain causal attention.
 
-    On a CPU they are padded like the loader does; on a GPU they are None, so that plain causal
-    kernels are used, like by the peers.
+    Packed documents have random lengths with a mean of DOCUMENT_TOKENS. Without them each sequence
+    is one document, for which a GPU has plain causal kernels, as the peers use.
     """
     import torch
 
-    if device.type != "cpu":
-        return None
+    from data_pipeline.sampling.batches import pad_cu_seqlens
+
     tokens = work.batch * work.seq_len
-    starts = torch.arange(0, tokens + 1, work.seq_len, dtype=torch.int32)
-    return torch.cat((starts, starts[-1:].expand(tokens - work.batch)))
+    starts = torch.arange(0, tokens, work.seq_len)
+    if work.documents:
+        generator = torch.Generator().manual_seed(0)
+        inside = torch.randint(1, tokens, (tokens // DOCUMENT_TOKENS,), generator=generator)
+        starts = torch.cat((starts, inside)).unique()
+    elif device.type != "cpu":
+        return None
+    padded = pad_cu_seqlens(starts.numpy(), work.batch, work.seq_len)
+    return torch.from_numpy(padded).to(device)
 
 
 def initial_value(name: str, shape: torch.Size, work: Work) -> Tensor:

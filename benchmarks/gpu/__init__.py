@@ -1,0 +1,1 @@
+"""The parts of `benchmarks/gpu_session.py`, which measures everything that needs a GPU."""
