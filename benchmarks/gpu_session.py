@@ -8,7 +8,7 @@ session keeps its results.
     python benchmarks/gpu_session.py --kit kit             # on the machine with the GPU
     python benchmarks/gpu_session.py --kit kit --again danube profile
     python benchmarks/gpu_session.py --page                # into docs/gpu.md
-    python benchmarks/gpu_session.py --kit kit --device cpu --tiny    # tests the script
+    python benchmarks/gpu_session.py --kit kit --device cpu --tiny --patience 4    # a test
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ from benchmarks.gpu import page
 from benchmarks.gpu.supervisor import ROOT, Part, Supervisor
 
 SECONDS, AGAIN_SECONDS = 540, 240
-CPU_PATIENCE = 4
-"""Factor of the limits of parts and items on a CPU, whose compiler takes longer."""
 PARTS = (
     Part("ceilings", "benchmarks.gpu.ceilings:ceilings", 40, 15),
     Part("attention numbers", "benchmarks.gpu.numbers:attention", 60, 30),
@@ -58,6 +56,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the figures; default $OUT or figures")
     parser.add_argument("--again", nargs="+", choices=NAMES, metavar="PART", help=", ".join(NAMES))
     parser.add_argument("--limit", type=float, help=f"seconds; {SECONDS}, or {AGAIN_SECONDS} again")
+    parser.add_argument(
+        "--patience", type=float, default=1, help="factor of the limits of parts and items"
+    )
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--tiny", action="store_true", help="small shapes, to test the script")
     parser.add_argument("--page", action="store_true", help="write docs/gpu.md from the figures")
@@ -81,9 +82,9 @@ def session(options: argparse.Namespace, out: Path) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by SIGTERM"))  # ends the worker too
     out.mkdir(parents=True, exist_ok=True)
     before = read(out)["parts"] if options.again else {}
-    patience = CPU_PATIENCE if options.device == "cpu" else 1
+    slower = options.patience
     parts = [
-        replace(part, seconds=patience * part.seconds, item_seconds=patience * part.item_seconds)
+        replace(part, seconds=slower * part.seconds, item_seconds=slower * part.item_seconds)
         for part, name in zip(PARTS, NAMES, strict=True)
         if name in (options.again or NAMES)
     ]

@@ -60,7 +60,7 @@ def work_of(
         model = model_config(name, context.tiny)
     if context.tiny:
         seq_len, batch = 128, 4
-    compiled = not context.tiny
+    compiled = not (context.tiny and context.device.type == "cpu")
     return Work(model, batch, seq_len, context.device.type, precision, compiled, **rest)
 
 

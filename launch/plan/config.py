@@ -34,8 +34,8 @@ class PlanConfig:
     out: path of the HTML page to write; null for the terminal only.
     overwrite: replaces `out` if it is a page that Headwater made.
     show: number of layouts in the table.
-    calibration: a file of speeds measured on one of the cluster's GPUs, which
-        `python benchmarks/gpu_training.py` writes, or null.
+    calibration: a file of speeds, memory and launch times measured on one of the cluster's GPUs,
+        which `python benchmarks/gpu_session.py` writes, or null.
     """
 
     model: ModelConfig = MISSING

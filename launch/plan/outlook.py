@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from conf.errors import InputError
@@ -18,6 +18,7 @@ from launch.plan.speed import Step, StepTime, model_flops_utilization, step_time
 from model.flops import flops_per_token, parameters
 from pretrain.checkpoints.interval import best_interval
 from pretrain.checks import check_stages
+from pretrain.config import AUTO
 from pretrain.planning.layouts import LayoutCandidate, Machine, candidates, requirements_of
 from pretrain.planning.memory import optimizer_bytes, parameter_shapes
 from pretrain.preflight import train_tokens
@@ -117,6 +118,7 @@ class Outlook:
     refused: the other layouts.
     epochs: passes over each source.
     calibration: path of the measured speeds, if any.
+    measured_memory: whether activations are scaled to measured ones.
     """
 
     config: PlanConfig
@@ -127,6 +129,7 @@ class Outlook:
     epochs: dict[str, float]
     warnings: list[str] = field(default_factory=list)
     calibration: str | None = None
+    measured_memory: bool = False
 
     @property
     def best(self) -> LayoutOutlook:
@@ -173,8 +176,13 @@ def make_outlook(config: PlanConfig) -> Outlook:
         int(cluster.gpu_memory_gib * GIB),
         cluster.device,
     )
-    found = candidates(requirements_of(config, plan), machine)
     calibration = Calibration.read(Path(config.calibration)) if config.calibration else None
+    requirements = requirements_of(config, plan)
+    if calibration is not None:
+        is_compiled = config.parallel.compile in (True, AUTO) and cluster.device == "cuda"
+        ratios = calibration.activation_ratios(is_compiled)
+        requirements = replace(requirements, activation_ratios=ratios)
+    found = candidates(requirements, machine)
     shapes = parameter_shapes(config.model)
     state_bytes = optimizer_bytes(shapes, config.optim.name) / sum(
         shape.numel() for shape in shapes.values()
@@ -215,6 +223,7 @@ def make_outlook(config: PlanConfig) -> Outlook:
         passes,
         list(warnings(config, plan, fitting[0], passes)),
         config.calibration,
+        bool(requirements.activation_ratios),
     )
 
 
@@ -306,6 +315,11 @@ def warnings(
             f"Each GPU forwards {each:,} tokens at a time. Below {SMALL_MICRO_BATCH_TOKENS:,} "
             "tokens, matrix products are slower than planned. Use fewer GPUs, a larger batch, or "
             "parallel.activation_checkpointing."
+        )
+    if any(stage.times[1].launch > 0 for stage in best.stages):
+        yield (
+            f"Launching the kernels of {each:,} tokens takes the host longer than the GPU needs to "
+            "compute them. Use larger micro-batches, fewer GPUs or a larger batch."
         )
     for source, times in passes.items():
         if times > config.max_epochs:

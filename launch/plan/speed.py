@@ -35,18 +35,23 @@ RECOMPUTE_ELEMENTWISE = {"none": 0.0, "selective": 1 / 3, "full": 1 / 3}
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one step by part; `exposed` is communication that no computation hides."""
+    """Seconds of one step by part.
+
+    exposed: communication that no computation hides.
+    launch: time in which the device waits for the host to launch its next kernel.
+    """
 
     matmul: float
     attention: float
     elementwise: float
     optimizer: float
     exposed: float
+    launch: float = 0.0
 
     @property
     def compute(self) -> float:
         """Returns the seconds without exposed communication."""
-        return self.matmul + self.attention + self.elementwise + self.optimizer
+        return self.matmul + self.attention + self.elementwise + self.optimizer + self.launch
 
     @property
     def total(self) -> float:
@@ -62,6 +67,10 @@ class StepTime:
             elementwise=self.elementwise * factor,
             optimizer=self.optimizer * factor,
         )
+
+    def with_launches(self, host_seconds: float) -> StepTime:
+        """Returns the time of a step whose launches take `host_seconds` on the host."""
+        return replace(self, launch=max(0.0, host_seconds - self.compute))
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,16 @@ def speed_confidence(outlook: Outlook) -> str:
     return MEASURED if outlook.calibration else ASSUMED
 
 
+def memory_confidence(outlook: Outlook) -> str:
+    """Returns the confidence of the activations, and with them of the total."""
+    return MEASURED if outlook.measured_memory else ASSUMED
+
+
 def layouts(outlook: Outlook, at_most: int | None = None) -> Grid:
     """Returns the layouts that fit, fastest first."""
     speed = speed_confidence(outlook)
     columns = {"layout": "", "micro-batch": CHOSEN, "blank": EXACT, "recomputed": CHOSEN}
-    columns |= {"GiB per GPU": ASSUMED}
+    columns |= {"GiB per GPU": memory_confidence(outlook)}
     columns |= {"tokens/s per GPU": speed, "scaling": ASSUMED, "days": speed}
     world, tokens = outlook.config.cluster.world_size, outlook.plan.total_tokens
     rows = []
@@ -84,7 +89,8 @@ def memory(outlook: Outlook, at_most: int | None = None) -> Grid:
         found = memory_of(layout)
         parts = [f"{size / GIB:.2f}" for size in asdict(found).values()]
         rows.append([layout.option.name, *parts, f"{found.total / GIB:.1f}"])
-    columns = {"layout": "", **CONFIDENCE, "total": ASSUMED}
+    sure = memory_confidence(outlook)
+    columns = {"layout": "", **CONFIDENCE, "activations": sure, "loss": sure, "total": sure}
     return Grid("memory per GPU at the peak, GiB", columns, rows)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Protocol
 
@@ -65,6 +65,7 @@ class RunRequirements:
     parallel: the settings of the run; its micro_batch_tokens is kept unless it is auto.
     seq_lens: sequence lengths of all stages.
     plan: the stages; None if the batches of the steps are not known yet.
+    activation_ratios: measured ratios to the planned activations, by kind of checkpointing.
     """
 
     model: ModelConfig
@@ -73,6 +74,7 @@ class RunRequirements:
     parallel: ParallelConfig
     seq_lens: tuple[int, ...]
     plan: StagePlan | None = None
+    activation_ratios: Mapping[str, float] = field(default_factory=dict)
 
 
 class HasRequirements(Protocol):
@@ -347,4 +349,5 @@ def _plan_memory(
         dense_mask=machine.device == "cpu" or parallel.attention in MASKED_BACKENDS,
         device=machine.device,
     )
-    return plan_memory(requirements.model, shapes, sizes, work, requirements.optimizer)
+    planned = plan_memory(requirements.model, shapes, sizes, work, requirements.optimizer)
+    return planned.with_activations(requirements.activation_ratios.get(parallel.activation_checkpointing, 1.0))

@@ -13,7 +13,7 @@ of all earlier micro-batches exist.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -73,6 +73,11 @@ class Memory:
     def total(self) -> int:
         """Returns the sum of all parts."""
         return sum(asdict(self).values())
+
+    def with_activations(self, ratio: float) -> Memory:
+        """Returns the memory with the activations and the loss scaled by a measured ratio."""
+        activations, loss = (int(size * ratio) for size in (self.activations, self.loss))
+        return replace(self, activations=activations, loss=loss)
 
 
 CONFIDENCE = {

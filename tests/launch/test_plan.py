@@ -238,6 +238,39 @@ def test_a_measurement_makes_the_range_narrow(tmp_path):
         make_outlook(config(cluster=one, calibration=str(path)))
 
 
+def test_measured_memory_and_launches_change_the_plan(tmp_path):
+    one = replace(cluster("h200"), gpus_per_node=1)
+    path = measured(tmp_path)
+    before = make_outlook(config(cluster=one, calibration=path)).best
+    kinds = [
+        {"checkpointing": "none", "compiled": True, "activation_ratio": 0.5},
+        {"checkpointing": "none", "compiled": True, "activation_ratio": 0.4},
+        {"checkpointing": "none", "compiled": False, "activation_ratio": 3.0},
+    ]
+    found = json.loads(Path(path).read_text()) | {"memory": kinds}
+    Path(path).write_text(json.dumps(found))
+    outlook = make_outlook(config(cluster=one, calibration=path))
+    planned, scaled = before.option.memory, outlook.best.option.memory
+    assert planned is not None
+    assert scaled is not None
+    assert before.option.parallel == outlook.best.option.parallel
+    assert (scaled.activations, scaled.loss) == (planned.activations // 2, planned.loss // 2)
+    assert scaled.state == planned.state
+    assert tables.memory(outlook).columns["activations"] == "measured"
+
+    step = before.stages[0].times[1]
+    assert step.launch == 0
+    count = before.stages[0].deal.micro_batches * 24
+    launches = [{"precision": "bf16", "layer_seconds": 2 * step.compute / count}]
+    Path(path).write_text(json.dumps(found | {"launches": launches}))
+    outlook = make_outlook(config(cluster=one, calibration=path))
+    assert outlook.best.stages[0].times[1].total == pytest.approx(2 * step.compute)
+    assert "takes the host longer than the GPU needs" in "\n".join(outlook.warnings)
+    Path(path).write_text(json.dumps(found | {"launches": [{"precision": "bf16"}]}))
+    with pytest.raises(InputError, match="expected a list 'runs'"):
+        make_outlook(config(cluster=one, calibration=path))
+
+
 SURE = {"exact", "measured", "assumed"}
 
 
