@@ -206,7 +206,7 @@ def measure(side: str, work: Work, measured_seconds: float) -> dict[str, Any]:
     import torch
 
     from model.flops import flops_per_token
-    from pretrain.hardware import memory_peak_bytes, peak_flops
+    from pretrain.hardware import memory_peak_bytes, peak_flops, reset_memory_peak
 
     device = torch.device(work.device)
     wait = torch.cuda.synchronize if work.device == "cuda" else lambda: None
@@ -214,6 +214,7 @@ def measure(side: str, work: Work, measured_seconds: float) -> dict[str, Any]:
     began = time.perf_counter()
     first_loss = float(step())
     first = time.perf_counter() - began
+    reset_memory_peak(device)  # without the timing of attention and the compilation
     for _ in range(WARM_UP - 1):
         step()
     wait()
