@@ -26,7 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.gpu import page
-from benchmarks.gpu.supervisor import ROOT, Part, Supervisor
+from benchmarks.gpu.supervisor import ROOT, WORKER, Part, Supervisor
 
 SECONDS, AGAIN_SECONDS = 540, 240
 PARTS = (
@@ -61,6 +61,7 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--tiny", action="store_true", help="small shapes, to test the script")
+    parser.add_argument("--worker", default=WORKER, help="arguments of Python for the process")
     parser.add_argument("--page", action="store_true", help="write docs/gpu.md from the figures")
     options = parser.parse_args()
     out = options.out or Path(os.environ.get("OUT", "figures"))
@@ -101,6 +102,7 @@ def session(options: argparse.Namespace, out: Path) -> None:
             lambda found: write(out, {"parts": before | found}),
             "benchmarks.gpu.context:setup",
             {"PYTHONPATH": os.pathsep.join(filter(None, (site, os.environ.get("PYTHONPATH"))))},
+            options.worker.split(),
         )
         limit = options.limit or (AGAIN_SECONDS if options.again else SECONDS)
         supervisor.run(parts, limit)

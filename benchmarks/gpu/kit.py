@@ -32,8 +32,8 @@ def prepare(kit: Path, packages: Path | None, python: str, wheels: Path | None) 
 
     Args:
         kit: Folder to write.
-        packages: File with the names of the packages that the other machine has, such as the output
-            of `pip list` there; None to carry no wheels.
+        packages: File with the names of the packages that the other machine has, one per line, such
+            as the output of `pip list` there; None to carry no wheels.
         python: Version of Python there, such as 3.12.
         wheels: Folder of wheels to take them from; None to download them with pip.
 
@@ -74,9 +74,9 @@ def write_curve(kit: Path) -> None:
 
 
 def names_in(packages: Path) -> set[str]:
-    """Returns the normalized first word of each line, or of each part between commas."""
-    words = re.split(r"[\n,]", packages.read_text())
-    return {normalized(word.split()[0]) for word in words if word.split()}
+    """Returns the normalized first word of each line, without comments."""
+    lines = [line.partition("#")[0].split() for line in packages.read_text().splitlines()]
+    return {normalized(words[0]) for words in lines if words}
 
 
 def normalized(name: str) -> str:

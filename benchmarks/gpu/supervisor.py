@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+WORKER = "-m benchmarks.gpu.worker"
 RESTART_SECONDS = 5.0
 """Time that a part must have left for a new worker to continue it."""
 START_SECONDS = 5.0
@@ -67,6 +68,7 @@ class Supervisor:
         publish: Callable[[dict[str, Any]], None],
         setup: str | None = None,
         environment: dict[str, str] | None = None,
+        worker: Sequence[str] = WORKER.split(),
     ) -> None:
         """Prepares a session; no process is started yet.
 
@@ -77,9 +79,12 @@ class Supervisor:
             setup: `module:function`, called with the options when a worker starts. Its result is
                 `Recorder.context`.
             environment: Variables to add to those of the workers.
+            worker: Arguments of Python that start a worker, such as those of a program that
+                prepares the interpreter and then runs `benchmarks.gpu.worker`.
         """
         self.options, self.log, self.publish, self.setup = options, log, publish, setup
         self.environment = os.environ | (environment or {})
+        self.command = [sys.executable, *worker]
         self.figures: dict[str, Any] = {}
         self._worker: _Worker | None = None
 
@@ -106,7 +111,7 @@ class Supervisor:
         begun: list[str] = []
         while True:
             if self._worker is None:
-                self._worker = _Worker(self.log, self.environment, self.setup, self.options)
+                self._worker = _Worker(self)
             job = {
                 "function": part.function,
                 "seconds": deadline - time.monotonic(),
@@ -167,13 +172,12 @@ class Supervisor:
 class _Worker:
     """A process that runs `benchmarks.gpu.worker`, with its messages in a queue."""
 
-    def __init__(
-        self, log: Path, environment: dict[str, str], setup: str | None, options: dict[str, Any]
-    ) -> None:
+    def __init__(self, session: Supervisor) -> None:
+        environment = session.environment
         paths = [str(ROOT), environment.get("PYTHONPATH", "")]
-        with log.open("ab") as output:
+        with session.log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.gpu.worker"],
+                session.command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,
@@ -183,7 +187,7 @@ class _Worker:
             )
         self.messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
-        self.send({"setup": setup, "options": options})
+        self.send({"setup": session.setup, "options": session.options})
 
     def send(self, message: dict[str, Any]) -> None:
         """Sends a message. A worker that has died is noticed by its end of messages."""
