@@ -112,7 +112,7 @@ class Supervisor:
         while True:
             if self._worker is None:
                 self._worker = _Worker(self)
-            job = {
+            job: dict[str, Any] = {
                 "function": part.function,
                 "seconds": deadline - time.monotonic(),
                 "skip": list(begun),
