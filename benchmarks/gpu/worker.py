@@ -6,6 +6,7 @@ output. Everything else that it or a library prints is redirected to the standar
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import os
@@ -78,6 +79,7 @@ def resolve(name: str) -> Callable[..., Any]:
 
 def main() -> None:
     """Runs jobs until the standard input ends."""
+    faulthandler.enable()  # prints the stack of a process that dies in a library
     with os.fdopen(os.dup(1), "w") as messages:
         os.dup2(2, 1)
 
