@@ -82,11 +82,13 @@ def needed_functions(torch: Path) -> set[str]:
 
 
 def include_folders(torch: Path) -> list[Path]:
-    """Returns the folders that may hold cuda.h: those of NVIDIA's wheels, and of a toolkit."""
-    found = []
-    for folder in map(Path, [str(torch.parent), *sys.path]):
-        found += sorted(folder.glob("nvidia/cu*/include"))
-        found += sorted(folder.glob("triton/backends/nvidia/include"))
+    """Returns the folders that may hold cuda.h: NVIDIA's wheels, Triton's copy, and a toolkit.
+
+    Triton's headers come last, because they may be those of an older CUDA than torch's.
+    """
+    folders = [*map(Path, [str(torch.parent), *sys.path])]
+    wheels = ("nvidia/cu*/include", "triton/backends/nvidia/include")
+    found = [path for pattern in wheels for folder in folders for path in folder.glob(pattern)]
     return [*found, Path("/usr/local/cuda/include")]
 
 
