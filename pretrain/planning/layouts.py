@@ -350,4 +350,5 @@ def _plan_memory(
         device=machine.device,
     )
     planned = plan_memory(requirements.model, shapes, sizes, work, requirements.optimizer)
-    return planned.with_activations(requirements.activation_ratios.get(parallel.activation_checkpointing, 1.0))
+    mode = parallel.activation_checkpointing
+    return planned.with_activations(requirements.activation_ratios.get(mode, 1.0))
