@@ -61,6 +61,7 @@ def ours(work: Work) -> Step:
     import torch
     import torch.distributed as dist
 
+    from model.attention.backends import select_flash_kernel
     from model.network import build_meta
     from pretrain.config import OptimConfig, ParallelConfig
     from pretrain.hooks.allocator import keep_freed_memory
@@ -72,7 +73,9 @@ def ours(work: Work) -> Step:
 
     device = start(work.device).device
     layout = make_layout((1, work.processes, 1, 1), device)
-    model = build_meta(work.model, attention_for(work, device))
+    attention = attention_for(work, device)
+    select_flash_kernel(attention)
+    model = build_meta(work.model, attention)
     parallel = ParallelConfig(
         compile=work.compiled, activation_checkpointing=work.activation_checkpointing
     )
@@ -87,12 +90,12 @@ def ours(work: Work) -> Step:
     if device.type == "cpu":
         keep_freed_memory(True)  # as the trainer does
     tokens_of_rank = work.batch * work.seq_len
-    starts = document_starts(work, device)
+    cu_seqlens, max_seqlen = packed_documents(work, device)
     # FSDP averages over its processes.
     scale = torch.tensor(1.0 / tokens_of_rank, device=device)
 
     def step(tokens: Tensor, labels: Tensor) -> Tensor:
-        loss, _ = model(tokens, labels, starts, per_sample=True)
+        loss, _ = model(tokens, labels, cu_seqlens, per_sample=True, max_seqlen=max_seqlen)
         (loss / tokens_of_rank).backward()
         scale_and_clip(model.parameters(), torch.ones_like(scale), CLIP)
         optimizer.step()
@@ -111,7 +114,7 @@ def attention_for(work: Work, device: torch.device) -> str:
     from functools import partial
 
     from model.attention.backends import usable_backends
-    from pretrain.attention_choice import fastest, forward_backward
+    from pretrain.attention_choice import AttentionWork, fastest
     from pretrain.hardware import compute_dtype
 
     if work.attention != "auto":
@@ -120,41 +123,44 @@ def attention_for(work: Work, device: torch.device) -> str:
         window = work.model.sliding_window
         return "blocks" if window and window < work.seq_len else "sdpa"
     dtype = compute_dtype(work.precision)
+    cu_seqlens, max_seqlen = packed_documents(work, device)
     timing = fastest(
         usable_backends(device, dtype),
         partial(
-            forward_backward,
+            AttentionWork,
             model=work.model,
             shape=(work.batch, work.seq_len),
             tp=1,
-            cu_seqlens=document_starts(work, device),
+            cu_seqlens=cu_seqlens,
             device=device,
             dtype=dtype,
+            max_seqlen=max_seqlen,
         ),
     )
     return timing.backend
 
 
-def document_starts(work: Work, device: torch.device) -> Tensor | None:
-    """Returns the boundaries of the documents, on the device; None for plain causal attention.
+def packed_documents(work: Work, device: torch.device) -> tuple[Tensor | None, int | None]:
+    """Returns `cu_seqlens` on the device and `max_seqlen`; None for plain causal attention.
 
     Packed documents have random lengths with a mean of DOCUMENT_TOKENS. Without them each sequence
     is one document, for which a GPU has plain causal kernels, as the peers use.
     """
     import torch
 
-    from data_pipeline.sampling.batches import pad_cu_seqlens
+    from data_pipeline.sampling.padding import pad_starts
 
-    tokens = work.batch * work.seq_len
+    tokens, mean = work.batch * work.seq_len, work.seq_len
     starts = torch.arange(0, tokens, work.seq_len)
     if work.documents:
+        mean = DOCUMENT_TOKENS
         generator = torch.Generator().manual_seed(0)
-        inside = torch.randint(1, tokens, (tokens // DOCUMENT_TOKENS,), generator=generator)
+        inside = torch.randint(1, tokens, (tokens // mean,), generator=generator)
         starts = torch.cat((starts, inside)).unique()
     elif device.type != "cpu":
-        return None
-    padded = pad_cu_seqlens(starts.numpy(), work.batch, work.seq_len)
-    return torch.from_numpy(padded).to(device)
+        return None, None
+    cu_seqlens, max_seqlen = pad_starts(starts.numpy(), work.batch, work.seq_len, mean)
+    return torch.from_numpy(cu_seqlens).to(device), max_seqlen
 
 
 def initial_value(name: str, shape: torch.Size, work: Work) -> Tensor:

@@ -86,12 +86,14 @@ def attention_results(
     dtype: torch.dtype,
 ) -> list[Tensor]:
     """Returns the output and the gradients of q, k and v."""
-    from model.attention.backends import attend
+    from model.attention.backends import attend, select_flash_kernel
     from model.attention.mask import attention_mask
 
     q, k, v = (t.to(device, dtype).requires_grad_() for t in inputs[:3])
     starts = torch.tensor(STARTS, dtype=torch.int32, device=device) if documents else None
-    out = attend(q, k, v, attention_mask(backend, BATCH, SEQ, window, starts, device))
+    select_flash_kernel(backend)
+    mask = attention_mask(backend, BATCH, SEQ, window, starts, device, dtype=dtype)
+    out = attend(q, k, v, mask)
     return [out, *torch.autograd.grad(out, (q, k, v), inputs[3].to(out))]
 
 
