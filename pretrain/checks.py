@@ -384,6 +384,14 @@ def check_profile(config: ProfileConfig, job: Job) -> None:
             f"profile.memory=true: requires CUDA, but the run is on {job.device}. Remove "
             "profile.memory."
         )
+    if config.memory and job.packages:
+        import torch
+
+        if not hasattr(torch.cuda.memory, "_record_memory_history"):
+            raise InputError(
+                f"profile.memory=true: not supported by torch {torch.__version__}. Remove "
+                "profile.memory."
+            )
     for rank in config.ranks:
         if not 0 <= rank < job.world_size:
             raise InputError(

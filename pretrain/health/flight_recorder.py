@@ -38,13 +38,14 @@ def turn_on_flight_recorder(run_dir: str) -> None:
 def dump(rank: int, device: torch.device) -> Path | None:
     """Writes all recorded collectives of this rank, as a pickle that `torchfrtrace` reads.
 
+    The Python stack of each collective is left out, since torch takes seconds to look it up.
     Returns the file, or None if this torch has no recorder for the device.
     """
     record = _recorder(device, "")
     if record is None or FILE_PREFIX not in os.environ:
         return None
     path = Path(f"{os.environ[FILE_PREFIX]}{rank}")
-    path.write_bytes(record())
+    path.write_bytes(record(True, False))
     return path
 
 

@@ -57,7 +57,7 @@ def parallelize(model: Decoder, layout: Layout, config: ParallelConfig, precisio
     if layout.tp.size() > 1:
         apply_tensor_parallel(model, layout.tp)
     if config.async_tp:
-        apply_async_tensor_parallel(layout.tp)
+        apply_async_tensor_parallel()
     if layout.cp.size() > 1:
         model.sequence_sharding = ContextParallel(layout.cp)
     apply_fp8(model, precision, torch.device(layout.mesh.device_type))

@@ -7,12 +7,8 @@ multiplies another. The transfers use symmetric memory, which the GPUs of a node
 from __future__ import annotations
 
 import torch
-from torch.distributed.device_mesh import DeviceMesh
 
 
-def apply_async_tensor_parallel(mesh: DeviceMesh) -> None:
+def apply_async_tensor_parallel() -> None:
     """Enables asynchronous TP in the compiler. It must be called before anything is compiled."""
-    from torch.distributed._symmetric_memory import enable_symm_mem_for_group
-
     torch._inductor.config._micro_pipeline_tp = True
-    enable_symm_mem_for_group(mesh.get_group().group_name)

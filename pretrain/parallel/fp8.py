@@ -2,16 +2,20 @@
 
 Head and embedding stay in bf16, as in H2O-Danube (arXiv 2401.16818, section 3). Weights, optimizer
 states and all-gathers keep their dtypes: a converted linear casts its bf16 operands to fp8 with
-dynamic scales. On a CPU the products are emulated: operands are rounded to fp8 and multiplied in
-higher precision.
+dynamic scales. Under tensor parallelism, each rank scales its own part of a matrix: its products
+need no other scale, and one scale for the whole matrix would cost a message per cast. On a CPU the
+products are emulated: operands are rounded to fp8 and multiplied in higher precision.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Partial, Shard
 
 from conf.terminal import silence_torchao
 from model.network import Decoder
@@ -44,7 +48,36 @@ def apply_fp8(model: Decoder, precision: str, device: torch.device) -> None:
         # keeps its own name, weight and tensor-parallel hooks.
         fp8 = convert_to_float8_training(linear, config=config)
         linear.__dict__ |= {key: value for key, value in vars(fp8).items() if key not in plain}
-        linear.__class__ = type(fp8)
+        converted: Any = type(fp8)
+        linear.__class__ = _on_shards(converted)
+
+
+@cache
+def _on_shards(base: Any) -> Any:
+    """Returns a subclass of torchao's linear layer that multiplies this rank's shards."""
+    from torchao.float8 import float8_linear
+
+    multiply = getattr(float8_linear, "matmul_with_hp_or_float8_args", None)
+    if multiply is None:  # torchao then multiplies DTensors, which reduces every scale over ranks
+        return base
+    apply = multiply.apply
+
+    class ShardedFloat8Linear(base):
+        """An fp8 linear layer whose weight may be split over tensor-parallel ranks."""
+
+        def forward(self, input: Tensor) -> Tensor:
+            """Returns the product, split over its columns or partial like that of `nn.Linear`."""
+            weight = self.weight
+            if not isinstance(weight, DTensor):
+                return super().forward(input)
+            assert isinstance(input, DTensor)
+            by_columns = weight.placements[0] == Shard(0)
+            rows = input.to_local(grad_placements=[Partial()] if by_columns else None)
+            product = apply(rows, weight.to_local().t(), self.linear_mm_config, self.config)
+            placement = Shard(product.ndim - 1) if by_columns else Partial()
+            return DTensor.from_local(product, weight.device_mesh, [placement], run_check=False)
+
+    return ShardedFloat8Linear
 
 
 def fp8_linears(model: Decoder) -> list[str]:

@@ -26,8 +26,5 @@ def test_what_it_needs(tp, compiled, device, sentence):
 
 
 def test_torch_still_offers_it():
-    """The names are private: this says when a torch has dropped them."""
+    """The name is private: the check says when a torch has dropped it."""
     check_async_tensor_parallel(ParallelConfig(tp=2, compile=True, async_tp=True), CUDA)
-    from torch.distributed import _symmetric_memory
-
-    assert callable(_symmetric_memory.enable_symm_mem_for_group)

@@ -35,6 +35,16 @@ def test_the_loss_is_within_one_percent_of_bf16(runs):
         assert losses[-1] < losses[0] - 1.5
 
 
+def test_tensor_parallel_ranks_scale_their_own_shards(runs, command, corpus, tmp_path):
+    """The scales differ from those of whole matrices, and the loss hardly."""
+    changes = {"precision": "fp8", "parallel__tp": 2, "stop_after": 10}
+    done = command(*arguments(corpus.folder, tmp_path / "run", **changes), processes=2)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = ([r["loss"] for r in records(path)] for path in (tmp_path / "run", runs / "fp8"))
+    assert ours != theirs[:10]
+    assert ours == pytest.approx(theirs[:10], rel=0.02)
+
+
 def test_the_run_folder_names_the_linears_in_fp8(runs):
     env = {p: json.loads((runs / p / "env.json").read_text()) for p in ("bf16", "fp8")}
     assert env["bf16"]["fp8_linears"] == []
