@@ -84,6 +84,7 @@ def check_run(
     check_attention(config.parallel.attention, config.precision, job)
     check_deterministic(config, job.device)
     check_async_tensor_parallel(config.parallel, job)
+    check_cuda_graphs(config.parallel, job)
     check_objective(config.objective)
     check_logger(config.logger)
     check_precision(config, plan, sizes[0] * sizes[1], job)
@@ -241,6 +242,25 @@ def check_attention(name: str, precision: str, job: Job) -> None:
     check_backend_name(name)
     if job.here or job.device == "cpu":
         check_backend(name, torch.device(job.device), compute_dtype(precision))
+
+
+def check_cuda_graphs(config: ParallelConfig, job: Job) -> None:
+    """Raises InputError if micro-batches are to be CUDA graphs, but cannot be captured."""
+    if not config.cuda_graphs:
+        return
+    key, remedy = "parallel.cuda_graphs=true", "Remove parallel.cuda_graphs."
+    if job.device != "cuda":
+        raise InputError(f"{key}: requires a GPU, but the run is on {job.device}. {remedy}")
+    if job.world_size > 1:
+        raise InputError(
+            f"{key}: requires a single process, but the run has {job.world_size}. FSDP2 waits for "
+            f"messages of the micro-batch before, which a graph cannot contain. {remedy}"
+        )
+    if config.sharded_accumulation is False:
+        raise InputError(
+            f"{key}: requires gradients that are reduced in every micro-batch. Remove "
+            "parallel.sharded_accumulation=false."
+        )
 
 
 def check_async_tensor_parallel(config: ParallelConfig, job: Job) -> None:

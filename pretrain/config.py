@@ -128,6 +128,8 @@ class ParallelConfig:
         backward pass; null frees them if several processes shard the weights.
     compile: whether torch.compile compiles each block, true or false. auto compiles on CUDA, and on
         a CPU if the run is long enough to save more time than compiling takes.
+    cuda_graphs: whether each micro-batch is launched as one CUDA graph, for small models on a
+        single GPU; gradients are then reduced after every micro-batch.
     async_tp: whether tensor-parallel communication overlaps with matrix products; needs compile and
         GPUs.
     attention: auto, or a backend of `model.attention.backends`.
@@ -145,6 +147,7 @@ class ParallelConfig:
     reshard_after_forward: bool | None = None
     activation_checkpointing: str = "none"
     compile: Any = AUTO
+    cuda_graphs: bool = False
     async_tp: bool = False
     attention: str = "auto"
     auto: bool = False

@@ -29,7 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from data_pipeline.sampling.batches import Batch
 from model.flops import FLOP_CONVENTION, parameters, training_flops
 from pretrain.checkpoints.read import load
 from pretrain.config import PretrainConfig
@@ -47,6 +49,7 @@ from pretrain.objectives import build_objective
 from pretrain.optim.clip import scale_and_clip
 from pretrain.optim.schedule import learning_rate
 from pretrain.parallel import accumulate_gradients
+from pretrain.parallel.cuda_graphs import CudaGraphs
 from pretrain.parallel.mesh import all_reduce_sum
 from pretrain.processes import Processes
 from pretrain.run import Run
@@ -69,6 +72,8 @@ class Trainer:
         self.sources = torch.arange(len(self.order.sources), device=processes.device)
         self.dp_size = self.layout.dp.size()
         self.objective = build_objective(config.objective)
+        graphs = config.parallel.cuda_graphs
+        self.graphs = CudaGraphs(self.model, self._forward_backward) if graphs else None
         self.bad_steps = bad_steps
         self.hooks: list[Hook] = []
         self.stopping: str | None = None
@@ -134,8 +139,7 @@ class Trainer:
         for index, batch in enumerate(data.micro_batches):
             last = index + 1 == len(data.micro_batches)
             accumulate_gradients(self.model, self.config.parallel, last)  # type: ignore[arg-type]
-            loss, by_sample, metrics = self.objective(self.model, batch)
-            (loss * weight).backward()
+            by_sample, *metrics = self._run_micro_batch(batch, weight, index == 0)
             losses = by_sample @ (batch.sources[:, None] == self.sources).to(sums.dtype)
             sums += torch.cat((losses, *(metric[None] for metric in metrics)))
         all_reduce_sum(sums, dp)
@@ -155,6 +159,17 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         numbers = StepNumbers(counts, sums, grad_norm, verdict)
         return PendingStep(self._record(data, rate), numbers, self._clock.lap())
+
+    def _run_micro_batch(self, batch: Batch, weight: float, is_first: bool) -> tuple[Tensor, ...]:
+        """Adds the gradients of a batch, and returns its losses by sample and the metrics."""
+        if self.graphs is not None:
+            return self.graphs(batch, weight, is_first, self.plan.at(self.step).name)
+        return self._forward_backward(batch, weight)
+
+    def _forward_backward(self, batch: Batch, weight: float) -> tuple[Tensor, ...]:
+        loss, by_sample, metrics = self.objective(self.model, batch)
+        (loss * weight).backward()
+        return by_sample, *metrics
 
     def _record(self, data: StepData, rate: float) -> dict[str, Any]:
         """Returns the values of the current step that are known without the device."""

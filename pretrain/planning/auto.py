@@ -23,6 +23,7 @@ from data_pipeline.sampling.recipe import StagePlan
 from pretrain.checks import check_layout
 from pretrain.config import AUTO, MESH, ParallelConfig, PretrainConfig
 from pretrain.planning.compile_choice import choose_compile
+from pretrain.planning.launches import launch_note
 from pretrain.planning.layouts import (
     Machine,
     accumulations,
@@ -50,6 +51,8 @@ def settle_parallel(config: PretrainConfig, plan: StagePlan, processes: Processe
         reasons = pick_layout(config, plan, measure_machine(processes))
     mesh = check_layout(config.parallel, config.model, processes.world_size)
     sizes = Sizes(*mesh)
+    if config.parallel.cuda_graphs:  # the first graph of a step creates the reduced gradients
+        config.parallel = replace(config.parallel, sharded_accumulation=True)
     if config.parallel.sharded_accumulation == AUTO and "sharded_accumulation" in before:
         kept = before["sharded_accumulation"]
         config.parallel = replace(config.parallel, sharded_accumulation=kept)
@@ -66,6 +69,8 @@ def settle_parallel(config: PretrainConfig, plan: StagePlan, processes: Processe
         compiled, reason = answer[0]
         config.parallel = replace(config.parallel, compile=compiled)
         reasons.append(reason)
+    if processes.device.type == "cuda" and (bound := launch_note(config, plan, processes.device)):
+        reasons.append(bound)
     note = blank_note(plan, mesh[0] * mesh[1], config.parallel.micro_batch_tokens)
     return reasons + ([note] if note else [])
 

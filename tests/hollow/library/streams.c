@@ -125,6 +125,11 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest) {
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags) {
   if (has_joined(event)) join(stream);
+  /* A graph cannot contain a wait for what is recorded outside of it. */
+  else if (has_joined(stream) && *(unsigned long long *)event != 0) {
+    trace("refused cudaStreamWaitEvent 0 0 0 0");
+    return cudaErrorStreamCaptureIsolation;
+  }
   trace("order %s", stream == NULL ? "default" : "side");
   return cudaSuccess;
 }
