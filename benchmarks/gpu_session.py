@@ -19,6 +19,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +80,7 @@ def session(options: argparse.Namespace, out: Path) -> None:
     """Runs the parts, and writes the figures after each item."""
     from benchmarks.gpu.kit import check, install
 
+    began = time.monotonic()
     check(options.kit)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by SIGTERM"))  # ends the worker too
     out.mkdir(parents=True, exist_ok=True)
@@ -105,7 +107,7 @@ def session(options: argparse.Namespace, out: Path) -> None:
             options.worker.split(),
         )
         limit = options.limit or (AGAIN_SECONDS if options.again else SECONDS)
-        supervisor.run(parts, limit)
+        supervisor.run(parts, limit - (time.monotonic() - began))
     print(page.markdown({"parts": before | supervisor.figures}))
     if not any(map(page.passed, rows_of(supervisor.figures.values()))):
         sys.exit("no item ran: see the reasons above")
