@@ -13,6 +13,7 @@ What was reported before is kept in `figures`, and `publish` is called after eve
 from __future__ import annotations
 
 import json
+import math
 import os
 import queue
 import signal
@@ -44,13 +45,13 @@ class Part:
         name: Name of the part.
         function: `module:function`, called with a `benchmarks.gpu.worker.Recorder`.
         seconds: Time limit of the part.
-        item_seconds: Time limit of each item; None for that of the part.
+        item_seconds: Time limit of each item, within that of the part.
     """
 
     name: str
     function: str
     seconds: float
-    item_seconds: float | None = None
+    item_seconds: float = math.inf
 
 
 class Supervisor:
@@ -152,8 +153,7 @@ class Supervisor:
                 return f"the process ended with exit code {self._worker.wait()}"
             if "item" in message:
                 begun.append(message["item"])
-                if part.item_seconds is not None:
-                    until = min(deadline, time.monotonic() + part.item_seconds)
+                until = min(deadline, time.monotonic() + part.item_seconds)
             elif "row" in message:
                 found["rows"].append(message["row"])
                 until = deadline
