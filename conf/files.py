@@ -144,22 +144,23 @@ def exchange(one: Path, other: Path) -> bool:
 def sync(path: Path) -> None:
     """Syncs a file, or a folder with all of its content, to disk, without following links."""
     if not path.is_dir():
-        _fsync(path)
+        fsync_path(path)
         return
     for folder, _, names in os.walk(path):
         for name in names:
             if not os.path.islink(os.path.join(folder, name)):
-                _fsync(Path(folder, name))
+                fsync_path(Path(folder, name))
         sync_folder(Path(folder))
 
 
 def sync_folder(folder: Path) -> None:
     """Syncs the names in a folder to disk, if the file system supports it."""
     with suppress(OSError):
-        _fsync(folder)
+        fsync_path(folder)
 
 
-def _fsync(path: Path) -> None:
+def fsync_path(path: Path) -> None:
+    """Makes the content of a file, or the list of names in a folder, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conf.errors import InputError, did_you_mean
+from conf.overrides import SWEEP
 
 if TYPE_CHECKING:
     from pretrain.config import PretrainConfig
@@ -25,7 +26,6 @@ TRAINING_KEYS = ("model", "recipe", "optim", "parallel", "precision", "checkpoin
 """Keys of `python -m pretrain` that users often give to a launcher by mistake."""
 WITH_TRAINING = ("local", "slurm", "chain", "plan")
 """Commands that take the arguments of a training run after `--`."""
-SWEEP = ("--multirun", "-m")
 
 
 def take_overrides() -> None:

@@ -25,6 +25,7 @@ from typing import Any
 
 from conf.errors import InputError
 from conf.files import clean, discard
+from conf.outputs import DISK_FULL
 from data_pipeline.files import write_json
 
 SCANNED = ("plan.json", "scan", "dedup.json", "match", "merge", "copies", "minhash")
@@ -32,7 +33,6 @@ SCANNED = ("plan.json", "scan", "dedup.json", "match", "merge", "copies", "minha
 LAYOUT = 2
 """Version of the work folder. Unfinished work of another version is discarded."""
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PRELOAD = ("data_pipeline.tokenizing.encoding", "gigatoken")
 """Modules that the fork server imports once for all worker processes."""
 SLURM_VARIABLES = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import product
 
 from conf.errors import InputError, first_line
-from launch.training import SWEEP
+from conf.overrides import SWEEP
 
 
 def sweep_points(given: list[str]) -> list[list[str]]:

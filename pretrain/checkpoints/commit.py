@@ -24,6 +24,7 @@ from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import WriteItem
 
+from conf.files import fsync_path
 from pretrain.checkpoints import direct_io, files
 from pretrain.checkpoints.retention import Retention
 from pretrain.checkpoints.staging import Staged
@@ -81,7 +82,7 @@ def commit(
     folder = final.parent
     for log in folder.parent.glob("*.jsonl"):  # the log must survive a power failure too
         with contextlib.suppress(OSError):
-            files.fsync_path(log)
+            fsync_path(log)
     FileSystemWriter(temporary).finish(metadata, [results for _, results in votes])
     entries = {name: entry for part, _ in votes for name, entry in part.items()}
     entries[".metadata"] = files.file_entry(temporary / ".metadata")
@@ -92,7 +93,7 @@ def commit(
     if final.exists():
         files.quarantine(final)
     os.rename(temporary, final)
-    files.fsync_path(folder)
+    fsync_path(folder)
     files.write_durably(folder / files.LATEST, {"checkpoint": final.name})
     deleted = keep.choose(folder)
     for path in deleted:

@@ -13,6 +13,7 @@ from typing import Any
 import xxhash
 
 from conf.errors import EXIT_CHECKPOINT, InputError
+from conf.files import fsync_path
 
 MANIFEST = "manifest.json"
 LATEST = "latest"
@@ -141,15 +142,6 @@ def write_durably(path: Path, content: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
     os.replace(temporary, path)
     fsync_path(path.parent)
-
-
-def fsync_path(path: Path) -> None:
-    """Makes the content of a file, or the list of names in a folder, durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def in_parallel(call: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:

@@ -17,6 +17,7 @@ from typing import Any
 import xxhash
 
 from conf.errors import InputError
+from conf.files import fsync_path
 from data_pipeline.store import storage
 from data_pipeline.store.remote_file import open_binary
 from pretrain.checkpoints import files
@@ -54,9 +55,9 @@ def download(folder: Path, url: str, step: int) -> Path:
     with contextlib.suppress(ValueError):  # the caller finds the damage when it verifies
         names += manifest(url, step)["files"]
     files.in_parallel(lambda n: storage.fetch(_file(url, step, n), temporary / n), names)
-    files.fsync_path(temporary)
+    fsync_path(temporary)
     os.rename(temporary, final)
-    files.fsync_path(folder)
+    fsync_path(folder)
     return final
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import InputError
+from conf.overrides import SWEEP
 from launch import training
 from launch.local import LocalConfig
 from launch.plan.config import PlanConfig
@@ -237,7 +238,7 @@ class Checker:
         """Yields the runs after `--`; those of `local` are checked here."""
         if not training.overrides or isinstance(settings, PlanConfig):
             return
-        given = [part for part in training.overrides if part not in training.SWEEP]
+        given = [part for part in training.overrides if part not in SWEEP]
         sweep = ["--multirun"] if len(given) < len(training.overrides) else []
         before = list(training.overrides)
         if isinstance(settings, ChainConfig):
