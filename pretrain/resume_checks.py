@@ -12,7 +12,7 @@ from typing import Any
 
 from conf.errors import InputError
 from data_pipeline.sampling.order import SampleOrder
-from data_pipeline.sampling.recipe import StagePlan
+from data_pipeline.sampling.recipe import DOCUMENTS, StagePlan
 from data_pipeline.sampling.stage import Stage
 from data_pipeline.store.manifest import Manifest
 from model.config import ModelConfig
@@ -101,12 +101,21 @@ def check_same_model(found: dict[str, object], model: ModelConfig, where: str) -
 def check_same_network(
     metadata: dict[str, Any], model: ModelConfig, plan: StagePlan, where: str
 ) -> None:
-    """Raises InputError if the RoPE base changed for the stage in which a checkpoint was saved."""
+    """Raises InputError if the network changed for the stage in which a checkpoint was saved.
+
+    A stage can set the RoPE base, and whether attention crosses the boundaries of documents.
+    """
     step = metadata["step"]
+    stage = plan.at(max(0, step - 1))
+    documents = metadata.get("documents", DOCUMENTS[0])
+    if stage.config.documents != documents:
+        raise InputError(
+            f"recipe.stages.{stage.name}.documents={stage.config.documents}: {where} was trained "
+            f"with {documents}. Restore this value, and change it in a later stage only."
+        )
     now = network_after(model, plan, step)
     before = network_of_checkpoint(metadata, model, plan)
     if before.rope_theta != now.rope_theta:
-        stage = plan.at(max(0, step - 1))
         raise InputError(
             f"recipe.stages.{stage.name}.rope_theta={now.rope_theta:g}: {where} was trained with "
             f"{before.rope_theta:g}. Restore this value, and change it in a later stage only."

@@ -280,6 +280,7 @@ class Trainer:
             "layout": self.layout.sizes(),
             "model": asdict(self.config.model),
             "precision": self.config.precision,
+            "documents": self.plan.stages[stage].config.documents,
             "attention": {key: timing.backend for key, timing in self.attention.items()},
             "network": asdict(network_after(self.config.model, self.plan, self.step)),
             "hooks": hook_states(self.hooks),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from conf.errors import InputError
+from model.attention import backends
 from model.attention.backends import check_backend, usable_backends
 from pretrain import attention_choice
 from pretrain.attention_choice import AttentionWork, fastest
@@ -85,6 +86,19 @@ def test_what_is_usable_on_the_cpu():
         InputError, match=r"attention=varlen: .* not support this backend on cpu in bfloat16"
     ):
         check_backend("varlen", CPU, torch.bfloat16)
+
+
+def test_newer_flash_kernels_need_their_package_and_gpu(monkeypatch):
+    installed = {"flash_attn_interface"}
+    monkeypatch.setattr(
+        backends.importlib.util, "find_spec", lambda name: name if name in installed else None
+    )
+    for major, found in ((8, False), (9, True), (10, False)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, major=major: (major, 0))
+        assert backends._has_flash_kernel("fa3", torch.device("cuda")) is found
+        assert not backends._has_flash_kernel("fa4", torch.device("cuda"))
+    installed.add("flash_attn.cute")
+    assert backends._has_flash_kernel("fa4", torch.device("cuda"))
 
 
 def test_a_run_records_its_choice_by_sequence_length(command, corpus, tmp_path):

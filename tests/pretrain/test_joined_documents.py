@@ -15,9 +15,11 @@ from conf.errors import InputError
 from data_pipeline.sampling.batches import BatchReader, held_out_batches
 from data_pipeline.sampling.order import SampleOrder
 from data_pipeline.sampling.recipe import RecipeConfig, StageConfig, StagePlan
+from model.config import ModelConfig
 from model.flops import mean_keys
 from pretrain.export import ExportConfig, export
 from pretrain.loader import Loader
+from pretrain.resume_checks import check_same_network
 from tests.runs import arguments, records
 
 CPU = torch.device("cpu")
@@ -72,6 +74,14 @@ def test_validation_and_export_follow_the_stage(command, corpus, tmp_path):
     assert "across documents in stage short" in (out / "README.md").read_text()
     metadata = json.loads((run_dir / "checkpoints/step_2/manifest.json").read_text())
     assert list(metadata["attention"]) == ["64 joined", "128"]
+    # The stage goes on as it began; a later one may change.
+    plan = StagePlan(
+        RecipeConfig("r", 2048, {"short": StageConfig(64, 20480)}), corpus.source_tokens("train")
+    )
+    with pytest.raises(
+        InputError, match=r"short\.documents=separate: there was trained with joined"
+    ):
+        check_same_network(metadata, ModelConfig(**metadata["model"]), plan, "there")
 
     last = records(run_dir, "validation")[-1]
     model = AutoModelForCausalLM.from_pretrained(out)
