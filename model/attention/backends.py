@@ -57,7 +57,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, block: QueryBlock) -> Tensor:
     mask = block.dense_mask
     if mask is not None:
         mask = mask.to(q.dtype)  # the CPU kernel reads a mask of another dtype wrongly
-        if q.is_cuda:
+        if block.repeats_kv:
             k, v = repeat_kv(q, k, v)
     return _torch_sdpa(q, k, v, mask)
 
@@ -75,11 +75,7 @@ def _torch_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def repeat_kv(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns keys and values with as many heads as the queries.
-
-    Of torch's kernels, flash takes no mask, and the memory-efficient one takes no grouped queries.
-    A mask with grouped queries would leave the kernel that materializes all scores in float32.
-    """
+    """Returns keys and values with as many heads as the queries."""
     groups = q.shape[2] // k.shape[2]
     if groups == 1:
         return k, v
@@ -221,7 +217,7 @@ def usable_backends(device: torch.device, dtype: torch.dtype) -> list[str]:
     if dtype in (torch.bfloat16, torch.float16):
         if torch.backends.cudnn.is_available() and not torch.are_deterministic_algorithms_enabled():
             found.append("cudnn")
-        if _torch_varlen_has_window():
+        if _torch_varlen_takes("window_size"):
             found.append("varlen")
             found += [name for name in FLASH_KERNELS if _has_flash_kernel(name, device)]
         if _flash_attn_function() is not None:
@@ -271,9 +267,18 @@ def _flash_attn_function() -> Callable[..., Any] | None:
     return function
 
 
-def _torch_varlen_has_window() -> bool:
+def repeats_kv(backend: str, device: str) -> bool:
+    """Returns whether a backend may keep copies of keys and values for each head of the queries."""
+    if device != "cuda":
+        return False
+    return backend == "sdpa" or (
+        BACKENDS.get(backend) is _varlen and not _torch_varlen_takes("enable_gqa")
+    )
+
+
+def _torch_varlen_takes(argument: str) -> bool:
     if importlib.util.find_spec("torch.nn.attention.varlen") is None:
         return False
     from torch.nn.attention.varlen import varlen_attn
 
-    return "window_size" in inspect.signature(varlen_attn).parameters
+    return argument in inspect.signature(varlen_attn).parameters

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -52,6 +53,7 @@ class QueryBlock:
         dense_mask: (batch or 1, 1, queries, keys) for `sdpa` and `cudnn`, in the dtype of the
             queries: 0 where a key is seen, and -inf elsewhere; None if plain causal attention is
             exact.
+        repeats_kv: True if `sdpa` has to copy keys and values for each head of the queries.
         masked_out: For `blocks`, one tensor per group of blocks, (batch, blocks, queries, keys)
             bool, True where a key is not seen; None for other backends.
         cu_seqlens_q: (documents + 1,) int32 starts of documents among the flattened queries, for
@@ -67,6 +69,7 @@ class QueryBlock:
     keys: slice
     window: int | None
     dense_mask: Tensor | None = None
+    repeats_kv: bool = False
     masked_out: list[Tensor] | None = None
     cu_seqlens_q: Tensor | None = None
     cu_seqlens_k: Tensor | None = None
@@ -183,8 +186,21 @@ def attention_mask(
                 block.block_mask = make_block_mask(first_seen, batch, *part)
             else:
                 block.dense_mask = _dense_mask(first_seen, part, dtype)
+                block.repeats_kv = device.type == "cuda" and not masked_kernel_groups(device)
         blocks.append(block)
     return AttentionMask(backend, blocks)
+
+
+@cache
+def masked_kernel_groups(device: torch.device) -> bool:
+    """Returns whether a kernel of torch takes a mask with grouped queries, in all dtypes.
+
+    Without one, torch takes the kernel that materializes all scores in float32.
+    """
+    from torch.backends.cuda import SDPAParams, can_use_efficient_attention
+
+    q, k, mask = (torch.zeros(1, n, 64, 64, device=device) for n in (2, 1, 1))
+    return can_use_efficient_attention(SDPAParams(q, k, k, mask, 0.0, False, True))
 
 
 def first_seen_keys(

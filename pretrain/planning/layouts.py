@@ -21,6 +21,7 @@ from conf.errors import InputError
 from conf.text import GIB
 from data_pipeline.sampling.dealing import blank_share, deals, micro_batch_sizes
 from data_pipeline.sampling.recipe import StagePlan
+from model.attention.backends import repeats_kv
 from model.config import ModelConfig
 from pretrain.checks import FP8_MULTIPLE, check_fp8_sides, check_layout, sequence_parts
 from pretrain.config import AUTO, OptimConfig, ParallelConfig
@@ -347,6 +348,9 @@ def _plan_memory(
         checkpointing=parallel.activation_checkpointing,
         reshard=parallel.reshards_after_forward(sizes.dp_shard * sizes.cp),
         dense_mask=machine.device == "cpu" or parallel.attention in MASKED_BACKENDS,
+        repeated_kv=repeats_kv(
+            "varlen" if parallel.attention == AUTO else parallel.attention, machine.device
+        ),
         device=machine.device,
     )
     planned = plan_memory(requirements.model, shapes, sizes, work, requirements.optimizer)

@@ -107,6 +107,7 @@ class Work:
     checkpointing: `none`, `selective` or `full`.
     reshard: whether the weights of blocks are gathered again for the backward pass.
     dense_mask: whether attention may use a mask (sequences, 1, seq, seq) per window.
+    repeated_kv: whether attention keeps keys and values for each head of the queries.
     device: `cuda` or `cpu`.
     """
 
@@ -118,6 +119,7 @@ class Work:
     checkpointing: str = "none"
     reshard: bool = True
     dense_mask: bool = False
+    repeated_kv: bool = False
     device: str = "cuda"
 
     @property
@@ -245,7 +247,8 @@ def _attention_bytes(config: ModelConfig, sizes: Sizes, work: Work, size: int) -
     """Returns the bytes of the keys and values that a block's queries need."""
     sequences = work.micro_batch_tokens // work.seq_len
     keys = _keys(config, sizes, work)
-    return sequences * keys * size * 2 * config.kv_size // sizes.tp
+    width = config.query_size if work.repeated_kv else config.kv_size
+    return sequences * keys * size * 2 * width // sizes.tp
 
 
 def _keys(config: ModelConfig, sizes: Sizes, work: Work) -> int:

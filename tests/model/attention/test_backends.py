@@ -98,3 +98,13 @@ def test_one_document_per_sequence_needs_no_mask(backend):
     assert windowed.dense_mask is not None
     assert windowed.dense_mask.shape == (1, 1, 256, 256)
     assert windowed.dense_mask.dtype == torch.bfloat16
+
+
+@torch.no_grad()
+def test_copies_of_keys_for_each_head_change_nothing():
+    """For versions of torch without a kernel that takes a mask and grouped queries."""
+    q, k, v = tensors(64)
+    mask = attention_mask("sdpa", 2, 256, 64, STARTS, CPU)
+    expected = attend(q, k, v, mask)
+    mask.blocks[0].repeats_kv = True
+    torch.testing.assert_close(attend(q, k, v, mask), expected)

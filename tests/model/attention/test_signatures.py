@@ -125,6 +125,17 @@ def test_torch_varlen(signature, backend, part, queries, keys, monkeypatch):
     assert call["window_size"] == (-1, 0)  # which torch takes for causal
 
 
+def test_copies_of_keys_are_planned(monkeypatch):
+    from torch.nn.attention import varlen
+
+    for signature, copies in ((VARLEN_2_11, True), (VARLEN_2_13, False)):
+        monkeypatch.setattr(varlen, "varlen_attn", recorder(signature, []))
+        assert {backends.repeats_kv(name, "cuda") for name in ("varlen", "fa3", "fa4")} == {copies}
+    assert backends.repeats_kv("sdpa", "cuda")
+    assert not backends.repeats_kv("sdpa", "cpu")
+    assert not any(backends.repeats_kv(name, "cuda") for name in ("cudnn", "flex", "flash"))
+
+
 def test_the_installed_varlen_is_one_of_these():
     from torch.nn.attention.varlen import varlen_attn
 
