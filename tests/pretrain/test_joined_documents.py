@@ -74,7 +74,7 @@ def test_validation_and_export_follow_the_stage(command, corpus, tmp_path):
     assert "across documents in stage short" in (out / "README.md").read_text()
     metadata = json.loads((run_dir / "checkpoints/step_2/manifest.json").read_text())
     assert list(metadata["attention"]) == ["64 joined", "128"]
-    # The stage goes on as it began; a later one may change.
+    # The stage has to continue as it began; a later one may change.
     plan = StagePlan(
         RecipeConfig("r", 2048, {"short": StageConfig(64, 20480)}), corpus.source_tokens("train")
     )
