@@ -32,12 +32,10 @@ def checksum_bytes(size: int) -> int:
     return -(-size // BLOCK_BYTES) * CHECKSUM.itemsize
 
 
-def read_with_checksums(
-    path: Path, chunk_blocks: int = 256
-) -> Iterator[tuple[bytes, NDArray[np.uint64]]]:
+def read_with_checksums(path: Path) -> Iterator[tuple[bytes, NDArray[np.uint64]]]:
     """Yields the content of a file in chunks, each with the checksums of its blocks."""
     with path.open("rb") as file:
-        while data := file.read(chunk_blocks * BLOCK_BYTES):
+        while data := file.read(256 * BLOCK_BYTES):
             yield data, block_checksums(data)
 
 

@@ -197,7 +197,7 @@ def read_many(parts: Sequence[tuple[str, int, int]], retry: Retry | None = None)
     return [data for data in found if data is not None]
 
 
-def fetch(url: str, to: Path, retry: Retry | None = None) -> Path:
+def fetch(url: str, to: Path) -> Path:
     """Copies a remote file to the local path `to` atomically.
 
     Raises:
@@ -212,13 +212,13 @@ def fetch(url: str, to: Path, retry: Retry | None = None) -> Path:
     def write(file: BinaryIO) -> None:
         for start in range(0, size, READ_AHEAD_BYTES):
             end = min(size, start + READ_AHEAD_BYTES)
-            file.write(read_ranges(url, [(start, end)], retry)[0])
+            file.write(read_ranges(url, [(start, end)])[0])
 
     write_atomically(to, write)
     return to
 
 
-def upload(path: Path, url: str, retry: Retry | None = None) -> None:
+def upload(path: Path, url: str) -> None:
     """Copies a local file to a URL. This is atomic, because a PUT request to a store is.
 
     The time limit grows with the size of the file, by one second per megabyte.
@@ -227,7 +227,7 @@ def upload(path: Path, url: str, retry: Retry | None = None) -> None:
         InputError: The store refuses the credentials.
         StorageError: The store does not answer.
     """
-    retry = retry or default_retry()
+    retry = default_retry()
     seconds = retry.timeout_seconds + path.stat().st_size / 1e6
     policy = replace(retry, timeout_seconds=seconds)
 

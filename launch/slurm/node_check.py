@@ -146,10 +146,10 @@ def measure(node: Node, device: torch.device, local: dist.ProcessGroup) -> None:
     node.all_reduce_seconds = best_time(lambda: dist.all_reduce(summed, group=local), cuda)
 
 
-def best_time(work, cuda: bool, times: int = 5) -> float:  # type: ignore[no-untyped-def]
-    """Returns the seconds of the fastest of several calls, after a warm-up call."""
+def best_time(work, cuda: bool) -> float:  # type: ignore[no-untyped-def]
+    """Returns the seconds of the fastest of five calls, after a warm-up call."""
     seconds = []
-    for _ in range(times + 1):
+    for _ in range(6):
         started = time.perf_counter()
         work()
         if cuda:

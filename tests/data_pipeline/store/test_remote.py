@@ -229,12 +229,12 @@ def test_a_block_that_the_network_damaged_is_asked_for_again(local, upload, s3, 
         (
             "train/code-00001.bin",
             lambda b: b[:-2],
-            r"corpus/train/code-00001\.bin has \d+ bytes, ex",
+            r"corpus/train/code-00001\.bin has \d+ bytes instead",
         ),
         (
             "train/code-00000.idx",
             lambda b: b[:-2],
-            r"corpus/train/code-00000\.idx has \d+ bytes, ex",
+            r"corpus/train/code-00000\.idx has \d+ bytes instead",
         ),
         (
             "train/code-00000.sums",

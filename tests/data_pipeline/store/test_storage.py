@@ -107,7 +107,7 @@ def test_a_store_that_fails_is_asked_again(put, s3, status):
 def test_a_store_that_stays_down_ends_with_one_sentence(put, s3):
     url = put("down", b"x" * 100)
     s3.fail_next, s3.gets = 1000, 0
-    with pytest.raises(StorageError, match=r"reading s3://bucket/down failed 3 times \(.+\): the"):
+    with pytest.raises(StorageError, match=r"reading s3://bucket/down failed 3 times \(.+\)\. The"):
         storage.read_ranges(url, [(0, 10)], QUICK)
     assert s3.gets == 3
 
