@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.attention.backends import attend, usable_backends
+from model.attention.backends import attend, select_flash_kernel, usable_backends
 from model.attention.mask import attention_mask
 
 pytestmark = [
@@ -15,7 +15,7 @@ SEQ, BATCH = 256, 2
 STARTS = torch.tensor([0, 100, 256, 300, 512, 512, 512], dtype=torch.int32)
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "cudnn", "varlen", "flash", "flex"])
+@pytest.mark.parametrize("backend", ["sdpa", "cudnn", "varlen", "fa3", "fa4", "flash", "flex"])
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 120, 128])
 @pytest.mark.parametrize("window", [None, 64])
 @pytest.mark.parametrize("documents", [False, True])
@@ -23,6 +23,7 @@ def test_backends_agree(backend, head_dim, window, documents):
     device = torch.device("cuda")
     if backend not in usable_backends(device, torch.bfloat16):
         pytest.skip(f"attention={backend} is not here")
+    select_flash_kernel(backend)
     generator = torch.Generator().manual_seed(0)
     shapes = [(BATCH, SEQ, heads, head_dim) for heads in (6, 2, 2)]
     cpu = [torch.randn(shape, generator=generator).bfloat16().float() for shape in shapes]
@@ -32,7 +33,11 @@ def test_backends_agree(backend, head_dim, window, documents):
     def run(tensors, name, place):
         leaves = [tensor.detach().to(place).requires_grad_() for tensor in tensors]
         starts = None if cu_seqlens is None else cu_seqlens.to(place)
-        mask = attention_mask(name, BATCH, SEQ, window, starts, place)
+        longest = 212 if documents else None
+        dtype = tensors[0].dtype
+        mask = attention_mask(
+            name, BATCH, SEQ, window, starts, place, dtype=dtype, max_seqlen=longest
+        )
         q, k, v = leaves
         out = attend(q, k, v, mask)
         out.backward(grad.to(out))

@@ -66,7 +66,7 @@ def test_fp8_trains_like_bf16(precision, bf16, command, corpus, tmp_path):
     assert "recompile" not in [record["event"] for record in records(run_dir, "event")]
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "cudnn", "varlen", "flash", "flex"])
+@pytest.mark.parametrize("attention", ["sdpa", "cudnn", "varlen", "fa3", "fa4", "flash", "flex"])
 @pytest.mark.parametrize("mode", ["none", "selective", "full"])
 def test_compiled_blocks_train_alike_on_every_backend(
     attention, mode, bf16, command, corpus, tmp_path
