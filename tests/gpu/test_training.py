@@ -83,6 +83,21 @@ def test_compiled_blocks_train_alike_on_every_backend(
     assert "recompile" not in [record["event"] for record in records(run_dir, "event")]
 
 
+@pytest.mark.parametrize("compiled", ["false", "true"])
+def test_cuda_graphs_take_the_same_steps(compiled, command, corpus, tmp_path):
+    changes = {"parallel__attention": "sdpa", "parallel__compile": compiled}
+    curves = [
+        [
+            (record["loss"], record["grad_norm"])
+            for record in records(run(command, corpus, tmp_path / name, **changes, **more))
+        ]
+        for name, more in (("plain", {}), ("graphs", {"parallel__cuda_graphs": "true"}))
+    ]
+    assert len(curves[0]) == 20
+    for plain, graph in zip(*curves, strict=True):
+        assert graph == pytest.approx(plain, rel=5e-3)
+
+
 def test_a_trace_and_a_memory_snapshot(command, corpus, tmp_path):
     changes = {"profile__steps": "[3,4]", "profile__memory": "true", "stop_after": 5}
     run_dir = run(command, corpus, tmp_path / "run", **changes)
