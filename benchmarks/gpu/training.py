@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu.context import Context
@@ -52,6 +53,8 @@ def training(recorder: Recorder) -> None:
     context: Context = recorder.context
     for title, changes in RUNS:
         recorder.measure(title, train_against_curve, title, changes, context, needs=10)
+    if context.device.type == "cuda":
+        recorder.measure("loop without waits", loop_without_waits, context, needs=5)
 
 
 def train_against_curve(title: str, changes: dict[str, Any], context: Context) -> dict[str, Any]:
@@ -80,6 +83,20 @@ def train_against_curve(title: str, changes: dict[str, Any], context: Context) -
         "resumed": "resume" in events,
         "recompiles": events.count("recompile"),
     }
+
+
+def loop_without_waits(context: Context) -> dict[str, Any]:
+    """Trains with all hooks; from the third step on, a wait anywhere in the loop is an error."""
+    from tests.gpu import test_loop
+
+    run_dir = context.scratch / "loop"
+    shutil.rmtree(run_dir, ignore_errors=True)
+    corpus = SimpleNamespace(folder=context.kit / CORPUS)
+    changes = {"precision": "bf16", "checkpoint__every_steps": 0, "health__compare_every_steps": 3}
+    with test_loop.training(corpus, run_dir, [test_loop.NoWaits()], **changes) as trainer:
+        trainer.train()
+    steps = len(records(run_dir, "train"))
+    return {"ok": steps == test_loop.STEPS}
 
 
 def small_run(context: Context, run_dir: Path, **changes: Any) -> PretrainConfig:
