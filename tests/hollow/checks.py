@@ -23,9 +23,10 @@ def check_never_waits(run: Rehearsal) -> None:
 
     The host may wait for the numbers of the step before while the device has a whole step queued.
     """
-    assert run.syncs == []
-    assert run.loop.pageable == []
-    assert run.loop.stalls(queued=run.step.kernels.total() // 2) == []
+    assert run.syncs == [], f"calls that wait: {run.syncs}"
+    assert run.loop.pageable == [], f"copies that wait: {run.loop.pageable}"
+    stalls = run.loop.stalls(queued=run.step.kernels.total() // 2)
+    assert stalls == [], f"waits: {stalls}"
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,11 @@ def check_spills(kernels: list[Kernel], budget: dict[str, int]) -> None:
         kernels: The compiled kernels; there must be some.
         budget: Bytes of stack per part of a kernel's name; other kernels have none.
     """
-    assert kernels
+    assert kernels, "no kernel was compiled"
     over = [
         kernel
         for kernel in kernels
         if kernel.stack_bytes
         > max([0, *(bytes_ for part, bytes_ in budget.items() if part in kernel.name)])
     ]
-    assert over == []
+    assert over == [], f"spills beyond the budget: {over}"

@@ -37,7 +37,7 @@ def before_the_update(monkeypatch, fault) -> None:
 )
 def test_a_wait_is_found(fault, rehearse, monkeypatch):
     before_the_update(monkeypatch, fault)
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="wait"):
         check_never_waits(rehearse())
 
 
