@@ -1,4 +1,7 @@
-"""Every layout, precision, backend, checkpointing mode and optimizer trains without a wait."""
+"""Every layout, precision, backend, checkpointing mode and optimizer trains without a wait.
+
+Where the numbers of a step are held as text (`numbers.py`), they are compared too.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +11,29 @@ import pytest
 import torch
 
 from model.attention.backends import usable_backends
-from tests.hollow.cases import COMPILED, EAGER
+from tests.hollow.cases import COMPILED, EAGER, HELD
 from tests.hollow.checks import check_never_waits
+from tests.hollow.numbers import check_numbers
 
 
-def check(run) -> None:
+def check(case, run) -> None:
     assert len(run.records()) == 3
     assert run.step.kernels.total() > 100
     assert run.whole.refused == []
     check_never_waits(run)
+    if case in HELD:
+        check_numbers(case, run.step, torch.__version__)
 
 
 @pytest.mark.parametrize("case", EAGER)
 def test_an_eager_layout_trains(case, rehearse):
-    check(rehearse(**EAGER[case]))
+    check(case, rehearse(**EAGER[case]))
 
 
 @pytest.mark.parametrize("case", COMPILED)
 def test_a_compiled_layout_trains(case, rehearse):
     run = rehearse(**COMPILED[case])
-    check(run)
+    check(f"compiled {case}", run)
     assert any(name.startswith("triton_") for name in run.step.kernels)
     assert "recompile" not in [event["event"] for event in run.records("event")]
 
