@@ -51,7 +51,8 @@ class Memory:
         step reduces its gradients once, the float32 sums over its micro-batches.
     activations: tensors kept for the backward pass, and those that one block recomputes.
     loss: gradients of the head and of its input, which the forward pass computes, plus the larger
-        of the logits of one chunk and the gradients inside a block.
+        of the gradients inside a block and the logits of one chunk, as far as these need more than
+        a recomputed block, which is counted in `activations` and does not exist at that time.
     buffers: buffers of collectives and libraries.
     """
 
@@ -153,6 +154,7 @@ def plan_memory(
     gathered_blocks = min(config.num_layers, GATHERED_BLOCKS) if work.reshard else config.num_layers
     tokens = work.micro_batch_tokens // sizes.cp
     loss_kept, loss_chunk = loss_bytes(config, tokens, sizes.tp, size)
+    block_gradients = tokens * block_gradient_bytes(config, sizes.tp, size)
     keeps_whole = work.accumulates and not work.sharded_accumulation
     # Weights are gathered into a buffer, and gradients copied into one; two of each are in use.
     buffers = 2 * block * (size + FP32) if shards > 1 else 0
@@ -163,7 +165,8 @@ def plan_memory(
         gathered=size * (root + gathered_blocks * block),
         unreduced=FP32 * (whole - sharded) if keeps_whole else size * (root + block),
         activations=activation_bytes(config, sizes, work),
-        loss=loss_kept + max(loss_chunk, tokens * block_gradient_bytes(config, sizes.tp, size)),
+        # No block is recomputed yet when the loss has its logits.
+        loss=loss_kept + max(loss_chunk - recomputed_bytes(config, sizes, work), block_gradients),
         buffers=buffers + (RUNTIME_BYTES if work.device == "cuda" else 0),
     )
 
@@ -192,8 +195,7 @@ def activation_bytes(config: ModelConfig, sizes: Sizes, work: Work) -> int:
     """Returns the bytes that a micro-batch keeps for backward, including one recomputed block."""
     size = compute_dtype(work.precision).itemsize
     tokens = work.micro_batch_tokens // sizes.cp
-    block = tokens * _block_bytes(config, sizes.tp, size, work.fused_norm)
-    block += _attention_bytes(config, sizes, work, size)
+    block = _kept_by_block(config, sizes, work)
     residual = tokens * size * config.hidden_size // sizes.tp
     last = tokens * _norm_bytes(config, sizes.tp, size, work.fused_norm)  # the one before the head
     last += work.seq_len // sizes.cp * 2 * size * config.query_size // config.num_heads  # RoPE
@@ -206,6 +208,19 @@ def activation_bytes(config: ModelConfig, sizes: Sizes, work: Work) -> int:
     if work.checkpointing == "selective":
         kept += tokens * _selected_bytes(config, sizes.tp, size)
     return config.num_layers * kept + block + last
+
+
+def recomputed_bytes(config: ModelConfig, sizes: Sizes, work: Work) -> int:
+    """Returns the part of `activation_bytes` that exists only while a block is recomputed."""
+    return 0 if work.checkpointing == "none" else _kept_by_block(config, sizes, work)
+
+
+def _kept_by_block(config: ModelConfig, sizes: Sizes, work: Work) -> int:
+    """Returns the bytes that a block keeps for backward without checkpointing."""
+    size = compute_dtype(work.precision).itemsize
+    tokens = work.micro_batch_tokens // sizes.cp
+    inside = tokens * _block_bytes(config, sizes.tp, size, work.fused_norm)
+    return inside + _attention_bytes(config, sizes, work, size)
 
 
 def _norm_bytes(config: ModelConfig, tp: int, size: int, fused: bool) -> int:

@@ -99,6 +99,7 @@ def compare(case: str, corpus: Path, run_dir: Path) -> Comparison:
         MICRO_BATCH_TOKENS,
         seq_len,
         checkpointing=config.parallel.activation_checkpointing,
+        sharded_accumulation=config.parallel.sharded_accumulation is True,
         reshard=config.parallel.reshards_after_forward(sizes.dp_shard * sizes.cp),
     )
     planned = plan_memory(
