@@ -51,6 +51,6 @@ COMPILED = {name: {"parallel__compile": "true"} | case for name, case in _COMPIL
 
 HELD = {
     name: EAGER[name]
-    for name in ("one", "fsdp", "tp", "cp", "full", "selective", "muon", "sdpa", "cudnn", "flex")
-} | {f"compiled {name}": COMPILED[name] for name in ("varlen", "flex, full", "fp8")}
+    for name in ("one", "fsdp", "tp", "cp", "full", "selective", "muon", "sdpa", "cudnn")
+} | {"compiled varlen": COMPILED["varlen"]}
 """The runs whose numbers are held in `numbers/`."""
