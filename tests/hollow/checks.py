@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
 import triton
+from torch._inductor.utils import clear_caches
 
 from tests.hollow.harness import Rehearsal
 
@@ -46,17 +48,13 @@ class Kernel:
 @contextmanager
 def fresh_kernels(folder: Path) -> Iterator[None]:
     """Makes Inductor and Triton compile everything again, and leave the binaries in a folder."""
-    before = os.environ.get("TRITON_CACHE_DIR")
-    os.environ["TRITON_CACHE_DIR"] = str(folder)
+    caches = dict.fromkeys(("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"), str(folder))
     torch._dynamo.reset()
-    try:
-        with torch._inductor.config.patch(force_disable_caches=True):
-            yield
-    finally:
-        torch._dynamo.reset()
-        os.environ.pop("TRITON_CACHE_DIR")
-        if before is not None:
-            os.environ["TRITON_CACHE_DIR"] = before
+    clear_caches()
+    with mock.patch.dict(os.environ, caches):
+        yield
+    torch._dynamo.reset()
+    clear_caches()
 
 
 def kernels_in(folder: Path) -> list[Kernel]:
