@@ -75,7 +75,10 @@ def apply_data_parallel(
     if compute_dtype(precision) == torch.bfloat16:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     parts: list[tuple[nn.Module, bool | None]]
-    reshards = config.reshards_after_forward(layout.data.size(-1))
+    last = (
+        layout.data.ndim - 1
+    )  # torch 2.11 does not count the dimensions of a flat mesh from the end
+    reshards = config.reshards_after_forward(layout.data.size(last))
     parts = [(block, reshards) for block in model.layers]
     if not model.config.tie_embeddings:
         # The head is separate because its gradients are ready first, and the embedding's last.
