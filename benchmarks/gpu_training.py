@@ -289,8 +289,13 @@ def model_config(name: str, tiny: bool) -> ModelConfig:
     assert isinstance(config, ModelConfig)
     if not tiny:
         return config
-    small = {"hidden_size": 64, "intermediate_size": 128, "num_layers": 2, "vocab_size": 512}
-    heads = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 16}
+    small: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_layers": 2,
+        "vocab_size": 512,
+    }
+    heads: dict[str, Any] = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 16}
     window = 64 if config.sliding_window else None
     return replace(config, **small, **heads, max_seq_len=128, sliding_window=window)
 

@@ -139,6 +139,14 @@ def install(kit: Path, site: Path) -> str | None:
     if not wheels:
         return None
     options = ["--quiet", "--no-index", "--no-deps", "--no-compile", "--upgrade"]
-    command = [sys.executable, "-m", "pip", "install", *options, f"--target={site}", *wheels]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        *options,
+        f"--target={site}",
+        *wheels,
+    ]
     subprocess.run(command, check=True)
     return str(site)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from model.config import ModelConfig
 
 MEASURED_SECONDS = 5.0
-OLMO_1B = {
+OLMO_1B: dict[str, Any] = {
     "name": "olmo_1b_shape",
     "architecture": "qwen3",
     "qk_norm": True,
@@ -128,8 +128,8 @@ def launches(recorder: Recorder) -> None:
 def host_seconds(precision: str, context: Context) -> dict[str, Any]:
     """Returns the seconds per layer of a compiled step that is bound by its launches."""
     work = work_of("danube_1_8b", 128, 1, context, precision)
-    narrow = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 512}
-    heads = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 64}
+    narrow: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 512}
+    heads: dict[str, Any] = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 64}
     work = replace(work, model=replace(work.model, **narrow, **heads), batch=1)
     seconds = 0.0 if context.tiny else MEASURED_SECONDS / 2
     found = measure("ours", work, seconds)

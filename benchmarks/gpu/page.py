@@ -21,7 +21,7 @@ SKIPPED = ("name", "failed", "ok", "whole_seconds")
 def markdown(figures: Mapping[str, Any]) -> str:
     """Formats a session: a summary of each part, then its table."""
     parts: Mapping[str, Any] = figures["parts"]
-    lines = [f"Machine: {described(machine_of(figures))}.", ""]
+    lines = [f"Machine: {described(dict(machine_of(figures)))}.", ""]
     lines += ["| part | items | failed | seconds |", "|---|---|---|---|"]
     for name, part in parts.items():
         failed = sum(not passed(row) for row in part["rows"])
@@ -42,7 +42,7 @@ def markdown(figures: Mapping[str, Any]) -> str:
 def machine_of(figures: Mapping[str, Any]) -> Mapping[str, Any]:
     """Returns the description of the machine, or {} if even that failed."""
     rows = [row for part in figures["parts"].values() for row in part["rows"]]
-    found = next((row for row in rows if row["name"] == "machine"), {})
+    found: Mapping[str, Any] = next((row for row in rows if row["name"] == "machine"), {})
     return {key: value for key, value in found.items() if key not in SKIPPED}
 
 
@@ -94,7 +94,7 @@ def title_of(key: str) -> str:
 def cell(key: str, value: Any) -> str:
     """Formats a figure in the unit of its column."""
     if isinstance(value, bool) or value is None or isinstance(value, str):
-        return {True: "yes", False: "no", None: ""}.get(value, str(value))
+        return {"True": "yes", "False": "no", "None": ""}.get(str(value), str(value))
     if key.endswith("_bytes"):
         return f"{value / 1e9:.2f}"
     if key.endswith("_seconds"):

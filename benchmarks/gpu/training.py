@@ -152,7 +152,7 @@ def guarded_steps(context: Context) -> Iterator[None]:
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    Trainer.train_step = guarded  # type: ignore[method-assign]
+    Trainer.train_step = guarded  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
