@@ -34,7 +34,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file, syncs it to disk and renames it into place; an error leaves no file."""
+    """Writes a temporary file, syncs it to disk and renames it to `path`.
+
+    On an error, the temporary file is removed and `path` is unchanged.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:

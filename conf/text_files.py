@@ -106,7 +106,10 @@ def read_text(path: Path, key: str) -> str:
             with _decompressed(io.BytesIO(content), compression) as stream:
                 content = stream.read()
     except (OSError, ValueError) as error:
-        raise InputError(f"{key}={path} cannot be read: {error}.") from None
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"{key}={path} cannot be read: {reason}. Check the path, or write the file again."
+        ) from None
     kind = other_kind(content)
     if kind:
         raise InputError(

@@ -191,7 +191,9 @@ def _message(message: Any, place: str) -> Message:
     """Returns a message with its content as text; `place` names the row and key for errors."""
     found = f"{place} has the message {message!r:.60}"
     if not isinstance(message, dict) or "content" not in message:
-        raise InputError(f"{found}. Give each message a role and content.")
+        raise InputError(
+            f"{found}, which is not an object with content. Give each message a role and content."
+        )
     if message.get("role") not in ROLES:
         raise InputError(
             f"{place} has a message with the role {message.get('role')!r}. Use one of "

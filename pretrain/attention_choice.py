@@ -1,9 +1,9 @@
-"""Chooses the attention backend of each stage, timed once at the start of a run.
+"""Chooses the attention backend of each stage, by timing all of them at the start of a run.
 
 The fastest backend depends on the GPU, the packages, the head size, the window and the document
 lengths, so `parallel.attention=auto` times every usable backend on the first batch of each kind of
 stage, with its masks and in all layers. A backend that keeps more for the backward pass than the
-memory plan has room for is not taken. Rank 0 decides for all ranks, because backends round
+memory plan has room for is rejected. Rank 0 decides for all ranks, because backends round
 differently, and a resumed run keeps its backends. On a CPU nothing is timed, so that runs are
 reproducible bit for bit: `blocks` is used with a window and `sdpa` without one.
 """

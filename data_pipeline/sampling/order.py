@@ -252,10 +252,11 @@ class SampleOrder:
         if stage.seq_len % following:
             per_window = WINDOW_ATOMS * pieces
             raise InputError(
-                f"recipe.stages: stage {number} (counted from 0) is ended in the middle of a "
-                f"window, and the next stage has longer sequences ({following} tokens, not "
-                f"{stage.seq_len}). End the stage at a multiple of {per_window} samples, or insert "
-                f"a stage with sequences of {stage.seq_len} tokens."
+                f"recipe.stages: stage {number} (counted from 0) ends in the middle of a shuffle "
+                "window, whose remaining samples cannot be joined into the longer sequences of "
+                f"the next stage ({following} tokens, not {stage.seq_len}). Set the stage's tokens "
+                f"to a multiple of {per_window * stage.seq_len}, or insert a stage with "
+                f"seq_len={stage.seq_len}."
             )
         parts = stage.seq_len // following
         source, epoch, start = (

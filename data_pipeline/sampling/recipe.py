@@ -89,7 +89,7 @@ class RecipeConfig:
 
 
 def _check_stage(recipe: RecipeConfig, key: str, stage: StageConfig) -> None:
-    """Raises InputError if the sequence length and the batch sizes of a stage are inconsistent."""
+    """Raises InputError if a setting of a stage is invalid, or does not fit the other settings."""
     _check_positive(stage, key, ("seq_len", "tokens"))
     one_of(f"{key}.documents", stage.documents, DOCUMENTS)
     if stage.planned_tokens is not None and stage.planned_tokens < stage.tokens:

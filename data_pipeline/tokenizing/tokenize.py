@@ -293,9 +293,8 @@ def _up_to_date(output: Output, inputs: str, console: Console) -> bool:
     missing = found.missing_files()
     if missing:
         raise InputError(
-            f"{out / missing[0]} is missing"
-            f"{f', and {len(missing) - 1} more files' if missing[1:] else ''}. Restore the files, "
-            "or tokenize the corpus again with overwrite=true."
+            f"{out} lacks {len(missing)} of the files in its manifest, such as {missing[0]}. "
+            "Restore them, or tokenize the corpus again with overwrite=true."
         )
     console.print(f"{out} is up to date (same files, sizes and settings).", soft_wrap=True)
     print_summary(found, console)

@@ -35,8 +35,8 @@ def read_tuned(name: str, folder: Path) -> Record:
     file = record_name(folder)
     if file is None or not (folder / "metrics.jsonl").is_file():
         raise InputError(
-            f"tuned.{name}={folder}: the folder lacks metrics.jsonl or {' or '.join(METHODS)}. "
-            "Give a folder made by python -m finetune."
+            f"tuned.{name}={folder}: expected a folder with metrics.jsonl and one of "
+            f"{', '.join(METHODS)}. Give a folder made by python -m finetune."
         )
     record = json.loads((folder / file).read_text())
     return record | {

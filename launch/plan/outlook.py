@@ -59,7 +59,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class StageOutlook:
-    """One stage in one layout; `times` are the best and the typical time of a step."""
+    """The estimated speed and duration of one stage in one layout.
+
+    times: the best and the typical time of a step.
+    """
 
     stage: ScheduledStage
     precision: str

@@ -90,12 +90,12 @@ class VocabularyParallelHead(Head):
         self.start = mesh.get_local_rank() * (head.out_features // mesh.size())
 
     def reduce_max(self, x: Tensor) -> Tensor:
-        """Returns the elementwise maximum over all ranks; changes `x` in place."""
+        """Returns the elementwise maximum over the ranks of the mesh; changes `x` in place."""
         dist.all_reduce(x, dist.ReduceOp.MAX, group=self.mesh.get_group())
         return x
 
     def reduce_sum(self, x: Tensor) -> Tensor:
-        """Returns the elementwise sum over all ranks; changes `x` in place."""
+        """Returns the elementwise sum over the ranks of the mesh; changes `x` in place."""
         dist.all_reduce(x, group=self.mesh.get_group())
         return x
 
