@@ -299,7 +299,7 @@ def test_an_early_end_before_longer_sequences_must_be_at_a_window():
     short = Stage(16, 1000, {"a": 1}, planned_samples=9000)
     with pytest.raises(
         InputError,
-        match=r"longer sequences \(32 tokens, not 16\)\. Set the stage.s tokens to a multiple of 8192,",
+        match=r"\(32 tokens, not 16\)\. Set the stage's tokens to a multiple of 8192, or insert",
     ):
         SampleOrder(sources, [short, longer], 0)
     SampleOrder(sources, [replace(short, samples=1024), longer], 0)
