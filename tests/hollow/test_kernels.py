@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.loss import linear_cross_entropy
+from model.loss import linear_cross_entropy, losses_and_gradient
 from tests.hollow.checks import check_spills, fresh_kernels, kernels_in
 
 BLOCK = {
@@ -42,6 +42,7 @@ def test_the_loss_spills_nothing(tmp_path):
     x = torch.randn(4096, 2560, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     weight = torch.randn(32000, 2560, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     labels = torch.randint(0, 32000, (4096,), device="cuda")
+    compiled = torch.compile(losses_and_gradient, fullgraph=True, dynamic=False)
     with fresh_kernels(tmp_path / "kernels"):
-        linear_cross_entropy(x, weight, labels)[0].backward()
+        linear_cross_entropy(x, weight, labels, compiled=compiled)[0].backward()
     check_spills(kernels_in(tmp_path / "kernels"), {})
