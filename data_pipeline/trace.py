@@ -140,7 +140,7 @@ class RunData:
         if not ranks:
             raise InputError(
                 f"{metrics} does not record the number of data-parallel ranks of step {step}. "
-                "Remove rank."
+                "Run the command without rank=."
             )
         return ranks
 

@@ -47,7 +47,7 @@ class Method:
     build: function of (config, base, rows, number of processes, folder, validation rows) that
         returns the trainer. The trainer counts in `num_skipped` the rows that are too long.
     finish: function that writes the trained weights into `base.model`, or None.
-    settings: keys of the config that the record holds in addition to those of every method.
+    settings: keys of the config that the tuned folder records, next to those of every method.
     """
 
     unit: str

@@ -86,7 +86,10 @@ class QualityModel:
             metadata = json.loads(head)
             found = metadata["format"], metadata["buckets"], metadata["most_chars"]
             if found != (FORMAT, BUCKETS, MAX_CHARS):
-                raise ValueError(f"format {found}, expected {(FORMAT, BUCKETS, MAX_CHARS)}")
+                raise ValueError(
+                    f"its format, buckets and maximum characters are {found}, but this version "
+                    f"reads {(FORMAT, BUCKETS, MAX_CHARS)}"
+                )
             return cls(lightgbm.Booster(model_str=text), metadata)
         except (ValueError, KeyError, TypeError, OSError, lightgbm.basic.LightGBMError) as error:
             raise InputError(

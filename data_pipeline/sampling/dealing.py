@@ -66,7 +66,7 @@ class Deal:
 
 
 def deal_step(plan: StagePlan, step: int, ranks: int, micro_batch_tokens: int) -> Deal:
-    """Returns the deal of a step, with micro-batches of at most `micro_batch_tokens`."""
+    """Returns how a step's samples are dealt to ranks, in micro-batches of a maximum size."""
     max_rows = max(1, micro_batch_tokens // plan.at(step).seq_len)
     return Deal.of(plan.level(step).samples_per_step, ranks, max_rows)
 

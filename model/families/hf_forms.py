@@ -17,7 +17,7 @@ Settings = dict[str, Any]
 
 
 def write_both_forms(folder: Path) -> None:
-    """Rewrites a folder's config.json and tokenizer settings so that both versions load them."""
+    """Rewrites a folder's config.json and tokenizer settings for transformers 4 and 5."""
     path = folder / "config.json"
     write_json(path, config_in_both_forms(json.loads(path.read_text(encoding="utf-8"))))
     path = folder / "tokenizer_config.json"
@@ -28,7 +28,7 @@ def write_both_forms(folder: Path) -> None:
 
 
 def config_in_both_forms(config: Settings) -> Settings:
-    """Returns a config.json with RoPE and the dtype under the names of both versions."""
+    """Returns a config.json with RoPE and the dtype under the names of transformers 4 and 5."""
     made = dict(config)
     for name, other in (("dtype", "torch_dtype"), ("torch_dtype", "dtype")):
         if name in config:
@@ -50,7 +50,7 @@ def config_in_both_forms(config: Settings) -> Settings:
 
 
 def tokenizer_in_both_forms(settings: Settings) -> Settings:
-    """Returns a tokenizer_config.json whose class and special tokens both versions load."""
+    """Returns a tokenizer_config.json whose class and special tokens transformers 4 and 5 load."""
     made = dict(settings)
     if settings.get("tokenizer_class") == "TokenizersBackend":
         made["tokenizer_class"] = "PreTrainedTokenizerFast"

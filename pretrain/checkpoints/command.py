@@ -47,7 +47,7 @@ class CheckpointsConfig:
         one_of("do", self.do, ("list", "verify", "export"))
         one_of("dtype", self.dtype, tuple(DTYPES))
         if self.do == "export" and self.out is None:
-            raise InputError("do=export: requires an output folder. Add out=<folder>.")
+            raise InputError("do=export: an output folder is required. Add out=<folder>.")
         if self.do != "export" and self.out is not None:
             raise InputError(
                 f"out={self.out}: do={self.do} writes no output. Remove out, or use do=export."

@@ -108,7 +108,7 @@ def pick_micro_batch(
     sizes: Sizes,
     before: dict[str, Any],
 ) -> str:
-    """Replaces `micro_batch_tokens=auto` for a given layout, and returns the reason."""
+    """Replaces `micro_batch_tokens=auto` by a size that fits, and returns why it was selected."""
     requirements = requirements_of(config, plan)
     kept = before.get("micro_batch_tokens")
     if isinstance(kept, int) and kept >= max(requirements.seq_lens):

@@ -275,7 +275,7 @@ def test_any_step_is_exported(trained, tmp_path):
     ("settings", "sentence"),
     [
         ({"do": "check"}, r"do=check: unknown choice"),
-        ({"do": "export"}, r"do=export: requires an output folder"),
+        ({"do": "export"}, r"do=export: an output folder is required"),
         ({"out": "x"}, r"out=x: do=list writes no output"),
         ({"folder": "nowhere"}, r"dir=nowhere: there is no checkpoint"),
         ({"folder": "s3://a/b", "do": "export", "out": "x"}, r"a mirror does not have the run"),
