@@ -16,7 +16,9 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.figures import write_results
@@ -85,7 +87,13 @@ def chains(texts: list[str], folder: Path) -> Iterator[tuple[str, Callable[[], o
         )
         chain = Chain(config, [step])
         chain.run(texts[0])
-        yield step, lambda chain=chain: [chain.run(text) for text in texts]
+        yield step, partial(run_all, chain, texts)
+
+
+def run_all(chain: Any, texts: list[str]) -> None:
+    """Cleans all texts."""
+    for text in texts:
+        chain.run(text)
 
 
 def signatures(texts: list[str]) -> None:

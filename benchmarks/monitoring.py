@@ -26,7 +26,7 @@ from benchmarks.machine import machine
 from pretrain.checkpoints.writer_process import WriterProcess
 from pretrain.config import DataConfig, OptimConfig, ParallelConfig, PretrainConfig
 from pretrain.health.bad_steps import BadSteps
-from pretrain.hooks import Hook
+from pretrain.hooks import Hook, TrainerView
 from pretrain.hooks.attention import AttentionByStage
 from pretrain.hooks.precision import PrecisionByStage
 from pretrain.processes import start
@@ -42,14 +42,14 @@ class Turns(Hook):
     """The last hook: switches between all hooks and the needed ones, and times the steps."""
 
     def __init__(self, hooks: list[Hook], steps: int) -> None:
-        self.everything = [*hooks, self]
+        self.everything: list[Hook] = [*hooks, self]
         needed = (AttentionByStage, PrecisionByStage)
-        self.needed = [*(h for h in hooks if isinstance(h, needed)), self]
+        self.needed: list[Hook] = [*(h for h in hooks if isinstance(h, needed)), self]
         self.steps = steps
         self.seconds: dict[bool, list[list[float]]] = {True: [], False: []}
         self.done, self.full, self.last = 0, True, time.perf_counter()
 
-    def after_step(self, trainer: Trainer) -> None:
+    def after_step(self, trainer: TrainerView) -> None:
         """Records the time of the step, except for the first of each turn."""
         now = time.perf_counter()
         if self.done % self.steps == 0:
@@ -59,6 +59,7 @@ class Turns(Hook):
         self.done += 1
         if self.done % self.steps == 0:
             self.full = not self.full
+            assert isinstance(trainer, Trainer)
             trainer.hooks = self.everything if self.full else self.needed
         self.last = time.perf_counter()
 

@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import nn
 from torch.distributed.tensor import DTensor
 
 from benchmarks.figures import write_results
@@ -120,7 +119,7 @@ def measure(
 def side(config: ModelConfig, name: str, ranks: int) -> Callable[[], None]:
     """Returns a function that takes a step: sharded by FSDP2, or unsharded if `ranks` is 1."""
     torch.manual_seed(0)
-    model: nn.Module = build_meta(config)
+    model = build_meta(config)
     if ranks > 1:
         layout = make_layout((1, ranks, 1, 1), torch.device("cpu"))
         parallelize(model, layout, ParallelConfig(), "fp32")

@@ -27,12 +27,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.figures import write_results
 from benchmarks.machine import described, machine
 from data_pipeline.cleaning.config import DedupOptions
-from data_pipeline.cleaning.ngrams import mix
 from data_pipeline.dedup import matching, minhash
 from data_pipeline.dedup.components import star_forest
 from data_pipeline.dedup.digests import DIGEST
 from data_pipeline.dedup.ranges import RANGES, range_of_part, range_starts
 from data_pipeline.files import write_array, write_json
+from data_pipeline.splitmix import mix
 
 DOCUMENTS_PER_UNIT = 83_000
 """Documents of a unit at 1.5 billion documents in 18,000 units."""

@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.cpu_training import SEQ, batches, small_model
@@ -96,7 +97,7 @@ def train(options: argparse.Namespace) -> None:
         options.out.write_text(json.dumps(medians))
 
 
-def by_the_plan(figures: dict, mbit: int) -> dict[str, float]:
+def by_the_plan(figures: dict[str, Any], mbit: int) -> dict[str, Any]:
     """Returns the bytes per rank, and the time that the limit adds without and with overlap."""
     from launch.plan.cluster import ClusterConfig
     from launch.plan.speed import Step, StepTime, exposed_seconds
@@ -107,8 +108,14 @@ def by_the_plan(figures: dict, mbit: int) -> dict[str, float]:
     parallel = ParallelConfig(dp_shard=2, micro_batch_tokens=SEQUENCES * SEQ)
     sent = sum(part.sent(2) for part in traffic(model, parallel, SEQ, tokens))
     cable = ClusterConfig(
-        **{"name": "cable", "gpu": "none", "nodes": 2, "gpus_per_node": 1},
-        **{"gpu_memory_gib": 1, "bf16_tflops": 1, "memory_gb_s": 1, "intra_node_gb_s": 1},
+        name="cable",
+        gpu="none",
+        nodes=2,
+        gpus_per_node=1,
+        gpu_memory_gib=1,
+        bf16_tflops=1,
+        memory_gb_s=1,
+        intra_node_gb_s=1,
         inter_node_gb_s=mbit / 8000,
     )
     computed = StepTime(figures["overlapped"]["no limit"], 0.0, 0.0, 0.0, 0.0)

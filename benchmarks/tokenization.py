@@ -25,6 +25,7 @@ import sysconfig
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.figures import write_results
@@ -87,7 +88,7 @@ def compare(options: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def make_text(folder: Path, megabytes: float) -> dict[str, object]:
+def make_text(folder: Path, megabytes: float) -> dict[str, Any]:
     """Writes this Python's own sources and docs as JSON lines, and trains a tokenizer on them.
 
     Every file is one document. Files are repeated under new names if they are not enough.

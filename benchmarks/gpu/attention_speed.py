@@ -68,6 +68,7 @@ def timed(backend: str, seq_len: int, documents: str, context: Context) -> dict[
     )
     seconds = context.seconds(work)
     keys = seen_keys(*shape, starts, model.sliding_window)
+    assert model.head_dim is not None
     flops = 12 * model.num_heads * model.head_dim * keys  # 2 products forward, 4 backward
     return {
         "layer_seconds": seconds,

@@ -122,11 +122,11 @@ def loss_errors(compiled: bool, context: Context) -> dict[str, Any]:
     labels[::7] = IGNORED
 
     def results(device: torch.device, dtype: torch.dtype, form: Any) -> list[Tensor]:
-        leaves = [t.to(device, dtype).requires_grad_() for t in (x, weight)]
+        states, head = (t.to(device, dtype).requires_grad_() for t in (x, weight))
         loss, losses = linear_cross_entropy(
-            *leaves, labels.to(device), compiled=form, chunk_tokens=tokens // 4
+            states, head, labels.to(device), compiled=form, chunk_tokens=tokens // 4
         )
-        return [losses, *torch.autograd.grad(loss, leaves)]
+        return [losses, *torch.autograd.grad(loss, (states, head))]
 
     form = torch.compile(losses_and_gradient, fullgraph=True, dynamic=False) if compiled else None
     found = results(context.device, torch.bfloat16, form)
@@ -157,9 +157,9 @@ def fp8_errors(precision: str, device: torch.device) -> dict[str, Any]:
 
     cpu = torch.device("cpu")
     expected = results(layer(cpu, torch.float32), x.float().requires_grad_(), torch.float32)
-    blocks = nn.ModuleList([layer(device, torch.bfloat16)])
-    apply_fp8(SimpleNamespace(layers=blocks), precision, device)  # type: ignore[arg-type]
-    found = results(blocks[0], x.to(device).requires_grad_(), torch.bfloat16)
+    quantized: Any = nn.ModuleList([layer(device, torch.bfloat16)])
+    apply_fp8(SimpleNamespace(layers=quantized), precision, device)  # type: ignore[arg-type]
+    found = results(quantized[0], x.to(device).requires_grad_(), torch.bfloat16)
     names = ("output", "hidden", "weight")
     kinds = ("fp8", "fp8 gradient", "fp8 gradient")
     return judged(*zip(names, kinds, found, expected, strict=True))
