@@ -18,6 +18,7 @@ EXTRAS = {
         "import-linter>=2.3",
         "moto[server]>=5.1",
         "mypy>=1.15",
+        "psutil>=6",
         "pytest>=8.3",
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.6",

@@ -36,6 +36,8 @@ Links = NDArray[np.uint64]
 
 BYTES_PER_LINK = 200
 """Peak memory per link of `star_forest`, measured by `benchmarks/preparation_growth.py`."""
+MAX_LINKS_AT_ONCE = 1 << 20
+"""Largest number of links to join at a time. The time per link grows with their number."""
 
 
 @dataclass(frozen=True)
@@ -101,12 +103,16 @@ def read_links(path: Path, low: int, high: int) -> Links:
 def links_to_first(nodes: NDArray[np.uint64], same: NDArray[np.bool_]) -> Links:
     """Returns links of the nodes of each group to its first one, which must be its smallest.
 
-    `same[i]` tells whether the nodes i and i + 1 are in the same group.
+    `same[i]` tells whether the nodes i and i + 1 are in the same group. The links are not sorted.
     """
     later = np.flatnonzero(same) + 1
     firsts = np.flatnonzero(~np.concatenate([[False], same]))
     first = firsts[np.searchsorted(firsts, later, "right") - 1]
-    links = np.stack([nodes[later], nodes[first]])
+    return np.stack([nodes[later], nodes[first]])
+
+
+def sort_links(links: Links) -> Links:
+    """Returns links in the order in which they are stored."""
     return links[:, np.argsort(links[0], kind="stable")]
 
 

@@ -18,12 +18,14 @@ from conf.errors import InputError
 from data_pipeline.cleaning.config import DedupOptions
 from data_pipeline.dedup.components import (
     BYTES_PER_LINK,
+    MAX_LINKS_AT_ONCE,
     Links,
     NodeRange,
     links_to_first,
     merge,
     read_links,
     settle,
+    sort_links,
 )
 from data_pipeline.dedup.digests import (
     EXACT,
@@ -86,7 +88,7 @@ def make_plan(documents: list[int], options: DedupOptions) -> DedupPlan:
     """
     total, limit = sum(documents), options.task_bytes
     # Half of a task's memory holds the links of its documents, the other half those being read.
-    at_once = limit // (2 * BYTES_PER_LINK)
+    at_once = min(limit // (2 * BYTES_PER_LINK), MAX_LINKS_AT_ONCE)
     first_units, size = [0], 0
     for unit, count in enumerate(documents):
         if size and size + count > at_once:
@@ -152,7 +154,7 @@ def match_exact(task: int, tasks: int, units: list[Unit], work: Path) -> Links:
     same = (high[1:] == high[:-1]) & (low[1:] == low[:-1])
     del high, low
     documents = documents[order]
-    return links_to_first(documents, same)
+    return sort_links(links_to_first(documents, same))
 
 
 def merge_range(number: int, plan: DedupPlan, work: Path) -> None:

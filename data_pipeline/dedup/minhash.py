@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import IO
 
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from conf.files import write_atomically
 from data_pipeline.cleaning.config import DedupOptions
 from data_pipeline.cleaning.ngrams import n_grams, word_hashes, words
-from data_pipeline.dedup.components import Links, links_to_first
+from data_pipeline.dedup.components import Links, links_to_first, sort_links
 from data_pipeline.dedup.ranges import RANGES, range_starts
 from data_pipeline.splitmix import UInts, mix
 
@@ -36,6 +37,8 @@ NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 N_GRAMS_AT_ONCE = 1024
 """Number of n-grams permuted at a time, chosen so that they fit into the cache of a CPU core."""
 SEED = 1
+KEYS_AT_ONCE = 1 << 20
+"""Number of keys sorted at a time. The time per key grows with their number."""
 
 
 def write_signatures(
@@ -90,38 +93,33 @@ def match_keys(
     as (number, path). Each document that shares its key with an earlier one is linked to the first
     document with that key. A document is the unit's number times 2^32 plus its own.
     """
-    parts = []
-    for _, path in units:
+    parts: list[tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.uint64]]] = []
+    for unit, path in units:
         with path.open("rb") as file:
-            parts.append(_bounds(file, bucket, first, end))
-    total = sum(end - start for _, start, end in parts)
-    keys, documents = np.empty(total, np.uint64), np.empty(total, np.uint64)
-    filled = 0
-    for (unit, path), (size, start, stop) in zip(units, parts, strict=True):
-        if start == stop:
-            continue
-        rows = slice(filled, filled := filled + stop - start)
-        table = 4 * options.buckets * (RANGES + 1)
-        at = size * bucket + start
-        with path.open("rb") as file:
-            keys[rows] = _read(file, "<u8", table + 8 * at, stop - start)
-            numbers = _read(file, "<u4", table + 8 * options.buckets * size + 4 * at, stop - start)
-        documents[rows] = numbers
-        documents[rows] += np.uint64(unit << 32)
-    # Documents are in ascending order already, which a stable sort retains for each key.
-    order = np.argsort(keys, kind="stable")
-    keys = keys[order]
-    same = keys[1:] == keys[:-1]
-    del keys
-    documents = documents[order]
-    del order
-    return links_to_first(documents, same)
+            starts = _read(file, "<u4", 4 * bucket * (RANGES + 1), RANGES + 1).astype(np.int64)
+            size, start = int(starts[-1]), int(starts[first])
+            at, count = size * bucket + start, int(starts[end]) - start
+            table = 4 * options.buckets * (RANGES + 1)
+            keys = _read(file, "<u8", table + 8 * at, count)
+            numbers = _read(file, "<u4", table + 8 * options.buckets * size + 4 * at, count)
+        parts.append((starts[first : end + 1] - start, keys, numbers | np.uint64(unit << 32)))
+    total = sum(len(keys) for _, keys, _ in parts)
+    pieces = [np.empty((2, 0), np.uint64)]
+    for low, high in pairwise(_cuts(end - first, total)):
+        held = [(keys[s[low] : s[high]], rows[s[low] : s[high]]) for s, keys, rows in parts]
+        if held:
+            key, documents = map(np.concatenate, zip(*held, strict=True))
+            # Documents are in ascending order, which a stable sort retains for each key.
+            order = np.argsort(key, kind="stable")
+            key = key[order]
+            pieces.append(links_to_first(documents[order], key[1:] == key[:-1]))
+    return sort_links(np.concatenate(pieces, 1))
 
 
-def _bounds(file: IO[bytes], bucket: int, first: int, end: int) -> tuple[int, int, int]:
-    """Returns a unit's number of signatures, and where a range of a bucket starts and ends."""
-    starts = _read(file, "<u4", 4 * bucket * (RANGES + 1), RANGES + 1)
-    return int(starts[-1]), int(starts[first]), int(starts[end])
+def _cuts(ranges: int, total: int) -> list[int]:
+    """Returns where to cut ranges of keys, so that few enough are sorted at a time."""
+    pieces = min(ranges, total // KEYS_AT_ONCE + 1)
+    return [ranges * piece // pieces for piece in range(pieces + 1)]
 
 
 def _read(file: IO[bytes], dtype: str, offset: int, count: int) -> NDArray[np.unsignedinteger]:
