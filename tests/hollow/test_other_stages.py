@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
+from conf.machine import fitting_dtype, fp16_verdict, processor
 from eval.devices import resolve_device
+from finetune.config import SftConfig
 from finetune.precision import agree_on_precision, uses_cpu
 from launch.local import _gpus, check
 from model.attention.backends import usable_backends
@@ -35,6 +37,26 @@ def test_evaluation_and_tuning_take_the_gpu(tmp_path):
     config: Any = SimpleNamespace(device="auto", precision="auto")
     assert not uses_cpu(config)
     assert agree_on_precision(config, tmp_path, 1, True) == "bf16"
+
+
+def test_fp16_is_computed_as_it_is_stored():
+    found = processor("cuda")
+    assert fp16_verdict(found).native
+    assert fitting_dtype("float16", found) == "float16"
+
+
+def test_a_cluster_is_planned_and_its_job_written(command, tmp_path):
+    done = command("launch", "plan", "cluster=h100", "nodes=4")
+    assert done.returncode == 0, done.stderr
+    assert "GPU-hours" in done.stdout
+    given = ("cluster=h100", "nodes=4", "--dry-run", "--", f"run_dir={tmp_path / 'run'}")
+    done = command("launch", "slurm", *given, "model=danube_1_8b")
+    assert done.returncode == 0, done.stderr
+    assert "#SBATCH --gpus-per-node=8" in done.stdout
+
+
+def test_the_settings_of_tuning_take_a_gpu():
+    assert SftConfig(device="cuda").device == "cuda"
 
 
 def test_torchs_own_attention_is_usable():
