@@ -170,6 +170,9 @@ class Checker:
 
     def module(self, name: str, arguments: list[str], processes: int) -> None:
         """Composes a command of the project, and checks what it would run."""
+        if name == "pytest":
+            tests(arguments)
+            return
         if name not in STAGES:
             script(f"{name.replace('.', '/')}/__main__.py", arguments)
             return
@@ -344,11 +347,21 @@ def script(path: str, words: list[str]) -> None:
 
 
 def make_target(words: list[str]) -> None:
-    """Raises InputError for a word that is not a target of the Makefile."""
-    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
+    """Raises InputError for a word that is not a target or a variable of the Makefile."""
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^([\w-]+):", makefile, re.M)
+    variables = re.findall(r"^(\w+) \?=", makefile, re.M)
     for word in words:
-        if word not in targets:
+        name, sign, _ = word.partition("=")
+        if name not in (variables if sign else targets):
             raise InputError(f"make {word}: the Makefile has no such target.")
+
+
+def tests(words: list[str]) -> None:
+    """Raises InputError for tests that do not exist."""
+    for word in words:
+        if not (ROOT / word).exists():
+            raise InputError(f"pytest {word}: the file does not exist.")
 
 
 def pip(words: list[str]) -> None:
