@@ -291,7 +291,7 @@ def test_runs_side_by_side(content, run, lines, tmp_path):
         ({"perplexity": "nowhere"}, "perplexity=nowhere: the file does not exist"),
         (
             {"tuned": {"x": "nowhere"}},
-            r"tuned\.x=nowhere: expected a folder with metrics\.jsonl and one of sft\.json, dpo\.json",
+            r"tuned\.x=nowhere: expected a folder with metrics\.jsonl and one of sft\.json, dpo",
         ),
         ({"samples": {"mine": "nowhere"}}, r"samples\.mine=nowhere: the file does not exist"),
         ({"max_samples": -1}, "max_samples=-1"),
