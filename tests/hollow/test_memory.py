@@ -8,8 +8,8 @@ from model.attention.backends import repeats_kv
 from tests.hollow.memory import CASES, LIMIT, compare
 
 TOO_LOW = "2 ranks, CP"
-"""The case whose planned memory is too low, measured 1.18 of it, if torch's variable-length attention
-takes no groups of heads, as in 2.11: both pieces of a sequence have copies of keys and values."""
+"""The case whose planned memory is too low, measured 1.18 of it, if torch's variable-length
+attention takes no groups of heads, as in 2.11: both pieces of a sequence have copies of keys."""
 
 
 @pytest.mark.parametrize("case", CASES)
