@@ -266,23 +266,3 @@ class AttentionWork:
             total += torch.cuda.memory_allocated() - before
             del out
         return total
-
-
-def forward_backward(
-    name: str,
-    model: ModelConfig,
-    shape: tuple[int, int],
-    tp: int,
-    cu_seqlens: Tensor | None,
-    device: torch.device,
-    dtype: torch.dtype,
-    max_seqlen: int | None = None,
-) -> Callable[[], None]:
-    """Returns a function that runs one layer's attention and its gradients, without the masks.
-
-    If the layers' windows differ, it runs all layers. The arguments are those of `AttentionWork`.
-    """
-    work = AttentionWork(name, model, shape, tp, cu_seqlens, device, dtype, max_seqlen)
-    masks = work.masks()
-    windows = work.windows if len(masks) > 1 else work.windows[:1]
-    return lambda: work.run(masks, windows)

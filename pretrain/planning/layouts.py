@@ -23,8 +23,9 @@ from data_pipeline.sampling.dealing import blank_share, deals, micro_batch_sizes
 from data_pipeline.sampling.recipe import StagePlan
 from model.attention.backends import repeats_kv
 from model.config import ModelConfig
-from pretrain.checks import FP8_MULTIPLE, check_fp8_sides, check_layout, sequence_parts
+from pretrain.checks import check_layout, sequence_parts
 from pretrain.config import AUTO, OptimConfig, ParallelConfig
+from pretrain.fp8_checks import FP8_MULTIPLE, check_fp8_sides
 from pretrain.parallel.activation_checkpointing import MODES
 from pretrain.planning.memory import Memory, Sizes, Work, parameter_shapes, plan_memory
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from pretrain.checkpoints.writer_process import WriterProcess
-from pretrain.checks import FP8_CAPABILITY
+from pretrain.fp8_checks import FP8_CAPABILITY
 from pretrain.health.bad_steps import BadSteps
 from pretrain.hooks import Hook, TrainerView
 from pretrain.processes import start

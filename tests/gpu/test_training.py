@@ -14,7 +14,7 @@ import yaml
 from model.attention.backends import usable_backends
 from model.loss import linear_cross_entropy
 from model.network import Decoder
-from pretrain.checks import FP8_CAPABILITY
+from pretrain.fp8_checks import FP8_CAPABILITY
 from pretrain.parallel.activation_checkpointing import MODES, apply_activation_checkpointing
 from pretrain.planning.memory import Sizes, Work, parameter_shapes, plan_memory
 from tests.model.shapes import initialize, tiny

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from conf.errors import InputError
-from pretrain.checks import check_fp8_package, check_fp8_sides
+from pretrain.fp8_checks import check_fp8_package, check_fp8_sides
 from tests.conftest import ROOT
 from tests.model.shapes import tiny
 from tests.patience import limit
