@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,10 @@ class Manifest:
         packed: Sequence lengths that documents were packed into; empty without packing.
         origin: `tokenize`, or `import` for shards made by another program.
         encoder: Name and version of the library that encoded the text, and counts of its checks.
+        editions: One entry per preparation that wrote to the corpus, the oldest first; empty if
+            there was only one. `number` counts from 1. `inputs`, `sources` and `encoder` are as
+            above, but of that preparation alone. `shards` is the number of shards by split and
+            source after it. Lists of shards only ever grow at their end.
     """
 
     folder: Path
@@ -56,10 +62,13 @@ class Manifest:
     packed: list[int] = field(default_factory=list)
     origin: str = "tokenize"
     encoder: dict[str, Any] = field(default_factory=dict)
+    editions: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> str:
         """Returns the content of `manifest.json`."""
         fields = {key: value for key, value in asdict(self).items() if key != "folder"}
+        if not self.editions:
+            del fields["editions"]  # as in corpora of earlier versions
         return json.dumps({"format": FORMAT, **fields}, indent=1)
 
     @property
@@ -77,6 +86,64 @@ class Manifest:
         """The sha256 that identifies the data. It covers the tokenizer and the hashes of shards."""
         data = [self.tokenizer, self.dtype, self.splits]
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def edition_count(self) -> int:
+        """Number of preparations that wrote to the corpus: the first one and every addition."""
+        return max(1, len(self.editions))
+
+    @property
+    def edition_inputs(self) -> list[str]:
+        """The `inputs` of every edition, the oldest first."""
+        return [entry["inputs"] for entry in self.editions] or [self.inputs]
+
+    def at_edition(self, number: int) -> Manifest:
+        """Returns the manifest of the corpus as it was after its `number`-th preparation.
+
+        Its shards are a prefix of those of each source, and its fingerprint is that of the corpus
+        at that time. Raises InputError if there is no such edition.
+        """
+        if not 1 <= number <= self.edition_count:
+            raise InputError(
+                f"{self.folder} has no edition {number}. Choose one from 1 to {self.edition_count}."
+            )
+        if number == self.edition_count:
+            return self
+        kept, last = self.editions[:number], self.editions[number - 1]
+        splits = {
+            split: {name: self.shards(split, name)[:count] for name, count in counts.items()}
+            for split, counts in last["shards"].items()
+        }
+        return replace(
+            self,
+            inputs=last["inputs"],
+            splits=splits,
+            sources=_total(entry["sources"] for entry in kept),
+            encoder=last["encoder"],
+            editions=kept,
+        )
+
+    def find_edition(self, fingerprint: str) -> Manifest | None:
+        """Returns the newest edition that has a fingerprint, or None."""
+        editions = map(self.at_edition, range(self.edition_count, 0, -1))
+        return next((found for found in editions if found.fingerprint == fingerprint), None)
+
+    def extended(self, added: Manifest) -> Manifest:
+        """Returns this manifest with one more edition, whose shards are those of `added`."""
+        splits = {split: dict(sources) for split, sources in self.splits.items()}
+        for split, sources in added.splits.items():
+            for name, shards in sources.items():
+                splits.setdefault(split, {})[name] = [*self.shards(split, name), *shards]
+        editions = self.editions or [_edition(1, self, self.splits)]
+        editions = [*editions, _edition(len(editions) + 1, added, splits)]
+        return replace(
+            self,
+            inputs=added.inputs,
+            splits=splits,
+            sources=_total([self.sources, added.sources]),
+            encoder=added.encoder,
+            editions=editions,
+        )
 
     def shards(self, split: str, source: str) -> list[dict[str, Any]]:
         """Returns the entries of a source's shards, in the order of the source's stream."""
@@ -113,6 +180,29 @@ class Manifest:
                 f"the shards were made with has {str(self.tokenizer['sha256'])[:16]}. Restore that "
                 "tokenizer, or tokenize the corpus again."
             )
+
+
+def _edition(number: int, preparation: Manifest, splits: dict[str, Any]) -> dict[str, Any]:
+    """Returns the entry of a preparation, after which the corpus has the shards `splits`."""
+    return {
+        "number": number,
+        "inputs": preparation.inputs,
+        "sources": preparation.sources,
+        "encoder": preparation.encoder,
+        "shards": {
+            split: {name: len(shards) for name, shards in sources.items()}
+            for split, sources in splits.items()
+        },
+    }
+
+
+def _total(parts: Iterable[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:
+    """Returns the sums of counts per source."""
+    total: dict[str, Counter[str]] = {}
+    for part in parts:
+        for name, counts in part.items():
+            total.setdefault(name, Counter()).update(counts)
+    return {name: dict(counts) for name, counts in total.items()}
 
 
 def load_manifest(folder: str | Path) -> Manifest:
