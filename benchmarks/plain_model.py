@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.rope import rope_table
+from model.rope_scaling import Rope
 
 
 class PlainBlock(nn.Module):
@@ -59,7 +60,7 @@ class Plain(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         at = torch.arange(seq_len)
-        cos, sin = rope_table(at, config.head_dim, config.rope_theta, dtype)
+        cos, sin = rope_table(at, config.head_dim, Rope(config.rope_theta), dtype)
         self.register_buffer("cos", cos)
         self.register_buffer("sin", sin)
         distance = at[:, None] - at[None]

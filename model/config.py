@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,7 +10,15 @@ from omegaconf import MISSING
 
 from conf.errors import InputError, one_of
 from model.families import family_named
-from model.layer_pattern import check_window_pattern, layer_windows, shortest_pattern
+from model.layer_pattern import (
+    check_rope_pattern,
+    check_window_pattern,
+    layer_positions,
+    layer_windows,
+    rope_pattern,
+    shortest_pattern,
+)
+from model.rope_scaling import Rope, RopeScaling
 
 INIT_SCHEMES = ("normal", "scaled_residual")
 
@@ -19,11 +28,11 @@ class LayerConfig(NamedTuple):
 
     Attributes:
         window: Number of keys that a query sees, itself included; None for full attention.
-        rope_theta: Base of the rotary positions.
+        rope: Base and scaling of the rotary positions; None for a layer without positions.
     """
 
     window: int | None
-    rope_theta: float
+    rope: Rope | None
 
 
 @dataclass
@@ -36,6 +45,13 @@ class ModelConfig:
     window_pattern: which layers have the sliding window (L) and which have full attention (G), as
         in LLLG, repeated over the layers; null if all layers are the same.
     qk_norm: whether queries and keys are normalized per head, before RoPE.
+    qkv_bias: whether the projections of queries, keys and values have biases.
+    rope_theta: base of the rotary positions (RoPE).
+    rope_scaling: scaling of the rotary positions for longer sequences; null for none.
+    local_rope_theta: base of the rotary positions in the layers with the sliding window, which
+        then have no scaling; null if rope_theta and rope_scaling apply to all layers.
+    rope_pattern: which layers have rotary positions (R) and which have no positions (N), as in
+        RRRN, repeated over the layers; null if all layers have rotary positions.
     init: initialization of the matrices. `normal` draws each one with a mean of 0 and a standard
         deviation of initializer_range; `scaled_residual` then divides the two matrices of a block
         that write into the residual stream by sqrt(2 * num_layers) (GPT-2, section 2.3).
@@ -54,7 +70,11 @@ class ModelConfig:
     sliding_window: int | None = None
     window_pattern: str | None = None
     qk_norm: bool = False
+    qkv_bias: bool = False
     rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    local_rope_theta: float | None = None
+    rope_pattern: str | None = None
     rms_norm_eps: float = 1e-5
     tie_embeddings: bool = False
     init: str = "normal"
@@ -80,8 +100,7 @@ class ModelConfig:
                 f"model.head_dim={self.head_dim}: expected an even number, because RoPE rotates "
                 "pairs."
             )
-        if not self.rope_theta > 0:
-            raise InputError(f"model.rope_theta={self.rope_theta}: expected more than 0.")
+        self._check_rope()
         if self.sliding_window is not None and self.sliding_window < 1:
             raise InputError(
                 f"model.sliding_window={self.sliding_window}: expected 1 or more, or null for full "
@@ -91,6 +110,22 @@ class ModelConfig:
         # Equal layers get equal patterns, so that configs can be compared.
         self.window_pattern = shortest_pattern([layer.window for layer in self.layers])
         family_named(self.architecture).check(vars(self))
+
+    def _check_rope(self) -> None:
+        """Raises InputError if a setting of the positions is invalid."""
+        if not self.rope_theta > 0:
+            raise InputError(f"model.rope_theta={self.rope_theta}: expected more than 0.")
+        if self.local_rope_theta is not None and not self.local_rope_theta > 0:
+            raise InputError(
+                f"model.local_rope_theta={self.local_rope_theta}: expected more than 0, or null "
+                "for model.rope_theta."
+            )
+        if isinstance(self.rope_scaling, Mapping):  # read from a file of a run
+            self.rope_scaling = RopeScaling(**self.rope_scaling)
+        if self.rope_scaling is not None:
+            self.rope_scaling.check("model.rope_scaling")
+        check_rope_pattern(self.rope_pattern, self.num_layers)
+        self.rope_pattern = rope_pattern(layer_positions(self.rope_pattern, self.num_layers))
 
     @property
     def query_size(self) -> int:
@@ -108,7 +143,14 @@ class ModelConfig:
     def layers(self) -> list[LayerConfig]:
         """The settings of each layer, from the first to the last."""
         windows = layer_windows(self.window_pattern, self.num_layers, self.sliding_window)
-        return [LayerConfig(window, self.rope_theta) for window in windows]
+        everywhere = Rope(self.rope_theta, self.rope_scaling)
+        local = everywhere if self.local_rope_theta is None else Rope(self.local_rope_theta)
+        return [
+            LayerConfig(window, (everywhere if window is None else local) if rotary else None)
+            for window, rotary in zip(
+                windows, layer_positions(self.rope_pattern, self.num_layers), strict=True
+            )
+        ]
 
     @property
     def widest_window(self) -> int | None:
@@ -123,3 +165,15 @@ class ModelConfig:
             return "none"
         partly = f" in {windowed} of {self.num_layers} layers" if self.window_pattern else ""
         return f"{self.sliding_window}{partly}"
+
+    def describe_positions(self) -> str:
+        """Returns the positions of the layers in words, such as `RoPE base 10,000`."""
+        layers: dict[str, int] = {}
+        for layer in self.layers:
+            name = "no positions" if layer.rope is None else layer.rope.describe()
+            layers[name] = layers.get(name, 0) + 1
+        if len(layers) == 1:
+            return next(iter(layers))
+        return ", ".join(
+            f"{name} in {count} of {self.num_layers} layers" for name, count in layers.items()
+        )

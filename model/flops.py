@@ -30,11 +30,17 @@ def norm_parameters(config: ModelConfig) -> int:
     return 2 * config.hidden_size + (2 * config.head_dim if config.qk_norm else 0)
 
 
+def biases(config: ModelConfig) -> int:
+    """Returns the number of biases of all blocks, those of queries, keys and values."""
+    width = config.query_size + 2 * config.kv_size
+    return config.num_layers * width if config.qkv_bias else 0
+
+
 def parameters(config: ModelConfig) -> int:
     """Returns the number of trainable parameters; a tied head is counted once."""
     norms = config.num_layers * norm_parameters(config) + config.hidden_size
     embedding = 0 if config.tie_embeddings else config.vocab_size * config.hidden_size
-    return matmul_parameters(config) + norms + embedding
+    return matmul_parameters(config) + norms + biases(config) + embedding
 
 
 def mean_keys(seq_len: int, window: int | None) -> float:

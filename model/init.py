@@ -21,11 +21,11 @@ RESIDUAL_WRITERS = ("o_proj.weight", "down_proj.weight")
 def initial_value(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor:
     """Returns the whole float32 value of the parameter `name`, on the CPU.
 
-    Norm weights are 1. Matrices are drawn from N(0, initializer_range), with a smaller standard
-    deviation for RESIDUAL_WRITERS if `init=scaled_residual`.
+    Norm weights are 1 and biases 0. Matrices are drawn from N(0, initializer_range), with a smaller
+    standard deviation for RESIDUAL_WRITERS if `init=scaled_residual`.
     """
     if len(shape) == 1:
-        return torch.ones(shape)
+        return torch.zeros(shape) if name.endswith(".bias") else torch.ones(shape)
     std = config.initializer_range
     if config.init == "scaled_residual" and name.endswith(RESIDUAL_WRITERS):
         std /= math.sqrt(2 * config.num_layers)

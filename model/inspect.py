@@ -49,6 +49,7 @@ def inspect(config: InspectConfig) -> None:
             f"{model.num_heads} / {model.num_kv_heads} x {model.head_dim}",
         ),
         ("sliding window", model.describe_windows()),
+        ("positions", model.describe_positions()),
         (f"training FLOPs per token at {seq_len}", f"{flops / 1e9:.3f} G"),
         ("- share of attention", f"{attention / flops:.1%}"),
         ("weights, bf16", f"{2 * total / GIB:.2f} GiB"),

@@ -1,7 +1,8 @@
-"""Patterns that define which layers have a sliding window.
+"""Patterns of letters that define how layers differ, repeated until they cover all layers.
 
-`L` stands for a layer with the window (local), `G` for one with full attention (global). A pattern
-is repeated until it covers all layers: `LLLG` over 6 layers is L L L G L L.
+In a window pattern, `L` stands for a layer with the sliding window (local), `G` for one with full
+attention (global): `LLLG` over 6 layers is L L L G L L. In a RoPE pattern, `R` stands for a layer
+with rotary positions, `N` for one without positions.
 """
 
 from __future__ import annotations
@@ -48,7 +49,38 @@ def shortest_pattern(windows: list[int | None]) -> str | None:
     """Returns the shortest pattern that produces these windows, or None if all are equal."""
     if len(set(windows)) <= 1:
         return None
-    word = "".join("G" if window is None else "L" for window in windows)
+    return shortest("".join("G" if window is None else "L" for window in windows))
+
+
+def check_rope_pattern(pattern: str | None, num_layers: int) -> None:
+    """Raises InputError if a RoPE pattern is invalid or longer than the layers."""
+    if pattern is None:
+        return
+    key = f"model.rope_pattern={pattern}"
+    if not pattern or set(pattern) - set("RN"):
+        raise InputError(
+            f"{key}: expected letters R (rotary positions) and N (no positions), such as RRRN."
+        )
+    if len(pattern) > num_layers:
+        raise InputError(
+            f"{key}: expected at most model.num_layers={num_layers} letters, found {len(pattern)}."
+        )
+
+
+def layer_positions(pattern: str | None, num_layers: int) -> list[bool]:
+    """Returns whether each layer has rotary positions."""
+    return [letter == "R" for letter in islice(cycle(pattern or "R"), num_layers)]
+
+
+def rope_pattern(positions: list[bool]) -> str | None:
+    """Returns the shortest RoPE pattern of these layers, or None if all have positions."""
+    if all(positions):
+        return None
+    return shortest("".join("R" if rotary else "N" for rotary in positions))
+
+
+def shortest(word: str) -> str:
+    """Returns the shortest word that, repeated and cut to the length of `word`, equals it."""
     for length in range(1, len(word) + 1):
         if word == (word[:length] * len(word))[: len(word)]:
             return word[:length]

@@ -12,20 +12,22 @@ from model.rope import apply_rope
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions and no biases.
+    """Grouped-query attention with rotary positions or, in chosen layers, without positions.
 
-    With `qk_norm`, queries and keys are normalized per head before they are rotated (as in Qwen3,
-    arXiv 2505.09388). The number of heads follows from the width of the projections' outputs, so
-    that with tensor-parallel projections, each rank computes attention over its own heads.
+    With `qkv_bias`, the projections of queries, keys and values have biases. With `qk_norm`,
+    queries and keys are normalized per head before they are rotated (arXiv 2505.09388). The number
+    of heads follows from the width of the projections' outputs, so that with tensor-parallel
+    projections, each rank computes attention over its own heads.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         assert config.head_dim is not None
         self.head_dim = config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, config.query_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, config.kv_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, config.kv_size, bias=False)
+        bias = config.qkv_bias
+        self.q_proj = nn.Linear(config.hidden_size, config.query_size, bias=bias)
+        self.k_proj = nn.Linear(config.hidden_size, config.kv_size, bias=bias)
+        self.v_proj = nn.Linear(config.hidden_size, config.kv_size, bias=bias)
         self.o_proj = nn.Linear(config.query_size, config.hidden_size, bias=False)
         self.q_norm: nn.RMSNorm | None = None
         self.k_norm: nn.RMSNorm | None = None
@@ -33,16 +35,22 @@ class Attention(nn.Module):
             self.q_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
             self.k_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: AttentionMask) -> Tensor:
-        """Maps x (batch, seq, hidden) to the same shape; cos and sin are (seq, head_dim)."""
+    def forward(
+        self, x: Tensor, cos: Tensor | None, sin: Tensor | None, mask: AttentionMask
+    ) -> Tensor:
+        """Maps x (batch, seq, hidden) to the same shape.
+
+        cos and sin are (seq, head_dim), or None for a layer without positions.
+        """
         batch, seq, _ = x.shape
         q = self.q_proj(x).view(batch, seq, -1, self.head_dim)
         k = self.k_proj(x).view(batch, seq, -1, self.head_dim)
         v = self.v_proj(x).view(batch, seq, -1, self.head_dim)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        out = attend(apply_rope(q, cos, sin), apply_rope(k, cos, sin), v, mask)
-        return self.o_proj(out.flatten(2))
+        if cos is not None and sin is not None:
+            q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
+        return self.o_proj(attend(q, k, v, mask).flatten(2))
 
 
 class MLP(nn.Module):
@@ -69,7 +77,9 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: AttentionMask) -> Tensor:
-        """Maps x (batch, seq, hidden) to the same shape; cos and sin are (seq, head_dim)."""
+    def forward(
+        self, x: Tensor, cos: Tensor | None, sin: Tensor | None, mask: AttentionMask
+    ) -> Tensor:
+        """Maps x (batch, seq, hidden) to the same shape, with `Attention`'s arguments."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask)
         return x + self.mlp(self.post_attention_layernorm(x))

@@ -20,7 +20,7 @@ class Decoder(nn.Module):
 
     Attributes:
         config: The shape. It may be replaced between calls by a config with the same parameters,
-            such as that of a training stage with its own RoPE base.
+            such as that of a training stage with its own RoPE base or scaling.
         attention: Name of a backend in `model.attention.backends`.
         sequence_sharding: How sequences are split over processes; set by context parallelism.
     """
@@ -80,11 +80,11 @@ class Decoder(nn.Module):
         head_dim = self.config.head_dim
         assert head_dim is not None
         ropes = {
-            theta: rope_table(batch.positions, head_dim, theta, x.dtype)
-            for theta in {layer.rope_theta for layer in layers}
+            rope: rope_table(batch.positions, head_dim, rope, x.dtype) if rope else (None, None)
+            for rope in {layer.rope for layer in layers}
         }
         for block, layer in zip(self.layers, layers, strict=True):
-            x = block(x, *ropes[layer.rope_theta], batch.masks[layer.window])
+            x = block(x, *ropes[layer.rope], batch.masks[layer.window])
         out = self.lm_head(self.norm(x), batch.labels, penalty)
         if batch.labels is None:
             return self.sequence_sharding.combine(out)

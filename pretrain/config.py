@@ -295,7 +295,7 @@ class PretrainConfig:
 
     run_dir: folder for all files of the run.
     init_from: a Hugging Face folder to start from; null for random weights. Without model=, the run
-        uses the model of the folder. Only its model.max_seq_len and model.rope_theta may be
+        uses the model of the folder. Only its model.max_seq_len and the keys of RoPE may be
         changed.
     precision: fp32; bf16 with float32 master weights and reductions; or bf16 with the blocks'
         matrix products in fp8 (fp8: one scale per matrix, fp8_rowwise: one per row). auto takes

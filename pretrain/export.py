@@ -190,7 +190,7 @@ def export_card(
         "architecture": f"{model.architecture}, {model.num_layers} layers of {model.hidden_size}, "
         f"{model.num_heads} heads and {model.num_kv_heads} key-value heads of {model.head_dim}",
         "sliding window": model.describe_windows(),
-        "positions": f"{model.max_seq_len:,}, RoPE base {model.rope_theta:,g}",
+        "positions": f"{model.max_seq_len:,}, {model.describe_positions()}",
         "attention": _documents_seen(run, manifest, step),
         "trained on": f"{tokens:,} tokens in {step} steps of recipe {run.recipe.name}",
         "data": f"{manifest.name}, fingerprint {manifest.fingerprint[:16]}",

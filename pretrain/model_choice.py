@@ -14,6 +14,8 @@ from conf.errors import InputError
 from model.config import ModelConfig
 
 CHOICE = "of_init_from"
+POSITIONS = ("max_seq_len", "rope_theta", "rope_scaling", "local_rope_theta")
+"""Keys of the model that may differ from those of `init_from`."""
 
 
 def take_model(arguments: list[str], config_name: str) -> list[str]:
@@ -82,7 +84,7 @@ def _store(configs: Any, model: dict[str, Any]) -> None:
 def check_initial(found: ModelConfig, model: ModelConfig, folder: str) -> list[str]:
     """Returns one sentence per key that a run changes in the model that it starts from.
 
-    Only max_seq_len and rope_theta may change, since the weights do not depend on them.
+    Only the keys POSITIONS may change, since the weights do not depend on them.
 
     Args:
         found: The model in the folder.
@@ -97,7 +99,7 @@ def check_initial(found: ModelConfig, model: ModelConfig, folder: str) -> list[s
         was = getattr(found, key)
         if was == now or key in ("name", "init", "initializer_range"):
             continue
-        if key not in ("max_seq_len", "rope_theta"):
+        if key not in POSITIONS:
             raise InputError(
                 f"model.{key}={now}: expected {was}, the value of init_from={folder}. Remove "
                 f"model= and model.{key} to use the model of this folder, or choose another "

@@ -1,4 +1,4 @@
-"""Training settings of a recipe's stages: learning rate, precision and RoPE base."""
+"""Training settings of a recipe's stages: learning rate, precision and RoPE."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from conf.errors import InputError, one_of
 from data_pipeline.sampling.recipe import RecipeConfig, ScheduledStage, StageConfig
+from model.rope_scaling import RopeScaling
 
 
 @dataclass
@@ -29,11 +30,13 @@ class TrainingStageConfig(StageConfig):
     """Configuration of one stage of a recipe: the keys of `StageConfig` and training settings.
 
     rope_theta: base of the rotary position embedding; null for the model's.
+    rope_scaling: scaling of the rotary position embedding; null for the model's.
     learning_rate: learning rate of the stage.
     precision: precision of the stage; null for the run's.
     """
 
     rope_theta: float | None = None
+    rope_scaling: RopeScaling | None = None
     learning_rate: StageRate = field(default_factory=StageRate)
     precision: str | None = None
 
@@ -56,6 +59,8 @@ class TrainingRecipeConfig(RecipeConfig):
                     f"{key}.rope_theta={stage.rope_theta}: expected more than 0, or null for the "
                     "model's RoPE base."
                 )
+            if stage.rope_scaling is not None:
+                stage.rope_scaling.check(f"{key}.rope_scaling")
             _check_rate(stage.learning_rate, f"{key}.learning_rate")
 
 

@@ -16,6 +16,7 @@ from data_pipeline.sampling.recipe import DOCUMENTS, StagePlan
 from data_pipeline.sampling.stage import Stage
 from data_pipeline.store.manifest import Manifest
 from model.config import ModelConfig
+from model.rope_scaling import RopeScaling
 from pretrain.config import PretrainConfig
 from pretrain.stage_network import network_after, network_of_checkpoint
 
@@ -103,7 +104,8 @@ def check_same_network(
 ) -> None:
     """Raises InputError if the network changed for the stage in which a checkpoint was saved.
 
-    A stage can set the RoPE base, and whether attention crosses the boundaries of documents.
+    A stage can set the RoPE base and scaling, and whether attention crosses the boundaries of
+    documents.
     """
     step = metadata["step"]
     stage = plan.at(max(0, step - 1))
@@ -115,8 +117,17 @@ def check_same_network(
         )
     now = network_after(model, plan, step)
     before = network_of_checkpoint(metadata, model, plan)
-    if before.rope_theta != now.rope_theta:
-        raise InputError(
-            f"recipe.stages.{stage.name}.rope_theta={now.rope_theta:g}: {where} was trained with "
-            f"{before.rope_theta:g}. Restore this value, and change it in a later stage only."
-        )
+    for key in ("rope_theta", "rope_scaling"):
+        trained, stated = getattr(before, key), getattr(now, key)
+        if trained != stated:
+            raise InputError(
+                f"recipe.stages.{stage.name}.{key}={_in_words(stated)}: {where} was trained with "
+                f"{_in_words(trained)}. Restore this value, and change it in a later stage only."
+            )
+
+
+def _in_words(value: float | RopeScaling | None) -> str:
+    """Returns a RoPE base or scaling in the form in which it is given."""
+    if isinstance(value, RopeScaling):
+        return str(asdict(value))
+    return "null" if value is None else f"{value:g}"

@@ -16,7 +16,12 @@ from pretrain.recipe import training_config
 
 def network_of(model: ModelConfig, stage: ScheduledStage) -> ModelConfig:
     """Returns the network config of a stage of a run whose network config is `model`."""
-    return replace(model, rope_theta=training_config(stage).rope_theta or model.rope_theta)
+    config = training_config(stage)
+    return replace(
+        model,
+        rope_theta=config.rope_theta or model.rope_theta,
+        rope_scaling=config.rope_scaling or model.rope_scaling,
+    )
 
 
 def network_after(model: ModelConfig, plan: StagePlan, step: int) -> ModelConfig:

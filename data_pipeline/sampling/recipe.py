@@ -21,7 +21,7 @@ from data_pipeline.sampling.stage import Stage
 
 DOCUMENTS = ("separate", "joined")
 """Values of the key `documents` of a stage; the first is the default."""
-TRAINING_KEYS = ("rope_theta", "learning_rate", "precision")
+TRAINING_KEYS = ("rope_theta", "rope_scaling", "learning_rate", "precision")
 """Keys of a stage that `pretrain.recipe` adds, and that do not affect the order of samples."""
 
 

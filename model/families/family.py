@@ -6,11 +6,17 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from conf.errors import InputError
+from model.families.fields import Fields
+from model.families.hf_rope import read_rope, write_scaling
 
-Fields = dict[str, Any]
-"""The fields of a `ModelConfig` or of a config.json, by name."""
-
-OPTIONAL_FEATURES: Fields = {"sliding_window": None, "window_pattern": None, "qk_norm": False}
+OPTIONAL_FEATURES: Fields = {
+    "sliding_window": None,
+    "window_pattern": None,
+    "qk_norm": False,
+    "qkv_bias": False,
+    "local_rope_theta": None,
+    "rope_pattern": None,
+}
 """Fields of `ModelConfig` that not every family supports, with their values if not used."""
 
 COMMON_FIELDS = {
@@ -24,10 +30,12 @@ COMMON_FIELDS = {
     "max_seq_len": "max_position_embeddings",
     "initializer_range": "initializer_range",
     "rms_norm_eps": "rms_norm_eps",
-    "rope_theta": "rope_theta",
     "tie_embeddings": "tie_word_embeddings",
 }
-"""Names in a config.json, keyed by names in `ModelConfig`, for the fields of all families."""
+"""Names in a config.json, keyed by names in `ModelConfig`, for the fields of all families.
+
+The positions are converted by `Family.rope_to_hf` and `Family.rope_from_hf`.
+"""
 
 
 class Family:
@@ -38,12 +46,14 @@ class Family:
         features: Names of OPTIONAL_FEATURES that the class supports.
         fixed: Features that the class always has, with their values.
         hf_defaults: Values that the class assumes for fields that a config.json lacks.
+        default_theta: RoPE base that the class assumes.
     """
 
     hf_class: ClassVar[str]
     features: ClassVar[frozenset[str]] = frozenset()
     fixed: ClassVar[Mapping[str, Any]] = {}
     hf_defaults: ClassVar[Mapping[str, Any]] = {}
+    default_theta: ClassVar[float] = 10_000.0
 
     def check(self, model: Mapping[str, Any]) -> None:
         """Raises InputError if the class lacks a feature of the model, or requires another value.
@@ -66,7 +76,7 @@ class Family:
                 )
 
     def to_hf(self, model: Mapping[str, Any]) -> Fields:
-        """Returns the fields of a config.json that are not in COMMON_FIELDS."""
+        """Returns the fields of a config.json that are not in COMMON_FIELDS or those of RoPE."""
         return {}
 
     def from_hf(self, config: Mapping[str, Any]) -> Fields:
@@ -75,6 +85,16 @@ class Family:
         Raises InputError if the network does not support what the config states.
         """
         return {}
+
+    def rope_to_hf(self, model: Mapping[str, Any]) -> Fields:
+        """Returns the rotary positions as fields of a config.json."""
+        scaling = model["rope_scaling"]
+        scaled = {} if scaling is None else {"rope_scaling": write_scaling(scaling)}
+        return {"rope_theta": model["rope_theta"], **scaled}
+
+    def rope_from_hf(self, config: Mapping[str, Any]) -> Fields:
+        """Returns the rotary positions as fields of `ModelConfig`, from those of a config.json."""
+        return read_rope(config, self.default_theta)
 
     def hf_name(self, name: str) -> str:
         """Returns the name of a decoder's parameter in the family's checkpoints."""

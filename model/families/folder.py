@@ -18,7 +18,8 @@ from torch import Tensor
 from conf.errors import InputError
 from model.config import ModelConfig
 from model.families import FAMILIES
-from model.families.family import COMMON_FIELDS, Family, Fields
+from model.families.family import COMMON_FIELDS, Family
+from model.families.fields import Fields
 
 FILE_BYTES = 2 * 10**9
 """Maximum size of a weight file, which is also the memory needed to write it."""
@@ -35,6 +36,16 @@ COMMON_DEFAULTS: Fields = {
     "tie_word_embeddings": False,
 }
 """Values that `transformers` assumes for fields that a config.json lacks."""
+
+NOT_SUPPORTED: Fields = {
+    "attention_bias": False,
+    "mlp_bias": False,
+    "hidden_act": "silu",
+    "attention_dropout": 0.0,
+    "use_mrope": False,
+    "quantization_config": None,
+}
+"""Fields of a config.json for features that the network lacks, with their values if not used."""
 
 
 def hf_config(
@@ -57,6 +68,7 @@ def hf_config(
         "use_cache": True,
         "torch_dtype": dtype,
         **special_ids,
+        **family.rope_to_hf(vars(config)),
         **family.to_hf(vars(config)),
     }
 
@@ -65,7 +77,7 @@ def read_config(folder: Path) -> ModelConfig:
     """Returns the model config of a Hugging Face folder.
 
     Raises InputError if the model's family is unknown, or if the model has a feature that the
-    network lacks, such as biases or scaled RoPE.
+    network lacks, such as biases in the MLP.
     """
     path = folder / "config.json"
     stored = _read_fields(path)
@@ -77,8 +89,7 @@ def read_config(folder: Path) -> ModelConfig:
         )
     family = FAMILIES[architecture]
     fields = {**COMMON_DEFAULTS, **family.hf_defaults, **stored}
-    fields["rope_theta"] = _rope_theta(fields, path)
-    for feature, plain in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
+    for feature, plain in NOT_SUPPORTED.items():
         found = fields.get(feature) or plain
         if found != plain:
             raise InputError(
@@ -91,14 +102,13 @@ def read_config(folder: Path) -> ModelConfig:
             )
     fields["num_key_value_heads"] = fields["num_key_value_heads"] or fields["num_attention_heads"]
     try:
-        features = family.from_hf(fields)
+        features = family.rope_from_hf(fields) | family.from_hf(fields)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return ModelConfig(
         name=folder.name,
         architecture=architecture,
-        **{ours: fields[theirs] for ours, theirs in COMMON_FIELDS.items()},
-        **features,
+        **{ours: fields[theirs] for ours, theirs in COMMON_FIELDS.items()} | features,
     )
 
 
@@ -109,18 +119,6 @@ def _read_fields(path: Path) -> Fields:
         return json.loads(path.read_text())
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}). Copy the folder again.") from None
-
-
-def _rope_theta(fields: Fields, path: Path) -> float:
-    """Returns the RoPE base, which transformers 4 and 5 store under different names."""
-    rope = fields.get("rope_parameters") or {}
-    scaling = fields.get("rope_scaling") or {}
-    kind = scaling.get("rope_type", scaling.get("type", rope.get("rope_type", "default")))
-    if kind != "default":
-        raise InputError(
-            f"{path}: RoPE of type {kind} is not supported. Give a model with default RoPE."
-        )
-    return float(fields.get("rope_theta") or rope.get("rope_theta") or 10_000.0)
 
 
 class HFWeights:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from model.families.family import Family, Fields
+from model.families.family import Family
+from model.families.fields import Fields
 
 
 class Llama(Family):

@@ -74,6 +74,8 @@ def _on_shards(base: Any) -> Any:
             by_columns = weight.placements[0] == Shard(0)
             rows = input.to_local(grad_placements=[Partial()] if by_columns else None)
             product = apply(rows, weight.to_local().t(), self.linear_mm_config, self.config)
+            if isinstance(self.bias, DTensor):  # split like the columns of the product
+                product = product + self.bias.to_local()
             placement = Shard(product.ndim - 1) if by_columns else Partial()
             return DTensor.from_local(product, weight.device_mesh, [placement], run_check=False)
 

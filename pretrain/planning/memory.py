@@ -174,11 +174,11 @@ def plan_memory(
 def _split_by_tp(name: str, shape: torch.Size, tp: int) -> torch.Size:
     """Returns the shape of a parameter on one tensor-parallel rank (Megatron, arXiv 1909.08053).
 
-    Norms are replicated. The (out, in) weights of o_proj and down_proj are split by columns, and
-    all others by rows.
+    Norms are replicated, and biases split. The (out, in) weights of o_proj and down_proj are split
+    by columns, and all others by rows.
     """
     if len(shape) == 1:
-        return shape
+        return torch.Size((shape[0] // tp,)) if name.endswith(".bias") else shape
     rows, columns = shape
     if name.endswith(RESIDUAL_WRITERS):
         return torch.Size((rows, columns // tp))
@@ -198,7 +198,8 @@ def activation_bytes(config: ModelConfig, sizes: Sizes, work: Work) -> int:
     block = _kept_by_block(config, sizes, work)
     residual = tokens * size * config.hidden_size // sizes.tp
     last = tokens * _norm_bytes(config, sizes.tp, size, work.fused_norm)  # the one before the head
-    last += work.seq_len // sizes.cp * 2 * size * config.query_size // config.num_heads  # RoPE
+    tables = len({layer.rope for layer in config.layers if layer.rope})  # cosines and sines
+    last += tables * (work.seq_len // sizes.cp * 2 * size * config.query_size // config.num_heads)
     if work.dense_mask:  # shared by all layers of one window
         masks = len({layer.window for layer in config.layers})
         last += masks * tokens * _keys(config, sizes, work) * size

@@ -17,8 +17,9 @@ def test_defaults_are_those_of_the_class(name):
     stock = getattr(transformers, family.hf_class.replace("ForCausalLM", "Config"))
     assert stock.model_type == name
     for field, value in (COMMON_DEFAULTS | dict(family.hf_defaults)).items():
-        found = getattr(stock, field)
+        found = getattr(stock, field, None)
         assert found == value, field
+    assert stock.default_theta == family.default_theta
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -26,7 +27,8 @@ def test_an_export_states_only_fields_of_the_class(name):
     family = FAMILIES[name]
     stock = getattr(transformers, family.hf_class.replace("ForCausalLM", "Config"))()
     config = tiny(architecture=name, sliding_window=None, **family.fixed)
-    known = {*stock.to_dict(), "rope_theta", "torch_dtype"}
+    # The classes that lack `head_dim` and `rope_theta` read them if they are there.
+    known = {*stock.to_dict(), "head_dim", "rope_theta", "torch_dtype"}
     assert hf_config(config, {"eos_token_id": 2}, "float32").keys() <= known
 
 

@@ -151,7 +151,7 @@ def test_the_published_model_is_that_of_the_choice():
     [
         ({"attention_bias": True}, "attention_bias=True is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act=gelu is not supported"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "RoPE of type yarn"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "RoPE of type dynamic"),
         ({"layer_types": ["sliding_attention"] * 3}, "requires use_sliding_window=true and"),
         ({"layer_types": ["linear_attention"] * 3}, "expected 3 entries, each 'full_attention' or"),
         ({"layer_types": ["full_attention"] * 2}, "expected 3 entries, each 'full_attention' or"),
