@@ -65,11 +65,7 @@ def _read_scaling(settings: Mapping[str, Any], config: Mapping[str, Any], kind: 
     keys = KEYS_OF_TYPES[kind]
     found = {key: settings.get(HF_NAMES.get(key, key)) for key in keys}
     if "original_max_seq_len" in keys:
-        found["original_max_seq_len"] = (
-            config.get("original_max_position_embeddings")
-            or found["original_max_seq_len"]
-            or positions
-        )
+        found["original_max_seq_len"] = found["original_max_seq_len"] or positions
     factor = settings.get("factor")
     if factor is None and kind == "yarn":
         factor = positions / found["original_max_seq_len"]
