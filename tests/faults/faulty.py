@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -198,6 +199,13 @@ LATE = threading.Event()
 """Set when a stopped writer of checkpoints has been stopped for long enough."""
 
 
+def is_stopped(pid: int) -> bool:
+    """A process that died in the meantime is not; its end of the connection closes."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    return False
+
+
 def only_a_writer_that_hangs_is_late() -> None:
     """Replaces the time limit, which slow writers exceed on a busy machine, by the event."""
     pids: dict[object, int] = {}
@@ -205,7 +213,7 @@ def only_a_writer_that_hangs_is_late() -> None:
     def answer(connection: Connection, ends: float) -> Any:
         pid = pids.get(connection)
         while not connection.poll(0.05):
-            if pid and LATE.is_set() and psutil.Process(pid).status() == psutil.STATUS_STOPPED:
+            if pid and LATE.is_set() and is_stopped(pid):
                 raise TimeoutError
         found = connection.recv()
         pids.setdefault(connection, found)  # the first thing that a writer says
