@@ -74,11 +74,17 @@ MODEL = Kind(
 
 
 SHARD_ENDINGS = (".bin", ".idx", ".sums", ".mask", ".docs.parquet")
+EDITION = re.compile(
+    # An addition that is not in the manifest yet is recognized by the names of its shards.
+    rf"additions/\d+/(train|held_out)/[^/]+({'|'.join(map(re.escape, SHARD_ENDINGS))})"
+    r"|(additions/\d+/)?(cleaning\.json|rejected/[^/]+\.jsonl|index/(index\.json|\d+\.[a-z.]+))"
+)
+"""Names of the files in a corpus that its manifest does not list."""
 
 
 def _owns_of_corpus(folder: Path) -> Callable[[str], bool]:
     manifest = read_json(folder / "manifest.json")
-    own = {"manifest.json", "token_bytes.npy", "cleaning.json", manifest["tokenizer"]["file"]}
+    own = {"manifest.json", "token_bytes.npy", manifest["tokenizer"]["file"]}
     shards = {
         shard["file"]
         for sources in manifest["splits"].values()
@@ -88,7 +94,7 @@ def _owns_of_corpus(folder: Path) -> Callable[[str], bool]:
     return lambda name: (
         name in own
         or any(name.endswith(end) and name.removesuffix(end) in shards for end in SHARD_ENDINGS)
-        or bool(re.fullmatch(r"rejected/[^/]+\.jsonl", name))
+        or EDITION.fullmatch(name) is not None
     )
 
 

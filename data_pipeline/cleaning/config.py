@@ -87,6 +87,8 @@ class DedupOptions:
     minhash: drops near duplicates, which are documents with a high Jaccard similarity of word
         n-grams.
     across_sources: also compares documents of different sources.
+    against: folders of other prepared corpora. Documents that one of them contains are dropped.
+        Only their index is read, which must have been made with the same options.
     n_grams: number of words in an n-gram.
     buckets: number of buckets, b.
     hashes_per_bucket: number of hashes per bucket, h. Two documents of similarity s match with
@@ -99,6 +101,7 @@ class DedupOptions:
     exact: bool = True
     minhash: bool = False
     across_sources: bool = True
+    against: list[str] = field(default_factory=list)
     n_grams: int = 5
     buckets: int = 14
     hashes_per_bucket: int = 8

@@ -7,7 +7,7 @@ ranges of their values, and what they match is cut by ranges of units. `DedupPla
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,15 @@ from data_pipeline.dedup.digests import (
     signatures_path,
     table_path,
 )
+from data_pipeline.dedup.earlier import (
+    DIGESTS,
+    KEYS,
+    FirstDocuments,
+    Folders,
+    count_units,
+    look_up_digests,
+    unit_paths,
+)
 from data_pipeline.dedup.ranges import RANGES, range_of_part
 from data_pipeline.files import write_array, write_json
 from data_pipeline.text.units import Unit
@@ -53,6 +62,7 @@ class DedupPlan:
     near_parts: number of ranges of the keys of a bucket.
     first_units: first unit of each range of units, with the total number of units at the end.
     links_at_once: number of links that a task of the merge phase reads at a time.
+    earlier: index folders of earlier preparations, each with its number of units.
     """
 
     exact_parts: int
@@ -60,6 +70,16 @@ class DedupPlan:
     near_parts: int
     first_units: list[int]
     links_at_once: int
+    earlier: list[tuple[str, int]] = field(default_factory=list)
+
+    @property
+    def earlier_units(self) -> int:
+        """The number of earlier units, which come before those of the corpus itself."""
+        return count_units(self.earlier)
+
+    def node(self, unit: int) -> int:
+        """Returns the number of a unit's first document among those of all units."""
+        return self.earlier_units + unit << 32
 
     @property
     def match_tasks(self) -> int:
@@ -77,12 +97,12 @@ class DedupPlan:
 
     def nodes(self, number: int, work: Path) -> NodeRange:
         """Returns the documents in a range of units."""
-        low, high = (unit << 32 for unit in self.first_units[number : number + 2])
+        low, high = map(self.node, self.first_units[number : number + 2])
         return NodeRange(number, low, high, work / "copies" / "near")
 
 
-def make_plan(documents: list[int], options: DedupOptions) -> DedupPlan:
-    """Returns the plan for units with these numbers of documents.
+def make_plan(documents: list[int], options: DedupOptions, earlier: Folders = ()) -> DedupPlan:
+    """Returns the plan for units with these numbers of documents, and the folders `earlier`.
 
     Raises InputError if `task_bytes` is too small for any number of tasks.
     """
@@ -101,10 +121,13 @@ def make_plan(documents: list[int], options: DedupOptions) -> DedupPlan:
         _parts(total, BYTES_PER_KEY, limit) if options.minhash else 0,
         [*first_units, len(documents)],
         at_once,
+        list(earlier),
     )
 
 
-def load_plan(units: list[Unit], work: Path, options: DedupOptions) -> DedupPlan:
+def load_plan(
+    units: list[Unit], work: Path, options: DedupOptions, earlier: Folders = ()
+) -> DedupPlan:
     """Returns the plan in a work folder, after making it if the scan phase has just ended.
 
     It stays as it was made, so that `task_bytes` can be changed between two calls.
@@ -112,27 +135,33 @@ def load_plan(units: list[Unit], work: Path, options: DedupOptions) -> DedupPlan
     path = work / "dedup.json"
     if not path.is_file():
         documents = [scan_result(work, unit.id)["documents"] for unit in units]
-        write_json(path, asdict(make_plan(documents, options)))
+        write_json(path, asdict(make_plan(documents, options, earlier)))
     return DedupPlan(**json.loads(path.read_text()))
 
 
 def match(task: int, plan: DedupPlan, units: list[Unit], work: Path, options: DedupOptions) -> None:
     """Runs one task of the match phase, which writes links between duplicates."""
     if task < plan.exact_parts:
-        links = match_exact(task, plan.exact_parts, units, work)
+        links = match_exact(task, plan.exact_parts, units, work, plan.earlier)
         write_array(_matches(work, EXACT) / f"{task:06}.npy", links)
         return
     from data_pipeline.dedup import minhash
 
     bucket, part = divmod(task - plan.exact_parts, plan.near_parts)
     first, end = range_of_part(part, plan.near_parts)
-    paths = [(unit.id, signatures_path(work, unit.id)) for unit in units]
-    links = minhash.match_keys(bucket, first, end, paths, options)
+    paths = [(plan.earlier_units + unit.id, signatures_path(work, unit.id)) for unit in units]
+    earlier = unit_paths(plan.earlier, KEYS) if plan.earlier else None
+    links = minhash.match_keys(bucket, first, end, paths, options, earlier)
     write_array(_matches(work, NEAR) / f"{bucket:03}-{part:03}.npy", links)
 
 
-def match_exact(task: int, tasks: int, units: list[Unit], work: Path) -> Links:
-    """Returns links of exact duplicates to the first document with the same digest."""
+def match_exact(
+    task: int, tasks: int, units: list[Unit], work: Path, earlier: Folders = ()
+) -> Links:
+    """Returns links of exact duplicates to the first document with the same digest.
+
+    The first one of several new ones is linked to the first one in the folders `earlier`, if any.
+    """
     first, end = range_of_part(task, tasks)
     bounds = []
     for unit in units:
@@ -148,13 +177,18 @@ def match_exact(task: int, tasks: int, units: list[Unit], work: Path) -> Links:
         rows = slice(filled, filled := filled + stop - start)
         high[rows], low[rows] = table["high"], table["low"]
         documents[rows] = table["number"]
-        documents[rows] += np.uint64(unit.id << 32)
+        documents[rows] += np.uint64(count_units(earlier) + unit.id << 32)
     order = np.lexsort((documents, low, high))
     high, low = high[order], low[order]
     same = (high[1:] == high[:-1]) & (low[1:] == low[:-1])
-    del high, low
     documents = documents[order]
-    return sort_links(links_to_first(documents, same))
+    links = links_to_first(documents, same)
+    if earlier:
+        is_first = np.concatenate([[True], ~same])[:total]
+        table = FirstDocuments(high[is_first], low[is_first])
+        look_up_digests(table, unit_paths(earlier, DIGESTS), first, end)
+        links = np.concatenate([links, table.links(documents[is_first])], 1)
+    return sort_links(links)
 
 
 def merge_range(number: int, plan: DedupPlan, work: Path) -> None:
@@ -181,7 +215,7 @@ def duplicates_in(unit: int, numbers: NDArray[np.int64], plan: DedupPlan, work: 
     files that are about the unit are read.
     """
     number = plan.range_of(unit)
-    low, high = unit << 32, (unit + 1) << 32
+    low, high = plan.node(unit), plan.node(unit + 1)
     dropped: dict[int, str] = {}
     if plan.buckets:
         nodes = plan.nodes(number, work)

@@ -30,6 +30,7 @@ from conf.files import write_atomically
 from data_pipeline.cleaning.config import DedupOptions
 from data_pipeline.cleaning.ngrams import n_grams, word_hashes, words
 from data_pipeline.dedup.components import Links, links_to_first, sort_links
+from data_pipeline.dedup.earlier import ROWS_AT_ONCE, FirstDocuments
 from data_pipeline.dedup.ranges import RANGES, range_starts
 from data_pipeline.splitmix import UInts, mix
 
@@ -85,35 +86,80 @@ def signature(grams: UInts, buckets: int, hashes: int) -> UInts:
 
 
 def match_keys(
-    bucket: int, first: int, end: int, units: Sequence[tuple[int, Path]], options: DedupOptions
+    bucket: int,
+    first: int,
+    end: int,
+    units: Sequence[tuple[int, Path]],
+    options: DedupOptions,
+    earlier: Iterable[tuple[int, Path]] | None = None,
 ) -> Links:
     """Returns links between the documents that share a key of a bucket (stage 2).
 
     Covers the ranges of keys from `first` to `end`, exclusive, in the signatures of `units`, given
     as (number, path). Each document that shares its key with an earlier one is linked to the first
     document with that key. A document is the unit's number times 2^32 plus its own.
+
+    `earlier` are units of earlier preparations, also as (number, path). The first new document with
+    a key that an earlier one has is linked to the first of those.
     """
     parts: list[tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.uint64]]] = []
     for unit, path in units:
         with path.open("rb") as file:
-            starts = _read(file, "<u4", 4 * bucket * (RANGES + 1), RANGES + 1).astype(np.int64)
-            size, start = int(starts[-1]), int(starts[first])
-            at, count = size * bucket + start, int(starts[end]) - start
-            table = 4 * options.buckets * (RANGES + 1)
-            keys = _read(file, "<u8", table + 8 * at, count)
-            numbers = _read(file, "<u4", table + 8 * options.buckets * size + 4 * at, count)
-        parts.append((starts[first : end + 1] - start, keys, numbers | np.uint64(unit << 32)))
+            starts, *where = _locate(file, bucket, options.buckets)
+            rows = slice(int(starts[first]), int(starts[end]))
+            keys, numbers = _read_rows(file, rows, *where)
+        parts.append((starts[first : end + 1] - rows.start, keys, numbers | _node(unit)))
     total = sum(len(keys) for _, keys, _ in parts)
     pieces = [np.empty((2, 0), np.uint64)]
+    firsts = [np.empty((2, 0), np.uint64)]
     for low, high in pairwise(_cuts(end - first, total)):
         held = [(keys[s[low] : s[high]], rows[s[low] : s[high]]) for s, keys, rows in parts]
         if held:
             key, documents = map(np.concatenate, zip(*held, strict=True))
             # Documents are in ascending order, which a stable sort retains for each key.
             order = np.argsort(key, kind="stable")
-            key = key[order]
-            pieces.append(links_to_first(documents[order], key[1:] == key[:-1]))
+            key, documents = key[order], documents[order]
+            same = key[1:] == key[:-1]
+            pieces.append(links_to_first(documents, same))
+            if earlier is not None:
+                is_first = np.concatenate([[True], ~same])[: len(key)]
+                firsts.append(np.stack([key[is_first], documents[is_first]]))
+    del parts
+    if earlier is not None:
+        unique, documents = np.concatenate(firsts, 1)
+        del firsts
+        table = FirstDocuments(unique)
+        for unit, path in earlier:
+            with path.open("rb") as file:
+                starts, *where = _locate(file, bucket, options.buckets)
+                for start in range(int(starts[first]), int(starts[end]), ROWS_AT_ONCE):
+                    rows = slice(start, min(start + ROWS_AT_ONCE, int(starts[end])))
+                    keys, numbers = _read_rows(file, rows, *where)
+                    table.look_up(keys, numbers | _node(unit))
+        pieces.append(table.links(documents))
     return sort_links(np.concatenate(pieces, 1))
+
+
+def _node(unit: int) -> np.uint64:
+    """Returns the number of the first document of a unit."""
+    return np.uint64(unit << 32)
+
+
+def _locate(file: IO[bytes], bucket: int, buckets: int) -> tuple[NDArray[np.int64], int, int]:
+    """Returns where the ranges of a bucket begin, and the offsets of its keys and documents."""
+    starts = _read(file, "<u4", 4 * bucket * (RANGES + 1), RANGES + 1).astype(np.int64)
+    size = int(starts[-1])
+    table = 4 * buckets * (RANGES + 1)
+    return starts, table + 8 * size * bucket, table + 8 * size * buckets + 4 * size * bucket
+
+
+def _read_rows(
+    file: IO[bytes], rows: slice, keys_offset: int, documents_offset: int
+) -> tuple[UInts, NDArray[np.unsignedinteger]]:
+    """Returns some of the keys of a bucket and their documents."""
+    start, count = rows.start, rows.stop - rows.start
+    keys = _read(file, "<u8", keys_offset + 8 * start, count)
+    return keys, _read(file, "<u4", documents_offset + 4 * start, count)
 
 
 def _cuts(ranges: int, total: int) -> list[int]:

@@ -1,4 +1,7 @@
-"""Reads the results of cleaning from the `cleaning.json` and `rejected/*.jsonl` of a corpus."""
+"""Reads the results of cleaning from the `cleaning.json` and `rejected/*.jsonl` of a corpus.
+
+A corpus that was added to has these files once per edition.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import InputError
+from data_pipeline.cleaning.report import CleaningReport
+from data_pipeline.store.manifest import ADDITIONS
 
 EXAMPLES, EXAMPLES_OF_MANY = 3, 1
 """Numbers of examples shown per rule: for up to MANY_SOURCES sources, and for more sources."""
@@ -77,11 +82,12 @@ class Rejected:
 
 def read_funnels(folder: Path) -> list[Funnel]:
     """Returns the funnel of each source from `cleaning.json`; empty if there is no such file."""
-    path = folder / "cleaning.json"
-    if not path.is_file():
-        return []
+    merged = CleaningReport()
+    path = folder
     try:
-        sources = json.loads(path.read_text())["sources"]
+        for path in _in_editions(folder, "cleaning.json"):
+            merged.merge(CleaningReport.from_json(json.loads(path.read_text())))
+        sources = merged.to_json()["sources"]
         limit = EXAMPLES if len(sources) <= MANY_SOURCES else EXAMPLES_OF_MANY
         return [
             Funnel(
@@ -118,15 +124,24 @@ def _step(step: dict[str, Any], limit: int) -> FunnelStep:
 
 def read_rejected(folder: Path) -> list[Rejected]:
     """Returns the first malformed rows of each source that has any, and their total number."""
-    found = []
-    for path in sorted((folder / "rejected").glob("*.jsonl")):
-        rows: list[dict[str, Any]] = []
+    found: dict[str, Rejected] = {}
+    for path in _in_editions(folder, "rejected/*.jsonl"):
+        before = found.get(path.stem, Rejected(path.stem, 0, []))
         with path.open(encoding="utf-8", errors="replace") as file:
-            rows += (_row(line) for line in islice(file, REJECTED_ROWS))
+            rows = [_row(line) for line in islice(file, REJECTED_ROWS)]
             count = len(rows) + sum(1 for _ in file)
         if count:
-            found.append(Rejected(path.stem, count, rows))
-    return found
+            shown = [*before.rows, *rows][:REJECTED_ROWS]
+            found[path.stem] = Rejected(path.stem, before.count + count, shown)
+    return [found[source] for source in sorted(found)]
+
+
+def _in_editions(folder: Path, pattern: str) -> list[Path]:
+    """Returns the files that match a pattern in the folder of each edition of a corpus."""
+    return [
+        *sorted(folder.glob(pattern)),
+        *sorted(folder.glob(f"{ADDITIONS}/*/{pattern}")),
+    ]
 
 
 def _row(line: str) -> dict[str, Any]:

@@ -21,6 +21,10 @@ from conf.errors import InputError
 
 FILE = "manifest.json"
 FORMAT = 2
+ADDITIONS = "additions"
+"""Folder in a corpus with one folder per edition after the first, named by its number."""
+INDEX = "index"
+"""Folder of an edition with digests and signatures of its documents (`dedup.index`)."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,15 @@ class Manifest:
             editions=kept,
         )
 
+    def edition_folder(self, number: int) -> Path:
+        """Returns the folder with the index and the cleaning report of an edition."""
+        return self.folder if number == 1 else self.folder / ADDITIONS / f"{number:04}"
+
+    def read_index(self, number: int) -> dict[str, Any] | None:
+        """Returns the content of the index.json of an edition, or None if it has no index."""
+        path = self.edition_folder(number) / INDEX / "index.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
     def find_edition(self, fingerprint: str) -> Manifest | None:
         """Returns the newest edition that has a fingerprint, or None."""
         editions = map(self.at_edition, range(self.edition_count, 0, -1))
@@ -218,18 +231,27 @@ def load_manifest(folder: str | Path) -> Manifest:
             f"corpus=... out={folder}."
         )
     try:
-        fields = json.loads(path.read_text())
-        found = fields.pop("format")
-        if found != FORMAT:
-            raise InputError(
-                f"{path} has format {found}, but this version reads format {FORMAT}. Tokenize the "
-                "corpus again."
-            )
-        return Manifest(folder=Path(folder), **fields)
+        return manifest_of(Path(folder), path.read_text())
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is not a manifest of a Headwater corpus ({error}). Tokenize the corpus again."
         ) from None
+
+
+def manifest_of(folder: Path, content: str) -> Manifest:
+    """Returns the manifest of a corpus folder, given the content of its `manifest.json`.
+
+    Raises InputError if it has another format, and ValueError, KeyError or TypeError if it is not a
+    manifest.
+    """
+    fields = json.loads(content)
+    found = fields.pop("format")
+    if found != FORMAT:
+        raise InputError(
+            f"{folder / FILE} has format {found}, but this version reads format {FORMAT}. Tokenize "
+            "the corpus again."
+        )
+    return Manifest(folder=folder, **fields)
 
 
 def tokenizer_fingerprint(path: Path) -> str:
@@ -238,5 +260,10 @@ def tokenizer_fingerprint(path: Path) -> str:
         content = json.loads(path.read_text())
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON ({error}). Give a tokenizer.json.") from None
+    return content_fingerprint(content)
+
+
+def content_fingerprint(content: Any) -> str:
+    """Returns the sha256 of the canonical form of the content of a tokenizer.json."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -20,7 +20,8 @@ from typing import Any
 from omegaconf import MISSING
 
 from conf.errors import InputError
-from data_pipeline.store.manifest import Manifest, load_manifest
+from data_pipeline.store.checksums import sha256_of_file
+from data_pipeline.store.manifest import ADDITIONS, INDEX, Manifest, load_manifest
 from data_pipeline.store.shard_checks import TABLE, Problem, ShardCheck, missing_or_wrong_size
 from data_pipeline.store.storage import is_remote
 
@@ -116,6 +117,7 @@ def check_folder(manifest: Manifest, config: VerifyConfig, console: Any = None) 
     started = time.monotonic()
     entries = list(_entries(manifest))
     result = VerifyResult(len(entries), problems=[*_check_manifest(manifest, entries)])
+    result.problems += _check_index(manifest, read=config.sample == 1)
     complete = [entry for entry in entries if all(key in entry for key in REQUIRED_KEYS)]
     chosen = sample(complete, config.sample, config.seed)
     by_file: dict[str, list[Problem]] = {}
@@ -233,12 +235,30 @@ def _check_manifest(manifest: Manifest, entries: list[dict[str, Any]]) -> Iterat
     for file, count in Counter(entry.get("file") for entry in entries).items():
         if count > 1:
             yield Problem("manifest.json", f"shard {file}", f"is listed {count} times")
-    shard_folders = {name.split("/")[0] for name in known} | set(manifest.splits)
+    folders = {name.rpartition("/")[0] for name in known} | set(manifest.splits)
+    inside = tuple(f"{folder}/" for folder in folders if folder)
+    # Killed between its last two steps, an addition is complete but not in the manifest yet.
+    unfinished = f"{ADDITIONS}/{manifest.edition_count + 1:04}/"
     for name in sorted(_files(manifest.folder) - known):
-        if name.split("/")[-1].startswith("."):
+        if name.split("/")[-1].startswith(".") or name.startswith(unfinished):
             continue
-        if name.split("/")[0] in shard_folders or name.endswith(SUFFIXES):
+        if name.startswith(inside) or name.endswith(SUFFIXES):
             yield Problem(name, "", "is not in the manifest")
+
+
+def _check_index(manifest: Manifest, read: bool) -> Iterator[Problem]:
+    """Yields problems of the index, whose files are only read if `read` is set."""
+    for number in range(1, manifest.edition_count + 1):
+        folder = manifest.edition_folder(number) / INDEX
+        index = manifest.read_index(number) or {"units": []}
+        for unit, row in enumerate(index["units"]):
+            for suffix, expected in row["sha256"].items():
+                path = folder / f"{unit:06}{suffix}"
+                name = path.relative_to(manifest.folder).as_posix()
+                if not path.is_file():
+                    yield Problem(name, "", "is missing")
+                elif read and sha256_of_file(path) != expected:
+                    yield Problem(name, "", "does not have the sha256 in index.json")
 
 
 def _files(folder: Path) -> set[str]:

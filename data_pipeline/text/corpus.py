@@ -161,6 +161,11 @@ class TokenizeConfig:
     out: output folder.
     workers: number of processes; 0 uses one per core.
     overwrite: replaces `out` if it is a corpus that Headwater made.
+    add_to: folder of a prepared corpus, to which the documents of `corpus` are added as new shards.
+        `out` is not used then, and neither is `tokenizer`, because the corpus has its own. null
+        makes a new corpus.
+    keep_index: stores digests and signatures of all documents in the corpus (about 190 bytes per
+        document), with which documents that are added later are compared.
     encoder: `tokenizers`, or the faster `gigatoken`, whose ids are compared with those of
         `tokenizers` for some documents of every unit of work; null uses gigatoken if it is
         installed and supports the tokenizer.
@@ -174,6 +179,8 @@ class TokenizeConfig:
     out: str = MISSING
     workers: int = 0
     overwrite: bool = False
+    add_to: str | None = None
+    keep_index: bool = True
     encoder: str | None = None
     rank: int | None = None
     world: int | None = None
@@ -181,3 +188,7 @@ class TokenizeConfig:
     def __post_init__(self) -> None:
         if self.encoder is not None:
             one_of("encoder", self.encoder, ENCODERS)
+        if self.add_to is not None and self.overwrite:
+            raise InputError(
+                "overwrite=true: nothing is replaced with add_to. Remove one of the two keys."
+            )

@@ -11,7 +11,7 @@ import fnmatch
 import glob
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from conf.errors import InputError
@@ -65,11 +65,18 @@ class Unit:
         return min(sum(file.bytes for file in self.files), self.end - self.start)
 
 
-def plan_units(corpus: CorpusConfig) -> list[Unit]:
-    """Returns all units of a corpus. Raises InputError if a path has no files."""
+def plan_units(
+    corpus: CorpusConfig, is_read: Callable[[str, SourceFile], bool] | None = None
+) -> list[Unit]:
+    """Returns all units of a corpus. Raises InputError if a path has no files.
+
+    Files for which `is_read(source, file)` is true are left out.
+    """
     units: list[Unit] = []
     for name, source in corpus.sources.items():
         files = list_files(name, source, corpus.seed)
+        if is_read is not None:
+            files = [file for file in files if not is_read(name, file)]
         for number, part in enumerate(_parts(files, source, corpus.shard_bytes)):
             units.append(Unit(len(units), name, number, *part))
     return units

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.dedup import digests, matching
+from data_pipeline.dedup import digests, index, matching
 from data_pipeline.text.corpus import CorpusConfig
 from data_pipeline.text.selection import (
     HELD_OUT,
@@ -25,13 +25,15 @@ from data_pipeline.tokenizing.shard_writer import ShardWriter, Text, shuffled
 
 @dataclass(frozen=True)
 class Target:
-    """Destination and format of the shards. `folder` also contains tokenizer.json."""
+    """Destination and format of the shards, and whether `folder` also gets an index."""
 
     folder: Path
+    tokenizer: Path
     encoder: str
     dtype: str
     eos_id: int
     pad_id: int
+    keep_index: bool = False
 
 
 def encode_unit(unit: Unit, corpus: CorpusConfig, work: Path, target: Target) -> dict[str, Any]:
@@ -48,7 +50,7 @@ def encode_unit(unit: Unit, corpus: CorpusConfig, work: Path, target: Target) ->
 def _encode(
     unit: Unit, corpus: CorpusConfig, work: Path, target: Target, name: str
 ) -> dict[str, Any]:
-    encoder = Encoder(target.folder / "tokenizer.json", name)
+    encoder = Encoder(target.tokenizer, name)
     writer = ShardWriter(encoder, target.dtype, target.eos_id, target.pad_id, corpus.fit)
     entries: dict[str, list[dict[str, Any]]] = {TRAIN: [], HELD_OUT: []}
     selection, documents = select_documents(unit, corpus, work)
@@ -66,6 +68,7 @@ def _encode(
         "lines": selection.lines,
         "encoder": name,
         "checked": encoder.compared,
+        "index": index.keep_tables(unit, corpus, work, target.folder) if target.keep_index else {},
     }
 
 

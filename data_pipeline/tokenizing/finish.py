@@ -32,10 +32,12 @@ def make_manifest(
     prepared: dict[str, Any],
     results: list[dict[str, Any]],
     console: Console,
+    base: Manifest | None = None,
 ) -> Manifest:
     """Writes the cleaning report and the rejected rows to `folder`, and returns the manifest.
 
     Raises InputError if a source has no training documents, and warns if it has no held-out ones.
+    Sources that the corpus `base` already has need neither.
     """
     splits: dict[str, dict[str, list[dict[str, Any]]]] = {TRAIN: {}, HELD_OUT: {}}
     counts = {name: Counter(dict.fromkeys(KEPT, 0)) for name in corpus.sources}
@@ -50,7 +52,15 @@ def make_manifest(
     for name in corpus.sources:
         files = {file.path for unit in units if unit.source == name for file in unit.files}
         counts[name]["files"] = len(files)
-        _check_source(name, counts[name], rejected.get(name, []), splits, console)
+        if base is not None and not counts[name]["documents"]:
+            console.print(
+                f"warning: nothing is added to source '{name}', because all of its documents were "
+                "dropped.",
+                style="yellow",
+                soft_wrap=True,
+            )
+        elif base is None or name not in base.splits[TRAIN]:
+            _check_source(name, counts[name], rejected.get(name, []), splits, console)
     write_json(folder / "cleaning.json", report.to_json())
     for name, lines in rejected.items():
         (folder / "rejected").mkdir(exist_ok=True)

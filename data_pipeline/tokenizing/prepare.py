@@ -12,7 +12,7 @@ import numpy as np
 
 from conf.errors import InputError
 from data_pipeline.dedup import digests, matching
-from data_pipeline.store.manifest import tokenizer_fingerprint
+from data_pipeline.store.manifest import Manifest, tokenizer_fingerprint
 from data_pipeline.text.corpus import CorpusConfig, TokenizeConfig, TokenizerConfig
 from data_pipeline.text.selection import TRAIN
 from data_pipeline.text.units import Unit
@@ -31,13 +31,27 @@ SAMPLED_UNITS = 256
 """Maximum number of units whose text a tokenizer is trained on."""
 
 
-def prepare(config: TokenizeConfig, units: list[Unit], work: Path) -> dict[str, Any]:
-    """Writes tokenizer.json and token_bytes.npy, and returns the settings of the encode phase."""
+def prepare(
+    config: TokenizeConfig, units: list[Unit], work: Path, base: Manifest | None = None
+) -> dict[str, Any]:
+    """Writes tokenizer.json and token_bytes.npy, and returns the settings of the encode phase.
+
+    If documents are added to the corpus `base`, nothing is written, because its tokenizer is used.
+    """
     if digests.is_enabled(config.corpus):
         plan = matching.load_plan(units, work, config.corpus.cleaning.dedup)
         matching.settle_ranges(plan, work)
     folder = work / "corpus"
     folder.mkdir(exist_ok=True)
+    if base is not None:
+        encoder, note = choose_encoder(config.encoder, base.tokenizer_path)
+        return {
+            "tokenizer": base.tokenizer,
+            "dtype": base.dtype,
+            "encoder": encoder,
+            "encoder_note": note,
+            "not_added": [],
+        }
     path = folder / "tokenizer.json"
     added = make_tokenizer(config.tokenizer, config.corpus, units, work, path)
     tokenizer = load_tokenizer(path)

@@ -31,12 +31,20 @@ from conf.errors import InputError
 from conf.files import restore
 from conf.output_kinds import CORPUS
 from conf.outputs import Output
-from data_pipeline.dedup import digests, matching
+from data_pipeline.dedup import digests, index, matching
+from data_pipeline.dedup.earlier import Folders
 from data_pipeline.store import storage
-from data_pipeline.store.manifest import FILE, load_manifest, tokenizer_fingerprint
+from data_pipeline.store.manifest import FILE, Manifest, load_manifest, tokenizer_fingerprint
 from data_pipeline.text.corpus import CorpusConfig, TokenizeConfig
 from data_pipeline.text.selection import chain_of
 from data_pipeline.text.units import Unit, plan_units
+from data_pipeline.tokenizing.addition import (
+    configure_addition,
+    finish_addition,
+    new_units,
+    open_base,
+    record_addition,
+)
 from data_pipeline.tokenizing.encoding import Target, encode_unit
 from data_pipeline.tokenizing.finish import check_sources, make_manifest, print_summary
 from data_pipeline.tokenizing.prepare import prepare
@@ -55,9 +63,13 @@ Task = tuple[Callable[..., Any], tuple[Any, ...]]
 def tokenize(config: TokenizeConfig) -> None:
     """Tokenizes a corpus into `config.out`, resuming unfinished work if there is any.
 
-    Does nothing if `config.out` already exists and was made from the same inputs.
+    Does nothing if `config.out` already exists and was made from the same inputs. With
+    `config.add_to`, the documents are added to that corpus instead.
     """
     console = Console()
+    if config.add_to is not None:
+        _add(config, console)
+        return
     out = Path(config.out)
     if storage.is_remote(config.out):
         raise InputError(
@@ -70,6 +82,7 @@ def tokenize(config: TokenizeConfig) -> None:
     check_tokenizer(config.tokenizer)
     units = plan_units(config.corpus)
     inputs, scanned = fingerprint_inputs(config, units)
+    earlier = index.against_folders(config.corpus.cleaning.dedup)
     folders = {os.path.dirname(file.path) for unit in units for file in unit.files}
     output = replace(output, inputs=[*output.inputs, *sorted(folders)])
     output.check_foreign()
@@ -91,20 +104,84 @@ def tokenize(config: TokenizeConfig) -> None:
         if resumed and folder.has_results():
             console.print(f"resuming from {folder.path}", highlight=False, soft_wrap=True)
         try:
-            finished = Tokenization(config, units, inputs, folder, console).run()
+            made = Tokenization(config, units, inputs, folder, console, earlier).run()
         except InputError as error:
-            if not folder.has_results():
-                folder.remove()
-                raise
-            raise InputError(f"{error} The finished work is kept in {folder.path}.") from None
-        if not finished:
+            raise _with_place(error, folder) from None
+        if made is None:
             return
+        (folder.corpus / FILE).write_text(made.to_json())
         folder.mark_complete()
         output.put(folder.corpus)
         folder.remove()
     print_summary(load_manifest(out), console)
     seconds = time.monotonic() - started
     console.print(f"made {out} in {seconds:.0f} s", highlight=False, soft_wrap=True)
+
+
+def _add(config: TokenizeConfig, console: Console) -> None:
+    """Adds documents to the corpus `config.add_to`, resuming unfinished work if there is any."""
+    started = time.monotonic()
+    job_shard = JobShard.resolve(config.rank, config.world)
+    base = open_base(config)
+    output = Output(str(config.add_to), CORPUS, key="add_to")
+    folder = WorkFolder(output.path, job_shard)
+    folder.check()
+    if folder.path.exists() and not job_shard.rank:
+        with folder.held():
+            if finish_addition(folder):
+                base = load_manifest(base.folder)
+    listed = plan_units(config.corpus)
+    folders = {os.path.dirname(file.path) for unit in listed for file in unit.files}
+    replace(output, inputs=sorted(folders)).check_foreign()
+    config = configure_addition(config, base, [])
+    inputs, scanned = fingerprint_inputs(config, listed)
+    units = new_units(config.corpus, base)
+    if inputs in base.edition_inputs or not units:
+        console.print(
+            f"{config.add_to} already has these documents (same files, sizes and settings).",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return
+    config = configure_addition(config, base, units)
+    options = config.corpus.cleaning.dedup
+    earlier = index.against_folders(options)
+    if digests.is_enabled(config.corpus):
+        earlier += index.earlier_folders(base, options, "add_to")
+    state = [base.fingerprint, base.edition_count]
+    work_inputs = [_digest({"inputs": key, "base": state}) for key in (inputs, scanned)]
+    with folder.locked(*work_inputs) as resumed:
+        if load_manifest(base.folder) != base:
+            raise InputError(
+                f"add_to={config.add_to}: another process has just added to this corpus. Run the "
+                "same command again."
+            )
+        if resumed and folder.has_results():
+            console.print(f"resuming from {folder.path}", highlight=False, soft_wrap=True)
+        try:
+            added = Tokenization(config, units, inputs, folder, console, earlier, base).run()
+        except InputError as error:
+            raise _with_place(error, folder) from None
+        if added is None:
+            return
+        record_addition(folder, base, added)
+        finish_addition(folder)
+    grown = load_manifest(base.folder)
+    print_summary(added, console)
+    seconds = time.monotonic() - started
+    console.print(
+        f"added to {config.add_to} in {seconds:.0f} s, as edition {grown.edition_count}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _with_place(error: InputError, folder: WorkFolder) -> InputError:
+    """Returns the error with the place of the finished work, or removes the folder if empty."""
+    if folder.has_results():
+        return InputError(f"{error} The finished work is kept in {folder.path}.")
+    folder.remove()
+    return error
 
 
 class Tokenization:
@@ -117,17 +194,29 @@ class Tokenization:
         inputs: str,
         folder: WorkFolder,
         console: Console,
+        earlier: Folders = (),
+        base: Manifest | None = None,
     ) -> None:
+        """Creates the phases for `units`.
+
+        earlier: index folders of earlier preparations, whose documents are not to be repeated.
+        base: the corpus that documents are added to, or None for a new corpus.
+        """
         self.config = config
         self.corpus: CorpusConfig = config.corpus
         self.units = units
         self.inputs = inputs
         self.folder = folder
         self.console = console
+        self.earlier = earlier
+        self.base = base
         self.made = folder.corpus
 
-    def run(self) -> bool:
-        """Runs this job's remaining tasks. Returns False if other jobs must finish first."""
+    def run(self) -> Manifest | None:
+        """Runs this job's remaining tasks, and returns the manifest of the shards.
+
+        Returns None if other jobs must finish first.
+        """
         # The worker processes already use all cores, so tokenizers must not start threads.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         with Workers(self.config.workers) as workers, _progress(self.console) as progress:
@@ -143,21 +232,24 @@ class Tokenization:
                 ]
             for phase, make_tasks in phases:
                 if not self._run_phase(phase, make_tasks(), workers, progress):
-                    return False
+                    return None
             if self.folder.job_shard.rank:
                 self._print("encode: done. The job of rank 0 writes the manifest")
-                return False
-        manifest = make_manifest(
+                return None
+        results = [self.folder.result("encode", unit.id) for unit in self.units]
+        if self.config.keep_index:
+            tables = [result["index"] for result in results]
+            index.write_index(self.made, self.corpus, self.units, tables)
+        return make_manifest(
             self.corpus,
             self.units,
             self.inputs,
             self.made,
             self.folder.result("prepare", 0),
-            [self.folder.result("encode", unit.id) for unit in self.units],
+            results,
             self.console,
+            self.base,
         )
-        (self.made / FILE).write_text(manifest.to_json())
-        return True
 
     def _run_phase(
         self, phase: str, tasks: list[Task], workers: Workers, progress: Progress
@@ -199,7 +291,7 @@ class Tokenization:
     def _match(self) -> list[Task]:
         work, options = self.folder.path, self.corpus.cleaning.dedup
         check_sources(self.corpus, self.units, work)
-        plan = matching.load_plan(self.units, work, options)
+        plan = matching.load_plan(self.units, work, options, self.earlier)
         return [
             (matching.match, (number, plan, self.units, work, options))
             for number in range(plan.match_tasks)
@@ -213,14 +305,14 @@ class Tokenization:
     def _prepare(self) -> list[Task]:
         config = self.config.tokenizer
         is_pending = bool(self.folder.remaining("prepare", 1)) and not self.folder.job_shard.rank
-        if config.path is None and is_pending:
+        if config.path is None and is_pending and self.base is None:
             self.console.print(
                 f"training a tokenizer of {config.vocab_size:,} ids on up to "
                 f"{config.train_bytes / 1e6:,.0f} MB of text",
                 highlight=False,
                 soft_wrap=True,
             )
-        return [(prepare, (self.config, self.units, self.folder.path))]
+        return [(prepare, (self.config, self.units, self.folder.path, self.base))]
 
     def _encode(self) -> list[Task]:
         prepared = self.folder.result("prepare", 0)
@@ -242,7 +334,13 @@ class Tokenization:
             )
         ids = prepared["tokenizer"]
         target = Target(
-            self.made, prepared["encoder"], prepared["dtype"], ids["eos_id"], ids["pad_id"]
+            self.made,
+            self.made / ids["file"] if self.base is None else self.base.tokenizer_path.absolute(),
+            prepared["encoder"],
+            prepared["dtype"],
+            ids["eos_id"],
+            ids["pad_id"],
+            self.config.keep_index,
         )
         return [(encode_unit, (unit, self.corpus, self.folder.path, target)) for unit in self.units]
 
@@ -256,8 +354,10 @@ def fingerprint_inputs(config: TokenizeConfig, units: list[Unit]) -> tuple[str, 
     corpus = asdict(config.corpus)
     for source in corpus["sources"].values():
         del source["max_malformed"]  # raising the limit must not discard finished work
+    options = config.corpus.cleaning.dedup
     del corpus["cleaning"]["dedup"]["task_bytes"]  # does not change the result
-    inputs = {
+    del corpus["cleaning"]["dedup"]["against"]  # what these corpora contain counts, not their paths
+    inputs: dict[str, Any] = {
         "format": FORMAT,
         "corpus": corpus,
         "tokenizer": asdict(config.tokenizer),
@@ -272,7 +372,12 @@ def fingerprint_inputs(config: TokenizeConfig, units: list[Unit]) -> tuple[str, 
             if (chain := chain_of(config.corpus, source)) is not None
         ],
     }
-    scanned = {key: inputs[key] for key in ("format", "files", "cleaning")}
+    if options.against:
+        inputs["against"] = index.against_fingerprints(options)
+    if not config.keep_index:
+        inputs["keep_index"] = False
+    names = ("format", "files", "cleaning", "against")
+    scanned = {key: inputs[key] for key in names if key in inputs}
     scanned["corpus"] = {key: corpus[key] for key in corpus if key not in NOT_SCANNED}
     if config.tokenizer.path:
         inputs["tokenizer_sha256"] = tokenizer_fingerprint(Path(config.tokenizer.path))

@@ -30,7 +30,7 @@ from data_pipeline.files import write_json
 
 SCANNED = ("plan.json", "scan", "dedup.json", "match", "merge", "copies", "minhash")
 """Files and folders that the phases up to merge write, and the file that names their inputs."""
-LAYOUT = 2
+LAYOUT = 3
 """Version of the work folder. Unfinished work of another version is discarded."""
 
 PRELOAD = ("data_pipeline.tokenizing.encoding", "gigatoken")
@@ -114,6 +114,24 @@ class WorkFolder:
         `scanned`, the fingerprint of their inputs, is unchanged. Raises InputError if another
         process holds the lock.
         """
+        with self.held() as lock:
+            found, same_scan = self.inputs(), self._plan().get("scanned") == scanned
+            if found != inputs:
+                if found is not None:
+                    self._lock(lock, fcntl.LOCK_EX)
+                    self.clear(SCANNED if same_scan else ())
+                    if self.job_shard.world > 1:
+                        self._lock(lock, fcntl.LOCK_SH)
+                plan = {"layout": LAYOUT, "inputs": inputs, "scanned": scanned}
+                write_json(self.path / "plan.json", plan)
+            yield found == inputs or same_scan
+
+    @contextmanager
+    def held(self) -> Iterator[Any]:
+        """Holds the lock of this job's share, and yields the file that all jobs lock.
+
+        Raises InputError if another process holds the lock.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         names = ["lock"] if self.job_shard.world == 1 else ["lock", f"lock-{self.job_shard.rank}"]
         files = [(self.path / name).open("a") for name in names]
@@ -122,16 +140,7 @@ class WorkFolder:
             self._lock(files[0], fcntl.LOCK_EX if single else fcntl.LOCK_SH)
             if not single:
                 self._lock(files[1], fcntl.LOCK_EX)
-            found, same_scan = self.inputs(), self._plan().get("scanned") == scanned
-            if found != inputs:
-                if found is not None:
-                    self._lock(files[0], fcntl.LOCK_EX)
-                    self.clear(SCANNED if same_scan else ())
-                    if not single:
-                        self._lock(files[0], fcntl.LOCK_SH)
-                plan = {"layout": LAYOUT, "inputs": inputs, "scanned": scanned}
-                write_json(self.path / "plan.json", plan)
-            yield found == inputs or same_scan
+            yield files[0]
         finally:
             for file in files:
                 file.close()
