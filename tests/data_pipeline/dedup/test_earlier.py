@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,8 @@ class Made:
 
 
 Units = list[list[Made]]
+NUMBERS = count(1000)
+"""Numbers of documents, which are larger than the digests and keys in the tests."""
 
 
 @pytest.fixture(autouse=True)
@@ -162,12 +165,9 @@ def test_kept_documents_are_those_of_one_preparation(tmp_path, parts, task_bytes
 
 def made(*keys: int, digest: int | None = None) -> Made:
     """A document that shares its first keys with others, and nothing else."""
-    made.count += 1
-    own = [1000 + BUCKETS * made.count + n for n in range(BUCKETS)]
-    return Made(made.count if digest is None else digest, (*keys, *own[len(keys) :]))
-
-
-made.count = 100
+    number = next(NUMBERS)
+    own = [BUCKETS * number + n for n in range(BUCKETS)]
+    return Made(number if digest is None else digest, (*keys, *own[len(keys) :]))
 
 
 def add(tmp_path, old, new):
