@@ -21,6 +21,9 @@ from model.layer_pattern import (
 from model.rope_scaling import Rope, RopeScaling
 
 INIT_SCHEMES = ("normal", "scaled_residual")
+NORM_ORDERS = ("before", "after", "both")
+QK_NORM_WIDTHS = ("head", "projection")
+ACTIVATIONS = ("silu", "gelu_tanh")
 
 
 class LayerConfig(NamedTuple):
@@ -37,15 +40,23 @@ class LayerConfig(NamedTuple):
 
 @dataclass
 class ModelConfig:
-    """A pre-norm decoder with RMSNorm, RoPE, grouped-query attention and SwiGLU.
+    """A decoder with RMSNorm, RoPE, grouped-query attention and a gated MLP.
 
     architecture: the Hugging Face family of the export, one of `model.families`. Each family
         supports some of the features below and rejects the others.
     sliding_window: number of keys that a token sees, itself included; null for full attention.
     window_pattern: which layers have the sliding window (L) and which have full attention (G), as
         in LLLG, repeated over the layers; null if all layers are the same.
-    qk_norm: whether queries and keys are normalized per head, before RoPE.
+    norm_order: where a block has norms: `before` attention and the MLP, `after` them (on their
+        output, before it is added to the residual stream), or `both`.
+    zero_centered_norms: whether norms multiply by 1 + weight instead of weight.
+    qk_norm: whether queries and keys are normalized before RoPE.
+    qk_norm_width: what qk_norm normalizes: each `head`, or the whole `projection` of all heads.
     qkv_bias: whether the projections of queries, keys and values have biases.
+    query_pre_attn_scalar: attention scores are divided by its square root; null for head_dim.
+    activation: activation of the MLP's gate, `silu` or `gelu_tanh` (GELU by its tanh formula).
+    scale_embeddings: whether embeddings are multiplied by sqrt(hidden_size).
+    logit_softcap: bound c of the logits, which become c * tanh(logits / c); null for none.
     rope_theta: base of the rotary positions (RoPE).
     rope_scaling: scaling of the rotary positions for longer sequences; null for none.
     local_rope_theta: base of the rotary positions in the layers with the sliding window, which
@@ -69,8 +80,15 @@ class ModelConfig:
     max_seq_len: int = MISSING
     sliding_window: int | None = None
     window_pattern: str | None = None
+    norm_order: str = "before"
+    zero_centered_norms: bool = False
     qk_norm: bool = False
     qkv_bias: bool = False
+    qk_norm_width: str = "head"
+    query_pre_attn_scalar: float | None = None
+    activation: str = "silu"
+    scale_embeddings: bool = False
+    logit_softcap: float | None = None
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None
     local_rope_theta: float | None = None
@@ -82,6 +100,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         one_of("model.init", self.init, INIT_SCHEMES)
+        one_of("model.norm_order", self.norm_order, NORM_ORDERS)
+        one_of("model.qk_norm_width", self.qk_norm_width, QK_NORM_WIDTHS)
+        one_of("model.activation", self.activation, ACTIVATIONS)
         if self.head_dim is None:
             if self.hidden_size % self.num_heads:
                 raise InputError(
@@ -101,6 +122,10 @@ class ModelConfig:
                 "pairs."
             )
         self._check_rope()
+        for key in ("query_pre_attn_scalar", "logit_softcap"):
+            value = getattr(self, key)
+            if value is not None and not value > 0:
+                raise InputError(f"model.{key}={value}: expected more than 0, or null.")
         if self.sliding_window is not None and self.sliding_window < 1:
             raise InputError(
                 f"model.sliding_window={self.sliding_window}: expected 1 or more, or null for full "
@@ -138,6 +163,18 @@ class ModelConfig:
         """Total width of the key (or value) heads, num_kv_heads * head_dim."""
         assert self.head_dim is not None
         return self.num_kv_heads * self.head_dim
+
+    @property
+    def query_norm_size(self) -> int:
+        """Number of weights of the queries' norm."""
+        assert self.head_dim is not None
+        return self.head_dim if self.qk_norm_width == "head" else self.query_size
+
+    @property
+    def key_norm_size(self) -> int:
+        """Number of weights of the keys' norm."""
+        assert self.head_dim is not None
+        return self.head_dim if self.qk_norm_width == "head" else self.kv_size
 
     @property
     def layers(self) -> list[LayerConfig]:

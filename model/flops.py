@@ -13,6 +13,7 @@ sees in a layer. Recomputation is not counted.
 from __future__ import annotations
 
 from model.config import ModelConfig
+from model.norms import NORM_PLACES
 
 FLOP_CONVENTION = "6*N_mm + 12*L*H*d_head*K, causal and window exact, no recompute"
 
@@ -26,8 +27,12 @@ def matmul_parameters(config: ModelConfig) -> int:
 
 def norm_parameters(config: ModelConfig) -> int:
     """Returns the number of parameters in the norms of one block."""
-    assert config.head_dim is not None
-    return 2 * config.hidden_size + (2 * config.head_dim if config.qk_norm else 0)
+    return NORM_PLACES[config.norm_order].number * config.hidden_size + qk_norm_parameters(config)
+
+
+def qk_norm_parameters(config: ModelConfig) -> int:
+    """Returns the number of parameters in the norms of one block's queries and keys."""
+    return config.query_norm_size + config.key_norm_size if config.qk_norm else 0
 
 
 def biases(config: ModelConfig) -> int:

@@ -15,17 +15,19 @@ from torch import Tensor
 from model.config import ModelConfig
 
 RESIDUAL_WRITERS = ("o_proj.weight", "down_proj.weight")
-"""Matrices of a block whose output is added to the residual stream."""
+"""Matrices of a block whose output is added to the residual stream, maybe after a norm."""
 
 
 def initial_value(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor:
     """Returns the whole float32 value of the parameter `name`, on the CPU.
 
-    Norm weights are 1 and biases 0. Matrices are drawn from N(0, initializer_range), with a smaller
-    standard deviation for RESIDUAL_WRITERS if `init=scaled_residual`.
+    Biases are 0. Norm weights are 1, or 0 if norms are zero-centered. Matrices are drawn from
+    N(0, initializer_range), with a smaller standard deviation for RESIDUAL_WRITERS if
+    `init=scaled_residual`.
     """
     if len(shape) == 1:
-        return torch.zeros(shape) if name.endswith(".bias") else torch.ones(shape)
+        is_zero = config.zero_centered_norms or name.endswith(".bias")
+        return torch.zeros(shape) if is_zero else torch.ones(shape)
     std = config.initializer_range
     if config.init == "scaled_residual" and name.endswith(RESIDUAL_WRITERS):
         std /= math.sqrt(2 * config.num_layers)

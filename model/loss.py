@@ -39,7 +39,9 @@ class VocabularyShard(Protocol):
 Penalty = Callable[[Tensor], tuple[Tensor, Tensor]]
 """A term that is added to the loss of each target. Maps the logsumexp of the target's logits to the
 term and its derivative, all in float32 and of the same shape."""
-Losses = Callable[[Tensor, Tensor, bool, Penalty | None], tuple[Tensor, Tensor | None, Tensor]]
+Losses = Callable[
+    [Tensor, Tensor, bool, Penalty | None, float | None], tuple[Tensor, Tensor | None, Tensor]
+]
 """`losses_and_gradient`, or its compiled version."""
 
 
@@ -47,14 +49,16 @@ class Head(nn.Linear):
     """The output layer, which returns logits or, given labels, their cross-entropy.
 
     Attributes:
+        softcap: Bound c of the logits, which become c * tanh(logits / c); None for none.
         compiled: The compiled form of `losses_and_gradient`, for an unsharded vocabulary; None
             to use the form that is not compiled.
     """
 
     compiled: Losses | None = None
 
-    def __init__(self, hidden_size: int, vocab_size: int) -> None:
+    def __init__(self, hidden_size: int, vocab_size: int, softcap: float | None = None) -> None:
         super().__init__(hidden_size, vocab_size, bias=False)
+        self.softcap = softcap
 
     def forward(  # type: ignore[override]
         self, hidden: Tensor, labels: Tensor | None = None, penalty: Penalty | None = None
@@ -66,13 +70,14 @@ class Head(nn.Linear):
         terms (batch, seq) are returned last.
         """
         if labels is None:
-            return super().forward(hidden)
+            return capped(super().forward(hidden), self.softcap)
         loss, *terms = linear_cross_entropy(
             hidden.flatten(0, 1),
             self.weight,
             labels.flatten(),
             compiled=self.compiled,
             penalty=penalty,
+            softcap=self.softcap,
         )
         return loss, *(term.view(labels.shape) for term in terms)
 
@@ -85,6 +90,7 @@ def linear_cross_entropy(
     compiled: Losses | None = None,
     chunk_tokens: int = CHUNK_TOKENS,
     penalty: Penalty | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, ...]:
     """Returns the sum of -log softmax(hidden @ weight.T)[labels] over labels that count.
 
@@ -97,6 +103,7 @@ def linear_cross_entropy(
         compiled: The compiled form of `losses_and_gradient`, for an unsharded vocabulary.
         chunk_tokens: Number of tokens whose logits are held at once.
         penalty: A term that is added to the loss of each label that counts.
+        softcap: Bound of the logits; None for none (see `Head`).
 
     Returns:
         The float32 sum, penalty included, and the losses (tokens,), without gradient and 0 where
@@ -105,7 +112,7 @@ def linear_cross_entropy(
     # Inside `apply`, gradients are always disabled, and `needs_input_grad` ignores no_grad.
     grad = torch.is_grad_enabled()
     outputs = _LinearCrossEntropy.apply(
-        hidden, weight, labels, shard, compiled, chunk_tokens, penalty, grad
+        hidden, weight, labels, shard, compiled, chunk_tokens, penalty, softcap, grad
     )
     return outputs if penalty is not None else outputs[:2]
 
@@ -121,6 +128,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         compiled: Losses | None,
         chunk_tokens: int,
         penalty: Penalty | None,
+        softcap: float | None,
         grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         wants_hidden, wants_weight = (grad and needed for needed in ctx.needs_input_grad[:2])
@@ -134,11 +142,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if compiled and not shard:
                 logits = hidden[rows] @ weight.t()
                 losses[rows], term, grad_logits = compiled(
-                    logits, labels[rows], wants_grad, penalty
+                    logits, labels[rows], wants_grad, penalty, softcap
                 )
             else:
                 losses[rows], term, grad_logits = _in_place(
-                    hidden[rows], weight, labels[rows], shard, wants_grad, penalty
+                    hidden[rows], weight, labels[rows], shard, wants_grad, penalty, softcap
                 )
             if terms is not None and term is not None:
                 terms[rows] = term
@@ -160,18 +168,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for grad in (grad_hidden, grad_weight):
             if grad is not None:
                 grad.mul_(grad_loss)
-        return grad_hidden, grad_weight, *(6 * [None])
+        return grad_hidden, grad_weight, *(7 * [None])
+
+
+def capped(logits: Tensor, softcap: float | None) -> Tensor:
+    """Returns softcap * tanh(logits / softcap), or the logits if there is no bound."""
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
 def losses_and_gradient(
-    logits: Tensor, labels: Tensor, wants_grad: bool, penalty: Penalty | None = None
+    logits: Tensor,
+    labels: Tensor,
+    wants_grad: bool,
+    penalty: Penalty | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Returns losses and penalty terms (tokens,), and the gradient of logits (tokens, vocab).
 
     This form is meant to be compiled: the kernel reads the logits three times and writes the
     gradient once. The gradient has the dtype of the logits.
     """
-    whole = logits.float()
+    whole = capped(logits.float(), softcap)
     counted = (labels != IGNORED)[:, None]
     local = torch.where(counted, labels[:, None], 0)
     total = whole.logsumexp(-1, keepdim=True)
@@ -181,6 +198,8 @@ def losses_and_gradient(
         return loss, term, logits
     target = torch.arange(logits.shape[1], device=logits.device) == local
     grad = torch.where(counted, (whole - total).exp() * factor - target.float(), 0.0)
+    if softcap is not None:
+        grad = grad * (1 - (whole / softcap).square())
     return loss, term, grad.to(logits.dtype)
 
 
@@ -204,12 +223,20 @@ def _in_place(
     shard: VocabularyShard | None,
     wants_grad: bool,
     penalty: Penalty | None,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Returns the same as `losses_and_gradient`, for a whole vocabulary or a shard of it.
 
-    This form is not compiled, and needs one float32 buffer of the size of the logits.
+    This form is not compiled, and needs one float32 buffer of the size of the logits, or two if the
+    logits have a bound.
     """
     logits = (hidden @ weight.t()).float()
+    slope: Tensor | None = None
+    if softcap is not None:
+        logits.div_(softcap).tanh_()
+        if wants_grad:
+            slope = logits.square().neg_().add_(1)
+        logits.mul_(softcap)
     counted = labels != IGNORED
     local = labels - (shard.start if shard else 0)
     here = counted & (local >= 0) & (local < weight.shape[0])
@@ -229,4 +256,6 @@ def _in_place(
         return loss, term, logits
     grad = exponentials.mul_(counted[:, None] * factor / total)
     grad.scatter_add_(1, local, -here[:, None].to(grad.dtype))
+    if slope is not None:
+        grad.mul_(slope)
     return loss, term, grad.to(hidden.dtype)

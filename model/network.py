@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.layers import Block
 from model.loss import Head, Penalty
+from model.norms import make_norm
 from model.rope import rope_table
 from model.sequence_sharding import SequenceSharding, WholeSequences
 
 
 class Decoder(nn.Module):
-    """A Llama-like decoder with the optional features of `ModelConfig`.
+    """A decoder with the optional features of `ModelConfig`.
 
     It has parameters but no buffers, so that it can be built on the meta device, sharded by
     the caller, and initialized parameter by parameter (`model.init`).
@@ -32,8 +33,8 @@ class Decoder(nn.Module):
         self.sequence_sharding: SequenceSharding = WholeSequences()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.lm_head = Head(config.hidden_size, config.vocab_size)
+        self.norm = make_norm(config, config.hidden_size)
+        self.lm_head = Head(config.hidden_size, config.vocab_size, config.logit_softcap)
         self.tie()
 
     def tie(self) -> None:
@@ -77,6 +78,8 @@ class Decoder(nn.Module):
             self.attention, windows, tokens, labels, cu_seqlens, max_seqlen, dtype
         )
         x = self.embed_tokens(batch.tokens)
+        if self.config.scale_embeddings:  # by a factor in the dtype of the weights
+            x = x * torch.tensor(self.config.hidden_size**0.5, dtype=x.dtype)
         head_dim = self.config.head_dim
         assert head_dim is not None
         ropes = {

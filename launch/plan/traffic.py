@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from data_pipeline.sampling.dealing import Deal
 from model.config import ModelConfig
-from model.flops import norm_parameters, parameters
+from model.flops import norm_parameters, parameters, qk_norm_parameters
 from pretrain.config import ParallelConfig
 
 BF16, FP32 = 2, 4
@@ -87,15 +87,19 @@ def traffic(
         # embedding; backward does the reverse. Norms are applied to a shard of the sequence.
         activations = tokens * model.hidden_size * width
         times = micro_batches * (4 * model.num_layers + 2)
-        norms = model.num_layers * norm_parameters(model) + model.hidden_size
+        over_heads = model.qk_norm and model.qk_norm_width == "projection"
+        norms = model.num_layers * replicated_parameters(model) + model.hidden_size
+        # Forward, a norm over all heads sums the squares of queries and of keys; backward, their
+        # gradients.
+        sums = 4 * micro_batches * model.num_layers if over_heads else 0
         found += [
             Traffic("tp", "all_gather", times * activations, times),
             Traffic("tp", "reduce_scatter", times * activations, times),
             Traffic(
                 "tp",
                 "all_reduce",
-                micro_batches * tokens * LOSS_VALUES * FP32 + norms * FP32,
-                micro_batches * LOSS_VALUES + model.num_layers + 1,
+                (micro_batches * LOSS_VALUES + sums) * tokens * FP32 + norms * FP32,
+                micro_batches * LOSS_VALUES + sums + model.num_layers + 1,
             ),
         ]
     if cp > 1:
@@ -105,14 +109,20 @@ def traffic(
 
 
 def _local_parameters(model: ModelConfig, tp: int) -> tuple[float, float]:
-    """Returns the parameters of all blocks and of the rest on one tensor-parallel rank.
-
-    Norms are replicated.
-    """
-    norms = model.num_layers * norm_parameters(model)
+    """Returns the parameters of all blocks and of the rest on one tensor-parallel rank."""
+    norms = model.num_layers * replicated_parameters(model)
     tables = (1 if model.tie_embeddings else 2) * model.vocab_size * model.hidden_size
     matrices = parameters(model) - norms - tables - model.hidden_size
     return matrices / tp + norms, tables / tp + model.hidden_size
+
+
+def replicated_parameters(model: ModelConfig) -> int:
+    """Returns the parameters of a block that tensor-parallel ranks do not split, its norms.
+
+    Norms over all heads are split.
+    """
+    split = qk_norm_parameters(model) if model.qk_norm_width == "projection" else 0
+    return norm_parameters(model) - split
 
 
 def _context_parallel(

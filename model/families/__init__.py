@@ -12,6 +12,7 @@ from conf.errors import one_of
 from model.families.family import Family
 from model.families.llama import Llama
 from model.families.mistral import Mistral
+from model.families.olmo2 import Olmo2
 from model.families.qwen2 import Qwen2
 from model.families.qwen3 import Qwen3
 from model.families.smollm3 import SmolLM3
@@ -21,6 +22,7 @@ FAMILIES: dict[str, Family] = {
     "llama": Llama(),
     "qwen2": Qwen2(),
     "qwen3": Qwen3(),
+    "olmo2": Olmo2(),
     "smollm3": SmolLM3(),
 }
 """Adapters by `model.architecture`, which is also the `model_type` of a config.json."""

@@ -12,12 +12,22 @@ from model.families.hf_rope import read_rope, write_scaling
 OPTIONAL_FEATURES: Fields = {
     "sliding_window": None,
     "window_pattern": None,
+    "norm_order": "before",
+    "zero_centered_norms": False,
     "qk_norm": False,
+    "qk_norm_width": "head",
     "qkv_bias": False,
+    "query_pre_attn_scalar": None,
+    "activation": "silu",
+    "scale_embeddings": False,
+    "logit_softcap": None,
     "local_rope_theta": None,
     "rope_pattern": None,
 }
 """Fields of `ModelConfig` that not every family supports, with their values if not used."""
+
+HF_ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}
+"""Names of activations in a config.json, keyed by `model.activation`."""
 
 COMMON_FIELDS = {
     "vocab_size": "vocab_size",
@@ -47,6 +57,9 @@ class Family:
         fixed: Features that the class always has, with their values.
         hf_defaults: Values that the class assumes for fields that a config.json lacks.
         default_theta: RoPE base that the class assumes.
+        activation_key: Name of the activation's key in a config.json.
+        not_supported: Fields of a config.json for features of the class that the network lacks,
+            with their values if not used.
     """
 
     hf_class: ClassVar[str]
@@ -54,6 +67,8 @@ class Family:
     fixed: ClassVar[Mapping[str, Any]] = {}
     hf_defaults: ClassVar[Mapping[str, Any]] = {}
     default_theta: ClassVar[float] = 10_000.0
+    activation_key: ClassVar[str] = "hidden_act"
+    not_supported: ClassVar[Mapping[str, Any]] = {}
 
     def check(self, model: Mapping[str, Any]) -> None:
         """Raises InputError if the class lacks a feature of the model, or requires another value.

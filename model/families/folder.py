@@ -18,7 +18,7 @@ from torch import Tensor
 from conf.errors import InputError
 from model.config import ModelConfig
 from model.families import FAMILIES
-from model.families.family import COMMON_FIELDS, Family
+from model.families.family import COMMON_FIELDS, HF_ACTIVATIONS, OPTIONAL_FEATURES, Family
 from model.families.fields import Fields
 
 FILE_BYTES = 2 * 10**9
@@ -31,7 +31,6 @@ REQUIRED = (
 COMMON_DEFAULTS: Fields = {
     "num_key_value_heads": None,
     "head_dim": None,
-    "hidden_act": "silu",
     "initializer_range": 0.02,
     "tie_word_embeddings": False,
 }
@@ -40,7 +39,6 @@ COMMON_DEFAULTS: Fields = {
 NOT_SUPPORTED: Fields = {
     "attention_bias": False,
     "mlp_bias": False,
-    "hidden_act": "silu",
     "attention_dropout": 0.0,
     "use_mrope": False,
     "quantization_config": None,
@@ -63,7 +61,7 @@ def hf_config(
         "architectures": [family.hf_class],
         "model_type": config.architecture,
         **{theirs: getattr(config, ours) for ours, theirs in COMMON_FIELDS.items()},
-        "hidden_act": "silu",
+        family.activation_key: HF_ACTIVATIONS[config.activation],
         "attention_dropout": 0.0,
         "use_cache": True,
         "torch_dtype": dtype,
@@ -89,7 +87,9 @@ def read_config(folder: Path) -> ModelConfig:
         )
     family = FAMILIES[architecture]
     fields = {**COMMON_DEFAULTS, **family.hf_defaults, **stored}
-    for feature, plain in NOT_SUPPORTED.items():
+    activation = HF_ACTIVATIONS[{**OPTIONAL_FEATURES, **family.fixed}["activation"]]
+    not_supported = {**NOT_SUPPORTED, family.activation_key: activation, **family.not_supported}
+    for feature, plain in not_supported.items():
         found = fields.get(feature) or plain
         if found != plain:
             raise InputError(

@@ -6,6 +6,10 @@ repeat each other's norms (arXiv 2205.05198):
 
     split --norm--> split --all-gather--> q, k, v --attention--> o --reduce-scatter--> split
     split --norm--> split --all-gather--> gate, up ------------> down --reduce-scatter--> split
+
+Norms after attention or the MLP are applied to the split results of the reduce-scatter. A norm over
+all queries or keys of a token is split like the heads, and reduces one number per token
+(`sharded_norm`).
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
+    ParallelStyle,
     PrepareModuleInput,
     RowwiseParallel,
     SequenceParallel,
@@ -25,8 +30,11 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.nn import Parameter
 
-from model.loss import Head, Penalty, linear_cross_entropy
+from model.layers import Attention
+from model.loss import Head, Penalty, capped, linear_cross_entropy
 from model.network import Decoder
+from model.norms import NORM_PLACES
+from pretrain.parallel.sharded_norm import ShardedRMSNorm
 
 SEQUENCE = Shard(1)
 """Placement of activations (batch, seq, hidden) between the matrix products."""
@@ -48,18 +56,25 @@ def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
             "norm": SequenceParallel(),
         },
     )
+    places = NORM_PLACES[model.config.norm_order]
+    norms: dict[str, ParallelStyle] = {}
+    for name in (places.before_attention, places.before_mlp):
+        if name is not None:
+            norms[name] = SequenceParallel()
+    for name in (places.after_attention, places.after_mlp):
+        if name is not None:  # the result is added to the residual stream
+            norms[name] = SequenceParallel(use_local_output=True)
     for block in model.layers:
         parallelize_module(
             block,
             mesh,
             {
-                "input_layernorm": SequenceParallel(),
+                **norms,
                 "self_attn": attention_input,
                 "self_attn.q_proj": ColwiseParallel(),
                 "self_attn.k_proj": ColwiseParallel(),
                 "self_attn.v_proj": ColwiseParallel(),
                 "self_attn.o_proj": RowwiseParallel(output_layouts=SEQUENCE),
-                "post_attention_layernorm": SequenceParallel(),
                 "mlp": PrepareModuleInput(
                     input_layouts=(SEQUENCE,), desired_input_layouts=(Replicate(),)
                 ),
@@ -68,7 +83,13 @@ def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
                 "mlp.down_proj": RowwiseParallel(output_layouts=SEQUENCE),
             },
         )
-        if model.config.qk_norm:
+        if model.config.qk_norm and model.config.qk_norm_width == "projection":
+            attention = cast(Attention, block.self_attn)
+            assert attention.q_norm is not None
+            assert attention.k_norm is not None
+            attention.q_norm = ShardedRMSNorm(attention.q_norm, mesh)
+            attention.k_norm = ShardedRMSNorm(attention.k_norm, mesh)
+        elif model.config.qk_norm:
             # Each rank normalizes its own heads. The weight's gradient is summed over ranks.
             norm = SequenceParallel(sequence_dim=HEADS, use_local_output=True)
             parallelize_module(block, mesh, {"self_attn.q_norm": norm, "self_attn.k_norm": norm})
@@ -84,7 +105,7 @@ class VocabularyParallelHead(Head):
     """
 
     def __init__(self, head: Head, mesh: DeviceMesh) -> None:
-        super().__init__(head.in_features, head.out_features)
+        super().__init__(head.in_features, head.out_features, head.softcap)
         self.weight = Parameter(distribute_tensor(head.weight, mesh, [Shard(0)]))
         self.mesh = mesh
         self.start = mesh.get_local_rank() * (head.out_features // mesh.size())
@@ -108,8 +129,13 @@ class VocabularyParallelHead(Head):
         weight = cast(DTensor, self.weight).to_local()
         if labels is None:
             logits = DTensor.from_local(local @ weight.t(), self.mesh, [Shard(2)])
-            return logits.full_tensor()
+            return capped(logits.full_tensor(), self.softcap)
         loss, *terms = linear_cross_entropy(
-            local.flatten(0, 1), weight, labels.flatten(), self, penalty=penalty
+            local.flatten(0, 1),
+            weight,
+            labels.flatten(),
+            self,
+            penalty=penalty,
+            softcap=self.softcap,
         )
         return loss, *(term.view(labels.shape) for term in terms)

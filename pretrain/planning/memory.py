@@ -22,12 +22,15 @@ from model.config import ModelConfig
 from model.init import RESIDUAL_WRITERS
 from model.loss import CHUNK_TOKENS
 from model.network import build_meta
+from model.norms import NORM_PLACES
 from pretrain.hardware import compute_dtype
 from pretrain.optim import optimizer_of
 
 FP32 = 4
 GATHERED_BLOCKS = 2
 """Number of blocks with gathered weights: the running one and the next, which is prefetched."""
+HEAD_NORMS = ("q_norm.weight", "k_norm.weight")
+"""Weights of the norms of queries and keys."""
 RUNTIME_BYTES = 1 << 30
 """Memory of libraries and communication on a GPU outside of torch's allocator (assumed)."""
 
@@ -143,7 +146,7 @@ def plan_memory(
 ) -> Memory:
     """Returns the memory plan for one layout. shapes: `parameter_shapes(config)`."""
     size = compute_dtype(work.precision).itemsize
-    local = {name: _split_by_tp(name, shape, sizes.tp) for name, shape in shapes.items()}
+    local = {name: _split_by_tp(config, name, shape, sizes.tp) for name, shape in shapes.items()}
     shards = sizes.dp_shard * sizes.cp
     held = {name: -(-shape[0] // shards) * shape[1:].numel() for name, shape in local.items()}
     sharded = sum(held.values())
@@ -171,14 +174,16 @@ def plan_memory(
     )
 
 
-def _split_by_tp(name: str, shape: torch.Size, tp: int) -> torch.Size:
+def _split_by_tp(config: ModelConfig, name: str, shape: torch.Size, tp: int) -> torch.Size:
     """Returns the shape of a parameter on one tensor-parallel rank (Megatron, arXiv 1909.08053).
 
-    Norms are replicated, and biases split. The (out, in) weights of o_proj and down_proj are split
-    by columns, and all others by rows.
+    Biases are split, and norms are replicated, except for those over all heads. The (out, in)
+    weights of o_proj and down_proj are split by columns, and all others by rows.
     """
     if len(shape) == 1:
-        return torch.Size((shape[0] // tp,)) if name.endswith(".bias") else shape
+        over_heads = config.qk_norm_width == "projection" and name.endswith(HEAD_NORMS)
+        is_split = over_heads or name.endswith(".bias")
+        return torch.Size((shape[0] // tp,)) if is_split else shape
     rows, columns = shape
     if name.endswith(RESIDUAL_WRITERS):
         return torch.Size((rows, columns // tp))
@@ -225,13 +230,19 @@ def _kept_by_block(config: ModelConfig, sizes: Sizes, work: Work) -> int:
 
 
 def _norm_bytes(config: ModelConfig, tp: int, size: int, fused: bool) -> int:
-    """Returns the bytes per token that an RMSNorm keeps for the backward pass.
+    """Returns the bytes per token that an RMSNorm keeps for the backward pass."""
+    return FP32 + _normalized_bytes(config, config.hidden_size // tp, size, fused)
 
-    The fused kernel keeps its input and one float32. Without the kernel, that float32, the input in
-    float32 and the normalized input are kept.
+
+def _normalized_bytes(config: ModelConfig, width: int, size: int, fused: bool) -> int:
+    """Returns the bytes that a norm keeps of `width` values, in addition to one float32.
+
+    The fused kernel keeps its input, which a zero-centered norm converts to float32. Without the
+    kernel, the input in float32 and the normalized input are kept.
     """
-    hidden = config.hidden_size // tp
-    return FP32 + (size * hidden if fused else 2 * FP32 * hidden)
+    if not fused:
+        return 2 * FP32 * width
+    return (FP32 if config.zero_centered_norms else size) * width
 
 
 def _qk_norm_bytes(config: ModelConfig, tp: int, size: int, fused: bool) -> int:
@@ -239,20 +250,22 @@ def _qk_norm_bytes(config: ModelConfig, tp: int, size: int, fused: bool) -> int:
     if not config.qk_norm:
         return 0
     width = (config.query_size + config.kv_size) // tp
+    if config.qk_norm_width == "projection":  # split over ranks, it has no kernel
+        return FP32 * 2 + _normalized_bytes(config, width, size, fused and tp == 1)
     heads = (config.num_heads + config.num_kv_heads) // tp
-    return FP32 * heads + (size * width if fused else 2 * FP32 * width)
+    return FP32 * heads + _normalized_bytes(config, width, size, fused)
 
 
 def _block_bytes(config: ModelConfig, tp: int, size: int, fused_norm: bool) -> int:
     """Returns the bytes per token that a block keeps, except for keys and values.
 
-    They are those of the two norms and their outputs, which tensor parallelism does not split;
-    the rotated queries, the output of attention and its log-sum-exp; and the gate, its SiLU, up,
-    and their product.
+    They are those of the norms; the inputs of attention and of the MLP, which tensor parallelism
+    does not split; the rotated queries, the output of attention and its log-sum-exp; and the gate,
+    its activation, up, and their product.
     """
     matrices = (2 * config.query_size + 4 * config.intermediate_size) // tp
     return (
-        2 * _norm_bytes(config, tp, size, fused_norm)
+        NORM_PLACES[config.norm_order].number * _norm_bytes(config, tp, size, fused_norm)
         + _qk_norm_bytes(config, tp, size, fused_norm)
         + size * (2 * config.hidden_size + matrices)
         + FP32 * config.num_heads // tp
@@ -289,7 +302,8 @@ def loss_bytes(config: ModelConfig, tokens: int, tp: int, size: int) -> tuple[in
     """Returns the bytes that the loss keeps until backward, and the bytes for one token chunk."""
     rows = config.vocab_size // tp
     kept = size * tokens * config.hidden_size + FP32 * rows * config.hidden_size
-    logits = min(tokens, CHUNK_TOKENS) * rows * (FP32 if size == FP32 else FP32 + size)
+    values = (FP32 if size == FP32 else FP32 + size) + (FP32 if config.logit_softcap else 0)
+    logits = min(tokens, CHUNK_TOKENS) * rows * values
     return kept, logits + size * rows * config.hidden_size
 
 

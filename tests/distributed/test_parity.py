@@ -64,6 +64,7 @@ LAYOUTS = {
     "tp2_qwen3": {"tp": 2},
     "cp2_qwen3": {"cp": 2},
     "cp2_tp2_qwen3": {"cp": 2, "tp": 2},
+    "cp2_tp2_olmo2": {"cp": 2, "tp": 2},
 }
 KINDS: dict[str, dict[str, Any]] = {
     "": {},
@@ -73,6 +74,13 @@ KINDS: dict[str, dict[str, Any]] = {
         "model__architecture": "qwen3",
         "model__qk_norm": "true",
         "model__window_pattern": "LG",
+    },
+    "olmo2": {
+        "model__architecture": "olmo2",
+        "model__sliding_window": None,
+        "model__norm_order": "after",
+        "model__qk_norm": "true",
+        "model__qk_norm_width": "projection",
     },
 }
 
@@ -135,7 +143,7 @@ def distance(run_dir, other):
     )
 
 
-@pytest.mark.parametrize("kind", ["full", "muon", "qwen3"])
+@pytest.mark.parametrize("kind", ["full", "muon", "qwen3", "olmo2"])
 def test_the_window_and_the_optimizer_matter(kind, single_of):
     losses = [[r["loss"] for r in records(single_of(k))] for k in ("", kind)]
     assert max(abs(a / b - 1) for a, b in zip(*losses, strict=True)) > 1e-3

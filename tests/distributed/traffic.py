@@ -39,6 +39,13 @@ MODEL = tiny(
     sliding_window=17,
 )
 QWEN3: dict[str, Any] = {"architecture": "qwen3", "qk_norm": True}
+OLMO2: dict[str, Any] = {
+    "architecture": "olmo2",
+    "sliding_window": None,
+    "norm_order": "after",
+    "qk_norm": True,
+    "qk_norm_width": "projection",
+}
 LAYOUTS: dict[str, dict[str, Any]] = {
     "shard 4": {"dp_shard": 4},
     "shard 4, kept after forward": {"dp_shard": 4, "reshard_after_forward": False},
@@ -52,6 +59,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     },
     "tp 4": {"dp_shard": 1, "tp": 4},
     "tp 4, qk norm": {"dp_shard": 1, "tp": 4, **QWEN3},
+    "tp 4, norm over all heads": {"dp_shard": 1, "tp": 4, **OLMO2},
     "shard 2 x tp 2": {"dp_shard": 2, "tp": 2},
     "cp 4": {"dp_shard": 1, "cp": 4},
     "cp 4, whole attention": {"dp_shard": 1, "cp": 4, "sliding_window": None},

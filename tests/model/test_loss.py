@@ -64,6 +64,22 @@ def test_a_penalty_on_the_logsumexp_equals_autograd(chunk_tokens, compiled):
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("compiled", [None, losses_and_gradient])
+@pytest.mark.parametrize("penalty", [None, squared])
+def test_a_bound_of_the_logits_equals_autograd(penalty, compiled):
+    x, weight, labels = inputs(torch.float32)
+    cap = 2.5
+    loss, *_ = linear_cross_entropy(x, weight, labels, None, compiled, 7, penalty, cap)
+    logits, counted = cap * torch.tanh(x @ weight.t() / cap), labels != IGNORED
+    expected = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED)
+    if penalty:
+        expected = expected + (0.01 * logits.logsumexp(-1).square() * counted).sum()
+    torch.testing.assert_close(loss, expected)
+    ours = torch.autograd.grad(loss * 3, (x, weight))
+    theirs = torch.autograd.grad(expected * 3, (x, weight))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_without_targets_the_loss_and_its_gradients_are_zero():
     x, weight, labels = inputs(torch.float32)
     loss, _ = linear_cross_entropy(x, weight, torch.full_like(labels, IGNORED))

@@ -78,6 +78,12 @@ def kept_bytes(config, precision, mode):
 
 
 QWEN3: dict[str, Any] = {"architecture": "qwen3", "qk_norm": True}
+OLMO2: dict[str, Any] = {
+    "architecture": "olmo2",
+    "norm_order": "after",
+    "qk_norm": True,
+    "qk_norm_width": "projection",
+}
 
 
 @pytest.mark.parametrize(
@@ -87,8 +93,9 @@ QWEN3: dict[str, Any] = {"architecture": "qwen3", "qk_norm": True}
         {"sliding_window": 64},
         QWEN3,
         {**QWEN3, "sliding_window": 64, "window_pattern": "LG"},
+        OLMO2,
     ],
-    ids=["causal", "window", "qk_norm", "window_pattern"],
+    ids=["causal", "window", "qk_norm", "window_pattern", "norms after"],
 )
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -124,7 +131,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("features", [{}, {"tie_embeddings": True}, QWEN3], ids=str)
+@pytest.mark.parametrize("features", [{}, {"tie_embeddings": True}, QWEN3, OLMO2], ids=str)
 def test_state_is_that_of_the_split_model(features):
     """Odd sizes too: 344 rows do not split evenly over 8 ranks of 2 or 16."""
     config = ModelConfig(**MODEL | features)
