@@ -131,6 +131,8 @@ class ModelConfig:
                 f"model.sliding_window={self.sliding_window}: expected 1 or more, or null for full "
                 "attention."
             )
+        if self.query_pre_attn_scalar == self.head_dim:
+            self.query_pre_attn_scalar = None  # equal models get equal configs
         check_window_pattern(self.window_pattern, self.num_layers, self.sliding_window)
         # Equal layers get equal patterns, so that configs can be compared.
         self.window_pattern = shortest_pattern([layer.window for layer in self.layers])
@@ -189,11 +191,9 @@ class ModelConfig:
             )
         ]
 
-    @property
-    def widest_window(self) -> int | None:
-        """The widest window of any layer; None if any layer has full attention."""
-        windows = [layer.window for layer in self.layers]
-        return None if None in windows else self.sliding_window
+    def has_full_attention(self, seq_len: int) -> bool:
+        """Returns whether any layer attends to all tokens of sequences of this length."""
+        return any(layer.window is None or layer.window >= seq_len for layer in self.layers)
 
     def describe_windows(self) -> str:
         """Returns the windows of the layers in words, such as `4096 in 6 of 8 layers`."""

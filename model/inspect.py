@@ -12,6 +12,7 @@ from conf.errors import InputError
 from conf.text import GIB
 from model.config import ModelConfig
 from model.flops import FLOP_CONVENTION, flops_per_token, matmul_parameters, parameters
+from model.norms import describe_norms, describe_scales
 
 
 @dataclass
@@ -50,6 +51,8 @@ def inspect(config: InspectConfig) -> None:
         ),
         ("sliding window", model.describe_windows()),
         ("positions", model.describe_positions()),
+        ("norms", describe_norms(model)),
+        ("activation and scales", describe_scales(model)),
         (f"training FLOPs per token at {seq_len}", f"{flops / 1e9:.3f} G"),
         ("- share of attention", f"{attention / flops:.1%}"),
         ("weights, bf16", f"{2 * total / GIB:.2f} GiB"),

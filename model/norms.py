@@ -62,3 +62,27 @@ def make_norm(config: ModelConfig, width: int) -> nn.RMSNorm:
     """Returns a norm over `width` values, of the kind that the config chooses."""
     kind = ZeroCenteredRMSNorm if config.zero_centered_norms else nn.RMSNorm
     return kind(width, eps=config.rms_norm_eps)
+
+
+def describe_norms(config: ModelConfig) -> str:
+    """Returns the norms in words, such as `before attention and MLP, queries and keys per head`."""
+    order = "before and after" if config.norm_order == "both" else config.norm_order
+    parts = [f"{order} attention and MLP"]
+    if config.qk_norm:
+        over = "per head" if config.qk_norm_width == "head" else "over all heads"
+        parts.append(f"queries and keys {over}")
+    if config.zero_centered_norms:
+        parts.append("weights of 1 + w")
+    return ", ".join(parts)
+
+
+def describe_scales(config: ModelConfig) -> str:
+    """Returns the activation of the MLP and the fixed scales of the network in words."""
+    parts = [f"{config.activation} in the MLP"]
+    if config.scale_embeddings:
+        parts.append(f"embeddings times {config.hidden_size**0.5:.4g}")
+    if config.query_pre_attn_scalar is not None:
+        parts.append(f"scores divided by sqrt({config.query_pre_attn_scalar:g})")
+    if config.logit_softcap is not None:
+        parts.append(f"logits bounded by {config.logit_softcap:g}")
+    return ", ".join(parts)

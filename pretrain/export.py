@@ -31,6 +31,7 @@ from model.families.folder import hf_config, save_weights
 from model.families.hf_forms import special_tokens, tokenizer_settings, write_json
 from model.flops import parameters
 from model.network import build_meta
+from model.norms import describe_norms, describe_scales
 from pretrain.checkpoints import find, read
 from pretrain.config import PretrainConfig
 from pretrain.initial_state import InitialWeights
@@ -190,6 +191,8 @@ def export_card(
         "architecture": f"{model.architecture}, {model.num_layers} layers of {model.hidden_size}, "
         f"{model.num_heads} heads and {model.num_kv_heads} key-value heads of {model.head_dim}",
         "sliding window": model.describe_windows(),
+        "norms": describe_norms(model),
+        "activation and scales": describe_scales(model),
         "positions": f"{model.max_seq_len:,}, {model.describe_positions()}",
         "attention": _documents_seen(run, manifest, step),
         "trained on": f"{tokens:,} tokens in {step} steps of recipe {run.recipe.name}",

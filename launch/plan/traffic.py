@@ -8,9 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from data_pipeline.sampling.dealing import Deal
+from model.attention.mask import effective_window
 from model.config import ModelConfig
 from model.flops import norm_parameters, parameters, qk_norm_parameters
 from pretrain.config import ParallelConfig
+from pretrain.sequence_layout import busiest_exchange, gathers_all
 
 BF16, FP32 = 2, 4
 LOSS_VALUES = 3
@@ -55,7 +57,7 @@ def traffic(
     """Returns the collectives of a step, except those of scalars.
 
     If a dimension of a matrix is not divisible by the ranks, FSDP pads it and sends slightly more.
-    With a window, the first and the last context-parallel rank send less than stated here.
+    With a window, context-parallel ranks at the ends of sequences send less than stated here.
     `batch_tokens` is the number of tokens of the step on all ranks together.
     """
     width = FP32 if precision == "fp32" else BF16
@@ -103,8 +105,7 @@ def traffic(
             ),
         ]
     if cp > 1:
-        layers = micro_batches * model.num_layers
-        found += _context_parallel(model, parallel, seq_len, deal.rows, layers, width)
+        found += _context_parallel(model, parallel, seq_len, deal.rows, micro_batches, width)
     return found
 
 
@@ -130,17 +131,29 @@ def _context_parallel(
     parallel: ParallelConfig,
     seq_len: int,
     sequences: int,
-    layers: int,
+    micro_batches: int,
     width: int,
 ) -> list[Traffic]:
-    """Returns the collectives of context-parallel ranks: keys, values and their gradients."""
+    """Returns the collectives of context-parallel ranks: keys, values and their gradients.
+
+    Layers with full attention gather all keys. Layers with a window exchange those that ranks need
+    of each other, and backward their gradients.
+    """
     position_bytes = sequences * 2 * model.kv_size / parallel.tp * width
-    window = model.widest_window
-    if window is None or window >= seq_len:
-        payload = layers * seq_len * position_bytes
-        return [
-            Traffic("cp", "all_gather", payload, layers),
-            Traffic("cp", "reduce_scatter", payload, layers),
-        ]
-    halo = min(window - 1, seq_len * (parallel.cp - 1) // parallel.cp)
-    return [Traffic("cp", "all_to_all", 2 * layers * halo * position_bytes, 2 * layers)]
+    balanced, size = model.has_full_attention(seq_len), parallel.cp
+    whole = positions = exchanges = 0
+    for layer in model.layers:
+        window = effective_window(layer.window, seq_len)
+        if window is None or gathers_all(size, seq_len, balanced, window):
+            whole += micro_batches
+        else:
+            positions += micro_batches * busiest_exchange(size, seq_len, balanced, window)
+            exchanges += 2 * micro_batches
+    found = []
+    if whole:
+        payload = whole * seq_len * position_bytes
+        found.append(Traffic("cp", "all_gather", payload, whole))
+        found.append(Traffic("cp", "reduce_scatter", payload, whole))
+    if exchanges:
+        found.append(Traffic("cp", "all_to_all", positions * position_bytes, exchanges))
+    return found

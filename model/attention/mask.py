@@ -127,7 +127,7 @@ def attention_mask(
     cu_seqlens: Tensor | None,
     device: torch.device,
     ranges: Sequence[QueryRange] | None = None,
-    first_key: int | None = None,
+    key_offsets: Sequence[int] | None = None,
     dtype: torch.dtype = torch.float32,
     max_seqlen: int | None = None,
 ) -> AttentionMask:
@@ -144,8 +144,8 @@ def attention_mask(
         device: Device of the mask.
         ranges: The queries that this process holds if sequences are split over processes; None
             for all queries.
-        first_key: Position of the first key that this process holds or fetches; None for the
-            first key that `ranges` need.
+        key_offsets: Index of the first key of each of `ranges` among the keys that this process
+            holds or fetches; None if it has all keys from the first that `ranges` need.
         dtype: Dtype of the queries.
         max_seqlen: Upper bound of the tokens in a document; None for seq_len.
     """
@@ -153,8 +153,9 @@ def attention_mask(
     if cu_seqlens is not None and len(cu_seqlens) == batch + 1:  # one document per sequence
         cu_seqlens = None
     ranges = ranges or [QueryRange(0, seq_len, 0)]
-    if first_key is None:
+    if key_offsets is None:
         first_key = min(part.first_key for part in ranges)
+        key_offsets = [part.first_key - first_key for part in ranges]
     is_plain_causal = (
         len(ranges) == 1 and cu_seqlens is None and window is None and ranges[0].first_key == 0
     )
@@ -162,9 +163,9 @@ def attention_mask(
     first_seen: Tensor | None = None
     blocks = []
     held = 0
-    for part in ranges:
+    for part, offset in zip(ranges, key_offsets, strict=True):
         length = part.end - part.start
-        keys = slice(part.first_key - first_key, part.end - first_key)
+        keys = slice(offset, offset + part.end - part.first_key)
         block = QueryBlock(slice(held, held + length), keys, window)
         held += length
         if backend == "blocks" and window is not None:

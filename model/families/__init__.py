@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from conf.errors import one_of
 from model.families.family import Family
+from model.families.gemma3 import Gemma3
 from model.families.llama import Llama
 from model.families.mistral import Mistral
 from model.families.olmo2 import Olmo2
+from model.families.olmo3 import Olmo3
 from model.families.qwen2 import Qwen2
 from model.families.qwen3 import Qwen3
 from model.families.smollm3 import SmolLM3
@@ -23,6 +25,8 @@ FAMILIES: dict[str, Family] = {
     "qwen2": Qwen2(),
     "qwen3": Qwen3(),
     "olmo2": Olmo2(),
+    "olmo3": Olmo3(),
+    "gemma3_text": Gemma3(),
     "smollm3": SmolLM3(),
 }
 """Adapters by `model.architecture`, which is also the `model_type` of a config.json."""

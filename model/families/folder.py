@@ -79,6 +79,10 @@ def read_config(folder: Path) -> ModelConfig:
     """
     path = folder / "config.json"
     stored = _read_fields(path)
+    if stored.get("vision_config"):
+        raise InputError(
+            f"{path}: vision_config is not supported. Give a model for text only, without this key."
+        )
     architecture = stored.get("model_type")
     if architecture not in FAMILIES:
         raise InputError(

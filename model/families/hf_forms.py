@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from model.families.layer_types import FULL, SLIDING
+
 Settings = dict[str, Any]
 
 
@@ -39,7 +41,14 @@ def config_in_both_forms(config: Settings) -> Settings:
         kind = scaling.pop("type", None)  # the name before transformers 4.43
         scaling.setdefault("rope_type", kind or "default")
         made["rope_parameters"] = {"rope_theta": config["rope_theta"], **scaling}
-    elif rope and "rope_theta" in rope:  # otherwise, it has one entry per kind of layer
+    elif rope and FULL in rope:  # one entry per kind of layer
+        full = {key: value for key, value in rope[FULL].items() if key != "rope_theta"}
+        made["rope_theta"] = rope[FULL]["rope_theta"]
+        if full.get("rope_type", "default") != "default":
+            made["rope_scaling"] = full
+        if SLIDING in rope:
+            made["rope_local_base_freq"] = rope[SLIDING]["rope_theta"]
+    elif rope and "rope_theta" in rope:
         scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
         made["rope_theta"] = rope["rope_theta"]
         if "partial_rotary_factor" in scaling:

@@ -2,22 +2,7 @@
 
 Each rank computes some positions of every sequence. Once per layer, it receives the keys and values
 that its queries attend to, and the backward pass returns their gradients the same way. All layers
-use the same split of positions:
-
-- If every layer has a sliding window, each rank has contiguous positions. It also needs the W - 1
-  keys before its own, which its left neighbors have, where W is the widest window. This halo does
-  not grow with the sequence. With 2 ranks, 8 tokens and W = 3:
-
-      rank 0: 0 1 2 3                 receives nothing
-      rank 1: 4 5 6 7                 receives keys 2 3
-
-- If any layer has full attention, every rank gathers all keys and values, which are small with
-  grouped-query attention. Early positions attend to fewer keys than late ones, so each rank gets
-  one piece from the start and one from the end, which balances the work (Llama 3, arXiv 2407.21783,
-  section 3.3.2):
-
-      rank 0: 0 1         6 7         gathers keys 0 to 7
-      rank 1:     2 3 4 5             gathers keys 0 to 7
+use the same positions, and each fetches no more than its window needs (`pretrain.sequence_layout`).
 """
 
 from __future__ import annotations
@@ -36,8 +21,21 @@ from torch.distributed._functional_collectives import (
 )
 from torch.distributed.device_mesh import DeviceMesh
 
-from model.attention.mask import QueryRange, attention_mask, effective_window
+from model.attention.mask import attention_mask, effective_window
 from model.sequence_sharding import LocalBatch
+from pretrain.sequence_layout import (
+    Intervals,
+    common,
+    gathers_all,
+    length,
+    needed_keys,
+    own_positions,
+    query_ranges,
+    with_window,
+)
+
+Fetch = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Maps this rank's keys and values to those that its queries need."""
 
 
 class ContextParallel:
@@ -50,7 +48,7 @@ class ContextParallel:
         self.size = mesh.size()
         self.rank = mesh.get_local_rank()
         self.group = mesh.get_group()
-        self._splits: dict[tuple[int, int | None, torch.device], _Split] = {}
+        self._splits: dict[tuple[int, bool, torch.device], _Split] = {}
 
     def local(
         self,
@@ -64,12 +62,12 @@ class ContextParallel:
     ) -> LocalBatch:
         """Returns this rank's part of tokens and labels (batch, seq), with its masks."""
         batch, seq = tokens.shape
-        effective = [effective_window(window, seq) for window in windows]
-        widest = None if None in effective else max(w for w in effective if w is not None)
-        split = self._split(seq, widest, tokens.device)
+        effective = {window: effective_window(window, seq) for window in windows}
+        split = self._split(seq, None in effective.values(), tokens.device)
         masks = {}
-        for window in windows:
-            ranges = _with_window(split.ranges, effective_window(window, seq))
+        for window, reach in effective.items():
+            ranges = with_window(split.ranges, reach)
+            offset, fetch = split.fetch(reach)
             masks[window] = attention_mask(
                 backend,
                 batch,
@@ -78,11 +76,11 @@ class ContextParallel:
                 cu_seqlens,
                 tokens.device,
                 ranges,
-                split.first_key,
+                [offset(part.first_key) for part in ranges],
                 dtype,
                 max_seqlen,
             )
-            masks[window].fetch = split.fetch
+            masks[window].fetch = fetch
         local_tokens = tokens.index_select(1, split.positions)
         labels = None if labels is None else labels.index_select(1, split.positions)
         return LocalBatch(local_tokens, labels, split.positions, masks)
@@ -93,13 +91,13 @@ class ContextParallel:
             return _AllReduce.apply(output, self.group)
         seq = output.shape[1] * self.size
         gathered = all_gather_tensor(output.contiguous(), 1, self.group)
-        split = next(s for (length, *_), s in self._splits.items() if length == seq)
+        split = next(s for (found, *_), s in self._splits.items() if found == seq)
         return gathered.index_select(1, split.order)
 
-    def _split(self, seq: int, window: int | None, device: torch.device) -> _Split:
-        key = (seq, window, device)
+    def _split(self, seq: int, balanced: bool, device: torch.device) -> _Split:
+        key = (seq, balanced, device)
         if key not in self._splits:
-            self._splits[key] = _Split(self, seq, window, device)
+            self._splits[key] = _Split(self, seq, balanced, device)
         return self._splits[key]
 
 
@@ -108,75 +106,100 @@ class _Split:
 
     Attributes:
         ranges: The queries of this rank.
-        first_key: Position of the first key that `fetch` returns.
         positions: (seq / cp,) positions of this rank.
         order: (seq,) index of each position in the concatenation of all ranks' positions.
-        fetch: Maps this rank's keys and values to all keys and values that its queries need.
     """
 
     def __init__(
-        self, parallel: ContextParallel, seq: int, window: int | None, device: torch.device
+        self, parallel: ContextParallel, seq: int, balanced: bool, device: torch.device
     ) -> None:
-        self.group = parallel.group
-        of_ranks = [_ranges(rank, parallel.size, seq, window) for rank in range(parallel.size)]
-        self.ranges = of_ranks[parallel.rank]
-        self.first_key = min(part.first_key for part in self.ranges)
-        positions = [
-            [position for part in ranges for position in range(part.start, part.end)]
-            for ranges in of_ranks
-        ]
-        self.positions = torch.tensor(positions[parallel.rank], device=device)
-        self.order = torch.tensor(positions, device=device).flatten().argsort()
-        self.fetch: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-        if window is None:
-            self.fetch = self._gather_all
-            return
-        # For each other rank, find the positions to send to it and the number to receive from it.
-        (own,) = self.ranges
-        sends, receives = [], []
-        for (other,) in of_ranks:
-            sends.append(list(range(max(other.first_key, own.start), min(other.start, own.end))))
-            first, last = max(own.first_key, other.start), min(own.start, other.end)
-            receives.append(max(0, last - first))
-        self.sent = [len(positions) for positions in sends]
-        self.received = receives
-        local = [position - own.start for positions in sends for position in positions]
-        self.send = torch.tensor(local, dtype=torch.int64, device=device)
-        self.fetch = self._exchange_halo
+        self.group, self.rank, self.seq, self.balanced = (
+            parallel.group,
+            parallel.rank,
+            seq,
+            balanced,
+        )
+        size = parallel.size
+        self.of_ranks = [query_ranges(rank, size, seq, balanced) for rank in range(size)]
+        self.ranges = self.of_ranks[self.rank]
+        own = [own_positions(ranges) for ranges in self.of_ranks]
+        self.positions = _indices(own[self.rank], device)
+        self.order = torch.cat([_indices(positions, device) for positions in own]).argsort()
+        self._halos: dict[int, _Halo] = {}
 
-    def _gather_all(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def fetch(self, window: int | None) -> tuple[Callable[[int], int], Fetch]:
+        """Returns how layers with a window get keys and values.
+
+        These are a function from a position to its index among the fetched keys, and a function
+        from this rank's keys and values to all that its queries need.
+        """
+        size = len(self.of_ranks)
+        if window is None or gathers_all(size, self.seq, self.balanced, window):
+            return int, self.gather_all
+        if window not in self._halos:
+            self._halos[window] = _Halo(self, window)
+        return self._halos[window].index, self._halos[window].exchange
+
+    def gather_all(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Maps k, v (batch, seq / cp, kv_heads, head_dim) to (batch, seq, kv_heads, head_dim)."""
         both = torch.cat((k, v), dim=-1)
         gathered = wait_tensor(all_gather_tensor_autograd(both, 1, self.group))
         k, v = gathered.index_select(1, self.order).chunk(2, dim=-1)
         return k, v
 
-    def _exchange_halo(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Prepends up to W - 1 positions of left neighbors to k, v (batch, seq / cp, ...)."""
+
+class _Halo:
+    """The exchange of keys and values of layers with a window.
+
+    Attributes:
+        keys: Positions of the keys that this rank's queries need.
+        sent: Number of positions that each rank receives from this one.
+        received: Number of positions that this rank receives from each.
+        send: Indices of the sent positions among this rank's, for one rank after the other.
+        order: Index of each key among the received and this rank's own, which follow them; None if
+            they are in order.
+    """
+
+    def __init__(self, split: _Split, window: int) -> None:
+        self.group, device = split.group, split.positions.device
+        own = [own_positions(ranges) for ranges in split.of_ranks]
+        needed = [needed_keys(with_window(ranges, window)) for ranges in split.of_ranks]
+        self.keys = needed[split.rank]
+        sends, receives = [], []
+        for rank in range(len(own)):
+            is_other = rank != split.rank
+            sends.append(common(needed[rank], own[split.rank]) if is_other else [])
+            receives.append(common(self.keys, own[rank]) if is_other else [])
+        self.sent, self.received = [length(part) for part in sends], [length(p) for p in receives]
+        positions = torch.cat([_indices(part, device) for part in sends])
+        self.send = torch.searchsorted(split.positions, positions)
+        found = torch.cat([*(_indices(part, device) for part in receives), split.positions])
+        order = found.argsort()
+        in_order = bool((order == torch.arange(len(order), device=device)).all())
+        self.order = None if in_order else order
+
+    def index(self, position: int) -> int:
+        """Returns the index of a key's position among the fetched keys."""
+        return length(common(self.keys, [(0, position)]))
+
+    def exchange(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps k, v (batch, seq / cp, kv_heads, head_dim) to those at the positions `keys`."""
         both = torch.cat((k, v), dim=-1)
         sent = both.transpose(0, 1).index_select(0, self.send)
         received = wait_tensor(
             all_to_all_single_autograd(sent, self.received, self.sent, self.group)
         )
-        k, v = torch.cat((received.transpose(0, 1), both), dim=1).chunk(2, dim=-1)
+        both = torch.cat((received.transpose(0, 1), both), dim=1)
+        if self.order is not None:
+            both = both.index_select(1, self.order)
+        k, v = both.chunk(2, dim=-1)
         return k, v
 
 
-def _ranges(rank: int, size: int, seq: int, window: int | None) -> list[QueryRange]:
-    """Returns the query ranges of a rank, with the first key that each needs."""
-    if window is None:
-        piece = seq // (2 * size)
-        starts = (rank * piece, (2 * size - 1 - rank) * piece)
-        return [QueryRange(start, start + piece, 0) for start in starts]
-    start = rank * (seq // size)
-    return _with_window([QueryRange(start, start + seq // size, 0)], window)
-
-
-def _with_window(ranges: list[QueryRange], window: int | None) -> list[QueryRange]:
-    """Returns the query ranges, each with the first key that it needs under the given window."""
-    if window is None:
-        return ranges
-    return [part._replace(first_key=max(0, part.start - window + 1)) for part in ranges]
+def _indices(intervals: Intervals, device: torch.device) -> Tensor:
+    """Returns the positions of intervals as a tensor."""
+    parts = [torch.arange(start, end, device=device) for start, end in intervals]
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=device)
 
 
 class _AllReduce(torch.autograd.Function):

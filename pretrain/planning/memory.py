@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import torch
 
+from model.attention.mask import effective_window
 from model.config import ModelConfig
 from model.init import RESIDUAL_WRITERS
 from model.loss import CHUNK_TOKENS
@@ -25,6 +26,7 @@ from model.network import build_meta
 from model.norms import NORM_PLACES
 from pretrain.hardware import compute_dtype
 from pretrain.optim import optimizer_of
+from pretrain.sequence_layout import fetched_keys
 
 FP32 = 4
 GATHERED_BLOCKS = 2
@@ -200,33 +202,36 @@ def activation_bytes(config: ModelConfig, sizes: Sizes, work: Work) -> int:
     """Returns the bytes that a micro-batch keeps for backward, including one recomputed block."""
     size = compute_dtype(work.precision).itemsize
     tokens = work.micro_batch_tokens // sizes.cp
-    block = _kept_by_block(config, sizes, work)
+    windows = [layer.window for layer in config.layers]
+    blocks = [_kept_by_block(config, sizes, work, window) for window in windows]
     residual = tokens * size * config.hidden_size // sizes.tp
     last = tokens * _norm_bytes(config, sizes.tp, size, work.fused_norm)  # the one before the head
     tables = len({layer.rope for layer in config.layers if layer.rope})  # cosines and sines
     last += tables * (work.seq_len // sizes.cp * 2 * size * config.query_size // config.num_heads)
     if work.dense_mask:  # shared by all layers of one window
-        masks = len({layer.window for layer in config.layers})
-        last += masks * tokens * _keys(config, sizes, work) * size
+        keys = sum(_keys(config, sizes, work, window) for window in set(windows))
+        last += tokens * keys * size
     if work.checkpointing == "none":
-        return config.num_layers * block + last
+        return sum(blocks) + last
     kept = residual
     if work.checkpointing == "selective":
         kept += tokens * _selected_bytes(config, sizes.tp, size)
-    return config.num_layers * kept + block + last
+    return config.num_layers * kept + max(blocks) + last
 
 
 def recomputed_bytes(config: ModelConfig, sizes: Sizes, work: Work) -> int:
     """Returns the part of `activation_bytes` that exists only while a block is recomputed."""
-    return 0 if work.checkpointing == "none" else _kept_by_block(config, sizes, work)
+    if work.checkpointing == "none":
+        return 0
+    return max(_kept_by_block(config, sizes, work, layer.window) for layer in config.layers)
 
 
-def _kept_by_block(config: ModelConfig, sizes: Sizes, work: Work) -> int:
-    """Returns the bytes that a block keeps for backward without checkpointing."""
+def _kept_by_block(config: ModelConfig, sizes: Sizes, work: Work, window: int | None) -> int:
+    """Returns the bytes that a block with a window keeps for backward without checkpointing."""
     size = compute_dtype(work.precision).itemsize
     tokens = work.micro_batch_tokens // sizes.cp
     inside = tokens * _block_bytes(config, sizes.tp, size, work.fused_norm)
-    return inside + _attention_bytes(config, sizes, work, size)
+    return inside + _attention_bytes(config, sizes, work, window)
 
 
 def _norm_bytes(config: ModelConfig, tp: int, size: int, fused: bool) -> int:
@@ -272,19 +277,23 @@ def _block_bytes(config: ModelConfig, tp: int, size: int, fused_norm: bool) -> i
     )
 
 
-def _attention_bytes(config: ModelConfig, sizes: Sizes, work: Work, size: int) -> int:
+def _attention_bytes(config: ModelConfig, sizes: Sizes, work: Work, window: int | None) -> int:
     """Returns the bytes of the keys and values that a block's queries need."""
+    size = compute_dtype(work.precision).itemsize
     sequences = work.micro_batch_tokens // work.seq_len
-    keys = _keys(config, sizes, work)
+    keys = _keys(config, sizes, work, window)
     width = config.query_size if work.repeated_kv else config.kv_size
     return sequences * keys * size * 2 * width // sizes.tp
 
 
-def _keys(config: ModelConfig, sizes: Sizes, work: Work) -> int:
-    """Returns the number of keys of a sequence that a rank needs."""
-    if sizes.cp == 1 or config.widest_window is None:
+def _keys(config: ModelConfig, sizes: Sizes, work: Work, window: int | None) -> int:
+    """Returns the number of keys of a sequence that a rank needs in layers with a window."""
+    if sizes.cp == 1:
         return work.seq_len
-    return min(work.seq_len, work.seq_len // sizes.cp + config.widest_window - 1)
+    reach = effective_window(window, work.seq_len)
+    balanced = config.has_full_attention(work.seq_len)
+    fetched = fetched_keys(sizes.cp, work.seq_len, balanced, reach)
+    return work.seq_len // sizes.cp + fetched
 
 
 def _selected_bytes(config: ModelConfig, tp: int, size: int) -> int:

@@ -65,6 +65,9 @@ LAYOUTS = {
     "cp2_qwen3": {"cp": 2},
     "cp2_tp2_qwen3": {"cp": 2, "tp": 2},
     "cp2_tp2_olmo2": {"cp": 2, "tp": 2},
+    "cp2_tp2_gemma3": {"cp": 2, "tp": 2},
+    "cp4_gemma3": {"cp": 4},
+    "cp4_wide": {"cp": 4},
 }
 KINDS: dict[str, dict[str, Any]] = {
     "": {},
@@ -82,6 +85,23 @@ KINDS: dict[str, dict[str, Any]] = {
         "model__qk_norm": "true",
         "model__qk_norm_width": "projection",
     },
+    # A window over more than two pieces of a sequence, next to full attention and alone.
+    "gemma3": {
+        "model__architecture": "gemma3_text",
+        "model__sliding_window": 150,
+        "model__window_pattern": "LG",
+        "model__norm_order": "both",
+        "model__zero_centered_norms": "true",
+        "model__qk_norm": "true",
+        "model__query_pre_attn_scalar": 12,
+        "model__activation": "gelu_tanh",
+        "model__scale_embeddings": "true",
+        "model__logit_softcap": 5.0,
+        "model__rope_theta": 1e6,
+        "model__local_rope_theta": 1e4,
+        "model__tie_embeddings": "true",
+    },
+    "wide": {"model__sliding_window": 270},
 }
 
 
@@ -143,7 +163,7 @@ def distance(run_dir, other):
     )
 
 
-@pytest.mark.parametrize("kind", ["full", "muon", "qwen3", "olmo2"])
+@pytest.mark.parametrize("kind", ["full", "muon", "qwen3", "olmo2", "gemma3", "wide"])
 def test_the_window_and_the_optimizer_matter(kind, single_of):
     losses = [[r["loss"] for r in records(single_of(k))] for k in ("", kind)]
     assert max(abs(a / b - 1) for a, b in zip(*losses, strict=True)) > 1e-3

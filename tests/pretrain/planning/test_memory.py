@@ -84,6 +84,20 @@ OLMO2: dict[str, Any] = {
     "qk_norm": True,
     "qk_norm_width": "projection",
 }
+GEMMA3: dict[str, Any] = {
+    "architecture": "gemma3_text",
+    "norm_order": "both",
+    "zero_centered_norms": True,
+    "qk_norm": True,
+    "activation": "gelu_tanh",
+    "scale_embeddings": True,
+    "query_pre_attn_scalar": 48.0,
+    "logit_softcap": 30.0,
+    "tie_embeddings": True,
+    "sliding_window": 64,
+    "window_pattern": "LG",
+    "local_rope_theta": 1e3,
+}
 
 
 @pytest.mark.parametrize(
@@ -94,8 +108,9 @@ OLMO2: dict[str, Any] = {
         QWEN3,
         {**QWEN3, "sliding_window": 64, "window_pattern": "LG"},
         OLMO2,
+        GEMMA3,
     ],
-    ids=["causal", "window", "qk_norm", "window_pattern", "norms after"],
+    ids=["causal", "window", "qk_norm", "window_pattern", "norms after", "norms before and after"],
 )
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -131,7 +146,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("features", [{}, {"tie_embeddings": True}, QWEN3, OLMO2], ids=str)
+@pytest.mark.parametrize("features", [{}, {"tie_embeddings": True}, QWEN3, OLMO2, GEMMA3], ids=str)
 def test_state_is_that_of_the_split_model(features):
     """Odd sizes too: 344 rows do not split evenly over 8 ranks of 2 or 16."""
     config = ModelConfig(**MODEL | features)
