@@ -19,13 +19,14 @@ def rope_table(
     """
     pairs = torch.arange(0, head_dim, 2, dtype=torch.int64, device=positions.device)
     frequencies = 1.0 / (rope.theta ** (pairs.float() / head_dim))
-    factor = 1.0
     if rope.scaling is not None:
         frequencies = scaled_frequencies(frequencies, rope.theta, rope.scaling)
-        factor = attention_factor(rope.scaling)
     angles = torch.outer(positions.float(), frequencies)
     angles = torch.cat((angles, angles), dim=-1)
-    return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
+    cos, sin = angles.cos(), angles.sin()
+    if rope.scaling is not None and (factor := attention_factor(rope.scaling)) != 1:
+        cos, sin = cos * factor, sin * factor
+    return cos.to(dtype), sin.to(dtype)
 
 
 def scaled_frequencies(frequencies: Tensor, theta: float, scaling: RopeScaling) -> Tensor:
