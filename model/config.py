@@ -9,7 +9,7 @@ from typing import NamedTuple
 from omegaconf import MISSING
 
 from conf.errors import InputError, one_of
-from model.families import family_named
+from model.families import DEFAULT, family_named
 from model.layer_pattern import (
     check_rope_pattern,
     check_window_pattern,
@@ -69,7 +69,7 @@ class ModelConfig:
     """
 
     name: str = MISSING
-    architecture: str = "mistral"
+    architecture: str = DEFAULT
     vocab_size: int = MISSING
     hidden_size: int = MISSING
     intermediate_size: int = MISSING

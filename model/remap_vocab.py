@@ -1,7 +1,7 @@
 """The command `python -m model remap_vocab`, which replaces the tokenizer of a trained model.
 
-H2O-Danube2 adopted Mistral's tokenizer in this way (arXiv 2401.16818v2, section 7). Training then
-continues with `init_from=`.
+H2O-Danube2 adopted another model's tokenizer in this way (arXiv 2401.16818v2, section 7). Training
+then continues with `init_from=`.
 
 Rows of the embedding and the head are matched by the text that their tokens stand for:
 

@@ -1,4 +1,4 @@
-"""Rotary position embedding (arXiv 2104.09864) in the half-split layout of Llama's checkpoints."""
+"""Rotary position embedding (arXiv 2104.09864) in the half-split layout of transformers."""
 
 from __future__ import annotations
 

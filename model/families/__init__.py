@@ -31,6 +31,9 @@ FAMILIES: dict[str, Family] = {
 }
 """Adapters by `model.architecture`, which is also the `model_type` of a config.json."""
 
+DEFAULT = "mistral"
+"""The value of `model.architecture` if a model does not set it."""
+
 
 def family_named(name: str) -> Family:
     """Returns the adapter of `model.architecture=name`; raises InputError if there is none."""

@@ -46,6 +46,7 @@ OLMO2: dict[str, Any] = {
     "qk_norm": True,
     "qk_norm_width": "projection",
 }
+QWEN2: dict[str, Any] = {"architecture": "qwen2", "qkv_bias": True}
 LAYOUTS: dict[str, dict[str, Any]] = {
     "shard 4": {"dp_shard": 4},
     "shard 4, kept after forward": {"dp_shard": 4, "reshard_after_forward": False},
@@ -60,6 +61,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "tp 4": {"dp_shard": 1, "tp": 4},
     "tp 4, qk norm": {"dp_shard": 1, "tp": 4, **QWEN3},
     "tp 4, norm over all heads": {"dp_shard": 1, "tp": 4, **OLMO2},
+    "tp 4, biases": {"dp_shard": 1, "tp": 4, **QWEN2},
     "shard 2 x tp 2": {"dp_shard": 2, "tp": 2},
     "cp 4": {"dp_shard": 1, "cp": 4},
     "cp 4, whole attention": {"dp_shard": 1, "cp": 4, "sliding_window": None},

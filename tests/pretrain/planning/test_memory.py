@@ -98,6 +98,8 @@ GEMMA3: dict[str, Any] = {
     "window_pattern": "LG",
     "local_rope_theta": 1e3,
 }
+QWEN2: dict[str, Any] = {"architecture": "qwen2", "qkv_bias": True}
+SMOLLM3: dict[str, Any] = {"architecture": "smollm3", "rope_pattern": "RN"}
 
 
 @pytest.mark.parametrize(
@@ -109,8 +111,13 @@ GEMMA3: dict[str, Any] = {
         {**QWEN3, "sliding_window": 64, "window_pattern": "LG"},
         OLMO2,
         GEMMA3,
+        QWEN2,
+        {**SMOLLM3, "sliding_window": None},
     ],
-    ids=["causal", "window", "qk_norm", "window_pattern", "norms after", "norms before and after"],
+    ids=[
+        *("causal", "window", "qk_norm", "window_pattern", "norms after"),
+        *("norms before and after", "qkv_bias", "rope_pattern"),
+    ],
 )
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -146,7 +153,9 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("features", [{}, {"tie_embeddings": True}, QWEN3, OLMO2, GEMMA3], ids=str)
+@pytest.mark.parametrize(
+    "features", [{}, {"tie_embeddings": True}, QWEN3, QWEN2, OLMO2, GEMMA3], ids=str
+)
 def test_state_is_that_of_the_split_model(features):
     """Odd sizes too: 344 rows do not split evenly over 8 ranks of 2 or 16."""
     config = ModelConfig(**MODEL | features)
