@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from omegaconf import MISSING
@@ -58,7 +58,7 @@ class ModelConfig:
     scale_embeddings: whether embeddings are multiplied by sqrt(hidden_size).
     logit_softcap: bound c of the logits, which become c * tanh(logits / c); null for none.
     rope_theta: base of the rotary positions (RoPE).
-    rope_scaling: scaling of the rotary positions for longer sequences; null for none.
+    rope_scaling: scaling of the rotary positions for longer sequences.
     local_rope_theta: base of the rotary positions in the layers with the sliding window, which
         then have no scaling; null if rope_theta and rope_scaling apply to all layers.
     rope_pattern: which layers have rotary positions (R) and which have no positions (N), as in
@@ -90,7 +90,7 @@ class ModelConfig:
     scale_embeddings: bool = False
     logit_softcap: float | None = None
     rope_theta: float = 10_000.0
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: RopeScaling = field(default_factory=RopeScaling)
     local_rope_theta: float | None = None
     rope_pattern: str | None = None
     rms_norm_eps: float = 1e-5
@@ -149,8 +149,7 @@ class ModelConfig:
             )
         if isinstance(self.rope_scaling, Mapping):  # read from a file of a run
             self.rope_scaling = RopeScaling(**self.rope_scaling)
-        if self.rope_scaling is not None:
-            self.rope_scaling.check("model.rope_scaling")
+        self.rope_scaling.check("model.rope_scaling")
         check_rope_pattern(self.rope_pattern, self.num_layers)
         self.rope_pattern = rope_pattern(layer_positions(self.rope_pattern, self.num_layers))
 
@@ -182,7 +181,7 @@ class ModelConfig:
     def layers(self) -> list[LayerConfig]:
         """The settings of each layer, from the first to the last."""
         windows = layer_windows(self.window_pattern, self.num_layers, self.sliding_window)
-        everywhere = Rope(self.rope_theta, self.rope_scaling)
+        everywhere = Rope(self.rope_theta, self.rope_scaling if self.rope_scaling.type else None)
         local = everywhere if self.local_rope_theta is None else Rope(self.local_rope_theta)
         return [
             LayerConfig(window, (everywhere if window is None else local) if rotary else None)

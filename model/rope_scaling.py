@@ -19,9 +19,9 @@ KEYS_OF_TYPES: dict[str, tuple[str, ...]] = {
 class RopeScaling:
     """Scaling of rotary positions, by which a model sees more positions than before.
 
-    type: `linear` divides all frequencies by `factor`; `llama3` divides low ones and keeps high
-        ones; `yarn` does the same with a ramp over the pairs, and scales cosines and sines
-        (arXiv 2309.00071).
+    type: null for no scaling; `linear` divides all frequencies by `factor`; `llama3` divides low
+        ones and keeps high ones; `yarn` does the same with a ramp over the pairs, and scales
+        cosines and sines (arXiv 2309.00071).
     factor: by how much low frequencies are divided, 1 or more.
     original_max_seq_len: number of positions before scaling; required by `llama3` and `yarn`.
     low_freq_factor: (`llama3`) frequencies with fewer rotations than this within
@@ -33,8 +33,8 @@ class RopeScaling:
     truncate: (`yarn`) whether the ends of the ramp are rounded to whole pairs.
     """
 
-    type: str
-    factor: float
+    type: str | None = None
+    factor: float = 1.0
     original_max_seq_len: int | None = None
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
@@ -45,6 +45,13 @@ class RopeScaling:
 
     def check(self, key: str) -> None:
         """Raises InputError if a setting is invalid. key: the config key of this scaling."""
+        if self.type is None:
+            if self != RopeScaling():
+                raise InputError(
+                    f"{key}.type=null: requires the other keys of {key} to have their defaults. "
+                    f"Set {key}.type to one of {', '.join(KEYS_OF_TYPES)}, or remove the others."
+                )
+            return
         one_of(f"{key}.type", self.type, KEYS_OF_TYPES)
         if not self.factor >= 1:
             raise InputError(f"{key}.factor={self.factor}: expected 1 or more.")

@@ -94,9 +94,9 @@ def check_initial(found: ModelConfig, model: ModelConfig, folder: str) -> list[s
     Raises:
         InputError: The models differ in another key.
     """
-    changes = []
+    changes, known = [], asdict(found)
     for key, now in asdict(model).items():
-        was = getattr(found, key)
+        was = known[key]
         if was == now or key in ("name", "init", "initializer_range"):
             continue
         if key not in POSITIONS:

@@ -30,13 +30,13 @@ class TrainingStageConfig(StageConfig):
     """Configuration of one stage of a recipe: the keys of `StageConfig` and training settings.
 
     rope_theta: base of the rotary position embedding; null for the model's.
-    rope_scaling: scaling of the rotary position embedding; null for the model's.
+    rope_scaling: scaling of the rotary position embedding; without a type, the model's.
     learning_rate: learning rate of the stage.
     precision: precision of the stage; null for the run's.
     """
 
     rope_theta: float | None = None
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: RopeScaling = field(default_factory=RopeScaling)
     learning_rate: StageRate = field(default_factory=StageRate)
     precision: str | None = None
 
@@ -59,8 +59,7 @@ class TrainingRecipeConfig(RecipeConfig):
                     f"{key}.rope_theta={stage.rope_theta}: expected more than 0, or null for the "
                     "model's RoPE base."
                 )
-            if stage.rope_scaling is not None:
-                stage.rope_scaling.check(f"{key}.rope_scaling")
+            stage.rope_scaling.check(f"{key}.rope_scaling")
             _check_rate(stage.learning_rate, f"{key}.learning_rate")
 
 

@@ -6,7 +6,7 @@ The data and settings of the steps already trained must not change; later stages
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +90,20 @@ def _advice(before: Stage, name: str, samples: int, plan: StagePlan) -> str:
 def check_same_model(found: dict[str, object], model: ModelConfig, where: str) -> None:
     """Raises InputError if the model stored in `where` differs from the config's model."""
     # A checkpoint from before a key existed has the model that the key's default describes.
-    known = {field.name: field.default for field in fields(model)} | found
+    known = {field.name: default_of(field) for field in fields(model)} | found
     for key, expected in asdict(model).items():
         if key not in ("name", "init", "initializer_range") and known[key] != expected:
             raise InputError(
                 f"model.{key}={expected}: {where} was trained with {known[key]}. Restore this "
                 "value, or use another run_dir."
             )
+
+
+def default_of(field: Field[Any]) -> Any:
+    """Returns the default of a field in the form that `asdict` gives it."""
+    if field.default_factory is MISSING:
+        return field.default
+    return asdict(field.default_factory())
 
 
 def check_same_network(
@@ -126,8 +133,6 @@ def check_same_network(
             )
 
 
-def _in_words(value: float | RopeScaling | None) -> str:
+def _in_words(value: float | RopeScaling) -> str:
     """Returns a RoPE base or scaling in the form in which it is given."""
-    if isinstance(value, RopeScaling):
-        return str(asdict(value))
-    return "null" if value is None else f"{value:g}"
+    return str(asdict(value)) if isinstance(value, RopeScaling) else f"{value:g}"

@@ -20,7 +20,7 @@ def network_of(model: ModelConfig, stage: ScheduledStage) -> ModelConfig:
     return replace(
         model,
         rope_theta=config.rope_theta or model.rope_theta,
-        rope_scaling=config.rope_scaling or model.rope_scaling,
+        rope_scaling=config.rope_scaling if config.rope_scaling.type else model.rope_scaling,
     )
 
 

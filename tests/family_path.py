@@ -217,7 +217,7 @@ class FamilyPath:
         chosen = torch.arange(3, 103) % len(pieces)
         with torch.no_grad():
             logits = [
-                model(rows[chosen][None])[..., rows]  # type: ignore[index]
+                model(rows[chosen][None])[..., rows]
                 for model, rows in zip((before, after), of_piece, strict=True)
             ]
         return float((logits[0] - logits[1]).abs().max())

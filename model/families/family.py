@@ -104,7 +104,7 @@ class Family:
     def rope_to_hf(self, model: Mapping[str, Any]) -> Fields:
         """Returns the rotary positions as fields of a config.json."""
         scaling = model["rope_scaling"]
-        scaled = {} if scaling is None else {"rope_scaling": write_scaling(scaling)}
+        scaled = {"rope_scaling": write_scaling(scaling)} if scaling.type else {}
         return {"rope_theta": model["rope_theta"], **scaled}
 
     def rope_from_hf(self, config: Mapping[str, Any]) -> Fields:

@@ -51,7 +51,7 @@ def read_settings(
         )
     kind = settings.get("rope_type") or settings.get("type") or "default"
     if kind == "default":
-        return {"rope_theta": float(theta), "rope_scaling": None}
+        return {"rope_theta": float(theta), "rope_scaling": RopeScaling()}
     if kind not in KEYS_OF_TYPES:
         raise InputError(
             f"RoPE of type {kind} is not supported. Give a model with RoPE of type default, "
@@ -90,6 +90,7 @@ def _magnitude(factor: float, scale: float) -> float:
 
 def write_scaling(scaling: RopeScaling) -> Fields:
     """Returns `rope_scaling` of a config.json."""
+    assert scaling.type is not None
     keys = {key: getattr(scaling, key) for key in KEYS_OF_TYPES[scaling.type]}
     return {
         "rope_type": scaling.type,

@@ -62,8 +62,8 @@ def of(stock: Any, config: ModelConfig) -> None:
     assert layer_positions(config.rope_pattern, 5) == [bool(layer) for layer in rotary]
     assert config.rope_theta == stock.rope_parameters["rope_theta"]
     kind = stock.rope_parameters["rope_type"]
-    assert (config.rope_scaling.type if config.rope_scaling else "default") == kind
-    if config.rope_scaling is not None:
+    assert (config.rope_scaling.type or "default") == kind
+    if config.rope_scaling.type:
         assert config.rope_scaling.factor == stock.rope_parameters["factor"]
         assert config.rope_scaling.original_max_seq_len == stock.rope_parameters.get(
             "original_max_position_embeddings"
