@@ -28,12 +28,17 @@ def check_kinds(model: Mapping[str, Any]) -> None:
         )
     if window is None and local is not None:
         raise InputError(f"{key}: no layer has a sliding window. Remove this key.")
+    if not model["rope_scaling"].truncate:
+        raise InputError(
+            "model.rope_scaling.truncate=false: transformers ignores this key with "
+            f"model.architecture={model['architecture']}. Remove it."
+        )
 
 
 def write_kinds(model: Mapping[str, Any]) -> Fields:
     """Returns the rotary positions of a model as fields of a config.json, in both forms."""
     theta, scaling = model["rope_theta"], model["rope_scaling"]
-    scaled = {} if scaling is None else write_scaling(scaling)
+    scaled = write_scaling(scaling) if scaling.type else {}
     local = model["local_rope_theta"] or theta
     return {
         "rope_theta": theta,
@@ -61,9 +66,10 @@ def read_kinds(config: Mapping[str, Any], default_theta: float, local_theta: flo
             f"rope_parameters={kinds}: expected an entry '{FULL}' and an entry '{SLIDING}'."
         )
     full = {**(kinds.get(FULL) or {}), **(config.get("rope_scaling") or {})}
+    full.pop("truncate", None)  # read from the wrong place by transformers, so without effect
     without_theta = {key: value for key, value in config.items() if key != "rope_theta"}
     local = read_settings(kinds.get(SLIDING) or {}, without_theta, local_theta)
-    if local["rope_scaling"] is not None:
+    if local["rope_scaling"].type:
         raise InputError(
             f"rope_parameters.{SLIDING}={kinds[SLIDING]}: scaled positions in layers with the "
             "window are not supported. Give a model that scales those of full attention only."

@@ -64,6 +64,18 @@ WINDOWS: dict[str, Changes] = {
     "a window in three of four layers": {"sliding_window": 9, "window_pattern": "LLLG"},
     "windows and YaRN": {"sliding_window": 30, "window_pattern": "LG", **YARN},
 }
+OLMO3: Changes = {
+    "sliding_window": 17,
+    "window_pattern": "LLLG",
+    "rope_theta": 5e5,
+    "local_rope_theta": 5e5,
+}
+GEMMA3: Changes = {
+    "sliding_window": 9,
+    "window_pattern": "LLG",
+    "rope_theta": 1e6,
+    "local_rope_theta": 1e4,
+}
 
 CASES: dict[str, dict[str, Changes]] = {
     "llama": {**ANY_FAMILY, **SCALED},
@@ -75,6 +87,21 @@ CASES: dict[str, dict[str, Changes]] = {
     },
     "qwen2": {**ANY_FAMILY, **WINDOWS, "YaRN": YARN, "linear RoPE": LINEAR},
     "qwen3": {**ANY_FAMILY, **WINDOWS, "YaRN": YARN},
+    "olmo2": {**ANY_FAMILY, "llama3 RoPE": LLAMA3, "YaRN": YARN},
+    "olmo3": {
+        **ANY_FAMILY,
+        "windows in three of four layers": OLMO3,
+        "windows and YaRN on the others": {**OLMO3, **YARN, "local_rope_theta": 100.0},
+        "windows in all layers": {**OLMO3, "window_pattern": None, "tie_embeddings": True},
+    },
+    "gemma3_text": {
+        **ANY_FAMILY,
+        "a RoPE for each kind of layer": GEMMA3,
+        "scaled positions": {**GEMMA3, "rope_scaling": {"type": "linear", "factor": 8.0}},
+        "query scale": {**GEMMA3, "query_pre_attn_scalar": 40.0, "tie_embeddings": True},
+        "bounded logits": {**GEMMA3, "logit_softcap": 3.0},
+        "windows in all layers": {**GEMMA3, "window_pattern": None},
+    },
     "smollm3": {
         **ANY_FAMILY,
         **WINDOWS,
@@ -103,6 +130,16 @@ PATHS: dict[str, Changes] = {
     "mistral": {"sliding_window": 24},
     "qwen2": {"sliding_window": 24, "window_pattern": "LG"},
     "qwen3": {"sliding_window": 24, "window_pattern": "LG"},
+    "olmo2": {"sliding_window": None, "rope_theta": 5e5},
+    "olmo3": {"sliding_window": 24, "window_pattern": "LG", **YARN, "local_rope_theta": 100.0},
+    "gemma3_text": {
+        "sliding_window": 24,
+        "window_pattern": "LG",
+        "rope_theta": 1e6,
+        "local_rope_theta": 1e4,
+        "query_pre_attn_scalar": 32.0,
+        "tie_embeddings": True,
+    },
     "smollm3": {"sliding_window": None, "rope_pattern": "RN", **YARN},
 }
 """The features of each family's model in `tests.family_path`, from training to a chat model."""

@@ -118,6 +118,7 @@ def test_the_form_of_version_4_gets_that_of_version_5(tmp_path, four, five):
     assert five.items() <= AutoConfig.from_pretrained(tmp_path).rope_parameters.items()
 
 
-def test_rope_of_kinds_of_layers_stays_as_it_is():
+def test_rope_of_kinds_of_layers_has_the_names_of_version_4_too():
     kinds = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
-    assert config_in_both_forms({"rope_parameters": kinds}) == {"rope_parameters": kinds}
+    four = {"rope_theta": 1e6, "rope_local_base_freq": 1e4}
+    assert config_in_both_forms({"rope_parameters": kinds}) == {"rope_parameters": kinds, **four}

@@ -18,7 +18,7 @@ OF_ALL: list[tuple[dict[str, Any], str]] = [
     ({"mlp_bias": True}, "mlp_bias=True is not supported"),
     ({"attention_dropout": 0.1}, "attention_dropout=0.1 is not supported"),
     ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config=.* is not supported"),
-    ({"hidden_act": "relu2"}, "hidden_act=relu2 is not supported"),
+    ({"hidden_act": "relu2", "hidden_activation": "relu2"}, "hidden_act.*=relu2 is not supported"),
 ]
 ROPES: list[tuple[dict[str, Any], str]] = [
     ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "RoPE of type dynamic is not"),
@@ -61,7 +61,7 @@ def test_a_feature_that_no_network_has_is_refused(family, changes, sentence, tmp
 
 
 @pytest.mark.parametrize(("changes", "sentence"), ROPES)
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "smollm3"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "olmo2", "smollm3"])
 def test_a_rope_that_the_network_does_not_have_is_refused(family, changes, sentence, tmp_path):
     refuse(family, changes, sentence, tmp_path)
 
