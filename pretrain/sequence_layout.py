@@ -10,7 +10,8 @@ All layers share one layout of positions:
       rank 1: 4 5 6 7                 fetches keys 2 3
 
 - If any layer has full attention, early positions attend to fewer keys than late ones. Each rank
-  therefore gets one piece from the start and one from the end, which balances the work (arXiv 2407.21783, section 3.3.2). Layers with full attention fetch all keys, which are few with
+  therefore gets one piece from the start and one from the end, which balances the work (arXiv
+  2407.21783, section 3.3.2). Layers with full attention fetch all keys, which are few with
   grouped-query attention; layers with a window fetch the halo of both pieces:
 
       rank 0: 0 1         6 7         fetches all keys, or keys 4 5
