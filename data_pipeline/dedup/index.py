@@ -91,7 +91,7 @@ def earlier_folders(manifest: Manifest, options: DedupOptions, key: str) -> list
             raise InputError(
                 f"{key}={manifest.folder}: {folder} does not exist or is not complete, so new "
                 "documents cannot be compared with those of the corpus. "
-                "Prepare the corpus again with keep_index=true, or set "
+                "Prepare the corpus again with keep_index=true overwrite=true, or set "
                 "corpus.cleaning.dedup.exact=false and corpus.cleaning.dedup.minhash=false."
             )
         if index["format"] != FORMAT:

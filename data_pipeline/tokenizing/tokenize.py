@@ -34,7 +34,13 @@ from conf.outputs import Output
 from data_pipeline.dedup import digests, index, matching
 from data_pipeline.dedup.earlier import Folders
 from data_pipeline.store import storage
-from data_pipeline.store.manifest import FILE, Manifest, load_manifest, tokenizer_fingerprint
+from data_pipeline.store.manifest import (
+    FILE,
+    INDEX,
+    Manifest,
+    load_manifest,
+    tokenizer_fingerprint,
+)
 from data_pipeline.text.corpus import CorpusConfig, TokenizeConfig
 from data_pipeline.text.selection import chain_of
 from data_pipeline.text.units import Unit, plan_units
@@ -120,7 +126,7 @@ def tokenize(config: TokenizeConfig) -> None:
 
 def _add(config: TokenizeConfig, console: Console) -> None:
     """Adds documents to the corpus `config.add_to`, resuming unfinished work if there is any."""
-    started = time.monotonic()
+    started, given = time.monotonic(), config
     job_shard = JobShard.resolve(config.rank, config.world)
     base = open_base(config)
     output = Output(str(config.add_to), CORPUS, key="add_to")
@@ -151,21 +157,23 @@ def _add(config: TokenizeConfig, console: Console) -> None:
     state = [base.fingerprint, base.edition_count]
     work_inputs = [_digest({"inputs": key, "base": state}) for key in (inputs, scanned)]
     with folder.locked(*work_inputs) as resumed:
-        if load_manifest(base.folder) != base:
-            raise InputError(
-                f"add_to={config.add_to}: another process has just added to this corpus. Run the "
-                "same command again."
-            )
-        if resumed and folder.has_results():
-            console.print(f"resuming from {folder.path}", highlight=False, soft_wrap=True)
-        try:
-            added = Tokenization(config, units, inputs, folder, console, earlier, base).run()
-        except InputError as error:
-            raise _with_place(error, folder) from None
-        if added is None:
-            return
-        record_addition(folder, base, added)
-        finish_addition(folder)
+        added = None
+        if load_manifest(base.folder) == base:
+            if resumed and folder.has_results():
+                console.print(f"resuming from {folder.path}", highlight=False, soft_wrap=True)
+            try:
+                added = Tokenization(config, units, inputs, folder, console, earlier, base).run()
+            except InputError as error:
+                raise _with_place(error, folder) from None
+            if added is None:
+                return
+            record_addition(folder, base, added)
+            finish_addition(folder)
+        elif not folder.has_results():
+            folder.remove()
+    if added is None:  # another process has added to the corpus in the meantime
+        _add(given, console)
+        return
     grown = load_manifest(base.folder)
     print_summary(added, console)
     seconds = time.monotonic() - started
@@ -236,6 +244,9 @@ class Tokenization:
             if self.folder.job_shard.rank:
                 self._print("encode: done. The job of rank 0 writes the manifest")
                 return None
+        for pattern in (".*", f"{INDEX}/.*"):  # left by a process that was killed while writing
+            for path in self.made.glob(pattern):
+                path.unlink()
         results = [self.folder.result("encode", unit.id) for unit in self.units]
         if self.config.keep_index:
             tables = [result["index"] for result in results]
@@ -393,7 +404,7 @@ def _up_to_date(output: Output, inputs: str, console: Console) -> bool:
     if output.overwrite or not (out / FILE).is_file():
         return False
     found = load_manifest(out)
-    if found.inputs != inputs:
+    if inputs not in found.edition_inputs:
         output.check("a corpus from other files or settings")
     missing = found.missing_files()
     if missing:

@@ -127,7 +127,7 @@ def test_documents_are_those_of_one_preparation(texts, grown, tmp_path):
 
 
 def test_it_is_verified_and_inspected_like_any_corpus(grown, tmp_path):
-    verify(VerifyConfig(str(grown)))
+    verify(VerifyConfig(str(grown), megatron=False))
     funnels = {funnel.source: funnel for funnel in read_funnels(grown)}
     assert funnels["web"].documents == 31 + 32
     assert funnels["web"].kept_documents == 44
@@ -140,13 +140,15 @@ def test_it_is_verified_and_inspected_like_any_corpus(grown, tmp_path):
     (damaged / "index/000001.npy").unlink()
     (damaged / "additions/0002/train/other.bin").write_bytes(b"")
     with pytest.raises(InputError, match="found 3 problems in 3 files"):
-        verify(VerifyConfig(str(damaged)))
+        verify(VerifyConfig(str(damaged), megatron=False))
 
 
 def test_the_same_files_are_added_once(grown, texts, capsys):
     before = files_of(grown)
     tokenize(second(grown, texts))
     assert "already has these documents" in capsys.readouterr().out
+    tokenize(first(grown, texts))
+    assert "is up to date" in capsys.readouterr().out
     # Files that the corpus was made from are recognized one by one.
     both = [texts / "old.jsonl", texts / "new.jsonl"]
     tokenize(config_for(grown, {"web": both}, add=True))
@@ -190,7 +192,7 @@ def test_several_additions(texts, old, grown, tmp_path):
     manifest = load_manifest(out)
     assert manifest.edition_count == 3
     assert kept(manifest) == kept(load_manifest(grown))
-    verify(VerifyConfig(str(out)))
+    verify(VerifyConfig(str(out), megatron=False))
 
 
 def test_an_addition_of_copies_alone(old, texts, tmp_path, capsys):
@@ -207,6 +209,22 @@ def test_an_addition_of_copies_alone(old, texts, tmp_path, capsys):
     assert manifest.editions[1]["sources"]["web"]["exact_duplicates"] == len(OLD)
     tokenize(config)
     assert load_manifest(out) == manifest
+
+
+def test_killed_while_it_writes_a_file_of_the_index(old, grown, texts, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    shutil.copytree(old, out)
+
+    def killed(folder, *_):
+        (folder / "index" / ".index.json.123.abc").write_text("{")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("data_pipeline.dedup.index.write_index", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tokenize(second(out, texts))
+    tokenize(second(out, texts))
+    assert files_of(out) == files_of(grown)
 
 
 @pytest.mark.parametrize("step", ["record_addition", "rename", "manifest", "remove"])
@@ -237,6 +255,25 @@ def test_killed_in_the_last_steps(step, old, grown, texts, tmp_path, monkeypatch
     assert now.at_edition(1).fingerprint == load_manifest(old).fingerprint
     assert now.edition_count == (2 if step == "remove" else 1)
     verify(VerifyConfig(str(out), megatron=False))
+    tokenize(second(out, texts))
+    assert files_of(out) == files_of(grown)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_job_that_starts_while_another_one_ends(old, grown, texts, tmp_path, monkeypatch):
+    """It has read the old manifest, and gets the lock when the addition is complete."""
+    out = tmp_path / "out"
+    shutil.copytree(old, out)
+    listed: list[object] = []
+    plan_units = addition.plan_units
+
+    def finish(*arguments):
+        if not listed:
+            listed.append(arguments)
+            tokenize(second(out, texts))
+        return plan_units(*arguments)
+
+    monkeypatch.setattr(addition, "plan_units", finish)
     tokenize(second(out, texts))
     assert files_of(out) == files_of(grown)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
