@@ -261,7 +261,7 @@ def test_killed_in_the_last_steps(step, old, grown, texts, tmp_path, monkeypatch
 
 
 def test_a_job_that_starts_while_another_one_ends(old, grown, texts, tmp_path, monkeypatch):
-    """It has read the old manifest, and gets the lock when the addition is complete."""
+    """The job has read the old manifest, and gets the lock when the addition is complete."""
     out = tmp_path / "out"
     shutil.copytree(old, out)
     listed: list[object] = []
