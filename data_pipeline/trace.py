@@ -87,14 +87,15 @@ class RunData:
             self._check(run / name)
         self.settings = OmegaConf.load(run / "config.yaml")
         self.env = json.loads((run / "env.json").read_text())
-        self.manifest = open_corpus(self.settings.data.folder)
-        trained_on = self.env["data_fingerprint"]
-        if self.manifest.fingerprint != trained_on:
+        corpus = open_corpus(self.settings.data.folder)
+        manifest = corpus.of_run(self.env)
+        if manifest is None:
             raise InputError(
-                f"{run} was trained on data with the fingerprint {trained_on[:12]}, but "
-                f"{self.settings.data.folder} now has the fingerprint "
-                f"{self.manifest.fingerprint[:12]}. Restore the original data."
+                f"{run} was trained on data with the fingerprint "
+                f"{self.env['data_fingerprint'][:12]}, but {self.settings.data.folder} now has the "
+                f"fingerprint {corpus.fingerprint[:12]}. Restore the original data."
             )
+        self.manifest = manifest
         self.order = SampleOrder.from_json((run / "order.json").read_text())
         self.stages = list(self.settings.recipe.stages)
         self.stream = lru_cache(lambda source: open_stream(self.manifest, "train", source))
@@ -213,7 +214,7 @@ class RunData:
         `state` is `trained`, `skipped`, or `to come` if the run has not reached the sample yet.
         Raises InputError for an unknown document.
         """
-        plan = plan_from_mapping(self.settings.recipe, self.order.source_tokens)
+        plan = plan_from_mapping(self.settings.recipe, self.order.tokens_of(-1))
         states = {line["step"]: line.get("skipped") for line in self.ledger()}
         found = False
         for source, shard_number, shard, document in self._find(doc):

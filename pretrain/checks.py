@@ -116,10 +116,10 @@ def check_parameters(config: PretrainConfig) -> None:
     check_optimizer(config.optim, {name: parameter.ndim for name, parameter in parameters})
 
 
-def sample_order(config: PretrainConfig, plan: StagePlan, manifest: Manifest) -> SampleOrder:
+def sample_order(config: PretrainConfig, plan: StagePlan) -> SampleOrder:
     """Returns the order of samples of a run. Raises InputError if the corpus is too small."""
     return SampleOrder(
-        manifest.source_tokens("train"),
+        plan.source_tokens,
         plan.stages,
         config.seed,
         config.data.max_epochs,

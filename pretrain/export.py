@@ -6,7 +6,7 @@ Stock `transformers`, vLLM and lm-eval load the folder without any code of this 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from conf.model_card import model_card
 from conf.output_kinds import MODEL
 from conf.outputs import Output
 from conf.renamed import load_run_config
-from data_pipeline.sampling.recipe import StagePlan
+from data_pipeline.sampling.recipe import ScheduledStage, StagePlan
 from data_pipeline.store.corpus import open_corpus
 from data_pipeline.store.manifest import FILE, Manifest, load_manifest
 from data_pipeline.store.storage import StorageError
@@ -78,7 +78,7 @@ def export(config: ExportConfig) -> None:
     run_dir = Path(config.run)
     run = read_run_config(run_dir)
     manifest = corpus_of(run_dir, config.data or run.data.folder, config.data is not None)
-    plan = StagePlan(run.recipe, manifest.source_tokens("train"))
+    plan = StagePlan(run.recipe, manifest.edition_tokens("train"))
     if config.step == "0" and not (run_dir / "checkpoints" / "step_0").is_dir():
         step, tokens, weights = 0, 0, initial_weights(run)
         model = network_after(run.model, plan, 0)
@@ -186,6 +186,8 @@ def export_card(
         step: The exported step.
         tokens: Number of tokens trained on up to that step.
     """
+    plan = StagePlan(run.recipe, manifest.edition_tokens("train"))
+    begun = [stage for stage in plan.stages if stage.first_step < step]
     facts = {
         "parameters": f"{parameters(model):,}",
         "architecture": f"{model.architecture}, {model.num_layers} layers of {model.hidden_size}, "
@@ -194,9 +196,9 @@ def export_card(
         "norms": describe_norms(model),
         "activation and scales": describe_scales(model),
         "positions": f"{model.max_seq_len:,}, {model.describe_positions()}",
-        "attention": _documents_seen(run, manifest, step),
+        "attention": _documents_seen(begun),
         "trained on": f"{tokens:,} tokens in {step} steps of recipe {run.recipe.name}",
-        "data": f"{manifest.name}, fingerprint {manifest.fingerprint[:16]}",
+        "data": _editions_read(begun or plan.stages[:1], manifest),
         "tokenizer": f"{manifest.vocab_size} ids, sha256 {manifest.tokenizer['sha256'][:16]}",
         "precision": run.precision,
         "seed": str(run.seed),
@@ -204,9 +206,19 @@ def export_card(
     return model_card(run.name, "A base model pretrained from scratch with Headwater.", facts)
 
 
-def _documents_seen(run: PretrainConfig, manifest: Manifest, step: int) -> str:
+def _editions_read(stages: Sequence[ScheduledStage], manifest: Manifest) -> str:
+    """Returns the name of the corpus and the fingerprints of the editions that stages read."""
+    last = {stage.edition: stage.name for stage in stages}
+    editions = [
+        f"fingerprint {manifest.at_edition(edition).fingerprint[:16]}"
+        + (f" up to stage {name}" if len(last) > 1 else "")
+        for edition, name in last.items()
+    ]
+    return f"{manifest.name}, {', then '.join(editions)}"
+
+
+def _documents_seen(stages: Sequence[ScheduledStage]) -> str:
     """Returns which documents of a packed sample the tokens attended to in training."""
-    stages = StagePlan(run.recipe, manifest.source_tokens("train")).stages
-    names = [s.name for s in stages if s.joins_documents and s.first_step < step]
+    names = [stage.name for stage in stages if stage.joins_documents]
     across = f"; across documents in stage {', '.join(names)}" if names else ""
     return f"within a document of a packed sample{across}"

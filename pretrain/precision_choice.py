@@ -10,8 +10,7 @@ import torch.distributed as dist
 from omegaconf import OmegaConf
 
 from conf.machine import bf16_verdict, processor, slow_warning
-from data_pipeline.store.storage import StorageError
-from pretrain.checkpoints import files, mirror
+from pretrain.checkpoints import find
 from pretrain.config import PRECISIONS, PretrainConfig
 from pretrain.hardware import compute_dtype
 from pretrain.processes import Processes
@@ -84,30 +83,11 @@ def precision_before(config: PretrainConfig) -> str | None:
     Returns None without checkpoints, or if they do not state a precision.
     """
     run_dir = Path(config.run_dir)
-    manifests = _manifests(run_dir / "checkpoints", config.checkpoint.copy_to)
+    manifests = find.manifests(run_dir / "checkpoints", config.checkpoint.copy_to)
     if manifests is None:
         return None
+    manifests = [manifest for manifest in manifests if "precision" in manifest]
     path = run_dir / "config.yaml"
     started: Any = OmegaConf.load(path) if path.is_file() else {}
     before = started.get("precision") or next((m["precision"] for m in manifests), None)
     return before if before in PRECISIONS else None
-
-
-def _manifests(folder: Path, copy: str | None) -> list[dict[str, Any]] | None:
-    """Returns the checkpoint manifests that state a precision, newest first.
-
-    They come from the folder or, if it has no checkpoints, from the newest one in the mirror.
-    Returns None if there are no checkpoints.
-    """
-    here = files.checkpoints_in(folder)
-    found = []
-    try:
-        if here:
-            found = [files.read_manifest(path) for path in here if files.verdict(path) is None]
-        elif copy and (steps := mirror.steps(copy)):
-            found = [mirror.manifest(copy, steps[0])]
-        else:
-            return None
-    except (OSError, ValueError, StorageError):  # loading the checkpoint reports the error
-        return []
-    return [manifest for manifest in found if "precision" in manifest]

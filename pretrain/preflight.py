@@ -8,14 +8,13 @@ are checked when the run starts.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from conf.machine import bf16_verdict, processor
-from data_pipeline.sampling.recipe import RecipeConfig, StagePlan
+from data_pipeline.sampling.recipe import RecipeConfig, SourceTokens, StagePlan
 from data_pipeline.store.manifest import FILE, Manifest, load_manifest
 from data_pipeline.store.storage import is_remote
 from model.families.folder import read_config
@@ -28,6 +27,7 @@ from pretrain.checks import (
     sample_order,
 )
 from pretrain.config import EvaluationConfig, PretrainConfig
+from pretrain.editions import choose_editions, plan_editions
 from pretrain.health.changes import check_changes
 from pretrain.health.stop import check_stop_file
 from pretrain.model_choice import check_initial
@@ -51,40 +51,61 @@ def preflight(config: PretrainConfig, job: Job) -> None:
     if config.precision == "auto":
         config.precision = fitting_precision(config, job)
     check_tasks(config.evaluation, job)
-    manifest = readable_manifest(config.data.folder, job)
-    check_plan(config, manifest, job)
+    corpus = set_editions(config, job)
+    check_plan(config, corpus, job)
     saved = files.checkpoints_in(Path(config.run_dir) / "checkpoints")
-    if saved and manifest is not None:
-        check_last_start(config, manifest, saved[0])
+    if saved and corpus is not None:
+        check_last_start(config, corpus, saved[0])
     elif not saved and config.init_from and (job.here or Path(config.init_from).is_dir()):
         check_initial(read_config(Path(config.init_from)), config.model, config.init_from)
 
 
-def check_plan(config: PretrainConfig, manifest: Manifest | None, job: Job) -> None:
+def check_plan(config: PretrainConfig, corpus: Manifest | None, job: Job) -> None:
     """Raises InputError if the layout, recipe, data and job do not fit together."""
-    plan = StagePlan(config.recipe, train_tokens(config.recipe, manifest))
+    plan = StagePlan(config.recipe, train_tokens(config.recipe, corpus))
+    manifest = corpus.at_edition(plan.stages[0].edition) if corpus is not None else None
     check_run(config, plan, manifest, job)
     if config.parallel.auto:
         pick_layout(
             config, plan, Machine(job.world_size, job.ranks_per_node, job.memory_bytes, job.device)
         )
-    if manifest is not None:
-        sample_order(config, plan, manifest)
+    if corpus is not None:
+        sample_order(config, plan)
 
 
-def check_last_start(config: PretrainConfig, manifest: Manifest, newest: Path) -> None:
+def check_last_start(config: PretrainConfig, corpus: Manifest, newest: Path) -> None:
     """Raises InputError if a run cannot continue with this config.
 
     newest: the last checkpoint of the run. Its bytes are verified only when the run starts.
     """
-    plan = StagePlan(config.recipe, manifest.source_tokens("train"))
+    plan, editions = plan_editions(config, corpus, known_editions(config, corpus))
     try:
         about = files.read_manifest(newest)
     except (OSError, ValueError):
         return  # the run falls back to the checkpoint before it
-    order = sample_order(config, plan, manifest)
-    check_resume(newest, about, config, manifest, plan, order)
+    check_resume(newest, about, config, corpus, editions, plan, sample_order(config, plan))
     check_changes(config)
+
+
+def set_editions(config: PretrainConfig, job: Job) -> Manifest | None:
+    """Sets the edition of every stage to a number, and returns the corpus.
+
+    Returns None, and changes nothing, if only the run itself can read the corpus.
+    """
+    corpus = readable_manifest(config.data.folder, job)
+    if corpus is not None:
+        plan_editions(config, corpus, known_editions(config, corpus))
+    return corpus
+
+
+def known_editions(config: PretrainConfig, corpus: Manifest) -> list[int]:
+    """Returns the number of the edition that each stage reads, as far as this machine knows it."""
+    return choose_editions(config_without_mirror(config), corpus)
+
+
+def config_without_mirror(config: PretrainConfig) -> PretrainConfig:
+    """Returns the config without the mirror of checkpoints, which may not answer for minutes."""
+    return replace(config, checkpoint=replace(config.checkpoint, copy_to=None))
 
 
 def fitting_precision(config: PretrainConfig, job: Job) -> str:
@@ -93,8 +114,7 @@ def fitting_precision(config: PretrainConfig, job: Job) -> str:
     That is the precision of earlier starts, or else the one that suits this machine. If there were
     no earlier starts and the job runs on other machines, the precision remains `auto`.
     """
-    here = replace(config.checkpoint, copy_to=None)  # an object store may not answer for minutes
-    before = precision_before(replace(config, checkpoint=here))
+    before = precision_before(config_without_mirror(config))
     if before or not job.here:
         return before or "auto"
     return "bf16" if bf16_verdict(processor(torch.device(job.device))).native else "fp32"
@@ -121,12 +141,12 @@ def readable_manifest(folder: str, job: Job) -> Manifest | None:
     return load_manifest(folder)
 
 
-def train_tokens(recipe: RecipeConfig, manifest: Manifest | None) -> Mapping[str, int]:
-    """Returns the training tokens per source.
+def train_tokens(recipe: RecipeConfig, manifest: Manifest | None) -> SourceTokens:
+    """Returns the training tokens per source of each edition of a corpus.
 
     Without a corpus, each source that the recipe names has ENDLESS tokens.
     """
     if manifest is not None:
-        return manifest.source_tokens("train")
+        return manifest.edition_tokens("train")
     named = {source for stage in recipe.stages.values() for source in stage.mixture}
     return dict.fromkeys(sorted(named) or ["all"], ENDLESS)

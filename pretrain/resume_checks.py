@@ -18,6 +18,7 @@ from data_pipeline.store.manifest import Manifest
 from model.config import ModelConfig
 from model.rope_scaling import RopeScaling
 from pretrain.config import PretrainConfig
+from pretrain.editions import Editions
 from pretrain.stage_network import network_after, network_of_checkpoint
 
 
@@ -25,7 +26,8 @@ def check_resume(
     path: Path,
     metadata: dict[str, Any],
     config: PretrainConfig,
-    data: Manifest,
+    corpus: Manifest,
+    editions: Editions,
     plan: StagePlan,
     order: SampleOrder,
 ) -> None:
@@ -35,17 +37,13 @@ def check_resume(
         path: The checkpoint, for messages.
         metadata: Content of the checkpoint's manifest.
         config: The run as it is configured now.
-        data: Manifest of the data as it is now.
+        corpus: Manifest of the data as it is now.
+        editions: The editions that the stages read now.
         plan: Stages as they are configured now.
         order: Order of samples as it is configured now.
     """
     check_same_model(metadata["model"], config.model, str(path))
-    if metadata["data"] != data.fingerprint:
-        raise InputError(
-            f"{path} was trained on other data (fingerprint {metadata['data'][:12]}) than "
-            f"{config.data.folder} (fingerprint {data.fingerprint[:12]}). Restore the data, or use "
-            "another run_dir."
-        )
+    check_same_data(metadata, corpus, editions, str(path), config.data.folder)
     before = SampleOrder.from_json(json.dumps(metadata["plan"]))
     position, step = metadata["position"], metadata["step"]
     stage, samples, name = position["stage"], position["samples"], position["name"]
@@ -104,6 +102,30 @@ def default_of(field: Field[Any]) -> Any:
     if field.default_factory is MISSING:
         return field.default
     return asdict(field.default_factory())
+
+
+def check_same_data(
+    metadata: dict[str, Any], corpus: Manifest, editions: Editions, where: str, folder: str
+) -> None:
+    """Raises InputError if a stage that has started reads other data than in a checkpoint."""
+    started = metadata["position"]["stage"] + 1
+    # Checkpoints of earlier versions record one fingerprint for all stages.
+    before = [record["data"] for record in metadata.get("editions", [])]
+    before = before or [metadata["data"]] * started
+    for past, now in zip(before[:started], editions, strict=False):
+        if past == now["data"]:
+            continue
+        found = corpus.find_edition(past)
+        if found is not None:
+            raise InputError(
+                f"recipe.stages.{now['stage']}.edition={now['edition']}: {where} was trained with "
+                f"edition {found.edition_count}. Restore this value, and change it in a later "
+                "stage only."
+            )
+        raise InputError(
+            f"{where} was trained on other data (fingerprint {past[:12]}) than {folder} "
+            f"(fingerprint {now['data'][:12]}). Restore the data, or use another run_dir."
+        )
 
 
 def check_same_network(

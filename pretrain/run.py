@@ -13,6 +13,7 @@ from data_pipeline.sampling.recipe import StagePlan
 from data_pipeline.store.manifest import Manifest
 from model.network import Decoder
 from pretrain.attention_choice import Timing
+from pretrain.editions import Editions
 from pretrain.loader import Loader
 from pretrain.parallel.mesh import Layout
 
@@ -21,11 +22,13 @@ from pretrain.parallel.mesh import Layout
 class Run:
     """The parts of a training run, with the state of its last checkpoint loaded.
 
+    manifest: the edition of the corpus that the first stage reads, which validations use.
     checkpoints: the folder of checkpoints.
     step: number of steps done.
     metadata: metadata of the checkpoint from which the run resumes; empty at step 0.
     documents: per source, the number of documents that were trained on to their end.
     attention: the attention backend per kind of stage.
+    editions: the edition of the corpus that each stage reads.
     """
 
     manifest: Manifest
@@ -40,3 +43,4 @@ class Run:
     metadata: dict[str, Any]
     documents: dict[str, int]
     attention: dict[str, Timing]
+    editions: Editions

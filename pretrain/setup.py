@@ -24,6 +24,7 @@ from pretrain.checkpoints import find
 from pretrain.checks import Job, check_layout, check_run, sample_order
 from pretrain.config import PretrainConfig
 from pretrain.determinism import set_determinism
+from pretrain.editions import Editions, settle_editions
 from pretrain.hardware import compute_dtype, environment
 from pretrain.health.changes import changed_software, check_changes
 from pretrain.initial_state import InitialState
@@ -50,15 +51,16 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
     Raises InputError before anything is written.
     """
     set_determinism(config.deterministic, processes.device.type)
-    manifest = open_corpus(config.data.folder)
-    plan = StagePlan(config.recipe, manifest.source_tokens("train"))
-    settled = settle(config, plan, manifest, processes)
-    order = sample_order(config, plan, manifest)
-    reader = open_reader(config, manifest, order)
+    corpus = open_corpus(config.data.folder)
+    plan, editions = settle_editions(config, corpus, processes)
+    manifest, newest = (corpus.at_edition(plan.stages[n].edition) for n in (0, -1))
+    settled = settle(config, plan, manifest, processes) | {"editions": editions}
+    order = sample_order(config, plan)
+    reader = open_reader(config, newest, order)
 
     checkpoints = Path(config.run_dir) / "checkpoints"
     state = InitialState.find(config, checkpoints, processes)
-    settled["layout"] += check_state(state, config, manifest, plan, order)
+    settled["layout"] += check_state(state, config, corpus, editions, plan, order)
 
     mesh_sizes = check_layout(config.parallel, config.model, processes.world_size)
     layout = make_layout(mesh_sizes, processes.device)
@@ -70,7 +72,7 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
     if processes.is_main:
         settled["fp8_linears"] = fp8_linears(model)
         settled["attention"] = {key: asdict(timing) for key, timing in attention.items()}
-        write_run_folder(config, processes, manifest, order, settled)
+        write_run_folder(config, processes, newest, order, settled)
     return Run(
         manifest=manifest,
         plan=plan,
@@ -84,6 +86,7 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
         metadata=state.metadata,
         documents=state.documents(order.sources),
         attention=attention,
+        editions=editions,
     )
 
 
@@ -119,7 +122,8 @@ def open_reader(config: PretrainConfig, manifest: Manifest, order: SampleOrder) 
 def check_state(
     state: InitialState,
     config: PretrainConfig,
-    manifest: Manifest,
+    corpus: Manifest,
+    editions: Editions,
     plan: StagePlan,
     order: SampleOrder,
 ) -> list[str]:
@@ -130,7 +134,7 @@ def check_state(
     if state.weights is not None:
         return state.weights.changes
     assert state.checkpoint is not None
-    check_resume(state.checkpoint, state.metadata, config, manifest, plan, order)
+    check_resume(state.checkpoint, state.metadata, config, corpus, editions, plan, order)
     return [
         f"changed since the last start: {key} was {before}, now {now}"
         for key, (before, now) in check_changes(config).items()
@@ -184,7 +188,8 @@ def write_run_folder(
 
     An export uses these copies because the corpus itself may have moved.
 
-    settled: the decisions that `settle` returns.
+    manifest: the newest edition of the corpus that a stage reads.
+    settled: the decisions that `settle` returns, and the `editions` of all stages.
     """
     for sentence in settled["layout"]:
         print(sentence, flush=True)
@@ -196,7 +201,7 @@ def write_run_folder(
         | settled
         | {
             "data": str(config.data.folder),
-            "data_fingerprint": manifest.fingerprint,
+            "data_fingerprint": settled["editions"][0]["data"],
             "tokenizer_fingerprint": manifest.tokenizer["sha256"],
             "order_fingerprint": order.fingerprint,
         }

@@ -68,6 +68,7 @@ class Trainer:
         self.manifest, self.plan, self.order = run.manifest, run.plan, run.order
         self.layout, self.model, self.optimizer = run.layout, run.model, run.optimizer
         self.loader, self.checkpoints = run.loader, run.checkpoints
+        self.editions = run.editions
         self.dp_rank = self.layout.dp.get_local_rank()
         self.sources = torch.arange(len(self.order.sources), device=processes.device)
         self.dp_size = self.layout.dp.size()
@@ -186,7 +187,7 @@ class Trainer:
             "data_wait_seconds": data.wait_seconds,
             "batch_tokens": self.plan.batch_tokens(self.step),
             "consumed_tokens": consumed,
-            "consumed_epochs": self.order.epochs_of(consumed),
+            "consumed_epochs": self.order.epochs_of(stage.index, consumed),
             "first_sample": samples.start,
             "samples": len(samples),
             "time": time.time(),
@@ -263,7 +264,7 @@ class Trainer:
         """Returns the metadata that a checkpoint stores in its manifest."""
         stage, samples = self.plan.position(self.step)
         consumed = self.order.consumed(stage, samples)
-        epochs = self.order.epochs_of(consumed)
+        epochs = self.order.epochs_of(stage, consumed)
         sources = {
             source: {
                 "tokens": consumed[source],
@@ -287,6 +288,7 @@ class Trainer:
             "order": self.order.fingerprint,
             "plan": json.loads(self.order.to_json()),
             "data": self.manifest.fingerprint,
+            "editions": self.editions,
             "torch": torch.__version__,
         }
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,27 @@ def make_corpus(
     )
     (folder / "manifest.json").write_text(manifest.to_json())
     return manifest
+
+
+def grow_corpus(manifest: Manifest, texts: Mapping[str, str]) -> Manifest:
+    """Adds an edition to a corpus: one more shard per source, with one document per paragraph.
+
+    Args:
+        manifest: The corpus. Its folder gets the new shards and the new manifest.
+        texts: New text per source. Sources may be new.
+    """
+    tokenizer = Tokenizer.from_file(str(manifest.tokenizer_path))
+    splits: dict[str, dict[str, list[dict[str, object]]]] = {"train": {}, "held_out": {}}
+    for source, text in texts.items():
+        documents = [[*tokenizer.encode(part).ids, 2] for part in text.split("\n\n") if part]
+        for split, part in (("train", documents[4:]), ("held_out", documents[:4])):
+            number = len(manifest.shards(split, source))
+            prefix = manifest.folder / split / f"{source}-{number:05}"
+            splits[split][source] = [write_shard(prefix, part)]
+    inputs = f"addition to {manifest.fingerprint}"
+    grown = manifest.extended(replace(manifest, inputs=inputs, splits=splits, editions=[]))
+    (manifest.folder / "manifest.json").write_text(grown.to_json())
+    return grown
 
 
 def read_json_lines(path: Path) -> list[dict]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from conf.errors import InputError
 from data_pipeline.sampling.order import SampleOrder
-from data_pipeline.sampling.recipe import plan_from_mapping
+from data_pipeline.sampling.recipe import SourceTokens, plan_from_mapping
 from data_pipeline.sampling.stage import Stage
 
 GOOD_EPOCHS = 4.0
@@ -70,9 +70,9 @@ class RecipePlan:
 
 
 def plan_recipe(
-    recipe: Mapping[str, Any], source_tokens: Mapping[str, int], seed: int, max_epochs: float
+    recipe: Mapping[str, Any], source_tokens: SourceTokens, seed: int, max_epochs: float
 ) -> RecipePlan:
-    """Returns the plan that `pretrain` would make from a recipe.
+    """Returns the plan that a new run of `pretrain` would make from a recipe.
 
     A plan that exceeds max_epochs is returned nevertheless, because the page warns of it. Raises
     InputError if the recipe is inconsistent or names an unknown source.
@@ -81,10 +81,11 @@ def plan_recipe(
     stages = [_planned(stage.name, stage) for stage in plan.stages]
     order, refused = None, ""
     try:
-        order = SampleOrder(source_tokens, plan.stages, seed)
+        order = SampleOrder(plan.source_tokens, plan.stages, seed)
     except InputError as error:
         refused = str(error)
-    return RecipePlan(plan.name, stages, dict(source_tokens), order, refused, max_epochs)
+    newest = plan.stages[-1].source_tokens or plan.source_tokens
+    return RecipePlan(plan.name, stages, dict(newest), order, refused, max_epochs)
 
 
 def _planned(name: str, stage: Stage) -> PlannedStage:
@@ -107,7 +108,7 @@ def plan_of_run(run: Path, config: Mapping[str, Any]) -> RecipePlan:
     return RecipePlan(
         str(recipe.get("name", run.name)),
         stages,
-        order.source_tokens,
+        dict(order.tokens_of(-1)),
         order,
         "",
         math.inf if limit is None else float(limit),

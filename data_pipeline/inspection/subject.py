@@ -36,7 +36,8 @@ def load_subject(config: InspectConfig) -> Subject:
     seed = config.seed or 0
     plan = None
     if config.recipe:
-        plan = plan_recipe(config.recipe, manifest.source_tokens("train"), seed, config.max_epochs)
+        sizes = manifest.edition_tokens("train")
+        plan = plan_recipe(config.recipe, sizes, seed, config.max_epochs)
     return Subject(manifest, plan, seed)
 
 
@@ -46,9 +47,11 @@ def _load_run(run: Path, config: InspectConfig) -> Subject:
             raise InputError(f"run={run}: {name} is missing. Give a run folder of pretrain.")
     settings: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
     manifest = _load_corpus(settings["data"]["folder"])
-    trained_on = read_env(run).get("data_fingerprint", manifest.fingerprint)
-    changed = ""
-    if trained_on != manifest.fingerprint:
+    env = {"data_fingerprint": manifest.fingerprint} | read_env(run)
+    edition, trained_on, changed = manifest.of_run(env), env["data_fingerprint"], ""
+    if edition is not None:
+        manifest = edition
+    else:
         changed = (
             f"{run} was trained on data with the fingerprint {trained_on[:16]}, but "
             f"{manifest.folder} now has the fingerprint {manifest.fingerprint[:16]}. The plan is "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -138,7 +139,7 @@ class BatchReader:
         document_tokens: Mean length of the documents of each stage's mixture.
 
     Args:
-        manifest: Manifest of the corpus.
+        manifest: Manifest of the newest edition of the corpus that the order reads.
         order: The order of samples.
         split: `train` or `held_out`.
         cache_bytes: Size of this process's disk cache for remote corpora; None keeps the current
@@ -161,7 +162,8 @@ class BatchReader:
         self.dtype = np.dtype(manifest.dtype)
         self.boundaries = DocumentBoundaries.of(manifest)
         self.document_tokens = [
-            mean_document_tokens(manifest, stage.weights) for stage in order.stages
+            mean_document_tokens(manifest, stage.weights, source_tokens=order.tokens_of(number))
+            for number, stage in enumerate(order.stages)
         ]
         self.is_remote = bool(remote_url(manifest))
         if check:
@@ -208,12 +210,26 @@ class BatchReader:
 
 
 def mean_document_tokens(
-    manifest: Manifest, weights: Mapping[str, float], split: str = "train"
+    manifest: Manifest,
+    weights: Mapping[str, float],
+    split: str = "train",
+    source_tokens: Mapping[str, int] | None = None,
 ) -> float:
-    """Returns the mean length of documents of a mixture. weights: weight per source."""
+    """Returns the mean length of documents of a mixture.
+
+    Args:
+        manifest: Manifest of the corpus.
+        weights: Weight per source.
+        split: `train` or `held_out`.
+        source_tokens: Tokens per source in an edition, whose shards are counted; None for all.
+    """
     total, documents = sum(weights.values()), 0.0
     for source, weight in weights.items():
         shards = manifest.shards(split, source)
+        if source_tokens is not None:
+            ends = itertools.accumulate(shard["tokens"] for shard in shards)
+            limit = source_tokens.get(source, 0)
+            shards = [shard for shard, end in zip(shards, ends, strict=True) if end <= limit]
         tokens = sum(shard["tokens"] for shard in shards)
         documents += weight * sum(shard["documents"] for shard in shards) / max(1, tokens)
     return total / documents if documents else math.inf

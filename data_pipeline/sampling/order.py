@@ -24,7 +24,8 @@ does not depend on rank, layout, batch size or restarts (I1). Since each step ca
 
 A stage can be ended early to change the mixture or the sequence length. It then keeps the windows
 that it was started with (`Stage.planned_samples`), and the next stage first serves the rest of the
-last window, so that nothing is lost or repeated.
+last window, so that nothing is lost or repeated. A stage can also read a corpus that has grown
+(`Stage.source_tokens`); `epochs` explains how an epoch continues then.
 """
 
 from __future__ import annotations
@@ -39,21 +40,24 @@ from typing import Any
 import numpy as np
 
 from conf.errors import InputError
+from data_pipeline.sampling.epochs import Epochs, check_epochs
 from data_pipeline.sampling.feistel import derive_key, permute, unpermute
 from data_pipeline.sampling.locations import Ints, SampleLocations, TokenUses
 from data_pipeline.sampling.mixture import Mixture
-from data_pipeline.sampling.stage import Stage, check_atom
+from data_pipeline.sampling.stage import Stage, check_atom, check_growth
 from data_pipeline.splitmix import UInts, mix
 
 WINDOW_ATOMS = 256
-FORMAT = 1
+FORMAT, FORMAT_OF_GROWN = 1, 2
+"""Formats of `order.json`. The second is that of runs with a stage whose corpus has grown, which
+earlier versions cannot read."""
 
 
 class SampleOrder:
     """The order of the samples of all stages.
 
     Args:
-        source_tokens: Tokens per source.
+        source_tokens: Tokens per source, for all stages that do not have their own.
         stages: Stages in order.
         seed: Seed of all permutations.
         max_epochs: Maximum number of epochs, for all sources or by source name; None for no limit.
@@ -62,7 +66,8 @@ class SampleOrder:
             earlier stages stay the same.
 
     Raises:
-        InputError: The seq_len of a stage does not divide the atom, or a source has too few tokens.
+        InputError: The seq_len of a stage does not divide the atom, or a source has too few tokens,
+            or fewer than in the stage before.
     """
 
     def __init__(
@@ -74,21 +79,20 @@ class SampleOrder:
         atom: int | None = None,
     ) -> None:
         self.source_tokens = dict(source_tokens)
-        self.sources = tuple(source_tokens)
         self.stages = tuple(stages)
+        sizes = [source_tokens, *(stage.source_tokens or {} for stage in stages)]
+        self.sources = tuple(dict.fromkeys(source for size in sizes for source in size))
         self.seed = seed
         self.atom = atom or max(stage.seq_len for stage in stages)
         check_atom(stages, self.atom)
-        # The last token of a sample is only a label, so an atom needs one token after it.
-        tokens = np.array(list(source_tokens.values()), np.int64)
-        self._atoms = np.maximum(0, (tokens - 1) // self.atom)
+        check_growth(stages, source_tokens)
         self._mixtures = [
             Mixture([stage.weights.get(source, 0.0) for source in self.sources]) for stage in stages
         ]
-        self._source_keys = np.array(
-            [derive_key(seed, "source", source) for source in self.sources], np.uint64
-        )
         used = np.zeros(len(self.sources), np.int64)
+        epochs = Epochs.of(seed, self.sources, self._atoms(source_tokens))
+        self._epochs: list[Epochs] = []
+        """For each stage, the epochs of all sources as it and earlier stages determine them."""
         self._first_atom: list[Ints] = []
         """For each stage, the number of atoms that earlier stages have used, (sources,)."""
         self._remainders: list[SampleLocations] = []
@@ -97,14 +101,25 @@ class SampleOrder:
         """For each stage, the number of atoms in all its windows."""
         remainder = SampleLocations.empty()
         for number, stage in enumerate(self.stages):
+            epochs = epochs.grown(used, self._atoms(self.tokens_of(number)))
+            self._epochs.append(epochs)
             self._first_atom.append(used)
             self._remainders.append(remainder)
             planned = max(stage.samples, stage.planned_samples or 0)
             own = max(0, planned - len(remainder))
             self._stage_atoms.append(math.ceil(own * stage.seq_len / self.atom))
             used = used + self._mixtures[number].counts(np.array(self._reserved_atoms(number)))
-            self._check_epochs(used, max_epochs)
+            check_epochs(epochs, used, self.atom, self.tokens_of(number), max_epochs)
             remainder = self._remainder_after(number)
+
+    def tokens_of(self, stage: int) -> Mapping[str, int]:
+        """Returns the tokens per source in the corpus that a stage reads."""
+        return self.stages[stage].source_tokens or self.source_tokens
+
+    def _atoms(self, source_tokens: Mapping[str, int]) -> list[int]:
+        """Returns the atoms per source: the last token of an atom needs one after it, its label."""
+        tokens = [source_tokens.get(source, 0) for source in self.sources]
+        return [max(0, (count - 1) // self.atom) for count in tokens]
 
     def locate(self, stage: int, samples: Ints) -> SampleLocations:
         """Returns the locations of samples in the streams of their sources.
@@ -148,8 +163,7 @@ class SampleOrder:
         in_window, piece = np.divmod(shuffled, pieces)
         source, number = self._mixtures[stage].locate(window * WINDOW_ATOMS + in_window)
         number = number + self._first_atom[stage][source]
-        epoch, number = np.divmod(number, self._atoms[source])
-        atom = permute(number, self._atoms[source], self._epoch_key(source, epoch))
+        epoch, atom = self._epochs[stage].locate(source, number)
         return SampleLocations(source, epoch, atom * self.atom + piece * seq_len)
 
     def find(self, source: str, start: int, end: int) -> TokenUses:
@@ -188,19 +202,19 @@ class SampleOrder:
 
         Returns an array like that of `_find_in_remainder`, (4, n).
         """
-        seq_len, atoms = self.stages[stage].seq_len, int(self._atoms[source])
+        seq_len, every = self.stages[stage].seq_len, self._epochs[stage]
         first = int(self._first_atom[stage][source])
         used = int(self._mixtures[stage].counts(np.array(self._reserved_atoms(stage)))[source])
         # Samples start at multiples of their length, so only those that overlap are considered.
         starts = np.arange(start // seq_len, -(-end // seq_len)) * seq_len
-        starts = starts[starts < atoms * self.atom]
+        starts = starts[starts < every.atoms[source] * self.atom]
         if not (used and starts.size):
             return np.zeros((4, 0), np.int64)
-        epochs = np.arange(first // atoms, (first + used - 1) // atoms + 1)
+        ends, _ = every.locate(np.full(2, source), np.array([first, first + used - 1]))
+        epochs = np.arange(ends[0], ends[1] + 1)
         epoch, starts = (grid.ravel() for grid in np.meshgrid(epochs, starts, indexing="ij"))
         atom, inside = np.divmod(starts, self.atom)
-        key = self._epoch_key(np.full_like(epoch, source), epoch)
-        number = epoch * atoms + unpermute(atom, atoms, key) - first
+        number = every.number(source, epoch, atom) - first
         here = (number >= 0) & (number < used)
         number, inside, epoch, starts = number[here], inside[here], epoch[here], starts[here]
         window, in_window = np.divmod(self._mixtures[stage].position(source, number), WINDOW_ATOMS)
@@ -215,9 +229,6 @@ class SampleOrder:
 
     def _window_key(self, stage: int, window: Ints) -> UInts:
         return mix(np.uint64(derive_key(self.seed, "window", stage)) + window.astype(np.uint64))
-
-    def _epoch_key(self, source: Ints, epoch: Ints) -> UInts:
-        return mix(self._source_keys[source] + epoch.astype(np.uint64))
 
     def _own_samples(self, stage: int) -> int:
         """Returns a stage's number of samples without those left over by the previous stage."""
@@ -320,43 +331,29 @@ class SampleOrder:
         per_window = WINDOW_ATOMS * self.atom // stage.seq_len
         started = math.ceil(max(0, samples - remainder) / per_window)
         atoms = min(self._stage_atoms[number], started * WINDOW_ATOMS)
-        first = self._first_atom[number].tolist()
-        return stage.seq_len, self._mixtures[number].units, first, remainder, atoms
+        units, first = self._mixtures[number].units, self._first_atom[number].tolist()
+        of_sources = zip(units, first, self._epochs[number].ranges, strict=True)
+        served = {name: of for name, of in zip(self.sources, of_sources, strict=True) if of[0]}
+        return stage.seq_len, served, remainder, atoms
 
     def epochs(self) -> dict[str, float]:
         """Returns the number of epochs of each source in the whole plan."""
         last = self._first_atom[-1] + self._mixtures[-1].counts(np.array(self._reserved_atoms(-1)))
-        return self.epochs_of(dict(zip(self.sources, (last * self.atom).tolist(), strict=True)))
+        return self.epochs_of(-1, dict(zip(self.sources, (last * self.atom).tolist(), strict=True)))
 
-    def epochs_of(self, tokens: Mapping[str, int]) -> dict[str, float]:
-        """Converts tokens per source into epochs of that source."""
-        sizes = zip(self.sources, self._atoms.tolist(), strict=True)
-        return {name: tokens[name] / (n * self.atom) if n else 0.0 for name, n in sizes}
+    def epochs_of(self, stage: int, tokens: Mapping[str, int]) -> dict[str, float]:
+        """Returns the epochs that each source has served in a stage, after a number of tokens.
 
-    def _check_epochs(self, used: Ints, limit: float | Mapping[str, float] | None) -> None:
-        for source, atoms_used, atoms in zip(self.sources, used, self._atoms, strict=True):
-            if not atoms_used:
-                continue
-            tokens = self.source_tokens[source]
-            if not atoms:
-                raise InputError(
-                    f"source '{source}' has {tokens} tokens, but at least {self.atom + 1} are "
-                    "needed, one atom of the order and the label after it. Add text, or remove the "
-                    "source from the mixture."
-                )
-            most = limit.get(source) if isinstance(limit, Mapping) else limit
-            if most is not None and atoms_used > most * atoms:
-                raise InputError(
-                    f"data.max_epochs={most:g}: the recipe reads source '{source}' ({tokens:,} "
-                    f"tokens) {atoms_used / atoms:.2f} times. Add text, reduce the weight of the "
-                    "source or the tokens of the recipe, or raise data.max_epochs."
-                )
+        An epoch has the length that it has in the corpus of the stage.
+        """
+        counts = [tokens[source] for source in self.sources]
+        return dict(zip(self.sources, self._epochs[stage].passes(counts, self.atom), strict=True))
 
     def to_json(self) -> str:
         """Returns everything that determines the order, as the content of `order.json`."""
         return json.dumps(
             {
-                "format": FORMAT,
+                "format": self._format,
                 "seed": self.seed,
                 "atom": self.atom,
                 "window_atoms": WINDOW_ATOMS,
@@ -366,15 +363,22 @@ class SampleOrder:
             indent=1,
         )
 
+    @property
+    def _format(self) -> int:
+        has_grown = any(stage.source_tokens for stage in self.stages)
+        return FORMAT_OF_GROWN if has_grown else FORMAT
+
     @classmethod
     def from_json(cls, text: str) -> SampleOrder:
         """Returns the order that is described by a result of `to_json`."""
         fields = json.loads(text)
-        if (fields["format"], fields["window_atoms"]) != (FORMAT, WINDOW_ATOMS):
+        formats = FORMAT, FORMAT_OF_GROWN
+        if fields["format"] not in formats or fields["window_atoms"] != WINDOW_ATOMS:
             raise InputError(
                 f"order.json: the order of samples was written in format {fields['format']} with "
-                f"windows of {fields['window_atoms']} atoms, but this version reads format "
-                f"{FORMAT} with windows of {WINDOW_ATOMS}. Use the version that wrote the file."
+                f"windows of {fields['window_atoms']} atoms, but this version reads formats "
+                f"{' and '.join(map(str, formats))} with windows of {WINDOW_ATOMS}. Use the "
+                "version that wrote the file."
             )
         stages = [Stage.from_json(stage) for stage in fields["stages"]]
         return cls(fields["source_tokens"], stages, fields["seed"], atom=fields["atom"])

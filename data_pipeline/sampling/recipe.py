@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,10 @@ DOCUMENTS = ("separate", "joined")
 """Values of the key `documents` of a stage; the first is the default."""
 TRAINING_KEYS = ("rope_theta", "rope_scaling", "learning_rate", "precision")
 """Keys of a stage that `pretrain.recipe` adds, and that do not affect the order of samples."""
+LATEST = "latest"
+"""Value of the key `edition` of a stage: the newest edition when the stage was planned."""
+SourceTokens = Mapping[str, int] | Sequence[Mapping[str, int]]
+"""Training tokens per source of a corpus or, as a sequence, of each of its editions."""
 
 
 @dataclass
@@ -52,6 +56,9 @@ class StageConfig:
     batch_ramp: Smaller batches at the beginning of the stage.
     documents: separate if tokens attend to their own document only; joined if they also attend to
         the earlier documents of their sample, so that attention is plain causal.
+    edition: Edition of the corpus that the stage reads: its number, counted from 1, or latest for
+        the newest one when the stage is planned. null for that of the stage before; the first
+        stage reads the newest edition at the first start of the run.
     """
 
     seq_len: int = MISSING
@@ -61,6 +68,7 @@ class StageConfig:
     global_batch_tokens: int | None = None
     batch_ramp: BatchRamp = field(default_factory=BatchRamp)
     documents: str = DOCUMENTS[0]
+    edition: Any = None
 
 
 @dataclass
@@ -92,6 +100,12 @@ def _check_stage(recipe: RecipeConfig, key: str, stage: StageConfig) -> None:
     """Raises InputError if a setting of a stage is invalid, or does not fit the other settings."""
     _check_positive(stage, key, ("seq_len", "tokens"))
     one_of(f"{key}.documents", stage.documents, DOCUMENTS)
+    edition = stage.edition
+    if edition not in (None, LATEST) and (type(edition) is not int or edition < 1):
+        raise InputError(
+            f"{key}.edition={edition}: expected the number of an edition, latest or null. "
+            "Editions are counted from 1."
+        )
     if stage.planned_tokens is not None and stage.planned_tokens < stage.tokens:
         raise InputError(
             f"{key}.planned_tokens={stage.planned_tokens}: expected {key}.tokens={stage.tokens} or "
@@ -149,6 +163,7 @@ class ScheduledStage(Stage):
         first_step: First step, counted from 0.
         steps: Number of steps.
         first_token: Number of tokens in all earlier stages.
+        edition: Number of the edition of the corpus that the stage reads, counted from 1.
     """
 
     index: int
@@ -157,6 +172,7 @@ class ScheduledStage(Stage):
     first_step: int
     steps: int
     first_token: int
+    edition: int = 1
 
     @property
     def joins_documents(self) -> bool:
@@ -197,25 +213,33 @@ class StagePlan:
 
     Args:
         recipe: The recipe.
-        source_tokens: Training tokens per source.
+        source_tokens: Training tokens per source, or those of each edition of the corpus. Without
+            editions, the key `edition` of the stages has no effect.
 
     Raises:
-        InputError: A mixture names an unknown source, or has no weight above 0.
+        InputError: A mixture names an unknown source, or has no weight above 0, or a stage reads
+            an edition that does not exist or is earlier than that of the stage before.
     """
 
-    def __init__(self, recipe: RecipeConfig, source_tokens: Mapping[str, int]) -> None:
+    def __init__(self, recipe: RecipeConfig, source_tokens: SourceTokens) -> None:
         self.name = recipe.name
+        editions = _stage_editions(recipe, source_tokens)
+        self.source_tokens = dict(next(iter(editions.values()))[1])
+        """Training tokens per source in the edition that the first stage reads."""
         self.stages: list[ScheduledStage] = []
         self.levels: list[Level] = []
         step = token = 0
         for index, (name, config) in enumerate(recipe.stages.items()):
             seq_len, planned = config.seq_len, config.planned_tokens
             levels = _spend(recipe, config, config.tokens)
+            edition, tokens = editions[name]
             stage = ScheduledStage(
                 seq_len=seq_len,
                 samples=_samples(levels, seq_len),
-                weights=_weights(config, f"recipe.stages.{name}", source_tokens),
+                weights=_weights(config, f"recipe.stages.{name}", tokens, source_tokens),
                 planned_samples=planned and _samples(_spend(recipe, config, planned), seq_len),
+                source_tokens=dict(tokens) if tokens != self.source_tokens else None,
+                edition=edition,
                 index=index,
                 name=name,
                 config=config,
@@ -278,7 +302,7 @@ class StagePlan:
         return level.first_token + (step - level.first_step) * level.tokens_per_step
 
 
-def plan_from_mapping(recipe: Mapping[str, Any], source_tokens: Mapping[str, int]) -> StagePlan:
+def plan_from_mapping(recipe: Mapping[str, Any], source_tokens: SourceTokens) -> StagePlan:
     """Returns the plan of a recipe given as plain data, such as the content of a config.yaml.
 
     Raises:
@@ -304,10 +328,46 @@ def _without_training_keys(stage: Any) -> Any:
     return {key: stage[key] for key in stage if key not in TRAINING_KEYS}
 
 
-def _weights(config: StageConfig, key: str, source_tokens: Mapping[str, int]) -> dict[str, float]:
+def _stage_editions(
+    recipe: RecipeConfig, source_tokens: SourceTokens
+) -> dict[str, tuple[int, Mapping[str, int]]]:
+    """Returns the number of the edition that each stage reads, and its tokens per source."""
+    if isinstance(source_tokens, Mapping):
+        return dict.fromkeys(recipe.stages, (1, source_tokens))
+    newest, before = len(source_tokens), 0
+    found = {}
+    for name, stage in recipe.stages.items():
+        key = f"recipe.stages.{name}.edition={stage.edition}"
+        edition = newest if stage.edition == LATEST else stage.edition or before or newest
+        if edition > newest:
+            raise InputError(
+                f"{key}: the newest edition of the corpus is {newest}. Give a number up to "
+                f"{newest}, or latest."
+            )
+        if edition < before:
+            raise InputError(
+                f"{key}: the stage before reads edition {before}, and editions only grow. Give "
+                f"{before} or a later edition."
+            )
+        found[name] = edition, source_tokens[edition - 1]
+        before = edition
+    return found
+
+
+def _weights(
+    config: StageConfig, key: str, source_tokens: Mapping[str, int], editions: SourceTokens
+) -> dict[str, float]:
     """Returns the weight per source, which is its number of tokens if the mixture is empty."""
+    later = () if isinstance(editions, Mapping) else editions
     for source, weight in config.mixture.items():
         if source not in source_tokens:
+            added = next((n for n, tokens in enumerate(later, 1) if source in tokens), None)
+            if added is not None:
+                raise InputError(
+                    f"{key}.mixture.{source}={weight}: this source was added to the corpus with "
+                    f"edition {added}, which the stage does not read. Set {key}.edition={added}, "
+                    "or remove the source."
+                )
             raise InputError(
                 f"{key}.mixture.{source}={weight}: the corpus has no source '{source}'"
                 f"{did_you_mean(source, source_tokens)}."

@@ -1,8 +1,8 @@
-"""A stage of the order of samples, and the check that its sequences fit into atoms."""
+"""A stage of the order of samples, and the checks that the stages of a run fit together."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,15 @@ class Stage:
         samples: Number of samples of that length.
         weights: Weight per source; the weights need not sum to 1.
         planned_samples: Original number of samples of a stage that is ended early; else None.
+        source_tokens: Tokens per source in the corpus that the stage reads, if it has grown since
+            the run was started; else None.
     """
 
     seq_len: int
     samples: int
     weights: dict[str, float]
     planned_samples: int | None = None
+    source_tokens: dict[str, int] | None = None
 
     def __post_init__(self) -> None:
         if self.planned_samples is not None and self.planned_samples < self.samples:
@@ -40,17 +43,25 @@ class Stage:
     def to_json(self) -> dict[str, Any]:
         """Returns the stage in the form that `order.json` stores."""
         planned = {} if self.planned_samples is None else {"planned": self.planned_samples}
+        grown = {} if self.source_tokens is None else {"source_tokens": self.source_tokens}
         return {
             "seq_len": self.seq_len,
             "samples": self.samples,
             "weights": self.weights,
             **planned,
+            **grown,
         }
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Stage:
         """Returns the stage that the result of `to_json` describes."""
-        return cls(fields["seq_len"], fields["samples"], fields["weights"], fields.get("planned"))
+        return cls(
+            fields["seq_len"],
+            fields["samples"],
+            fields["weights"],
+            fields.get("planned"),
+            fields.get("source_tokens"),
+        )
 
 
 def check_atom(stages: Sequence[Stage], atom: int) -> None:
@@ -62,3 +73,18 @@ def check_atom(stages: Sequence[Stage], atom: int) -> None:
                 f"{stage.seq_len} tokens, which does not divide {atom}, the atom of the order. "
                 "Change seq_len, or set recipe.atom_tokens to a multiple of every seq_len."
             )
+
+
+def check_growth(stages: Sequence[Stage], source_tokens: Mapping[str, int]) -> None:
+    """Raises InputError if a stage has fewer tokens of a source than the stage before it."""
+    before = source_tokens
+    for number, stage in enumerate(stages):
+        now = stage.source_tokens or source_tokens
+        for source, tokens in before.items():
+            if now.get(source, 0) < tokens:
+                raise InputError(
+                    f"recipe.stages: stage {number} (counted from 0) reads {now.get(source, 0)} "
+                    f"tokens of source '{source}', fewer than the {tokens} that were there before. "
+                    "Let it read the same edition of the corpus or a later one."
+                )
+        before = now

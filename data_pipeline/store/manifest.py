@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -166,6 +166,20 @@ class Manifest:
         """Returns the number of tokens per source in a split."""
         sources = self.splits.get(split, {})
         return {name: sum(entry["tokens"] for entry in shards) for name, shards in sources.items()}
+
+    def edition_tokens(self, split: str) -> list[dict[str, int]]:
+        """Returns the number of tokens per source in a split of each edition, the oldest first."""
+        numbers = range(1, self.edition_count + 1)
+        return [self.at_edition(number).source_tokens(split) for number in numbers]
+
+    def of_run(self, env: Mapping[str, Any]) -> Manifest | None:
+        """Returns the newest edition that a run reads, or None if the corpus has changed since.
+
+        env: content of the `env.json` of the run.
+        """
+        read = [stage["data"] for stage in env.get("editions", [])] or [env["data_fingerprint"]]
+        found = [self.find_edition(fingerprint) for fingerprint in dict.fromkeys(read)]
+        return found[-1] if None not in found else None
 
     def missing_files(self) -> list[str]:
         """Returns the names of the tokenizer, `.bin` and `.idx` files that do not exist."""

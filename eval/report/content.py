@@ -45,7 +45,8 @@ def page_content(config: ReportConfig) -> dict[str, Any]:
         InputError: a given file or folder is missing or of the wrong kind.
     """
     run = read_run(Path(config.run))
-    manifest = open_corpus(config.corpus or run.env["data"])
+    corpus = open_corpus(config.corpus or run.env["data"])
+    manifest = corpus.of_run(run.env) or corpus
     results = load_results(Path(config.results)) if config.results else None
     tuned = [read_tuned(name, Path(folder)) for name, folder in config.tuned.items()]
     styles = source_styles(manifest.source_tokens("train"))

@@ -201,7 +201,13 @@ def lineage(
         table.append((f"model {name}", f"fingerprint {model['fingerprint']}"))
     for stage in tuned:
         table.append((f"tuning {stage['name']}", f"inputs {stage['inputs']}"))
-    if manifest.fingerprint != env["data_fingerprint"]:
+    editions = {stage["data"]: stage for stage in env.get("editions", [])}
+    for read in editions.values() if len(editions) > 1 else ():
+        read_by = ", ".join(
+            stage["stage"] for stage in env["editions"] if stage["data"] == read["data"]
+        )
+        table.append((f"data of stage {read_by}", f"edition {read['edition']}, {read['data']}"))
+    if manifest.of_run(env) is None:
         table.insert(
             2, ("data now", f"{manifest.folder} has changed since then: {manifest.fingerprint}")
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from conf.errors import InputError
 from conf.text import GIB
 from data_pipeline.sampling.dealing import Deal, blank_note
-from data_pipeline.sampling.recipe import ScheduledStage, StagePlan
+from data_pipeline.sampling.recipe import ScheduledStage, SourceTokens, StagePlan
 from data_pipeline.store.corpus import open_corpus
 from launch.plan.calibration import Calibration
 from launch.plan.config import PlanConfig
@@ -230,11 +230,11 @@ def make_outlook(config: PlanConfig) -> Outlook:
     )
 
 
-def source_tokens(config: PlanConfig) -> dict[str, int]:
-    """Returns the tokens of each source of the corpus, or unlimited numbers without a corpus."""
+def source_tokens(config: PlanConfig) -> SourceTokens:
+    """Returns the tokens per source of the corpus, or unlimited numbers without a corpus."""
     if config.data is not None:
-        return open_corpus(config.data).source_tokens("train")
-    return dict(train_tokens(config.recipe, None))
+        return open_corpus(config.data).edition_tokens("train")
+    return train_tokens(config.recipe, None)
 
 
 def stage_outlook(
@@ -295,16 +295,25 @@ def reliability(config: PlanConfig, days: float) -> Reliability:
 
 
 def epochs(config: PlanConfig, plan: StagePlan) -> dict[str, float]:
-    """Returns the number of passes over each source of the corpus, or {} without a corpus."""
+    """Returns the number of passes over each source of the corpus, or {} without a corpus.
+
+    If the corpus grows between two stages, the current pass continues with what was added.
+    """
     if config.data is None:
         return {}
-    available = source_tokens(config)
-    used = dict.fromkeys(available, 0.0)
+    passes: dict[str, float] = {}
+    before = plan.source_tokens
     for stage in plan.stages:
-        total = sum(stage.weights.values())
-        for source, weight in stage.weights.items():
-            used[source] += stage.tokens * weight / total
-    return {source: tokens / max(1, available[source]) for source, tokens in used.items()}
+        now, total = stage.source_tokens or plan.source_tokens, sum(stage.weights.values())
+        for source, tokens in now.items():
+            done = passes.get(source, 0.0)
+            if done and tokens != before[source]:
+                whole = math.ceil(done) - 1
+                done = whole + (done - whole) * before[source] / tokens
+            used = stage.tokens * stage.weights.get(source, 0.0) / total
+            passes[source] = done + used / max(1, tokens)
+        before = now
+    return passes
 
 
 def warnings(

@@ -11,7 +11,7 @@ from launch.plan.outlook import source_tokens
 from launch.training import Training
 from pretrain.checks import Job
 from pretrain.config import device_of
-from pretrain.preflight import preflight
+from pretrain.preflight import preflight, set_editions
 
 
 def take_run_settings(config: PlanConfig, run: Training) -> PlanConfig:
@@ -43,7 +43,9 @@ def take_run_settings(config: PlanConfig, run: Training) -> PlanConfig:
         ranks_per_node=cluster.gpus_per_node,
         memory_bytes=int(cluster.gpu_memory_gib * GIB),
     )
-    preflight(replace(settings, data=replace(settings.data, folder=data or "")), job)
+    settings.data.folder = data or ""
+    preflight(settings, job)
+    set_editions(settings, job)
     return replace(
         config,
         model=settings.model,

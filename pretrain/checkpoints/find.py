@@ -101,6 +101,23 @@ def checkpoint_of_step(folder: Path, step: str) -> Found:
     return path, files.read_manifest(path)
 
 
+def manifests(folder: Path, url: str | None) -> list[dict[str, Any]] | None:
+    """Returns the manifests of a run's complete checkpoints, newest first, without reading states.
+
+    They come from the folder or, if it has no checkpoints, from the newest one in the mirror at
+    `url`. Returns None if there are no checkpoints.
+    """
+    here = files.checkpoints_in(folder)
+    try:
+        if here:
+            return [files.read_manifest(path) for path in here if files.verdict(path) is None]
+        if url and (steps := mirror.steps(url)):
+            return [mirror.manifest(url, steps[0])]
+    except (OSError, ValueError, StorageError):  # loading the checkpoint reports the error
+        return []
+    return None
+
+
 def prepare_folder(folder: Path, processes: Processes) -> None:
     """Removes unfinished saves, and checks on every rank that the folder can be written to.
 

@@ -16,43 +16,9 @@ from data_pipeline.sampling.feistel import derive_key, permute, unpermute
 from data_pipeline.sampling.mixture import UNITS, Mixture
 from data_pipeline.sampling.order import SampleOrder
 from data_pipeline.sampling.stage import Stage
+from tests.data_pipeline.sampling.drawn import SEQ_LENS, everything, orders
 
-SEQ_LENS = (8, 16, 32)
-
-
-@st.composite
-def orders(draw, ended_early=False):
-    """Draws orders of one to three sources and one to three stages.
-
-    With `ended_early`, some stages are ended early, and the next one has sequences into which the
-    remainder can be cut.
-    """
-    sources = {f"s{i}": draw(st.integers(200, 40_000)) for i in range(draw(st.integers(1, 3)))}
-    stages: list[Stage] = []
-    for _ in range(draw(st.integers(1, 3))):
-        weights = {s: draw(st.sampled_from([0.0, 0.1, 0.3, 1.0, 2.5])) for s in sources}
-        weights[next(iter(sources))] += 0.05
-        samples = draw(st.integers(1, 600))
-        shorter = [n for n in SEQ_LENS if not stages or n <= stages[-1].seq_len]
-        seq_len = draw(st.sampled_from(shorter if ended_early else SEQ_LENS))
-        planned = (
-            samples + draw(st.integers(0, 900)) if ended_early and draw(st.booleans()) else None
-        )
-        stages.append(Stage(seq_len, samples, weights, planned))
-    return SampleOrder(sources, stages, draw(st.integers(0, 2**40)), atom=32)
-
-
-def everything(order: SampleOrder):
-    """Yields (stage, source, epoch, start) of every sample of the plan, in order."""
-    for number, stage in enumerate(order.stages):
-        at = order.locate(number, np.arange(stage.samples))
-        yield from zip(
-            [number] * stage.samples,
-            at.source.tolist(),
-            at.epoch.tolist(),
-            at.start.tolist(),
-            strict=True,
-        )
+ANY = orders() | orders(ended_early=True) | orders(ended_early=True, grown=True)
 
 
 @given(st.integers(1, 5000), st.integers(0, 2**64 - 1))
@@ -135,21 +101,21 @@ def test_mixture_is_exact_for_ten_trillion_tokens():
     np.testing.assert_allclose(counts / t, [0.845, 0.1, 0.055], atol=1e-6)
 
 
-@given(orders() | orders(ended_early=True))
+@given(ANY)
 @settings(max_examples=120, deadline=None)
 def test_no_token_comes_twice_within_an_epoch(order):
     """The stages differ in sequence length and mixture."""
     served: Counter[tuple[int, int, int]] = Counter()
     for stage, source, epoch, start in everything(order):
         seq_len = order.stages[stage].seq_len
-        assert start + seq_len + 1 <= order.source_tokens[order.sources[source]]
+        assert start + seq_len + 1 <= order.tokens_of(stage)[order.sources[source]]
         for unit in range(start // 8, (start + seq_len) // 8):
             served[source, epoch, unit] += 1
     assert max(served.values()) == 1
 
 
-@given(orders())
-@settings(max_examples=30, deadline=None)
+@given(orders() | orders(grown=True))
+@settings(max_examples=40, deadline=None)
 def test_an_epoch_starts_when_the_one_before_is_used_up(order):
     epochs: dict[int, int] = {}
     for number, stage in enumerate(order.stages):
@@ -160,7 +126,7 @@ def test_an_epoch_starts_when_the_one_before_is_used_up(order):
             epochs[int(source)] = max(last, int(at.epoch[at.source == source].max()))
 
 
-@given(orders() | orders(ended_early=True), st.integers(1, 64), st.integers(0, 599))
+@given(ANY, st.integers(1, 64), st.integers(0, 599))
 @settings(max_examples=80, deadline=None)
 def test_any_split_over_ranks_and_any_restart_give_the_same_samples(order, ranks, restart):
     samples = np.arange(order.stages[0].samples)
@@ -177,7 +143,7 @@ def test_any_split_over_ranks_and_any_restart_give_the_same_samples(order, ranks
         assert place == (whole.source[sample], whole.epoch[sample], whole.start[sample])
 
 
-@given(orders() | orders(ended_early=True), st.floats(0, 1))
+@given(ANY, st.floats(0, 1))
 @settings(max_examples=80, deadline=None)
 def test_consumed_equals_a_count_by_hand(order, fraction):
     stage = len(order.stages) - 1
@@ -188,7 +154,7 @@ def test_consumed_equals_a_count_by_hand(order, fraction):
     assert order.consumed(stage, samples) == counted
 
 
-@given(orders() | orders(ended_early=True), st.integers(0, 40_000), st.integers(1, 200))
+@given(ANY, st.integers(0, 40_000), st.integers(1, 200))
 @settings(max_examples=100, deadline=None)
 def test_find_gives_the_samples_that_hold_a_range_and_no_other(order, start, size):
     for number, source in enumerate(order.sources):
@@ -224,14 +190,19 @@ def test_find_in_a_trillion_tokens():
 
 @st.composite
 def changes(draw):
-    """Draws a plan, a point in its first or second stage, and what replaces the rest."""
+    """Draws a plan, a point in its first or second stage, and what replaces the rest.
+
+    The corpus may have grown for what replaces it.
+    """
     order = draw(orders())
     stage = draw(st.integers(0, len(order.stages) - 1))
     old = order.stages[stage]
     samples = draw(st.integers(1, old.samples))
     shorter = [n for n in SEQ_LENS if n <= old.seq_len]
     weights = {s: draw(st.sampled_from([0.1, 0.3, 1.0, 2.5])) for s in order.sources}
-    later = Stage(draw(st.sampled_from(shorter)), draw(st.integers(1, 3000)), weights)
+    larger = {s: n + draw(st.integers(0, 9000)) for s, n in order.source_tokens.items()}
+    grown = larger if draw(st.booleans()) else None
+    later = Stage(draw(st.sampled_from(shorter)), draw(st.integers(1, 3000)), weights, None, grown)
     ended = replace(old, samples=samples, planned_samples=old.samples)
     stages = [*order.stages[:stage], ended, later]
     changed = SampleOrder(order.source_tokens, stages, order.seed, atom=order.atom)
@@ -386,7 +357,7 @@ def test_a_sample_outside_of_its_stage_is_refused(sample):
 def test_the_example_in_the_module_header():
     order = SampleOrder({"web": 17, "code": 9}, [Stage(2, 12, {"web": 2, "code": 1})], 0, atom=4)
     source, number = order._mixtures[0].locate(np.arange(6))
-    atoms = 4 * permute(number, order._atoms[source], order._epoch_key(source, 0 * source))
+    atoms = 4 * order._epochs[0].locate(source, number)[1]
     located = order.locate(0, np.arange(12))
 
     def names(sources, starts):
