@@ -6,6 +6,11 @@ EXTRAS = {
     # `train` is the base install: it exists so that every stage can be asked for by name.
     "train": [],
     "clean": ["datatrove>=0.10", "lightgbm>=4.5", "fasttext-numpy2-wheel>=0.9.2"],
+    "web": [
+        *("datatrove>=0.10", "warcio>=1.7", "faust-cchardet>=2.1", "python-magic>=0.4.27"),
+        "trafilatura>=1.8,<1.12",
+        "lxml_html_clean>=0.4",
+    ],
     "s3": ["s3fs>=2025.3"],
     "finetune": ["transformers>=5.20", "trl>=1.16", "peft>=0.21", "accelerate>=1.15"],
     "eval": ["transformers>=5.20", "lm-eval[hf]>=0.4.13"],
@@ -55,6 +60,7 @@ setup(
         "hydra-core>=1.3.2",
         "numpy>=2.0",
         "fsspec>=2025.3",
+        "idna>=3.7",
         "jinja2>=3.1",
         "pyarrow>=18",
         "rich>=13.9",

@@ -29,7 +29,7 @@ from benchmarks.machine import described, machine
 from data_pipeline.cleaning.config import DedupOptions
 from data_pipeline.dedup import matching, minhash
 from data_pipeline.dedup.components import star_forest
-from data_pipeline.dedup.digests import DIGEST
+from data_pipeline.dedup.digests import DIGEST, EXACT
 from data_pipeline.dedup.ranges import RANGES, range_of_part, range_starts
 from data_pipeline.files import write_array, write_json
 from data_pipeline.splitmix import mix
@@ -166,7 +166,7 @@ def make_unit(unit: int, count: int, work: Path, options: DedupOptions) -> None:
     table.sort(order=["high", "number"])
     write_array(work / "scan" / f"{unit:06}.npy", table)
     starts = range_starts(np.ascontiguousarray(table["high"])).tolist()
-    write_json(work / "scan" / f"{unit:06}.json", {"documents": count, "starts": starts})
+    write_json(work / "scan" / f"{unit:06}.json", {"documents": count, "starts": {EXACT: starts}})
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from data_pipeline.cleaning.config import CleaningConfig
 
@@ -36,7 +36,10 @@ class Verdict(NamedTuple):
 
 
 Step = Callable[[str], Verdict]
+UrlStep = Callable[[str, str], Verdict]
+"""A step that is also given the URL of the document, which is '' if it has none."""
 MAKERS = {
+    "url_blocklist": "data_pipeline.cleaning.url_blocklist:make",
     "language": "data_pipeline.cleaning.language:make",
     "gopher_quality": "data_pipeline.cleaning.heuristics:make_gopher_quality",
     "gopher_repetition": "data_pipeline.cleaning.heuristics:make_gopher_repetition",
@@ -50,6 +53,7 @@ MAKERS = {
 
 Each function raises InputError if its options are invalid."""
 CHANGES_TEXT = ("c4", "pii")
+READS_URL = ("url_blocklist",)
 
 
 @dataclass(frozen=True)
@@ -78,16 +82,16 @@ class Chain:
     def __init__(self, config: CleaningConfig, steps: list[str]) -> None:
         self.config = config
         self.names = steps
-        self._steps: list[tuple[str, Step]] = [(name, _make(name, config)) for name in steps]
+        self._steps: list[tuple[str, Any]] = [(name, _make(name, config)) for name in steps]
 
-    def run(self, text: str) -> Outcome:
-        """Runs the steps on a text until one of them drops it."""
+    def run(self, text: str, url: str = "") -> Outcome:
+        """Runs the steps on a text, and on its URL if it has one, until one of them drops it."""
         changed: list[str] = []
         sizes: list[int] = []
         size = utf8_size(text)
         for name, step in self._steps:
             sizes.append(size)
-            verdict = step(text)
+            verdict = step(text, url) if name in READS_URL else step(text)
             if verdict.reason:
                 return Outcome(
                     text, name, verdict.reason, verdict.note, tuple(changed), tuple(sizes)
@@ -113,7 +117,12 @@ class Chain:
         content = {"format": FORMAT, "steps": self.names, "datatrove": version("datatrove")}
         content |= {name: options[name] for name in self.names if name in options}
         content["word_tokenizer"] = self.config.word_tokenizer
-        files = [*self.config.decontaminate.files] if "decontaminate" in self.names else []
+        files = [
+            file
+            for name in ("decontaminate", "url_blocklist")
+            if name in self.names
+            for file in getattr(self.config, name).files
+        ]
         files += [
             model
             for name in ("language", "quality")
@@ -132,9 +141,9 @@ def utf8_size(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-def _make(name: str, config: CleaningConfig) -> Step:
+def _make(name: str, config: CleaningConfig) -> Step | UrlStep:
     module, _, function = MAKERS[name].partition(":")
-    step: Step = getattr(import_module(module), function)(config)
+    step: Step | UrlStep = getattr(import_module(module), function)(config)
     return step
 
 

@@ -10,9 +10,19 @@ from typing import Any
 from conf.errors import InputError, did_you_mean, one_of
 
 STEPS = (
-    *("language", "gopher_quality", "gopher_repetition", "c4", "fineweb"),
+    *("url_blocklist", "language", "gopher_quality", "gopher_repetition", "c4", "fineweb"),
     *("quality", "decontaminate", "pii"),
 )
+
+
+@dataclass
+class UrlBlocklistOptions:
+    """Options of the step `url_blocklist`, which needs `url_field` of the source.
+
+    files: files with one domain per line, which may be compressed. A domain covers its subdomains.
+    """
+
+    files: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -84,6 +94,7 @@ class DedupOptions:
     """Options of deduplication.
 
     exact: drops documents that are byte-identical to an earlier one.
+    url: drops documents with the same URL as an earlier one, in the sources that have `url_field`.
     minhash: drops near duplicates, which are documents with a high Jaccard similarity of word
         n-grams.
     across_sources: also compares documents of different sources.
@@ -94,18 +105,35 @@ class DedupOptions:
     hashes_per_bucket: number of hashes per bucket, h. Two documents of similarity s match with
         probability 1 - (1 - s^h)^b. The defaults are those of FineWeb, which find 92% of the pairs
         with similarity 0.8 and 56% of those with 0.7.
+    paragraphs: removes paragraphs that many documents contain, except from the first of these.
+    paragraph_break: end of a paragraph, which is a `line` or a `blank_line`.
+    paragraph_min_chars: minimum number of characters of a paragraph; shorter ones are not compared.
+    paragraph_min_count: minimum number of documents that must contain a paragraph.
     task_bytes: maximum memory of one task that compares documents. The tasks are made small enough
         for it. It does not change the result.
     """
 
     exact: bool = True
+    url: bool = False
     minhash: bool = False
     across_sources: bool = True
     against: list[str] = field(default_factory=list)
     n_grams: int = 5
     buckets: int = 14
     hashes_per_bucket: int = 8
+    paragraphs: bool = False
+    paragraph_break: str = "line"
+    paragraph_min_chars: int = 100
+    paragraph_min_count: int = 10
     task_bytes: int = 2 * 2**30
+
+    def __post_init__(self) -> None:
+        key = "corpus.cleaning.dedup.paragraph"
+        one_of(f"{key}_break", self.paragraph_break, ("line", "blank_line"))
+        for name, least in (("min_chars", 1), ("min_count", 2)):
+            found = getattr(self, f"paragraph_{name}")
+            if found < least:
+                raise InputError(f"{key}_{name}={found}: expected {least} or more.")
 
 
 @dataclass
@@ -120,6 +148,7 @@ class CleaningConfig:
         defaults.
     c4: arguments of datatrove's C4QualityFilter; those omitted have its defaults.
     fineweb: arguments of datatrove's FineWebQualityFilter; those omitted have its defaults.
+    url_blocklist: options of the step `url_blocklist`.
     language: options of the step `language`.
     pii: options of the step `pii`.
     quality: options of the step `quality`.
@@ -133,6 +162,7 @@ class CleaningConfig:
     gopher_repetition: dict[str, Any] = field(default_factory=dict)
     c4: dict[str, Any] = field(default_factory=dict)
     fineweb: dict[str, Any] = field(default_factory=dict)
+    url_blocklist: UrlBlocklistOptions = field(default_factory=UrlBlocklistOptions)
     language: LanguageOptions = field(default_factory=LanguageOptions)
     pii: PiiOptions = field(default_factory=PiiOptions)
     quality: QualityOptions = field(default_factory=QualityOptions)
@@ -149,11 +179,12 @@ class CleaningConfig:
                     f"corpus.cleaning.{name}.model={model}: no such file or folder. Correct the "
                     "path."
                 )
-        for path in self.decontaminate.files:
-            if not Path(path).exists():
-                raise InputError(
-                    f"corpus.cleaning.decontaminate.files: {path} does not exist. Correct the path."
-                )
+        for name in ("decontaminate", "url_blocklist"):
+            for path in getattr(self, name).files:
+                if not Path(path).exists():
+                    raise InputError(
+                        f"corpus.cleaning.{name}.files: {path} does not exist. Correct the path."
+                    )
         for path in self.decontaminate.task_folders:
             if not Path(path).is_dir():
                 raise InputError(

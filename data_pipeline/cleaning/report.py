@@ -17,11 +17,13 @@ class CleaningReport:
 
     `sources` maps each source to its numbers of documents and bytes, and to its steps. A step
     counts the documents and bytes that reached it and that it dropped, in total and by reason, and
-    the documents that it changed. It also holds examples of dropped documents.
+    the documents that it changed. It also holds examples of dropped documents. `paragraphs` counts
+    the paragraphs that were removed as repeated, by source, and has the most frequent of them.
     """
 
     def __init__(self) -> None:
         self.sources: dict[str, dict[str, Any]] = {}
+        self.paragraphs: dict[str, Any] = {"removed": {}, "most_frequent": []}
 
     def expect(self, source: str, steps: list[str]) -> None:
         """Sets the order of a source's steps. Steps that no document reaches then count 0."""
@@ -68,8 +70,37 @@ class CleaningReport:
         counts["in_documents"] += 1
         counts["in_bytes"] += size
 
+    def change(self, source: str, step: str) -> None:
+        """Counts a document that a step outside of the cleaning chain changed."""
+        self._step(source, step)["changed_documents"] += 1
+
+    def remove_paragraphs(self, source: str, count: int, size: int) -> None:
+        """Counts the paragraphs that a document lost, and their bytes."""
+        removed = self.paragraphs["removed"].setdefault(source, {"paragraphs": 0, "bytes": 0})
+        removed["paragraphs"] += count
+        removed["bytes"] += size
+
+    def show_paragraph(
+        self, rank: int, documents: int, source: str, place: tuple[str, int], text: str
+    ) -> None:
+        """Adds one of the most frequent paragraphs, the `rank`-th, which stays at a place."""
+        file, position = place
+        self.paragraphs["most_frequent"].append(
+            {
+                "rank": rank + 1,
+                "documents": documents,
+                "source": source,
+                "file": file.encode("utf-8", "replace").decode(),
+                "position": position,
+                "text": text[:EXAMPLE_CHARS],
+            }
+        )
+
     def merge(self, other: CleaningReport) -> None:
         """Adds the report of a later unit."""
+        for source, removed in other.paragraphs["removed"].items():
+            self.remove_paragraphs(source, removed["paragraphs"], removed["bytes"])
+        self.paragraphs["most_frequent"] += other.paragraphs["most_frequent"]
         for source, theirs in other.sources.items():
             counts = self._source(source)
             counts["documents"] += theirs["documents"]
@@ -89,7 +120,7 @@ class CleaningReport:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the content of `cleaning.json`, in which the steps of a source are a list."""
-        return {
+        content: dict[str, Any] = {
             "sources": {
                 source: {
                     **counts,
@@ -98,11 +129,16 @@ class CleaningReport:
                 for source, counts in self.sources.items()
             }
         }
+        if any(self.paragraphs.values()):
+            frequent = sorted(self.paragraphs["most_frequent"], key=lambda one: one["rank"])
+            content["paragraphs"] = self.paragraphs | {"most_frequent": frequent}
+        return content
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> CleaningReport:
         """Returns the report that the result of `to_json` describes."""
         report = cls()
+        report.paragraphs |= content.get("paragraphs", {})
         for source, counts in content["sources"].items():
             steps = {step["name"]: dict(step) for step in counts["steps"]}
             for step in steps.values():

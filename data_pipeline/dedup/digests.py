@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.cleaning.report import CleaningReport
+from data_pipeline.cleaning.urls import normalized_url
+from data_pipeline.dedup.paragraph_tables import ParagraphTable, scanned_path
 from data_pipeline.dedup.ranges import range_starts
 from data_pipeline.files import write_array
 from data_pipeline.text.corpus import CorpusConfig
@@ -24,18 +26,19 @@ from data_pipeline.text.selection import Selection
 from data_pipeline.text.units import Unit
 
 DIGEST = np.dtype([("high", "<u8"), ("low", "<u8"), ("number", "<u4")])
-EXACT, NEAR = "exact_duplicates", "near_duplicates"
+URL, EXACT, NEAR = "url_duplicates", "exact_duplicates", "near_duplicates"
+REPEATED = "repeated_paragraphs"
 
 
 def is_enabled(corpus: CorpusConfig) -> bool:
     """Returns True if any kind of deduplication is enabled."""
-    return bool(step_names(corpus))
+    return bool(step_names(corpus)) or corpus.cleaning.dedup.paragraphs
 
 
 def step_names(corpus: CorpusConfig) -> list[str]:
     """Returns the names of a corpus's deduplication steps, as used in the cleaning report."""
     dedup = corpus.cleaning.dedup
-    return [EXACT] * dedup.exact + [NEAR] * dedup.minhash
+    return [URL] * dedup.url + [EXACT] * dedup.exact + [NEAR] * dedup.minhash
 
 
 def scan_unit(unit: Unit, corpus: CorpusConfig, work: Path) -> dict[str, Any]:
@@ -46,12 +49,20 @@ def scan_unit(unit: Unit, corpus: CorpusConfig, work: Path) -> dict[str, Any]:
     salt = b"" if dedup.across_sources else hashlib.sha256(unit.source.encode()).digest()[:16]
     digests: list[bytes] = []
     numbers: list[int] = []
+    url_digests: list[bytes] = []
+    url_numbers: list[int] = []
+    paragraphs = ParagraphTable(dedup, salt) if dedup.paragraphs else None
 
     def texts() -> Iterator[str]:
         for number, row in selection.documents():
-            raw = row.text.encode()
-            digests.append(hashlib.blake2b(raw, digest_size=16, person=salt).digest())
+            digests.append(_digest(row.text, salt))
             numbers.append(number)
+            url = normalized_url(row.url) if dedup.url and row.url else ""
+            if url:
+                url_digests.append(_digest(url, salt))
+                url_numbers.append(number)
+            if paragraphs is not None:
+                paragraphs.add(number, row.text)
             yield row.text
 
     if dedup.minhash:
@@ -62,20 +73,37 @@ def scan_unit(unit: Unit, corpus: CorpusConfig, work: Path) -> dict[str, Any]:
     else:
         for _ in texts():
             pass
-    table = np.empty(len(numbers), DIGEST)
-    halves = np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
-    table["high"], table["low"], table["number"] = halves[:, 0], halves[:, 1], numbers
-    table.sort(order=["high", "low", "number"])
-    starts = range_starts(np.ascontiguousarray(table["high"]))
-    write_array(table_path(work, unit.id), table)
+    starts = {EXACT: _write_table(table_path(work, unit.id), digests, numbers)}
+    if dedup.url:
+        path = table_path(work, unit.id, URL)
+        starts[URL] = _write_table(path, url_digests, url_numbers)
+    if paragraphs is not None:
+        paragraphs.write(scanned_path(work, unit.id))
     return {
         "documents": len(numbers),
+        "paragraphs": 0 if paragraphs is None else len(paragraphs),
         "lines": selection.lines,
-        "starts": starts.tolist(),
+        "starts": starts,
         "counts": dict(selection.counts),
         "report": selection.report.to_json(),
         "malformed": selection.malformed,
     }
+
+
+def _digest(text: str, salt: bytes) -> bytes:
+    raw = text.encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(raw, digest_size=16, person=salt).digest()
+
+
+def _write_table(path: Path, digests: list[bytes], numbers: list[int]) -> list[int]:
+    """Writes a sorted table of digests, and returns where each range of them begins."""
+    table = np.empty(len(numbers), DIGEST)
+    halves = np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
+    table["high"], table["low"], table["number"] = halves[:, 0], halves[:, 1], numbers
+    table.sort(order=["high", "low", "number"])
+    write_array(path, table)
+    starts: list[int] = range_starts(np.ascontiguousarray(table["high"])).tolist()
+    return starts
 
 
 def load_scan(unit: Unit, corpus: CorpusConfig, work: Path) -> tuple[NDArray[np.int64], Selection]:
@@ -96,9 +124,9 @@ def scan_result(work: Path, unit: int) -> dict[str, Any]:
     return result
 
 
-def table_path(work: Path, unit: int) -> Path:
-    """Returns the path of a unit's table of digests."""
-    return work / "scan" / f"{unit:06}.npy"
+def table_path(work: Path, unit: int, kind: str = EXACT) -> Path:
+    """Returns the path of a unit's table of digests of texts, or of URLs if `kind` is URL."""
+    return work / ("urls" if kind == URL else "scan") / f"{unit:06}.npy"
 
 
 def signatures_path(work: Path, unit: int) -> Path:

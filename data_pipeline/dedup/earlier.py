@@ -25,8 +25,9 @@ UInts = NDArray[np.uint64]
 Folders = Sequence[tuple[str, int]]
 """Index folders of earlier preparations, each with its number of units."""
 
-DIGESTS, KEYS = ".npy", ".keys"
-"""Endings of the tables of a unit in an index: sorted digests, and MinHash signatures."""
+DIGESTS, URLS, KEYS = ".npy", ".urls", ".keys"
+"""Endings of the tables of a unit in an index: sorted digests of texts and of URLs, and MinHash
+signatures."""
 
 NONE = np.uint64(2**64 - 1)
 ROWS_AT_ONCE = 1 << 18

@@ -1,8 +1,9 @@
 """The index of a prepared corpus, with which later documents are compared.
 
 It is the folder `index/` of each edition: for every unit that the preparation read, the sorted
-digests of its documents (`<unit>.npy`, 20 bytes per document) and their MinHash signatures
-(`<unit>.keys`, 12 bytes per document and bucket), including those of duplicates. `index.json` tells
+digests of its documents (`<unit>.npy`, 20 bytes per document), those of their URLs (`<unit>.urls`,
+20 bytes) if these are compared, and their MinHash signatures (`<unit>.keys`, 12 bytes per document
+and bucket), including those of duplicates. `index.json` tells
 how these were made, and lists the files of each unit.
 """
 
@@ -16,8 +17,8 @@ from typing import Any
 
 from conf.errors import InputError
 from data_pipeline.cleaning.config import DedupOptions
-from data_pipeline.dedup.digests import is_enabled, signatures_path, table_path
-from data_pipeline.dedup.earlier import DIGESTS, KEYS
+from data_pipeline.dedup.digests import URL, is_enabled, signatures_path, table_path
+from data_pipeline.dedup.earlier import DIGESTS, KEYS, URLS
 from data_pipeline.files import write_json
 from data_pipeline.store.checksums import sha256_of_file
 from data_pipeline.store.manifest import INDEX, Manifest, load_manifest
@@ -35,6 +36,8 @@ def keep_tables(unit: Unit, corpus: CorpusConfig, work: Path, folder: Path) -> d
     if not is_enabled(corpus):
         return {}
     tables = {DIGESTS: table_path(work, unit.id)}
+    if corpus.cleaning.dedup.url:
+        tables[URLS] = table_path(work, unit.id, URL)
     if corpus.cleaning.dedup.minhash:
         tables[KEYS] = signatures_path(work, unit.id)
     (folder / INDEX).mkdir(parents=True, exist_ok=True)
@@ -139,6 +142,7 @@ def _comparable(options: DedupOptions) -> dict[str, Any]:
     return {
         "minhash": signatures if options.minhash else {},
         "exact": options.exact or options.minhash,
+        "url": options.url,
         "across_sources": "all" if options.across_sources else "each",
     }
 

@@ -30,6 +30,7 @@ from data_pipeline.dedup.components import (
 from data_pipeline.dedup.digests import (
     EXACT,
     NEAR,
+    URL,
     scan_result,
     signatures_path,
     table_path,
@@ -37,6 +38,7 @@ from data_pipeline.dedup.digests import (
 from data_pipeline.dedup.earlier import (
     DIGESTS,
     KEYS,
+    URLS,
     FirstDocuments,
     Folders,
     count_units,
@@ -57,7 +59,8 @@ BYTES_PER_KEY = 72
 class DedupPlan:
     """The tasks of the match and merge phases.
 
-    exact_parts: number of ranges of digests, 0 without exact deduplication.
+    exact_parts: number of ranges of digests of texts, 0 without exact deduplication.
+    url_parts: number of ranges of digests of URLs, 0 without deduplication of URLs.
     buckets: number of buckets of MinHash, 0 without it.
     near_parts: number of ranges of the keys of a bucket.
     first_units: first unit of each range of units, with the total number of units at the end.
@@ -66,6 +69,7 @@ class DedupPlan:
     """
 
     exact_parts: int
+    url_parts: int
     buckets: int
     near_parts: int
     first_units: list[int]
@@ -84,7 +88,12 @@ class DedupPlan:
     @property
     def match_tasks(self) -> int:
         """The number of tasks of the match phase."""
-        return self.exact_parts + self.buckets * self.near_parts
+        return self.exact_parts + self.url_parts + self.buckets * self.near_parts
+
+    @property
+    def digest_kinds(self) -> list[str]:
+        """The kinds of duplicates that are found by digests. A document of two is of the last."""
+        return [EXACT] * bool(self.exact_parts) + [URL] * bool(self.url_parts)
 
     @property
     def merge_tasks(self) -> int:
@@ -117,6 +126,7 @@ def make_plan(documents: list[int], options: DedupOptions, earlier: Folders = ()
         size += count
     return DedupPlan(
         _parts(total, BYTES_PER_DIGEST, limit) if options.exact else 0,
+        _parts(total, BYTES_PER_DIGEST, limit) if options.url else 0,
         options.buckets if options.minhash else 0,
         _parts(total, BYTES_PER_KEY, limit) if options.minhash else 0,
         [*first_units, len(documents)],
@@ -141,13 +151,15 @@ def load_plan(
 
 def match(task: int, plan: DedupPlan, units: list[Unit], work: Path, options: DedupOptions) -> None:
     """Runs one task of the match phase, which writes links between duplicates."""
-    if task < plan.exact_parts:
-        links = match_exact(task, plan.exact_parts, units, work, plan.earlier)
-        write_array(_matches(work, EXACT) / f"{task:06}.npy", links)
-        return
+    for kind, parts in ((EXACT, plan.exact_parts), (URL, plan.url_parts)):
+        if task < parts:
+            links = match_exact(task, parts, units, work, plan.earlier, kind)
+            write_array(_matches(work, kind) / f"{task:06}.npy", links)
+            return
+        task -= parts
     from data_pipeline.dedup import minhash
 
-    bucket, part = divmod(task - plan.exact_parts, plan.near_parts)
+    bucket, part = divmod(task, plan.near_parts)
     first, end = range_of_part(part, plan.near_parts)
     paths = [(plan.earlier_units + unit.id, signatures_path(work, unit.id)) for unit in units]
     earlier = unit_paths(plan.earlier, KEYS) if plan.earlier else None
@@ -156,16 +168,21 @@ def match(task: int, plan: DedupPlan, units: list[Unit], work: Path, options: De
 
 
 def match_exact(
-    task: int, tasks: int, units: list[Unit], work: Path, earlier: Folders = ()
+    task: int,
+    tasks: int,
+    units: list[Unit],
+    work: Path,
+    earlier: Folders = (),
+    kind: str = EXACT,
 ) -> Links:
-    """Returns links of exact duplicates to the first document with the same digest.
+    """Returns links to the first document with the same digest of its text, or of its URL.
 
     The first one of several new ones is linked to the first one in the folders `earlier`, if any.
     """
     first, end = range_of_part(task, tasks)
     bounds = []
     for unit in units:
-        starts = scan_result(work, unit.id)["starts"]
+        starts = scan_result(work, unit.id)["starts"][kind]
         bounds.append((starts[first], starts[end]))
     total = sum(end - start for start, end in bounds)
     high, low, documents = (np.empty(total, np.uint64) for _ in range(3))
@@ -173,7 +190,7 @@ def match_exact(
     for unit, (start, stop) in zip(units, bounds, strict=True):
         if start == stop:
             continue
-        table = np.load(table_path(work, unit.id), mmap_mode="r")[start:stop]
+        table = np.load(table_path(work, unit.id, kind), mmap_mode="r")[start:stop]
         rows = slice(filled, filled := filled + stop - start)
         high[rows], low[rows] = table["high"], table["low"]
         documents[rows] = table["number"]
@@ -186,7 +203,8 @@ def match_exact(
     if earlier:
         is_first = np.concatenate([[True], ~same])[:total]
         table = FirstDocuments(high[is_first], low[is_first])
-        look_up_digests(table, unit_paths(earlier, DIGESTS), first, end)
+        suffix = URLS if kind == URL else DIGESTS
+        look_up_digests(table, unit_paths(earlier, suffix), first, end)
         links = np.concatenate([links, table.links(documents[is_first])], 1)
     return sort_links(links)
 
@@ -194,9 +212,10 @@ def match_exact(
 def merge_range(number: int, plan: DedupPlan, work: Path) -> None:
     """Runs one task of the merge phase, which collects the duplicates in a range of units."""
     nodes = plan.nodes(number, work)
-    exact = [read_links(path, nodes.low, nodes.high) for path in _files(_matches(work, EXACT))]
-    found = np.concatenate([np.empty((2, 0), np.uint64), *exact], 1)
-    write_array(_exact_path(work, number), found[:, np.argsort(found[0])])
+    for kind in plan.digest_kinds:
+        parts = [read_links(path, nodes.low, nodes.high) for path in _files(_matches(work, kind))]
+        found = np.concatenate([np.empty((2, 0), np.uint64), *parts], 1)
+        write_array(_collected_path(work, kind, number), found[:, np.argsort(found[0])])
     if plan.buckets:
         merge(nodes, _files(_matches(work, NEAR)), plan.links_at_once)
 
@@ -209,7 +228,7 @@ def settle_ranges(plan: DedupPlan, work: Path) -> None:
 
 
 def duplicates_in(unit: int, numbers: NDArray[np.int64], plan: DedupPlan, work: Path) -> Any:
-    """Returns the numbers of the documents to drop from a unit, mapped to EXACT or NEAR.
+    """Returns the numbers of the documents to drop from a unit, mapped to URL, EXACT or NEAR.
 
     `numbers` are those of the documents that the scan phase kept, in order. Only the parts of the
     files that are about the unit are read.
@@ -222,9 +241,18 @@ def duplicates_in(unit: int, numbers: NDArray[np.int64], plan: DedupPlan, work: 
         for path in (nodes.merged, nodes.settled):
             found = read_links(path, low, high)[0] - np.uint64(low)
             dropped |= dict.fromkeys(numbers[found.astype(np.int64)].tolist(), NEAR)
-    # A document that is both counts as an exact duplicate.
-    exact = read_links(_exact_path(work, number), low, high)[0] - np.uint64(low)
-    return dropped | dict.fromkeys(exact.tolist(), EXACT)
+    # A document of several kinds counts as the one whose step comes first in the report.
+    for kind in plan.digest_kinds:
+        found = read_links(_collected_path(work, kind, number), low, high)[0] - np.uint64(low)
+        dropped |= dict.fromkeys(found.tolist(), kind)
+    return dropped
+
+
+def kept_numbers(unit: int, plan: DedupPlan, work: Path) -> NDArray[np.int64]:
+    """Returns the numbers of the documents of a unit that deduplication keeps, in order."""
+    numbers = np.sort(np.load(table_path(work, unit))["number"]).astype(np.int64)
+    dropped = list(duplicates_in(unit, numbers, plan, work))
+    return numbers[~np.isin(numbers, dropped)]
 
 
 def _parts(documents: int, bytes_each: int, limit: int) -> int:
@@ -249,5 +277,5 @@ def _matches(work: Path, kind: str) -> Path:
     return work / "copies" / f"matches-{kind}"
 
 
-def _exact_path(work: Path, number: int) -> Path:
-    return work / "copies" / "exact" / f"{number:06}.npy"
+def _collected_path(work: Path, kind: str, number: int) -> Path:
+    return work / "copies" / kind / f"{number:06}.npy"

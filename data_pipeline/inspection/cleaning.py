@@ -122,6 +122,34 @@ def _step(step: dict[str, Any], limit: int) -> FunnelStep:
     )
 
 
+@dataclass(frozen=True)
+class RepeatedParagraphs:
+    """The paragraphs that were removed because many documents contain them.
+
+    Attributes:
+        removed: number of removed paragraphs of each source.
+        bytes: their size in all sources.
+        most_frequent: the most frequent of them: text, number of documents, and where it stays.
+    """
+
+    removed: dict[str, int]
+    bytes: int
+    most_frequent: list[dict[str, Any]]
+
+
+def read_paragraphs(folder: Path) -> RepeatedParagraphs | None:
+    """Returns the repeated paragraphs from `cleaning.json`, or None if there are none."""
+    path = folder / "cleaning.json"
+    found = json.loads(path.read_text()).get("paragraphs") if path.is_file() else None
+    if not found:
+        return None
+    return RepeatedParagraphs(
+        {source: one["paragraphs"] for source, one in found["removed"].items()},
+        sum(one["bytes"] for one in found["removed"].values()),
+        [{**one, "text": str(one["text"])[:SHOWN_CHARS]} for one in found["most_frequent"]],
+    )
+
+
 def read_rejected(folder: Path) -> list[Rejected]:
     """Returns the first malformed rows of each source that has any, and their total number."""
     found: dict[str, Rejected] = {}

@@ -7,7 +7,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from data_pipeline.inspection import charts
-from data_pipeline.inspection.cleaning import Funnel, Rejected, read_funnels, read_rejected
+from data_pipeline.inspection.cleaning import (
+    Funnel,
+    Rejected,
+    RepeatedParagraphs,
+    read_funnels,
+    read_paragraphs,
+    read_rejected,
+)
 from data_pipeline.inspection.corpus import (
     QUANTILES,
     Lengths,
@@ -63,6 +70,7 @@ def page_content(subject: Subject, documents: int, sequences: int) -> dict[str, 
         "plan": plan and plan_facts(plan, ranked, styles),
         "funnels": [funnel_facts(f, number) for number, f in enumerate(funnels)],
         "funnel_chart": charts.funnel_overview(funnels) if len(funnels) > 1 else None,
+        "paragraphs": paragraph_facts(read_paragraphs(manifest.folder)),
         "rejected": [
             {
                 "source": rejected.source,
@@ -295,6 +303,21 @@ def funnel_facts(funnel: Funnel, number: int) -> Row:
             }
             for step in funnel.steps
             for reason in step.reasons
+        ],
+    }
+
+
+def paragraph_facts(found: RepeatedParagraphs | None) -> Row | None:
+    """Returns the section about repeated paragraphs, or None if there are none."""
+    if found is None:
+        return None
+    removed = sum(found.removed.values())
+    by_source = listed(f"{source} {count:,}" for source, count in found.removed.items())
+    return {
+        "summary": f"{counted(removed, 'paragraph')} removed, {text_size(found.bytes)}"
+        + (f" ({by_source})" if found.removed else ""),
+        "most_frequent": [
+            {**one, "documents": f"{one['documents']:,}"} for one in found.most_frequent
         ],
     }
 

@@ -10,9 +10,11 @@ from omegaconf import MISSING, OmegaConf
 
 from conf.entry import CONF_DIR
 from conf.errors import InputError, one_of
+from data_pipeline.cleaning.chain import READS_URL
 from data_pipeline.cleaning.config import CleaningConfig, check_steps
 
-FORMATS = ("text", "jsonl", "parquet", "huggingface")
+FORMATS = ("text", "jsonl", "parquet", "huggingface", "warc", "wet")
+ARCHIVES = ("warc", "wet")
 ENCODERS = ("gigatoken", "tokenizers")
 
 
@@ -35,12 +37,14 @@ class SourceConfig:
     """Configuration of one named source of a corpus.
 
     format: `text` (one document per file), `jsonl` (plain, or compressed as .gz, .zst, .bz2 or
-        .xz), `parquet`, or `huggingface` (each of `paths` is then the name or folder of a dataset,
-        whose rows are streamed).
+        .xz), `parquet`, `huggingface` (each of `paths` is then the name or folder of a dataset,
+        whose rows are streamed), `warc` (web pages, whose text is extracted) or `wet` (their text).
     paths: files, folders (read recursively) or globs, as local paths or fsspec URLs (s3://...).
     suffixes: file endings to read inside folders; all if empty.
     exclude: globs of files to skip, matched with the path inside the folder.
     text_field: column that contains the text.
+    url_field: column that contains the URL, such as `url` or, inside of an object, `metadata.url`;
+        null if there is none. Pages of web archives have the column `url`.
     no_loss_field: column with [start, end) ranges of characters that the model reads but is not
         trained to predict; null for none.
     max_bytes: approximate number of bytes of text to take; 0 takes all. Whole files are taken in
@@ -64,6 +68,7 @@ class SourceConfig:
     suffixes: list[str] = field(default_factory=list)
     exclude: list[str] = field(default_factory=list)
     text_field: str = "text"
+    url_field: str | None = None
     no_loss_field: str | None = None
     max_bytes: int = 0
     min_file_bytes: int = 1
@@ -74,6 +79,11 @@ class SourceConfig:
     steps: list[str] | None = None
     subset: str | None = None
     split: str = "train"
+
+    @property
+    def url_column(self) -> str | None:
+        """The column that contains the URL, or None if there is none."""
+        return "url" if self.format in ARCHIVES and not self.url_field else self.url_field
 
 
 @dataclass
@@ -124,11 +134,40 @@ class CorpusConfig:
                 )
             if source.steps is not None:
                 check_steps(f"corpus.sources.{name}.steps", source.steps)
+            self._check_url(name, source)
+            if source.no_loss_field and self.cleaning.dedup.paragraphs:
+                raise InputError(
+                    f"corpus.sources.{name}.no_loss_field={source.no_loss_field}: its ranges would "
+                    "not fit after paragraphs are removed. Set corpus.cleaning.dedup.paragraphs="
+                    "false, or remove the key."
+                )
+
+    def _check_url(self, name: str, source: SourceConfig) -> None:
+        if source.url_field and source.format == "text":
+            raise InputError(
+                f"corpus.sources.{name}.url_field={source.url_field}: format=text has no columns. "
+                "Use another format, or remove the key."
+            )
+        for step in self.steps_of(name):
+            if step in READS_URL and source.url_column is None:
+                raise InputError(
+                    f"corpus.sources.{name}.url_field=null: the step '{step}' needs the URL of "
+                    "each document. Name its column, or give the source steps without this one."
+                )
 
     def steps_of(self, source: str) -> list[str]:
         """Returns the names of a source's cleaning steps, in order."""
         own = self.sources[source].steps
         return list(self.cleaning.steps if own is None else own)
+
+
+def check_urls(corpus: CorpusConfig) -> None:
+    """Raises InputError if URLs are to be compared, but no source has any."""
+    if corpus.cleaning.dedup.url and not any(s.url_column for s in corpus.sources.values()):
+        raise InputError(
+            "corpus.cleaning.dedup.url=true: no source has a column with URLs. Set url_field of "
+            "the sources that have one."
+        )
 
 
 @dataclass

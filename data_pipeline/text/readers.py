@@ -20,6 +20,7 @@ import orjson
 from conf.errors import InputError, first_line
 from conf.text_files import COMPRESSED, check_json_lines, open_text, other_kind, without_mark
 from data_pipeline.store import storage
+from data_pipeline.text.archives import read_pages
 from data_pipeline.text.corpus import SourceConfig
 from data_pipeline.text.hub import dataset_rows
 from data_pipeline.text.units import SourceFile, Unit
@@ -33,13 +34,14 @@ class Row(NamedTuple):
 
     Attributes:
         file: name of the file.
-        position: byte offset of the line in a file of plain JSON lines, else number of the row in
-            the file, counted from 0.
+        position: byte offset of the line in a file of plain JSON lines, else number of the row, or
+            of the record of a web archive, in the file, counted from 0.
         line: number of the line or row in its unit, counted from 0.
         text: text of the document.
         flaw: reason why the row cannot be used, or ''.
         raw: beginning of the row's content if it has a flaw, else ''.
         no_loss: [start, end) ranges of characters that are not trained on.
+        url: URL of the document, or '' if it has none or the source has no `url_field`.
     """
 
     file: str
@@ -49,6 +51,7 @@ class Row(NamedTuple):
     flaw: str = ""
     raw: str = ""
     no_loss: tuple[tuple[int, int], ...] = ()
+    url: str = ""
 
 
 def read_unit(unit: Unit, source: SourceConfig) -> Iterator[Row]:
@@ -96,10 +99,7 @@ def _read_jsonl(file: SourceFile, unit: Unit, source: SourceConfig) -> Iterator[
                 if flaw:
                     yield Row(file.name, position, number, "", flaw, _shown(line))
                     continue
-            text, flaw, no_loss = _fields(row, source)
-            yield Row(
-                file.name, position, number, text, flaw, _shown(line) if flaw else "", no_loss
-            )
+            yield _row(file, position, number, row, source, line)
 
 
 def _lines_between(lines: BinaryIO, start: int, end: int) -> Iterator[tuple[int, bytes]]:
@@ -128,9 +128,13 @@ def _parse_slowly(line: bytes) -> tuple[Any, str]:
 def _read_parquet(file: SourceFile, unit: Unit, source: SourceConfig) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
-    columns = [source.text_field] + ([source.no_loss_field] if source.no_loss_field else [])
     with _local(file.path) as path, pq.ParquetFile(path) as table:
         names = table.schema_arrow.names
+        columns = [source.text_field] + ([source.no_loss_field] if source.no_loss_field else [])
+        if source.url_field and source.url_field in names:
+            columns.append(source.url_field)
+        elif source.url_field:
+            columns.append(source.url_field.partition(".")[0])
         for column in columns:
             if column not in names:
                 raise ValueError(_no_column(column, names))
@@ -141,10 +145,8 @@ def _read_parquet(file: SourceFile, unit: Unit, source: SourceConfig) -> Iterato
         _check_text_type(source.text_field, table.schema_arrow.field(source.text_field).type)
         position = 0
         for batch in table.iter_batches(batch_size=1024, columns=columns):
-            for row in _rows_of(batch, columns):
-                text, flaw, no_loss = _fields(row, source)
-                raw = _shown(repr(row).encode()) if flaw else ""
-                yield Row(file.name, position, position, text, flaw, raw, no_loss)
+            for content in _rows_of(batch, columns):
+                yield _row(file, position, position, content, source)
                 position += 1
 
 
@@ -189,16 +191,22 @@ def _rows_of(batch: Any, columns: list[str]) -> Iterator[dict[str, Any]]:
 
 def _read_huggingface(file: SourceFile, unit: Unit, source: SourceConfig) -> Iterator[Row]:
     taken = 0
-    for position, row in enumerate(dataset_rows(file.path, source.subset, source.split)):
-        text, flaw, no_loss = _fields(row, source)
-        yield (
-            Row(file.name, position, position, text, flaw, _shown(repr(row).encode()), no_loss)
-            if flaw
-            else Row(file.name, position, position, text, no_loss=no_loss)
-        )
-        taken += len(text)
+    for position, content in enumerate(dataset_rows(file.path, source.subset, source.split)):
+        row = _row(file, position, position, content, source)
+        yield row
+        taken += len(row.text)
         if source.max_bytes and taken >= source.max_bytes:
             break
+
+
+def _read_archive(file: SourceFile, unit: Unit, source: SourceConfig) -> Iterator[Row]:
+    with _local(file.path) as path:
+        pages = read_pages(path, is_html=source.format == "warc")
+        for line, (record, columns, flaw) in enumerate(pages):
+            if flaw:
+                yield Row(file.name, record, line, "", flaw, _shown(str(columns["url"]).encode()))
+            else:
+                yield _row(file, record, line, columns, source)
 
 
 Reader = Callable[[SourceFile, Unit, SourceConfig], Iterator[Row]]
@@ -207,6 +215,8 @@ READERS: dict[str, Reader] = {
     "jsonl": _read_jsonl,
     "parquet": _read_parquet,
     "huggingface": _read_huggingface,
+    "warc": _read_archive,
+    "wet": _read_archive,
 }
 
 
@@ -222,6 +232,39 @@ def _local(path: str) -> Iterator[str]:
         # The copy keeps its file extension, from which the compression is detected.
         named = copy.with_name("file" + "".join(Path(path).suffixes[-2:]))
         yield str(copy.rename(named))
+
+
+def _row(
+    file: SourceFile,
+    position: int,
+    line: int,
+    content: Any,
+    source: SourceConfig,
+    raw: bytes | None = None,
+) -> Row:
+    """Returns the row with this content, whose bytes in the file are `raw` if they are known."""
+    text, flaw, no_loss = _fields(content, source)
+    url = ""
+    if source.url_column and not flaw:
+        url, flaw = _url(content, source.url_column)
+    shown = _shown(repr(content).encode() if raw is None else raw) if flaw else ""
+    return Row(file.name, position, line, "" if flaw else text, flaw, shown, no_loss, url)
+
+
+def _url(row: dict[str, Any], column: str) -> tuple[str, str]:
+    """Returns (URL, flaw) of a row. The URL is '' if it is null."""
+    found: Any = row
+    for name in [column] if column in row else column.split("."):
+        if found is None:  # an object that is null
+            break
+        if not isinstance(found, dict) or name not in found:
+            return "", _no_column(column, list(islice(row, 20)))
+        found = found[name]
+    if isinstance(found, bytes):
+        found = found.decode("utf-8", "replace")
+    if not isinstance(found, str | None):
+        return "", f"expected a URL in '{column}', found {_json_kind(found)}"
+    return found or "", ""
 
 
 def _fields(row: Any, source: SourceConfig) -> tuple[str, str, tuple[tuple[int, int], ...]]:

@@ -68,7 +68,7 @@ class Selection:
             if row.flaw:
                 self._reject(row)
                 continue
-            outcome = self._examine(row.text)
+            outcome = self._examine(row.text, row.url)
             self.report.add(self.unit.source, row.file, row.position, outcome)
             if outcome.dropped_by:
                 rule = outcome.reason if outcome.dropped_by == RULES else outcome.dropped_by
@@ -76,14 +76,14 @@ class Selection:
                 continue
             yield number, row._replace(text=outcome.text)
 
-    def _examine(self, text: str) -> Outcome:
+    def _examine(self, text: str, url: str) -> Outcome:
         size = utf8_size(text)
         reason = reason_to_drop(text, self.source)
         if reason:
             return Outcome(text, RULES, reason, sizes=(size,))
         if self._chain is None:
             return Outcome(text, sizes=(size,))
-        outcome = self._chain.run(text)
+        outcome = self._chain.run(text, url)
         return replace(outcome, sizes=(size, *outcome.sizes))
 
     def _reject(self, row: Row) -> None:
@@ -108,8 +108,8 @@ def deduplicated_rows(
     dropped: dict[int, str],
     steps: list[str],
     selection: Selection,
-) -> Iterator[Row]:
-    """Yields the documents of a unit without duplicates, in the second pass over the text.
+) -> Iterator[tuple[int, Row]]:
+    """Yields the numbered documents of a unit without duplicates, in the second pass over the text.
 
     Args:
         unit: the unit to read.
@@ -140,7 +140,7 @@ def deduplicated_rows(
                 selection.report.drop(unit.source, row.file, row.position, outcome)
                 break
         else:
-            yield row._replace(text=text)
+            yield number, row._replace(text=text)
 
 
 def split_documents(

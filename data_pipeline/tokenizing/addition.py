@@ -72,8 +72,14 @@ def open_base(config: TokenizeConfig) -> Manifest:
 def configure_addition(config: TokenizeConfig, base: Manifest, units: list[Unit]) -> TokenizeConfig:
     """Returns the settings with the tokenizer of the corpus, and only sources that have units.
 
-    If `units` is empty, all sources are kept.
+    If `units` is empty, all sources are kept. Raises InputError if repeated paragraphs are removed.
     """
+    if config.corpus.cleaning.dedup.paragraphs:
+        raise InputError(
+            f"corpus.cleaning.dedup.paragraphs=true: the paragraphs of {config.add_to} are not in "
+            "its index, so those of new documents cannot be compared with them. Set it to false, "
+            "or prepare the whole corpus again."
+        )
     tokens = _special_tokens(base)
     tokenizer = TokenizerConfig(
         vocab_size=base.vocab_size,

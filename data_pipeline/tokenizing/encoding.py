@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.dedup import digests, index, matching
+from data_pipeline.dedup import digests, index, matching, paragraphs
 from data_pipeline.text.corpus import CorpusConfig
 from data_pipeline.text.selection import (
     HELD_OUT,
@@ -90,7 +90,11 @@ def select_documents(
     dropped = matching.duplicates_in(unit.id, numbers, plan, work)
     steps = digests.step_names(corpus)
     rows = deduplicated_rows(unit, corpus, set(numbers.tolist()), dropped, steps, selection)
-    return selection, split_documents(rows, unit, corpus, selection.counts)
+    if corpus.cleaning.dedup.paragraphs:
+        selection.report.expect(unit.source, [*steps, digests.REPEATED])
+        rows = paragraphs.without_repeats(rows, selection, work, corpus.cleaning.dedup)
+    kept = (row for _, row in rows)
+    return selection, split_documents(kept, unit, corpus, selection.counts)
 
 
 def _shards_of_text(

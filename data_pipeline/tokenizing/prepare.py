@@ -38,7 +38,7 @@ def prepare(
 
     If documents are added to the corpus `base`, nothing is written, because its tokenizer is used.
     """
-    if digests.is_enabled(config.corpus):
+    if digests.is_enabled(config.corpus) and not config.corpus.cleaning.dedup.paragraphs:
         plan = matching.load_plan(units, work, config.corpus.cleaning.dedup)
         matching.settle_ranges(plan, work)
     folder = work / "corpus"

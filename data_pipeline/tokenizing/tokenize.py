@@ -1,10 +1,15 @@
 """`python -m data_pipeline tokenize`: tokenizes a corpus into a folder of shards with a manifest.
 
-The work has these phases. The first three run only with deduplication.
+The work has these phases. The first three run only with deduplication, and the next four only if
+repeated paragraphs are removed.
 
     scan       applies rules and cleaning steps, and computes digests of the documents
     match      compares the documents
     merge      collects the duplicates
+    settle     completes the clusters of near duplicates; otherwise a part of prepare
+    paragraphs selects the paragraphs of the documents that are left
+    count      compares the paragraphs
+    collect    collects what to remove
     prepare    trains or copies the tokenizer
     encode     writes the shards
     manifest   writes the cleaning report, and the manifest last
@@ -31,7 +36,7 @@ from conf.errors import InputError
 from conf.files import restore
 from conf.output_kinds import CORPUS
 from conf.outputs import Output
-from data_pipeline.dedup import digests, index, matching
+from data_pipeline.dedup import digests, index, matching, paragraphs
 from data_pipeline.dedup.earlier import Folders
 from data_pipeline.store import storage
 from data_pipeline.store.manifest import (
@@ -41,7 +46,7 @@ from data_pipeline.store.manifest import (
     load_manifest,
     tokenizer_fingerprint,
 )
-from data_pipeline.text.corpus import CorpusConfig, TokenizeConfig
+from data_pipeline.text.corpus import CorpusConfig, TokenizeConfig, check_urls
 from data_pipeline.text.selection import chain_of
 from data_pipeline.text.units import Unit, plan_units
 from data_pipeline.tokenizing.addition import (
@@ -73,6 +78,7 @@ def tokenize(config: TokenizeConfig) -> None:
     `config.add_to`, the documents are added to that corpus instead.
     """
     console = Console()
+    check_urls(config.corpus)
     if config.add_to is not None:
         _add(config, console)
         return
@@ -238,6 +244,13 @@ class Tokenization:
                     ("match", self._match),
                     ("merge", self._merge),
                 ]
+            if self.corpus.cleaning.dedup.paragraphs:
+                phases[3:3] = [
+                    ("settle", self._settle),
+                    ("paragraphs", self._paragraphs),
+                    ("count", self._count),
+                    ("collect", self._collect),
+                ]
             for phase, make_tasks in phases:
                 if not self._run_phase(phase, make_tasks(), workers, progress):
                     return None
@@ -313,6 +326,34 @@ class Tokenization:
         plan = matching.load_plan(self.units, work, self.corpus.cleaning.dedup)
         return [(matching.merge_range, (number, plan, work)) for number in range(plan.merge_tasks)]
 
+    def _settle(self) -> list[Task]:
+        work = self.folder.path
+        plan = matching.load_plan(self.units, work, self.corpus.cleaning.dedup)
+        return [(matching.settle_ranges, (plan, work))]
+
+    def _paragraphs(self) -> list[Task]:
+        work = self.folder.path
+        plan = matching.load_plan(self.units, work, self.corpus.cleaning.dedup)
+        return [(paragraphs.filter_unit, (unit.id, plan, work)) for unit in self.units]
+
+    def _count(self) -> list[Task]:
+        work, options = self.folder.path, self.corpus.cleaning.dedup
+        units = [unit.id for unit in self.units]
+        plan = paragraphs.load_plan(units, work, options)
+        return [
+            (paragraphs.count_range, (part, plan, units, work, options))
+            for part in range(plan.parts)
+        ]
+
+    def _collect(self) -> list[Task]:
+        work, options = self.folder.path, self.corpus.cleaning.dedup
+        plan = paragraphs.load_plan([], work, options)
+        tops = [self.folder.result("count", part) for part in range(plan.parts)]
+        return [
+            (paragraphs.collect, (number, plan, tops if number == 0 else [], work))
+            for number in range(plan.collect_tasks)
+        ]
+
     def _prepare(self) -> list[Task]:
         config = self.config.tokenizer
         is_pending = bool(self.folder.remaining("prepare", 1)) and not self.folder.job_shard.rank
@@ -368,6 +409,7 @@ def fingerprint_inputs(config: TokenizeConfig, units: list[Unit]) -> tuple[str, 
     options = config.corpus.cleaning.dedup
     del corpus["cleaning"]["dedup"]["task_bytes"]  # does not change the result
     del corpus["cleaning"]["dedup"]["against"]  # what these corpora contain counts, not their paths
+    _drop_unused(corpus)
     inputs: dict[str, Any] = {
         "format": FORMAT,
         "corpus": corpus,
@@ -393,6 +435,22 @@ def fingerprint_inputs(config: TokenizeConfig, units: list[Unit]) -> tuple[str, 
     if config.tokenizer.path:
         inputs["tokenizer_sha256"] = tokenizer_fingerprint(Path(config.tokenizer.path))
     return _digest(inputs), _digest(scanned)
+
+
+def _drop_unused(corpus: dict[str, Any]) -> None:
+    """Removes keys that were added later and have no effect, so that older corpora stay up to date.
+
+    The options of cleaning steps are part of the fingerprint of the source's chain.
+    """
+    cleaning = corpus["cleaning"]
+    del cleaning["url_blocklist"]
+    dedup = cleaning["dedup"]
+    unused = [(source, ["url_field"]) for source in corpus["sources"].values()]
+    unused += [(dedup, ["url"]), (dedup, [key for key in dedup if key.startswith("paragraph")])]
+    for section, keys in unused:
+        if not section[keys[0]]:
+            for key in keys:
+                del section[key]
 
 
 def _digest(content: dict[str, Any]) -> str:

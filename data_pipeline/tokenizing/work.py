@@ -28,9 +28,12 @@ from conf.files import clean, discard
 from conf.outputs import DISK_FULL
 from data_pipeline.files import write_json
 
-SCANNED = ("plan.json", "scan", "dedup.json", "match", "merge", "copies", "minhash")
-"""Files and folders that the phases up to merge write, and the file that names their inputs."""
-LAYOUT = 3
+SCANNED = (
+    *("plan.json", "scan", "dedup.json", "match", "merge", "copies", "minhash", "urls"),
+    *("settle", "paragraphs", "paragraphs.json", "count", "collect"),
+)
+"""Files and folders that the phases before prepare write, and the file that names their inputs."""
+LAYOUT = 4
 """Version of the work folder. Unfinished work of another version is discarded."""
 
 PRELOAD = ("data_pipeline.tokenizing.encoding", "gigatoken")

@@ -16,6 +16,7 @@ MIN_FREE_DISK = 10 * GIB
 NEEDED_BY = {
     "base": "every command",
     "clean": "data_pipeline quality, and corpora with cleaning.quality or cleaning.language",
+    "web": "corpora with format=warc or wet, which also need the system's libmagic",
     "s3": "data and checkpoints at s3:// addresses",
     "finetune": "finetune sft, dpo",
     "eval": "eval lm_eval, perplexity, generate, report; evaluation.tasks",

@@ -116,7 +116,13 @@ def cleaned(folder):
     ]  # fmt: skip
     about = {"code": {"documents": 500, "bytes": 500_000, "steps": steps}}
     about["prose"] = {"documents": 9, "bytes": 9000, "steps": []}
-    write_json(folder / "cleaning.json", {"sources": about})
+    frequent = {"rank": 1, "documents": 1234, "text": "Subscribe <b>now</b>", "source": "code"}
+    frequent |= {"file": "web/c.jsonl", "position": 99}
+    paragraphs = {
+        "removed": {"code": {"paragraphs": 5678, "bytes": 90_000}},
+        "most_frequent": [frequent],
+    }
+    write_json(folder / "cleaning.json", {"sources": about, "paragraphs": paragraphs})
     (folder / "rejected").mkdir()
     row = {"file": "web/b.jsonl", "line": 12, "reason": "no <text>", "text": script + "y" * 5000}
     lines = [json.dumps(row), "not json at all", *[json.dumps(row)] * 40]
@@ -305,6 +311,8 @@ def test_cleaning_is_shown_and_escaped(page, cleaned, tmp_path):
         "42 lines, the first 20 shown",
         "no <text>",
         "not json at all",
+        "5,678 paragraphs removed, 90 kB (code 5,678). Each stays in the first document",
+        "1,234Subscribe <b>now</b>codeweb/c.jsonl99",
     ):
         assert said in found.text
     assert found.text.count("text 0") == 1
