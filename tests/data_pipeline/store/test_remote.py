@@ -25,6 +25,7 @@ from data_pipeline.store.remote import cache_corpus, cached_file
 from data_pipeline.store.storage import StorageError
 from data_pipeline.trace import WhereConfig, where
 from tests.conftest import fresh_command
+from tests.corpora import grow_corpus
 from tests.runs import arguments, ledger
 from tests.sealed import change_manifest, corpus_of, sealed, write_mask
 
@@ -327,6 +328,25 @@ def test_a_corpus_that_was_made_again_gets_a_copy_of_its_own(local, upload, s3):
     assert open_corpus(URL).name == "again"
     assert cached_file(open_corpus(URL), "train/code-00000.idx").stat().st_size > 0
     assert not cached_file(open_corpus(URL), "train/absent.idx").exists()
+
+
+def test_an_addition_is_seen_at_the_next_start(local, upload):
+    upload(local.folder)
+    before = open_corpus(URL)
+    text = "\n\n".join(f"Paragraph {number} of the addition." for number in range(200))
+    grown = grow_corpus(local, {"code": text, "notes": text})
+    upload(local.folder)
+    manifest = open_corpus(URL)
+    assert manifest.at_edition(1).fingerprint == before.fingerprint
+    new = Stage(64, 90, {"code": 1, "notes": 1}, source_tokens=grown.source_tokens("train"))
+    sizes = before.source_tokens("train")
+    order = SampleOrder(sizes, [Stage(64, 30, {"code": 2, "prose": 1}), new], 3)
+    here, there = BatchReader(grown, order), BatchReader(manifest, order)
+    was = BatchReader(before, SampleOrder(sizes, order.stages[:1], 3))
+    numbers = np.arange(30)
+    same(was.read(0, numbers), there.read(0, numbers))
+    assert was.document_tokens == there.document_tokens[:1]
+    same(here.read(1, np.arange(90)), there.read(1, np.arange(90)))
 
 
 def test_a_full_disk_is_said(monkeypatch):
