@@ -159,3 +159,4 @@ QUALITY = Kind(
     lambda path: {"format", "buckets", "most_chars"} <= (_first_row(path) or set()),
 )
 CARD = Kind("a model card", is_own_card)
+PREPARATION_PLAN = _json_with("a plan of a preparation", "preparation_plan", "array")

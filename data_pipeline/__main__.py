@@ -9,6 +9,12 @@ COMMANDS = {
         run="data_pipeline.tokenizing.tokenize:tokenize",
         summary="tokenizes a corpus into shards with a manifest, and trains the tokenizer",
     ),
+    "plan": Command(
+        config="plan_data",
+        schema="data_pipeline.sizing.config:PlanDataConfig",
+        run="data_pipeline.sizing.command:plan",
+        summary="plans a preparation from a sample: drops, tokens, time, memory, disk, jobs",
+    ),
     "quality": Command(
         config="quality",
         schema="data_pipeline.text.train_quality:QualityConfig",

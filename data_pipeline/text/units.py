@@ -62,7 +62,7 @@ class Unit:
     @property
     def bytes(self) -> int:
         """Number of bytes that are read for the unit."""
-        return min(sum(file.bytes for file in self.files), self.end - self.start)
+        return min(sum(file.bytes for file in self.files), self.end) - self.start
 
 
 def plan_units(

@@ -59,6 +59,7 @@ from data_pipeline.tokenizing.addition import (
 from data_pipeline.tokenizing.encoding import Target, encode_unit
 from data_pipeline.tokenizing.finish import check_sources, make_manifest, print_summary
 from data_pipeline.tokenizing.prepare import prepare
+from data_pipeline.tokenizing.progress import write_outline
 from data_pipeline.tokenizing.tokenizer import check_tokenizer
 from data_pipeline.tokenizing.work import JobShard, Workers, WorkFolder
 
@@ -113,6 +114,7 @@ def tokenize(config: TokenizeConfig) -> None:
         if _up_to_date(output, inputs, console):
             folder.remove()
             return
+        write_outline(folder.path, units, phases_of(config.corpus))
         if resumed and folder.has_results():
             console.print(f"resuming from {folder.path}", highlight=False, soft_wrap=True)
         try:
@@ -165,6 +167,7 @@ def _add(config: TokenizeConfig, console: Console) -> None:
     with folder.locked(*work_inputs) as resumed:
         added = None
         if load_manifest(base.folder) == base:
+            write_outline(folder.path, units, phases_of(config.corpus))
             if resumed and folder.has_results():
                 console.print(f"resuming from {folder.path}", highlight=False, soft_wrap=True)
             try:
@@ -196,6 +199,17 @@ def _with_place(error: InputError, folder: WorkFolder) -> InputError:
         return InputError(f"{error} The finished work is kept in {folder.path}.")
     folder.remove()
     return error
+
+
+def phases_of(corpus: CorpusConfig) -> list[str]:
+    """Returns the names of the phases of a corpus before the manifest."""
+    compared = ["scan", "match", "merge"] if digests.is_enabled(corpus) else []
+    repeated = ["settle", "paragraphs", "count", "collect"]
+    return [
+        *compared,
+        *(repeated if corpus.cleaning.dedup.paragraphs else []),
+        *("prepare", "encode"),
+    ]
 
 
 class Tokenization:
@@ -234,25 +248,9 @@ class Tokenization:
         # The worker processes already use all cores, so tokenizers must not start threads.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         with Workers(self.config.workers) as workers, _progress(self.console) as progress:
-            phases: list[tuple[str, Callable[[], list[Task]]]] = [
-                ("prepare", self._prepare),
-                ("encode", self._encode),
-            ]
-            if digests.is_enabled(self.corpus):
-                phases[:0] = [
-                    ("scan", self._scan),
-                    ("match", self._match),
-                    ("merge", self._merge),
-                ]
-            if self.corpus.cleaning.dedup.paragraphs:
-                phases[3:3] = [
-                    ("settle", self._settle),
-                    ("paragraphs", self._paragraphs),
-                    ("count", self._count),
-                    ("collect", self._collect),
-                ]
-            for phase, make_tasks in phases:
-                if not self._run_phase(phase, make_tasks(), workers, progress):
+            for phase in phases_of(self.corpus):
+                tasks: list[Task] = getattr(self, f"_{phase}")()
+                if not self._run_phase(phase, tasks, workers, progress):
                     return None
             if self.folder.job_shard.rank:
                 self._print("encode: done. The job of rank 0 writes the manifest")

@@ -16,6 +16,7 @@ from conf.errors import EXIT_DONE, InputError, did_you_mean
 from conf.files import write_text
 from launch import training
 from launch.pipeline import StepConfig
+from launch.slurm.array_plan import read_array_plan
 from launch.slurm.check import check_job
 from launch.slurm.script import job_script, sbatch_options, step_script
 from launch.slurm.settings import Cluster, SlurmConfig, check_time, read_cluster
@@ -33,6 +34,8 @@ class ChainStep(StepConfig):
     rounds: number of times that the array is submitted; each array starts after the previous one.
         Work in several phases needs several rounds, so that no job of an array has to wait for
         another.
+    plan: file that `python -m data_pipeline plan` wrote, whose array takes the place of `array` and
+        `rounds`, with its cores, memory and time limits; empty for none.
     gpus: number of GPUs of the job; null for the chain's nproc, or without it all of a node.
     sbatch: additional options of this step, such as `partition=cpu`; they override the cluster's.
     needs: keys of the chain that must have a value when the step is submitted.
@@ -41,6 +44,7 @@ class ChainStep(StepConfig):
 
     array: int = 0
     rounds: int = 1
+    plan: str = ""
     gpus: int | None = None
     sbatch: list[str] = field(default_factory=list)
     needs: list[str] = field(default_factory=list)
@@ -57,6 +61,8 @@ class ChainConfig:
     name: name of the run.
     cluster: the name of a file in `conf/cluster`, or the path of any file.
     data: folder of the tokenized corpus.
+    data_plan: file that `python -m data_pipeline plan` wrote, which sizes the array that makes the
+        corpus; empty for the array of the step.
     out: the run folder.
     corpus, tokenizer: same as for `python -m data_pipeline tokenize`.
     answers: jsonl file of conversations for sft.
@@ -81,6 +87,7 @@ class ChainConfig:
     answers: str = ""
     preferences: str = ""
     tasks: str = ""
+    data_plan: str = ""
     more: dict[str, str] = field(default_factory=dict)
     nodes: int = 1
     nproc: int | None = None
@@ -101,6 +108,7 @@ def chain(config: ChainConfig) -> None:
     chosen = chosen_steps(config)
     for name, step in chosen.items():
         check_step(name, step)
+    arrays = {name: read_array_plan(step.plan) for name, step in chosen.items() if step.plan}
     run = training_of(config, cluster, chosen[PRETRAIN]) if PRETRAIN in chosen else None
     out = Path(config.out).absolute()
     if not config.dry_run:
@@ -110,24 +118,20 @@ def chain(config: ChainConfig) -> None:
     after = list(config.after)
     for name, step in chosen.items():
         job = job_of(config, config.nodes if name == PRETRAIN else 1, after)
+        array = arrays.get(name)
+        if array is not None:
+            step = replace(step, array=array.tasks, rounds=len(array.minutes))
         if run is not None and name == PRETRAIN:
             text = job_script(job, cluster, run, f"step {PRETRAIN} of {config.name}")
         else:
-            options = [*sbatch_options(job, cluster, step.gpus), *step.sbatch]
-            if step.array:
-                options.append(f"array=0-{step.array - 1}")
-            text = step_script(
-                job,
-                cluster,
-                out,
-                config.name,
-                name,
-                step,
-                options=options,
-                is_array=step.array > 0,
+            text = script_of(
+                config, job, array.resources(cluster) if array else cluster, name, step
             )
+        limits: list[int | None] = [*array.minutes] if array else [None] * step.rounds
         if config.dry_run:
             times = f", {step.rounds} times" if step.rounds > 1 else ""
+            if array:
+                times += f" with time limits of {', '.join(map(str, limits))} minutes"
             print(f"# ---- {name}: {step.title}{times}\n{text}")
             continue
         if run is not None and name == PRETRAIN:
@@ -135,11 +139,30 @@ def chain(config: ChainConfig) -> None:
         else:
             script = out / "slurm" / f"{name}.sbatch"
             write_text(script, text)
-        after = [submit(script)]
-        for _ in range(step.rounds - 1):
-            after.append(submit(script, after=after[-1]))
+        after = [submit(script, minutes=limits[0])]
+        for minutes in limits[1:]:
+            after.append(submit(script, after=after[-1], minutes=minutes))
         print(f"job {', '.join(after)}: {name}, script {script}", flush=True)
         del after[:-1]
+
+
+def script_of(
+    config: ChainConfig, job: SlurmConfig, cluster: Cluster, name: str, step: ChainStep
+) -> str:
+    """Returns the script of a step that is one command."""
+    options = [*sbatch_options(job, cluster, step.gpus), *step.sbatch]
+    if step.array:
+        options.append(f"array=0-{step.array - 1}")
+    return step_script(
+        job,
+        cluster,
+        Path(config.out).absolute(),
+        config.name,
+        name,
+        step,
+        options=options,
+        is_array=step.array > 0,
+    )
 
 
 def training_of(config: ChainConfig, cluster: Cluster, step: ChainStep) -> training.Training:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from conf.errors import InputError
 from conf.text import format_duration
+from launch.slurm.preparations import preparations, preparations_table
 from launch.slurm.submit import Job, active_jobs
 from launch.training import outcome
 
@@ -30,9 +31,11 @@ class StatusConfig:
     The command changes nothing.
 
     runs: a folder of runs, or one run.
+    data: a folder of corpora whose unfinished preparations are shown, or one corpus.
     """
 
     runs: str = "runs"
+    data: str = "data"
 
 
 @dataclass
@@ -67,15 +70,25 @@ class RunStatus:
 
 
 def status(config: StatusConfig) -> None:
-    """Prints one line per run."""
+    """Prints one line per unfinished preparation, and one per run."""
     folder = Path(config.runs)
     found = sorted(p.parent for p in folder.rglob("metrics.jsonl")) if folder.is_dir() else []
     queued = sorted(p.parent.parent for p in folder.rglob("slurm/jobs.jsonl"))
     runs = sorted({*found, *queued})
-    if not runs:
+    unfinished = preparations(Path(config.data))
+    if not runs and not unfinished:
         raise InputError(
-            f"runs={folder}: no runs were found. Give a run folder, or a folder of runs."
+            f"runs={folder}: no runs were found. Give a run folder, or a folder of runs. "
+            f"data={config.data} has no unfinished preparation either."
         )
+    # A pipe has no width. There, each line stays on one line.
+    console = Console(width=None if Console().is_terminal else 250, highlight=False)
+    if unfinished:
+        console.print(preparations_table(unfinished))
+    if not runs:
+        return
+    if unfinished:
+        console.print()
     table = Table(box=None, pad_edge=False)
     for title in ("run", "state", "jobs", "step", "loss", "tokens/s", "ETA", "restarts", "log"):
         right = title in ("step", "loss", "tokens/s", "ETA", "restarts")
@@ -92,9 +105,7 @@ def status(config: StatusConfig) -> None:
             str(run.restarts),
             str(run.log),
         )
-    console = Console()
-    # A pipe has no width. There, each run stays on one line.
-    Console(width=None if console.is_terminal else 250, highlight=False).print(table)
+    console.print(table)
 
 
 def read_status(run_dir: Path) -> RunStatus:

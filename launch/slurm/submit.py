@@ -85,12 +85,13 @@ def snapshot(folder: Path) -> None:
             shutil.copytree(ROOT / name, new / name, ignore=ignored)
 
 
-def submit(script: Path, after: str | None = None) -> str:
+def submit(script: Path, after: str | None = None, minutes: int | None = None) -> str:
     """Submits a script, records its job id in the same folder, and returns the id.
 
-    `after` is a job to wait for, instead of those in the script.
+    `after` is a job to wait for, and `minutes` the time limit, instead of those in the script.
     """
     options = ["--kill-on-invalid-dep=yes", f"--dependency=afterok:{after}"] if after else []
+    options += [f"--time={minutes}"] if minutes else []
     command = ["sbatch", "--parsable", *options, str(script)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

@@ -19,6 +19,7 @@ from pretrain.health.stop import STOP_FILE
 
 NAME = re.compile(r"[\w.-]+")
 LOG_LINES = 15
+DATA_FOLDER = Path("data")
 
 
 def choices(group: str) -> list[str]:
@@ -26,7 +27,7 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
 
 
-def corpora(folder: Path = Path("data")) -> list[str]:
+def corpora(folder: Path = DATA_FOLDER) -> list[str]:
     """Returns the folders of tokenized corpora."""
     return sorted(str(path.parent) for path in folder.glob("*/manifest.json"))
 
@@ -89,7 +90,7 @@ class Form:
         return self.runs / f"{self.name}.plan.html"
 
 
-def tokenize(corpus: str, tokenizer: str, more: str, folder: Path = Path("data")) -> list[str]:
+def tokenize(corpus: str, tokenizer: str, more: str, folder: Path = DATA_FOLDER) -> list[str]:
     """Returns the command that tokenizes a corpus. Raises InputError if `more` is invalid."""
     chosen = [f"corpus={corpus}", f"tokenizer={tokenizer}", f"out={folder / corpus}"]
     return ["data_pipeline", "tokenize", *chosen, *split_overrides(more)]

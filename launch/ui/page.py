@@ -14,6 +14,7 @@ from conf.errors import InputError
 from conf.files import write_text
 from conf.text import format_duration
 from launch.slurm.manage import read_status
+from launch.slurm.preparations import preparation_line, preparations
 from launch.ui import commands
 from launch.ui.commands import BackgroundCommands, Form
 
@@ -64,6 +65,7 @@ def _data_tab(page: Any, folder: Path, background: BackgroundCommands, data: Any
     make = gr.Button("Tokenize", variant="primary")
     fields: list[Any] = [corpus, tokenizer, more]
     line = _output_box("command", 1)
+    progress = gr.Markdown()
     log = _output_box("log", 6)
     timer = gr.Timer(REFRESH_SECONDS)
     path = folder / "tokenize.log"
@@ -81,16 +83,17 @@ def _data_tab(page: Any, folder: Path, background: BackgroundCommands, data: Any
         background.start(DATA, command, path)
         return commands.shell_form(command)
 
-    def refresh(chosen: str | None) -> tuple[str, Any]:
+    def refresh(chosen: str | None) -> tuple[str, str, Any]:
         known = commands.corpora()
         chosen = chosen or (known[0] if known else None)
-        return commands.tail(path), gr.Dropdown(choices=known, value=chosen)
+        lines = map(preparation_line, preparations(commands.DATA_FOLDER))
+        return "\n\n".join(lines), commands.tail(path), gr.Dropdown(choices=known, value=chosen)
 
     page.load(preview, fields, line, show_progress="hidden")
     for item in fields:
         item.change(preview, fields, line, show_progress="hidden")
     make.click(with_error_popup(tokenize), fields, line)
-    timer.tick(refresh, data, [log, data], show_progress="hidden")
+    timer.tick(refresh, data, [progress, log, data], show_progress="hidden")
 
 
 def _train_tab(page: Any, folder: Path, background: BackgroundCommands, data: Any) -> None:
