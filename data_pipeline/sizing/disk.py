@@ -93,12 +93,12 @@ def _between(forecast: Forecast) -> tuple[float, int]:
     shards = forecast.shard_count()
     size = _markers(forecast, "encode") + shards * BYTES_PER_ENTRY
     size += sum(len(str(unit.bytes)) + 2 for unit in forecast.units)  # outline.json
-    files = units + 3  # prepare/, plan.json, outline.json
+    files = units + 5  # prepare/, plan.json, outline.json, lock, whole.json
     if forecast.dedup is None:
         return size, files
     scanned = forecast.scanned
     size += _markers(forecast, "scan") + units * ARRAY_HEADER + scanned * digests.DIGEST.itemsize
-    files += 2 * units
+    files += 2 * units + 1  # scan/, dedup.json
     if dedup.minhash:
         size += units * 4 * (RANGES + 1) * dedup.buckets
         headers = 4 * (RANGES + 1) * dedup.buckets
@@ -146,7 +146,7 @@ def _markers(forecast: Forecast, phase: str) -> float:
             result.pop("entries", None)
             for step in result["report"]["sources"][source]["steps"]:
                 for reason, (documents, _) in step["reasons"].items():
-                    counts[reason] += documents * scale  # type: ignore[assignment]
+                    counts[reason] += documents * scale
                 for example in step.pop("examples"):
                     lengths[example["reason"]].append(json_bytes(example) + 2)
             plain = max(plain, json_bytes(result))

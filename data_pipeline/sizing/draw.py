@@ -43,7 +43,7 @@ COPIES = (2, 3, 10, 100)
 
 @dataclass(frozen=True)
 class Part:
-    """What was read of a unit: the key and size of each row, and the rows in the sample.
+    """The key and size of each row of a unit, and the rows that are in the sample.
 
     Attributes:
         unit: number of the unit.
@@ -88,7 +88,7 @@ class Stratum:
 
 
 def key_of(text: str) -> int:
-    """Returns the key of a text, which lies in [0, 2^64)."""
+    """Returns the key of a text, which is in [0, 2^64)."""
     raw = text.encode()
     if len(raw) < SEQUENCE:
         return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")

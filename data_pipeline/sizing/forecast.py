@@ -26,6 +26,8 @@ from data_pipeline.text.corpus import TokenizeConfig
 from data_pipeline.text.units import Unit
 from data_pipeline.tokenizing.prepare import SAMPLED_UNITS
 
+TRAINED_ERROR = 0.01
+"""Relative error of the tokens, because the plan trains a tokenizer on other text."""
 COPIES_OF_TEXT = 4
 """Memory of a process that encodes, in multiples of the text of a shard."""
 COPIES_OF_KEYS = 4
@@ -36,7 +38,7 @@ BYTES_PER_ROW = 250
 
 @dataclass(frozen=True)
 class Reading:
-    """What reading a source showed.
+    """Measurements of reading a source.
 
     share: fraction of its documents in the sample, of those that were read.
     read: fraction of its files that was read, by size.
@@ -243,7 +245,10 @@ class Forecast:
             _relative(kept.high - kept.value, kept.value),
         )
         spread = Interval(max(0.0, 1 - low) * factor, factor, (1 + high) * factor)
-        return kept, spread.scaled(text), spread.scaled(tokens)
+        counted = spread.scaled(tokens)
+        if self.config.tokenizer.path is None:
+            counted = counted.widened(TRAINED_ERROR)
+        return kept, spread.scaled(text), counted
 
     def _pooled(self) -> dict[str, float]:
         """Returns the tokens per byte of each source."""
@@ -292,7 +297,7 @@ class Forecast:
     def once_seconds(self) -> float:
         """Returns the CPU seconds that every process spends once in the phases by unit."""
         pairs = {(one.once, one.fixed) for one in self.trial.drawn}
-        return sum(
+        return self.trial.first_seconds + sum(
             max(0.0, seconds[once] - seconds[fixed])
             for seconds in self.trial.seconds.values()
             for once, fixed in pairs
@@ -338,8 +343,9 @@ class Forecast:
         size, (less, fewer_seconds) = self.trial.trained_bytes, self.trial.again
         if size <= less:
             return seconds
-        per_byte = max(0.0, seconds - fewer_seconds) / (size - less)
-        return max(0.0, seconds + per_byte * (self.trained_bytes() - size))
+        # Counting words grows with the text, and merging them with the number of distinct words.
+        growth = math.log(max(1.0, seconds / max(1e-3, fewer_seconds))) / math.log(size / less)
+        return seconds * float((self.trained_bytes() / size) ** min(1.0, growth))
 
     def memory(self, start_bytes: int) -> dict[str, float]:
         """Returns an upper bound of the memory of a process in each phase.
@@ -382,7 +388,7 @@ class Forecast:
             texts[one.stratum.source] += self.of_bytes(one.stratum)  # type: ignore[assignment]
         return [texts[u.source] * (u.bytes or 1) / sizes[u.source] for u in self.units]
 
-    # What lies on disk.
+    # Number of shards.
 
     def shard_count(self) -> int:
         """Returns about how many shards are written."""

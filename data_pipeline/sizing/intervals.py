@@ -92,7 +92,7 @@ def share_of_whole(dropped: Interval, groups: list[int], documents: int, read: f
     """Returns the share of duplicates in a whole of which only a fraction was read.
 
     Nothing narrower is known without assumptions (Charikar and others, 2000). Units of the part
-    that was read must be drawn at random. The lower bound is that further text brings new
+    that was read must be drawn at random. The lower bound is that further text adds new
     documents at most at the rate of those that are alone in the part read, which falls as more is
     read. The upper bound is that every pair of a small group stands for `1 / read^2` pairs of the
     whole, and no group has more duplicates than pairs. Groups of HEAVY or more documents grow in

@@ -4,7 +4,8 @@ The phases are those of `tokenize` itself, so a step that is added to it is meas
 sample is divided into made units, one per stratum and in the order of the sources. Before those of
 a source, there are two units without documents: the first shows what a process spends once, such
 as loading the models of the cleaning steps, and the second what every unit takes in addition to
-its documents.
+its documents. The first unit with documents is preceded by a few of them, because libraries load
+and build tables when they are first used.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ MEMORY = "memory"
 """Format of a source whose rows are in `SAMPLES`, by the path of the unit's file."""
 SAMPLES: dict[str, list[Row]] = {}
 EMPTY_UNITS = 2
+FIRST_ROWS = 20
+"""Number of documents with which each phase begins."""
 
 
 def _read_memory(file: SourceFile, unit: Unit, source: SourceConfig) -> Iterator[Row]:
@@ -86,6 +89,7 @@ class TrialResult:
         prepared: result of the prepare phase.
         base_bytes: resident memory of a process that has loaded its models.
         peaks: peak memory of this process in each phase, the sample included.
+        first_seconds: CPU seconds of the first few documents of all phases.
         trained_bytes: bytes of text that the tokenizer was trained on; 0 if it was given.
         again: bytes of text and CPU seconds of a second training, on a part of the text.
     """
@@ -97,6 +101,7 @@ class TrialResult:
     prepared: dict[str, Any]
     base_bytes: int
     peaks: dict[str, int]
+    first_seconds: float
     trained_bytes: int
     again: tuple[int, float]
 
@@ -106,6 +111,8 @@ class Trial(Tokenization):
 
     seconds: dict[str, list[float]]
     peaks: dict[str, int]
+    begun: set[str]
+    first_seconds = 0.0
     base_bytes = 0
 
     def _run_phase(
@@ -118,12 +125,26 @@ class Trial(Tokenization):
         return is_done
 
     def _timed(self, phase: str, function: Callable[..., Any], values: tuple[Any, ...]) -> Any:
+        self._begin(phase, function, values)
         started = time.process_time()
         result = function(*values)
         self.seconds.setdefault(phase, []).append(time.process_time() - started)
         if not self.base_bytes:
             self.base_bytes = resident_bytes() - sum(map(_bytes, SAMPLES.values()))
         return result
+
+    def _begin(self, phase: str, function: Callable[..., Any], values: tuple[Any, ...]) -> None:
+        """Runs the first few documents of a phase, whose results are then overwritten."""
+        unit, *rest = values
+        rows = SAMPLES[unit.files[0].path] if isinstance(unit, Unit) else []
+        if not rows or phase in self.begun:
+            return
+        self.begun.add(phase)
+        SAMPLES["first"] = rows[:FIRST_ROWS]
+        started = time.process_time()
+        function(replace(unit, files=(SourceFile("first", "first", 0, ""),)), *rest)
+        self.first_seconds += time.process_time() - started
+        del SAMPLES["first"]
 
 
 def _bytes(rows: list[Row]) -> int:
@@ -160,7 +181,7 @@ def run_trial(config: TokenizeConfig, strata: list[Stratum], folder: Path) -> Tr
     work = WorkFolder(Path(config.out), JobShard())
     work.path.mkdir(parents=True)
     trial = Trial(config, units, "plan", work, Console(file=io.StringIO()))
-    trial.seconds, trial.peaks = {}, {}
+    trial.seconds, trial.peaks, trial.begun = {}, {}, set()
     try:
         trial.run()
         trained, again = _train_again(config, units, work, trial)
@@ -177,6 +198,7 @@ def run_trial(config: TokenizeConfig, strata: list[Stratum], folder: Path) -> Tr
         work.result("prepare", 0),
         trial.base_bytes,
         trial.peaks,
+        trial.first_seconds,
         trained,
         again,
     )

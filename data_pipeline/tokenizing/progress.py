@@ -73,7 +73,9 @@ def read_progress(work: Path) -> Progress:
     for phase in outline["phases"]:
         tasks = _tasks(work, phase, sizes)
         times = _finished(work / phase)
-        weights = sizes if phase in BY_UNIT and sum(sizes) else [1] * tasks
+        weights = [1] * tasks
+        if phase in BY_UNIT and any(sizes):
+            weights = sizes
         done = sum(weights[task] for task in times if task < len(weights))
         done = done / sum(weights) if tasks and len(times) < tasks else float(len(times) >= tasks)
         if not tasks or len(times) < tasks:

@@ -40,7 +40,7 @@ class ArrayPlan:
 
 
 def read_array_plan(path: str) -> ArrayPlan:
-    """Returns the array in a plan. Raises InputError if the file is no plan of a preparation."""
+    """Returns the array in a plan. Raises InputError if the file is not a plan of a preparation."""
     if not PREPARATION_PLAN.is_made(Path(path)):
         raise InputError(
             f"data_plan={path}: not a plan of a preparation. Write one with "

@@ -36,6 +36,7 @@ from tests.docs.shell import calls
 
 READS: dict[str, tuple[str, ...]] = {
     "TokenizeConfig": (),  # see Checker.tokenize
+    "PlanDataConfig": (),  # see Checker.tokenize
     "data_pipeline InspectConfig": ("data", "run"),
     "model InspectConfig": (),
     "VerifyConfig": ("data",),
@@ -69,7 +70,7 @@ READS: dict[str, tuple[str, ...]] = {
     "PlanConfig": ("data", "calibration", "init_from"),
     "LocalConfig": (),
     "SlurmConfig": (),
-    "ChainConfig": ("answers", "preferences"),
+    "ChainConfig": ("answers", "preferences", "data_plan"),
     "StatusConfig": (),
     "StopConfig": ("run",),
     "UiConfig": (),
@@ -77,6 +78,7 @@ READS: dict[str, tuple[str, ...]] = {
 """Keys with paths that each command reads, by the dataclass of its settings."""
 MAKES: dict[str, tuple[str, str]] = {
     "TokenizeConfig": ("out", "corpus:code,prose"),
+    "PlanDataConfig": ("out", "preparation_plan"),
     "data_pipeline InspectConfig": ("out", "file"),
     "ImportConfig": ("out", "corpus:pile"),
     "QualityConfig": ("out", "file"),
@@ -214,7 +216,7 @@ class Checker:
         if isinstance(settings, PretrainConfig):
             train(settings, processes)
         self.read(settings)
-        if kind == "TokenizeConfig":
+        if kind in ("TokenizeConfig", "PlanDataConfig"):
             self.tokenize(settings)
         if kind in LAUNCHED:
             self.launched(settings, LAUNCHED[kind])

@@ -92,6 +92,12 @@ def cluster(path: Path) -> None:
     path.write_text(f"{known}slurm: {{partition: train}}\n")
 
 
+def preparation_plan(path: Path) -> None:
+    """Writes a plan of a preparation."""
+    array = {"tasks": 2, "cpus": 4, "memory_bytes": 1 << 30, "limits": {"encode": 600}}
+    path.write_text(json.dumps({"preparation_plan": 1, "array": array}))
+
+
 MAKERS: dict[str, Callable[[Path], None]] = {
     "model": model,
     "run": run,
@@ -102,4 +108,5 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "conversations": conversations,
     "preferences": preferences,
     "cluster": cluster,
+    "preparation_plan": preparation_plan,
 }

@@ -47,6 +47,7 @@ OWN: dict[str, Paths] = {
     "launch/slurm/README.md": WEB | {"text": "folder"},
     "conf/command/chain.yaml": OURS | ANSWERS | {"/data/web": None},
     "conf/command/plan.yaml": OURS | WEB,
+    "conf/command/plan_data.yaml": {"/data/web": None},
     "conf/command/slurm.yaml": OURS | WEB,
     "conf/command/stop.yaml": {"runs/mine": "run"},
 }
