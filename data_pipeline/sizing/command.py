@@ -69,7 +69,11 @@ def make_plan(config: PlanDataConfig) -> dict[str, Any]:
     }
     warnings = list(_warnings(config, units, parts))
     tokenizing = TokenizeConfig(
-        config.corpus, config.tokenizer, "", encoder=config.encoder, overwrite=False
+        config.corpus,
+        config.tokenizer,
+        "",
+        encoder=config.encoder,
+        keep_index=config.keep_index,
     )
     start_seconds, start_bytes = measure_start()
     with tempfile.TemporaryDirectory(prefix="headwater-") as name:
@@ -136,6 +140,7 @@ def make_plan(config: PlanDataConfig) -> dict[str, Any]:
         "disk": {
             "between_bytes": disk.between_bytes,
             "between_files": disk.between_files,
+            "index_bytes": disk.index_bytes,
             "corpus": {
                 "low": disk.corpus_bytes * low,
                 "value": disk.corpus_bytes,

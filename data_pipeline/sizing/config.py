@@ -14,7 +14,7 @@ from data_pipeline.text.corpus import ENCODERS, CorpusConfig, TokenizerConfig
 class PlanDataConfig:
     """Configuration of `plan`.
 
-    corpus, tokenizer, encoder: same as for `python -m data_pipeline tokenize`.
+    corpus, tokenizer, encoder, keep_index: same as for `python -m data_pipeline tokenize`.
     share: fraction of the documents of every source that go through all stages. null takes about
         32 MB of text in all, and at least 1 MB of every source.
     read_bytes: bytes of files to read in order to find the sample, in units drawn from all of every
@@ -29,6 +29,7 @@ class PlanDataConfig:
     corpus: CorpusConfig = MISSING
     tokenizer: TokenizerConfig = MISSING
     encoder: str | None = None
+    keep_index: bool = True
     share: float | None = None
     read_bytes: int = 20_000_000_000
     hours: float = 6.0

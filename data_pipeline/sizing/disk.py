@@ -20,6 +20,8 @@ from data_pipeline.tokenizing.documents import write_names
 BY_TOKEN, BY_DOCUMENT = (".bin", ".sums", ".mask"), (".idx", ".docs.parquet")
 BYTES_PER_ENTRY = 330
 """Bytes of the entry of a shard in the result of its unit."""
+BYTES_PER_INDEX_ROW, BYTES_PER_SUM = 65, 76
+"""Bytes of a unit in the index without its names, and of the checksum of one of its tables."""
 ARRAY_HEADER = 128
 """Bytes of the header of a .npy file."""
 
@@ -28,13 +30,15 @@ ARRAY_HEADER = 128
 class Disk:
     """Bytes and files of the work folder, which is removed at the end, and of the corpus.
 
-    `corpus_spread` is the relative error of the corpus's size to both sides.
+    The tables of the index are part of both, and are stored only once where the file system has
+    hard links. `corpus_spread` is the relative error of the corpus's size to both sides.
     """
 
     between_bytes: float
     between_files: int
     corpus_bytes: float
     corpus_files: int
+    index_bytes: float
     corpus_spread: tuple[float, float]
 
 
@@ -42,10 +46,41 @@ def disk_of(forecast: Forecast) -> Disk:
     """Returns what the whole preparation writes."""
     between, between_files = _between(forecast)
     corpus, corpus_files = _corpus(forecast)
+    index, index_files = _index(forecast)
     tokens = forecast.tokens
     value = max(1.0, tokens.value)
     spread = (tokens.low / value, tokens.high / value)
-    return Disk(between, between_files, corpus, corpus_files, spread)
+    corpus, corpus_files = corpus + index, corpus_files + index_files
+    return Disk(between, between_files, corpus, corpus_files, index, spread)
+
+
+def _index(forecast: Forecast) -> tuple[float, int]:
+    """Returns the bytes and files of the index of the corpus."""
+    if not forecast.config.keep_index:
+        return 0.0, 0
+    units = forecast.units
+    names = sum(
+        json_bytes([file.name, file.bytes, file.version]) + 2 for u in units for file in u.files
+    )
+    tables, kinds = _tables(forecast)
+    rows = sum(json_bytes([unit.source, unit.number, unit.start]) for unit in units)
+    rows += len(units) * (BYTES_PER_INDEX_ROW + BYTES_PER_SUM * kinds)
+    return tables + names + rows, len(units) * kinds + 1
+
+
+def _tables(forecast: Forecast) -> tuple[float, int]:
+    """Returns the bytes of all digests and signatures, and the number of tables of a unit."""
+    if forecast.dedup is None:
+        return 0.0, 0
+    work, dedup = forecast.trial.folder.path, forecast.config.corpus.cleaning.dedup
+    units, scanned = len(forecast.units), forecast.scanned
+    size = units * ARRAY_HEADER + scanned * digests.DIGEST.itemsize
+    if not dedup.minhash:
+        return size, 1
+    headers = 4 * (RANGES + 1) * dedup.buckets
+    made = [size_of(digests.signatures_path(work, one.unit)) for one in forecast.trial.drawn]
+    signed = sum(max(0, found - headers) for found in made)
+    return size + units * headers + signed / max(1, _sampled_scanned(forecast)) * scanned, 2
 
 
 def _corpus(forecast: Forecast) -> tuple[float, int]:
@@ -89,29 +124,20 @@ def _between(forecast: Forecast) -> tuple[float, int]:
     """Returns the bytes and files of the work folder without the corpus."""
     trial, units = forecast.trial, len(forecast.units)
     work, dedup = trial.folder.path, forecast.config.corpus.cleaning.dedup
-    made = [one.unit for one in trial.drawn]
     shards = forecast.shard_count()
     size = _markers(forecast, "encode") + shards * BYTES_PER_ENTRY
     size += sum(len(str(unit.bytes)) + 2 for unit in forecast.units)  # outline.json
     files = units + 5  # prepare/, plan.json, outline.json, lock, whole.json
     if forecast.dedup is None:
         return size, files
-    scanned = forecast.scanned
-    size += _markers(forecast, "scan") + units * ARRAY_HEADER + scanned * digests.DIGEST.itemsize
-    files += 2 * units + 1  # scan/, dedup.json
-    if dedup.minhash:
-        size += units * 4 * (RANGES + 1) * dedup.buckets
-        headers = 4 * (RANGES + 1) * dedup.buckets
-        signed = sum(
-            max(0, size_of(digests.signatures_path(work, unit)) - headers) for unit in made
-        )
-        size += signed / max(1, _sampled_scanned(forecast)) * scanned
-        files += units
+    tables, kinds = _tables(forecast)
+    size += _markers(forecast, "scan") + tables
+    files += units * (1 + kinds) + 1  # scan/, minhash/, dedup.json
     tasks, merges = forecast.dedup.match_tasks, forecast.dedup.merge_tasks
     written = 2 * tasks + merges * (2 + 2 * dedup.minhash)
     links = [path.stat().st_size - ARRAY_HEADER for path in (work / "copies").rglob("*.npy")]
     known = max(1, len(trial.links))
-    size += sum(links) * forecast.copies * scanned / known + written * ARRAY_HEADER
+    size += sum(links) * forecast.copies * forecast.scanned / known + written * ARRAY_HEADER
     return size, files + written
 
 

@@ -27,9 +27,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from conf.errors import InputError
-from data_pipeline.dedup import digests, matching
+from data_pipeline.dedup import digests, index, matching
 from data_pipeline.dedup.components import read_links
 from data_pipeline.sizing.draw import Stratum, overlap
+from data_pipeline.store.manifest import FILE
 from data_pipeline.text import readers
 from data_pipeline.text.corpus import SourceConfig, TokenizeConfig
 from data_pipeline.text.readers import Row
@@ -180,10 +181,13 @@ def run_trial(config: TokenizeConfig, strata: list[Stratum], folder: Path) -> Tr
         source.format, source.max_malformed, source.max_bytes = MEMORY, 1 << 62, 0
     work = WorkFolder(Path(config.out), JobShard())
     work.path.mkdir(parents=True)
-    trial = Trial(config, units, "plan", work, Console(file=io.StringIO()))
+    earlier = index.against_folders(config.corpus.cleaning.dedup)
+    trial = Trial(config, units, "plan", work, Console(file=io.StringIO()), earlier)
     trial.seconds, trial.peaks, trial.begun = {}, {}, set()
     try:
-        trial.run()
+        made = trial.run()
+        assert made is not None  # there are no other jobs
+        (work.corpus / FILE).write_text(made.to_json())
         trained, again = _train_again(config, units, work, trial)
     except InputError as error:
         raise InputError(f"{error} This was found in the sample of the plan.") from None
@@ -257,8 +261,12 @@ def _links(config: TokenizeConfig, drawn: list[Drawn], work: WorkFolder) -> list
 
     def add(path: Path, by_row: bool) -> None:
         for pair in read_links(path, 0, 1 << 63).T.tolist():
-            (unit, number), (other, first) = ((n >> 32, n & 0xFFFFFFFF) for n in pair)
-            if by_row:
+            (unit, number), (other, first) = (
+                ((n >> 32) - plan.earlier_units, n & 0xFFFFFFFF) for n in pair
+            )
+            if other < 0:  # a document of an earlier corpus
+                found.setdefault((unit, number if by_row else kept[unit][number]), (other, first))
+            elif by_row:
                 found[unit, number] = (other, first)
             else:
                 found.setdefault((unit, kept[unit][number]), (other, kept[other][first]))
@@ -274,9 +282,11 @@ def _links(config: TokenizeConfig, drawn: list[Drawn], work: WorkFolder) -> list
     for (unit, number), first in found.items():
         while first in found:
             first = found[first]
-        text, other = rows[unit][number].text, rows[first[0]][first[1]].text
+        text = rows[unit][number].text
+        # All documents of an earlier corpus are compared, and not only a sample of them.
+        same = 1.0 if first[0] < 0 else overlap(text, rows[first[0]][first[1]].text)
         root = roots.setdefault(first, len(roots))
-        links.append(Link(unit, root, len(text.encode()), overlap(text, other)))
+        links.append(Link(unit, root, len(text.encode()), same))
     return links
 
 
