@@ -19,13 +19,13 @@ from tests.conf.test_entry import STAGES
 
 NOT_OUTPUTS = {("launch", "demo"), ("launch", "chain")}
 """Commands whose `out` is a folder of runs, in which every step has a separate output."""
+TEXT: dict[str, Any] = {
+    "corpus": CorpusConfig(name="none", sources={"a": SourceConfig(format="text", paths=["none"])}),
+    "tokenizer": TokenizerConfig(),
+}
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
-    ("data_pipeline", "tokenize"): {
-        "corpus": CorpusConfig(
-            name="none", sources={"a": SourceConfig(format="text", paths=["none"])}
-        ),
-        "tokenizer": TokenizerConfig(),
-    },
+    ("data_pipeline", "tokenize"): TEXT,
+    ("data_pipeline", "plan"): TEXT,
     ("data_pipeline", "quality"): {"good": ["none"], "bad": ["none"]},
     ("data_pipeline", "pairs"): {"corpus": "none"},
     ("data_pipeline", "inspect"): {"data": "none"},
@@ -61,6 +61,7 @@ OWN: dict[str, dict[str, str] | str] = {
     "report": PAGE,
     "show": PAGE,
     "plan": PAGE,
+    "data_pipeline plan": '{"preparation_plan": 1, "array": {}}',
     "remap_vocab": {"config.json": "{}", "remap_vocab.json": '{"model": "a"}'},
     "checkpoints": MODEL,
     "export": MODEL,
@@ -76,6 +77,11 @@ OWN: dict[str, dict[str, str] | str] = {
     "perplexity": '{"model": "a", "seq_len": 1, "loss": 1, "sources": {}}',
     "generate": '{"prompt": "a", "generated": "b", "ended": true, "model": "a"}\n',
 }
+
+
+def own_of(stage: str, name: str) -> dict[str, str] | str:
+    """Returns an output of a command, which is found by its name, or by both if two share it."""
+    return OWN.get(f"{stage} {name}") or OWN[name]
 
 
 def commands() -> Iterator[tuple[str, str, Command]]:
@@ -130,7 +136,7 @@ def place(path: Path, content: dict[str, str] | str) -> None:
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize(("stage", "name", "command"), EVERY)
 def test_what_others_made_stays(stage, name, command, overwrite, run, tmp_path):
-    is_folder = isinstance(OWN[name], dict)
+    is_folder = isinstance(own_of(stage, name), dict)
     place(tmp_path / "models", {"keep/notes.txt": "important"})
     place(tmp_path / "notes", "important")
     place(tmp_path / "hub", {"config.json": "{}", "model.safetensors": "x", "README.md": "# Llama"})
@@ -159,7 +165,7 @@ def test_a_place_without_a_name_is_refused(stage, name, command, run, tmp_path):
 @pytest.mark.parametrize(("stage", "name", "command"), EVERY)
 def test_its_own_is_replaced_only_when_asked(stage, name, command, run, tmp_path, monkeypatch):
     """If the output may be replaced, the error is about the missing inputs."""
-    place(tmp_path / "out", OWN[name])
+    place(tmp_path / "out", own_of(stage, name))
     before = tree(tmp_path)
     if name not in ("lm_eval", "tokenize", "build_tasks", "sft", "dpo"):  # may be up to date
         with pytest.raises(
@@ -170,7 +176,7 @@ def test_its_own_is_replaced_only_when_asked(stage, name, command, run, tmp_path
         run(stage, name, command, out="out", overwrite=True)
     assert not str(error.value).startswith("out=")
     assert tree(tmp_path) == before
-    if isinstance(OWN[name], dict):
+    if isinstance(own_of(stage, name), dict):
         place(tmp_path / "out", {"notes.txt": "mine"})
         with pytest.raises(InputError, match=r"^out=out: the folder contains notes\.txt"):
             run(stage, name, command, out="out", overwrite=True)
