@@ -18,6 +18,8 @@ from data_pipeline.store.index_file import index_bytes
 from data_pipeline.tokenizing.documents import write_names
 
 BY_TOKEN, BY_DOCUMENT = (".bin", ".sums", ".mask"), (".idx", ".docs.parquet")
+KNOWN = ("corpus", "scan", "urls", "minhash", "copies", "match", "merge", "prepare", "encode")
+"""Folders whose content is counted apart. That of others grows with the documents."""
 BYTES_PER_ENTRY = 330
 """Bytes of the entry of a shard in the result of its unit."""
 BYTES_PER_INDEX_ROW, BYTES_PER_SUM = 65, 76
@@ -75,12 +77,14 @@ def _tables(forecast: Forecast) -> tuple[float, int]:
     work, dedup = forecast.trial.folder.path, forecast.config.corpus.cleaning.dedup
     units, scanned = len(forecast.units), forecast.scanned
     size = units * ARRAY_HEADER + scanned * digests.DIGEST.itemsize
+    kinds = 1 + dedup.url + dedup.minhash
+    size *= 1 + dedup.url
     if not dedup.minhash:
-        return size, 1
+        return size, kinds
     headers = 4 * (RANGES + 1) * dedup.buckets
     made = [size_of(digests.signatures_path(work, one.unit)) for one in forecast.trial.drawn]
     signed = sum(max(0, found - headers) for found in made)
-    return size + units * headers + signed / max(1, _sampled_scanned(forecast)) * scanned, 2
+    return size + units * headers + signed / max(1, _sampled_scanned(forecast)) * scanned, kinds
 
 
 def _corpus(forecast: Forecast) -> tuple[float, int]:
@@ -127,17 +131,24 @@ def _between(forecast: Forecast) -> tuple[float, int]:
     shards = forecast.shard_count()
     size = _markers(forecast, "encode") + shards * BYTES_PER_ENTRY
     size += sum(len(str(unit.bytes)) + 2 for unit in forecast.units)  # outline.json
-    files = units + 5  # prepare/, plan.json, outline.json, lock, whole.json
+    files = (
+        units + 5 + len(trial.seconds)
+    )  # *.tasks, prepare/, plan.json, outline.json, lock, whole.json
     if forecast.dedup is None:
         return size, files
+    scanned = forecast.scanned
     tables, kinds = _tables(forecast)
     size += _markers(forecast, "scan") + tables
     files += units * (1 + kinds) + 1  # scan/, minhash/, dedup.json
     tasks, merges = forecast.dedup.match_tasks, forecast.dedup.merge_tasks
-    written = 2 * tasks + merges * (2 + 2 * dedup.minhash)
+    kept = len(forecast.dedup.digest_kinds) + 2 * dedup.minhash
+    written = 2 * tasks + merges * (1 + kept)
+    others = [path for path in work.iterdir() if path.is_dir() and path.name not in KNOWN]
+    size += sum(map(folder_bytes, others)) * scanned / max(1, _sampled_scanned(forecast))
+    files += units * len(others)
     links = [path.stat().st_size - ARRAY_HEADER for path in (work / "copies").rglob("*.npy")]
     known = max(1, len(trial.links))
-    size += sum(links) * forecast.copies * forecast.scanned / known + written * ARRAY_HEADER
+    size += sum(links) * forecast.copies * scanned / known + written * ARRAY_HEADER
     return size, files + written
 
 

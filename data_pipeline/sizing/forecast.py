@@ -26,6 +26,8 @@ from data_pipeline.text.corpus import TokenizeConfig
 from data_pipeline.text.units import Unit
 from data_pipeline.tokenizing.prepare import SAMPLED_UNITS
 
+READ_TEXT = ("scan", "encode")
+"""Phases that read all files."""
 TRAINED_ERROR = 0.01
 """Relative error of the tokens, because the plan trains a tokenizer on other text."""
 COPIES_OF_TEXT = 4
@@ -113,7 +115,8 @@ class Forecast:
         if step not in self.steps:
             return typical
         # Documents that share a key are mostly copies.
-        return stratum.repeated / stratum.documents if step == self.steps[0] else 0.0
+        likely = digests.EXACT if digests.EXACT in self.steps else self.steps[-1]
+        return stratum.repeated / stratum.documents if step == likely else 0.0
 
     def _documents(self) -> Interval:
         parts = [
@@ -147,17 +150,16 @@ class Forecast:
 
     def _add_unseen(self, found: dict[tuple[str, str], Interval]) -> None:
         """Adds the duplicates whose original is neither in the sample nor was read."""
-        step = self.steps[-1]
         by_unit = {one.unit: one for one in self.trial.drawn}
-        missed: Counter[str] = Counter()
+        missed: Counter[tuple[str, str]] = Counter()
         for link in self.trial.links:
             stratum = by_unit[link.unit].stratum
             together = link.overlap + (1 - link.overlap) * stratum.drawn
             weight = self.of_documents(stratum) / len(stratum.rows)
-            missed[stratum.source] += weight * (1 / together - 1)  # type: ignore[assignment]
-        for source, extra in missed.items():
-            known = found[source, step]
-            found[source, step] = Interval(known.low, known.value + extra / 2, known.high + extra)
+            missed[stratum.source, link.kind] += weight * (1 / together - 1)  # type: ignore[assignment]
+        for key, extra in missed.items():
+            known = found[key]
+            found[key] = Interval(known.low, known.value + extra / 2, known.high + extra)
         if self.read >= 1:
             return
         for source in self.readings:
@@ -166,7 +168,7 @@ class Forecast:
             part, grown, before = self._grown(source, links, seen)
             for name in self.steps:
                 known = found.get((source, name), Interval(0.0, 0.0, 0.0))
-                more = grown.value - before.value if name == step else 0.0
+                more = grown.value - before.value if name == self.steps[-1] else 0.0
                 found[source, name] = Interval(
                     # With more text, near duplicates may become exact ones.
                     known.low if name == self.steps[0] else 0.0,
@@ -284,7 +286,7 @@ class Forecast:
                 cpu = self._prepare_seconds(seconds[0])
                 found.append(PhaseLoad(phase, 1, cpu, cpu))
             elif len(seconds) > max(one.unit for one in self.trial.drawn):
-                cpu = self._seconds_by_unit(seconds)
+                cpu = self._seconds_by_unit(seconds, phase in READ_TEXT)
                 whole = sum(unit.bytes for unit in self.units) or 1
                 largest = max(unit.bytes for unit in self.units) / whole * cpu
                 found.append(PhaseLoad(phase, len(self.units), cpu, largest))
@@ -304,7 +306,7 @@ class Forecast:
             if len(seconds) > fixed
         )
 
-    def _seconds_by_unit(self, seconds: list[float]) -> float:
+    def _seconds_by_unit(self, seconds: list[float], reads: bool) -> float:
         found = 0.0
         for source, reading in self.readings.items():
             own = [one for one in self.trial.drawn if one.stratum.source == source]
@@ -313,7 +315,7 @@ class Forecast:
             spent = [max(0.0, seconds[one.unit] - fixed) for one in own]
             drawn = [float(one.stratum.sizes.sum()) for one in own]
             pooled = sum(spent) / max(1.0, sum(drawn))
-            found += reading.cpu_seconds / reading.read + count * fixed
+            found += reading.cpu_seconds / reading.read * reads + count * fixed
             for one, took, size in zip(own, spent, drawn, strict=True):
                 found += self.of_bytes(one.stratum) * (took / size if size else pooled)
         return found
@@ -364,9 +366,10 @@ class Forecast:
                 keys = 8 * dedup.buckets * COPIES_OF_KEYS * dedup.minhash
                 needed = documents * (BYTES_PER_ROW + keys)
             elif load.name == "match" and self.dedup is not None:
-                digest = matching.BYTES_PER_DIGEST * self.scanned / max(1, self.dedup.exact_parts)
+                parts = max(1, self.dedup.exact_parts, self.dedup.url_parts)
+                digest = matching.BYTES_PER_DIGEST * self.scanned / parts
                 key = matching.BYTES_PER_KEY * self.scanned / max(1, self.dedup.near_parts)
-                needed = max(digest * bool(self.dedup.exact_parts), key * bool(self.dedup.buckets))
+                needed = max(digest * bool(self.dedup.digest_kinds), key * bool(self.dedup.buckets))
             elif load.name == "merge" and self.dedup is not None:
                 links = min(self.scanned * max(1, self.dedup.buckets), self.dedup.links_at_once)
                 needed = min(dedup.task_bytes, 2 * BYTES_PER_LINK * links)

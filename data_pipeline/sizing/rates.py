@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from data_pipeline.cleaning.config import DedupOptions
 from data_pipeline.dedup import matching, minhash
 from data_pipeline.dedup.components import read_links
-from data_pipeline.dedup.digests import DIGEST, EXACT, NEAR, signatures_path, table_path
+from data_pipeline.dedup.digests import DIGEST, EXACT, signatures_path, table_path
 from data_pipeline.dedup.ranges import range_starts
 from data_pipeline.files import write_array, write_json
 from data_pipeline.splitmix import mix
@@ -49,8 +49,8 @@ class MatchRates:
 
     def match_seconds(self, plan: matching.DedupPlan, documents: float, units: int) -> float:
         """Returns the CPU seconds of the match phase."""
-        each = self.exact * bool(plan.exact_parts) + self.near * plan.buckets
-        opened = self.exact_unit * plan.exact_parts
+        each = self.exact * len(plan.digest_kinds) + self.near * plan.buckets
+        opened = self.exact_unit * (plan.exact_parts + plan.url_parts)
         opened += self.near_unit * plan.buckets * plan.near_parts
         return documents * each + units * opened
 
@@ -93,21 +93,20 @@ def _measure(options: DedupOptions, copies: float, units: int, work: Path) -> di
         table.sort(order=["high", "low", "number"])
         starts = range_starts(np.ascontiguousarray(table["high"])).tolist()
         write_array(table_path(work, unit), table)
-        write_json(work / "scan" / f"{unit:06}.json", {"documents": each, "starts": starts})
-    plan = matching.make_plan(
-        [each] * units, DedupOptions(options.exact, options.minhash, buckets=options.buckets)
-    )
+        write_json(
+            work / "scan" / f"{unit:06}.json", {"documents": each, "starts": {EXACT: starts}}
+        )
+    options = replace(options, exact=True, url=False, task_bytes=1 << 40)
+    plan = matching.make_plan([each] * units, options)
     made = [Unit(unit, "", unit, ()) for unit in range(units)]
     found = {"exact": 0.0, "near": 0.0, "merge": 0.0, "file": 0.0}
-    if options.exact:
-        found["exact"] = _seconds(lambda: matching.match(0, plan, made, work, options))
+    found["exact"] = _seconds(lambda: matching.match(0, plan, made, work, options))
     for bucket in range(plan.buckets):
         task = plan.exact_parts + bucket
         seconds = _seconds(lambda task=task: matching.match(task, plan, made, work, options))  # type: ignore[misc]
         found["near"] += seconds / plan.buckets
     found["merge"] = _seconds(lambda: matching.merge_range(0, plan, work))
-    kind = EXACT if options.exact else NEAR
-    file = next((work / "copies" / f"matches-{kind}").glob("*.npy"))
+    file = next((work / "copies" / f"matches-{EXACT}").glob("*.npy"))
     found["file"] = _seconds(lambda: [read_links(file, 0, 0) for _ in range(50)]) / 50
     return found
 

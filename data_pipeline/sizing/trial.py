@@ -70,11 +70,18 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Link:
-    """A duplicate in the sample, the document that it repeats, and the overlap of the two."""
+    """A duplicate in the sample.
+
+    Attributes:
+        unit: unit of the document.
+        kind: name of the step that finds it.
+        root: number of the group of duplicates.
+        overlap: overlap of its text with that of the document that it repeats.
+    """
 
     unit: int
+    kind: str
     root: int
-    bytes: int
     overlap: float
 
 
@@ -258,25 +265,30 @@ def _links(config: TokenizeConfig, drawn: list[Drawn], work: WorkFolder) -> list
         for unit in rows
     }
     found: dict[tuple[int, int], tuple[int, int]] = {}
+    kinds: dict[tuple[int, int], str] = {}
 
-    def add(path: Path, by_row: bool) -> None:
+    def add(path: Path, kind: str) -> None:
+        by_row = kind != digests.NEAR
         for pair in read_links(path, 0, 1 << 63).T.tolist():
             (unit, number), (other, first) = (
                 ((n >> 32) - plan.earlier_units, n & 0xFFFFFFFF) for n in pair
             )
-            if other < 0:  # a document of an earlier corpus
-                found.setdefault((unit, number if by_row else kept[unit][number]), (other, first))
-            elif by_row:
-                found[unit, number] = (other, first)
-            else:
-                found.setdefault((unit, kept[unit][number]), (other, kept[other][first]))
+            number = number if by_row else kept[unit][number]
+            is_earlier = other < 0  # a document of an earlier corpus
+            found[unit, number] = (
+                other,
+                first if by_row or is_earlier else kept[other][first],
+            )
+            kinds[unit, number] = kind
 
     for number in range(plan.merge_tasks):
-        add(work.path / "copies" / "exact" / f"{number:06}.npy", True)
+        # The kind that a document counts as comes last, as in `matching.duplicates_in`.
         if plan.buckets:
             nodes = plan.nodes(number, work.path)
-            add(nodes.merged, False)
-            add(nodes.settled, False)
+            add(nodes.merged, digests.NEAR)
+            add(nodes.settled, digests.NEAR)
+        for kind in plan.digest_kinds:
+            add(work.path / "copies" / kind / f"{number:06}.npy", kind)
     roots: dict[tuple[int, int], int] = {}
     links = []
     for (unit, number), first in found.items():
@@ -286,7 +298,7 @@ def _links(config: TokenizeConfig, drawn: list[Drawn], work: WorkFolder) -> list
         # All documents of an earlier corpus are compared, and not only a sample of them.
         same = 1.0 if first[0] < 0 else overlap(text, rows[first[0]][first[1]].text)
         root = roots.setdefault(first, len(roots))
-        links.append(Link(unit, root, len(text.encode()), same))
+        links.append(Link(unit, kinds[unit, number], root, same))
     return links
 
 

@@ -1,7 +1,8 @@
 """The progress of a preparation, read from its work folder.
 
-`write_outline` records what the work consists of, and every finished task leaves a marker with its
-time. So the state of all jobs together can be read by anyone who sees the folder.
+`write_outline` records what the work consists of, `write_task_count` how many tasks a phase has
+once it begins, and every finished task leaves a marker with its time. So the state of all jobs
+together can be read by anyone who sees the folder.
 """
 
 from __future__ import annotations
@@ -12,14 +13,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data_pipeline.files import write_json
 from data_pipeline.text.units import Unit
 
 OUTLINE = "outline.json"
 BY_UNIT = ("scan", "encode")
-"""Phases that have one task per unit of the corpus."""
+"""Phases that read all text, with one task per unit of the corpus."""
 RECENT_SECONDS = 600
 """Time before the last finished task over which the speed is measured."""
 QUIET_SECONDS = 120
@@ -55,6 +55,11 @@ def write_outline(work: Path, units: Sequence[Unit], phases: Sequence[str]) -> N
     write_json(work / OUTLINE, content)
 
 
+def write_task_count(work: Path, phase: str, tasks: int) -> None:
+    """Records the number of tasks of a phase in a work folder."""
+    write_json(work / f"{phase}.tasks", tasks)
+
+
 def find_work(folder: Path) -> list[Path]:
     """Returns the work folders of unfinished preparations in a folder, or the folder itself.
 
@@ -73,14 +78,12 @@ def read_progress(work: Path) -> Progress:
     for phase in outline["phases"]:
         tasks = _tasks(work, phase, sizes)
         times = _finished(work / phase)
-        weights = [1] * tasks
-        if phase in BY_UNIT and any(sizes):
-            weights = sizes
-        done = sum(weights[task] for task in times if task < len(weights))
-        done = done / sum(weights) if tasks and len(times) < tasks else float(len(times) >= tasks)
-        if not tasks or len(times) < tasks:
+        weights = sizes if phase in BY_UNIT and any(sizes) else [1] * (tasks or 0)
+        whole = sum(weights)
+        done = sum(weights[task] for task in times) / whole if whole else 0.0
+        if tasks is None or len(times) < tasks:
             break
-        before = max(times.values())
+        before = max([before, *times.values()])
     else:
         phase = "manifest"
     speed = _speed(times, before, sizes if phase in BY_UNIT else [])
@@ -93,19 +96,12 @@ def read_progress(work: Path) -> Progress:
     return Progress(out, phase, done, speed, left, jobs, time.time() - last < quiet)
 
 
-def _tasks(work: Path, phase: str, sizes: list[int]) -> int:
-    """Returns the number of tasks of a phase, 0 if it is not known yet."""
+def _tasks(work: Path, phase: str, sizes: list[int]) -> int | None:
+    """Returns the number of tasks of a phase, None if it is not known yet."""
     if phase in BY_UNIT:
         return len(sizes)
-    if phase == "prepare":
-        return 1
-    path = work / "dedup.json"
-    if not path.is_file():
-        return 0
-    plan: dict[str, Any] = json.loads(path.read_text())
-    if phase == "merge":
-        return len(plan["first_units"]) - 1
-    return int(plan["exact_parts"] + plan["buckets"] * plan["near_parts"])
+    path = work / f"{phase}.tasks"
+    return int(json.loads(path.read_text())) if path.is_file() else None
 
 
 def _finished(folder: Path) -> dict[int, float]:

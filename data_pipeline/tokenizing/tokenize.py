@@ -59,7 +59,7 @@ from data_pipeline.tokenizing.addition import (
 from data_pipeline.tokenizing.encoding import Target, encode_unit
 from data_pipeline.tokenizing.finish import check_sources, make_manifest, print_summary
 from data_pipeline.tokenizing.prepare import prepare
-from data_pipeline.tokenizing.progress import write_outline
+from data_pipeline.tokenizing.progress import write_outline, write_task_count
 from data_pipeline.tokenizing.tokenizer import check_tokenizer
 from data_pipeline.tokenizing.work import JobShard, Workers, WorkFolder
 
@@ -276,6 +276,7 @@ class Tokenization:
     def _run_phase(
         self, phase: str, tasks: list[Task], workers: Workers, progress: Progress
     ) -> bool:
+        write_task_count(self.folder.path, phase, len(tasks))
         remaining = self.folder.remaining(phase, len(tasks))
         if not remaining:
             return True

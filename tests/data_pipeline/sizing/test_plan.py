@@ -155,6 +155,21 @@ def test_what_comes_is_in_the_intervals(corpus, quick, keys):
     assert (plan["sample"]["read"] < 1) == ("read_bytes" in keys)
 
 
+def test_all_kinds_of_deduplication_are_planned(corpus, quick):
+    dedup = corpus.corpus.cleaning.dedup
+    dedup.paragraphs = dedup.url = True
+    plan = plan_of(corpus, share=0.5)
+    phases = [phase["name"] for phase in plan["phases"]]
+    assert phases == [
+        *("scan", "match", "merge", "settle", "paragraphs", "count", "collect"),
+        *("prepare", "encode"),
+    ]
+    steps = {drop["step"] for drop in plan["drops"]}
+    assert steps >= {"url_duplicates", "exact_duplicates", "near_duplicates"}
+    dedup.exact = dedup.minhash = dedup.url = False
+    assert plan_of(corpus, share=0.5)["kept"]["value"] > plan["kept"]["value"]
+
+
 def test_units_are_drawn_over_all_of_every_source(corpus):
     units = plan_units(corpus.corpus)
     chosen = units_to_read(units, sum(unit.bytes for unit in units) // 2)

@@ -27,9 +27,9 @@ def work(tmp_path, monkeypatch):
         names = ["scan", "match", "merge", "prepare", "encode"]
         content = {"phases": names, "unit_bytes": sizes}
         (folder / "outline.json").write_text(json.dumps(content))
-        plan = {"exact_parts": 1, "buckets": 3, "near_parts": 1, "first_units": [0, 2, 4]}
-        if "match" in phases:
-            (folder / "dedup.json").write_text(json.dumps(plan))
+        for name, count in {"match": 4, "merge": 2, "prepare": 1}.items():
+            if name in phases:
+                (folder / f"{name}.tasks").write_text(str(count))
         for name in ("lock", *(f"lock-{rank}" for rank in range(jobs))):
             (folder / name).touch()
         (folder / "plan.json").write_text("{}")
