@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.cleaning.config import CleaningConfig, DedupOptions
 from data_pipeline.dedup import index, matching, minhash
-from data_pipeline.dedup.digests import DIGEST, signatures_path, table_path
+from data_pipeline.dedup.digests import DIGEST, EXACT, signatures_path, table_path
 from data_pipeline.dedup.earlier import FirstDocuments
 from data_pipeline.dedup.ranges import range_starts
 from data_pipeline.files import write_array, write_json
@@ -71,7 +71,8 @@ def write_unit(work: Path, number: int, documents: list[Made]) -> Unit:
     table.sort(order=["high", "low", "number"])
     starts = range_starts(np.ascontiguousarray(table["high"])).tolist()
     write_array(table_path(work, number), table)
-    write_json(work / "scan" / f"{number:06}.json", {"documents": len(documents), "starts": starts})
+    result = {"documents": len(documents), "starts": {EXACT: starts}}
+    write_json(work / "scan" / f"{number:06}.json", result)
     keys = [hashes([made.keys[bucket] for made in documents], 2) for bucket in range(BUCKETS)]
     numbers = np.arange(len(documents), dtype=np.uint32)
     minhash.save_signatures(signatures_path(work, number), np.stack(keys), numbers)
