@@ -39,16 +39,16 @@ def main() -> None:
     parser.add_argument("--paths", action="store_true", help="from training to a chat model")
     options = parser.parse_args()
     silence_torchao()
-    figures: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    figures["machine"] = machine()
     kind, measure = ("paths", path_of) if options.paths else ("parity", parity_of)
     for family in options.families:
-        found = figures.get(kind, {})
-        found[family] = measure(family)
-        print(family, json.dumps(found[family]), flush=True)
+        measured = measure(family)
+        print(family, json.dumps(measured), flush=True)
+        figures: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        found = figures.get(kind, {}) | {family: measured}
         figures[kind] = {name: found[name] for name in FAMILIES if name in found}
+        figures["machine"] = machine()
         RESULTS.write_text(json.dumps(figures, indent=2) + "\n")
-    PAGE.write_text(with_tables(PAGE.read_text(), figures))
+        PAGE.write_text(with_tables(PAGE.read_text(), figures))
 
 
 def parity_of(family: str) -> dict[str, Any]:

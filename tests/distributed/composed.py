@@ -23,7 +23,15 @@ from pretrain.parallel.mesh import make_layout
 from pretrain.processes import start
 from tests.model.shapes import tiny
 
-MODEL = tiny(hidden_size=64, intermediate_size=96, num_heads=4, head_dim=16, vocab_size=256)
+MODEL = tiny(
+    architecture="qwen2",
+    qkv_bias=True,
+    hidden_size=64,
+    intermediate_size=96,
+    num_heads=4,
+    head_dim=16,
+    vocab_size=256,
+)
 CASES = [
     ("bf16", "none"),
     ("fp8", "none"),

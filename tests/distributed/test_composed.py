@@ -36,7 +36,9 @@ def test_a_layout_gives_the_loss_and_gradients_of_one_process(precision, results
     one, four = (results[tp][f"{precision} none"] for tp in (1, 2))
     assert four["loss"] == pytest.approx(one["loss"], rel=2e-3)
     for name, norm in one["gradients"].items():
-        assert four["gradients"][name] == pytest.approx(norm, rel=0.1), name
+        # The gradient of a key's bias is a sum over tokens that nearly cancel.
+        tolerance = 0.4 if name.endswith("k_proj.bias") else 0.1
+        assert four["gradients"][name] == pytest.approx(norm, rel=tolerance), name
 
 
 def test_fp8_rounds_but_little(results):

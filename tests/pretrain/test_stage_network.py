@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from data_pipeline.sampling.batches import held_out_batches
 from data_pipeline.sampling.recipe import StagePlan
 from eval.scores.perplexity import padded, score, segments
 from model.config import ModelConfig
+from model.rope_scaling import RopeScaling
 from pretrain.checkpoints import files
 from pretrain.export import ExportConfig, export
 from pretrain.recipe import TrainingRecipeConfig, TrainingStageConfig
@@ -118,6 +120,27 @@ def test_a_stage_that_was_begun_keeps_its_network():
     with pytest.raises(InputError, match=r"stages.b.rope_theta=500000: step_11 was trained"):
         check_same_network(about, model, plan, "step_11")
     check_same_network({"step": 10, "network": {"rope_theta": 1e4}}, model, plan, "step_10")
+
+
+def test_a_stage_has_its_own_scaling():
+    model = ModelConfig("m", "llama", 64, 32, 32, 1, 2, 2, max_seq_len=64)
+    yarn = RopeScaling("yarn", 4.0, original_max_seq_len=16)
+    stages = {
+        "a": TrainingStageConfig(64, 640),
+        "b": TrainingStageConfig(64, 640, rope_scaling=yarn),
+    }
+    plan = StagePlan(TrainingRecipeConfig("r", 64, stages), {"text": 10_000})
+    assert network_after(model, plan, 10).rope_scaling == RopeScaling()
+    assert network_after(model, plan, 11).rope_scaling == yarn
+    network = {"rope_theta": 1e4, "rope_scaling": asdict(yarn)}
+    check_same_network({"step": 11, "network": network}, model, plan, "step_11")
+    check_same_network({"step": 10, "network": {"rope_theta": 1e4}}, model, plan, "step_10")
+    network["rope_scaling"] = asdict(RopeScaling("linear", 2.0))
+    with pytest.raises(InputError, match=r"stages.b.rope_scaling=.*yarn.*: step_11 was trained"):
+        check_same_network({"step": 11, "network": network}, model, plan, "step_11")
+    stages["a"].rope_scaling = RopeScaling("linear", 0.5)
+    with pytest.raises(InputError, match=r"recipe.stages.a.rope_scaling.factor=0.5: expected 1"):
+        TrainingRecipeConfig("r", 64, stages)
 
 
 @pytest.mark.parametrize("base", [0.0, -1.0, float("nan")])
