@@ -94,7 +94,7 @@ def make_pages(folder: Path, pages: int) -> None:
         if kind < COPIES / 4:
             text = draw.choice(boilerplate)
         elif kind < COPIES:
-            text = page_of(sentences, draw.randrange(pages))
+            text = page_of(sentences, original(draw, pages))
             if draw.random() < 0.5:
                 text = edited(text, draw)
         else:
@@ -103,6 +103,14 @@ def make_pages(folder: Path, pages: int) -> None:
     for number, lines in enumerate(files):
         content = zstandard.ZstdCompressor().compress("\n".join(lines).encode())
         (folder / f"{number}.jsonl.zst").write_bytes(content)
+
+
+def original(draw: random.Random, pages: int) -> int:
+    """Returns the number of a page that is not a copy."""
+    while True:
+        number = draw.randrange(pages)
+        if random.Random(number).random() >= COPIES:
+            return number
 
 
 def page_of(sentences: list[str], seed: int) -> str:
