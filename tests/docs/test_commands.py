@@ -35,6 +35,7 @@ OWN: dict[str, Paths] = {
     "docs/checkpoints.md": {"s3://bucket/run": None},
     "docs/cleaning.md": TEXT | RATED,
     "docs/commands.md": SHARDS | RATED | RUNS | OURS,
+    "docs/data.md": {"/data/crawl": None},
     "docs/finetune.md": PAIRS | {"oasst2.jsonl.gz": "file"},
     "docs/health.md": RUNS,
     "docs/import_shards.md": SHARDS | {"/data/web": None, "/data/books": None},
