@@ -56,6 +56,9 @@ def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
             "norm": SequenceParallel(),
         },
     )
+    # The embedding gets no gradient from a compiled block if its reduce-scatter is still running;
+    # a copy waits for it.
+    model.embed_tokens.register_forward_hook(lambda module, args, out: out.clone())
     places = NORM_PLACES[model.config.norm_order]
     norms: dict[str, ParallelStyle] = {}
     for name in (places.before_attention, places.before_mlp):
