@@ -83,10 +83,12 @@ def summary(run: RunFolder, manifest: Manifest) -> str:
     init_from = run.config.get("init_from")
     start = f"from {Path(init_from).name}" if init_from else "from scratch"
     window = f", sliding window {model.describe_windows()}" if model.sliding_window else ""
+    differ = len({layer.rope for layer in model.layers}) > 1
+    positions = f", {model.describe_positions()}" if differ else ""
     return (
         f"A decoder of {short_number(parameters(model))} parameters ({model.architecture}, "
-        f"{model.num_layers} layers of {model.hidden_size}{window}), trained {start} on "
-        f"{last['tokens']:,} tokens of {manifest.name} in {last['step']:,} steps."
+        f"{model.num_layers} layers of {model.hidden_size}{window}{positions}), trained "
+        f"{start} on {last['tokens']:,} tokens of {manifest.name} in {last['step']:,} steps."
     )
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 from conf.text import format_duration
 from data_pipeline.store.manifest import Manifest
 from eval.report.run_folder import Record, RunFolder
+from model.config import ModelConfig
 from model.flops import FLOP_CONVENTION
+from model.rope_scaling import RopeScaling
 from pages.svg import short_number
 
 Table = list[tuple[str, str]]
@@ -28,7 +31,7 @@ def stages(run: RunFolder, styles: dict[str, str]) -> list[dict[str, Any]]:
             {
                 "name": name,
                 "seq_len": f"{stage['seq_len']:,}",
-                "rope_theta": f"{stage.get('rope_theta') or run.model.rope_theta:,g}",
+                "rope_theta": _rope(stage, run.model),
                 "tokens": f"{stage['tokens']:,}",
                 "steps": f"{len(done):,}",
                 "mixture": ", ".join(f"{s} {w / total:.0%}" for s, w in weights.items())
@@ -43,6 +46,14 @@ def stages(run: RunFolder, styles: dict[str, str]) -> list[dict[str, Any]]:
             }
         )
     return table
+
+
+def _rope(stage: Mapping[str, Any], model: ModelConfig) -> str:
+    """Returns the RoPE base of a stage, with its scaling if it has one."""
+    theta = stage.get("rope_theta") or model.rope_theta
+    stated = stage.get("rope_scaling") or {}
+    scaling = RopeScaling(**stated) if stated.get("type") else model.rope_scaling
+    return f"{theta:,g}, {scaling.describe()}" if scaling.type else f"{theta:,g}"
 
 
 def pace(run: RunFolder) -> list[str]:

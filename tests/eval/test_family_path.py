@@ -9,7 +9,7 @@ from tests.family_path import LAYOUTS, FamilyPath
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=["qwen2", "smollm3"])
+@pytest.fixture(scope="module", params=["smollm3"])
 def path(request, command, named_corpus, tmp_path_factory):
     """A family whose run of two ranks is exported."""
     folder = tmp_path_factory.mktemp(request.param)

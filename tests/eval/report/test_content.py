@@ -51,6 +51,22 @@ def test_stages(content):
     assert (long["mixture"], long["shares"]) == ("by size", [])
 
 
+def test_positions_are_those_of_stages_and_layers(content, run):
+    config = OmegaConf.load(run / "config.yaml")
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_seq_len": 32}
+    config.recipe.stages.long.rope_scaling = yarn
+    config.model.architecture = "smollm3"
+    config.model.rope_pattern = "RN"
+    OmegaConf.save(config, run / "config.yaml")
+    found = content()
+    short, long = found["stages"]
+    assert (short["rope_theta"], long["rope_theta"]) == (
+        "10,000",
+        "10,000, yarn scaling by 4 from 32 positions",
+    )
+    assert "no positions in 1 of 2 layers" in found["summary"]
+
+
 def test_impossible_mfu_is_explained(content, run, lines):
     write_metrics(run, [line | {"mfu": 1.2} if line.get("step") == 3 else line for line in lines])
     assert content()["pace"][2].startswith("MFU is above 100% in 1 of 30 steps")
