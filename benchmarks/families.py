@@ -179,7 +179,7 @@ def in_words(visited: dict[str, Any] | None) -> str:
     if "error" in visited:
         return "failed"
     result = visited["result"]
-    return f"{result:.0e}" if isinstance(result, float) else "passed"
+    return f"{result:.0e}" if isinstance(result, float) and result else "passed"
 
 
 def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -24,7 +24,7 @@ def test_every_family_and_its_choices_are_listed():
 def test_the_tables_are_those_of_the_results():
     page, figures = PAGE.read_text(), json.loads(RESULTS.read_text())
     assert with_tables(page, figures) == page
-    assert figures["parity"].keys() == FAMILIES.keys()
+    assert figures["parity"].keys() == figures["paths"].keys() == FAMILIES.keys()
     for found in figures["parity"].values():
         for way in ("export", "import"):
             for what, limit in LIMITS.items():
