@@ -193,7 +193,9 @@ def compare(
         words.append(f"share={share}")
     seconds, _, wall = measured([sys.executable, "-m", "data_pipeline", "plan", *words])
     plan = json.loads(out.read_text())
-    starts = plan["start_seconds"] * (1 + (workers > 1)) + plan["process_seconds"] * workers
+    # With several workers, the main process loads the models of the cleaning steps as well.
+    starts = plan["start_seconds"] * (1 + (workers > 1))
+    starts += plan["process_seconds"] * (workers + (workers > 1))
     said = {
         "cpu_seconds": plan["cpu_seconds"] + starts,
         "memory_bytes": plan["memory_bytes"],

@@ -186,6 +186,8 @@ def run_trial(config: TokenizeConfig, strata: list[Stratum], folder: Path) -> Tr
     units, drawn = _made_units(strata)
     for source in config.corpus.sources.values():
         source.format, source.max_malformed, source.max_bytes = MEMORY, 1 << 62, 0
+    sizes = [_bytes(SAMPLES[unit.files[0].path]) for unit in units]
+    config.tokenizer.train_bytes = len(units) * _budget(config.tokenizer.train_bytes, sizes)
     work = WorkFolder(Path(config.out), JobShard())
     work.path.mkdir(parents=True)
     earlier = index.against_folders(config.corpus.cleaning.dedup)
@@ -213,6 +215,21 @@ def run_trial(config: TokenizeConfig, strata: list[Stratum], folder: Path) -> Tr
         trained,
         again,
     )
+
+
+def _budget(train_bytes: int, sizes: list[int]) -> int:
+    """Returns the bytes to take of each unit so that they are about `train_bytes` in all.
+
+    `prepare` takes as much of every unit, and made units are of very different sizes.
+    """
+    low, high = 1, max(1, *sizes)
+    while low < high:
+        middle = (low + high) // 2
+        if sum(min(size, middle) for size in sizes) < train_bytes:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 def _made_units(strata: list[Stratum]) -> tuple[list[Unit], list[Drawn]]:
