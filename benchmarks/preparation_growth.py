@@ -230,7 +230,7 @@ def measure_drops(drops: int, work: Path, options: DedupOptions) -> dict[str, An
         links = np.concatenate(tables)
         write_array(nodes.merged, np.stack([links, np.zeros_like(links)]))
         write_array(nodes.settled, np.empty((2, 0), np.uint64))
-        path = work / "copies" / "exact" / f"{number:06}.npy"
+        path = work / "copies" / "exact_duplicates" / f"{number:06}.npy"
         write_array(path, np.empty((2, 0), np.uint64))
     sample = list(range(0, len(documents), max(1, len(documents) // 50)))
     now, before = Stage(), Stage()

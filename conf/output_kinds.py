@@ -77,7 +77,8 @@ SHARD_ENDINGS = (".bin", ".idx", ".sums", ".mask", ".docs.parquet")
 EDITION = re.compile(
     # An addition that is not in the manifest yet is recognized by the names of its shards.
     rf"additions/\d+/(train|held_out)/[^/]+({'|'.join(map(re.escape, SHARD_ENDINGS))})"
-    r"|(additions/\d+/)?(cleaning\.json|rejected/[^/]+\.jsonl|index/(index\.json|\d+\.[a-z.]+))"
+    r"|(additions/\d+/)?(cleaning\.json|rejected/[^/]+\.jsonl|index/(index\.json|\d+\.[a-z.]+)"
+    r"|duplicates/(settings\.json|(files|earlier|\d+)\.parquet))"
 )
 """Names of the files in a corpus that its manifest does not list."""
 

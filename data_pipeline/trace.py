@@ -1,6 +1,7 @@
 """`python -m data_pipeline where`: traces steps to documents, and documents to steps (I4).
 
 The run need not log its documents for this, because the order of samples is an invertible function.
+The command also names the document that a dropped duplicate repeats.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import MISSING, OmegaConf
+from omegaconf import OmegaConf
 
 from conf.errors import InputError
+from data_pipeline.dedup.answers import answer
+from data_pipeline.dedup.lookup import Duplicates
 from data_pipeline.sampling.order import SampleOrder
 from data_pipeline.sampling.recipe import plan_from_mapping
 from data_pipeline.store.corpus import open_corpus, open_stream
@@ -32,23 +35,39 @@ class WhereConfig:
     """Configuration of `where`.
 
     run: run folder.
+    data: folder of a corpus, instead of `run`, for `duplicate`.
     step: step to trace, counted from 1 as in the metrics.
     rank: data-parallel rank whose samples of the step are shown; null shows those of all ranks.
     doc: document to trace, instead of a step: `<file>`, `<file>#<position>` or `<shard>:<number>`,
         as printed for a step. The end of the file's path is enough.
+    duplicate: document whose original to name, instead of a step: `<file>:<row>`, with rows counted
+        from 0, or `<file>#<position>`, as in cleaning.json. The end of the file's path is enough.
+        If the document was kept, its dropped copies are counted.
     chars: number of characters to print of each document's text; 0 prints all.
     """
 
-    run: str = MISSING
+    run: str | None = None
+    data: str | None = None
     step: int | None = None
     rank: int | None = None
     doc: str | None = None
+    duplicate: str | None = None
     chars: int = 200
 
     def __post_init__(self) -> None:
-        if (self.step is None) == (self.doc is None):
+        if (self.step, self.doc, self.duplicate).count(None) != 2:
             raise InputError(
-                "step and doc: expected one of the two. Give step=<number> or doc=<document>."
+                "step, doc and duplicate: expected one of the three. Give step=<number>, "
+                "doc=<document> or duplicate=<document>."
+            )
+        if (self.run is None) == (self.data is None):
+            raise InputError(
+                "run and data: expected one of the two. Give run=<run folder>, or data=<folder of "
+                "a corpus> with duplicate=."
+            )
+        if self.data is not None and self.duplicate is None:
+            raise InputError(
+                f"data={self.data}: only a run has steps. Give run=<run folder> for step= and doc=."
             )
         if self.rank is not None and self.step is None:
             raise InputError(f"rank={self.rank}: selects samples of a step. Give step=... too.")
@@ -58,7 +77,10 @@ class WhereConfig:
 
 def where(config: WhereConfig) -> None:
     """Prints one line per document or sample, with tab-separated columns."""
-    run = RunData(Path(config.run))
+    if config.duplicate is not None:
+        _where_duplicate(config, config.duplicate)
+        return
+    run = RunData(Path(str(config.run)))
     if config.step is not None:
         line = run.ledger_line(config.step)
         if line.get("skipped"):
@@ -71,6 +93,24 @@ def where(config: WhereConfig) -> None:
         if not header:
             print("\t".join(row))
             header = True
+        print("\t".join(map(str, row.values())))
+
+
+def _where_duplicate(config: WhereConfig, doc: str) -> None:
+    folder = config.data
+    if folder is None:
+        settings = Path(str(config.run)) / "config.yaml"
+        if not settings.is_file():
+            raise InputError(f"run={config.run}: config.yaml is missing. Give a run folder.")
+        folder = OmegaConf.load(settings).data.folder
+    found = list(answer(Duplicates(open_corpus(folder)), doc))
+    if not found:
+        print(f"# {doc} was not dropped as a duplicate, and no copy of it was dropped.")
+    for sentence, _ in found:
+        print(f"# {sentence}")
+    for number, (_, row) in enumerate(found):
+        if not number:
+            print("\t".join(row))
         print("\t".join(map(str, row.values())))
 
 

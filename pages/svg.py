@@ -133,7 +133,7 @@ class Plot:
                 f'y2="{self.height - MARGIN_BOTTOM}"/>'
             )
             for start, row in product((x + 5, x - 5 - size), range(LABEL_ROWS)):
-                end = start + size + 4
+                end = start + size + 8  # a label of few characters may exceed their mean width
                 free = all(row != r or end < left or start > right for r, left, right in occupied)
                 if label and free and start >= MARGIN_LEFT and start + size < self.width:
                     occupied.append((row, start, end))

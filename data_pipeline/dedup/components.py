@@ -100,6 +100,15 @@ def read_links(path: Path, low: int, high: int) -> Links:
     return _slice(_open(path), low, high)
 
 
+def follow(path: Path, nodes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Returns what a file links each of some sorted nodes to, or the node itself if to none."""
+    table = _open(path)
+    linked = _contains(table[0], nodes)
+    targets = nodes.copy()
+    targets[linked] = table[1][np.searchsorted(table[0], nodes[linked])]
+    return targets
+
+
 def links_to_first(nodes: NDArray[np.uint64], same: NDArray[np.bool_]) -> Links:
     """Returns links of the nodes of each group to its first one, which must be its smallest.
 

@@ -28,6 +28,8 @@ from data_pipeline.text.units import Unit
 DIGEST = np.dtype([("high", "<u8"), ("low", "<u8"), ("number", "<u4")])
 URL, EXACT, NEAR = "url_duplicates", "exact_duplicates", "near_duplicates"
 REPEATED = "repeated_paragraphs"
+ROW = np.dtype([("number", "<u4"), ("line", "<u4"), ("position", "<u8")])
+"""The place of a document in its unit: the number of its row, its line, and its position."""
 
 
 def is_enabled(corpus: CorpusConfig) -> bool:
@@ -42,13 +44,16 @@ def step_names(corpus: CorpusConfig) -> list[str]:
 
 
 def scan_unit(unit: Unit, corpus: CorpusConfig, work: Path) -> dict[str, Any]:
-    """Reads a unit, writes its table of digests, and returns the counts that `load_scan` reads."""
+    """Reads a unit, writes its tables, and returns the counts that `load_scan` reads.
+
+    A document has the number of documents before it that were kept, in all tables but that of rows.
+    """
     selection = Selection(unit, corpus)
     dedup = corpus.cleaning.dedup
     # Documents of different sources match only if their digests and keys have the same salt.
     salt = b"" if dedup.across_sources else hashlib.sha256(unit.source.encode()).digest()[:16]
     digests: list[bytes] = []
-    numbers: list[int] = []
+    rows: list[tuple[int, int, int]] = []
     url_digests: list[bytes] = []
     url_numbers: list[int] = []
     paragraphs = ParagraphTable(dedup, salt) if dedup.paragraphs else None
@@ -56,13 +61,13 @@ def scan_unit(unit: Unit, corpus: CorpusConfig, work: Path) -> dict[str, Any]:
     def texts() -> Iterator[str]:
         for number, row in selection.documents():
             digests.append(_digest(row.text, salt))
-            numbers.append(number)
             url = normalized_url(row.url) if dedup.url and row.url else ""
             if url:
                 url_digests.append(_digest(url, salt))
-                url_numbers.append(number)
+                url_numbers.append(len(rows))
             if paragraphs is not None:
                 paragraphs.add(number, row.text)
+            rows.append((number, row.line, row.position))
             yield row.text
 
     if dedup.minhash:
@@ -73,14 +78,15 @@ def scan_unit(unit: Unit, corpus: CorpusConfig, work: Path) -> dict[str, Any]:
     else:
         for _ in texts():
             pass
-    starts = {EXACT: _write_table(table_path(work, unit.id), digests, numbers)}
+    starts = {EXACT: _write_table(table_path(work, unit.id), digests, list(range(len(rows))))}
     if dedup.url:
         path = table_path(work, unit.id, URL)
         starts[URL] = _write_table(path, url_digests, url_numbers)
     if paragraphs is not None:
         paragraphs.write(scanned_path(work, unit.id))
+    write_array(rows_path(work, unit.id), np.array(rows, ROW))
     return {
-        "documents": len(numbers),
+        "documents": len(rows),
         "paragraphs": 0 if paragraphs is None else len(paragraphs),
         "lines": selection.lines,
         "starts": starts,
@@ -114,7 +120,7 @@ def load_scan(unit: Unit, corpus: CorpusConfig, work: Path) -> tuple[NDArray[np.
     selection.report = CleaningReport.from_json(result["report"])
     selection.malformed = result["malformed"]
     selection.lines = result["lines"]
-    numbers = np.sort(np.load(table_path(work, unit.id))["number"]).astype(np.int64)
+    numbers = np.load(rows_path(work, unit.id))["number"].astype(np.int64)
     return numbers, selection
 
 
@@ -127,6 +133,11 @@ def scan_result(work: Path, unit: int) -> dict[str, Any]:
 def table_path(work: Path, unit: int, kind: str = EXACT) -> Path:
     """Returns the path of a unit's table of digests of texts, or of URLs if `kind` is URL."""
     return work / ("urls" if kind == URL else "scan") / f"{unit:06}.npy"
+
+
+def rows_path(work: Path, unit: int) -> Path:
+    """Returns the path of the table of a unit's documents, in the order in which they were read."""
+    return work / "scan" / f"{unit:06}.rows.npy"
 
 
 def signatures_path(work: Path, unit: int) -> Path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +30,7 @@ from data_pipeline.dedup.digests import (
     EXACT,
     NEAR,
     URL,
+    rows_path,
     scan_result,
     signatures_path,
     table_path,
@@ -227,30 +227,36 @@ def settle_ranges(plan: DedupPlan, work: Path) -> None:
         settle(ranges, plan.links_at_once)
 
 
-def duplicates_in(unit: int, numbers: NDArray[np.int64], plan: DedupPlan, work: Path) -> Any:
+def duplicates_in(
+    unit: int, numbers: NDArray[np.int64], plan: DedupPlan, work: Path
+) -> dict[int, str]:
     """Returns the numbers of the documents to drop from a unit, mapped to URL, EXACT or NEAR.
 
     `numbers` are those of the documents that the scan phase kept, in order. Only the parts of the
     files that are about the unit are read.
     """
-    number = plan.range_of(unit)
     low, high = plan.node(unit), plan.node(unit + 1)
     dropped: dict[int, str] = {}
-    if plan.buckets:
-        nodes = plan.nodes(number, work)
-        for path in (nodes.merged, nodes.settled):
-            found = read_links(path, low, high)[0] - np.uint64(low)
-            dropped |= dict.fromkeys(numbers[found.astype(np.int64)].tolist(), NEAR)
     # A document of several kinds counts as the one whose step comes first in the report.
-    for kind in plan.digest_kinds:
-        found = read_links(_collected_path(work, kind, number), low, high)[0] - np.uint64(low)
-        dropped |= dict.fromkeys(found.tolist(), kind)
+    for kind, path in link_files(plan.range_of(unit), plan, work):
+        found = read_links(path, low, high)[0] - np.uint64(low)
+        dropped |= dict.fromkeys(numbers[found.astype(np.int64)].tolist(), kind)
     return dropped
+
+
+def link_files(number: int, plan: DedupPlan, work: Path) -> list[tuple[str, Path]]:
+    """Returns the files of links of a range's duplicates, each with its kind.
+
+    A document that is in several of them counts as of the last kind.
+    """
+    nodes = plan.nodes(number, work)
+    near = [(NEAR, nodes.merged), (NEAR, nodes.settled)] if plan.buckets else []
+    return [*near, *((kind, _collected_path(work, kind, number)) for kind in plan.digest_kinds)]
 
 
 def kept_numbers(unit: int, plan: DedupPlan, work: Path) -> NDArray[np.int64]:
     """Returns the numbers of the documents of a unit that deduplication keeps, in order."""
-    numbers = np.sort(np.load(table_path(work, unit))["number"]).astype(np.int64)
+    numbers = np.load(rows_path(work, unit))["number"].astype(np.int64)
     dropped = list(duplicates_in(unit, numbers, plan, work))
     return numbers[~np.isin(numbers, dropped)]
 

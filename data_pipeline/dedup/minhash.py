@@ -53,12 +53,28 @@ def write_signatures(
     keys: list[UInts] = []
     numbers: list[int] = []
     for number, text in enumerate(texts):
-        grams = n_grams(word_hashes(words(NUMBER.sub("0", text))), options.n_grams)
+        grams = shingles(text, options.n_grams)
         if len(grams):
             keys.append(signature(grams, options.buckets, options.hashes_per_bucket))
             numbers.append(number)
     table = np.array(keys, np.uint64).reshape(-1, options.buckets).T ^ np.uint64(salt)
     save_signatures(path, table, np.array(numbers, np.uint32))
+
+
+def shingles(text: str, n: int) -> UInts:
+    """Returns the hash of each run of n words of a text, in which all numbers count as one word."""
+    return n_grams(word_hashes(words(NUMBER.sub("0", text))), n)
+
+
+def similarity(text: str, other: str, n: int) -> float:
+    """Returns the Jaccard similarity of the sets of n-grams that signatures are made from.
+
+    Two texts without any n-gram have a similarity of 1 if they are equal, else 0.
+    """
+    one, two = np.unique(shingles(text, n)), np.unique(shingles(other, n))
+    shared = len(np.intersect1d(one, two, assume_unique=True))
+    union = len(one) + len(two) - shared
+    return shared / union if union else float(text == other)
 
 
 def save_signatures(path: Path, keys: UInts, numbers: NDArray[np.uint32]) -> None:

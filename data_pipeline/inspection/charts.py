@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from data_pipeline.inspection.cleaning import Funnel
@@ -135,6 +136,45 @@ def funnel_chart(funnel: Funnel) -> Drawing:
         chart.svg,
         [],
         is_wide=True,
+    )
+
+
+def cluster_chart(sizes: dict[tuple[int, int], int]) -> Drawing:
+    """Draws how many clusters of duplicates there are of each size, as logarithms."""
+    bars = [
+        Bar(
+            f"{least:,}" if least == greatest else f"{least:,} to {greatest:,}",
+            f"{count:,}",
+            (Part(math.log10(count) + 0.3 if count else 0, "s0"),),
+        )
+        for (least, greatest), count in sizes.items()
+    ]
+    return drawing(
+        "Clusters by number of documents",
+        "length of the bars on a logarithmic scale",
+        Bars("Clusters by number of documents", bars).svg,
+        [],
+    )
+
+
+def similarity_chart(similarities: list[float]) -> Drawing:
+    """Draws how similar sampled near duplicates are to the documents that they repeat."""
+    edges = [0.0, *(tenth / 20 for tenth in range(10, 21))]
+    counts = [
+        sum(low <= value < high for value in similarities)
+        for low, high in zip(edges, [*edges[1:-1], 1.01], strict=False)
+    ]
+    names = ["less than 50%", *(f"{low:.0%} to {low + 0.05:.0%}" for low in edges[1:-1])]
+    first = next(place for place, count in enumerate(counts) if count)
+    bars = [
+        Bar(name, f"{count:,}", (Part(count, "s0"),))
+        for name, count in list(zip(names, counts, strict=True))[first:]
+    ]
+    return drawing(
+        "Similarity of near duplicates",
+        f"to the document that is kept, {len(similarities)} sampled",
+        Bars("Similarity of near duplicates", bars).svg,
+        [],
     )
 
 

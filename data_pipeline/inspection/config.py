@@ -25,6 +25,7 @@ class InspectConfig:
         run, or 0 without a run.
     documents: number of documents to show per source.
     sequences: number of training sequences to show per stage.
+    pairs: number of pairs of near duplicates to show.
     """
 
     out: str = MISSING
@@ -35,6 +36,7 @@ class InspectConfig:
     seed: int | None = None
     documents: int = 2
     sequences: int = 2
+    pairs: int = 6
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -48,6 +50,6 @@ class InspectConfig:
                 f"run={self.run}: the run already has a recipe. Remove recipe, or give data "
                 "instead of run."
             )
-        for key in ("documents", "sequences"):
+        for key in ("documents", "sequences", "pairs"):
             if getattr(self, key) < 0:
                 raise InputError(f"{key}={getattr(self, key)}: expected 0 or more.")

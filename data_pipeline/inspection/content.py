@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,9 +21,11 @@ from data_pipeline.inspection.corpus import (
     sample_lengths,
     totals,
 )
+from data_pipeline.inspection.duplicates import duplicate_facts, read_duplicates
 from data_pipeline.inspection.plan import GOOD_EPOCHS, RecipePlan
 from data_pipeline.inspection.samples import sample_documents, sample_sequences
 from data_pipeline.inspection.subject import Subject
+from data_pipeline.inspection.words import counted, listed, percent, text_size
 from data_pipeline.store.manifest import Manifest
 from data_pipeline.tokenizing.tokenizer import load_tokenizer
 from pages.svg import short_number
@@ -36,10 +37,11 @@ SHOWN_SOURCES = 12
 """Number of sources with a histogram and samples; the tables contain all sources."""
 
 
-def page_content(subject: Subject, documents: int, sequences: int) -> dict[str, Any]:
+def page_content(subject: Subject, documents: int, sequences: int, pairs: int) -> dict[str, Any]:
     """Returns the variables of the template.
 
-    The page shows up to `documents` documents per source and `sequences` sequences per stage.
+    The page shows up to `documents` documents per source, `sequences` sequences per stage, and
+    `pairs` pairs of near duplicates.
     """
     manifest, plan = subject.manifest, subject.plan
     manifest.check_tokenizer()
@@ -79,6 +81,7 @@ def page_content(subject: Subject, documents: int, sequences: int) -> dict[str, 
             }
             for rejected in read_rejected(manifest.folder)
         ],
+        "duplicates": duplicate_facts(read_duplicates(manifest, pairs, subject.seed)),
         "documents": sampled,
         "sequences": sample_sequences(manifest, tokenizer, plan, sequences) if plan else [],
         "styles": styles,
@@ -355,35 +358,3 @@ def facts(manifest: Manifest) -> list[tuple[str, str]]:
 
 def _sum(found: dict[str, Totals], key: str) -> int:
     return sum(getattr(source, key) for source in found.values())
-
-
-def counted(number: int, noun: str) -> str:
-    """Returns a number with its noun, such as `1 source` or `2 sources`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def listed(names: Iterable[str], max_names: int = 8) -> str:
-    """Joins the first `max_names` names with commas, followed by the number of the others."""
-    names = list(names)
-    more = f" and {len(names) - max_names} more" if len(names) > max_names else ""
-    return ", ".join(names[:max_names]) + more
-
-
-def percent(part: int, whole: int) -> str:
-    """Formats a fraction so that a nonzero value never rounds to 0%."""
-    share = 100 * part / whole if whole else 0.0
-    return f"{share:.1f}%" if share >= 1 or not part else f"{share:.2g}%"
-
-
-def text_size(size: float) -> str:
-    """Formats a number of bytes, such as `1.50 GB` or `300 kB`."""
-    units: list[tuple[float, str, Callable[[float], str]]] = [
-        (1e12, "TB", lambda v: f"{v:.2f}"),
-        (1e9, "GB", lambda v: f"{v:.2f}"),
-        (1e6, "MB", lambda v: f"{v:.1f}"),
-        (1e3, "kB", lambda v: f"{v:.0f}"),
-    ]
-    for unit, name, form in units:
-        if size >= unit:
-            return f"{form(size / unit)} {name}"
-    return f"{size:.0f} B"

@@ -24,6 +24,6 @@ def inspect(config: InspectConfig) -> None:
     from data_pipeline.inspection.subject import load_subject
     from pages.page import render
 
-    content = page_content(load_subject(config), config.documents, config.sequences)
+    content = page_content(load_subject(config), config.documents, config.sequences, config.pairs)
     output.write(render(TEMPLATE, content))
     print(f"{config.out}: {output.path.stat().st_size / 1024:.0f} kB")

@@ -12,18 +12,24 @@ from statistics import fmean
 from data_pipeline.cleaning.report import EXAMPLES
 from data_pipeline.dedup import digests
 from data_pipeline.dedup.ranges import RANGES
+from data_pipeline.dedup.tables import FOLDER
 from data_pipeline.sizing.forecast import Forecast, size_of
 from data_pipeline.sizing.trial import folder_bytes, json_bytes
 from data_pipeline.store.index_file import index_bytes
 from data_pipeline.tokenizing.documents import write_names
 
 BY_TOKEN, BY_DOCUMENT = (".bin", ".sums", ".mask"), (".idx", ".docs.parquet")
-KNOWN = ("corpus", "scan", "urls", "minhash", "copies", "match", "merge", "prepare", "encode")
+KNOWN = (
+    *("corpus", "scan", "urls", "minhash", "copies", "match", "merge", "prepare", "encode"),
+    *("resolve", "record"),
+)
 """Folders whose content is counted apart. That of others grows with the documents."""
 BYTES_PER_ENTRY = 330
 """Bytes of the entry of a shard in the result of its unit."""
 BYTES_PER_INDEX_ROW, BYTES_PER_SUM = 65, 76
 """Bytes of a unit in the index without its names, and of the checksum of one of its tables."""
+DUPLICATES_TABLE = 4500
+"""Bytes of a unit's table of duplicates without its rows."""
 ARRAY_HEADER = 128
 """Bytes of the header of a .npy file."""
 
@@ -114,7 +120,12 @@ def _corpus(forecast: Forecast) -> tuple[float, int]:
     names = [path for path in folder.iterdir() if path.is_file()]
     manifest = size_of(folder / "manifest.json") / max(1, len(prefixes))
     size += sum(path.stat().st_size for path in names if path.name != "manifest.json")
-    return size + manifest * shards, endings * shards + len(names)
+    duplicates = [path.stat().st_size for path in (folder / FOLDER).glob("*")]
+    rows = max(0, sum(duplicates) - DUPLICATES_TABLE * len(duplicates))
+    tables = len(forecast.units) + 2 if duplicates else 0
+    size += rows / max(1, _sampled_scanned(forecast)) * forecast.scanned
+    size += DUPLICATES_TABLE * tables
+    return size + manifest * shards, endings * shards + len(names) + tables
 
 
 def _empty_table() -> int:
@@ -139,10 +150,11 @@ def _between(forecast: Forecast) -> tuple[float, int]:
     scanned = forecast.scanned
     tables, kinds = _tables(forecast)
     size += _markers(forecast, "scan") + tables
-    files += units * (1 + kinds) + 1  # scan/, minhash/, dedup.json
+    size += units * ARRAY_HEADER + scanned * digests.ROW.itemsize
+    files += units * (2 + kinds) + 1  # scan/, minhash/, dedup.json
     tasks, merges = forecast.dedup.match_tasks, forecast.dedup.merge_tasks
     kept = len(forecast.dedup.digest_kinds) + 2 * dedup.minhash
-    written = 2 * tasks + merges * (1 + kept)
+    written = 2 * tasks + merges * (4 + kept)
     others = [path for path in work.iterdir() if path.is_dir() and path.name not in KNOWN]
     size += sum(map(folder_bytes, others)) * scanned / max(1, _sampled_scanned(forecast))
     files += units * len(others)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from data_pipeline.tokenizing.prepare import SAMPLED_UNITS
 
 READ_TEXT = ("scan", "encode")
 """Phases that read all files."""
+AFTER_ENCODE = ("resolve", "record")
+"""Phases that do not wait for other jobs."""
 TRAINED_ERROR = 0.01
 """Relative error of the tokens, because the plan trains a tokenizer on other text."""
 COPIES_OF_TEXT = 4
@@ -282,6 +284,10 @@ class Forecast:
                 tasks = self.dedup.merge_tasks
                 cpu = self.rates.merge_seconds(self.dedup, self.scanned)
                 found.append(PhaseLoad(phase, tasks, cpu, cpu / tasks))
+            elif phase in AFTER_ENCODE:  # done by a job of the encode phase
+                sampled = sum(len(one.stratum.rows) for one in self.trial.drawn)
+                cpu = found[-1].cpu_seconds + sum(seconds) * self.documents.value / max(1, sampled)
+                found[-1] = replace(found[-1], cpu_seconds=cpu)
             elif phase == "prepare":
                 cpu = self._prepare_seconds(seconds[0])
                 found.append(PhaseLoad(phase, 1, cpu, cpu))

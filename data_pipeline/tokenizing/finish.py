@@ -12,7 +12,9 @@ from rich.table import Table
 
 from conf.errors import InputError
 from data_pipeline.cleaning.report import CleaningReport
+from data_pipeline.dedup import answers
 from data_pipeline.dedup.digests import scan_result
+from data_pipeline.dedup.lookup import Duplicates
 from data_pipeline.files import write_json
 from data_pipeline.store.manifest import Manifest
 from data_pipeline.text.corpus import CorpusConfig
@@ -31,10 +33,13 @@ def make_manifest(
     folder: Path,
     prepared: dict[str, Any],
     results: list[dict[str, Any]],
+    clusters: list[dict[str, Any]],
     console: Console,
     base: Manifest | None = None,
 ) -> Manifest:
     """Writes the cleaning report and the rejected rows to `folder`, and returns the manifest.
+
+    `clusters` are the results of the record phase, if there is deduplication.
 
     Raises InputError if a source has no training documents, and warns if it has no held-out ones.
     Sources that the corpus `base` already has need neither.
@@ -61,11 +66,10 @@ def make_manifest(
             )
         elif base is None or name not in base.splits[TRAIN]:
             _check_source(name, counts[name], rejected.get(name, []), splits, console)
-    write_json(folder / "cleaning.json", report.to_json())
     for name, lines in rejected.items():
         (folder / "rejected").mkdir(exist_ok=True)
         (folder / "rejected" / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
-    return Manifest(
+    manifest = Manifest(
         folder=folder,
         name=corpus.name,
         inputs=inputs,
@@ -78,6 +82,13 @@ def make_manifest(
         origin="tokenize",
         encoder=_encoder_entry(prepared, results, console),
     )
+    content = report.to_json()
+    if clusters:
+        duplicates = Duplicates(manifest) if base is None else Duplicates(base, folder)
+        content["duplicates"] = answers.describe_clusters(clusters, duplicates)
+        answers.describe_report(content, duplicates)
+    write_json(folder / "cleaning.json", content)
+    return manifest
 
 
 def check_sources(corpus: CorpusConfig, units: list[Unit], work: Path) -> None:

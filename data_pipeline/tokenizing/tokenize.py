@@ -1,7 +1,7 @@
 """`python -m data_pipeline tokenize`: tokenizes a corpus into a folder of shards with a manifest.
 
-The work has these phases. The first three run only with deduplication, and the next four only if
-repeated paragraphs are removed.
+The work has these phases. The first three, `resolve` and `record` run only with deduplication, and
+the next four only if repeated paragraphs are removed.
 
     scan       applies rules and cleaning steps, and computes digests of the documents
     match      compares the documents
@@ -12,10 +12,12 @@ repeated paragraphs are removed.
     collect    collects what to remove
     prepare    trains or copies the tokenizer
     encode     writes the shards
+    resolve    finds the original of each duplicate
+    record     writes which document each duplicate repeats
     manifest   writes the cleaning report, and the manifest last
 
 Each phase consists of tasks that any process or job can run. Results are kept in `<out>.partial`
-until the finished folder is renamed to `<out>`.
+until the finished folder is renamed to `<out>`. Only the job of rank 0 runs the last three phases.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +39,9 @@ from conf.errors import InputError
 from conf.files import restore
 from conf.output_kinds import CORPUS
 from conf.outputs import Output
-from data_pipeline.dedup import digests, index, matching, paragraphs
+from data_pipeline.dedup import digests, index, matching, originals, paragraphs
 from data_pipeline.dedup.earlier import Folders
+from data_pipeline.dedup.tables import FOLDER as DUPLICATES
 from data_pipeline.store import storage
 from data_pipeline.store.manifest import (
     FILE,
@@ -239,6 +243,7 @@ class Tokenization:
         self.earlier = earlier
         self.base = base
         self.made = folder.corpus
+        self.job_shard = folder.job_shard
 
     def run(self) -> Manifest | None:
         """Runs this job's remaining tasks, and returns the manifest of the shards.
@@ -255,7 +260,18 @@ class Tokenization:
             if self.folder.job_shard.rank:
                 self._print("encode: done. The job of rank 0 writes the manifest")
                 return None
-        for pattern in (".*", f"{INDEX}/.*"):  # left by a process that was killed while writing
+            clusters: list[Any] = []
+            if digests.is_enabled(self.corpus):
+                self.job_shard = JobShard()  # no other job is waited for, so this one runs all
+                for phase, make_tasks in (("resolve", self._resolve), ("record", self._record)):
+                    tasks = make_tasks()
+                    self._run_phase(phase, tasks, workers, progress)
+                clusters = [self.folder.result(phase, task) for task in range(len(tasks))]
+                options = self.corpus.cleaning.dedup
+                plan = matching.load_plan([], self.folder.path, options)
+                originals.record_earlier(plan, self.folder.path, self.made, self._corpus_folder)
+        # Files that a process was writing when it was killed are removed.
+        for pattern in (".*", f"{INDEX}/.*", f"{DUPLICATES}/.*"):
             for path in self.made.glob(pattern):
                 path.unlink()
         results = [self.folder.result("encode", unit.id) for unit in self.units]
@@ -269,6 +285,7 @@ class Tokenization:
             self.made,
             self.folder.result("prepare", 0),
             results,
+            clusters,
             self.console,
             self.base,
         )
@@ -280,7 +297,7 @@ class Tokenization:
         remaining = self.folder.remaining(phase, len(tasks))
         if not remaining:
             return True
-        own = self.folder.job_shard.select(remaining)
+        own = self.job_shard.select(remaining)
         by_unit = phase in ("scan", "encode")
         size_of = (lambda task: self.units[task].bytes) if by_unit else (lambda task: 1)
         bar = progress.add_task(phase, total=sum(map(size_of, own)) or 1, speed="")
@@ -394,6 +411,37 @@ class Tokenization:
             self.config.keep_index,
         )
         return [(encode_unit, (unit, self.corpus, self.folder.path, target)) for unit in self.units]
+
+    def _resolve(self) -> list[Task]:
+        plan = matching.load_plan([], self.folder.path, self.corpus.cleaning.dedup)
+        return [
+            (originals.resolve_range, (number, plan, self.folder.path))
+            for number in range(plan.merge_tasks)
+        ]
+
+    def _record(self) -> list[Task]:
+        work = self.folder.path
+        plan = matching.load_plan([], work, self.corpus.cleaning.dedup)
+        rows = originals.first_rows(self.units, work)
+        # Editions of the corpus are named by their paths in it, other corpora by their own paths.
+        earlier = []
+        for path, count in plan.earlier:
+            place = Path(path).parent
+            inside = place.is_relative_to(self._corpus_folder)
+            folder = place.relative_to(self._corpus_folder) if inside else place
+            earlier.append((str(folder), count))
+        originals.record_files(self.corpus, self.units, rows, self.made, earlier)
+        tasks: list[Task] = []
+        for number, bounds in enumerate(pairwise(plan.first_units)):
+            part = slice(*bounds)
+            named = (number, plan, self.units[part], rows[part], work, self.made)
+            tasks.append((originals.record_range, (*named, self.config.keep_index)))
+        return tasks
+
+    @property
+    def _corpus_folder(self) -> Path:
+        """Folder of the corpus that documents are added to, or the one that is being made."""
+        return (self.made if self.base is None else self.base.folder).absolute()
 
 
 def fingerprint_inputs(config: TokenizeConfig, units: list[Unit]) -> tuple[str, str]:

@@ -178,15 +178,19 @@ def test_the_command_prints_them(run, capsys):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({}, "Give step=<number> or doc="),
-        ({"step": 1, "doc": "x"}, "Give step=<number> or doc="),
+        ({}, "Give step=<number>, doc=<document> or duplicate=<document>"),
+        ({"step": 1, "doc": "x"}, "expected one of the three"),
         ({"doc": "x", "rank": 0}, "rank=0: selects samples of a step"),
         ({"step": 1, "chars": -1}, "chars=-1: expected 0 or more"),
+        ({"step": 1, "duplicate": "x"}, "expected one of the three"),
+        ({"duplicate": "x", "data": "y"}, "Give run=<run folder>, or data=<folder of a corpus>"),
+        ({"duplicate": "x", "run": None}, "run and data: expected one of the two"),
+        ({"step": 1, "run": None, "data": "y"}, "data=y: only a run has steps"),
     ],
 )
 def test_invalid_questions_are_refused(settings, sentence):
     with pytest.raises(InputError, match=sentence):
-        WhereConfig(run="run", **settings)
+        WhereConfig(**{"run": "run", **settings})
 
 
 def test_shards_without_a_table_of_documents_have_no_files(run, tokenized, tmp_path):

@@ -15,9 +15,9 @@ import pytest
 from conf.errors import InputError
 from data_pipeline.inspection import corpus as corpus_facts
 from data_pipeline.inspection.config import InspectConfig
-from data_pipeline.inspection.content import percent, text_size
 from data_pipeline.inspection.inspect_page import inspect
 from data_pipeline.inspection.subject import load_subject
+from data_pipeline.inspection.words import percent, text_size
 from data_pipeline.sampling.order import SampleOrder
 from data_pipeline.store.manifest import load_manifest
 from tests.corpora import byte_tokenizer

@@ -116,35 +116,6 @@ def test_model_card(page, suite_results, model, tmp_path):
         page(card="nowhere")
 
 
-OVERLAPS = """
-(() => {
-  const shown = (t) => t.getBoundingClientRect().width > 0;
-  const found = [];
-  for (const svg of document.querySelectorAll('svg')) {
-    if (!shown(svg)) continue;
-    const frame = svg.getBoundingClientRect();
-    const texts = [...svg.querySelectorAll('text')].filter(shown);
-    const boxes = texts.map((t) => [t.textContent, t.getBoundingClientRect()]);
-    boxes.forEach(([text, a], n) => {
-      const label = svg.getAttribute('aria-label');
-      if (a.left < frame.left - 1 || a.right > frame.right + 1 || a.top < frame.top - 1
-          || a.bottom > frame.bottom + 1) found.push(`${label}: "${text}" leaves the drawing`);
-      for (const [other, b] of boxes.slice(n + 1))
-        if (a.left < b.right && b.left < a.right && a.top + 3 < b.bottom && b.top + 3 < a.bottom)
-          found.push(`${label}: "${text}" on "${other}"`);
-    });
-  }
-  for (const e of document.querySelectorAll('main *, header *')) {
-    const box = e.getBoundingClientRect();
-    if (box.right > innerWidth + 1 && !e.closest('.scroll, pre, svg'))
-      found.push(`${e.tagName} ${e.textContent.slice(0, 40)} ends at ${box.right}`);
-  }
-  return found;
-})()
-"""
-"""Lists texts that overlap in a drawing, leave it, or leave the page."""
-
-
 def test_pages_can_be_read(page, run, lines, tuned, suite_results, tmp_path):
     """No text overlaps other text or exceeds the page.
 
@@ -168,4 +139,4 @@ def test_pages_can_be_read(page, run, lines, tuned, suite_results, tmp_path):
                 assert tab.js("innerWidth") == width
                 assert tab.js("document.documentElement.scrollWidth") == width
                 assert tab.js("document.querySelectorAll('svg text').length") > 50
-                assert tab.js(OVERLAPS) == [], (name, width)
+                assert tab.js(browser.OVERLAPS) == [], (name, width)
