@@ -15,7 +15,7 @@ import pytest
 
 from data_pipeline.store.manifest import FILE, load_manifest
 from data_pipeline.store.verify import VerifyConfig, verify
-from data_pipeline.text.corpus import SourceConfig, TokenizeConfig
+from data_pipeline.text.corpus import TokenizeConfig
 from data_pipeline.tokenizing.tokenize import tokenize
 from tests.faults.test_tokenize import Run, config_for, files_of, small_files
 
@@ -34,7 +34,10 @@ def texts(tmp_path_factory):
         files = [f for package in packages for f in sorted((library / package).glob("*.py"))]
         for file in files:
             shutil.copy(file, root / folder / f"{file.parent.name}_{file.name}")
-        lines = [json.dumps({"text": f.read_text()[200:3000]}) for f in files]
+        lines = [
+            json.dumps({"text": f.read_text()[200:3000], "url": f"https://{folder}.org/{n}"})
+            for n, f in enumerate(files)
+        ]
         (root / folder / "rows.jsonl").write_text("\n".join(lines * 2))
     return root
 
@@ -49,8 +52,8 @@ def old(texts, tmp_path_factory):
 
 def addition_to(out: Path, texts: Path, workers: int = 2) -> TokenizeConfig:
     config = config_for(out, texts / "new", workers)
-    config.corpus.sources["more"] = SourceConfig("jsonl", [str(texts / "new" / "rows.jsonl")])
-    del config.corpus.sources["rows"]
+    config.corpus.sources["more"] = config.corpus.sources.pop("rows")
+    config.corpus.cleaning.dedup.paragraphs = False
     config.add_to = str(out)
     return config
 
