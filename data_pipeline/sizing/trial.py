@@ -36,7 +36,7 @@ from data_pipeline.text.corpus import SourceConfig, TokenizeConfig
 from data_pipeline.text.readers import Row
 from data_pipeline.text.units import SourceFile, Unit
 from data_pipeline.tokenizing.prepare import prepare
-from data_pipeline.tokenizing.tokenize import Tokenization
+from data_pipeline.tokenizing.tokenization import Tokenization
 from data_pipeline.tokenizing.work import JobShard, Workers, WorkFolder
 
 MEMORY = "memory"

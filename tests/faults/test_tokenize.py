@@ -268,7 +268,7 @@ def test_other_settings_throw_unfinished_work_away(texts, whole, tmp_path, monke
     config.corpus.cleaning.dedup.minhash = False
     config.tokenizer.vocab_size = 500
     with monkeypatch.context() as patched:
-        patched.setattr("data_pipeline.tokenizing.tokenize.make_manifest", fails)
+        patched.setattr("data_pipeline.tokenizing.tokenization.make_manifest", fails)
         with pytest.raises(InputError, match="the last step"):
             tokenize(config)
     assert (tmp_path / "out.partial" / "scan").is_dir()

@@ -17,7 +17,8 @@ from data_pipeline.store.manifest import load_manifest
 from data_pipeline.text.corpus import SourceConfig
 from data_pipeline.text.units import plan_units
 from data_pipeline.tokenizing.documents import read_documents
-from data_pipeline.tokenizing.tokenize import fingerprint_inputs, tokenize
+from data_pipeline.tokenizing.fingerprints import fingerprint_inputs
+from data_pipeline.tokenizing.tokenize import tokenize
 
 # Letters alone: MinHash sees all numbers as one.
 VOCABULARY = ["".join(letters) for letters in product("abdefgiklmno", repeat=3)]

@@ -22,7 +22,8 @@ from data_pipeline.text.readers import read_unit
 from data_pipeline.text.selection import _chain
 from data_pipeline.text.units import plan_units
 from data_pipeline.tokenizing.documents import read_documents
-from data_pipeline.tokenizing.tokenize import fingerprint_inputs, tokenize
+from data_pipeline.tokenizing.fingerprints import fingerprint_inputs
+from data_pipeline.tokenizing.tokenize import tokenize
 
 HOSTS = ("http://a.example/", "https://www.a.example/", "http://b.example/?x=", "//c.example/")
 
