@@ -14,10 +14,12 @@ all queries or keys of a token is split like the heads, and reduces one number p
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
@@ -56,9 +58,7 @@ def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
             "norm": SequenceParallel(),
         },
     )
-    # The embedding gets no gradient from a compiled block if its reduce-scatter is still running;
-    # a copy waits for it.
-    model.embed_tokens.register_forward_hook(lambda module, args, out: out.clone())
+    model.embed_tokens.register_forward_hook(lambda module, args, out: _Arrived.apply(out))
     places = NORM_PLACES[model.config.norm_order]
     norms: dict[str, ParallelStyle] = {}
     for name in (places.before_attention, places.before_mlp):
@@ -98,6 +98,23 @@ def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
             parallelize_module(block, mesh, {"self_attn.q_norm": norm, "self_attn.k_norm": norm})
     model.lm_head = VocabularyParallelHead(model.lm_head, mesh)
     model.tie()
+
+
+class _Arrived(torch.autograd.Function):
+    """Returns a tensor once its collective has ended, without copying it.
+
+    A compiled block that gets one whose collective is still running gives it no gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        if isinstance(local, AsyncCollectiveTensor):
+            return local.trigger_wait()
+        return local.view_as(local)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
 
 
 class VocabularyParallelHead(Head):
