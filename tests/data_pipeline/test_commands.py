@@ -16,6 +16,7 @@ from conf.entry import CONF_DIR
 from data_pipeline.store.manifest import load_manifest
 from data_pipeline.tokenizing.documents import read_documents
 from tests.conftest import fresh_command
+from tests.data_pipeline.text.test_archives import needs_web, page
 
 TEXTS = [f"Document {number} tells of {'words and ' * number}its end." for number in range(60)]
 WORDS = """
@@ -61,6 +62,7 @@ def test_every_corpus_has_its_test():
         *CORPORA,
         "python_docs",  # the demo's
         "web",  # below
+        "web_archives",
     }
 
 
@@ -122,6 +124,34 @@ def test_web_text_is_cleaned(command, tmp_path):
     } == dict.fromkeys(bad, 1)
 
 
+@needs_web
+def test_pages_of_an_archive(command, tmp_path):
+    """The same address twice is one document."""
+    pages = [prose(seed) for seed in range(8)]
+    records = [
+        page(url, f"<html><body><article><p>{text}</p></article></body></html>".encode())
+        for text, url in [*((text, number) for number, text in enumerate(pages)), (prose(9), 3)]
+    ]
+    (tmp_path / "a.warc.gz").write_bytes(b"".join(records))
+    done = command(
+        *("data_pipeline", "tokenize", "corpus=web_archives", f"out={tmp_path / 'out'}"),
+        f"corpus.sources.crawl.paths=[{tmp_path / 'a.warc.gz'}]",
+        *("corpus.held_out_fraction=0.2", "tokenizer.vocab_size=300", "workers=1"),
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out" / "cleaning.json").read_text())
+    steps = report["sources"]["crawl"]["steps"]
+    dropped = {s["name"]: s["dropped_documents"] for s in steps if s["dropped_documents"]}
+    assert dropped == {"url_duplicates": 1}
+    manifest = load_manifest(tmp_path / "out")
+    found = [
+        document.text
+        for split in ("train", "held_out")
+        for document in read_documents(manifest, split, "crawl")
+    ]
+    assert sorted(text.split() for text in found) == sorted(text.split() for text in pages)
+
+
 def prose(seed: int) -> str:
     """Returns a page that passes every rule, with words in an order that depends on the seed."""
     words = random.Random(seed)
@@ -167,7 +197,7 @@ BAD = {
     ),
     "no corpus folder": (["pairs", "corpus=nowhere", "out=x"], "nowhere/manifest.json does not"),
     "no run": (["where", "run=nowhere", "step=1"], "run=nowhere: ledger.jsonl is missing"),
-    "no question": (["where", "run=nowhere"], "Give step=<number> or doc=<document>"),
+    "no question": (["where", "run=nowhere"], "Give step=<number>, doc=<document> or"),
     "unknown command": (["tokenise"], "unknown command 'tokenise' (did you mean"),
 }
 
