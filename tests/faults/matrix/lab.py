@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from conf.errors import EXIT_FAILED
 from data_pipeline.store.checksums import read_with_checksums
 from pretrain.checkpoints import files, read
 from tests.conftest import ROOT
@@ -233,7 +234,11 @@ def check(ended: Ended, codes: set[int], *said: str, also: bool = True) -> str:
     """
     if hung(ended):
         return "hung"
-    own = set(ended.codes) - ({-signal.SIGKILL} if -signal.SIGKILL not in codes else set())
+    own = set(ended.codes)
+    if -signal.SIGKILL not in codes:
+        own -= {-signal.SIGKILL}
+    elif -signal.SIGKILL in own:
+        own -= {EXIT_FAILED}  # a rank that lost the killed one, and ended before it was killed too
     if not own or not own <= codes:
         return f"ended with {ended.codes}, expected {sorted(codes)}: {ended.said[-300:]}"
     missing = [part for part in said if part not in ended.said]
