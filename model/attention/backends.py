@@ -45,7 +45,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
         k, v = mask.fetch(k, v)
     backend = BACKENDS[mask.backend]
     if len(mask.blocks) == 1:
-        return backend(q, k, v, mask.blocks[0])
+        (block,) = mask.blocks
+        if mask.fetch is not None:  # a rank may fetch more keys than its own queries see
+            k, v = k[:, block.keys], v[:, block.keys]
+        return backend(q, k, v, block)
     parts = [
         backend(q[:, block.queries], k[:, block.keys], v[:, block.keys], block)
         for block in mask.blocks

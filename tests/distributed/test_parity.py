@@ -67,6 +67,7 @@ LAYOUTS = {
     "cp2_tp2_olmo2": {"cp": 2, "tp": 2},
     "cp2_tp2_gemma3": {"cp": 2, "tp": 2},
     "cp4_gemma3": {"cp": 4},
+    "cp2_wide": {"cp": 2},
     "cp4_wide": {"cp": 4},
 }
 KINDS: dict[str, dict[str, Any]] = {
