@@ -13,6 +13,7 @@ from unittest import mock
 
 import torch
 
+from model.attention.backends import repeats_kv
 from pretrain import initial_state
 from pretrain.planning.memory import RUNTIME_BYTES, Sizes, Work, parameter_shapes, plan_memory
 from tests.corpora import make_corpus
@@ -101,6 +102,7 @@ def compare(case: str, corpus: Path, run_dir: Path) -> Comparison:
         checkpointing=config.parallel.activation_checkpointing,
         sharded_accumulation=config.parallel.sharded_accumulation is True,
         reshard=config.parallel.reshards_after_forward(sizes.dp_shard * sizes.cp),
+        repeated_kv=repeats_kv(config.parallel.attention, "cuda"),
     )
     planned = plan_memory(
         config.model, parameter_shapes(config.model), sizes, work, config.optim.name
