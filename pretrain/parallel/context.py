@@ -165,6 +165,7 @@ class _Halo:
         own = [own_positions(ranges) for ranges in split.of_ranks]
         needed = [needed_keys(with_window(ranges, window)) for ranges in split.of_ranks]
         self.keys = needed[split.rank]
+        self.order: Tensor | None
         sends, receives = [], []
         for rank in range(len(own)):
             is_other = rank != split.rank
@@ -173,10 +174,12 @@ class _Halo:
         self.sent, self.received = [length(part) for part in sends], [length(p) for p in receives]
         positions = torch.cat([_indices(part, device) for part in sends])
         self.send = torch.searchsorted(split.positions, positions)
-        found = torch.cat([*(_indices(part, device) for part in receives), split.positions])
-        order = found.argsort()
-        in_order = bool((order == torch.arange(len(order), device=device)).all())
-        self.order = None if in_order else order
+        parts = [*receives, own[split.rank]]
+        starts = [start for part in parts for start, _ in part]
+        if starts == sorted(starts):  # known without waiting for the device
+            self.order = None
+        else:
+            self.order = torch.cat([_indices(part, device) for part in parts]).argsort()
 
     def index(self, position: int) -> int:
         """Returns the index of a key's position among the fetched keys."""
