@@ -17,14 +17,8 @@ def check_window_pattern(pattern: str | None, num_layers: int, sliding_window: i
     if pattern is None:
         return
     key = f"model.window_pattern={pattern}"
-    if not pattern or set(pattern) - set("LG"):
-        raise InputError(
-            f"{key}: expected letters L (sliding window) and G (full attention), such as LLLG."
-        )
-    if len(pattern) > num_layers:
-        raise InputError(
-            f"{key}: expected at most model.num_layers={num_layers} letters, found {len(pattern)}."
-        )
+    letters = {"L": "sliding window", "G": "full attention"}
+    _check_letters(key, pattern, letters, "LLLG", num_layers)
     if sliding_window is None:
         raise InputError(
             f"{key}: requires model.sliding_window, which is null. Set model.sliding_window, or "
@@ -54,13 +48,18 @@ def shortest_pattern(windows: list[int | None]) -> str | None:
 
 def check_rope_pattern(pattern: str | None, num_layers: int) -> None:
     """Raises InputError if a RoPE pattern is invalid or longer than the layers."""
-    if pattern is None:
-        return
-    key = f"model.rope_pattern={pattern}"
-    if not pattern or set(pattern) - set("RN"):
-        raise InputError(
-            f"{key}: expected letters R (rotary positions) and N (no positions), such as RRRN."
-        )
+    if pattern is not None:
+        letters = {"R": "rotary positions", "N": "no positions"}
+        _check_letters(f"model.rope_pattern={pattern}", pattern, letters, "RRRN", num_layers)
+
+
+def _check_letters(
+    key: str, pattern: str, letters: dict[str, str], example: str, num_layers: int
+) -> None:
+    """Raises InputError if a pattern has other letters, which have names, or more than layers."""
+    if not pattern or set(pattern) - set(letters):
+        named = " and ".join(f"{letter} ({name})" for letter, name in letters.items())
+        raise InputError(f"{key}: expected letters {named}, such as {example}.")
     if len(pattern) > num_layers:
         raise InputError(
             f"{key}: expected at most model.num_layers={num_layers} letters, found {len(pattern)}."

@@ -3,7 +3,7 @@
 1. `draw` reads the corpus, or a part of it, and draws the sample.
 2. `trial` runs `tokenize` on the sample, and measures every task.
 3. `rates` measures the comparison of documents at a small size.
-4. `forecast` and `disk` scale this to the corpus, with intervals (`intervals`).
+4. `forecast`, `disk` and `memory` scale this to the corpus, with intervals (`intervals`).
 5. `array` chooses the jobs.
 """
 
@@ -31,6 +31,7 @@ from data_pipeline.sizing.disk import disk_of
 from data_pipeline.sizing.draw import Part, read_parts, shares_of, strata_of, units_to_read
 from data_pipeline.sizing.forecast import Forecast, Reading
 from data_pipeline.sizing.intervals import Z
+from data_pipeline.sizing.memory import memory_of
 from data_pipeline.sizing.rates import measure_rates
 from data_pipeline.sizing.trial import run_trial
 from data_pipeline.text.corpus import TokenizeConfig
@@ -89,7 +90,7 @@ def make_plan(config: PlanDataConfig) -> dict[str, Any]:
             lambda copies: measure_rates(dedup, copies, folder / "rates"),
         )
         disk = disk_of(forecast)
-    memory = forecast.memory(start_bytes)
+    memory = memory_of(forecast, start_bytes)
     loads = [replace(load, memory_bytes=math.ceil(memory[load.name])) for load in forecast.loads()]
     once = start_seconds + forecast.once_seconds()
     array = plan_array(loads, once, config.hours, config.cpus)

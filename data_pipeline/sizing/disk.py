@@ -13,7 +13,7 @@ from data_pipeline.cleaning.report import EXAMPLES
 from data_pipeline.dedup import digests
 from data_pipeline.dedup.ranges import RANGES
 from data_pipeline.dedup.tables import FOLDER
-from data_pipeline.sizing.forecast import Forecast, size_of
+from data_pipeline.sizing.forecast import Forecast
 from data_pipeline.sizing.trial import folder_bytes, json_bytes
 from data_pipeline.store.index_file import index_bytes
 from data_pipeline.tokenizing.documents import write_names
@@ -88,7 +88,7 @@ def _tables(forecast: Forecast) -> tuple[float, int]:
     if not dedup.minhash:
         return size, kinds
     headers = 4 * (RANGES + 1) * dedup.buckets
-    made = [size_of(digests.signatures_path(work, one.unit)) for one in forecast.trial.drawn]
+    made = [_size_of(digests.signatures_path(work, one.unit)) for one in forecast.trial.drawn]
     signed = sum(max(0, found - headers) for found in made)
     return size + units * headers + signed / max(1, _sampled_scanned(forecast)) * scanned, kinds
 
@@ -108,7 +108,7 @@ def _corpus(forecast: Forecast) -> tuple[float, int]:
     size = 0.0
     endings = 0
     for ending in (*BY_TOKEN, *BY_DOCUMENT):
-        found = [size_of(prefix.with_name(prefix.name + ending)) for prefix, _ in prefixes]
+        found = [_size_of(prefix.with_name(prefix.name + ending)) for prefix, _ in prefixes]
         endings += any(found)
         start = fixed.get(ending, 0)
         rest = max(0, sum(found) - start * len(found))
@@ -118,7 +118,7 @@ def _corpus(forecast: Forecast) -> tuple[float, int]:
             size += rest / documents * forecast.kept.value
         size += start * shards
     names = [path for path in folder.iterdir() if path.is_file()]
-    manifest = size_of(folder / "manifest.json") / max(1, len(prefixes))
+    manifest = _size_of(folder / "manifest.json") / max(1, len(prefixes))
     size += sum(path.stat().st_size for path in names if path.name != "manifest.json")
     duplicates = [path.stat().st_size for path in (folder / FOLDER).glob("*")]
     rows = max(0, sum(duplicates) - DUPLICATES_TABLE * len(duplicates))
@@ -214,3 +214,8 @@ def _at_most(limit: int, mean: float) -> float:
         return float(limit)
     chances = [math.exp(-mean) * mean**n / math.factorial(n) for n in range(limit)]
     return limit - sum((limit - n) * chance for n, chance in enumerate(chances))
+
+
+def _size_of(path: Path) -> int:
+    """Returns the size of a file, 0 if there is none."""
+    return path.stat().st_size if path.is_file() else 0

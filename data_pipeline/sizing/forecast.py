@@ -6,11 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from data_pipeline.dedup import digests, matching
-from data_pipeline.dedup.components import BYTES_PER_LINK
 from data_pipeline.sizing.array import PhaseLoad
 from data_pipeline.sizing.draw import Stratum
 from data_pipeline.sizing.intervals import (
@@ -32,12 +30,6 @@ AFTER_ENCODE = ("resolve", "record")
 """Phases that do not wait for other jobs."""
 TRAINED_ERROR = 0.01
 """Relative error of the tokens, because the plan trains a tokenizer on other text."""
-COPIES_OF_TEXT = 4
-"""Memory of a process that encodes, in multiples of the text of a shard."""
-COPIES_OF_KEYS = 4
-"""Memory of a process that scans, in multiples of the signatures of a unit."""
-BYTES_PER_ROW = 250
-"""Memory of a process that scans, per document of a unit, without signatures."""
 
 
 @dataclass(frozen=True)
@@ -328,16 +320,28 @@ class Forecast:
 
     def _text_by_unit(self) -> list[float]:
         """Returns about how many bytes of text each unit keeps."""
-        sizes, texts = Counter[str](), Counter[str]()
-        for unit in self.units:
-            sizes[unit.source] += unit.bytes or 1
+        texts = Counter[str]()
         for one in self.trial.drawn:
             size = float(one.stratum.sizes.sum())
             kept = sum(entry["bytes"] for entry in _entries(one))
             texts[one.stratum.source] += (  # type: ignore[assignment]
                 self.of_bytes(one.stratum) * kept / size if size else 0.0
             )
-        return [texts[unit.source] * (unit.bytes or 1) / sizes[unit.source] for unit in self.units]
+        return self._by_unit(texts)
+
+    def raw_by_unit(self) -> list[float]:
+        """Returns about how many bytes of text are read from each unit."""
+        texts = Counter[str]()
+        for one in self.trial.drawn:
+            texts[one.stratum.source] += self.of_bytes(one.stratum)  # type: ignore[assignment]
+        return self._by_unit(texts)
+
+    def _by_unit(self, amounts: Counter[str]) -> list[float]:
+        """Divides the amount of each source among its units, in proportion to their bytes."""
+        sizes = Counter[str]()
+        for unit in self.units:
+            sizes[unit.source] += unit.bytes or 1
+        return [amounts[u.source] * (u.bytes or 1) / sizes[u.source] for u in self.units]
 
     def trained_bytes(self) -> float:
         """Returns the bytes of text that the tokenizer will be trained on."""
@@ -355,48 +359,6 @@ class Forecast:
         growth = math.log(max(1.0, seconds / max(1e-3, fewer_seconds))) / math.log(size / less)
         return seconds * float((self.trained_bytes() / size) ** min(1.0, growth))
 
-    def memory(self, start_bytes: int) -> dict[str, float]:
-        """Returns an upper bound of the memory of a process in each phase.
-
-        It is what the trial took, with its sample, and in addition what larger units and more text
-        need. `start_bytes` is the memory of a process that has not begun its first task.
-        """
-        corpus, dedup = self.config.corpus, self.config.corpus.cleaning.dedup
-        largest = max(self._raw_by_unit(), default=0.0)
-        longest = max((int(s.stratum.sizes.max(initial=0)) for s in self.trial.drawn), default=0)
-        documents = self.documents.value * largest / max(1.0, sum(self._raw_by_unit()))
-        found = {}
-        for load in self.loads():
-            needed = 0.0
-            if load.name == "scan":
-                keys = 8 * dedup.buckets * COPIES_OF_KEYS * dedup.minhash
-                needed = documents * (BYTES_PER_ROW + keys)
-            elif load.name == "match" and self.dedup is not None:
-                parts = max(1, self.dedup.exact_parts, self.dedup.url_parts)
-                digest = matching.BYTES_PER_DIGEST * self.scanned / parts
-                key = matching.BYTES_PER_KEY * self.scanned / max(1, self.dedup.near_parts)
-                needed = max(digest * bool(self.dedup.digest_kinds), key * bool(self.dedup.buckets))
-            elif load.name == "merge" and self.dedup is not None:
-                links = min(self.scanned * max(1, self.dedup.buckets), self.dedup.links_at_once)
-                needed = min(dedup.task_bytes, 2 * BYTES_PER_LINK * links)
-            elif load.name == "prepare":
-                grown = max(0, self.trial.peaks["prepare"] - self.trial.base_bytes)
-                factor = self.trained_bytes() / max(1, self.trial.trained_bytes)
-                needed = grown * max(0.0, factor - 1)
-            elif load.name == "encode":
-                needed = COPIES_OF_TEXT * min(largest, corpus.shard_bytes + longest)
-            found[load.name] = max(start_bytes, self.trial.peaks[load.name]) + needed
-        return found
-
-    def _raw_by_unit(self) -> list[float]:
-        """Returns about how many bytes of text are read from each unit."""
-        sizes, texts = Counter[str](), Counter[str]()
-        for unit in self.units:
-            sizes[unit.source] += unit.bytes or 1
-        for one in self.trial.drawn:
-            texts[one.stratum.source] += self.of_bytes(one.stratum)  # type: ignore[assignment]
-        return [texts[u.source] * (u.bytes or 1) / sizes[u.source] for u in self.units]
-
     # Number of shards.
 
     def shard_count(self) -> int:
@@ -404,8 +366,9 @@ class Forecast:
         corpus = self.config.corpus
         held_out = corpus.held_out_fraction
         count = 0.0
-        whole = max(1.0, sum(self._text_by_unit()))
-        for text in self._text_by_unit():
+        texts = self._text_by_unit()
+        whole = max(1.0, sum(texts))
+        for text in texts:
             documents = self.kept.value * text / whole
             for fraction in (held_out, 1 - held_out):
                 if fraction:
@@ -431,8 +394,3 @@ def _entries(one: Drawn) -> list[dict[str, Any]]:
 
 def _relative(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
-
-
-def size_of(path: Path) -> int:
-    """Returns the size of a file, 0 if there is none."""
-    return path.stat().st_size if path.is_file() else 0
