@@ -42,6 +42,11 @@ class Decoder(nn.Module):
         if self.config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
+    def positions(self, seq: int, device: torch.device) -> Tensor:
+        """Returns the positions, (local seq,), of a sequence that this process computes."""
+        windows = {layer.window for layer in self.config.layers}
+        return self.sequence_sharding.positions(windows, seq, device)
+
     def forward(
         self,
         tokens: Tensor,

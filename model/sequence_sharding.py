@@ -57,6 +57,15 @@ class SequenceSharding(Protocol):
             dtype: Dtype of the queries.
         """
 
+    def positions(self, windows: Collection[int | None], seq: int, device: torch.device) -> Tensor:
+        """Returns the positions, (local seq,), of a sequence that this process computes.
+
+        Args:
+            windows: The windows of all layers, None for full attention.
+            seq: Tokens of the whole sequence.
+            device: Device of the result.
+        """
+
     def combine(self, output: Tensor) -> Tensor:
         """Combines the outputs of all processes.
 
@@ -80,11 +89,15 @@ class WholeSequences:
     ) -> LocalBatch:
         """Returns the whole batch."""
         batch, seq = tokens.shape
-        positions = torch.arange(seq, device=tokens.device)
+        positions = self.positions(windows, seq, tokens.device)
         masks = attention_masks(
             backend, batch, seq, windows, cu_seqlens, tokens.device, dtype, max_seqlen
         )
         return LocalBatch(tokens, labels, positions, masks)
+
+    def positions(self, windows: Collection[int | None], seq: int, device: torch.device) -> Tensor:
+        """Returns all positions."""
+        return torch.arange(seq, device=device)
 
     def combine(self, output: Tensor) -> Tensor:
         """Returns the output unchanged."""

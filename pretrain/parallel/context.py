@@ -42,9 +42,15 @@ class ContextParallel:
     """The sequence sharding of a decoder over a one-dimensional mesh.
 
     Sequence lengths must be multiples of 2 * mesh.size().
+
+    Args:
+        mesh: The ranks that share each sequence.
+        windows: Windows of the layers of another decoder, whose positions this one shall have;
+            None to choose the positions by the decoder's own windows.
     """
 
-    def __init__(self, mesh: DeviceMesh) -> None:
+    def __init__(self, mesh: DeviceMesh, windows: Collection[int | None] | None = None) -> None:
+        self.windows = windows
         self.size = mesh.size()
         self.rank = mesh.get_local_rank()
         self.group = mesh.get_group()
@@ -63,7 +69,7 @@ class ContextParallel:
         """Returns this rank's part of tokens and labels (batch, seq), with its masks."""
         batch, seq = tokens.shape
         effective = {window: effective_window(window, seq) for window in windows}
-        split = self._split(seq, None in effective.values(), tokens.device)
+        split = self._split(windows, seq, tokens.device)
         masks = {}
         for window, reach in effective.items():
             ranges = with_window(split.ranges, reach)
@@ -85,6 +91,10 @@ class ContextParallel:
         labels = None if labels is None else labels.index_select(1, split.positions)
         return LocalBatch(local_tokens, labels, split.positions, masks)
 
+    def positions(self, windows: Collection[int | None], seq: int, device: torch.device) -> Tensor:
+        """Returns the positions, (seq / cp,), of a sequence that this rank computes."""
+        return self._split(windows, seq, device).positions
+
     def combine(self, output: Tensor) -> Tensor:
         """Returns the sum of all ranks' losses, or the logits of all positions in order."""
         if output.ndim < 3:
@@ -94,7 +104,9 @@ class ContextParallel:
         split = next(s for (found, *_), s in self._splits.items() if found == seq)
         return gathered.index_select(1, split.order)
 
-    def _split(self, seq: int, balanced: bool, device: torch.device) -> _Split:
+    def _split(self, windows: Collection[int | None], seq: int, device: torch.device) -> _Split:
+        chosen = windows if self.windows is None else self.windows
+        balanced = any(effective_window(window, seq) is None for window in chosen)
         key = (seq, balanced, device)
         if key not in self._splits:
             self._splits[key] = _Split(self, seq, balanced, device)
