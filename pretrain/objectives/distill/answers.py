@@ -11,21 +11,22 @@ from torch import Tensor
 from data_pipeline.sampling.batches import Batch
 from model.network import Decoder
 
-ANSWER_BYTES = 12
-"""Bytes of one answer on the device: an int64 id and a float32 log-probability."""
-
 
 @dataclass(frozen=True)
 class TeacherAnswers:
     """The k most probable next tokens of a teacher, for each position that this rank holds.
 
-    ids: (batch, local seq, k) int64, different ids in each position.
+    ids: (batch, local seq, k) int64, different ids in each position, the most probable first.
     log_probabilities: (batch, local seq, k) float32, at temperature 1 over the whole vocabulary of
-        the teacher. The probability of all other tokens is 1 - sum(exp(log_probabilities)).
+        the teacher.
+    log_rest: (batch, local seq) float32, the logarithm of the probability of all other tokens
+        together; -inf if there are none. 1 - sum(exp(log_probabilities)) would lose it to
+        rounding where the teacher is sure.
     """
 
     ids: Tensor
     log_probabilities: Tensor
+    log_rest: Tensor
 
 
 class Teacher(Protocol):
