@@ -19,6 +19,8 @@ from omegaconf import OmegaConf
 from conf.errors import InputError
 from data_pipeline.dedup.answers import answer
 from data_pipeline.dedup.lookup import Duplicates
+from data_pipeline.sampling.batches import BatchReader
+from data_pipeline.sampling.fim_transform import Part
 from data_pipeline.sampling.order import SampleOrder
 from data_pipeline.sampling.recipe import plan_from_mapping
 from data_pipeline.store.corpus import open_corpus, open_stream
@@ -141,6 +143,7 @@ class RunData:
         self.stream = lru_cache(lambda source: open_stream(self.manifest, "train", source))
         self.names = lru_cache(64)(self._names)
         self.index = lru_cache(64)(self._index)
+        self.reader = lru_cache(lambda: BatchReader(self.manifest, self.order, check=False))
 
     def _check(self, path: Path) -> None:
         if not path.is_file():
@@ -212,6 +215,8 @@ class RunData:
         ):
             source = self.order.sources[number]
             entries = self.manifest.shards("train", source)
+            moved = self.fim_parts(stage, sample)
+            before = 0
             for shard_number, inside, end in self.stream(source).parts(start, seq_len):
                 shard = entries[shard_number]["file"]
                 tokens = np.empty(end - inside, np.int64)
@@ -230,8 +235,16 @@ class RunData:
                         "file": file,
                         "position": position,
                         "tokens": last - first,
+                        **_moved(moved, before + first - inside, last - first),
                         "text": json.dumps(text, ensure_ascii=False),
                     }
+                before += end - inside
+
+    def fim_parts(self, stage: int, sample: int) -> dict[int, Part] | None:
+        """Returns the parts of documents in a sample by their first token, None without FIM."""
+        if not self.order.stages[stage].fim:
+            return None
+        return {part.start: part for part in self.reader().fim_parts(stage, sample)}
 
     def _documents(
         self, shard: str, start: int, end: int
@@ -316,3 +329,22 @@ class RunData:
             f"doc={doc}: no such document in {folder}. Give <file>, <file>#<position> or "
             "<shard>:<number>, as `where run=... step=...` prints them."
         )
+
+
+def _moved(parts: dict[int, Part] | None, start: int, tokens: int) -> Row:
+    """Returns the columns about fill in the middle of a part of a document; none without it.
+
+    They are its format, and the number of its tokens that the sample keeps.
+
+    Args:
+        parts: The parts of documents in the sample, by their first token; empty if its source has
+            no fill in the middle, None if the stage has none.
+        start: The first token of this part.
+        tokens: Number of its tokens in the sample as it is read.
+    """
+    if parts is None:
+        return {}
+    if not parts:  # the source of the sample has none
+        return {"fim": "", "kept": tokens}
+    part = parts.get(start)
+    return {"fim": part.format if part else "", "kept": min(part.kept, tokens) if part else 0}

@@ -18,6 +18,7 @@ import yaml
 from conf.errors import InputError, one_of
 from conf.wandb_run import LoggerConfig
 from data_pipeline.sampling.dealing import micro_batch_sizes
+from data_pipeline.sampling.fim import check_fim
 from data_pipeline.sampling.order import SampleOrder
 from data_pipeline.sampling.recipe import StagePlan
 from data_pipeline.store.manifest import Manifest
@@ -75,6 +76,7 @@ def check_run(
     """
     if manifest is not None:
         check_vocabulary(manifest, config)
+        check_fim({stage.name: stage.fim for stage in plan.stages}, manifest)
     sizes = check_layout(config.parallel, config.model, job.world_size)
     check_stages(plan, config.parallel, config.model.max_seq_len, manifest)
     check_validation(config.validation, plan, manifest)

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from data_pipeline.sampling.recipe import LATEST, StagePlan
+from data_pipeline.sampling.recipe import StagePlan
+from data_pipeline.sampling.stage_sources import LATEST
 from data_pipeline.store.manifest import Manifest
 from pretrain.checkpoints import find
 from pretrain.config import PretrainConfig

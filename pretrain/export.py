@@ -20,6 +20,7 @@ from conf.model_card import model_card
 from conf.output_kinds import MODEL
 from conf.outputs import Output
 from conf.renamed import load_run_config
+from data_pipeline.sampling.fim import describe_fim
 from data_pipeline.sampling.recipe import ScheduledStage, StagePlan
 from data_pipeline.store.corpus import open_corpus
 from data_pipeline.store.manifest import FILE, Manifest, load_manifest
@@ -188,6 +189,7 @@ def export_card(
     """
     plan = StagePlan(run.recipe, manifest.edition_tokens("train"))
     begun = [stage for stage in plan.stages if stage.first_step < step]
+    fim = describe_fim({stage.name: stage.fim for stage in begun}, manifest)
     facts = {
         "parameters": f"{parameters(model):,}",
         "architecture": f"{model.architecture}, {model.num_layers} layers of {model.hidden_size}, "
@@ -197,6 +199,7 @@ def export_card(
         "activation and scales": describe_scales(model),
         "positions": f"{model.max_seq_len:,}, {model.describe_positions()}",
         "attention": _documents_seen(begun),
+        **({"fill in the middle": fim} if fim else {}),
         "trained on": f"{tokens:,} tokens in {step} steps of recipe {run.recipe.name}",
         "data": _editions_read(begun or plan.stages[:1], manifest),
         "tokenizer": f"{manifest.vocab_size} ids, sha256 {manifest.tokenizer['sha256'][:16]}",

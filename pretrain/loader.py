@@ -20,6 +20,7 @@ from torch import Tensor
 
 from data_pipeline.sampling.batches import Batch, BatchReader
 from data_pipeline.sampling.dealing import deal_step
+from data_pipeline.sampling.fim_transform import COUNTS
 from data_pipeline.sampling.padding import pad_batches
 from data_pipeline.sampling.recipe import StagePlan
 from data_pipeline.store.threads import in_thread
@@ -37,8 +38,10 @@ class StepData:
         micro_batches: The micro-batches of this rank.
         counts: (2 + 2 * sources,) int64: the number of attended keys, summed over all queries and
             layers, the digest of the samples, the targets per source, and the documents per source
-            that end in these samples. Blank samples do not count. The digest is a sum over samples
-            modulo 2^64, so its sum over ranks does not depend on how samples are dealt to ranks.
+            that end in these samples. If a stage has fill in the middle, its counts follow
+            (`Batch.fim`, source by source). Blank samples do not count. The digest is a sum over
+            samples modulo 2^64, so its sum over ranks does not depend on how samples are dealt to
+            ranks.
         wait_seconds: Time that training waited for the data.
     """
 
@@ -132,6 +135,12 @@ class Loader:
         if stage.joins_documents:
             batches = [batch.joined() for batch in batches]
         counts = torch.cat((torch.tensor([keys, signed]), targets, documents))
+        if any(fim.sources for fim in self.reader.fim):
+            fim = torch.zeros(sources, len(COUNTS), dtype=torch.int64)
+            for batch in real:
+                if len(batch.fim):
+                    fim += torch.from_numpy(batch.fim)
+            counts = torch.cat((counts, fim.flatten()))
         if self.device.type == "cuda":  # a copy from pageable memory would wait for the device
             batches = [batch.pin_memory() for batch in batches]
             counts = counts.pin_memory()

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from conf.machine import bf16_verdict, processor
-from data_pipeline.sampling.recipe import RecipeConfig, SourceTokens, StagePlan
+from data_pipeline.sampling.recipe import RecipeConfig, StagePlan
+from data_pipeline.sampling.stage_sources import SourceTokens
 from data_pipeline.store.manifest import FILE, Manifest, load_manifest
 from data_pipeline.store.storage import is_remote
 from model.families.folder import read_config

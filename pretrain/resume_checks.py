@@ -54,6 +54,7 @@ def check_resume(
     if same_steps and same_order:
         check_same_network(metadata, config.model, plan, str(path))
         return
+    check_same_fim(before, order, stage, config, str(path))
     if same_order:
         what = f"with other batches: its {step} steps took {samples} samples of stage '{name}'"
     else:
@@ -63,6 +64,31 @@ def check_resume(
         )
     advice = _advice(before.stages[stage], name, samples, plan)
     raise InputError(f"{path} was trained {what}. The seed or the recipe has changed. {advice}")
+
+
+def check_same_fim(
+    before: SampleOrder,
+    now: SampleOrder,
+    stage: int,
+    config: PretrainConfig,
+    where: str,
+) -> None:
+    """Raises InputError if fill in the middle changed for a stage that has started.
+
+    stage: number of the stage in which the checkpoint was saved.
+    """
+    names = list(config.recipe.stages)
+    for number, (old, new) in enumerate(zip(before.stages, now.stages, strict=False)):
+        if number > stage or old.fim == new.fim:
+            continue
+        changed = next(s for s in {**old.fim, **new.fim} if old.fim.get(s) != new.fim.get(s))
+        trained, stated = (
+            fim[changed].to_json() if changed in fim else None for fim in (old.fim, new.fim)
+        )
+        raise InputError(
+            f"recipe.stages.{names[number]}.fim.{changed}={stated}: {where} was trained with "
+            f"{trained}. Restore these options, and change them in a later stage only."
+        )
 
 
 def _advice(before: Stage, name: str, samples: int, plan: StagePlan) -> str:

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.sampling.batches import Batch
+from data_pipeline.sampling.fim_transform import fim_record
 from model.flops import FLOP_CONVENTION, parameters, training_flops
 from pretrain.checkpoints.read import load
 from pretrain.config import PretrainConfig
@@ -199,7 +200,11 @@ class Trainer:
         seconds = pending.lap.seconds()
         keys, digest, *counts = numbers.counts
         losses, metrics = numbers.sums[: len(names)], numbers.sums[len(names) :]
-        targets, ended = counts[: len(names)], counts[len(names) :]
+        targets, ended, fim = (
+            counts[: len(names)],
+            counts[len(names) : 2 * len(names)],
+            counts[2 * len(names) :],
+        )
         for source, documents in zip(names, ended, strict=True):
             self.documents[source] += documents
         record, loss, norm = pending.record, sum(losses) / sum(targets), numbers.grad_norm
@@ -225,6 +230,7 @@ class Trainer:
             **self._fp8_utilization(step, flops / seconds),
             "digest": f"{digest & MASK64:016x}",
             "consumed_documents": dict(self.documents),
+            **fim_record(names, fim),
         }
         for hook in self.hooks:
             hook.on_record(record)

@@ -250,7 +250,13 @@ def plan_facts(plan: RecipePlan, ranked: list[str], styles: dict[str, str]) -> R
                 "seq_len": f"{stage.seq_len:,}",
                 "tokens": short_number(stage.tokens),
                 "samples": f"{stage.samples:,}",
-                "mixture": listed([f"{source} {share:.1%}" for source, share in shares.items()]),
+                "mixture": listed(
+                    [
+                        f"{source} {share:.1%}"
+                        + (f" (FIM {stage.fim[source]})" if source in stage.fim else "")
+                        for source, share in shares.items()
+                    ]
+                ),
                 "shares": [(f"{100 * share:.2f}", styles[s]) for s, share in shares.items()],
             }
         )

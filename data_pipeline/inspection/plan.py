@@ -11,8 +11,9 @@ from typing import Any
 
 from conf.errors import InputError
 from data_pipeline.sampling.order import SampleOrder
-from data_pipeline.sampling.recipe import SourceTokens, plan_from_mapping
+from data_pipeline.sampling.recipe import plan_from_mapping
 from data_pipeline.sampling.stage import Stage
+from data_pipeline.sampling.stage_sources import SourceTokens
 
 GOOD_EPOCHS = 4.0
 """Number of epochs up to which repeated text is nearly as useful as new text.
@@ -22,13 +23,18 @@ See Muennighoff et al., 2023, arXiv 2305.16264."""
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage of the plan. `shares` holds the fraction of its tokens that each source provides."""
+    """A stage of the plan.
+
+    `shares` holds the fraction of its tokens that each source provides, and `fim` the options of
+    fill in the middle in words, for the sources that have it.
+    """
 
     name: str
     seq_len: int
     tokens: int
     samples: int
     shares: dict[str, float]
+    fim: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,8 @@ def _planned(name: str, stage: Stage) -> PlannedStage:
     total = sum(stage.weights.values())
     shares = {source: weight / total for source, weight in stage.weights.items()}
     tokens = stage.samples * stage.seq_len
-    return PlannedStage(name, stage.seq_len, tokens, stage.samples, shares)
+    fim = {source: options.describe() for source, options in stage.fim.items()}
+    return PlannedStage(name, stage.seq_len, tokens, stage.samples, shares, fim)
 
 
 def plan_of_run(run: Path, config: Mapping[str, Any]) -> RecipePlan:

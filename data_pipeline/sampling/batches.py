@@ -6,12 +6,14 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data_pipeline.sampling.fim_transform import COUNTS, Part, StageFim
 from data_pipeline.sampling.locations import Ints, SampleLocations
 from data_pipeline.sampling.order import SampleOrder
 from data_pipeline.store.corpus import open_stream
@@ -21,6 +23,11 @@ from data_pipeline.store.sizes import check_sizes
 from data_pipeline.store.streams import TokenStream
 
 Bools = NDArray[np.bool_]
+Tokens = NDArray[np.integer]
+Rearrange = Callable[[Tokens, Bools, Bools | None, NDArray[np.uint8]], Ints]
+"""Rearranges tokens, boundaries, padding and masks in place, and returns counts per source."""
+NOTHING_MOVED = np.zeros((0, len(COUNTS)), np.int64)
+"""`Batch.fim` without fill in the middle."""
 IGNORED = -100
 
 
@@ -42,6 +49,8 @@ class Batch:
         sources: (batch,) int64, index of each sample's source; 0 for a blank sample.
         max_seqlen: Upper bound of the tokens in a document, known without reading the device; None
             for seq.
+        fim: (sources, fim_transform.COUNTS) int64, what fill in the middle has rearranged in these
+            samples; empty if it is not used.
     """
 
     tokens: Tensor
@@ -51,6 +60,7 @@ class Batch:
     documents: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     sources: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     max_seqlen: int | None = None
+    fim: Ints = field(default_factory=lambda: NOTHING_MOVED)
 
     def to(self, device: torch.device) -> Batch:
         """Returns the batch with its tensors copied to a device, without waiting for the copy."""
@@ -137,6 +147,7 @@ class BatchReader:
 
     Attributes:
         document_tokens: Mean length of the documents of each stage's mixture.
+        fim: Fill in the middle of each stage; its `sources` are empty if the stage has none.
 
     Args:
         manifest: Manifest of the newest edition of the corpus that the order reads.
@@ -147,7 +158,8 @@ class BatchReader:
         check: If True, the sizes of all files are first compared with the manifest.
 
     Raises:
-        InputError: A file differs from the manifest.
+        InputError: A file differs from the manifest, or its tokenizer lacks the special tokens of
+            fill in the middle.
     """
 
     def __init__(
@@ -165,6 +177,8 @@ class BatchReader:
             mean_document_tokens(manifest, stage.weights, source_tokens=order.tokens_of(number))
             for number, stage in enumerate(order.stages)
         ]
+        # Only training samples are rearranged: held-out losses stay comparable.
+        self.fim = [StageFim(order, number, manifest) for number in range(len(order.stages))]
         self.is_remote = bool(remote_url(manifest))
         if check:
             check_sizes(manifest, split, order.sources)
@@ -189,6 +203,7 @@ class BatchReader:
         located = self.order.locate(stage, numbers)
         seq_len = self.order.stages[stage].seq_len
         self._prefetch(located, seq_len)
+        fim = self.fim[stage]
         for first in range(0, len(numbers), size):
             part = slice(first, first + size)
             yield pack(
@@ -199,7 +214,37 @@ class BatchReader:
                 numbers[part],
                 self.dtype,
                 self.boundaries,
+                partial(fim.apply, located[part]) if fim.sources else None,
             )
+
+    def fim_parts(self, stage: int, sample: int) -> list[Part]:
+        """Returns the parts of documents in a sample, and how they are rearranged.
+
+        The result is empty if the source of the sample has no fill in the middle.
+        """
+        located = self.order.locate(stage, np.array([sample]))
+        if int(located.source[0]) not in self.fim[stage].sources:
+            return []
+        found: list[Part] = []
+
+        def collect(tokens: Tokens, begins: Bools, padding: Bools | None, mask: object) -> Ints:
+            _, _, parts = self.fim[stage].arrange(located, 0, tokens, begins, padding)
+            found.extend(parts)
+            return NOTHING_MOVED
+
+        seq_len = self.order.stages[stage].seq_len
+        numbers = np.array([sample])
+        pack(
+            self.streams,
+            located.source,
+            located.start,
+            seq_len,
+            numbers,
+            self.dtype,
+            self.boundaries,
+            collect,
+        )
+        return found
 
     def _prefetch(self, located: SampleLocations, seq_len: int) -> None:
         if not self.is_remote:
@@ -280,6 +325,7 @@ def pack(
     samples: Ints,
     dtype: np.dtype,
     boundaries: DocumentBoundaries,
+    rearrange: Rearrange | None = None,
 ) -> Batch:
     """Reads samples from token streams, each of `seq_len` tokens and one more for the last label.
 
@@ -291,6 +337,7 @@ def pack(
         samples: (batch,) sample numbers.
         dtype: Type of the token ids.
         boundaries: Settings for finding the boundaries of documents.
+        rearrange: Rearranges documents for fill in the middle (`StageFim.apply`); None for none.
 
     Raises:
         InputError: A shard is damaged or contains an id outside the vocabulary.
@@ -298,7 +345,7 @@ def pack(
     tokens = np.empty((len(starts), seq_len + 1), dtype)
     begins = np.zeros((len(starts), seq_len), bool)
     used = np.unique(sources).tolist()
-    masked = any(streams[source].masked for source in used)
+    masked = rearrange is not None or any(streams[source].masked for source in used)
     mask = np.zeros(tokens.shape, np.uint8) if masked else None
     for source in used:
         rows = np.flatnonzero(sources == source)
@@ -307,6 +354,9 @@ def pack(
         _check_vocabulary(streams, sources, starts, tokens)
     ended, padding = boundaries.find(tokens, starts, begins)
     documents = np.bincount(sources, ended, len(streams)).astype(np.int64)
+    fim = NOTHING_MOVED
+    if rearrange is not None and mask is not None:
+        fim = rearrange(tokens, begins, padding, mask)
     labels = tokens[:, 1:].astype(np.int64)
     labels[begins] = IGNORED
     if padding is not None:
@@ -322,6 +372,7 @@ def pack(
         documents,
         torch.from_numpy(sources),
         int(np.diff(cu_seqlens).max(initial=0)),
+        fim,
     )
 
 

@@ -48,9 +48,9 @@ from data_pipeline.sampling.stage import Stage, check_atom, check_growth
 from data_pipeline.splitmix import UInts, mix
 
 WINDOW_ATOMS = 256
-FORMAT, FORMAT_OF_GROWN = 1, 2
-"""Formats of `order.json`. The second is that of runs with a stage whose corpus has grown, which
-earlier versions cannot read."""
+FORMAT, FORMAT_OF_GROWN, FORMAT_OF_FIM = FORMATS = 1, 2, 3
+"""Formats of `order.json`. The second is that of runs with a stage whose corpus has grown, and the
+third that of runs with fill in the middle, which earlier versions cannot read."""
 
 
 class SampleOrder:
@@ -332,7 +332,8 @@ class SampleOrder:
         started = math.ceil(max(0, samples - remainder) / per_window)
         atoms = min(self._stage_atoms[number], started * WINDOW_ATOMS)
         units, first = self._mixtures[number].units, self._first_atom[number].tolist()
-        of_sources = zip(units, first, self._epochs[number].ranges, strict=True)
+        fim = [stage.fim.get(name) for name in self.sources]
+        of_sources = zip(units, first, self._epochs[number].ranges, fim, strict=True)
         served = {name: of for name, of in zip(self.sources, of_sources, strict=True) if of[0]}
         return stage.seq_len, served, remainder, atoms
 
@@ -365,6 +366,8 @@ class SampleOrder:
 
     @property
     def _format(self) -> int:
+        if any(stage.fim for stage in self.stages):
+            return FORMAT_OF_FIM
         has_grown = any(stage.source_tokens for stage in self.stages)
         return FORMAT_OF_GROWN if has_grown else FORMAT
 
@@ -372,12 +375,11 @@ class SampleOrder:
     def from_json(cls, text: str) -> SampleOrder:
         """Returns the order that is described by a result of `to_json`."""
         fields = json.loads(text)
-        formats = FORMAT, FORMAT_OF_GROWN
-        if fields["format"] not in formats or fields["window_atoms"] != WINDOW_ATOMS:
+        if fields["format"] not in FORMATS or fields["window_atoms"] != WINDOW_ATOMS:
             raise InputError(
                 f"order.json: the order of samples was written in format {fields['format']} with "
                 f"windows of {fields['window_atoms']} atoms, but this version reads formats "
-                f"{' and '.join(map(str, formats))} with windows of {WINDOW_ATOMS}. Use the "
+                f"{', '.join(map(str, FORMATS))} with windows of {WINDOW_ATOMS}. Use the "
                 "version that wrote the file."
             )
         stages = [Stage.from_json(stage) for stage in fields["stages"]]

@@ -9,24 +9,27 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from conf.errors import InputError, did_you_mean, first_line, one_of
+from conf.errors import InputError, first_line, one_of
+from data_pipeline.sampling.fim import FimConfig, active, check_sources
 from data_pipeline.sampling.stage import Stage
+from data_pipeline.sampling.stage_sources import (
+    LATEST,
+    SourceTokens,
+    stage_editions,
+    stage_weights,
+)
 
 DOCUMENTS = ("separate", "joined")
 """Values of the key `documents` of a stage; the first is the default."""
 TRAINING_KEYS = ("rope_theta", "rope_scaling", "learning_rate", "precision")
 """Keys of a stage that `pretrain.recipe` adds, and that do not affect the order of samples."""
-LATEST = "latest"
-"""Value of the key `edition` of a stage: the newest edition when the stage was planned."""
-SourceTokens = Mapping[str, int] | Sequence[Mapping[str, int]]
-"""Training tokens per source of a corpus or, as a sequence, of each of its editions."""
 
 
 @dataclass
@@ -69,6 +72,7 @@ class StageConfig:
     batch_ramp: BatchRamp = field(default_factory=BatchRamp)
     documents: str = DOCUMENTS[0]
     edition: Any = None
+    fim: dict[str, FimConfig] = field(default_factory=dict)
 
 
 @dataclass
@@ -111,6 +115,8 @@ def _check_stage(recipe: RecipeConfig, key: str, stage: StageConfig) -> None:
             f"{key}.planned_tokens={stage.planned_tokens}: expected {key}.tokens={stage.tokens} or "
             "more. Set planned_tokens only for a stage that is ended early."
         )
+    for source, fim in stage.fim.items():
+        fim.check(f"{key}.fim.{source}")
     owner = "recipe" if stage.global_batch_tokens is None else key
     batch = _batch_tokens(recipe, stage)
     if batch < stage.seq_len or batch % stage.seq_len:
@@ -218,12 +224,14 @@ class StagePlan:
 
     Raises:
         InputError: A mixture names an unknown source, or has no weight above 0, or a stage reads
-            an edition that does not exist or is earlier than that of the stage before.
+            an edition that does not exist or is earlier than that of the stage before, or has `fim`
+            for a source that is not in its mixture.
     """
 
     def __init__(self, recipe: RecipeConfig, source_tokens: SourceTokens) -> None:
         self.name = recipe.name
-        editions = _stage_editions(recipe, source_tokens)
+        asked = {name: stage.edition for name, stage in recipe.stages.items()}
+        editions = stage_editions(asked, source_tokens)
         self.source_tokens = dict(next(iter(editions.values()))[1])
         """Training tokens per source in the edition that the first stage reads."""
         self.stages: list[ScheduledStage] = []
@@ -233,12 +241,16 @@ class StagePlan:
             seq_len, planned = config.seq_len, config.planned_tokens
             levels = _spend(recipe, config, config.tokens)
             edition, tokens = editions[name]
+            key = f"recipe.stages.{name}"
+            weights = stage_weights(key, config.mixture, tokens, source_tokens)
+            check_sources(key, config.fim, weights)
             stage = ScheduledStage(
                 seq_len=seq_len,
                 samples=_samples(levels, seq_len),
-                weights=_weights(config, f"recipe.stages.{name}", tokens, source_tokens),
+                weights=weights,
                 planned_samples=planned and _samples(_spend(recipe, config, planned), seq_len),
                 source_tokens=dict(tokens) if tokens != self.source_tokens else None,
+                fim=active(config.fim),
                 edition=edition,
                 index=index,
                 name=name,
@@ -326,60 +338,6 @@ def _without_training_keys(stage: Any) -> Any:
     if not isinstance(stage, Mapping):
         return stage  # OmegaConf refuses it with a message
     return {key: stage[key] for key in stage if key not in TRAINING_KEYS}
-
-
-def _stage_editions(
-    recipe: RecipeConfig, source_tokens: SourceTokens
-) -> dict[str, tuple[int, Mapping[str, int]]]:
-    """Returns the number of the edition that each stage reads, and its tokens per source."""
-    if isinstance(source_tokens, Mapping):
-        return dict.fromkeys(recipe.stages, (1, source_tokens))
-    newest, before = len(source_tokens), 0
-    found = {}
-    for name, stage in recipe.stages.items():
-        key = f"recipe.stages.{name}.edition={stage.edition}"
-        edition = newest if stage.edition == LATEST else stage.edition or before or newest
-        if edition > newest:
-            raise InputError(
-                f"{key}: the newest edition of the corpus is {newest}. Give a number up to "
-                f"{newest}, or latest."
-            )
-        if edition < before:
-            raise InputError(
-                f"{key}: the stage before reads edition {before}, and editions only grow. Give "
-                f"{before} or a later edition."
-            )
-        found[name] = edition, source_tokens[edition - 1]
-        before = edition
-    return found
-
-
-def _weights(
-    config: StageConfig, key: str, source_tokens: Mapping[str, int], editions: SourceTokens
-) -> dict[str, float]:
-    """Returns the weight per source, which is its number of tokens if the mixture is empty."""
-    later = () if isinstance(editions, Mapping) else editions
-    for source, weight in config.mixture.items():
-        if source not in source_tokens:
-            added = next((n for n, tokens in enumerate(later, 1) if source in tokens), None)
-            if added is not None:
-                raise InputError(
-                    f"{key}.mixture.{source}={weight}: this source was added to the corpus with "
-                    f"edition {added}, which the stage does not read. Set {key}.edition={added}, "
-                    "or remove the source."
-                )
-            raise InputError(
-                f"{key}.mixture.{source}={weight}: the corpus has no source '{source}'"
-                f"{did_you_mean(source, source_tokens)}."
-            )
-        if weight < 0:
-            raise InputError(f"{key}.mixture.{source}={weight}: expected 0 or more.")
-    weights = dict(config.mixture) or {s: float(t) for s, t in source_tokens.items()}
-    if sum(weights.values()) <= 0:
-        raise InputError(
-            f"{key}.mixture: all weights are 0. Give at least one source a weight above 0."
-        )
-    return weights
 
 
 def _spend(recipe: RecipeConfig, config: StageConfig, tokens: int) -> list[tuple[int, int]]:

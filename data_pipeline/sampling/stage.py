@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from conf.errors import InputError
+from data_pipeline.sampling.fim import FimConfig
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Stage:
         planned_samples: Original number of samples of a stage that is ended early; else None.
         source_tokens: Tokens per source in the corpus that the stage reads, if it has grown since
             the run was started; else None.
+        fim: Options of fill in the middle, for the sources that have it.
     """
 
     seq_len: int
@@ -27,6 +29,7 @@ class Stage:
     weights: dict[str, float]
     planned_samples: int | None = None
     source_tokens: dict[str, int] | None = None
+    fim: dict[str, FimConfig] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.planned_samples is not None and self.planned_samples < self.samples:
@@ -44,12 +47,14 @@ class Stage:
         """Returns the stage in the form that `order.json` stores."""
         planned = {} if self.planned_samples is None else {"planned": self.planned_samples}
         grown = {} if self.source_tokens is None else {"source_tokens": self.source_tokens}
+        fim = {"fim": {name: one.to_json() for name, one in self.fim.items()}} if self.fim else {}
         return {
             "seq_len": self.seq_len,
             "samples": self.samples,
             "weights": self.weights,
             **planned,
             **grown,
+            **fim,
         }
 
     @classmethod
@@ -61,6 +66,7 @@ class Stage:
             fields["weights"],
             fields.get("planned"),
             fields.get("source_tokens"),
+            {name: FimConfig(**one) for name, one in fields.get("fim", {}).items()},
         )
 
 

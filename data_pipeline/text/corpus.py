@@ -181,6 +181,8 @@ class TokenizerConfig:
     pad_token: special token for padding.
     bos_token: special token for the beginning of a document.
     eos_token: special token for the end of a document.
+    extra_tokens: more special tokens, such as those of fill in the middle. A trained tokenizer gets
+        them; that of `path` must contain them. Text that spells one is encoded as ordinary text.
     """
 
     path: str | None = None
@@ -189,6 +191,17 @@ class TokenizerConfig:
     pad_token: str = "<pad>"
     bos_token: str = "<s>"
     eos_token: str = "</s>"
+    extra_tokens: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        names = [self.pad_token, self.bos_token, self.eos_token]
+        for token in self.extra_tokens:
+            if not token or token in names:
+                raise InputError(
+                    f"tokenizer.extra_tokens={list(self.extra_tokens)}: '{token}' is empty, has "
+                    "another role, or is listed twice. List each new token once."
+                )
+            names.append(token)
 
 
 @dataclass

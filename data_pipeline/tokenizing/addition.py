@@ -60,7 +60,8 @@ def open_base(config: TokenizeConfig) -> Manifest:
     if config.tokenizer.path:
         path = Path(config.tokenizer.path)
         load_tokenizer(path)  # raises InputError if there is none
-        content, _ = document_tokenizer(path, _special_tokens(base).values())
+        special = [*_special_tokens(base).values(), *config.tokenizer.extra_tokens]
+        content, _ = document_tokenizer(path, special)
         if content_fingerprint(json.loads(content)) != base.tokenizer["sha256"]:
             raise InputError(
                 f"tokenizer.path={path}: {given} was made with another tokenizer. Leave out the "

@@ -49,6 +49,8 @@ def fingerprint_inputs(config: TokenizeConfig, units: list[Unit]) -> tuple[str, 
             if (chain := chain_of(config.corpus, source)) is not None
         ],
     }
+    if not config.tokenizer.extra_tokens:
+        del inputs["tokenizer"]["extra_tokens"]  # older corpora stay up to date
     if options.against:
         inputs["against"] = index.against_fingerprints(options)
     if not config.keep_index:

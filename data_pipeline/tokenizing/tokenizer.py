@@ -30,7 +30,8 @@ TOKEN_ADDING_PROCESSORS = ("TemplateProcessing", "BertProcessing", "RobertaProce
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     """Trains a byte-level BPE with GPT-2's word splitting, which can represent any text.
 
-    The special tokens have ids 0 (pad), 1 (bos) and 2 (eos), as in the Danube models.
+    The special tokens have ids 0 (pad), 1 (bos) and 2 (eos), as in the Danube models, and
+    `extra_tokens` the next ones.
     """
     check_vocab_size(config)
     words = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -40,7 +41,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     )
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
-        special_tokens=_special_tokens(config),
+        special_tokens=[*_special_tokens(config), *config.extra_tokens],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -52,7 +53,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
 
 def check_vocab_size(config: TokenizerConfig) -> None:
     """Raises InputError if the vocabulary is too small for all bytes and the special tokens."""
-    smallest = len(_special_tokens(config)) + 256
+    smallest = len(_special_tokens(config)) + len(config.extra_tokens) + 256
     if config.vocab_size < smallest:
         raise InputError(
             f"tokenizer.vocab_size={config.vocab_size}: expected {smallest} or more, for all bytes "
@@ -77,9 +78,15 @@ def check_tokenizer(config: TokenizerConfig) -> None:
         found = "this is a folder" if path.is_dir() else "no such file"
         raise InputError(f"tokenizer.path={path}: {found}. Give a tokenizer.json.")
     given = load_tokenizer(path)
+    for token in config.extra_tokens:
+        if given.token_to_id(token) is None:
+            raise InputError(
+                f"tokenizer.extra_tokens={list(config.extra_tokens)}: '{token}' is not in the "
+                f"vocabulary of {path}. Choose a token of that vocabulary, or train a tokenizer."
+            )
     ids = special_ids(given, config)
     pieces = dict(zip(ROLES, _special_tokens(config), strict=True))
-    content, _ = document_tokenizer(path, pieces.values())
+    content, _ = document_tokenizer(path, [*pieces.values(), *config.extra_tokens])
     tokenizer = _set_document_options(Tokenizer.from_str(content))
     listed = {token["content"] for token in _added_tokens(path) if token["special"]}
     for role in ROLES:

@@ -10,7 +10,8 @@ from pathlib import Path
 from conf.errors import InputError
 from conf.text import GIB
 from data_pipeline.sampling.dealing import Deal, blank_note
-from data_pipeline.sampling.recipe import ScheduledStage, SourceTokens, StagePlan
+from data_pipeline.sampling.recipe import ScheduledStage, StagePlan
+from data_pipeline.sampling.stage_sources import SourceTokens
 from data_pipeline.store.corpus import open_corpus
 from launch.plan.calibration import Calibration
 from launch.plan.config import PlanConfig

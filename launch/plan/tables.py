@@ -136,6 +136,10 @@ def totals(outlook: Outlook) -> list[tuple[str, str, str]]:
         ),
         ("data on disk", f"{format_bytes(outlook.data_bytes)} for one pass", EXACT),
     ]
+    for stage in outlook.plan.stages:
+        fim = [f"{source} {options.describe()}" for source, options in stage.fim.items()]
+        if fim:
+            found.append((f"FIM in {stage.name}", ", ".join(fim), EXACT))
     found += [(f"epochs of {source}", f"{n:.2f}", EXACT) for source, n in outlook.epochs.items()]
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 from pretrain.hooks import Hook, Order, TrainerView
 from pretrain.records import RecordLog, drop_steps_after, mark_discarded
 
-LEDGER_KEYS = ("step", "stage", "first_sample", "samples", "digest", "skipped")
+LEDGER_KEYS = ("step", "stage", "first_sample", "samples", "fim", "digest", "skipped")
 
 
 class RunFiles(Hook):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from conf.entry import CONF_DIR
+from data_pipeline.sampling.fim import KNOWN_TOKENS
 from data_pipeline.store.manifest import Manifest, tokenizer_fingerprint
 from model.config import ModelConfig
 from model.families.folder import hf_config
@@ -32,7 +33,9 @@ def make(path: Path, kind: str) -> None:
 def corpus(folder: Path, sources: list[str], vocabulary: int) -> None:
     """Writes a manifest of sources with unlimited tokens, without its shards."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer(folder / "tokenizer.json")
+    made = byte_tokenizer()
+    made.add_special_tokens(list(KNOWN_TOKENS[0]))
+    made.save(str(folder / "tokenizer.json"))
     about = {"file": "tokenizer.json", "vocab_size": vocabulary}
     about["sha256"] = tokenizer_fingerprint(folder / "tokenizer.json")
     splits = {

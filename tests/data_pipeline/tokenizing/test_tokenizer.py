@@ -270,3 +270,24 @@ def test_bad_tokenizers_are_refused(trained, tmp_path):
         tokenizer_fingerprint(tmp_path / "cut.json")
     with pytest.raises(InputError, match=r"tokenizer\.eos_token=<end>: not in the vocabulary"):
         special_ids(trained, TokenizerConfig(path="x", eos_token="<end>"))
+
+
+EXTRA = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]
+
+
+def test_extra_tokens_are_special_and_follow_the_others(tmp_path):
+    config = TokenizerConfig(vocab_size=270, extra_tokens=EXTRA)
+    tokenizer = train_tokenizer(["def f(x): return x"] * 9, config)
+    assert [tokenizer.token_to_id(token) for token in EXTRA] == [3, 4, 5]
+    path = tmp_path / "tokenizer.json"
+    tokenizer.save(str(path))
+    ids = load_tokenizer(path).encode(f"a{EXTRA[0]}b").ids
+    assert 3 not in ids
+    assert tokenizer.decode(ids, skip_special_tokens=False) == f"a{EXTRA[0]}b"
+    check_tokenizer(TokenizerConfig(str(path), extra_tokens=EXTRA))
+    with pytest.raises(InputError, match=r"extra_tokens=\['<x>'\]: '<x>' is not in the vocabulary"):
+        check_tokenizer(TokenizerConfig(str(path), extra_tokens=["<x>"]))
+    with pytest.raises(InputError, match=r"'</s>' is empty, has another role, or is listed twice"):
+        TokenizerConfig(extra_tokens=["</s>"])
+    with pytest.raises(InputError, match="vocab_size=261: expected 262 or more"):
+        check_tokenizer(TokenizerConfig(vocab_size=261, extra_tokens=EXTRA))
