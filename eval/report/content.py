@@ -17,6 +17,7 @@ from eval.files import read_json_lines
 from eval.report.comparison import compare_runs
 from eval.report.config import ReportConfig
 from eval.report.curves import score_charts, training_charts
+from eval.report.page_needle import heat_maps
 from eval.report.page_run import (
     cost,
     data_table,
@@ -68,6 +69,7 @@ def page_content(config: ReportConfig) -> dict[str, Any]:
         "data": data_table(run, manifest),
         "evaluation": evaluation(results) if results else None,
         "suites": suites(results) if results else [],
+        "heat_maps": heat_maps(results) if results else [],
         "agreement": agreement(run, config.perplexity) if config.perplexity else None,
         "samples": samples(config),
         "tuning": tuning(tuned),

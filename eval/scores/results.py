@@ -5,7 +5,7 @@ The file has this form:
     {"format": 1, "packages": {...}, "models": {name: {"folder", "weights", "fingerprint",
      "seconds", "settings", "tasks": {task: {"metrics": {metric: {"value", "stderr"}}, "samples",
      "chance", "num_fewshot", "version", "output_type", "each": {metric: "0110..."},
-     "samples_sha256", "shown", "group"}}}}}
+     "samples_sha256", "shown", "group", "needle"}}}}}
 
 - `settings.computed_in`: dtype of the model's matrix products; older files lack it.
 - `stderr`: standard error, null if unknown.
@@ -14,6 +14,8 @@ The file has this form:
 - `group`: the group that the task belongs to, null if the task was selected by name.
 - `each`: one digit per sample, for metrics that are 0 or 1 for every sample.
 - `samples_sha256`: hash of the samples, equal for the same samples.
+- `needle`: of needle tasks only, {"name", "length", "depths", "facts"}; sample i is at
+  `depths[i % len(depths)]` (`eval.tasks.needle`).
 """
 
 from __future__ import annotations

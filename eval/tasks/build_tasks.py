@@ -12,6 +12,9 @@ There are three tasks per source, each with a YAML file and the jsonl file that 
   the same length.)
 - `<corpus>_<source>_word_order` asks the same questions with different wrong choices: the real
   continuation with its words shuffled. This tests only word order, which small models learn first.
+
+With `needle.lengths`, there is one more task per length, `<corpus>_needle_<tokens>`
+(`eval.tasks.needle`).
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import json
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,8 @@ from conf.outputs import Output
 from data_pipeline.store.corpus import open_corpus
 from data_pipeline.store.manifest import Manifest
 from data_pipeline.tokenizing.documents import read_documents
-from eval.files import json_lines
+from eval.files import digest_of, json_lines
+from eval.tasks.needle import NeedleConfig, needle_tasks
 
 CHOICES = 4
 RECORD = "tasks.json"
@@ -51,6 +55,7 @@ class BuildTasksConfig:
     continuation_chars: minimum and maximum number of characters of a choice.
     documents: maximum number of documents in a perplexity task.
     document_chars: maximum number of characters per document in a perplexity task.
+    needle: tasks that ask for a fact in a long text; see `eval.tasks.needle`.
     overwrite: replaces `out` if it is a folder of tasks that Headwater made.
     """
 
@@ -61,6 +66,7 @@ class BuildTasksConfig:
     continuation_chars: tuple[int, int] = (80, 120)
     documents: int = 40
     document_chars: int = 1500
+    needle: NeedleConfig = field(default_factory=NeedleConfig)
     seed: int = 0
     overwrite: bool = False
 
@@ -87,8 +93,7 @@ def build_tasks(config: BuildTasksConfig) -> None:
     output.check_foreign()
     manifest = open_corpus(config.corpus)
     out = Path(config.out)
-    settings = {k: v for k, v in asdict(config).items() if k not in ("corpus", "out", "overwrite")}
-    inputs = json.dumps([manifest.fingerprint, str(out.resolve()), settings], sort_keys=True)
+    inputs = inputs_of(config, manifest)
     if read_json(out / RECORD).get("inputs") == inputs and not config.overwrite:
         print(f"{out} is already up to date.")
         return
@@ -103,10 +108,24 @@ def build_tasks(config: BuildTasksConfig) -> None:
     with output.folder() as folder:
         for source in sources:
             samples |= write_tasks(folder, out.resolve(), manifest, source, config)
+        for kind, content, rows in needle_tasks(manifest, config.needle, config.seed):
+            name = write_task(folder, out.resolve(), f"{manifest.name}_{kind}", content, rows)
+            samples[name] = len(rows)
         record = {"format": 1, "inputs": inputs, "corpus": manifest.name, "tasks": samples}
         (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
     for name, count in samples.items():
         print(f"{out}/{name}.yaml: {count} samples")
+
+
+def inputs_of(config: BuildTasksConfig, manifest: Manifest) -> str:
+    """Returns what determines the tasks: the corpus, the folder and the settings."""
+    settings = {k: v for k, v in asdict(config).items() if k not in ("corpus", "out", "overwrite")}
+    if not config.needle.lengths:
+        del settings["needle"]  # so that folders of earlier versions are up to date
+    elif config.needle.tokenizer and Path(config.needle.tokenizer).is_file():
+        settings["needle"]["tokenizer"] = digest_of([Path(config.needle.tokenizer)])
+    out = str(Path(config.out).resolve())
+    return json.dumps([manifest.fingerprint, out, settings], sort_keys=True)
 
 
 def write_tasks(
@@ -132,18 +151,29 @@ def write_tasks(
             )
     sizes = {}
     for kind, content in KINDS.items():
-        name = re.sub(r"\W+", "_", f"{manifest.name}_{source}_{kind}")
-        where = {
-            "task": name,
-            "dataset_path": "json",
-            "dataset_kwargs": {"data_files": {"test": str(final / f"{name}.jsonl")}},
-            "test_split": "test",
-        }
-        with (folder / f"{name}.yaml").open("w") as file:
-            yaml.safe_dump({**where, **content}, file, sort_keys=False)
-        (folder / f"{name}.jsonl").write_text(json_lines(rows[kind]), encoding="utf-8")
-        sizes[name] = len(rows[kind])
+        title = f"{manifest.name}_{source}_{kind}"
+        sizes[write_task(folder, final, title, content, rows[kind])] = len(rows[kind])
     return sizes
+
+
+def write_task(
+    folder: Path, final: Path, title: str, content: dict[str, Any], rows: list[dict[str, Any]]
+) -> str:
+    """Writes the YAML file of a task and its rows, and returns the name of the task.
+
+    title: name of the task before characters other than letters, digits and _ are replaced.
+    """
+    name = re.sub(r"\W+", "_", title)
+    where = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(final / f"{name}.jsonl")}},
+        "test_split": "test",
+    }
+    with (folder / f"{name}.yaml").open("w") as file:
+        yaml.safe_dump({**where, **content}, file, sort_keys=False)
+    (folder / f"{name}.jsonl").write_text(json_lines(rows), encoding="utf-8")
+    return name
 
 
 PERPLEXITY: dict[str, Any] = {

@@ -96,6 +96,7 @@ def task_entry(output: Any, task: str) -> dict[str, Any]:
     # For mutual information, every choice is requested twice: with and without the context.
     choices = [len(row["resps"]) // (2 if "acc_mutual_info" in row else 1) for row in samples]
     is_choice = output_type == "multiple_choice" and choices
+    needle = (settings.get("metadata") or {}).get("needle")
     return {
         "metrics": metrics,
         "samples": sum(output["n-samples"][leaf]["effective"] for leaf in tasks),
@@ -107,7 +108,7 @@ def task_entry(output: Any, task: str) -> dict[str, Any]:
         "samples_sha256": hashlib.sha256(
             "".join(str(sample["doc_hash"]) for sample in samples).encode()
         ).hexdigest(),
-    }
+    } | ({"needle": needle} if needle else {})
 
 
 def sample_digits(samples: list[dict[str, Any]], metric: str, filtered: str) -> str:
