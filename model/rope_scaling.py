@@ -13,6 +13,8 @@ KEYS_OF_TYPES: dict[str, tuple[str, ...]] = {
     "yarn": ("original_max_seq_len", "attention_factor", "beta_fast", "beta_slow", "truncate"),
 }
 """Keys of each type of scaling, next to `type` and `factor`."""
+UNSCALED = "none"
+"""Type with which a stage switches off the scaling of its model."""
 
 
 @dataclass(unsafe_hash=True)
@@ -82,6 +84,29 @@ class RopeScaling:
             raise InputError(
                 f"{key}.attention_factor={self.attention_factor}: expected more than 0, or null "
                 "for the value that follows from the factor."
+            )
+
+    def over(self, base: RopeScaling) -> RopeScaling:
+        """Returns the scaling of a stage that has this one, where the model has `base`."""
+        if self.type is None:
+            return base
+        return RopeScaling() if self.type == UNSCALED else self
+
+    def check_stage(self, key: str, seq_len: int) -> None:
+        """Raises InputError if the scaling of a stage with sequences of this length is invalid."""
+        if self.type == UNSCALED:
+            if self != RopeScaling(UNSCALED):
+                raise InputError(
+                    f"{key}.type={UNSCALED}: requires the other keys of {key} to have their "
+                    "defaults, because nothing is scaled. Remove them."
+                )
+            return
+        self.check(key)
+        if self.type == "yarn" and self.factor * (self.original_max_seq_len or 0) < seq_len:
+            raise InputError(
+                f"{key}.factor={self.factor:g}: scales {self.original_max_seq_len:,} positions to "
+                f"fewer than the {seq_len:,} of the stage's sequences. Set it to "
+                f"{seq_len / (self.original_max_seq_len or 1):g} or more, or use shorter sequences."
             )
 
     def describe(self) -> str:

@@ -37,6 +37,7 @@ from pretrain.determinism import check_deterministic
 from pretrain.fp8_checks import check_fp8_device, check_fp8_package, check_fp8_sides
 from pretrain.optim import check_optimizer
 from pretrain.recipe import training_config
+from pretrain.stage_network import network_of
 
 RUN_KEYS = ("model", "data", "recipe", "optim", "parallel")
 """Groups of keys in the config.yaml of every run."""
@@ -79,6 +80,7 @@ def check_run(
         check_fim({stage.name: stage.fim for stage in plan.stages}, manifest)
     sizes = check_layout(config.parallel, config.model, job.world_size)
     check_stages(plan, config.parallel, config.model.max_seq_len, manifest)
+    check_networks(config.model, plan)
     check_validation(config.validation, plan, manifest)
     check_attention(config.parallel.attention, config.precision, job)
     check_deterministic(config, job.device)
@@ -213,6 +215,15 @@ def check_stages(
                     "for one sequence. Use shorter sequences, or tokenize the corpus again with a "
                     "larger corpus.held_out_fraction."
                 )
+
+
+def check_networks(model: ModelConfig, plan: StagePlan) -> None:
+    """Raises InputError if the network of a stage is invalid, so that it could not be exported."""
+    for stage in plan.stages:
+        try:
+            network_of(model, stage)
+        except InputError as error:
+            raise InputError(f"recipe.stages.{stage.name}: {error}") from None
 
 
 def check_validation(

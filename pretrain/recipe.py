@@ -30,7 +30,8 @@ class TrainingStageConfig(StageConfig):
     """Configuration of one stage of a recipe: the keys of `StageConfig` and training settings.
 
     rope_theta: base of the rotary position embedding; null for the model's.
-    rope_scaling: scaling of the rotary position embedding; without a type, the model's.
+    rope_scaling: scaling of the rotary position embedding; without a type, the model's, and with
+        type none, no scaling.
     learning_rate: learning rate of the stage.
     precision: precision of the stage; null for the run's.
     """
@@ -59,7 +60,7 @@ class TrainingRecipeConfig(RecipeConfig):
                     f"{key}.rope_theta={stage.rope_theta}: expected more than 0, or null for the "
                     "model's RoPE base."
                 )
-            stage.rope_scaling.check(f"{key}.rope_scaling")
+            stage.rope_scaling.check_stage(f"{key}.rope_scaling", stage.seq_len)
             _check_rate(stage.learning_rate, f"{key}.learning_rate")
 
 

@@ -112,14 +112,20 @@ def _advice(before: Stage, name: str, samples: int, plan: StagePlan) -> str:
 
 
 def check_same_model(found: dict[str, object], model: ModelConfig, where: str) -> None:
-    """Raises InputError if the model stored in `where` differs from the config's model."""
+    """Raises InputError if the model stored in `where` differs from the config's model.
+
+    `max_seq_len` may be raised, for a later stage with longer sequences.
+    """
     # A checkpoint from before a key existed has the model that the key's default describes.
     known = {field.name: default_of(field) for field in fields(model)} | found
     for key, expected in asdict(model).items():
-        if key not in ("name", "init", "initializer_range") and known[key] != expected:
+        was = known[key]
+        if key == "max_seq_len" and isinstance(was, int) and expected > was:
+            continue
+        if key not in ("name", "init", "initializer_range") and was != expected:
             raise InputError(
-                f"model.{key}={expected}: {where} was trained with {known[key]}. Restore this "
-                "value, or use another run_dir."
+                f"model.{key}={expected}: {where} was trained with {was}. Restore this value, or "
+                "use another run_dir."
             )
 
 

@@ -20,13 +20,28 @@ def network_of(model: ModelConfig, stage: ScheduledStage) -> ModelConfig:
     return replace(
         model,
         rope_theta=config.rope_theta or model.rope_theta,
-        rope_scaling=config.rope_scaling if config.rope_scaling.type else model.rope_scaling,
+        rope_scaling=config.rope_scaling.over(model.rope_scaling),
     )
 
 
 def network_after(model: ModelConfig, plan: StagePlan, step: int) -> ModelConfig:
-    """Returns the network config after `step` steps, which is that of the last step's stage."""
-    return network_of(model, plan.at(max(0, step - 1)))
+    """Returns the network config after `step` steps, which is that of the last step's stage.
+
+    Its `max_seq_len` is the model's. Before a stage with longer sequences and another RoPE, it is
+    the length of the longest sequences so far, because the network of that step has no positions
+    for longer ones.
+    """
+    stage = plan.at(max(0, step - 1))
+    network = network_of(model, stage)
+    longest = max(other.seq_len for other in plan.stages[: stage.index + 1])
+    for later in plan.stages[stage.index + 1 :]:
+        rope = network_of(model, later)
+        if later.seq_len > longest and (rope.rope_theta, rope.rope_scaling) != (
+            network.rope_theta,
+            network.rope_scaling,
+        ):
+            return replace(network, max_seq_len=longest)
+    return network
 
 
 def network_of_checkpoint(

@@ -51,6 +51,10 @@ class SourceConfig:
         the order of a hash of their names. From a Hugging Face dataset, the first rows are taken.
     min_file_bytes: minimum size of a file in bytes; smaller files are skipped.
     max_file_bytes: maximum size of a file in bytes; larger files are skipped. 0 means no limit.
+    min_chars: minimum number of characters in a document, before cleaning; shorter ones are
+        dropped and counted. Sources with different limits split the same files by length.
+    max_chars: maximum number of characters in a document; longer ones are dropped and counted.
+        0 means no limit.
     max_line_length: maximum number of characters in a line; documents with a longer line are
         dropped and counted. 0 means no limit.
     min_letters: minimum fraction of letters in a document; documents with a smaller one are dropped
@@ -73,6 +77,8 @@ class SourceConfig:
     max_bytes: int = 0
     min_file_bytes: int = 1
     max_file_bytes: int = 0
+    min_chars: int = 0
+    max_chars: int = 0
     max_line_length: int = 0
     min_letters: float = 0.0
     max_malformed: int = 100
@@ -131,6 +137,12 @@ class CorpusConfig:
                 raise InputError(
                     f"corpus.sources.{name}.no_loss_field={source.no_loss_field}: format=text has "
                     "no columns. Use another format, or remove the key."
+                )
+            if source.max_chars and source.max_chars < source.min_chars:
+                raise InputError(
+                    f"corpus.sources.{name}.max_chars={source.max_chars}: expected 0, or at least "
+                    f"min_chars={source.min_chars}, because no document has both lengths. Change "
+                    "one of them."
                 )
             if source.steps is not None:
                 check_steps(f"corpus.sources.{name}.steps", source.steps)

@@ -159,6 +159,10 @@ def reason_to_drop(text: str, source: SourceConfig) -> str:
     """Returns the name of the source's rule that a text violates, or '' if there is none."""
     if not text or text.isspace():
         return "empty"
+    if len(text) < source.min_chars:
+        return "too_short"
+    if source.max_chars and len(text) > source.max_chars:
+        return "too_long"
     if source.max_line_length and max(map(len, text.splitlines())) > source.max_line_length:
         return "long_lines"
     if source.min_letters and sum(map(str.isalpha, text)) < source.min_letters * len(text):

@@ -71,7 +71,8 @@ def _drop_unused(corpus: dict[str, Any]) -> None:
     cleaning = corpus["cleaning"]
     del cleaning["url_blocklist"]
     dedup = cleaning["dedup"]
-    unused = [(source, ["url_field"]) for source in corpus["sources"].values()]
+    added = ("url_field", "min_chars", "max_chars")
+    unused = [(source, [key]) for source in corpus["sources"].values() for key in added]
     unused += [(dedup, ["url"]), (dedup, [key for key in dedup if key.startswith("paragraph")])]
     for section, keys in unused:
         if not section[keys[0]]:

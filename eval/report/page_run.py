@@ -52,7 +52,7 @@ def _rope(stage: Mapping[str, Any], model: ModelConfig) -> str:
     """Returns the RoPE base of a stage, with its scaling if it has one."""
     theta = stage.get("rope_theta") or model.rope_theta
     stated = stage.get("rope_scaling") or {}
-    scaling = RopeScaling(**stated) if stated.get("type") else model.rope_scaling
+    scaling = RopeScaling(**stated).over(model.rope_scaling)
     return f"{theta:,g}, {scaling.describe()}" if scaling.type else f"{theta:,g}"
 
 

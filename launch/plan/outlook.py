@@ -18,7 +18,7 @@ from launch.plan.config import PlanConfig
 from launch.plan.speed import Step, StepTime, model_flops_utilization, step_time
 from model.flops import flops_per_token, parameters
 from pretrain.checkpoints.interval import best_interval
-from pretrain.checks import check_stages
+from pretrain.checks import check_networks, check_stages
 from pretrain.config import AUTO
 from pretrain.planning.layouts import LayoutCandidate, Machine, candidates, requirements_of
 from pretrain.planning.memory import optimizer_bytes, parameter_shapes
@@ -174,6 +174,7 @@ def make_outlook(config: PlanConfig) -> Outlook:
     cluster = config.cluster
     plan = StagePlan(config.recipe, source_tokens(config))
     check_stages(plan, config.parallel, config.model.max_seq_len)
+    check_networks(config.model, plan)
     machine = Machine(
         cluster.world_size,
         cluster.gpus_per_node,

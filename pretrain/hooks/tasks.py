@@ -11,6 +11,7 @@ from pretrain.checks import check_tasks_package
 from pretrain.config import EvaluationConfig
 from pretrain.hooks import Hook, Order, TrainerView
 from pretrain.parallel import reshard_parameters
+from pretrain.stage_network import network_after
 
 
 class Tasks(Hook):
@@ -63,7 +64,7 @@ class Tasks(Hook):
             forward,
             trainer.manifest.tokenizer_path,
             prefix_id(trainer.manifest),
-            trainer.config.model.max_seq_len,
+            network_after(trainer.config.model, trainer.plan, trainer.step).max_seq_len,
             None if as_lm_eval else parallel.micro_batch_tokens,
             trainer.processes.device,
             parallel.tp if parallel.cp == 1 else 2 * parallel.cp * parallel.tp,
