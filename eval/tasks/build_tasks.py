@@ -50,10 +50,11 @@ class BuildTasksConfig:
 
     corpus: a corpus folder made by data_pipeline.
     out: the folder of tasks to write.
-    questions: number of multiple-choice questions per source; fewer if its held-out text is short.
+    questions: number of multiple-choice questions per source; fewer if its held-out text is short,
+        0 for no such tasks.
     context_chars: approximate number of characters of context per question.
     continuation_chars: minimum and maximum number of characters of a choice.
-    documents: maximum number of documents in a perplexity task.
+    documents: maximum number of documents in a perplexity task; 0 for no such tasks.
     document_chars: maximum number of characters per document in a perplexity task.
     needle: tasks that ask for a fact in a long text; see `eval.tasks.needle`.
     overwrite: replaces `out` if it is a folder of tasks that Headwater made.
@@ -71,9 +72,17 @@ class BuildTasksConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        for key in ("questions", "context_chars", "documents", "document_chars"):
-            if getattr(self, key) < 1:
-                raise InputError(f"{key}={getattr(self, key)}: expected 1 or more.")
+        for key, least in (
+            *(("questions", 0), ("documents", 0)),
+            *(("context_chars", 1), ("document_chars", 1)),
+        ):
+            if getattr(self, key) < least:
+                raise InputError(f"{key}={getattr(self, key)}: expected {least} or more.")
+        if not (self.questions or self.documents or self.needle.lengths):
+            raise InputError(
+                "questions=0: there is no task to build, because documents=0 and "
+                "needle.lengths=[]. Change one of them."
+            )
         shortest, longest = self.continuation_chars
         if not 1 <= shortest <= longest:
             raise InputError(
@@ -137,11 +146,12 @@ def write_tasks(
     """
     texts = [document.text for document in read_documents(manifest, "held_out", source)]
     draw = random.Random(f"{config.seed} {source}")
-    rows = {
-        "perplexity": [{"text": text} for text in beginnings(texts, config, draw)],
-        "continuation": list(questions(texts, config, draw)),
-    }
-    rows["word_order"] = list(shuffled(rows["continuation"], draw))
+    rows: dict[str, list[dict[str, Any]]] = {}
+    if config.documents:
+        rows["perplexity"] = [{"text": text} for text in beginnings(texts, config, draw)]
+    if config.questions:
+        rows["continuation"] = list(questions(texts, config, draw))
+        rows["word_order"] = list(shuffled(rows["continuation"], draw))
     for kind, content_rows in rows.items():
         if not content_rows:
             raise InputError(
@@ -150,9 +160,10 @@ def write_tasks(
                 "context_chars."
             )
     sizes = {}
-    for kind, content in KINDS.items():
+    for kind, content_rows in rows.items():
         title = f"{manifest.name}_{source}_{kind}"
-        sizes[write_task(folder, final, title, content, rows[kind])] = len(rows[kind])
+        name = write_task(folder, final, title, KINDS[kind], content_rows)
+        sizes[name] = len(content_rows)
     return sizes
 
 

@@ -337,8 +337,8 @@ def absent_words(words: list[str], text: str, count: int) -> list[str]:
             if len(found) == count:
                 return found
     raise InputError(
-        f"needle.facts: the {len(words):,} words of the tokenizer include only {len(found)} that do "
-        f"not occur in a text, but {count} are needed. Use fewer facts or shorter samples."
+        f"needle.facts: of the {len(words):,} words of the tokenizer, only {len(found)} do not "
+        f"occur in a text, but {count} are needed. Use fewer facts or shorter samples."
     )
 
 
@@ -351,7 +351,9 @@ def answer_words(tokenizer: Tokenizer, template: str) -> list[str]:
     ids = sorted(tokenizer.get_vocab().values())
     pieces = tokenizer.decode_batch([[number] for number in ids], skip_special_tokens=False)
     words = dict.fromkeys(piece.strip() for piece in pieces)
-    wanted = [w for w in words if len(w) > 2 and w.isalpha() and w == w.lower() and "\ufffd" not in w]
+    wanted = [
+        w for w in words if len(w) > 2 and w.isalpha() and w == w.lower() and "\ufffd" not in w
+    ]
     sizes = answer_sizes(tokenizer, template, wanted)
     single = [word for word in wanted if sizes[word] == 1]
     if len(single) >= MIN_WORDS:

@@ -20,6 +20,7 @@ Paths = dict[str, str | None]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 PAGES += ["launch/slurm/README.md", "benchmarks/README.md"]
 WEB: Paths = {"data/web": "corpus:web@32000"}
+LONG: Paths = {"data/long_context": "corpus:long,short", "/data/books": None}
 PAIRS: Paths = {"pairs.jsonl": "conversations"}
 TEXT: Paths = {"/data/web": None, "tokenizer.json": "tokenizer"}
 SHARDS: Paths = {"/data/pile": None, "tokenizer.json": "tokenizer"}
@@ -41,6 +42,7 @@ OWN: dict[str, Paths] = {
     "docs/health.md": RUNS,
     "docs/import_shards.md": SHARDS | {"/data/web": None, "/data/books": None},
     "docs/large_corpora.md": TEXT | {"/shared/text": None},
+    "docs/long_context.md": LONG | {"base": "model", "base/tokenizer.json": "tokenizer"},
     "docs/plan.md": WEB,
     "docs/remote_data.md": {"s3://bucket/corpus": None},
     "docs/report.md": {"runs/low": "run", "runs/high": "run"},

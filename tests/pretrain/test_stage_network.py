@@ -17,6 +17,7 @@ from eval.scores.perplexity import padded, score, segments
 from model.config import ModelConfig
 from model.rope_scaling import RopeScaling
 from pretrain.checkpoints import files
+from pretrain.checks import check_networks
 from pretrain.export import ExportConfig, export
 from pretrain.recipe import TrainingRecipeConfig, TrainingStageConfig
 from pretrain.resume_checks import check_same_network
@@ -141,6 +142,65 @@ def test_a_stage_has_its_own_scaling():
     stages["a"].rope_scaling = RopeScaling("linear", 0.5)
     with pytest.raises(InputError, match=r"recipe.stages.a.rope_scaling.factor=0.5: expected 1"):
         TrainingRecipeConfig("r", 64, stages)
+
+
+def two_stages(**long):
+    """Returns a recipe of 10 steps of 64 tokens and 10 of 256."""
+    stages = {"a": TrainingStageConfig(64, 2560), "b": TrainingStageConfig(256, 2560, **long)}
+    return TrainingRecipeConfig("r", 256, stages)
+
+
+def test_a_stage_switches_off_the_scaling_of_its_model():
+    yarn = RopeScaling("yarn", 4.0, original_max_seq_len=64)
+    model = ModelConfig(
+        "m", "llama", 64, 32, 32, 1, 2, 2, max_seq_len=256, rope_scaling=yarn, rope_theta=5e5
+    )
+    recipe = two_stages()
+    recipe.stages["a"].rope_scaling = RopeScaling("none")
+    recipe.__post_init__()
+    plan = StagePlan(recipe, {"text": 100_000})
+    assert network_after(model, plan, 10).rope_scaling == RopeScaling()
+    assert network_after(model, plan, 10).rope_theta == 5e5
+    assert network_after(model, plan, 11).rope_scaling == yarn
+    with pytest.raises(InputError, match=r"b.rope_scaling.type=none: requires the other keys"):
+        two_stages(rope_scaling=RopeScaling("none", 4.0))
+    with pytest.raises(InputError, match=r"model.rope_scaling.type=none: .*linear, llama3"):
+        ModelConfig(
+            "m", "llama", 64, 32, 32, 1, 2, 2, max_seq_len=64, rope_scaling=RopeScaling("none")
+        )
+
+
+def test_positions_are_those_of_the_longest_sequences_before_a_stage_with_another_rope():
+    model = ModelConfig("m", "llama", 64, 32, 32, 1, 2, 2, max_seq_len=512)
+    yarn = RopeScaling("yarn", 4.0, original_max_seq_len=64)
+    for changes, expected in (({"rope_theta": 5e5}, 64), ({"rope_scaling": yarn}, 64), ({}, 512)):
+        plan = StagePlan(two_stages(**changes), {"text": 100_000})
+        assert network_after(model, plan, 10).max_seq_len == expected
+        assert network_after(model, plan, 11).max_seq_len == 512
+
+
+def test_a_factor_reaches_the_sequences_of_its_stage():
+    yarn = RopeScaling("yarn", 2.0, original_max_seq_len=64)
+    with pytest.raises(
+        InputError, match=r"b.rope_scaling.factor=2: scales 64 positions to fewer than the 256 .* 4"
+    ):
+        two_stages(rope_scaling=yarn)
+
+
+def test_a_stage_with_a_network_that_its_class_does_not_have_is_refused():
+    model = ModelConfig(
+        *("m", "olmo3", 64, 32, 32, 1, 2, 2),
+        max_seq_len=256,
+        norm_order="after",
+        qk_norm=True,
+        qk_norm_width="projection",
+        sliding_window=16,
+        local_rope_theta=1e4,
+    )
+    yarn = RopeScaling("yarn", 4.0, original_max_seq_len=64, truncate=False)
+    plan = StagePlan(two_stages(rope_scaling=yarn), {"text": 100_000})
+    with pytest.raises(InputError, match=r"recipe.stages.b: model.rope_scaling.truncate=false"):
+        check_networks(model, plan)
 
 
 @pytest.mark.parametrize("base", [0.0, -1.0, float("nan")])

@@ -119,6 +119,20 @@ def test_rules(text, reason):
     assert reason_to_drop(text, SourceConfig(max_line_length=20, min_letters=0.5)) == reason
 
 
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [(9, "too_short"), (10, ""), (20, ""), (21, "too_long")],
+)
+def test_length_is_a_rule(size, reason):
+    assert reason_to_drop("x" * size, SourceConfig(min_chars=10, max_chars=20)) == reason
+
+
+def test_no_document_has_both_lengths():
+    source = SourceConfig(paths=["x"], min_chars=10, max_chars=9)
+    with pytest.raises(InputError, match=r"sources.a.max_chars=9: expected 0, or at least min_ch"):
+        CorpusConfig(name="c", sources={"a": source})
+
+
 def test_more_malformed_rows_than_allowed_end_it(tmp_path, tmp_path_factory):
     lines = ['{"text": "fine"}', "{", '{"text": 1}', "]"]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))

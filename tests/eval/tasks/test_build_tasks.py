@@ -136,7 +136,8 @@ def test_foreign_folders_are_never_replaced(settings, tmp_path):
         ({"corpus": "nowhere"}, "nowhere"),
         ({"context_chars": 5000}, "source 'code' has too little held-out text"),
         ({"continuation_chars": (30, 20)}, r"continuation_chars=\[30,20\]"),
-        ({"questions": 0}, "questions=0: expected 1 or more"),
+        ({"questions": -1}, "questions=-1: expected 0 or more"),
+        ({"questions": 0, "documents": 0}, "there is no task to build"),
     ],
 )
 def test_bad_input_leaves_nothing(settings, tmp_path, changes, sentence):

@@ -1,4 +1,4 @@
-"""Needle tasks: exact lengths, facts at their depths, and scores of models that can be predicted."""
+"""Needle tasks: exact lengths, facts at their depths, and models whose scores are known."""
 
 from __future__ import annotations
 
@@ -60,9 +60,8 @@ def build(named_corpus, tmp_path_factory):
         config = BuildTasksConfig(
             corpus=str(named_corpus.folder),
             out=str(out or tmp_path_factory.mktemp("needle") / "tasks"),
-            questions=4,
-            context_chars=60,
-            continuation_chars=(20, 30),
+            questions=0,
+            documents=0,
             needle=NeedleConfig(**settings),
             seed=seed,
         )
@@ -107,7 +106,9 @@ def test_a_fact_is_at_its_depth_and_occurs_once(tasks):
             lines = row["context"].splitlines()
             assert lines.count(f"{question}{answer}.") == 1
             assert row["context"].count(answer.strip()) == 1
-            facts = [line for line in lines if re.fullmatch(r"The secret word of \w+ is \w+\.", line)]
+            facts = [
+                line for line in lines if re.fullmatch(r"The secret word of \w+ is \w+\.", line)
+            ]
             assert len(facts) == 4
             told = {fact.split()[-1].rstrip(".") for fact in facts}
             assert told == {choice.strip() for choice in row["choices"]}
@@ -126,7 +127,9 @@ def test_the_text_is_held_out(tasks, named_corpus):
 
     sources = named_corpus.source_tokens("held_out")
     held = "\n".join(
-        document.text for source in sources for document in read_documents(named_corpus, "held_out", source)
+        document.text
+        for source in sources
+        for document in read_documents(named_corpus, "held_out", source)
     )
     for row in rows_of(tasks, 901):
         lines = [line for line in row["context"].splitlines() if len(line) > 20]
@@ -254,4 +257,4 @@ def test_lm_eval_scores_a_folder_with_needles(build, model, tmp_path):
     (task,) = load_results(out)["models"]["tiny"]["tasks"].values()
     assert task["needle"] == {"name": "bytes", "length": 450, "depths": [0.0, 100.0], "facts": 4}
     assert set(task["each"]) == {"acc", "exact_match"}
-    assert json.loads((folder / "tasks.json").read_text())["tasks"]["bytes_needle_450"] == 2
+    assert json.loads((folder / "tasks.json").read_text())["tasks"] == {"bytes_needle_450": 2}
