@@ -295,7 +295,7 @@ def with_facts(text: str, start: int, placed: list[tuple[int, str]]) -> str:
 
     placed: Position in the text and sentence of each fact; those before `start` are put there.
     """
-    parts = []
+    parts: list[str] = []
     # The fact that is asked for is the first of the list, and stays in front of those that have
     # the same position.
     for position, sentence in sorted(placed, key=lambda item: item[0]):

@@ -21,6 +21,7 @@ from eval.tasks.needle import NeedleConfig
 from pretrain.export import read_run_config
 from pretrain.stage_network import network_after
 from tests.conftest import ROOT
+from tests.corpora import read_json_lines
 from tests.model.families.parity import imported, stock
 from tests.runs import arguments, ledger, records
 
@@ -33,12 +34,13 @@ SCALING = f"{{type: yarn, factor: 4, original_max_seq_len: {SHORT}}}"
 def packed(command, corpus, tmp_path_factory):
     """The corpus choice of conf/corpus for long context, in miniature: two sources by length."""
     folder = tmp_path_factory.mktemp("packed")
-    rows = []
+    rows, sizes = [], itertools.cycle([40, 100, 180, 250, 400])
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("[a-h]*.py")):
-        text, size = path.read_text()[:9000], 40
+        text = path.read_text()[:9000]
         while text:
+            size = next(sizes)
             rows.append({"text": text[:size]})
-            text, size = text[size:], 40 + (size * 7) % 400
+            text = text[size:]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = folder / "corpus"
     done = command(
@@ -94,6 +96,7 @@ def runs(command, packed, needles, tmp_path_factory):
         "parallel__cp": 2,
         "checkpoint__every_steps": 10,
         "checkpoint__keep_last": 9,
+        "checkpoint__asynchronous": False,
         "evaluation__tasks": f"[long_context_needle_{LONG}]",
         "evaluation__task_folder": needles,
         "evaluation__every_steps": 0,
@@ -108,19 +111,17 @@ def runs(command, packed, needles, tmp_path_factory):
 
 
 def test_documents_are_in_the_source_of_their_length_and_never_cut(packed):
-    for source, least, most in (("long", 150, 440), ("short", 1, 149)):
-        documents = list(read_documents(packed, "train", source))
-        assert len(documents) > 100
-        # A document that is longer than the longest sequence of the corpus is cut into pieces.
-        whole = [len(d.text) for d in documents if len(d.text) < LONG - 1]
-        assert max(whole) <= most
-        if source == "short":
-            assert max(whole) > 100
+    rows = read_json_lines(packed.folder.parent / "rows.jsonl")
+    whole = {row["text"] for row in rows if len(row["text"]) < LONG}
+    for source, least, most in (("long", 150, LONG - 1), ("short", 1, 149)):
+        texts = {document.text for document in read_documents(packed, "train", source)}
+        fitting = {text for text in texts & whole if least <= len(text) <= most}
+        assert len(fitting) > 100
+        # Other documents of the long source are pieces of those that no sequence can hold.
+        assert all(source == "long" for text in texts - fitting)
         for batch in held_out_batches(packed, source, LONG, 4, 4096):
             starts = sorted(set(batch.cu_seqlens.tolist()))
-            lengths = [b - a for a, b in itertools.pairwise(starts)]
-            assert max(lengths) <= min(LONG, most + 1)
-            assert least < max(lengths)
+            assert max(b - a for a, b in itertools.pairwise(starts)) <= min(LONG, most + 1)
 
 
 def test_a_killed_run_with_context_parallelism_trains_the_same_curve(runs):

@@ -56,7 +56,7 @@ def build(named_corpus, tmp_path_factory):
     """Builds tasks, and returns their folder."""
 
     def build(out: Path | None = None, seed: int = 0, **needle: Any) -> Path:
-        settings = {"lengths": LENGTHS, "depths": DEPTHS, "samples": 2} | needle
+        settings: dict[str, Any] = {"lengths": LENGTHS, "depths": DEPTHS, "samples": 2} | needle
         config = BuildTasksConfig(
             corpus=str(named_corpus.folder),
             out=str(out or tmp_path_factory.mktemp("needle") / "tasks"),
