@@ -60,6 +60,7 @@ CORPORA = {
 def test_every_corpus_has_its_test():
     assert {path.stem for path in (CONF_DIR / "corpus").glob("*.yaml")} == {
         *CORPORA,
+        "long_context",  # in tests/pretrain/test_long_context.py
         "python_docs",  # the demo's
         "web",  # below
         "web_archives",
