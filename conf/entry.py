@@ -38,6 +38,8 @@ class Command:
         of a file that a key names.
     choices: keys of type str that select a file of `conf/<key>/`, for `--help`; such keys of other
         commands are paths. Keys of other types are found by their type.
+    base: `module:function` that takes the arguments as they were given, and returns them together
+        with the choices of config groups that they imply.
     complete: `module:function` that takes the arguments and the name of the config, and returns the
         arguments together with further ones that follow from them.
     """
@@ -48,6 +50,7 @@ class Command:
     summary: str
     extra_help_schema: str | None = None
     choices: tuple[str, ...] = ()
+    base: str | None = None
     complete: str | None = None
 
 
@@ -107,6 +110,8 @@ def _compose_and_run(stage: str, name: str, command: Command) -> None:
 
     hydra_stderr = io.StringIO()
     try:
+        if command.base is not None:
+            sys.argv[1:] = _load(command.base)(sys.argv[1:])
         sys.argv[1:] = readable(sys.argv[1:], command.config, schema)
         if command.complete is not None:
             sys.argv[1:] = _load(command.complete)(sys.argv[1:], command.config)
@@ -140,6 +145,8 @@ def compose_settings(command: Command, arguments: list[str]) -> Any:
     schema = _load(command.schema)
     store_schema(command.config, schema)
     try:
+        if command.base is not None:
+            arguments = _load(command.base)(arguments)
         overrides = readable(arguments, command.config, schema)
         if command.complete is not None:
             overrides = _load(command.complete)(overrides, command.config)

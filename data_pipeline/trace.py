@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from conf.errors import InputError
 from data_pipeline.dedup.answers import answer
 from data_pipeline.dedup.lookup import Duplicates
+from data_pipeline.lineage import Lineage
 from data_pipeline.sampling.batches import BatchReader
 from data_pipeline.sampling.fim_transform import Part
 from data_pipeline.sampling.order import SampleOrder
@@ -129,6 +130,7 @@ class RunData:
             self._check(run / name)
         self.settings = OmegaConf.load(run / "config.yaml")
         self.env = json.loads((run / "env.json").read_text())
+        self.lineage = Lineage(run, self.env)
         corpus = open_corpus(self.settings.data.folder)
         manifest = corpus.of_run(self.env)
         if manifest is None:
@@ -140,6 +142,7 @@ class RunData:
         self.manifest = manifest
         self.order = SampleOrder.from_json((run / "order.json").read_text())
         self.stages = list(self.settings.recipe.stages)
+        self.plan = plan_from_mapping(self.settings.recipe, self.order.tokens_of(-1))
         self.stream = lru_cache(lambda source: open_stream(self.manifest, "train", source))
         self.names = lru_cache(64)(self._names)
         self.index = lru_cache(64)(self._index)
@@ -157,9 +160,8 @@ class RunData:
         return ShardIndex(cached_file(self.manifest, f"{shard}.idx"), self.manifest.dtype)
 
     def ledger(self) -> Iterator[Row]:
-        """Yields the lines of the run's ledger."""
-        with self.path.open() as lines:
-            yield from map(json.loads, lines)
+        """Yields the lines of the run's ledger, after those of its parents that can be read."""
+        return self.lineage.ledger()
 
     def ledger_line(self, step: int) -> Row:
         """Returns the ledger line of a step. Raises InputError if there is none."""
@@ -168,6 +170,9 @@ class RunData:
             last = line["step"]
             if last == step:
                 return line
+        if 0 < step <= self.lineage.fork:  # the ledger of the parent is gone
+            samples, stage = self.plan.samples_at(step - 1), self.plan.at(step - 1).name
+            return {"stage": stage, "first_sample": samples.start, "samples": len(samples)}
         raise InputError(
             f"step={step}: not in {self.path}, whose last step is {last}. Choose a step that the "
             "run has completed."
@@ -176,7 +181,7 @@ class RunData:
     def ranks(self, step: int) -> int:
         """Returns the number of data-parallel ranks that ran a step."""
         ranks = 0
-        metrics = self.run / "metrics.jsonl"
+        metrics = Path(self.lineage.trainer_of(step)) / "metrics.jsonl"
         if metrics.is_file():
             for line in map(json.loads, metrics.read_text().splitlines()):
                 if line.get("dp_size") and line["step"] < step:
@@ -192,6 +197,11 @@ class RunData:
         self, step: int, rank: int | None = None, chars: int = 0
     ) -> Iterator[Row]:
         """Yields one row per sample and document of a step, with the text inside the sample."""
+        owner = self.lineage.trainer_of(step)
+        is_elsewhere = self.settings.recipe.stages[self.plan.at(step - 1).name].get("source_tokens")
+        if is_elsewhere and owner != str(self.run):  # in the corpus of the trunk
+            yield from RunData(Path(owner)).documents_of_step(step, rank, chars)
+            return
         line = self.ledger_line(step)
         stage = self.stages.index(line["stage"])
         samples = line["first_sample"] + np.arange(line["samples"])
@@ -265,9 +275,9 @@ class RunData:
         """Yields one row per sample of the plan that contains tokens of a document, in order.
 
         `state` is `trained`, `skipped`, or `to come` if the run has not reached the sample yet.
+        With parents, `run` is the run that trained the step, or will.
         Raises InputError for an unknown document.
         """
-        plan = plan_from_mapping(self.settings.recipe, self.order.tokens_of(-1))
         states = {line["step"]: line.get("skipped") for line in self.ledger()}
         found = False
         for source, shard_number, shard, document in self._find(doc):
@@ -283,12 +293,15 @@ class RunData:
                 served.start.tolist(),
                 strict=True,
             ):
-                step = plan.step_of(stage, sample) + 1
+                step = self.plan.step_of(stage, sample) + 1
                 last = at + self.order.stages[stage].seq_len
                 state = "skipped" if states.get(step) else "trained"
+                is_done = step in states or step <= self.lineage.fork
+                run = {"run": self.lineage.trainer_of(step)} if self.lineage.parents else {}
                 yield {
                     "step": step,
-                    "state": state if step in states else "to come",
+                    **run,
+                    "state": state if is_done else "to come",
                     "stage": self.stages[stage],
                     "sample": sample,
                     "source": source,

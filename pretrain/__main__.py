@@ -7,7 +7,8 @@ COMMANDS = {
         config="pretrain",
         schema="pretrain.config:PretrainConfig",
         run="pretrain.train:train",
-        complete="pretrain.model_choice:take_model",
+        base="pretrain.start_choice:take_groups",
+        complete="pretrain.start_choice:take_start",
         summary="trains a model from scratch; the same command again continues it (the default)",
     ),
     "memory": Command(

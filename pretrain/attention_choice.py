@@ -85,7 +85,7 @@ def choose_attention(
         InputError: The config names a backend that cannot run here.
     """
     name, dtype = config.parallel.attention, compute_dtype(config.precision)
-    stages = {attention_key(stage): stage for stage in plan.stages}
+    stages = {attention_key(stage): stage for stage in plan.own_stages}
     if name != "auto":
         check_backend(name, processes.device, dtype)
         return {key: Timing(name) for key in stages}

@@ -77,7 +77,7 @@ def check_run(
     """
     if manifest is not None:
         check_vocabulary(manifest, config)
-        check_fim({stage.name: stage.fim for stage in plan.stages}, manifest)
+        check_fim({stage.name: stage.fim for stage in plan.own_stages}, manifest)
     sizes = check_layout(config.parallel, config.model, job.world_size)
     check_stages(plan, config.parallel, config.model.max_seq_len, manifest)
     check_networks(config.model, plan)
@@ -188,7 +188,7 @@ def check_stages(
     product = f"parallel.tp={tp}" if cp == 1 else f"2 x parallel.cp={cp} x parallel.tp={tp}"
     packed = manifest.packed if manifest is not None else []
     held_out = manifest.source_tokens("held_out") if manifest is not None else {}
-    for stage in plan.stages:
+    for stage in plan.own_stages:
         key = f"recipe.stages.{stage.name}.seq_len={stage.seq_len}"
         if stage.seq_len > max_seq_len:
             raise InputError(
@@ -232,7 +232,7 @@ def check_validation(
     """Raises InputError if a validation would not hold one sequence of a stage."""
     if manifest is None or not manifest.source_tokens("held_out"):
         return
-    longest = max(plan.stages, key=lambda stage: stage.seq_len)
+    longest = max(plan.own_stages, key=lambda stage: stage.seq_len)
     if validation.tokens < longest.seq_len:
         raise InputError(
             f"validation.tokens={validation.tokens}: expected {longest.seq_len} or more, the "
@@ -331,7 +331,7 @@ def check_precision(config: PretrainConfig, plan: StagePlan, dp_size: int, job: 
         sizes = micro_batch_sizes(plan, dp_size, parallel.micro_batch_tokens)
         for level, size in sizes.items():
             micro_batches.setdefault(level.stage, []).append(size)
-    for stage in plan.stages:
+    for stage in plan.own_stages:
         precision, own = config.precision_of(stage), training_config(stage).precision
         key = f"recipe.stages.{stage.name}.precision"
         if own is not None:

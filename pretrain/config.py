@@ -297,6 +297,10 @@ class PretrainConfig:
     init_from: a Hugging Face folder to start from; null for random weights. Without model=, the run
         uses the model of the folder. Only its model.max_seq_len and the keys of RoPE may be
         changed.
+    branch_from: <run>@<step>, the run folder (or the URL of its mirror) and the step of another run
+        to start from, with its weights, optimizer states and position in the data. model, optim,
+        objective, recipe, seed, precision and data are those of that run unless they are given.
+        null for a run that is not a branch.
     precision: fp32; bf16 with float32 master weights and reductions; or bf16 with the blocks'
         matrix products in fp8 (fp8: one scale per matrix, fp8_rowwise: one per row). auto takes
         bf16 if the hardware of all processes supports it, else fp32. A resumed run keeps its
@@ -318,6 +322,7 @@ class PretrainConfig:
     device: str = "auto"
     precision: str = "auto"
     init_from: str | None = None
+    branch_from: str | None = None
     deterministic: bool = False
     report: bool = True
     stop_after: int | None = None
@@ -339,6 +344,16 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         one_of("device", self.device, ("auto", "cpu", "cuda"))
         one_of("precision", self.precision, PRECISION_CHOICES)
+        if self.branch_from and self.init_from:
+            raise InputError(
+                f"init_from={self.init_from}: a branch starts from the weights of "
+                f"branch_from={self.branch_from}. Remove one of the two keys."
+            )
+        if self.recipe.inherited and not self.branch_from:
+            raise InputError(
+                f"recipe.inherited={self.recipe.inherited}: only a branch has stages of another "
+                "run. Remove the key, or give branch_from."
+            )
 
     def precision_of(self, stage: ScheduledStage) -> str:
         """Returns the precision of a stage, which is the run's unless the stage sets its own."""

@@ -12,18 +12,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from data_pipeline.sampling.recipe import StagePlan
 from data_pipeline.sampling.stage_sources import LATEST
 from data_pipeline.store.manifest import Manifest
+from pretrain.branches.corpora import read_elsewhere
 from pretrain.checkpoints import find
 from pretrain.config import PretrainConfig
 from pretrain.processes import Processes
 
 Editions = list[dict[str, Any]]
 """For each stage, its name (`stage`), the number of the edition that it reads (`edition`), the
-value of its key (`asked`), and the fingerprint of that edition (`data`)."""
+value of its key (`asked`), and the fingerprint of that edition (`data`). `elsewhere` marks a stage
+that the trunk of a branch read in another corpus, whose fingerprint it has."""
 
 
 def settle_editions(
@@ -33,24 +33,38 @@ def settle_editions(
 
     Every rank must call it. Rank 0 reads what earlier starts recorded.
     """
-    answer = [choose_editions(config, corpus) if processes.is_main else []]
-    dist.broadcast_object_list(answer, src=0)
-    return plan_editions(config, corpus, answer[0])
+
+    def choose() -> tuple[list[int], list[dict[str, Any]]]:
+        elsewhere = read_elsewhere(config, corpus)
+        return choose_editions(config, corpus, len(elsewhere)), elsewhere
+
+    numbers, elsewhere = find.on_main(choose, processes)
+    return plan_editions(config, corpus, numbers, elsewhere)
 
 
 def plan_editions(
-    config: PretrainConfig, corpus: Manifest, numbers: list[int]
+    config: PretrainConfig,
+    corpus: Manifest,
+    numbers: list[int],
+    elsewhere: list[dict[str, Any]] | None = None,
 ) -> tuple[StagePlan, Editions]:
     """Sets the edition of every stage to a number, and returns the stages and what to record.
+
+    elsewhere: what `read_elsewhere` returns for the first stages, which were read in another
+        corpus. Their numbers are those of the first stage that the run reads itself.
 
     Raises InputError if the corpus has no such edition, or a stage does not fit its edition.
     """
     asked = {name: stage.edition for name, stage in config.recipe.stages.items()}
+    foreign = elsewhere or []
+    numbers = [numbers[len(foreign)]] * len(foreign) + numbers[len(foreign) :]
     for stage, number in zip(config.recipe.stages.values(), numbers, strict=True):
         stage.edition = number
+    for stage, known in zip(config.recipe.stages.values(), foreign, strict=False):
+        stage.source_tokens = dict(known["source_tokens"])
     plan = StagePlan(config.recipe, corpus.edition_tokens("train"))
     prints = {number: corpus.at_edition(number).fingerprint for number in set(numbers)}
-    return plan, [
+    editions: Editions = [
         {
             "stage": stage.name,
             "edition": stage.edition,
@@ -59,10 +73,15 @@ def plan_editions(
         }
         for stage in plan.stages
     ]
+    for record, known in zip(editions, foreign, strict=False):
+        record |= {"data": known["data"], "elsewhere": True}
+    return plan, editions
 
 
-def choose_editions(config: PretrainConfig, corpus: Manifest) -> list[int]:
+def choose_editions(config: PretrainConfig, corpus: Manifest, elsewhere: int = 0) -> list[int]:
     """Returns the number of the edition that each stage reads.
+
+    The first `elsewhere` stages, which were read in another corpus, have the number 0.
 
     A stage without a number keeps the edition that was recorded, if the corpus still has it. A new
     stage reads that of the stage before, and a new run the newest.
@@ -73,6 +92,9 @@ def choose_editions(config: PretrainConfig, corpus: Manifest) -> list[int]:
     newest = corpus.edition_count
     numbers: list[int] = []
     for name, stage in config.recipe.stages.items():
+        if len(numbers) < elsewhere:
+            numbers.append(0)
+            continue
         record = records.get(name) or ({"data": first} if first and not numbers else None)
         same = corpus.find_edition(record["data"]) if record else None
         kept = same.edition_count if same else 0

@@ -6,9 +6,10 @@ Stock `transformers`, vLLM and lm-eval load the folder without any code of this 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import MISSING, OmegaConf
@@ -19,6 +20,7 @@ from conf.errors import InputError, one_of
 from conf.model_card import model_card
 from conf.output_kinds import MODEL
 from conf.outputs import Output
+from conf.parents import describe_parents
 from conf.renamed import load_run_config
 from data_pipeline.sampling.fim import describe_fim
 from data_pipeline.sampling.recipe import ScheduledStage, StagePlan
@@ -80,6 +82,12 @@ def export(config: ExportConfig) -> None:
     run = read_run_config(run_dir)
     manifest = corpus_of(run_dir, config.data or run.data.folder, config.data is not None)
     plan = StagePlan(run.recipe, manifest.edition_tokens("train"))
+    if config.step == "0" and run.branch_from:
+        raise InputError(
+            f"step=0: {config.run} is a branch of {run.branch_from}. Export a later step, or give "
+            "the run that it descends from."
+        )
+    parents: list[dict[str, Any]] = []
     if config.step == "0" and not (run_dir / "checkpoints" / "step_0").is_dir():
         step, tokens, weights = 0, 0, initial_weights(run)
         model = network_after(run.model, plan, 0)
@@ -87,6 +95,7 @@ def export(config: ExportConfig) -> None:
         path, metadata = find.checkpoint_of_step(run_dir / "checkpoints", config.step)
         step, tokens, weights = metadata["step"], metadata["tokens"], read.weights(path)
         model = network_of_checkpoint(metadata, run.model, plan)
+        parents = metadata.get("parents", [])
     special = {
         f"{name}_token_id": manifest.tokenizer[f"{name}_id"] for name in ("bos", "eos", "pad")
     }
@@ -95,7 +104,7 @@ def export(config: ExportConfig) -> None:
         write_json(folder / "config.json", hf_config(model, special, config.dtype))
         write_json(folder / "generation_config.json", {"_from_model_config": False, **special})
         write_tokenizer(folder, manifest, model.max_seq_len, config.chat_template.template)
-        (folder / "README.md").write_text(export_card(run, model, manifest, step, tokens))
+        (folder / "README.md").write_text(export_card(run, model, manifest, step, tokens, parents))
     print(f"{config.out}: {model.name} after {step} steps ({tokens:,} tokens), {config.dtype}")
 
 
@@ -176,7 +185,12 @@ def write_tokenizer(folder: Path, manifest: Manifest, max_seq_len: int, chat_tem
 
 
 def export_card(
-    run: PretrainConfig, model: ModelConfig, manifest: Manifest, step: int, tokens: int
+    run: PretrainConfig,
+    model: ModelConfig,
+    manifest: Manifest,
+    step: int,
+    tokens: int,
+    parents: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Returns the content of README.md for the exported folder.
 
@@ -186,6 +200,7 @@ def export_card(
         manifest: The corpus of the run.
         step: The exported step.
         tokens: Number of tokens trained on up to that step.
+        parents: The runs that the run descends from, the nearest first.
     """
     plan = StagePlan(run.recipe, manifest.edition_tokens("train"))
     begun = [stage for stage in plan.stages if stage.first_step < step]
@@ -201,6 +216,7 @@ def export_card(
         "attention": _documents_seen(begun),
         **({"fill in the middle": fim} if fim else {}),
         "trained on": f"{tokens:,} tokens in {step} steps of recipe {run.recipe.name}",
+        **({"parents": describe_parents(parents)} if parents else {}),
         "data": _editions_read(begun or plan.stages[:1], manifest),
         "tokenizer": f"{manifest.vocab_size} ids, sha256 {manifest.tokenizer['sha256'][:16]}",
         "precision": run.precision,

@@ -13,6 +13,8 @@ from model.families import family_named
 from model.families.folder import HFWeights, read_config
 from model.init import initial_value
 from model.network import Decoder
+from pretrain.branches.start import checkpoint_of_trunk, known_on_all_ranks
+from pretrain.branches.trunk import Trunk
 from pretrain.checkpoints import read
 from pretrain.checkpoints.find import latest_common_checkpoint
 from pretrain.config import PretrainConfig
@@ -48,17 +50,29 @@ class InitialState:
     """Either a checkpoint or initial weights; the field of the other is None.
 
     metadata: metadata of the checkpoint.
+    trunk: the trunk if the run is a branch, else None.
+    at_fork: whether the checkpoint is that of the trunk.
     """
 
     checkpoint: Path | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     weights: InitialWeights | None = None
+    trunk: Trunk | None = None
+    at_fork: bool = False
 
     @classmethod
     def find(cls, config: PretrainConfig, folder: Path, processes: Processes) -> InitialState:
-        """Returns the newest checkpoint that all ranks can read, or else the weights of step 0."""
+        """Returns the newest checkpoint that all ranks can read, or else the weights of step 0.
+
+        A branch without a checkpoint starts from that of its trunk.
+        """
         found = latest_common_checkpoint(folder, processes, config.checkpoint.copy_to)
-        return cls(weights=InitialWeights(config)) if found is None else cls(*found)
+        trunk = known_on_all_ranks(config, processes) if config.branch_from else None
+        if found is not None:
+            return cls(*found, trunk=trunk)
+        if trunk is None:
+            return cls(weights=InitialWeights(config))
+        return cls(*checkpoint_of_trunk(trunk, folder.parent, processes), None, trunk, True)
 
     @property
     def step(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,6 +20,8 @@ from data_pipeline.sampling.stage_sources import SourceTokens
 from data_pipeline.store.manifest import FILE, Manifest, load_manifest
 from data_pipeline.store.storage import is_remote
 from model.families.folder import read_config
+from pretrain.branches.corpora import read_elsewhere
+from pretrain.branches.trunk import comparable, known_trunk
 from pretrain.checkpoints import files
 from pretrain.checks import (
     Job,
@@ -57,6 +60,9 @@ def preflight(config: PretrainConfig, job: Job) -> None:
     saved = files.checkpoints_in(Path(config.run_dir) / "checkpoints")
     if saved and corpus is not None:
         check_last_start(config, corpus, saved[0])
+    elif config.branch_from and corpus is not None:
+        trunk = known_trunk(config.branch_from, Path(config.run_dir))
+        check_start(config, corpus, Path(trunk.label), comparable(trunk.about, config))
     elif not saved and config.init_from and (job.here or Path(config.init_from).is_dir()):
         check_initial(read_config(Path(config.init_from)), config.model, config.init_from)
 
@@ -79,13 +85,21 @@ def check_last_start(config: PretrainConfig, corpus: Manifest, newest: Path) -> 
 
     newest: the last checkpoint of the run. Its bytes are verified only when the run starts.
     """
-    plan, editions = plan_editions(config, corpus, known_editions(config, corpus))
     try:
         about = files.read_manifest(newest)
     except (OSError, ValueError):
         return  # the run falls back to the checkpoint before it
-    check_resume(newest, about, config, corpus, editions, plan, sample_order(config, plan))
+    check_start(config, corpus, newest, about)
     check_changes(config)
+
+
+def check_start(
+    config: PretrainConfig, corpus: Manifest, path: Path, about: dict[str, Any]
+) -> None:
+    """Raises InputError if a run cannot continue from a checkpoint with the metadata `about`."""
+    numbers, elsewhere = known_editions(config, corpus)
+    plan, editions = plan_editions(config, corpus, numbers, elsewhere)
+    check_resume(path, about, config, corpus, editions, plan, sample_order(config, plan))
 
 
 def set_editions(config: PretrainConfig, job: Job) -> Manifest | None:
@@ -95,13 +109,21 @@ def set_editions(config: PretrainConfig, job: Job) -> Manifest | None:
     """
     corpus = readable_manifest(config.data.folder, job)
     if corpus is not None:
-        plan_editions(config, corpus, known_editions(config, corpus))
+        numbers, elsewhere = known_editions(config, corpus)
+        plan_editions(config, corpus, numbers, elsewhere)
     return corpus
 
 
-def known_editions(config: PretrainConfig, corpus: Manifest) -> list[int]:
-    """Returns the number of the edition that each stage reads, as far as this machine knows it."""
-    return choose_editions(config_without_mirror(config), corpus)
+def known_editions(
+    config: PretrainConfig, corpus: Manifest
+) -> tuple[list[int], list[dict[str, Any]]]:
+    """Returns the edition that each stage reads, as far as this machine knows it.
+
+    The second value is what `read_elsewhere` returns.
+    """
+    local = config_without_mirror(config)
+    elsewhere = read_elsewhere(local, corpus)
+    return choose_editions(local, corpus, len(elsewhere)), elsewhere
 
 
 def config_without_mirror(config: PretrainConfig) -> PretrainConfig:

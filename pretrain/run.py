@@ -13,6 +13,7 @@ from data_pipeline.sampling.recipe import StagePlan
 from data_pipeline.store.manifest import Manifest
 from model.network import Decoder
 from pretrain.attention_choice import Timing
+from pretrain.branches.trunk import Trunk
 from pretrain.editions import Editions
 from pretrain.loader import Loader
 from pretrain.parallel.mesh import Layout
@@ -29,6 +30,8 @@ class Run:
     documents: per source, the number of documents that were trained on to their end.
     attention: the attention backend per kind of stage.
     editions: the edition of the corpus that each stage reads.
+    trunk: the step of another run that the run started from, or None.
+    at_fork: whether the run starts from that step now, and has no checkpoint of its own yet.
     """
 
     manifest: Manifest
@@ -44,3 +47,5 @@ class Run:
     documents: dict[str, int]
     attention: dict[str, Timing]
     editions: Editions
+    trunk: Trunk | None = None
+    at_fork: bool = False

@@ -20,6 +20,8 @@ from data_pipeline.store.corpus import open_corpus
 from data_pipeline.store.manifest import FILE, Manifest
 from model.network import Decoder, build_meta
 from pretrain.attention_choice import attention_key, choose_attention
+from pretrain.branches import trunk as branch
+from pretrain.branches.start import remove_download
 from pretrain.checkpoints import find
 from pretrain.checks import Job, check_layout, check_run, sample_order
 from pretrain.config import PretrainConfig
@@ -65,11 +67,15 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
     mesh_sizes = check_layout(config.parallel, config.model, processes.world_size)
     layout = make_layout(mesh_sizes, processes.device)
     attention = choose_attention(config, plan, reader, layout, processes, state.metadata)
-    backend = attention[attention_key(plan.stages[0])].backend
+    backend = attention[attention_key(plan.own_stages[0])].backend
     model, optimizer = build_model(config, layout, backend, state, processes.device)
 
     find.prepare_folder(checkpoints, processes)
     if processes.is_main:
+        if state.trunk is not None:
+            settled["parents"] = state.trunk.parents
+            branch.record(state.trunk, Path(config.run_dir))
+            remove_download(Path(config.run_dir))
         settled["fp8_linears"] = fp8_linears(model)
         settled["attention"] = {key: asdict(timing) for key, timing in attention.items()}
         write_run_folder(config, processes, newest, order, settled)
@@ -87,6 +93,8 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
         documents=state.documents(order.sources),
         attention=attention,
         editions=editions,
+        trunk=state.trunk,
+        at_fork=state.at_fork,
     )
 
 
@@ -134,7 +142,8 @@ def check_state(
     if state.weights is not None:
         return state.weights.changes
     assert state.checkpoint is not None
-    check_resume(state.checkpoint, state.metadata, config, corpus, editions, plan, order)
+    about = branch.comparable(state.metadata, config) if state.at_fork else state.metadata
+    check_resume(state.checkpoint, about, config, corpus, editions, plan, order)
     return [
         f"changed since the last start: {key} was {before}, now {now}"
         for key, (before, now) in check_changes(config).items()

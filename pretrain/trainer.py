@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from data_pipeline.sampling.batches import Batch
@@ -70,6 +71,7 @@ class Trainer:
         self.layout, self.model, self.optimizer = run.layout, run.model, run.optimizer
         self.loader, self.checkpoints = run.loader, run.checkpoints
         self.editions = run.editions
+        self.trunk, self.at_fork = run.trunk, run.at_fork
         self.dp_rank = self.layout.dp.get_local_rank()
         self.sources = torch.arange(len(self.order.sources), device=processes.device)
         self.dp_size = self.layout.dp.size()
@@ -102,7 +104,7 @@ class Trainer:
         load_hook_states(self.hooks, self._resumed_from)
         for hook in self.hooks:
             hook.on_start(self)
-        event = "resume" if self.step else "start"
+        event = "branch" if self.at_fork else "resume" if self.step else "start"
         self.publish({"kind": "event", "event": event, "dp_size": self.dp_size})
         self._clock.restart()
         while self.step < end and not self.stopping:
@@ -280,6 +282,9 @@ class Trainer:
             for source in self.order.sources
         }
         name = self.plan.stages[stage].name
+        lineage: dict[str, Any] = {}
+        if self.trunk is not None:
+            lineage = {"parents": self.trunk.parents, "trunk": self.trunk.to_json()}
         return {
             "tokens": self.plan.tokens_at(self.step),
             "position": {"stage": stage, "name": name, "samples": samples, "sources": sources},
@@ -295,7 +300,9 @@ class Trainer:
             "plan": json.loads(self.order.to_json()),
             "data": self.manifest.fingerprint,
             "editions": self.editions,
+            "config": OmegaConf.to_container(OmegaConf.structured(self.config)),
             "torch": torch.__version__,
+            **lineage,
         }
 
     def describe(self) -> str:
@@ -304,6 +311,8 @@ class Trainer:
         start = f"resuming after step {self.step}" if self.step else "from fresh weights"
         if not self.step and self.config.init_from:
             start = f"from the weights of {self.config.init_from}"
+        if self.at_fork:
+            start = f"branching from step {self.step} of {self.trunk and self.trunk.run}"
         return (
             f"{self.config.name}: {self.config.model.name}, {parameters(self.config.model):,} "
             f"parameters, {self.plan.total_tokens:,} tokens in {self.plan.total_steps} steps of "

@@ -72,8 +72,8 @@ def deal_step(plan: StagePlan, step: int, ranks: int, micro_batch_tokens: int) -
 
 
 def deals(plan: StagePlan, ranks: int, micro_batch_tokens: int) -> Iterator[tuple[Level, Deal]]:
-    """Yields each level of a plan with the deal of its steps."""
-    for level in plan.levels:
+    """Yields each level of a plan that the run trains itself, with the deal of its steps."""
+    for level in plan.own_levels:
         yield level, deal_step(plan, level.first_step, ranks, micro_batch_tokens)
 
 
@@ -91,7 +91,8 @@ def blank_share(plan: StagePlan, ranks: int, micro_batch_tokens: int) -> float:
         level.steps * deal.computed * plan.stages[level.stage].seq_len
         for level, deal in deals(plan, ranks, micro_batch_tokens)
     )
-    return 1 - plan.total_tokens / computed
+    real = sum(level.steps * level.tokens_per_step for level in plan.own_levels)
+    return 1 - real / computed
 
 
 def blank_note(plan: StagePlan, ranks: int, micro_batch_tokens: int) -> str | None:
@@ -101,7 +102,7 @@ def blank_note(plan: StagePlan, ranks: int, micro_batch_tokens: int) -> str | No
         return None
     level, deal = max(deals(plan, ranks, micro_batch_tokens), key=lambda pair: pair[1].blank_share)
     stage = plan.stages[level.stage]
-    unit = math.lcm(*(stage.seq_len for stage in plan.stages)) * ranks
+    unit = math.lcm(*(stage.seq_len for stage in plan.own_stages)) * ranks
     fitting = max(1, round(level.tokens_per_step / unit)) * unit
     return (
         f"{whole:.1%} of the computed sequences are blank, because the batch cannot be divided "

@@ -48,9 +48,10 @@ from data_pipeline.sampling.stage import Stage, check_atom, check_growth
 from data_pipeline.splitmix import UInts, mix
 
 WINDOW_ATOMS = 256
-FORMAT, FORMAT_OF_GROWN, FORMAT_OF_FIM = FORMATS = 1, 2, 3
-"""Formats of `order.json`. The second is that of runs with a stage whose corpus has grown, and the
-third that of runs with fill in the middle, which earlier versions cannot read."""
+FORMAT, FORMAT_OF_GROWN, FORMAT_OF_FIM, FORMAT_OF_OTHERS = FORMATS = 1, 2, 3, 4
+"""Formats of `order.json`, of which earlier versions read only the first. The second is that of
+runs with a stage whose corpus has grown, the third that of runs with fill in the middle, and the
+fourth that of branches whose corpus lacks a source of their trunk's."""
 
 
 class SampleOrder:
@@ -91,6 +92,7 @@ class SampleOrder:
         ]
         used = np.zeros(len(self.sources), np.int64)
         epochs = Epochs.of(seed, self.sources, self._atoms(source_tokens))
+        known = dict(source_tokens)
         self._epochs: list[Epochs] = []
         """For each stage, the epochs of all sources as it and earlier stages determine them."""
         self._first_atom: list[Ints] = []
@@ -101,7 +103,8 @@ class SampleOrder:
         """For each stage, the number of atoms in all its windows."""
         remainder = SampleLocations.empty()
         for number, stage in enumerate(self.stages):
-            epochs = epochs.grown(used, self._atoms(self.tokens_of(number)))
+            known |= self.tokens_of(number)  # a source that a branch does not read stays as it is
+            epochs = epochs.grown(used, self._atoms(known))
             self._epochs.append(epochs)
             self._first_atom.append(used)
             self._remainders.append(remainder)
@@ -109,7 +112,7 @@ class SampleOrder:
             own = max(0, planned - len(remainder))
             self._stage_atoms.append(math.ceil(own * stage.seq_len / self.atom))
             used = used + self._mixtures[number].counts(np.array(self._reserved_atoms(number)))
-            check_epochs(epochs, used, self.atom, self.tokens_of(number), max_epochs)
+            check_epochs(epochs, used, self.atom, known, max_epochs)
             remainder = self._remainder_after(number)
 
     def tokens_of(self, stage: int) -> Mapping[str, int]:
@@ -257,6 +260,7 @@ class SampleOrder:
         pieces = self.atom // stage.seq_len
         samples = np.arange(self._own_samples(number), self._reserved_atoms(number) * pieces)
         own, earlier = self._locate_own(number, samples), self._remainders[number][stage.samples :]
+        own, earlier = self._readable(number + 1, own), self._readable(number + 1, earlier)
         following = self.stages[number + 1].seq_len
         if not len(samples) + len(earlier):
             return SampleLocations.empty()
@@ -277,6 +281,12 @@ class SampleOrder:
         return SampleLocations(
             source, epoch, start + np.tile(np.arange(parts), len(start) // parts) * following
         )
+
+    def _readable(self, stage: int, samples: SampleLocations) -> SampleLocations:
+        """Returns the samples whose source is in the corpus that a stage reads."""
+        known = self.tokens_of(stage)
+        here = np.array([source in known for source in self.sources])
+        return samples[here[samples.source]]
 
     def consumed(self, stage: int, samples: int) -> dict[str, int]:
         """Returns the tokens per source in all earlier stages and the first `samples` of this one.
@@ -366,6 +376,11 @@ class SampleOrder:
 
     @property
     def _format(self) -> int:
+        known: dict[str, int] = {}
+        for number in range(len(self.stages)):
+            known |= self.tokens_of(number)
+            if known.keys() - self.tokens_of(number).keys():
+                return FORMAT_OF_OTHERS
         if any(stage.fim for stage in self.stages):
             return FORMAT_OF_FIM
         has_grown = any(stage.source_tokens for stage in self.stages)

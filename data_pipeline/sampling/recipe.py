@@ -62,6 +62,8 @@ class StageConfig:
     edition: Edition of the corpus that the stage reads: its number, counted from 1, or latest for
         the newest one when the stage is planned. null for that of the stage before; the first
         stage reads the newest edition at the first start of the run.
+    source_tokens: Training tokens per source that a stage of a trunk read in another corpus than
+        that of its branch. Set by branch_from; else empty.
     """
 
     seq_len: int = MISSING
@@ -73,6 +75,7 @@ class StageConfig:
     documents: str = DOCUMENTS[0]
     edition: Any = None
     fim: dict[str, FimConfig] = field(default_factory=dict)
+    source_tokens: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -86,12 +89,15 @@ class RecipeConfig:
     atom_tokens: Length in tokens of the units that the order of samples permutes, a multiple of
         every seq_len; null uses the longest seq_len. Set it if a stage with longer sequences may be
         added after the run has started.
+    inherited: Number of first stages that a branch has from its trunk and does not train itself.
+        Set by branch_from; else 0.
     """
 
     name: str = MISSING
     global_batch_tokens: int = MISSING
     stages: dict[str, StageConfig] = field(default_factory=dict)
     atom_tokens: int | None = None
+    inherited: int = 0
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -230,9 +236,15 @@ class StagePlan:
 
     def __init__(self, recipe: RecipeConfig, source_tokens: SourceTokens) -> None:
         self.name = recipe.name
-        asked = {name: stage.edition for name, stage in recipe.stages.items()}
+        asked = {n: s.edition for n, s in recipe.stages.items() if not s.source_tokens}
         editions = stage_editions(asked, source_tokens)
-        self.source_tokens = dict(next(iter(editions.values()))[1])
+        for name, config in recipe.stages.items():
+            if config.source_tokens:  # read in another corpus, before the run branched
+                editions[name] = (
+                    config.edition or editions[next(iter(asked))][0],
+                    config.source_tokens,
+                )
+        self.source_tokens = dict(editions[next(iter(recipe.stages))][1])
         """Training tokens per source in the edition that the first stage reads."""
         self.stages: list[ScheduledStage] = []
         self.levels: list[Level] = []
@@ -268,6 +280,9 @@ class StagePlan:
         self.total_steps = step
         self.total_tokens = token
         """Tokens of the whole plan, rounded up to whole steps in each stage."""
+        self.own_stages = self.stages[recipe.inherited :]
+        """The stages that the run trains itself: all, unless it is a branch."""
+        self.own_levels = [level for level in self.levels if level.stage >= recipe.inherited]
         self._first_steps = [level.first_step for level in self.levels]
 
     def at(self, step: int) -> ScheduledStage:

@@ -82,15 +82,18 @@ def check_atom(stages: Sequence[Stage], atom: int) -> None:
 
 
 def check_growth(stages: Sequence[Stage], source_tokens: Mapping[str, int]) -> None:
-    """Raises InputError if a stage has fewer tokens of a source than the stage before it."""
-    before = source_tokens
+    """Raises InputError if a stage has fewer tokens of a source than an earlier stage.
+
+    A branch in another corpus may lack a source, which it does not read.
+    """
+    before = dict(source_tokens)
     for number, stage in enumerate(stages):
         now = stage.source_tokens or source_tokens
-        for source, tokens in before.items():
-            if now.get(source, 0) < tokens:
+        for source, tokens in now.items():
+            if tokens < before.get(source, 0):
                 raise InputError(
-                    f"recipe.stages: stage {number} (counted from 0) reads {now.get(source, 0)} "
-                    f"tokens of source '{source}', fewer than the {tokens} that were there before. "
+                    f"recipe.stages: stage {number} (counted from 0) reads {tokens} tokens of "
+                    f"source '{source}', fewer than the {before[source]} that were there before. "
                     "Let it read the same edition of the corpus or a later one."
                 )
-        before = now
+        before |= now

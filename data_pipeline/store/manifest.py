@@ -177,7 +177,8 @@ class Manifest:
 
         env: content of the `env.json` of the run.
         """
-        read = [stage["data"] for stage in env.get("editions", [])] or [env["data_fingerprint"]]
+        editions = [stage for stage in env.get("editions", []) if not stage.get("elsewhere")]
+        read = [stage["data"] for stage in editions] or [env["data_fingerprint"]]
         found = [self.find_edition(fingerprint) for fingerprint in dict.fromkeys(read)]
         return found[-1] if None not in found else None
 

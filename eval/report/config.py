@@ -18,7 +18,8 @@ class ReportConfig:
     run: a run folder.
     out: the HTML page to write.
     corpus: the corpus folder that the run was trained on, null for the one that it recorded.
-    others: further run folders to compare the run with, keyed by the names on the page.
+    others: further run folders to compare the run with, keyed by the names on the page, in addition
+        to the runs that it descends from and its branches.
     results: result file written by lm_eval.
     perplexity: JSON file written by perplexity.
     tuned: folders made by finetune, in the order of tuning, keyed by the names on the page.

@@ -10,6 +10,7 @@ from typing import Any
 
 from conf.chat import text_of
 from conf.errors import InputError
+from conf.parents import name_of
 from conf.text import format_duration
 from data_pipeline.store.corpus import open_corpus
 from data_pipeline.store.manifest import Manifest
@@ -17,6 +18,7 @@ from eval.files import read_json_lines
 from eval.report.comparison import compare_runs
 from eval.report.config import ReportConfig
 from eval.report.curves import score_charts, training_charts
+from eval.report.family import relatives
 from eval.report.page_needle import heat_maps
 from eval.report.page_run import (
     cost,
@@ -51,6 +53,7 @@ def page_content(config: ReportConfig) -> dict[str, Any]:
     results = load_results(Path(config.results)) if config.results else None
     tuned = [read_tuned(name, Path(folder)) for name, folder in config.tuned.items()]
     styles = source_styles(manifest.source_tokens("train"))
+    others = relatives(run) | config.others
     return {
         "name": run.config["name"],
         "network": run.model,
@@ -65,7 +68,7 @@ def page_content(config: ReportConfig) -> dict[str, Any]:
         "pace": pace(run),
         "incidents": incidents(run),
         "cost": cost(run),
-        "comparison": compare_runs(run, config.others) if config.others else None,
+        "comparison": compare_runs(run, others) if others else None,
         "data": data_table(run, manifest),
         "evaluation": evaluation(results) if results else None,
         "suites": suites(results) if results else [],
@@ -84,6 +87,8 @@ def summary(run: RunFolder, manifest: Manifest) -> str:
     model, last = run.model, run.train[-1]
     init_from = run.config.get("init_from")
     start = f"from {Path(init_from).name}" if init_from else "from scratch"
+    for parent in run.env.get("parents", [])[:1]:
+        start = f"as a {parent['kind']} of {name_of(parent)} from step {parent['step']:,}"
     window = f", sliding window {model.describe_windows()}" if model.sliding_window else ""
     differ = len({layer.rope for layer in model.layers}) > 1
     positions = f", {model.describe_positions()}" if differ else ""

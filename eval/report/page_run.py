@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+from conf.parents import describe_parents
 from conf.text import format_duration
 from data_pipeline.store.manifest import Manifest
 from eval.report.run_folder import Record, RunFolder
@@ -22,14 +23,16 @@ MAX_LISTED_STEPS = 12
 def stages(run: RunFolder, styles: dict[str, str]) -> list[dict[str, Any]]:
     """Returns one row per stage of the recipe, with its plan and progress."""
     table = []
-    for name, stage in run.config["recipe"]["stages"].items():
+    recipe = run.config["recipe"]
+    of_parents = list(recipe["stages"])[: recipe.get("inherited", 0)]
+    for name, stage in recipe["stages"].items():
         done = [record for record in run.train if record["stage"] == name]
         weights = stage["mixture"] or {}
         total = sum(weights.values())
         rates = [record["tokens_per_second"] for record in done]
         table.append(
             {
-                "name": name,
+                "name": f"{name} (parent)" if name in of_parents else name,
                 "seq_len": f"{stage['seq_len']:,}",
                 "rope_theta": _rope(stage, run.model),
                 "tokens": f"{stage['tokens']:,}",
@@ -114,11 +117,13 @@ def cost(run: RunFolder) -> Table:
     unit = "CPU process" if on_cpu else "GPU"
     times = [record["time"] for record in run.records if "time" in record]
     saved = run.events("checkpoint")
+    parents = run.env.get("parents", [])
+    tokens = run.train[-1]["tokens"] - (parents[0]["tokens"] if parents else 0)
     table = [
         (f"{unit}-hours in steps", f"{hours:,.3g} ({format_duration(seconds)} x {processes})"),
         ("first to last log line", format_duration(times[-1] - times[0]) if times else "unknown"),
-        ("tokens", f"{run.train[-1]['tokens']:,}"),
-        (f"tokens per {unit}-hour", f"{run.train[-1]['tokens'] / hours:,.0f}" if hours else ""),
+        ("tokens", f"{tokens:,}"),
+        (f"tokens per {unit}-hour", f"{tokens / hours:,.0f}" if hours else ""),
         ("energy", energy(run)),
     ]
     if saved:
@@ -208,6 +213,8 @@ def lineage(
             ", ".join(f"at step {event['step']:,}" for event in restarts) or "none",
         ),
     ]
+    for parent in env.get("parents", []):
+        table.append(("parent", f"{describe_parents([parent])}, {parent['run']}"))
     for name, model in results["models"].items() if results else ():
         table.append((f"model {name}", f"fingerprint {model['fingerprint']}"))
     for stage in tuned:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from collections import deque
@@ -70,7 +71,7 @@ class RunStatus:
 
 
 def status(config: StatusConfig) -> None:
-    """Prints one line per unfinished preparation, and one per run."""
+    """Prints one line per unfinished preparation, and one per run, with branches below trunks."""
     folder = Path(config.runs)
     found = sorted(p.parent for p in folder.rglob("metrics.jsonl")) if folder.is_dir() else []
     queued = sorted(p.parent.parent for p in folder.rglob("slurm/jobs.jsonl"))
@@ -93,9 +94,10 @@ def status(config: StatusConfig) -> None:
     for title in ("run", "state", "jobs", "step", "loss", "tokens/s", "ETA", "restarts", "log"):
         right = title in ("step", "loss", "tokens/s", "ETA", "restarts")
         table.add_column(title, justify="right" if right else "left", overflow="fold")
-    for run in map(read_status, runs):
+    for run_dir, depth in as_tree(runs):
+        run = read_status(run_dir)
         table.add_row(
-            str(run.run_dir),
+            f"{'  ' * (depth - 1)}{'└ ' * (depth > 0)}{run.run_dir}",
             run.state,
             run.jobs,
             f"{run.step}/{run.total_steps}" if run.total_steps else str(run.step),
@@ -108,11 +110,46 @@ def status(config: StatusConfig) -> None:
     console.print(table)
 
 
+def as_tree(runs: list[Path]) -> list[tuple[Path, int]]:
+    """Returns runs with the number of parents listed above them, each branch below its trunk."""
+    known = {run.resolve(): run for run in runs}
+    children: dict[Path | None, list[Path]] = {}
+    for run in runs:
+        parent = parent_of(run)
+        children.setdefault(known.get(parent) if parent else None, []).append(run)
+
+    def below(parent: Path | None, depth: int) -> list[tuple[Path, int]]:
+        return [
+            one
+            for run in children.get(parent, [])
+            for one in ((run, depth), *below(run, depth + 1))
+        ]
+
+    return below(None, 0)
+
+
+def parent_of(run_dir: Path) -> Path | None:
+    """Returns the run folder that a run is a branch of, or None."""
+    try:
+        parents = json.loads((run_dir / "env.json").read_text()).get("parents", [])
+    except (OSError, ValueError):
+        parents = []
+    if parents:
+        return Path(parents[0]["run"]).resolve()
+    queued = run_dir / "slurm" / "config.yaml"
+    stated = (
+        re.search(r"^branch_from: (.+)@\d+$", queued.read_text(), re.M)
+        if queued.is_file()
+        else None
+    )
+    return Path(stated[1]).resolve() if stated else None
+
+
 def read_status(run_dir: Path) -> RunStatus:
     """Returns the status of a run from its folder and SLURM."""
     records = _records(run_dir / "metrics.jsonl")
     steps = [record for record in records if record["kind"] == "train"]
-    starts = [r for r in records if r.get("event") in ("start", "resume")]
+    starts = [r for r in records if r.get("event") in ("start", "branch", "resume")]
     last = steps[-1] if steps else None
     rate = None
     if last:

@@ -55,7 +55,19 @@ def slurm(config: SlurmConfig) -> None:
             continue
         snapshot(run.run_dir / "slurm" / "code")
         folder = write_folder(run, text)
+        hold_checkpoint(run)
         print(f"job {submit(folder / 'job.sbatch')}: {run.name}, log {folder / 'job.log'}")
+
+
+def hold_checkpoint(run: training.Training) -> None:
+    """Keeps the checkpoint that a branch starts from until the branch has one of its own."""
+    from pretrain.branches.holds import hold  # imports the trainer's configs
+    from pretrain.branches.trunk import parse
+
+    settings = run.settings()
+    if settings.branch_from:
+        warning = hold(*parse(settings.branch_from), run.run_dir)
+        print(warning or "", end="\n" if warning else "")
 
 
 def need_slurm() -> None:

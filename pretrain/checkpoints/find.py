@@ -38,13 +38,13 @@ def latest_common_checkpoint(
     problems: list[str] = []
     downloaded: set[int] = set()
     while True:
-        name, bad = _on_main(lambda: _candidate(folder, url, downloaded), processes)
+        name, bad = on_main(lambda: _candidate(folder, url, downloaded), processes)
         if name is None:
             if bad:
                 problems += [f"{folder / one} is quarantined." for one in bad]
                 raise no_complete_checkpoint(folder, problems)
             return None
-        problem = _verify_together(folder / name, processes)
+        problem = verify_together(folder / name, processes)
         if problem is None:
             return folder / name, files.read_manifest(folder / name)
         problems.append(problem)
@@ -159,7 +159,7 @@ def _candidate(folder: Path, url: str | None, downloaded: set[int]) -> tuple[str
     return (local[0].name if local else None), quarantined
 
 
-def _on_main(call: Callable[[], T], processes: Processes) -> T:
+def on_main(call: Callable[[], T], processes: Processes) -> T:
     """Returns the result of rank 0 on all ranks. An InputError is also raised on all ranks.
 
     Rank 0 may take arbitrarily long, because a broadcast every WAIT_SECONDS keeps the other ranks
@@ -183,7 +183,7 @@ def _on_main(call: Callable[[], T], processes: Processes) -> T:
             return found
 
 
-def _verify_together(path: Path, processes: Processes) -> str | None:
+def verify_together(path: Path, processes: Processes) -> str | None:
     """Returns what is wrong with a checkpoint, or None, the same on all ranks."""
     if not processes.is_main:  # a network file system may show new names late
         deadline = time.monotonic() + VISIBLE_SECONDS

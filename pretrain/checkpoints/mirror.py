@@ -20,6 +20,7 @@ from conf.errors import InputError
 from conf.files import fsync_path
 from data_pipeline.store import storage
 from data_pipeline.store.remote_file import open_binary
+from pretrain.branches.holds import held_steps
 from pretrain.checkpoints import files
 from pretrain.checkpoints.retention import Retention
 from pretrain.checkpoints.writer_process import WriterError, WriterProcess
@@ -90,7 +91,7 @@ def upload_missing(folder: Path, url: str, keep: Retention) -> list[int]:
     for step in steps(url):
         with contextlib.suppress(ValueError):
             known[step] = manifest(url, step)
-    for step in keep.expired(known):
+    for step in keep.expired(known, held_steps(folder.parent)):
         storage.delete(_file(url, step, files.MANIFEST))
         for name in known[step]["files"]:
             storage.delete(_file(url, step, name))

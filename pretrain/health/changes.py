@@ -13,7 +13,7 @@ from conf.renamed import load_run_config
 from conf.text import flatten
 from pretrain.config import PretrainConfig
 
-GUARDED = ("optim", "objective", "precision", "init_from")
+GUARDED = ("optim", "objective", "precision", "init_from", "branch_from")
 """Keys that decide how the weights are updated, which may change only if `allow_change` names them.
 
 Model, data and order are compared with the checkpoint instead."""

@@ -5,7 +5,8 @@ and a hash of these and of the previous line. Every `health.compare_every_steps`
 end, it also contains the fingerprint of the weights. Two runs with equal last lines had equal
 results in every step. The results depend on the layout, unlike `ledger.jsonl`, which is the same
 for every layout. A line of a GPU run without `deterministic=true` has `"deterministic": false`: its
-kernels do not promise the same bits in an equal run.
+kernels do not promise the same bits in an equal run. The first line of a branch continues the chain
+of its trunk, whose hash at that step it contains as `after`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from pretrain.records import RecordLog, drop_steps_after
 from pretrain.step_numbers import HostCopy
 
 FILE = "receipts.jsonl"
+CHAIN_KEYS = ("chain", "after")
+"""Keys of a line that belong to the chain, and not to the result of the step."""
 
 
 class Receipts(Hook):
@@ -45,8 +48,16 @@ class Receipts(Hook):
         self.is_main, self.world_size = processes.is_main, processes.world_size
         self.comparisons: dict[int, HostCopy] = {}
         self.weights: dict[int, str] = {}
-        self.chain = ""
+        self.chain = self.saved_chain = ""
         self.is_exact = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the hash of the last line."""
+        return {"chain": self.chain}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Keeps the hash of a checkpoint, for a branch that continues the chain in a new file."""
+        self.saved_chain = state["chain"]
 
     def on_start(self, trainer: TrainerView) -> None:
         """Continues the hash chain of an existing file."""
@@ -56,7 +67,8 @@ class Receipts(Hook):
             path = self.lines.path
             drop_steps_after(path, trainer.step)
             lines = read(path) if path.exists() else []
-            self.chain = lines[-1]["chain"] if lines else ""
+            self.chain = lines[-1]["chain"] if lines else self.saved_chain
+            self.is_first = not lines
 
     def after_step(self, trainer: TrainerView) -> None:
         """Starts a comparison of the replicas when due."""
@@ -104,6 +116,9 @@ class Receipts(Hook):
             line["deterministic"] = False
         if step in self.weights:
             line["weights"] = self.weights.pop(step)
+        if self.is_first and self.chain:
+            line["after"] = self.chain
+        self.is_first = False
         self.chain = line["chain"] = link(self.chain, line)
         self.lines.append(line)
 
@@ -114,7 +129,8 @@ class Receipts(Hook):
 
 def link(before: str, line: Mapping[str, Any]) -> str:
     """Returns the hash of a line together with the hash of the previous line."""
-    content = json.dumps([before, {k: v for k, v in line.items() if k != "chain"}], sort_keys=True)
+    own = {key: value for key, value in line.items() if key not in CHAIN_KEYS}
+    content = json.dumps([before, own], sort_keys=True)
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
@@ -122,7 +138,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     """Returns the receipts of a file. Raises InputError if it is unreadable or its chain broken."""
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
-        before = ""
+        before = lines[0].get("after", "") if lines else ""
         for number, line in enumerate(lines, 1):
             if link(before, line) != line["chain"]:
                 raise InputError(
@@ -153,11 +169,15 @@ class ReceiptsConfig:
 def receipts(config: ReceiptsConfig) -> None:
     """Prints whether two runs are equal bit by bit, over the steps that both have.
 
+    A branch has the steps after the fork. Those before are compared by the hash of the chain.
+
     Raises RunAborted at the first difference.
     """
     one, other = (read(Path(run) / FILE) for run in (config.a, config.b))
+    first = max(lines[0]["step"] if lines else 1 for lines in (one, other))
+    one, other = ([line for line in lines if line["step"] >= first] for lines in (one, other))
     for ours, theirs in zip(one, other, strict=False):
-        differ = [k for k in ours | theirs if k != "chain" and ours.get(k) != theirs.get(k)]
+        differ = [k for k in ours | theirs if k not in CHAIN_KEYS and ours.get(k) != theirs.get(k)]
         if differ:
             exact = all(line.get("deterministic", True) for line in (ours, theirs))
             values = ", ".join(
@@ -176,6 +196,12 @@ def receipts(config: ReceiptsConfig) -> None:
         raise InputError(
             f"{config.a} and {config.b} have no step in common. Train both runs for at least one "
             "step."
+        )
+    if one[both - 1]["chain"] != other[both - 1]["chain"]:
+        raise RunAborted(
+            f"the runs are equal from step {first} to {one[both - 1]['step']}, but the steps "
+            "before differ or are not recorded, because the hashes of the chains differ.",
+            EXIT_FAILED,
         )
     weights = sum("weights" in line for line in one[:both])
     print(

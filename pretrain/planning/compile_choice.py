@@ -33,7 +33,7 @@ def choose_compile(
     before: setting of the last start if the run is resumed on the same kind of device, else None.
     """
     key = "parallel.compile=auto"
-    is_fp8 = any(config.precision_of(stage).startswith("fp8") for stage in plan.stages)
+    is_fp8 = any(config.precision_of(stage).startswith("fp8") for stage in plan.own_stages)
     on_gpu = processes.device.type == "cuda"
     if before is not None and not (is_fp8 and on_gpu):
         return before, f"{key} keeps {str(before).lower()}, the value at the run's last start."
@@ -49,7 +49,7 @@ def choose_compile(
         return False, f"{key} does not compile: {verdict.reason}."
     peak, _ = peak_flops(processes.device, compute_dtype(config.precision))
     seconds = eager_seconds(config, plan, peak * processes.world_size)
-    lengths = len({stage.seq_len for stage in plan.stages})
+    lengths = len({stage.seq_len for stage in plan.own_stages})
     return decide(seconds, lengths)
 
 
@@ -70,7 +70,7 @@ def decide(eager: float, lengths: int) -> tuple[bool, str]:
 def eager_seconds(config: PretrainConfig, plan: StagePlan, peak: float) -> float:
     """Estimates the seconds that a run takes without compiling. peak: FLOP/s of all processes."""
     flops = sum(
-        stage.tokens * flops_per_token(config.model, stage.seq_len) for stage in plan.stages
+        stage.tokens * flops_per_token(config.model, stage.seq_len) for stage in plan.own_stages
     )
     part = min(1.0, (config.stop_after or plan.total_steps) / plan.total_steps)
     return part * flops / (peak * CPU_SHARE_OF_PEAK)

@@ -25,7 +25,7 @@ def launch_note(config: PretrainConfig, plan: StagePlan, device: torch.device) -
     if parallel.cuda_graphs:
         return ""
     peak, _ = peak_flops(device, compute_dtype(config.precision))
-    per_token = min(flops_per_token(config.model, stage.seq_len) for stage in plan.stages)
+    per_token = min(flops_per_token(config.model, stage.seq_len) for stage in plan.own_stages)
     tokens = parallel.micro_batch_tokens
     return describe(
         config.model.num_layers,

@@ -93,7 +93,7 @@ def requirements_of(
 ) -> RunRequirements:
     """Returns the requirements of a config. seq_lens: sequence lengths, if there is no plan."""
     if plan is not None:
-        seq_lens = tuple(stage.seq_len for stage in plan.stages)
+        seq_lens = tuple(stage.seq_len for stage in plan.own_stages)
     return RunRequirements(
         config.model, config.precision, config.optim.name, config.parallel, seq_lens, plan
     )

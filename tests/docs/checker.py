@@ -18,6 +18,7 @@ from typing import Any
 
 from conf.errors import InputError
 from conf.overrides import SWEEP
+from data_pipeline.store.manifest import load_manifest
 from launch import training
 from launch.local import LocalConfig
 from launch.plan.config import PlanConfig
@@ -33,6 +34,7 @@ from tests.docs import sandbox
 from tests.docs.composing import STAGES, answering_here, composed
 from tests.docs.extract import CommandLine, command_lines, strays
 from tests.docs.shell import calls
+from tests.pretrain.branches.trunks import save
 
 READS: dict[str, tuple[str, ...]] = {
     "TokenizeConfig": (),  # see Checker.tokenize
@@ -300,6 +302,9 @@ class Checker:
             path = getattr(settings, key)
             if path and not Path(path).is_absolute() and not Path(path).exists():
                 sandbox.make(Path(path), stand_in)
+                if isinstance(settings, PretrainConfig) and settings.checkpoint.keep_every:
+                    every = settings.checkpoint.keep_every
+                    save(settings, load_manifest(settings.data.folder), (every, 2 * every))
 
     def demo(self, settings: Any) -> None:
         """Makes all that the steps of `make demo` write."""

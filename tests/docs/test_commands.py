@@ -30,6 +30,7 @@ OURS: Paths = {"my.yaml": "cluster"}
 ANSWERS: Paths = {"answers.jsonl": "conversations", "preferences.jsonl": "preferences"}
 OWN: dict[str, Paths] = {
     "README.md": WEB,
+    "docs/branches.md": OURS,
     "docs/chat.md": {"questions.txt": "file"},
     "docs/chat_templates.md": PAIRS,
     "docs/check_data.md": {"/data/web": None},
