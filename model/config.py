@@ -53,6 +53,8 @@ class ModelConfig:
     qk_norm: whether queries and keys are normalized before RoPE.
     qk_norm_width: what qk_norm normalizes: each `head`, or the whole `projection` of all heads.
     qkv_bias: whether the projections of queries, keys and values have biases.
+    head_gates: whether the output of each attention head is multiplied by a sigmoid gate that is
+        computed from the input of attention (arXiv 2505.06708).
     query_pre_attn_scalar: attention scores are divided by its square root; null for head_dim.
     activation: activation of the MLP's gate, `silu` or `gelu_tanh` (GELU by its tanh formula).
     scale_embeddings: whether embeddings are multiplied by sqrt(hidden_size).
@@ -85,6 +87,7 @@ class ModelConfig:
     qk_norm: bool = False
     qkv_bias: bool = False
     qk_norm_width: str = "head"
+    head_gates: bool = False
     query_pre_attn_scalar: float | None = None
     activation: str = "silu"
     scale_embeddings: bool = False

@@ -20,7 +20,8 @@ FLOP_CONVENTION = "6*N_mm + 12*L*H*d_head*K, causal and window exact, no recompu
 
 def matmul_parameters(config: ModelConfig) -> int:
     """Returns the number of parameters in matrix products: attention, MLP and head."""
-    attention = 2 * config.hidden_size * (config.query_size + config.kv_size)
+    gates = config.num_heads if config.head_gates else 0
+    attention = config.hidden_size * (2 * config.query_size + 2 * config.kv_size + gates)
     mlp = 3 * config.hidden_size * config.intermediate_size
     return config.num_layers * (attention + mlp) + config.vocab_size * config.hidden_size
 

@@ -27,9 +27,10 @@ class Attention(nn.Module):
 
     With `qkv_bias`, the projections of queries, keys and values have biases. With `qk_norm`,
     queries and keys are normalized before they are rotated, each head by itself (arXiv 2302.05442)
-    or all heads of a token together (arXiv 2405.09818). The number of heads follows from the width
-    of the projections' outputs, so that with tensor-parallel projections, each rank computes
-    attention over its own heads.
+    or all heads of a token together (arXiv 2405.09818). With `head_gates`, the output of each head
+    is multiplied by a gate between 0 and 1, which starts around 1/2 (arXiv 2505.06708). The number
+    of heads follows from the width of the projections' outputs, so that with tensor-parallel
+    projections, each rank computes attention over its own heads.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -41,6 +42,9 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.kv_size, bias=bias)
         self.v_proj = nn.Linear(config.hidden_size, config.kv_size, bias=bias)
         self.o_proj = nn.Linear(config.query_size, config.hidden_size, bias=False)
+        self.g_proj: nn.Linear | None = None
+        if config.head_gates:
+            self.g_proj = nn.Linear(config.hidden_size, config.num_heads, bias=False)
         self.q_norm: nn.RMSNorm | None = None
         self.k_norm: nn.RMSNorm | None = None
         self.norms_heads = config.qk_norm_width == "head"
@@ -65,7 +69,10 @@ class Attention(nn.Module):
             q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         if self.query_factor != 1:
             q = q * self.query_factor
-        return self.o_proj(attend(q, k, v, mask).flatten(2))
+        heads = attend(q, k, v, mask)
+        if self.g_proj is not None:
+            heads = heads * self.g_proj(x).sigmoid().unsqueeze(-1)
+        return self.o_proj(heads.flatten(2))
 
     def _heads(self, x: Tensor, norm: nn.RMSNorm | None) -> Tensor:
         """Returns x (batch, seq, width) normalized, as (batch, seq, heads, head_dim)."""

@@ -79,6 +79,8 @@ def describe_norms(config: ModelConfig) -> str:
 def describe_scales(config: ModelConfig) -> str:
     """Returns the activation of the MLP and the fixed scales of the network in words."""
     parts = [f"{config.activation} in the MLP"]
+    if config.head_gates:
+        parts.append("a gate per attention head")
     if config.scale_embeddings:
         parts.append(f"embeddings times {config.hidden_size**0.5:.4g}")
     if config.query_pre_attn_scalar is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from conf.errors import one_of
 from model.families.family import Family
 from model.families.gemma3 import Gemma3
+from model.families.lfm3 import Lfm3
 from model.families.llama import Llama
 from model.families.mistral import Mistral
 from model.families.olmo2 import Olmo2
@@ -28,6 +29,7 @@ FAMILIES: dict[str, Family] = {
     "olmo3": Olmo3(),
     "gemma3_text": Gemma3(),
     "smollm3": SmolLM3(),
+    "lfm3": Lfm3(),
 }
 """Adapters by `model.architecture`, which is also the `model_type` of a config.json."""
 

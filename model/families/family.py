@@ -21,6 +21,7 @@ OPTIONAL_FEATURES: Fields = {
     "activation": "silu",
     "scale_embeddings": False,
     "logit_softcap": None,
+    "head_gates": False,
     "local_rope_theta": None,
     "rope_pattern": None,
 }
@@ -57,6 +58,7 @@ class Family:
         fixed: Features that the class always has, with their values.
         hf_defaults: Values that the class assumes for fields that a config.json lacks.
         default_theta: RoPE base that the class assumes.
+        aliases: Other names in a config.json, with those in COMMON_FIELDS.
         activation_key: Name of the activation's key in a config.json.
         not_supported: Fields of a config.json for features of the class that the network lacks,
             with their values if not used.
@@ -67,6 +69,7 @@ class Family:
     fixed: ClassVar[Mapping[str, Any]] = {}
     hf_defaults: ClassVar[Mapping[str, Any]] = {}
     default_theta: ClassVar[float] = 10_000.0
+    aliases: ClassVar[Mapping[str, str]] = {}
     activation_key: ClassVar[str] = "hidden_act"
     not_supported: ClassVar[Mapping[str, Any]] = {}
 

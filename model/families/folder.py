@@ -90,6 +90,7 @@ def read_config(folder: Path) -> ModelConfig:
             "model of one of these families."
         )
     family = FAMILIES[architecture]
+    stored |= {family.aliases[name]: stored[name] for name in family.aliases if name in stored}
     fields = {**COMMON_DEFAULTS, **family.hf_defaults, **stored}
     activation = HF_ACTIVATIONS[{**OPTIONAL_FEATURES, **family.fixed}["activation"]]
     not_supported = {**NOT_SUPPORTED, family.activation_key: activation, **family.not_supported}

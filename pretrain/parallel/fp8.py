@@ -22,6 +22,8 @@ from model.network import Decoder
 
 SCALING = {"fp8": "tensorwise", "fp8_rowwise": "rowwise"}
 """torchao's recipe for each value of `precision`."""
+GATES = "self_attn.g_proj"
+"""Name of the linear layers with one output per head, too few for fp8 products to pay."""
 
 
 def apply_fp8(model: Decoder, precision: str, device: torch.device) -> None:
@@ -32,7 +34,11 @@ def apply_fp8(model: Decoder, precision: str, device: torch.device) -> None:
     precision: `fp8` (one scale per matrix, fastest), `fp8_rowwise` (one scale per row, more
         accurate), or any other value for plain linear layers.
     """
-    linears = [module for module in model.layers.modules() if isinstance(module, nn.Linear)]
+    linears = [
+        module
+        for name, module in model.layers.named_modules()
+        if isinstance(module, nn.Linear) and not name.endswith(GATES)
+    ]
     for linear in linears:
         linear.__class__ = nn.Linear
     if precision not in SCALING:

@@ -86,6 +86,8 @@ def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh) -> None:
                 "mlp.down_proj": RowwiseParallel(output_layouts=SEQUENCE),
             },
         )
+        if model.config.head_gates:  # split like the heads
+            parallelize_module(block, mesh, {"self_attn.g_proj": ColwiseParallel()})
         if model.config.qk_norm and model.config.qk_norm_width == "projection":
             attention = cast(Attention, block.self_attn)
             assert attention.q_norm is not None

@@ -266,9 +266,10 @@ def _block_bytes(config: ModelConfig, tp: int, size: int, fused_norm: bool) -> i
 
     They are those of the norms; the inputs of attention and of the MLP, which tensor parallelism
     does not split; the rotated queries, the output of attention and its log-sum-exp; and the gate,
-    its activation, up, and their product.
+    its activation, up, and their product. Gates of heads are kept, and the gated output.
     """
-    matrices = (2 * config.query_size + 4 * config.intermediate_size) // tp
+    gated = config.query_size + config.num_heads if config.head_gates else 0
+    matrices = (2 * config.query_size + 4 * config.intermediate_size + gated) // tp
     return (
         NORM_PLACES[config.norm_order].number * _norm_bytes(config, tp, size, fused_norm)
         + _qk_norm_bytes(config, tp, size, fused_norm)
@@ -299,9 +300,10 @@ def _keys(config: ModelConfig, sizes: Sizes, work: Work, window: int | None) -> 
 def _selected_bytes(config: ModelConfig, tp: int, size: int) -> int:
     """Returns the bytes per token that selective activation checkpointing keeps of a block.
 
-    These are the outputs of the seven matrices and of attention.
+    These are the outputs of the seven matrices, of that of the gates and of attention.
     """
-    split = 2 * config.query_size + 2 * config.kv_size + 2 * config.intermediate_size
+    gates = config.num_heads if config.head_gates else 0
+    split = 2 * config.query_size + 2 * config.kv_size + 2 * config.intermediate_size + gates
     reduced = 2 * config.hidden_size // tp if tp > 1 else 0
     values = split // tp + 2 * config.hidden_size + reduced
     return size * values + FP32 * config.num_heads // tp

@@ -67,6 +67,7 @@ LAYOUTS = {
     "cp2_tp2_olmo2": {"cp": 2, "tp": 2},
     "cp2_tp2_gemma3": {"cp": 2, "tp": 2},
     "cp4_gemma3": {"cp": 4},
+    "cp2_tp2_gated": {"cp": 2, "tp": 2},
     "cp2_wide": {"cp": 2},
     "cp4_wide": {"cp": 4},
 }
@@ -101,6 +102,13 @@ KINDS: dict[str, dict[str, Any]] = {
         "model__rope_theta": 1e6,
         "model__local_rope_theta": 1e4,
         "model__tie_embeddings": "true",
+    },
+    "gated": {
+        "model__architecture": "lfm3",
+        "model__sliding_window": None,
+        "model__norm_order": "both",
+        "model__qk_norm": "true",
+        "model__head_gates": "true",
     },
     "wide": {"model__sliding_window": 270},
 }
@@ -164,7 +172,7 @@ def distance(run_dir, other):
     )
 
 
-@pytest.mark.parametrize("kind", ["full", "muon", "qwen3", "olmo2", "gemma3", "wide"])
+@pytest.mark.parametrize("kind", ["full", "muon", "qwen3", "olmo2", "gemma3", "gated", "wide"])
 def test_the_window_and_the_optimizer_matter(kind, single_of):
     losses = [[r["loss"] for r in records(single_of(k))] for k in ("", kind)]
     assert max(abs(a / b - 1) for a, b in zip(*losses, strict=True)) > 1e-3

@@ -77,6 +77,8 @@ GEMMA3: Changes = {
     "local_rope_theta": 1e4,
 }
 
+TIED: Changes = {"tie_embeddings": True}
+
 CASES: dict[str, dict[str, Changes]] = {
     "llama": {**ANY_FAMILY, **SCALED},
     "mistral": {
@@ -115,6 +117,13 @@ CASES: dict[str, dict[str, Changes]] = {
             "sliding_window": 9,
         },
     },
+    "lfm3": {
+        **ANY_FAMILY,
+        "gated heads": {"head_gates": True},
+        "gated heads, tied, one key": {"head_gates": True, "num_kv_heads": 1, **TIED},
+        "gated heads and windows": {"head_gates": True, **GEMMA3},
+        "windows in all layers": {**GEMMA3, "window_pattern": None},
+    },
 }
 """Changes of SHAPE by family and case."""
 
@@ -141,5 +150,11 @@ PATHS: dict[str, Changes] = {
         "tie_embeddings": True,
     },
     "smollm3": {"sliding_window": None, "rope_pattern": "RN", **YARN},
+    "lfm3": {
+        "sliding_window": 24,
+        "window_pattern": "LG",
+        "local_rope_theta": 1e4,
+        "head_gates": True,
+    },
 }
 """The features of each family's model in `tests.family_path`, from training to a chat model."""

@@ -84,6 +84,10 @@ def imported(folder: Path) -> Decoder:
     return model
 
 
+RENAMED = (".self_attn.gate_proj.", ".self_attn.g_proj.")
+"""The name of gates of heads in a checkpoint, and in the class that loads it."""
+
+
 def differences(ours: Decoder, theirs: Any) -> Differences:
     """Returns how far a decoder is from a stock model, on packed and on whole sequences."""
     tokens = torch.randint(
@@ -108,7 +112,11 @@ def _on(ours: Decoder, theirs: Any, tokens: Tensor, starts: tuple[int, ...]) -> 
     stated = F.cross_entropy(expected, labels, reduction="sum")
     stated.backward()
     gradients = dict(theirs.named_parameters())
-    hf_name: Callable[[str], str] = FAMILIES[ours.config.architecture].hf_name
+    stored_name: Callable[[str], str] = FAMILIES[ours.config.architecture].hf_name
+
+    def hf_name(name: str) -> str:
+        return stored_name(name).replace(*RENAMED)
+
     return Differences(
         _distance(logits.flatten(0, 1), expected),
         abs(loss.item() / stated.item() - 1),

@@ -99,6 +99,12 @@ GEMMA3: dict[str, Any] = {
     "local_rope_theta": 1e3,
 }
 QWEN2: dict[str, Any] = {"architecture": "qwen2", "qkv_bias": True}
+GATED: dict[str, Any] = {
+    "architecture": "lfm3",
+    "norm_order": "both",
+    "qk_norm": True,
+    "head_gates": True,
+}
 SMOLLM3: dict[str, Any] = {"architecture": "smollm3", "rope_pattern": "RN"}
 
 
@@ -113,10 +119,11 @@ SMOLLM3: dict[str, Any] = {"architecture": "smollm3", "rope_pattern": "RN"}
         GEMMA3,
         QWEN2,
         {**SMOLLM3, "sliding_window": None},
+        GATED,
     ],
     ids=[
         *("causal", "window", "qk_norm", "window_pattern", "norms after"),
-        *("norms before and after", "qkv_bias", "rope_pattern"),
+        *("norms before and after", "qkv_bias", "rope_pattern", "head_gates"),
     ],
 )
 @pytest.mark.parametrize("mode", MODES)
@@ -154,7 +161,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(
-    "features", [{}, {"tie_embeddings": True}, QWEN3, QWEN2, OLMO2, GEMMA3], ids=str
+    "features", [{}, {"tie_embeddings": True}, QWEN3, QWEN2, OLMO2, GEMMA3, GATED], ids=str
 )
 def test_state_is_that_of_the_split_model(features):
     """Odd sizes too: 344 rows do not split evenly over 8 ranks of 2 or 16."""
