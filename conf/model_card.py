@@ -14,6 +14,15 @@ def model_card(name: str, summary: str, facts: Mapping[str, str], example: str =
     return f"{front_matter()}# {name}\n\n" + "\n\n".join(parts) + "\n"
 
 
+def describe_teacher(teacher: Mapping[str, Any]) -> str:
+    """Returns a sentence part that names a teacher, from the `teacher` of a checkpoint."""
+    step = f", step {teacher['step']}" if "step" in teacher else ""
+    return (
+        f"{teacher['path']}{step}, {teacher['fingerprint'][:16]}; its {teacher['top_k']} most "
+        f"probable tokens at temperature {teacher['temperature']:g}"
+    )
+
+
 def front_matter(metadata: Mapping[str, Any] | None = None) -> str:
     """Returns the YAML header that tells the Hub how to load the model.
 

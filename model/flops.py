@@ -76,4 +76,9 @@ def training_flops(config: ModelConfig, tokens: int, keys: float) -> float:
         tokens: Number of tokens in the batch.
         keys: Total number of keys that the queries see, summed over all queries and layers.
     """
-    return 6 * matmul_parameters(config) * tokens + 12 * config.query_size * keys
+    return 3 * forward_flops(config, tokens, keys)
+
+
+def forward_flops(config: ModelConfig, tokens: int, keys: float) -> float:
+    """Returns the FLOPs of the forward pass of a batch; see `training_flops`."""
+    return 2 * matmul_parameters(config) * tokens + 4 * config.query_size * keys

@@ -9,33 +9,24 @@ of the weights. Losses and softmax are computed from the logits in float32.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from model.logits import (
+    CHUNK_TOKENS,
+    TopK,
+    VocabularyShard,
+    capped,
+    local_ids,
+    remove_columns,
+    top_answers,
+)
+from model.soft_targets import SMALLEST, SoftTargets
+
 IGNORED = -100
 """Label of a token without a target."""
-CHUNK_TOKENS = 2048
-"""Number of tokens whose logits are held at once."""
-
-
-class VocabularyShard(Protocol):
-    """One rank's rows of a vocabulary that is split over ranks.
-
-    Attributes:
-        start: First token id of this shard.
-    """
-
-    start: int
-
-    def reduce_max(self, x: Tensor) -> Tensor:
-        """Returns the elementwise maximum over all shards."""
-
-    def reduce_sum(self, x: Tensor) -> Tensor:
-        """Returns the elementwise sum over all shards."""
-
-
 Penalty = Callable[[Tensor], tuple[Tensor, Tensor]]
 """A term that is added to the loss of each target. Maps the logsumexp of the target's logits to the
 term and its derivative, all in float32 and of the same shape."""
@@ -61,23 +52,56 @@ class Head(nn.Linear):
         self.softcap = softcap
 
     def forward(  # type: ignore[override]
-        self, hidden: Tensor, labels: Tensor | None = None, penalty: Penalty | None = None
+        self,
+        hidden: Tensor,
+        labels: Tensor | None = None,
+        penalty: Penalty | None = None,
+        soft_targets: SoftTargets | None = None,
+        top_k: TopK | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         """Returns the logits (batch, seq, vocab) of `hidden` (batch, seq, hidden), or a loss.
 
-        Given labels (batch, seq), it returns the sum of their losses, followed by the losses
-        (batch, seq) without gradient. Given a penalty too, the sum includes it, and the penalty's
-        terms (batch, seq) are returned last.
+        Given labels (batch, seq), it returns the sum of their losses, followed by the
+        cross-entropies (batch, seq) without gradient. A penalty and soft targets are included in
+        the sum, and their terms (batch, seq) follow: that of the penalty, then the divergence and
+        the agreement (see `linear_cross_entropy`). Given `top_k`, it returns `top_answers`.
         """
+        if top_k is not None:
+            return self.answers(hidden, self.weight, top_k)
         if labels is None:
             return capped(super().forward(hidden), self.softcap)
+        return self.losses(hidden, self.weight, labels, penalty, soft_targets)
+
+    def answers(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        top_k: TopK,
+        shard: VocabularyShard | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Returns `top_answers` of hidden (batch, seq, hidden), shaped (batch, seq, ...)."""
+        found = top_answers(hidden.flatten(0, 1), weight, top_k, shard, self.softcap)
+        return tuple(part.unflatten(0, hidden.shape[:2]) for part in found)
+
+    def losses(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        penalty: Penalty | None,
+        soft_targets: SoftTargets | None,
+        shard: VocabularyShard | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Returns `linear_cross_entropy` of (batch, seq, hidden), with terms (batch, seq)."""
         loss, *terms = linear_cross_entropy(
             hidden.flatten(0, 1),
-            self.weight,
+            weight,
             labels.flatten(),
-            compiled=self.compiled,
+            shard,
+            self.compiled,
             penalty=penalty,
             softcap=self.softcap,
+            soft_targets=None if soft_targets is None else soft_targets.flat(),
         )
         return loss, *(term.view(labels.shape) for term in terms)
 
@@ -91,6 +115,7 @@ def linear_cross_entropy(
     chunk_tokens: int = CHUNK_TOKENS,
     penalty: Penalty | None = None,
     softcap: float | None = None,
+    soft_targets: SoftTargets | None = None,
 ) -> tuple[Tensor, ...]:
     """Returns the sum of -log softmax(hidden @ weight.T)[labels] over labels that count.
 
@@ -104,17 +129,20 @@ def linear_cross_entropy(
         chunk_tokens: Number of tokens whose logits are held at once.
         penalty: A term that is added to the loss of each label that counts.
         softcap: Bound of the logits; None for none (see `Head`).
+        soft_targets: A teacher's answers, whose divergence is added for each label that counts, and
+            which weigh the cross-entropy.
 
     Returns:
-        The float32 sum, penalty included, and the losses (tokens,), without gradient and 0 where
-        IGNORED. Given a penalty, also its terms (tokens,), without gradient and 0 where IGNORED.
+        The float32 sum of everything, and the cross-entropies (tokens,), not weighed. Given a
+        penalty, then its terms (tokens,). Given soft targets, then the divergences (tokens,), not
+        weighed, and 1 where student and teacher agree on the most probable token (tokens,). All but
+        the sum are without gradient, and 0 where IGNORED.
     """
     # Inside `apply`, gradients are always disabled, and `needs_input_grad` ignores no_grad.
     grad = torch.is_grad_enabled()
-    outputs = _LinearCrossEntropy.apply(
-        hidden, weight, labels, shard, compiled, chunk_tokens, penalty, softcap, grad
+    return _LinearCrossEntropy.apply(
+        hidden, weight, labels, shard, compiled, chunk_tokens, penalty, softcap, soft_targets, grad
     )
-    return outputs if penalty is not None else outputs[:2]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -129,37 +157,45 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk_tokens: int,
         penalty: Penalty | None,
         softcap: float | None,
+        soft_targets: SoftTargets | None,
         grad: bool,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, ...]:
         wants_hidden, wants_weight = (grad and needed for needed in ctx.needs_input_grad[:2])
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         wants_grad = wants_hidden or wants_weight
-        losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        terms = None if penalty is None else torch.empty_like(losses)
+        number = 1 + (penalty is not None) + 2 * (soft_targets is not None)
+        terms = torch.empty(number, len(hidden), dtype=torch.float32, device=hidden.device)
         for start in range(0, hidden.shape[0], chunk_tokens):
             rows = slice(start, start + chunk_tokens)
-            if compiled and not shard:
+            if compiled and not shard and soft_targets is None:
                 logits = hidden[rows] @ weight.t()
-                losses[rows], term, grad_logits = compiled(
+                loss, term, grad_logits = compiled(
                     logits, labels[rows], wants_grad, penalty, softcap
                 )
+                found = [loss] if term is None else [loss, term]
             else:
-                losses[rows], term, grad_logits = _in_place(
-                    hidden[rows], weight, labels[rows], shard, wants_grad, penalty, softcap
+                soft = None if soft_targets is None else soft_targets.rows(rows)
+                found, grad_logits = _in_place(
+                    hidden[rows], weight, labels[rows], shard, wants_grad, penalty, softcap, soft
                 )
-            if terms is not None and term is not None:
-                terms[rows] = term
+            for row, term in zip(terms, found, strict=True):
+                row[rows] = term
             if grad_hidden is not None:
                 torch.mm(grad_logits, weight, out=grad_hidden[rows])
             if grad_weight is not None:
                 grad_weight += grad_logits.t() @ hidden[rows]
         ctx.grads = grad_hidden, grad_weight
-        if terms is None:
-            ctx.mark_non_differentiable(losses)
-            return losses.sum(), losses, None
-        ctx.mark_non_differentiable(losses, terms)
-        return losses.sum() + terms.sum(), losses, terms
+        sums = [term.sum() for term in terms]
+        if soft_targets is not None:
+            sums.pop()  # agreement is not a loss
+            sums[0], sums[-1] = (
+                sums[0] * soft_targets.label_weight,
+                sums[-1] * soft_targets.weight,
+            )
+        returned = tuple(terms.unbind())
+        ctx.mark_non_differentiable(*returned)
+        return torch.stack(sums).sum() if len(sums) > 1 else sums[0], *returned
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
@@ -168,12 +204,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for grad in (grad_hidden, grad_weight):
             if grad is not None:
                 grad.mul_(grad_loss)
-        return grad_hidden, grad_weight, *(7 * [None])
-
-
-def capped(logits: Tensor, softcap: float | None) -> Tensor:
-    """Returns softcap * tanh(logits / softcap), or the logits if there is no bound."""
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+        return grad_hidden, grad_weight, *(8 * [None])
 
 
 def losses_and_gradient(
@@ -224,8 +255,9 @@ def _in_place(
     wants_grad: bool,
     penalty: Penalty | None,
     softcap: float | None,
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Returns the same as `losses_and_gradient`, for a whole vocabulary or a shard of it.
+    soft_targets: SoftTargets | None,
+) -> tuple[list[Tensor], Tensor]:
+    """Returns the terms and the gradient of `losses_and_gradient`, also for a shard.
 
     This form is not compiled, and needs one float32 buffer of the size of the logits, or two if the
     logits have a bound.
@@ -237,25 +269,51 @@ def _in_place(
         if wants_grad:
             slope = logits.square().neg_().add_(1)
         logits.mul_(softcap)
-    counted = labels != IGNORED
-    local = labels - (shard.start if shard else 0)
-    here = counted & (local >= 0) & (local < weight.shape[0])
-    local = torch.where(here, local, 0)[:, None]
+    counted = (labels != IGNORED)[:, None]
+    local, here = local_ids(labels[:, None], weight.shape[0], shard)
+    here = counted & here
 
     largest = logits.amax(dim=-1, keepdim=True)
     if shard:
         largest = shard.reduce_max(largest)
-    target = torch.where(here[:, None], logits.gather(1, local) - largest, 0.0)
-    exponentials = logits.sub_(largest).exp_()
+    exponentials = logits.sub_(largest)
+    # Of the label, and of the teacher's tokens: the logits less the largest of all.
+    scores = torch.where(here, exponentials.gather(1, local), 0.0)
+    if soft_targets is not None:
+        soft_local, soft_here = local_ids(soft_targets.ids, weight.shape[0], shard)
+        chosen = torch.where(soft_here, exponentials.gather(1, soft_local), 0.0)
+        scores = torch.cat((scores, chosen), 1)
+    exponentials.exp_()
+    if soft_targets is not None:
+        remove_columns(exponentials, soft_local, soft_here)
     total = exponentials.sum(dim=-1, keepdim=True)
     if shard:
-        total, target = shard.reduce_sum(torch.cat((total, target), dim=-1)).split(1, dim=-1)
-    loss = torch.where(counted[:, None], total.log() - target, 0.0)[:, 0]
-    term, factor = _penalized(total.log() + largest, counted[:, None], penalty)
+        reduced = shard.reduce_sum(torch.cat((total, scores), dim=-1))
+        total, scores = reduced[:, :1], reduced[:, 1:]
+    target, rest = scores[:, :1], total
+    if soft_targets is not None:
+        total = rest + scores[:, 1:].exp().sum(1, keepdim=True)
+    found = [torch.where(counted, total.log() - target, 0.0)[:, 0]]
+    term, factor = _penalized(total.log() + largest, counted, penalty)
+    if term is not None:
+        found.append(term)
+    label_weight = 1.0
+    if soft_targets is not None:
+        label_weight = soft_targets.label_weight
+        factor = label_weight + (factor - 1.0)  # the penalty is not weighed
+        divergence, of_chosen, of_rest = soft_targets.compare(scores[:, 1:], rest)
+        agrees = (scores[:, 1] >= 0) & counted[:, 0]
+        found += [torch.where(counted[:, 0], divergence, 0.0), agrees.float()]
     if not wants_grad:
-        return loss, term, logits
-    grad = exponentials.mul_(counted[:, None] * factor / total)
-    grad.scatter_add_(1, local, -here[:, None].to(grad.dtype))
+        return found, logits
+    if soft_targets is None:
+        grad = exponentials.mul_(counted * factor / total)
+    else:
+        of_chosen = scores[:, 1:].exp() * (factor / total) + soft_targets.weight * of_chosen
+        of_rest = soft_targets.weight * of_rest / rest.clamp(min=SMALLEST)
+        grad = exponentials.mul_(counted * (factor / total + of_rest))
+        grad.scatter_add_(1, soft_local, torch.where(counted & soft_here, of_chosen, 0.0))
+    grad.scatter_add_(1, local, -label_weight * here.to(grad.dtype))
     if slope is not None:
         grad.mul_(slope)
-    return loss, term, grad.to(hidden.dtype)
+    return found, grad.to(hidden.dtype)

@@ -7,10 +7,12 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.layers import Block
+from model.logits import TopK
 from model.loss import Head, Penalty
 from model.norms import make_norm
 from model.rope import rope_table
 from model.sequence_sharding import SequenceSharding, WholeSequences
+from model.soft_targets import SoftTargets
 
 
 class Decoder(nn.Module):
@@ -56,6 +58,8 @@ class Decoder(nn.Module):
         id_mask: Tensor | None = None,
         penalty: Penalty | None = None,
         max_seqlen: int | None = None,
+        soft_targets: SoftTargets | None = None,
+        top_k: TopK | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         """Returns the logits of tokens or, if labels are given, the sum of their cross-entropies.
 
@@ -72,6 +76,11 @@ class Decoder(nn.Module):
                 per_sample, the float32 sum of the terms follows, without gradient.
             max_seqlen: Upper bound of the tokens in a document, which makes some attention kernels
                 faster; None for the length of a sequence.
+            soft_targets: A teacher's answers for the positions of this process, (batch, local
+                seq), which the loss includes. With per_sample, the float32 sums of the divergences
+                and of the agreements follow, without gradient (`model.loss`).
+            top_k: If given, the answers of this network are returned for the positions of this
+                process (`model.logits.top_answers`), instead of logits.
 
         Returns:
             The logits, or the loss as a float32 scalar followed by the requested tensors.
@@ -93,7 +102,9 @@ class Decoder(nn.Module):
         }
         for block, layer in zip(self.layers, layers, strict=True):
             x = block(x, *ropes[layer.rope], batch.masks[layer.window])
-        out = self.lm_head(self.norm(x), batch.labels, penalty)
+        out = self.lm_head(self.norm(x), batch.labels, penalty, soft_targets, top_k)
+        if top_k is not None:
+            return out
         if batch.labels is None:
             return self.sequence_sharding.combine(out)
         loss, losses, *terms = out

@@ -24,7 +24,7 @@ class Part:
     """A segment of a bar.
 
     value: length, in the unit that all bars share.
-    style: CSS class, s0 to s7.
+    style: CSS class, s0 to s8.
     faint: draws the segment in a lighter shade.
     """
 

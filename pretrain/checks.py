@@ -11,7 +11,6 @@ import importlib.util
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -86,7 +85,7 @@ def check_run(
     check_deterministic(config, job.device)
     check_async_tensor_parallel(config.parallel, job)
     check_cuda_graphs(config.parallel, job)
-    check_objective(config.objective)
+    check_objective(config, plan, manifest)
     check_logger(config.logger)
     check_precision(config, plan, sizes[0] * sizes[1], job)
     check_parameters(config)
@@ -302,11 +301,16 @@ def check_async_tensor_parallel(config: ParallelConfig, job: Job) -> None:
             )
 
 
-def check_objective(objective: dict[str, Any]) -> None:
-    """Raises InputError if the objective or one of its options is unknown."""
-    from pretrain.objectives import build_objective
+def check_objective(config: PretrainConfig, plan: StagePlan, manifest: Manifest | None) -> None:
+    """Raises InputError if the objective or an option is unknown, or its teacher does not fit.
 
-    build_objective(objective)
+    Without the manifest of the data, the teacher need not exist either.
+    """
+    from pretrain.objectives import build_objective, taught
+
+    objective = taught(build_objective(config.objective))
+    if objective is not None and manifest is not None:
+        objective.check(config, plan, manifest)
 
 
 def check_logger(config: LoggerConfig) -> None:

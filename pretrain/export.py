@@ -17,7 +17,7 @@ from torch import Tensor
 
 from conf.chat import ChatTemplate
 from conf.errors import InputError, one_of
-from conf.model_card import model_card
+from conf.model_card import describe_teacher, model_card
 from conf.output_kinds import MODEL
 from conf.outputs import Output
 from conf.parents import describe_parents
@@ -87,7 +87,7 @@ def export(config: ExportConfig) -> None:
             f"step=0: {config.run} is a branch of {run.branch_from}. Export a later step, or give "
             "the run that it descends from."
         )
-    parents: list[dict[str, Any]] = []
+    metadata: dict[str, Any] = {}
     if config.step == "0" and not (run_dir / "checkpoints" / "step_0").is_dir():
         step, tokens, weights = 0, 0, initial_weights(run)
         model = network_after(run.model, plan, 0)
@@ -95,7 +95,6 @@ def export(config: ExportConfig) -> None:
         path, metadata = find.checkpoint_of_step(run_dir / "checkpoints", config.step)
         step, tokens, weights = metadata["step"], metadata["tokens"], read.weights(path)
         model = network_of_checkpoint(metadata, run.model, plan)
-        parents = metadata.get("parents", [])
     special = {
         f"{name}_token_id": manifest.tokenizer[f"{name}_id"] for name in ("bos", "eos", "pad")
     }
@@ -104,7 +103,7 @@ def export(config: ExportConfig) -> None:
         write_json(folder / "config.json", hf_config(model, special, config.dtype))
         write_json(folder / "generation_config.json", {"_from_model_config": False, **special})
         write_tokenizer(folder, manifest, model.max_seq_len, config.chat_template.template)
-        (folder / "README.md").write_text(export_card(run, model, manifest, step, tokens, parents))
+        (folder / "README.md").write_text(export_card(run, model, manifest, metadata))
     print(f"{config.out}: {model.name} after {step} steps ({tokens:,} tokens), {config.dtype}")
 
 
@@ -185,12 +184,7 @@ def write_tokenizer(folder: Path, manifest: Manifest, max_seq_len: int, chat_tem
 
 
 def export_card(
-    run: PretrainConfig,
-    model: ModelConfig,
-    manifest: Manifest,
-    step: int,
-    tokens: int,
-    parents: Sequence[Mapping[str, Any]] = (),
+    run: PretrainConfig, model: ModelConfig, manifest: Manifest, metadata: Mapping[str, Any]
 ) -> str:
     """Returns the content of README.md for the exported folder.
 
@@ -198,10 +192,10 @@ def export_card(
         run: The config of the run.
         model: The network at the exported step.
         manifest: The corpus of the run.
-        step: The exported step.
-        tokens: Number of tokens trained on up to that step.
-        parents: The runs that the run descends from, the nearest first.
+        metadata: Metadata of the exported checkpoint; empty for the model before training.
     """
+    step, tokens = metadata.get("step", 0), metadata.get("tokens", 0)
+    parents = metadata.get("parents", [])
     plan = StagePlan(run.recipe, manifest.edition_tokens("train"))
     begun = [stage for stage in plan.stages if stage.first_step < step]
     fim = describe_fim({stage.name: stage.fim for stage in begun}, manifest)
@@ -217,6 +211,9 @@ def export_card(
         **({"fill in the middle": fim} if fim else {}),
         "trained on": f"{tokens:,} tokens in {step} steps of recipe {run.recipe.name}",
         **({"parents": describe_parents(parents)} if parents else {}),
+        **(
+            {"taught by": describe_teacher(teacher)} if (teacher := metadata.get("teacher")) else {}
+        ),
         "data": _editions_read(begun or plan.stages[:1], manifest),
         "tokenizer": f"{manifest.vocab_size} ids, sha256 {manifest.tokenizer['sha256'][:16]}",
         "precision": run.precision,

@@ -39,9 +39,10 @@ class StepData:
         counts: (2 + 2 * sources,) int64: the number of attended keys, summed over all queries and
             layers, the digest of the samples, the targets per source, and the documents per source
             that end in these samples. If a stage has fill in the middle, its counts follow
-            (`Batch.fim`, source by source). Blank samples do not count. The digest is a sum over
-            samples modulo 2^64, so its sum over ranks does not depend on how samples are dealt to
-            ranks.
+            (`Batch.fim`, source by source). If a teacher runs on the same batches, the number of
+            keys that it attends to comes last. Blank samples do not count. The digest is a sum
+            over samples modulo 2^64, so its sum over ranks does not depend on how samples are
+            dealt to ranks.
         wait_seconds: Time that training waited for the data.
     """
 
@@ -62,6 +63,7 @@ class Loader:
         windows: Attention window per layer, for counting the attended keys.
         device: Device of the batches.
         prefetch_steps: Number of steps to read ahead, one thread each; 0 for none.
+        teacher_windows: Attention window per layer of a teacher that runs on the same batches.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Loader:
         windows: Sequence[int | None],
         device: torch.device,
         prefetch_steps: int = 2,
+        teacher_windows: Sequence[int | None] = (),
     ) -> None:
         self.reader = reader
         self.plan = plan
@@ -81,6 +84,7 @@ class Loader:
         self.dp_size = dp_size
         self.micro_batch_tokens = micro_batch_tokens
         self.windows = Counter(windows)
+        self.teacher_windows = Counter(teacher_windows)
         self.device = device
         self.prefetch_steps = prefetch_steps
         self._prefetched: dict[int, Future[StepData]] = {}
@@ -123,10 +127,13 @@ class Loader:
             targets.index_add_(0, batch.sources, (batch.labels != IGNORED).sum(1))
             documents += torch.from_numpy(batch.documents)
         seen = [batch.joined() for batch in real] if stage.joins_documents else real
-        keys = sum(
-            layers * attended_keys(batch.cu_seqlens, window)
-            for batch in seen
-            for window, layers in self.windows.items()
+        keys, teacher_keys = (
+            sum(
+                layers * attended_keys(batch.cu_seqlens, window)
+                for batch in seen
+                for window, layers in windows.items()
+            )
+            for windows in (self.windows, self.teacher_windows)
         )
         digest = sum(map(sample_digest, real)) & MASK64
         signed = digest - (1 << 64) if digest >> 63 else digest
@@ -141,6 +148,8 @@ class Loader:
                 if len(batch.fim):
                     fim += torch.from_numpy(batch.fim)
             counts = torch.cat((counts, fim.flatten()))
+        if self.teacher_windows:
+            counts = torch.cat((counts, torch.tensor([teacher_keys])))
         if self.device.type == "cuda":  # a copy from pageable memory would wait for the device
             batches = [batch.pin_memory() for batch in batches]
             counts = counts.pin_memory()

@@ -6,6 +6,7 @@ The data and settings of the steps already trained must not change; later stages
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,23 @@ def default_of(field: Field[Any]) -> Any:
     if field.default_factory is MISSING:
         return field.default
     return asdict(field.default_factory())
+
+
+def check_same_teacher(
+    metadata: dict[str, Any], teacher: Mapping[str, Any], config: PretrainConfig
+) -> None:
+    """Raises InputError if a teacher has other weights than the one that a checkpoint names.
+
+    metadata: content of the checkpoint's manifest; empty at step 0.
+    """
+    before = (metadata.get("teacher") or {}).get("fingerprint")
+    if before in (None, teacher["fingerprint"]) or "objective" in config.allow_change:
+        return
+    raise InputError(
+        f"objective.teacher={teacher['path']}: its weights are not those that the run has learned "
+        f"from so far (fingerprint {before[:12]}, now {teacher['fingerprint'][:12]}). Restore "
+        "them, or allow the change with 'allow_change=[objective]'."
+    )
 
 
 def check_same_data(

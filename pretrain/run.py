@@ -16,6 +16,7 @@ from pretrain.attention_choice import Timing
 from pretrain.branches.trunk import Trunk
 from pretrain.editions import Editions
 from pretrain.loader import Loader
+from pretrain.objectives import Objective
 from pretrain.parallel.mesh import Layout
 
 
@@ -30,6 +31,7 @@ class Run:
     documents: per source, the number of documents that were trained on to their end.
     attention: the attention backend per kind of stage.
     editions: the edition of the corpus that each stage reads.
+    objective: the loss to minimize, with its teacher loaded if it has one.
     trunk: the step of another run that the run started from, or None.
     at_fork: whether the run starts from that step now, and has no checkpoint of its own yet.
     """
@@ -47,5 +49,6 @@ class Run:
     documents: dict[str, int]
     attention: dict[str, Timing]
     editions: Editions
+    objective: Objective
     trunk: Trunk | None = None
     at_fork: bool = False

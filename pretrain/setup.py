@@ -31,6 +31,7 @@ from pretrain.hardware import compute_dtype, environment
 from pretrain.health.changes import changed_software, check_changes
 from pretrain.initial_state import InitialState
 from pretrain.loader import Loader
+from pretrain.objectives import Objective, Setting, build_objective, taught
 from pretrain.optim import build_optimizer, with_all_options
 from pretrain.parallel import parallelize
 from pretrain.parallel.fp8 import fp8_linears
@@ -38,7 +39,7 @@ from pretrain.parallel.mesh import Layout, make_layout
 from pretrain.planning.auto import settle_parallel
 from pretrain.precision_choice import settle_precision
 from pretrain.processes import Processes
-from pretrain.resume_checks import check_resume
+from pretrain.resume_checks import check_resume, check_same_teacher
 from pretrain.run import Run
 
 CORPUS = "corpus"
@@ -70,6 +71,13 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
     backend = attention[attention_key(plan.own_stages[0])].backend
     model, optimizer = build_model(config, layout, backend, state, processes.device)
 
+    objective = build_objective(config.objective)
+    if (lesson := taught(objective)) is not None:
+        lesson.prepare(Setting(config, newest, plan, order, layout, processes.device))
+        if not state.at_fork:
+            check_same_teacher(state.metadata, lesson.identity, config)
+        settled["teacher"] = lesson.identity
+
     find.prepare_folder(checkpoints, processes)
     if processes.is_main:
         if state.trunk is not None:
@@ -86,7 +94,7 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
         layout=layout,
         model=model,
         optimizer=optimizer,
-        loader=build_loader(config, reader, plan, layout, processes.device),
+        loader=build_loader(config, reader, plan, layout, processes.device, objective),
         checkpoints=checkpoints,
         step=state.step,
         metadata=state.metadata,
@@ -95,6 +103,7 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
         editions=editions,
         trunk=state.trunk,
         at_fork=state.at_fork,
+        objective=objective,
     )
 
 
@@ -172,8 +181,11 @@ def build_loader(
     plan: StagePlan,
     layout: Layout,
     device: torch.device,
+    objective: Objective,
 ) -> Loader:
     """Builds the loader that reads this rank's share of each batch."""
+    lesson = taught(objective)
+    network = lesson.network if lesson is not None else None
     return Loader(
         reader,
         plan,
@@ -183,6 +195,7 @@ def build_loader(
         [layer.window for layer in config.model.layers],
         device,
         config.data.prefetch_steps,
+        [layer.window for layer in network.layers] if network is not None else [],
     )
 
 

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from data_pipeline.sampling.batches import Batch
 from data_pipeline.sampling.fim_transform import fim_record
-from model.flops import FLOP_CONVENTION, parameters, training_flops
+from model.flops import FLOP_CONVENTION, forward_flops, parameters, training_flops
 from pretrain.checkpoints.read import load
 from pretrain.config import PretrainConfig
 from pretrain.hardware import (
@@ -47,7 +47,7 @@ from pretrain.hardware import (
 from pretrain.health.bad_steps import BadSteps
 from pretrain.hooks import Hook, PendingStep, hook_states, load_hook_states
 from pretrain.loader import MASK64, StepData
-from pretrain.objectives import build_objective
+from pretrain.objectives import taught
 from pretrain.optim.clip import scale_and_clip
 from pretrain.optim.schedule import learning_rate
 from pretrain.parallel import accumulate_gradients
@@ -75,7 +75,8 @@ class Trainer:
         self.dp_rank = self.layout.dp.get_local_rank()
         self.sources = torch.arange(len(self.order.sources), device=processes.device)
         self.dp_size = self.layout.dp.size()
-        self.objective = build_objective(config.objective)
+        self.objective = run.objective
+        self.lesson = taught(run.objective)
         graphs = config.parallel.cuda_graphs
         self.graphs = CudaGraphs(self.model, self._forward_backward) if graphs else None
         self.bad_steps = bad_steps
@@ -201,6 +202,8 @@ class Trainer:
         numbers, names = pending.numbers.read(), self.order.sources
         seconds = pending.lap.seconds()
         keys, digest, *counts = numbers.counts
+        teacher = None if self.lesson is None else self.lesson.network
+        teacher_keys = counts.pop() if teacher is not None else 0
         losses, metrics = numbers.sums[: len(names)], numbers.sums[len(names) :]
         targets, ended, fim = (
             counts[: len(names)],
@@ -211,6 +214,8 @@ class Trainer:
             self.documents[source] += documents
         record, loss, norm = pending.record, sum(losses) / sum(targets), numbers.grad_norm
         flops = training_flops(self.config.model, record["batch_tokens"], keys)
+        if teacher is not None:
+            flops += forward_flops(teacher, record["batch_tokens"], teacher_keys)
         stage, step = record["stage"], record["step"]
         record |= self.bad_steps.describe(stage, step, numbers.verdict, loss, norm)
         record |= {
@@ -295,6 +300,7 @@ class Trainer:
             "documents": self.plan.stages[stage].config.documents,
             "attention": {key: timing.backend for key, timing in self.attention.items()},
             "network": asdict(network_after(self.config.model, self.plan, self.step)),
+            **({} if self.lesson is None else {"teacher": dict(self.lesson.identity)}),
             "hooks": hook_states(self.hooks),
             "order": self.order.fingerprint,
             "plan": json.loads(self.order.to_json()),
@@ -313,6 +319,8 @@ class Trainer:
             start = f"from the weights of {self.config.init_from}"
         if self.at_fork:
             start = f"branching from step {self.step} of {self.trunk and self.trunk.run}"
+        if self.lesson is not None:
+            start += f", taught by {self.lesson.identity['path']}"
         return (
             f"{self.config.name}: {self.config.model.name}, {parameters(self.config.model):,} "
             f"parameters, {self.plan.total_tokens:,} tokens in {self.plan.total_steps} steps of "

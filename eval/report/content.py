@@ -92,10 +92,13 @@ def summary(run: RunFolder, manifest: Manifest) -> str:
     window = f", sliding window {model.describe_windows()}" if model.sliding_window else ""
     differ = len({layer.rope for layer in model.layers}) > 1
     positions = f", {model.describe_positions()}" if differ else ""
+    teacher = run.env.get("teacher")
+    taught = f", taught by {Path(teacher['path']).name}" if teacher else ""
     return (
         f"A decoder of {short_number(parameters(model))} parameters ({model.architecture}, "
         f"{model.num_layers} layers of {model.hidden_size}{window}{positions}), trained "
-        f"{start} on {last['tokens']:,} tokens of {manifest.name} in {last['step']:,} steps."
+        f"{start}{taught} on {last['tokens']:,} tokens of {manifest.name} in {last['step']:,} "
+        "steps."
     )
 
 

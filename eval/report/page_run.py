@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+from conf.model_card import describe_teacher
 from conf.parents import describe_parents
 from conf.text import format_duration
 from data_pipeline.store.manifest import Manifest
@@ -215,6 +216,8 @@ def lineage(
     ]
     for parent in env.get("parents", []):
         table.append(("parent", f"{describe_parents([parent])}, {parent['run']}"))
+    if teacher := env.get("teacher"):
+        table.insert(4, ("teacher", describe_teacher(teacher)))
     for name, model in results["models"].items() if results else ():
         table.append((f"model {name}", f"fingerprint {model['fingerprint']}"))
     for stage in tuned:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -23,7 +24,7 @@ class PlanConfig:
     The arguments of a training run may follow `--` instead, as for `python -m launch slurm`. All
     keys of the run are then taken from there.
 
-    model, recipe, optim, parallel: same as for python -m pretrain.
+    model, recipe, optim, parallel, objective: same as for python -m pretrain.
     init_from: a Hugging Face folder, whose model is used if no model= is given.
     cluster: the name of a file in conf/cluster, or the path of any file.
     nodes: number of nodes; null for the number in the cluster's file.
@@ -43,6 +44,7 @@ class PlanConfig:
     recipe: TrainingRecipeConfig = MISSING
     optim: OptimConfig = MISSING
     parallel: ParallelConfig = MISSING
+    objective: dict[str, Any] = field(default_factory=lambda: {"name": "cross_entropy"})
     cluster: ClusterConfig = MISSING
     nodes: int | None = None
     precision: str = "auto"

@@ -15,13 +15,14 @@ from data_pipeline.sampling.stage_sources import SourceTokens
 from data_pipeline.store.corpus import open_corpus
 from launch.plan.calibration import Calibration
 from launch.plan.config import PlanConfig
-from launch.plan.speed import Step, StepTime, model_flops_utilization, step_time
-from model.flops import flops_per_token, parameters
+from launch.plan.speed import Step, StepTime, flops_of, model_flops_utilization, step_time
+from model.flops import parameters
 from pretrain.checkpoints.interval import best_interval
 from pretrain.checks import check_networks, check_stages
 from pretrain.config import AUTO
 from pretrain.planning.layouts import LayoutCandidate, Machine, candidates, requirements_of
 from pretrain.planning.memory import optimizer_bytes, parameter_shapes
+from pretrain.planning.teacher import teacher_of
 from pretrain.preflight import train_tokens
 from pretrain.recipe import training_config
 
@@ -255,6 +256,7 @@ def stage_outlook(
     level = max(
         (level for level in plan.levels if level.stage == stage.index), key=lambda x: x.steps
     )
+    teacher = teacher_of(config.objective)
     step = Step(
         config.model,
         stage.seq_len,
@@ -262,6 +264,7 @@ def stage_outlook(
         precision,
         option.parallel,
         state_bytes,
+        teacher.network if teacher is not None else None,
     )
     times = (step_time(step, config.cluster, True), step_time(step, config.cluster, False))
     if calibration is not None:
@@ -275,7 +278,7 @@ def stage_outlook(
         seconds.map(lambda s: level.tokens_per_step / s),
         seconds.map(lambda s: model_flops_utilization(step, config.cluster, s)),
         seconds.map(lambda s: s * steps / DAY_SECONDS),
-        flops_per_token(config.model, stage.seq_len),
+        flops_of(step),
         level.tokens_per_step,
         step.deal,
     )

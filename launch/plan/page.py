@@ -13,7 +13,7 @@ from pages.bars import Bar, Bars, Part
 from pages.drawing import drawing
 from pages.page import render
 from pages.svg import short_number
-from pretrain.planning.memory import CONFIDENCE
+from pretrain.planning.memory import CONFIDENCE, shown_parts
 
 TEMPLATE = Path(__file__).parent / "templates" / "plan.html"
 MEMORY_STYLES = {name: f"s{number}" for number, name in enumerate(CONFIDENCE)}
@@ -104,7 +104,8 @@ def memory(outlook: Outlook) -> Any:
         parts = [Part(size / GIB, MEMORY_STYLES[name]) for name, size in asdict(found).items()]
         text = f"{found.total / GIB:.1f} of {outlook.config.cluster.gpu_memory_gib:g}"
         bars.append(Bar(layout.option.name, text, parts))
-    legend = [(name, style, False) for name, style in MEMORY_STYLES.items()]
+    shown = shown_parts(map(tables.memory_of, outlook.layouts))
+    legend = [(name, MEMORY_STYLES[name], False) for name in shown]
     return drawing(
         "Memory per GPU",
         "GiB at the peak, assumed except for the state",

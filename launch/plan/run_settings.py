@@ -52,6 +52,7 @@ def take_run_settings(config: PlanConfig, run: Training) -> PlanConfig:
         recipe=settings.recipe,
         optim=settings.optim,
         parallel=settings.parallel,
+        objective=settings.objective,
         precision=settings.precision,
         data=data,
         max_epochs=settings.data.max_epochs,

@@ -78,6 +78,7 @@ class Step:
     """Model, batch, precision and layout of a step.
 
     state_bytes: size of the optimizer's state per parameter; the default is AdamW's two moments.
+    teacher: the network of a teacher, whose forward pass is part of the step; None without one.
     """
 
     model: ModelConfig
@@ -86,6 +87,7 @@ class Step:
     precision: str
     parallel: ParallelConfig
     state_bytes: float = 8.0
+    teacher: ModelConfig | None = None
 
     @property
     def deal(self) -> Deal:
@@ -94,7 +96,29 @@ class Step:
 
 
 def step_time(step: Step, cluster: ClusterConfig, best: bool) -> StepTime:
-    """Returns the time of a step with the best known kernels, or else with typical ones."""
+    """Returns the time of a step with the best known kernels, or else with typical ones.
+
+    The forward pass of a teacher takes a third of the computation and the communication of a step
+    in bf16 that trains it.
+    """
+    time = training_time(step, cluster, best)
+    if step.teacher is None:
+        return time
+    precision = "fp32" if step.precision == "fp32" else "bf16"
+    parallel = replace(step.parallel, activation_checkpointing="none")
+    whole = replace(step, model=step.teacher, precision=precision, parallel=parallel, teacher=None)
+    other = training_time(whole, cluster, best)
+    return replace(
+        time,
+        matmul=time.matmul + other.matmul / 3,
+        attention=time.attention + other.attention / 3,
+        elementwise=time.elementwise + other.elementwise / 3,
+        exposed=time.exposed + other.exposed / 3,
+    )
+
+
+def training_time(step: Step, cluster: ClusterConfig, best: bool) -> StepTime:
+    """Returns the time of a step without that of a teacher."""
     model, parallel = step.model, step.parallel
     tokens = step.deal.computed * step.seq_len / _ranks(parallel)
     peak = cluster.peak_flops(step.precision)
@@ -172,8 +196,16 @@ def _bandwidth(cluster: ClusterConfig, span: int) -> float:
 
 def model_flops_utilization(step: Step, cluster: ClusterConfig, seconds: float) -> float:
     """Returns the MFU of a step relative to the peak of all GPUs; for fp8, to their bf16 peak."""
-    flops = flops_per_token(step.model, step.seq_len) * step.batch_tokens
+    flops = flops_of(step) * step.batch_tokens
     return flops / seconds / (cluster.peak_flops(step.precision) * _ranks(step.parallel))
+
+
+def flops_of(step: Step) -> float:
+    """Returns the FLOPs per token of a step, with those of the forward pass of its teacher."""
+    flops = flops_per_token(step.model, step.seq_len)
+    if step.teacher is not None:
+        flops += flops_per_token(step.teacher, step.seq_len) / 3
+    return flops
 
 
 def _ranks(parallel: ParallelConfig) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from conf.text import GIB, format_duration
 from launch.plan.outlook import DAY_SECONDS, Estimate, LayoutOutlook, Outlook
 from model.flops import matmul_parameters, parameters
-from pretrain.planning.memory import CONFIDENCE, Memory
+from pretrain.planning.memory import CONFIDENCE, Memory, shown_parts
 
 EXACT, MEASURED, ASSUMED, CHOSEN = "exact", "measured", "assumed", "chosen"
 TEXT_COLUMNS = ("layout", "stage", "recomputed")
@@ -85,12 +85,14 @@ def stages(outlook: Outlook) -> Grid:
 def memory(outlook: Outlook, at_most: int | None = None) -> Grid:
     """Returns the memory per GPU by part, for every layout that fits."""
     rows = []
+    shown = shown_parts(map(memory_of, outlook.layouts))
     for layout in outlook.layouts[:at_most]:
         found = memory_of(layout)
-        parts = [f"{size / GIB:.2f}" for size in asdict(found).values()]
+        parts = [f"{getattr(found, name) / GIB:.2f}" for name in shown]
         rows.append([layout.option.name, *parts, f"{found.total / GIB:.1f}"])
     sure = memory_confidence(outlook)
-    columns = {"layout": "", **CONFIDENCE, "activations": sure, "loss": sure, "total": sure}
+    columns = {"layout": "", **{name: CONFIDENCE[name] for name in shown}}
+    columns |= {"activations": sure, "loss": sure, "total": sure}
     return Grid("memory per GPU at the peak, GiB", columns, rows)
 
 

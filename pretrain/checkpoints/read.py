@@ -124,9 +124,16 @@ def weights(path: Path) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in about.items():
         if name.startswith("model.") and isinstance(tensor, TensorStorageMetadata):
             plain = name.removeprefix("model.")
-            value = torch.empty(tensor.size, dtype=tensor.properties.dtype)
-            _load_into({"model": {plain: value}}, reader, no_dist=True)
-            yield plain, value
+            yield plain, weight(reader, plain)
+
+
+def weight(reader: SafeReader, name: str) -> Tensor:
+    """Returns an unsharded parameter of a checkpoint, without communication."""
+    about = reader.read_metadata().state_dict_metadata[f"model.{name}"]
+    assert isinstance(about, TensorStorageMetadata)
+    value = torch.empty(about.size, dtype=about.properties.dtype)
+    _load_into({"model": {name: value}}, reader, no_dist=True)
+    return value
 
 
 def _load_into(state: dict[str, Any], reader: SafeReader, no_dist: bool = False) -> None:

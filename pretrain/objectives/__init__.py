@@ -16,24 +16,37 @@ takes the same step. The plain language-model loss is
 An objective with options is a dataclass: `objective=z_loss objective.coefficient=1e-3` builds
 `ZLoss(coefficient=1e-3)`. Its metrics are recorded per target next to `loss`, which remains the
 cross-entropy; validation measures the cross-entropy alone.
+
+An objective that learns from a teacher is a `TaughtObjective`, which is given the run before the
+first step (`pretrain.objectives.distill`).
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from conf.errors import one_of
 from conf.options import read_options
 from data_pipeline.sampling.batches import Batch
+from data_pipeline.sampling.order import SampleOrder
+from data_pipeline.sampling.recipe import StagePlan
+from data_pipeline.store.manifest import Manifest
+from model.config import ModelConfig
 from model.network import Decoder
+from pretrain.config import PretrainConfig
+from pretrain.parallel.mesh import Layout
 
 OBJECTIVES = {
     "cross_entropy": "pretrain.objectives.cross_entropy:CrossEntropy",
     "z_loss": "pretrain.objectives.z_loss:ZLoss",
+    "distill": "pretrain.objectives.distill.objective:Distill",
 }
 """Class of each objective as `module:class`, by the name of the objective."""
 
@@ -62,6 +75,60 @@ class Objective(Protocol):
     def __call__(self, model: Decoder, batch: Batch) -> Loss:
         """Returns the loss of a batch as sums over its targets."""
         ...
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The run that an objective trains a model in.
+
+    Attributes:
+        config: The run, without any `auto`.
+        manifest: The corpus.
+        plan: The stages.
+        order: The order of samples.
+        layout: The device mesh.
+        device: The device of this process.
+    """
+
+    config: PretrainConfig
+    manifest: Manifest
+    plan: StagePlan
+    order: SampleOrder
+    layout: Layout
+    device: torch.device
+
+
+class TaughtObjective(ABC):
+    """Base class of objectives that learn from a teacher.
+
+    Attributes:
+        top_k: Number of tokens in an answer of the teacher.
+    """
+
+    top_k: int
+
+    @property
+    @abstractmethod
+    def network(self) -> ModelConfig | None:
+        """The network that runs on the batches of the model; None if the teacher is a cache."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> Mapping[str, Any]:
+        """What names the teacher in env.json, checkpoints, the report and the model card."""
+
+    @abstractmethod
+    def check(self, config: PretrainConfig, plan: StagePlan, manifest: Manifest) -> None:
+        """Raises InputError if the teacher cannot teach this run. It has no side effects."""
+
+    @abstractmethod
+    def prepare(self, setting: Setting) -> None:
+        """Loads the teacher. Every rank must call it, before the first batch."""
+
+
+def taught(objective: Objective) -> TaughtObjective | None:
+    """Returns the objective if it learns from a teacher, else None."""
+    return objective if isinstance(objective, TaughtObjective) else None
 
 
 def build_objective(config: Mapping[str, Any]) -> Objective:

@@ -122,9 +122,12 @@ def materialize(
         time, so that no process ever holds more than one whole parameter.
     """
     model.to_empty(device=device)
+    model.tie()
     for name, parameter in model.named_parameters():
         whole = value(name, parameter.shape).to(device, parameter.dtype)
-        assert isinstance(parameter, DTensor)
+        if not isinstance(parameter, DTensor):
+            parameter.copy_(whole)
+            continue
         # Every rank computes the whole value, so nothing is broadcast.
         shard = distribute_tensor(
             whole, parameter.device_mesh, parameter.placements, src_data_rank=None

@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed._functional_collectives import AsyncCollectiveTensor
+from torch.distributed._functional_collectives import AsyncCollectiveTensor, all_gather_tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
@@ -33,9 +33,11 @@ from torch.distributed.tensor.parallel import (
 from torch.nn import Parameter
 
 from model.layers import Attention
-from model.loss import Head, Penalty, capped, linear_cross_entropy
+from model.logits import TopK, capped
+from model.loss import Head, Penalty
 from model.network import Decoder
 from model.norms import NORM_PLACES
+from model.soft_targets import SoftTargets
 from pretrain.parallel.sharded_norm import ShardedRMSNorm
 
 SEQUENCE = Shard(1)
@@ -123,7 +125,7 @@ class VocabularyParallelHead(Head):
     """A head that holds one rank's rows of the vocabulary.
 
     The loss gathers no logits, and reduces only three numbers per token (arXiv 1909.08053, section
-    3).
+    3), and one more for each token of a teacher's answer.
     """
 
     def __init__(self, head: Head, mesh: DeviceMesh) -> None:
@@ -142,22 +144,25 @@ class VocabularyParallelHead(Head):
         dist.all_reduce(x, group=self.mesh.get_group())
         return x
 
+    def gather(self, x: Tensor) -> Tensor:
+        """Returns the columns of x (tokens, columns) of all ranks, in their order."""
+        return all_gather_tensor(x.contiguous(), 1, self.mesh.get_group())
+
     def forward(  # type: ignore[override]
-        self, hidden: Tensor, labels: Tensor | None = None, penalty: Penalty | None = None
+        self,
+        hidden: Tensor,
+        labels: Tensor | None = None,
+        penalty: Penalty | None = None,
+        soft_targets: SoftTargets | None = None,
+        top_k: TopK | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         """Returns the same as `Head.forward`, from hidden (batch, seq, hidden) split along seq."""
         rows = cast(DTensor, hidden).redistribute(placements=[Replicate()])
         local = rows.to_local(grad_placements=[Partial()])
         weight = cast(DTensor, self.weight).to_local()
+        if top_k is not None:
+            return self.answers(local, weight, top_k, self)
         if labels is None:
             logits = DTensor.from_local(local @ weight.t(), self.mesh, [Shard(2)])
             return capped(logits.full_tensor(), self.softcap)
-        loss, *terms = linear_cross_entropy(
-            local.flatten(0, 1),
-            weight,
-            labels.flatten(),
-            self,
-            penalty=penalty,
-            softcap=self.softcap,
-        )
-        return loss, *(term.view(labels.shape) for term in terms)
+        return self.losses(local, weight, labels, penalty, soft_targets, self)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 from rich.table import Table
@@ -21,7 +22,7 @@ from pretrain.planning.layouts import (
     candidates,
     requirements_of,
 )
-from pretrain.planning.memory import CONFIDENCE
+from pretrain.planning.memory import CONFIDENCE, shown_parts
 
 
 @dataclass
@@ -39,6 +40,7 @@ class MemoryConfig:
         its weights, gradients and optimizer states; false shows the planned bytes.
     parallel: settings that every layout shares. The sizes of the mesh are searched, and so is the
         micro-batch if it is auto.
+    objective: the loss to minimize, whose teacher needs memory too if it has one.
     precision: precision of the run; auto means bf16 here, which GPUs support.
     """
 
@@ -46,6 +48,7 @@ class MemoryConfig:
     init_from: str | None = None
     optim: OptimConfig = MISSING
     parallel: ParallelConfig = MISSING
+    objective: dict[str, Any] = field(default_factory=lambda: {"name": "cross_entropy"})
     precision: str = "auto"
     world_size: int = 8
     node: int = 8
@@ -101,11 +104,16 @@ def _table(config: MemoryConfig, seq_len: int, fitting: list[LayoutCandidate]) -
         title_justify="left",
         caption_justify="left",
     )
-    for name in ("", "layout", "micro-batch", "blank", "recomputed", *CONFIDENCE, "total"):
+    shown = shown_parts(option.memory for option in fitting if option.memory is not None)
+    for name in ("", "layout", "micro-batch", "blank", "recomputed", *shown, "total"):
         is_text = name in ("layout", "recomputed")
         table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
     table.add_row(
-        "", "", "tokens", "exact", "", *CONFIDENCE.values(), "", style="dim", end_section=True
+        *("", "", "tokens", "exact", ""),
+        *(CONFIDENCE[name] for name in shown),
+        "",
+        style="dim",
+        end_section=True,
     )
     with fake_ranks(config.world_size) if config.build else nullcontext():
         for place, option in enumerate(fitting, 1):
@@ -120,7 +128,7 @@ def _table(config: MemoryConfig, seq_len: int, fitting: list[LayoutCandidate]) -
                 str(option.parallel.micro_batch_tokens),
                 f"{option.blank:.1%}",
                 option.parallel.activation_checkpointing,
-                *(f"{size / GIB:.2f}" for size in parts.values()),
+                *(f"{parts[name] / GIB:.2f}" for name in shown),
                 f"{sum(parts.values()) / GIB:.1f}",
             )
     return table

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -28,6 +28,7 @@ from pretrain.config import AUTO, OptimConfig, ParallelConfig
 from pretrain.fp8_checks import FP8_MULTIPLE, check_fp8_sides
 from pretrain.parallel.activation_checkpointing import MODES
 from pretrain.planning.memory import Memory, Sizes, Work, parameter_shapes, plan_memory
+from pretrain.planning.teacher import TeacherShape, teacher_of, with_teacher
 
 USABLE_FRACTION = 0.95
 """Fraction of the memory to plan with. torch's allocator loses the rest to fragmentation."""
@@ -68,6 +69,7 @@ class RunRequirements:
     seq_lens: sequence lengths of all stages.
     plan: the stages; None if the batches of the steps are not known yet.
     activation_ratios: measured ratios to the planned activations, by kind of checkpointing.
+    teacher: the teacher of the run's objective, or None.
     """
 
     model: ModelConfig
@@ -77,6 +79,7 @@ class RunRequirements:
     seq_lens: tuple[int, ...]
     plan: StagePlan | None = None
     activation_ratios: Mapping[str, float] = field(default_factory=dict)
+    teacher: TeacherShape | None = None
 
 
 class HasRequirements(Protocol):
@@ -86,6 +89,7 @@ class HasRequirements(Protocol):
     precision: str
     optim: OptimConfig
     parallel: ParallelConfig
+    objective: dict[str, Any]
 
 
 def requirements_of(
@@ -95,7 +99,13 @@ def requirements_of(
     if plan is not None:
         seq_lens = tuple(stage.seq_len for stage in plan.own_stages)
     return RunRequirements(
-        config.model, config.precision, config.optim.name, config.parallel, seq_lens, plan
+        config.model,
+        config.precision,
+        config.optim.name,
+        config.parallel,
+        seq_lens,
+        plan,
+        teacher=teacher_of(config.objective),
     )
 
 
@@ -208,6 +218,8 @@ def _candidate(
     parallel = replace(requirements.parallel, **sizes._asdict())
     try:
         check_layout(parallel, requirements.model, machine.world_size)
+        if requirements.teacher is not None and requirements.teacher.network is not None:
+            check_layout(parallel, requirements.teacher.network, machine.world_size)
         tokens = micro_batches(requirements, sizes, machine)
     except InputError as error:
         return LayoutCandidate(name, parallel, problem=str(error).rstrip("."))
@@ -356,4 +368,7 @@ def _plan_memory(
     )
     planned = plan_memory(requirements.model, shapes, sizes, work, requirements.optimizer)
     mode = parallel.activation_checkpointing
-    return planned.with_activations(requirements.activation_ratios.get(mode, 1.0))
+    planned = planned.with_activations(requirements.activation_ratios.get(mode, 1.0))
+    if requirements.teacher is None:
+        return planned
+    return with_teacher(planned, requirements.teacher, requirements.model, sizes, work)

@@ -12,7 +12,7 @@ of all earlier micro-batches exist.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ import torch
 from model.attention.mask import effective_window
 from model.config import ModelConfig
 from model.init import RESIDUAL_WRITERS
-from model.loss import CHUNK_TOKENS
+from model.logits import CHUNK_TOKENS
 from model.network import build_meta
 from model.norms import NORM_PLACES
 from pretrain.hardware import compute_dtype
@@ -59,6 +59,8 @@ class Memory:
         of the gradients inside a block and the logits of one chunk, as far as these need more than
         a recomputed block, which is counted in `activations` and does not exist at that time.
     buffers: buffers of collectives and libraries.
+    teacher: weights of a teacher that runs next to the model, its answers, and what its forward
+        pass needs beyond the parts that do not exist yet at that time (`planning.teacher`).
     """
 
     weights: int
@@ -69,6 +71,7 @@ class Memory:
     activations: int
     loss: int
     buffers: int
+    teacher: int = 0
 
     @property
     def state(self) -> int:
@@ -95,12 +98,19 @@ CONFIDENCE = {
     "activations": "assumed",
     "loss": "assumed",
     "buffers": "assumed",
+    "teacher": "assumed",
 }
 """Confidence of each part.
 
 An exact part follows from the shapes and the layout. An assumed part is an estimate of the tensors
 that autograd and FSDP2 keep, which tests compare with measured bytes, or a round number (buffers).
 """
+
+
+def shown_parts(plans: Iterable[Memory]) -> list[str]:
+    """Returns the parts to show of several plans: all, or all but `teacher` if none has one."""
+    is_taught = any(plan.teacher for plan in plans)
+    return [name for name in CONFIDENCE if is_taught or name != "teacher"]
 
 
 @dataclass(frozen=True)
@@ -148,7 +158,7 @@ def plan_memory(
 ) -> Memory:
     """Returns the memory plan for one layout. shapes: `parameter_shapes(config)`."""
     size = compute_dtype(work.precision).itemsize
-    local = {name: _split_by_tp(config, name, shape, sizes.tp) for name, shape in shapes.items()}
+    local = {name: split_by_tp(config, name, shape, sizes.tp) for name, shape in shapes.items()}
     shards = sizes.dp_shard * sizes.cp
     held = {name: -(-shape[0] // shards) * shape[1:].numel() for name, shape in local.items()}
     sharded = sum(held.values())
@@ -176,7 +186,7 @@ def plan_memory(
     )
 
 
-def _split_by_tp(config: ModelConfig, name: str, shape: torch.Size, tp: int) -> torch.Size:
+def split_by_tp(config: ModelConfig, name: str, shape: torch.Size, tp: int) -> torch.Size:
     """Returns the shape of a parameter on one tensor-parallel rank (Megatron, arXiv 1909.08053).
 
     Biases are split, and norms are replicated, except for those over all heads. The (out, in)
@@ -208,15 +218,23 @@ def activation_bytes(config: ModelConfig, sizes: Sizes, work: Work) -> int:
     last = tokens * _norm_bytes(config, sizes.tp, size, work.fused_norm)  # the one before the head
     tables = len({layer.rope for layer in config.layers if layer.rope})  # cosines and sines
     last += tables * (work.seq_len // sizes.cp * 2 * size * config.query_size // config.num_heads)
-    if work.dense_mask:  # shared by all layers of one window
-        keys = sum(_keys(config, sizes, work, window) for window in set(windows))
-        last += tokens * keys * size
+    last += mask_bytes(config, sizes, work)
     if work.checkpointing == "none":
         return sum(blocks) + last
     kept = residual
     if work.checkpointing == "selective":
         kept += tokens * _selected_bytes(config, sizes.tp, size)
     return config.num_layers * kept + max(blocks) + last
+
+
+def mask_bytes(config: ModelConfig, sizes: Sizes, work: Work) -> int:
+    """Returns the bytes of the dense masks, each shared by all layers of one window."""
+    if not work.dense_mask:
+        return 0
+    tokens = work.micro_batch_tokens // sizes.cp
+    windows = {layer.window for layer in config.layers}
+    keys = sum(_keys(config, sizes, work, window) for window in windows)
+    return tokens * keys * compute_dtype(work.precision).itemsize
 
 
 def recomputed_bytes(config: ModelConfig, sizes: Sizes, work: Work) -> int:

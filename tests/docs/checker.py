@@ -47,8 +47,11 @@ READS: dict[str, tuple[str, ...]] = {
     "PairsConfig": ("corpus",),
     "WhereConfig": ("run",),
     "RemapVocabConfig": ("model", "tokenizer"),
-    "PretrainConfig": ("data.folder", "init_from", "evaluation.tasks", "evaluation.task_folder"),
-    "MemoryConfig": ("init_from",),
+    "PretrainConfig": (
+        *("data.folder", "init_from", "evaluation.tasks", "evaluation.task_folder"),
+        "objective.teacher",
+    ),
+    "MemoryConfig": ("init_from", "objective.teacher"),
     "CheckpointsConfig": ("dir",),
     "ExportConfig": ("run",),
     "ReceiptsConfig": ("a", "b"),
@@ -69,7 +72,7 @@ READS: dict[str, tuple[str, ...]] = {
     ),
     "PipelineConfig": (),
     "DoctorConfig": (),
-    "PlanConfig": ("data", "calibration", "init_from"),
+    "PlanConfig": ("data", "calibration", "init_from", "objective.teacher"),
     "LocalConfig": (),
     "SlurmConfig": (),
     "ChainConfig": ("answers", "preferences", "data_plan"),
@@ -263,7 +266,7 @@ class Checker:
         for key in READS[kind_of(settings)]:
             value = settings
             for part in key.split("."):
-                value = getattr(value, part)
+                value = value.get(part) if isinstance(value, dict) else getattr(value, part)
             values = value.values() if isinstance(value, dict) else value
             for path in values if not isinstance(values, str | None) else [values]:
                 if key != "evaluation.tasks" or "/" in str(path):

@@ -1,0 +1,213 @@
+"""Distillation of a 3M student from a 12M teacher, compared with cross-entropy alone.
+
+A teacher is trained first. Students of both kinds start with the same weights and read the same
+tokens, for each seed; the difference of their held-out losses is that of pairs. Then two steps of
+each kind are repeated with torch's allocations recorded, and their peak is compared with the memory
+plan. Runs take turns, so that other work on the machine disturbs both kinds alike.
+
+    python benchmarks/distillation.py [--data data/python_docs] [--seeds 3] [--tokens 401408]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.figures import write_results  # noqa: E402
+from benchmarks.machine import described, machine  # noqa: E402
+
+RESULTS = Path("benchmarks/results/distillation.json")
+SEQ, BATCH, MICRO_BATCH = 256, 4096, 2048
+TOP_K = 64
+
+
+def main() -> None:
+    """Trains the teacher and the students, and writes their figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="data/python_docs")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=401_408, help="tokens of each student")
+    parser.add_argument("--teacher-tokens", type=int, default=802_816)
+    parser.add_argument("--cache", default=None, help="a cache of the teacher's answers")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--memory", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory:
+        print(json.dumps(memory(options.memory)))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        common = [f"data.folder={options.data}", "device=cpu", "report=false"]
+        teacher = ["model=demo_12m", *recipe(options.teacher_tokens), *common]
+        train(folder / "teacher", teacher)
+        kinds: dict[str, list[str]] = {
+            "cross-entropy": [],
+            "distillation": ["objective=distill", f"objective.teacher={folder / 'teacher'}"],
+        }
+        student = ["model=demo_3m", *recipe(options.tokens), *common]
+        runs: dict[str, list[Path]] = {kind: [] for kind in kinds}
+        for seed in range(options.seeds):
+            for kind, keys in kinds.items():
+                run_dir = folder / f"{kind}_{seed}"
+                train(run_dir, [*student, *keys, f"seed={seed}"])
+                runs[kind].append(run_dir)
+        figures = {
+            "machine": machine(),
+            "tokens": {"student": options.tokens, "teacher": options.teacher_tokens},
+            "teacher_loss": held_out(folder / "teacher"),
+            "students": {kind: figures_of(found) for kind, found in runs.items()},
+        }
+        losses = [figures["students"][kind]["held_out_loss"] for kind in kinds]
+        pairs = [taught - plain for plain, taught in zip(*losses, strict=True)]
+        figures["difference"] = {"pairs": pairs, "mean": statistics.fmean(pairs)}
+        if len(pairs) > 1:
+            figures["difference"]["standard_error"] = statistics.stdev(pairs) / len(pairs) ** 0.5
+        figures["memory"] = {
+            kind: measured(folder / f"memory_{n}", [*student, *keys])
+            for n, (kind, keys) in enumerate(kinds.items())
+        }
+    write_results(options.out, figures, table(figures))
+
+
+def recipe(tokens: int) -> list[str]:
+    """Returns the keys of a run of one kind of step, with its learning rate."""
+    return [
+        "recipe=demo",
+        f"recipe.global_batch_tokens={BATCH}",
+        f"recipe.stages.short.seq_len={SEQ}",
+        f"recipe.stages.short.tokens={tokens}",
+        "~recipe.stages.long",
+        f"parallel.micro_batch_tokens={MICRO_BATCH}",
+        "optim=adamw_demo",
+        "logger=files",
+        "validation.every_steps=0",
+        "checkpoint.every_steps=0",
+    ]
+
+
+def train(run_dir: Path, keys: list[str]) -> None:
+    """Runs `python -m pretrain`."""
+    print(f"{run_dir.name} ...", flush=True)
+    command = [sys.executable, "-m", "pretrain", *keys, f"run_dir={run_dir}", "name=bench"]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+def records(run_dir: Path, kind: str) -> list[dict[str, Any]]:
+    """Returns the records of a kind in metrics.jsonl."""
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def held_out(run_dir: Path) -> float:
+    """Returns the last held-out loss of a run."""
+    return records(run_dir, "validation")[-1]["loss"]
+
+
+def figures_of(runs: list[Path]) -> dict[str, Any]:
+    """Returns the losses and the times of runs of one kind."""
+    steps = [record for run in runs for record in records(run, "train")[2:]]
+    last = [records(run, "train")[-1] for run in runs]
+    found: dict[str, Any] = {
+        "held_out_loss": [held_out(run) for run in runs],
+        "step_seconds": statistics.median(record["step_seconds"] for record in steps),
+        "tokens_per_second": statistics.median(r["tokens_per_second"] for r in steps),
+        "mfu": statistics.median(record["mfu"] for record in steps),
+        "resident_peak_bytes": max(record["memory_peak_bytes"] for record in last),
+    }
+    for key in ("kl", "agreement"):
+        if key in last[0]:
+            found[key] = [record[key] for record in last]
+    return found
+
+
+def measured(run_dir: Path, keys: list[str]) -> dict[str, int]:
+    """Returns the planned and the measured peak of two steps, from a process of its own."""
+    overrides = [*keys, f"run_dir={run_dir}", "name=bench", "stop_after=2"]
+    command = [sys.executable, __file__, "--memory", *overrides]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def memory(overrides: list[str]) -> dict[str, int]:
+    """Returns the planned and the measured bytes of torch's allocations at the peak of a run."""
+    import torch.distributed as dist
+    from omegaconf import OmegaConf
+    from torch.profiler import ProfilerActivity, profile
+
+    from conf.overrides import compose_command, store_schema
+    from pretrain.config import PretrainConfig
+    from pretrain.health.bad_steps import BadSteps
+    from pretrain.planning.layouts import Machine, fit, requirements_of
+    from pretrain.planning.memory import Sizes
+    from pretrain.processes import start
+    from pretrain.setup import prepare
+    from pretrain.trainer import Trainer
+
+    store_schema("pretrain", PretrainConfig)
+    config = OmegaConf.to_object(compose_command("pretrain", overrides))
+    assert isinstance(config, PretrainConfig)
+    processes = start("cpu")
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        run = prepare(config, processes)
+        Trainer(config, processes, run, BadSteps(config.health, 1)).train()
+    plan = run.plan
+    planned = fit(requirements_of(config, plan), Sizes(), Machine(1, 1, 1 << 50, "cpu")).memory
+    dist.destroy_process_group()
+    held = peak = 0
+    events = [event for event in recorded.events() if event.name == "[memory]"]
+    for event in sorted(events, key=lambda event: event.time_range.start):
+        held += event.cpu_memory_usage
+        peak = max(peak, held)
+    assert planned is not None
+    return {"planned_bytes": planned.total, "measured_bytes": peak} | vars(planned)
+
+
+def table(figures: dict[str, Any]) -> str:
+    """Returns the results as Markdown."""
+    plain, taught = figures["students"].values()
+    difference = figures["difference"]
+    error = difference.get("standard_error", 0.0)
+    tokens = figures["tokens"]
+    lines = [
+        f"A 3M student learns from a 12M teacher, in `python benchmarks/distillation.py`. "
+        f"{described(figures['machine'])}.",
+        "",
+        f"The teacher read {tokens['teacher']:,} tokens of the demo's corpus and has a held-out "
+        f"loss of {figures['teacher_loss']:.4f}. Each student read {tokens['student']:,} tokens.",
+        "",
+        "| | cross-entropy | distillation | difference |",
+        "|---|---|---|---|",
+    ]
+    pairs = zip(plain["held_out_loss"], taught["held_out_loss"], difference["pairs"], strict=True)
+    for seed, (a, b, pair) in enumerate(pairs):
+        lines.append(f"| held-out loss, seed {seed} | {a:.4f} | {b:.4f} | {pair:+.4f} |")
+    lines.append(f"| mean of the pairs | | | {difference['mean']:+.4f} ± {error:.4f} |")
+    ratio = taught["step_seconds"] / plain["step_seconds"]
+    lines.append(
+        f"| step, s (median) | {plain['step_seconds']:.3f} | {taught['step_seconds']:.3f} | "
+        f"{ratio:.2f}x |"
+    )
+    sizes = [figures["memory"][kind] for kind in figures["memory"]]
+    for key, name in (("measured_bytes", "measured"), ("planned_bytes", "planned")):
+        a, b = (size[key] / 1e6 for size in sizes)
+        lines.append(
+            f"| peak of torch's allocations, MB, {name} | {a:.1f} | {b:.1f} | +{b - a:.1f} |"
+        )
+    a, b = (size["measured_bytes"] / size["planned_bytes"] for size in sizes)
+    lines.append(f"| measured / planned | {a:.3f} | {b:.3f} | |")
+    a, b = (side["resident_peak_bytes"] / 1e6 for side in (plain, taught))
+    lines.append(f"| peak of the resident set, MB | {a:.0f} | {b:.0f} | +{b - a:.0f} |")
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    main()
