@@ -60,7 +60,7 @@ def main() -> None:
                 run_dir = folder / f"{kind}_{seed}"
                 train(run_dir, [*student, *keys, f"seed={seed}"])
                 runs[kind].append(run_dir)
-        figures = {
+        figures: dict[str, Any] = {
             "machine": machine(),
             "tokens": {"student": options.tokens, "teacher": options.teacher_tokens},
             "teacher_loss": held_out(folder / "teacher"),
@@ -162,11 +162,10 @@ def memory(overrides: list[str]) -> dict[str, int]:
     plan = run.plan
     planned = fit(requirements_of(config, plan), Sizes(), Machine(1, 1, 1 << 50, "cpu")).memory
     dist.destroy_process_group()
-    held = peak = 0
-    events = [event for event in recorded.events() if event.name == "[memory]"]
-    for event in sorted(events, key=lambda event: event.time_range.start):
-        held += event.cpu_memory_usage
-        peak = max(peak, held)
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        recorded.export_chrome_trace(file.name)
+        events = json.loads(Path(file.name).read_text())["traceEvents"]
+    peak = max(e["args"]["Total Allocated"] for e in events if e["name"] == "[memory]")
     assert planned is not None
     return {"planned_bytes": planned.total, "measured_bytes": peak} | vars(planned)
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 SMALLEST = torch.finfo(torch.float32).tiny
-"""What a sum of exponentials that underflows counts as, so that its logarithm is not infinite."""
+"""Least value of a sum of exponentials, so that the logarithm of one that underflows is finite."""
 
 
 @dataclass(frozen=True)

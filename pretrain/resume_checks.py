@@ -145,7 +145,8 @@ def check_same_teacher(
     metadata: content of the checkpoint's manifest; empty at step 0.
     """
     before = (metadata.get("teacher") or {}).get("fingerprint")
-    if before in (None, teacher["fingerprint"]) or "objective" in config.allow_change:
+    allowed = any(key.split(".")[0] == "objective" for key in config.allow_change)
+    if before in (None, teacher["fingerprint"]) or allowed:
         return
     raise InputError(
         f"objective.teacher={teacher['path']}: its weights are not those that the run has learned "

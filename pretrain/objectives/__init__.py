@@ -115,7 +115,7 @@ class TaughtObjective(ABC):
     @property
     @abstractmethod
     def identity(self) -> Mapping[str, Any]:
-        """What names the teacher in env.json, checkpoints, the report and the model card."""
+        """The name of the teacher in env.json, checkpoints, the report and the model card."""
 
     @abstractmethod
     def check(self, config: PretrainConfig, plan: StagePlan, manifest: Manifest) -> None:

@@ -1,4 +1,4 @@
-"""Where a teacher comes from: a Hugging Face folder, or a step of a run.
+"""Sources of teachers: a Hugging Face folder, or a step of a run.
 
 A source is opened without reading weights, so that a run can be checked and planned before it
 starts.
