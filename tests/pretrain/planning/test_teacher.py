@@ -62,7 +62,9 @@ def test_the_plan_adds_weights_and_answers():
 def test_a_large_teacher_needs_more_ranks():
     model, network = ModelConfig(**MODEL), ModelConfig(**TEACHER)
     need = RunRequirements(model, "bf16", "adamw", ParallelConfig(), (256,))
-    small = 2 * candidates(need, Machine(1, 1, 1 << 50))[0].memory.total
+    memory = candidates(need, Machine(1, 1, 1 << 50))[0].memory
+    assert memory is not None
+    small = 2 * memory.total
     taught = replace(need, teacher=TeacherShape(replace(network, num_layers=4000), 16))
     one = candidates(taught, Machine(1, 1, small))
     assert one[0].problem is not None
