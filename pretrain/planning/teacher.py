@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
+
+import torch
 
 from model.config import ModelConfig
 from model.logits import CHUNK_TOKENS
@@ -41,6 +44,12 @@ class TeacherShape:
     network: ModelConfig | None
     top_k: int
 
+    @cached_property
+    def shapes(self) -> dict[str, torch.Size]:
+        """The unsharded shapes of the network's parameters by name."""
+        assert self.network is not None
+        return parameter_shapes(self.network)
+
 
 def teacher_of(objective: Mapping[str, Any]) -> TeacherShape | None:
     """Returns the teacher of the config group `objective`, or None if it has none.
@@ -69,17 +78,20 @@ def with_teacher(
     kept += min(tokens, CHUNK_TOKENS) * teacher.top_k * (ID + FLAG + 8 * SCORE)
     if teacher.network is None:
         return replace(memory, teacher=kept)
-    weights, forward = network_bytes(teacher.network, teacher.top_k, sizes, work)
+    weights, forward = network_bytes(teacher, sizes, work)
     sums = memory.unreduced if work.accumulates and not work.sharded_accumulation else 0
     freed = memory.gathered + memory.unreduced - sums + memory.activations + memory.loss
     return replace(memory, teacher=weights + kept + max(0, forward - freed - kept))
 
 
-def network_bytes(network: ModelConfig, top_k: int, sizes: Sizes, work: Work) -> tuple[int, int]:
+def network_bytes(teacher: TeacherShape, sizes: Sizes, work: Work) -> tuple[int, int]:
     """Returns the bytes of a frozen network's weights, and those that its forward pass adds."""
+    network, top_k = teacher.network, teacher.top_k
+    assert network is not None
     size = compute_dtype(work.precision).itemsize
-    shapes = parameter_shapes(network)
-    local = {name: split_by_tp(network, name, shape, sizes.tp) for name, shape in shapes.items()}
+    local = {
+        name: split_by_tp(network, name, shape, sizes.tp) for name, shape in teacher.shapes.items()
+    }
     shards = sizes.dp_shard * sizes.cp
     held = sum(-(-shape[0] // shards) * shape[1:].numel() for shape in local.values())
     whole = sum(shape.numel() for shape in local.values())

@@ -38,7 +38,9 @@ def test_weights_are_those_of_the_split_network(precision, features):
                 *(network, make_layout(mesh, device), parallel, precision, device),
                 lambda name, shape: torch.zeros(shape),
             )
-            planned, _ = network_bytes(network, 8, Sizes(*mesh), Work(precision, 512, 256))
+            planned, _ = network_bytes(
+                TeacherShape(network, 8), Sizes(*mesh), Work(precision, 512, 256)
+            )
             assert planned == sum(map(local_bytes, model.parameters())), name
             assert not any(parameter.requires_grad for parameter in model.parameters())
 
@@ -54,18 +56,19 @@ def test_the_plan_adds_weights_and_answers():
     assert online.teacher - cached.teacher == weights
     # A teacher whose forward pass needs more than all of the student's step decides the peak.
     wide = replace(network, intermediate_size=64 * 688)
-    weights, forward = network_bytes(wide, 16, sizes, work)
+    weights, forward = network_bytes(TeacherShape(wide, 16), sizes, work)
     planned = with_teacher(plain, TeacherShape(wide, 16), model, sizes, work)
     assert planned.total == plain.state + plain.buffers + weights + forward
 
 
 def test_a_large_teacher_needs_more_ranks():
     model, network = ModelConfig(**MODEL), ModelConfig(**TEACHER)
-    need = RunRequirements(model, "bf16", "adamw", ParallelConfig(), (256,))
+    parallel = ParallelConfig(micro_batch_tokens=256)
+    need = RunRequirements(model, "bf16", "adamw", parallel, (256,))
     memory = candidates(need, Machine(1, 1, 1 << 50))[0].memory
     assert memory is not None
-    small = 2 * memory.total
-    taught = replace(need, teacher=TeacherShape(replace(network, num_layers=4000), 16))
+    small = 2 * memory.total - memory.buffers
+    taught = replace(need, teacher=TeacherShape(replace(network, intermediate_size=100 * 688), 16))
     one = candidates(taught, Machine(1, 1, small))
     assert one[0].problem is not None
     assert "for teacher" in one[0].problem
