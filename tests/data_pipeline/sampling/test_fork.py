@@ -187,7 +187,7 @@ def test_a_branch_in_another_corpus_continues_the_sources_that_both_have(data):
     again = SampleOrder.from_json(branch.to_json())
     assert stream(now, again) == steps
     assert again.fingerprint == branch.fingerprint
-    assert '"format": 3' in branch.to_json()
+    assert '"format": 4' in branch.to_json()
     back = StageConfig(8, 6400, {"code": 1.0}, source_tokens=old)  # and back in the first corpus
     home = RecipeConfig("home", 64, {"home": back})
     middle = draw(st.integers(step + 1, now.total_steps))
