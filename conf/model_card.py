@@ -17,9 +17,10 @@ def model_card(name: str, summary: str, facts: Mapping[str, str], example: str =
 def describe_teacher(teacher: Mapping[str, Any]) -> str:
     """Returns a sentence part that names a teacher, from the `teacher` of a checkpoint."""
     step = f", step {teacher['step']}" if "step" in teacher else ""
+    caches = f", cached in {' and '.join(teacher['caches'])}" if "caches" in teacher else ""
     return (
         f"{teacher['path']}{step}, {teacher['fingerprint'][:16]}; its {teacher['top_k']} most "
-        f"probable tokens at temperature {teacher['temperature']:g}"
+        f"probable tokens at temperature {teacher['temperature']:g}{caches}"
     )
 
 

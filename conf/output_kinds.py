@@ -161,3 +161,11 @@ QUALITY = Kind(
 )
 CARD = Kind("a model card", is_own_card)
 PREPARATION_PLAN = _json_with("a plan of a preparation", "preparation_plan", "array")
+
+TEACHER_CACHE = Kind(
+    "a cache of a teacher's answers",
+    lambda folder: (
+        {"teacher", "top_k", "order", "files"} <= read_json(folder / "manifest.json").keys()
+    ),
+    _names("manifest.json", "stage_*/*.bin", "stage_*/*.sums"),
+)

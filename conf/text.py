@@ -27,6 +27,14 @@ def format_duration(seconds: float) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
+def format_bytes(count: float) -> str:
+    """Formats a number of bytes."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count / 1e3:,.0f} kB"
+
+
 def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
     """Returns the values of nested dictionaries, keyed by dotted names."""
     if not isinstance(content, dict):

@@ -30,6 +30,12 @@ COMMANDS = {
         run="pretrain.export:export",
         summary="exports a step of a run as a Hugging Face folder",
     ),
+    "teach": Command(
+        config="teach",
+        schema="pretrain.teacher_cache.config:TeachConfig",
+        run="pretrain.teacher_cache.command:teach",
+        summary="writes a teacher's answers to the samples of a run, for objective=distill",
+    ),
     "receipts": Command(
         config="receipts",
         schema="pretrain.health.receipts:ReceiptsConfig",

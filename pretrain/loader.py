@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
@@ -28,6 +28,9 @@ from model.loss import IGNORED
 
 MASK64 = (1 << 64) - 1
 CLOSE_SECONDS = 5
+Attach = Callable[[int, list[Batch], list[Batch]], list[Batch]]
+"""Adds something to the micro-batches of a rank, in a thread of the loader. Takes the index of the
+stage, the micro-batches without padding, and those with padding, which it returns."""
 
 
 @dataclass
@@ -64,6 +67,7 @@ class Loader:
         device: Device of the batches.
         prefetch_steps: Number of steps to read ahead, one thread each; 0 for none.
         teacher_windows: Attention window per layer of a teacher that runs on the same batches.
+        attach: Adds what an objective needs to the micro-batches; None if it needs nothing.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Loader:
         device: torch.device,
         prefetch_steps: int = 2,
         teacher_windows: Sequence[int | None] = (),
+        attach: Attach | None = None,
     ) -> None:
         self.reader = reader
         self.plan = plan
@@ -85,6 +90,7 @@ class Loader:
         self.micro_batch_tokens = micro_batch_tokens
         self.windows = Counter(windows)
         self.teacher_windows = Counter(teacher_windows)
+        self.attach = attach
         self.device = device
         self.prefetch_steps = prefetch_steps
         self._prefetched: dict[int, Future[StepData]] = {}
@@ -141,6 +147,8 @@ class Loader:
         batches = pad_batches(real, deal, stage.seq_len, sources, document_tokens)
         if stage.joins_documents:
             batches = [batch.joined() for batch in batches]
+        if self.attach is not None:
+            batches = self.attach(stage.index, seen, batches)
         counts = torch.cat((torch.tensor([keys, signed]), targets, documents))
         if any(fim.sources for fim in self.reader.fim):
             fim = torch.zeros(sources, len(COUNTS), dtype=torch.int64)

@@ -37,8 +37,13 @@ class Processes:
         return self.rank == 0
 
 
-def start(device: str) -> Processes:
-    """Joins the process group that `torchrun` set up, or creates one for this process alone."""
+def start(device: str, alone: bool = False) -> Processes:
+    """Joins the process group that `torchrun` set up, or creates one for this process alone.
+
+    Args:
+        device: The config's choice: cpu, cuda or auto.
+        alone: True for a group of this process alone also under `torchrun`.
+    """
     available = "cuda" if torch.cuda.is_available() else "cpu"
     use_cuda = device_of(device, available) == "cuda"
     backend, torch_device, device_id = "gloo", torch.device("cpu"), None
@@ -49,7 +54,7 @@ def start(device: str) -> Processes:
         backend, torch_device = "cpu:gloo,cuda:nccl", own_gpu()
         torch.cuda.set_device(torch_device)
         device_id = torch_device
-    if "RANK" in os.environ:
+    if "RANK" in os.environ and not alone:
         die_with_launcher()
         join(backend, float(os.environ.get(START_SECONDS, "600")), device_id)
     else:

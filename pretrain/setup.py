@@ -73,7 +73,9 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
 
     objective = build_objective(config.objective)
     if (lesson := taught(objective)) is not None:
-        lesson.prepare(Setting(config, newest, plan, order, layout, processes.device))
+        data = [record["data"] for record in editions]
+        device = processes.device
+        lesson.prepare(Setting(config, newest, plan, order, layout, device, state.step, data))
         if not state.at_fork:
             check_same_teacher(state.metadata, lesson.identity, config)
         settled["teacher"] = lesson.identity
@@ -196,6 +198,7 @@ def build_loader(
         device,
         config.data.prefetch_steps,
         [layer.window for layer in network.layers] if network is not None else [],
+        None if lesson is None else lesson.attach,
     )
 
 

@@ -51,6 +51,8 @@ class Batch:
             for seq.
         fim: (sources, fim_transform.COUNTS) int64, what fill in the middle has rearranged in these
             samples; empty if it is not used.
+        answers: (batch, seq, bytes) uint8, a teacher's answers to the samples in the form that
+            `pretrain.teacher_cache.records` decodes; None if the run reads no cache of answers.
     """
 
     tokens: Tensor
@@ -61,6 +63,7 @@ class Batch:
     sources: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     max_seqlen: int | None = None
     fim: Ints = field(default_factory=lambda: NOTHING_MOVED)
+    answers: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Returns the batch with its tensors copied to a device, without waiting for the copy."""
@@ -86,6 +89,7 @@ class Batch:
             labels=change(self.labels),
             cu_seqlens=change(self.cu_seqlens),
             sources=change(self.sources),
+            answers=None if self.answers is None else change(self.answers),
         )
 
 

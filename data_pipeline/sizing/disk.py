@@ -95,7 +95,7 @@ def _tables(forecast: Forecast) -> tuple[float, int]:
 
 def _corpus(forecast: Forecast) -> tuple[float, int]:
     trial, shards = forecast.trial, forecast.shard_count()
-    folder = trial.folder.corpus
+    folder = trial.folder.content
     prefixes = [
         (folder / entry["file"], entry)
         for one in trial.drawn

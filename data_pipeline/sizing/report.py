@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from conf.text import GIB, format_duration, table_console
+from conf.text import GIB, format_bytes, format_duration, table_console
 from data_pipeline.sizing.intervals import Interval
 
 FORMAT = 1
@@ -77,14 +77,6 @@ def totals(plan: dict[str, Any]) -> list[tuple[str, str, str]]:
 def as_json(found: Interval) -> dict[str, float]:
     """Returns an interval as the content of a JSON file."""
     return {"low": found.low, "value": found.value, "high": found.high}
-
-
-def format_bytes(count: float) -> str:
-    """Formats a number of bytes."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:,.1f} {unit}"
-    return f"{count / 1e3:,.0f} kB"
 
 
 def _count(number: float) -> str:

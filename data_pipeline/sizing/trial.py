@@ -196,7 +196,7 @@ def run_trial(config: TokenizeConfig, strata: list[Stratum], folder: Path) -> Tr
     try:
         made = trial.run()
         assert made is not None  # there are no other jobs
-        (work.corpus / FILE).write_text(made.to_json())
+        (work.content / FILE).write_text(made.to_json())
         trained, again = _train_again(config, units, work, trial)
     except InputError as error:
         raise InputError(f"{error} This was found in the sample of the plan.") from None

@@ -159,7 +159,7 @@ class Shard:
                 describe_wrong_size(self.bin, len(raw), tokens * self.dtype.itemsize)
             )
         self._raw = raw
-        self._map = raw.base if isinstance(raw.base, mmap.mmap) else None
+        self._map = mapping_of(raw)
         self.tokens: NDArray[np.integer] = raw.view(self.dtype)
         if entry and checked is None:
             self._check_index(tokens, int(entry["documents"]))
@@ -255,6 +255,12 @@ def map_file(path: Path) -> NDArray[np.uint8]:
             return np.empty(0, np.uint8)
         # A plain array is used, because slicing an np.memmap takes twice as long.
         return np.frombuffer(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ), np.uint8)
+
+
+def mapping_of(raw: NDArray[np.uint8]) -> mmap.mmap | None:
+    """Returns the mapping behind the bytes of `map_file`; None for an empty file."""
+    base = getattr(raw.base, "obj", raw.base)  # NumPy 2.4 keeps a memoryview of it
+    return base if isinstance(base, mmap.mmap) else None
 
 
 def _map_required(path: Path) -> NDArray[np.uint8]:

@@ -134,11 +134,11 @@ def finish_addition(folder: WorkFolder) -> bool:
         ):
             return False
         place = grown.edition_folder(number)
-        if folder.corpus.is_dir():
+        if folder.content.is_dir():
             discard(place)  # left by an addition whose work folder was removed
-            sync(folder.corpus)
+            sync(folder.content)
             place.parent.mkdir(exist_ok=True)
-            folder.corpus.rename(place)
+            folder.content.rename(place)
             sync_folder(place.parent)
         elif not place.is_dir():
             return False

@@ -84,7 +84,7 @@ class Tokenization:
         self.console = console
         self.earlier = earlier
         self.base = base
-        self.made = folder.corpus
+        self.made = folder.content
         self.job_shard = folder.job_shard
 
     def run(self) -> Manifest | None:

@@ -74,7 +74,7 @@ def tokenize(config: TokenizeConfig) -> None:
     with folder.locked(inputs, scanned) as resumed:
         # Another process may have finished before this one acquired the lock, or may have been
         # killed while it renamed the folder.
-        restore(folder.corpus, output.path)
+        restore(folder.content, output.path)
         if folder.is_renamed():
             output = replace(output, overwrite=False)
         if _up_to_date(output, inputs, console):
@@ -89,9 +89,9 @@ def tokenize(config: TokenizeConfig) -> None:
             raise _with_place(error, folder) from None
         if made is None:
             return
-        (folder.corpus / FILE).write_text(made.to_json())
+        (folder.content / FILE).write_text(made.to_json())
         folder.mark_complete()
-        output.put(folder.corpus)
+        output.put(folder.content)
         folder.remove()
     print_summary(load_manifest(out), console)
     seconds = time.monotonic() - started

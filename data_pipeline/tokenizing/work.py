@@ -80,12 +80,18 @@ class JobShard:
 
 
 class WorkFolder:
-    """The folder `<out>.partial`, which holds the unfinished work for an output."""
+    """The folder `<out>.partial`, which holds the unfinished work for an output.
 
-    def __init__(self, out: Path, job_shard: JobShard) -> None:
+    Args:
+        out: Path of the output.
+        job_shard: Share of this job.
+        content: Name of the subfolder that becomes the output.
+    """
+
+    def __init__(self, out: Path, job_shard: JobShard, content: str = "corpus") -> None:
         self.out = out
         self.path = out.with_name(out.name + ".partial")
-        self.corpus = self.path / "corpus"
+        self.content = self.path / content
         self.job_shard = job_shard
 
     def check(self) -> None:
@@ -179,12 +185,12 @@ class WorkFolder:
         return any(self.path.glob("*/*.json"))
 
     def mark_complete(self) -> None:
-        """Records the inode of the finished corpus folder, which `is_renamed` compares."""
-        write_json(self.path / "whole.json", self.corpus.stat().st_ino)
+        """Records the inode of the finished content, which `is_renamed` compares."""
+        write_json(self.path / "whole.json", self.content.stat().st_ino)
 
     def is_renamed(self) -> bool:
-        """Returns True if the finished corpus has already been renamed to `out`."""
-        if (self.path / "encode").is_dir() and not self.corpus.is_dir():
+        """Returns True if the finished content has already been renamed to `out`."""
+        if (self.path / "encode").is_dir() and not self.content.is_dir():
             return True
         mark = self.path / "whole.json"
         is_marked = mark.is_file() and self.out.is_dir()
@@ -192,9 +198,9 @@ class WorkFolder:
 
     def clear(self, kept: Sequence[str] = ()) -> None:
         """Removes everything except for the lock files and the entries named in `kept`."""
-        # corpus/ and plan.json are removed last: a folder with encode/ but without corpus/ counts
+        # content and plan.json are removed last: a folder with encode/ but without content counts
         # as finished, and plan.json identifies the inputs.
-        last = ("corpus", "plan.json")
+        last = (self.content.name, "plan.json")
         for path in sorted(self.path.iterdir(), key=lambda path: (path.name in last, path.name)):
             if path.name in kept:
                 continue

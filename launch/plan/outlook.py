@@ -25,6 +25,7 @@ from pretrain.planning.memory import optimizer_bytes, parameter_shapes
 from pretrain.planning.teacher import teacher_of
 from pretrain.preflight import train_tokens
 from pretrain.recipe import training_config
+from pretrain.teacher_cache.records import RecordForm
 
 DAY_SECONDS = 86_400
 SMALL_MICRO_BATCH_TOKENS = 4096
@@ -168,6 +169,17 @@ class Outlook:
         """Returns the size of the shards if every token is read once, at 2 or 4 bytes per token."""
         size = 2 if self.config.model.vocab_size <= 1 << 16 else 4
         return self.plan.total_tokens * size
+
+    @property
+    def answer_bytes(self) -> int:
+        """Returns the size of a cache of the teacher's answers to all samples; 0 without one."""
+        teacher, vocab_size = teacher_of(self.config.objective), self.config.model.vocab_size
+        if teacher is None:
+            return 0
+        return sum(
+            stage.samples * RecordForm(stage.seq_len, teacher.top_k, vocab_size).record_bytes
+            for stage in self.plan.stages
+        )
 
 
 def make_outlook(config: PlanConfig) -> Outlook:

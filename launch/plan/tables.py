@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from conf.text import GIB, format_duration
+from conf.text import GIB, format_bytes, format_duration
 from launch.plan.outlook import DAY_SECONDS, Estimate, LayoutOutlook, Outlook
 from model.flops import matmul_parameters, parameters
 from pretrain.planning.memory import CONFIDENCE, Memory, shown_parts
@@ -142,6 +142,10 @@ def totals(outlook: Outlook) -> list[tuple[str, str, str]]:
         fim = [f"{source} {options.describe()}" for source, options in stage.fim.items()]
         if fim:
             found.append((f"FIM in {stage.name}", ", ".join(fim), EXACT))
+    if size := outlook.answer_bytes:
+        each = size / outlook.plan.total_tokens
+        text = f"{format_bytes(size)}, {each:.1f} bytes per token"
+        found.append(("teacher's answers, if cached", text, EXACT))
     found += [(f"epochs of {source}", f"{n:.2f}", EXACT) for source, n in outlook.epochs.items()]
     return found
 
@@ -156,8 +160,3 @@ def format_range(found: Estimate, form: str) -> str:
     """Formats an estimate as `low to high`, or as one number if both are formatted alike."""
     low, high = format(found.low, form), format(found.high, form)
     return low if low == high else f"{low} to {high}"
-
-
-def format_bytes(count: float) -> str:
-    """Formats a number of bytes in GB or MB."""
-    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

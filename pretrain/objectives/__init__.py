@@ -24,7 +24,7 @@ first step (`pretrain.objectives.distill`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
@@ -41,6 +41,7 @@ from data_pipeline.store.manifest import Manifest
 from model.config import ModelConfig
 from model.network import Decoder
 from pretrain.config import PretrainConfig
+from pretrain.loader import Attach
 from pretrain.parallel.mesh import Layout
 
 OBJECTIVES = {
@@ -88,6 +89,8 @@ class Setting:
         order: The order of samples.
         layout: The device mesh.
         device: The device of this process.
+        step: Number of steps that are done.
+        data: Fingerprint of the data that each stage reads.
     """
 
     config: PretrainConfig
@@ -96,6 +99,8 @@ class Setting:
     order: SampleOrder
     layout: Layout
     device: torch.device
+    step: int
+    data: Sequence[str]
 
 
 class TaughtObjective(ABC):
@@ -103,9 +108,12 @@ class TaughtObjective(ABC):
 
     Attributes:
         top_k: Number of tokens in an answer of the teacher.
+        attach: Adds the answers of a cache to micro-batches, in the loader's threads; None if the
+            teacher is a network.
     """
 
     top_k: int
+    attach: Attach | None = None
 
     @property
     @abstractmethod

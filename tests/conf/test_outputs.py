@@ -33,6 +33,7 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("model", "remap_vocab"): {"model": "none", "tokenizer": "none"},
     ("pretrain", "checkpoints"): {"dir": "none", "do": "export"},
     ("pretrain", "export"): {"run": "none"},
+    ("pretrain", "teach"): {"model": "none", "data": "none"},
     ("finetune", "sft"): {"model": "none", "data": "none"},
     ("finetune", "dpo"): {"model": "none", "data": "none"},
     ("finetune", "show"): {"model": "none", "data": "none"},
@@ -65,6 +66,10 @@ OWN: dict[str, dict[str, str] | str] = {
     "remap_vocab": {"config.json": "{}", "remap_vocab.json": '{"model": "a"}'},
     "checkpoints": MODEL,
     "export": MODEL,
+    "teach": {
+        "manifest.json": '{"teacher": {}, "top_k": 1, "order": {}, "files": []}',
+        "stage_0/000000000000.bin": "",
+    },
     "sft": {"config.json": "{}", "sft.json": '{"model": "a"}', "metrics.jsonl": ""},
     "dpo": {"config.json": "{}", "dpo.json": '{"model": "a"}', "metrics.jsonl": ""},
     "build_tasks": {
@@ -167,7 +172,14 @@ def test_its_own_is_replaced_only_when_asked(stage, name, command, run, tmp_path
     """If the output may be replaced, the error is about the missing inputs."""
     place(tmp_path / "out", own_of(stage, name))
     before = tree(tmp_path)
-    if name not in ("lm_eval", "tokenize", "build_tasks", "sft", "dpo"):  # may be up to date
+    if name not in (
+        "lm_eval",
+        "tokenize",
+        "build_tasks",
+        "sft",
+        "dpo",
+        "teach",
+    ):  # may be up to date
         with pytest.raises(
             InputError, match=r"^out=out: a.* already exists there\..*overwrite=true"
         ):

@@ -55,6 +55,7 @@ READS: dict[str, tuple[str, ...]] = {
     "CheckpointsConfig": ("dir",),
     "ExportConfig": ("run",),
     "ReceiptsConfig": ("a", "b"),
+    "TeachConfig": ("model", "data"),
     "SftConfig": ("model", "data", "validation"),
     "DpoConfig": ("model", "data", "validation"),
     "ShowConfig": ("model", "data"),
@@ -91,6 +92,7 @@ MAKES: dict[str, tuple[str, str]] = {
     "PretrainConfig": ("run_dir", "run"),
     "CheckpointsConfig": ("out", "model"),
     "ExportConfig": ("out", "model"),
+    "TeachConfig": ("out", "teacher_cache"),
     "SftConfig": ("out", "model"),
     "DpoConfig": ("out", "model"),
     "ShowConfig": ("out", "file"),
@@ -212,6 +214,8 @@ class Checker:
         nodes = [int(word.partition("=")[2]) for word in options if word.startswith("--nodes=")]
         if stage == "pretrain":
             self.module("pretrain", arguments, 8 * sum(nodes))
+        elif stage == "teach":
+            self.module("pretrain", [stage, *arguments], 1)
         else:
             self.module("data_pipeline", [stage, *arguments], 1)
 

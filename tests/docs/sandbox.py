@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from conf.entry import CONF_DIR
 from data_pipeline.sampling.fim import KNOWN_TOKENS
 from data_pipeline.store.manifest import Manifest, tokenizer_fingerprint
 from model.config import ModelConfig
 from model.families.folder import hf_config
+from pretrain.teacher_cache.manifest import FORMAT, CacheManifest
 from tests.corpora import byte_tokenizer
 from tests.model.shapes import tiny
 
@@ -101,6 +104,25 @@ def preparation_plan(path: Path) -> None:
     path.write_text(json.dumps({"preparation_plan": 1, "array": array}))
 
 
+def teacher_cache(path: Path) -> None:
+    """Makes a cache of a teacher's answers to no samples, with the tokenizer of `corpus`."""
+    path.mkdir(parents=True, exist_ok=True)
+    tokenizer(path / "tokenizer.json")
+    fingerprint = tokenizer_fingerprint(path / "tokenizer.json")
+    (path / "tokenizer.json").unlink()
+    settings: dict[str, Any] = {"top_k": 64, "steps": [1, 1], "order": {"stages": []}}
+    settings |= {"micro_batch_tokens": 1, "unit_tokens": 1, "precision": "fp32"}
+    settings |= {name: [] for name in ("data", "contexts", "stages", "samples", "files")}
+    manifest = CacheManifest(
+        teacher={"path": "teacher", "fingerprint": "0" * 64},
+        tokenizer=fingerprint,
+        vocab_size=8192,
+        **settings,
+    )
+    content = {"format": FORMAT, **asdict(manifest)}
+    (path / "manifest.json").write_text(json.dumps(content))
+
+
 MAKERS: dict[str, Callable[[Path], None]] = {
     "model": model,
     "run": run,
@@ -112,4 +134,5 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "preferences": preferences,
     "cluster": cluster,
     "preparation_plan": preparation_plan,
+    "teacher_cache": teacher_cache,
 }

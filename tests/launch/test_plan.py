@@ -406,3 +406,13 @@ def test_the_plan_of_a_training_command(command, corpus, tmp_path):
         assert refused.returncode == 2
         assert said in refused.stderr
         assert refused.stderr.count("\n") == 1
+
+
+def test_the_size_of_a_cache_of_answers_is_stated():
+    taught = {"name": "distill", "teacher_cache": "answers", "top_k": 64}
+    outlook = make_outlook(config(objective=taught))
+    shown = {name: value for name, value, _ in tables.totals(outlook)}
+    tokens = outlook.plan.total_tokens
+    assert 258 * tokens < outlook.answer_bytes < 258.1 * tokens  # 64 ids, 65 codes of 2 bytes
+    assert "258.0 bytes per token" in shown["teacher's answers, if cached"]
+    assert make_outlook(config()).answer_bytes == 0

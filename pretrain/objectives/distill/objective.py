@@ -31,16 +31,20 @@ from pretrain.objectives import Loss, Setting, TaughtObjective
 from pretrain.objectives.distill.answers import Teacher
 from pretrain.objectives.distill.online import OnlineTeacher, check_network
 from pretrain.objectives.distill.sources import NetworkSource, check_tokenizer, open_network
+from pretrain.teacher_cache.teacher import CachedTeacher, open_caches, read_answers
 
 KEY = "objective.teacher"
+CACHE_KEY = "objective.teacher_cache"
 
 
 @dataclass
 class Distill(TaughtObjective):
-    """Learns from the answers of a teacher.
+    """Learns from the answers of a teacher, given by `teacher` or by `teacher_cache`.
 
     teacher: a Hugging Face folder, a run folder, or RUN@STEP for a step of a run, with the
         tokenizer of the corpus.
+    teacher_cache: folder with the answers of a teacher, written by python -m pretrain teach, or a
+        list of folders. An answer is read from the first that has it.
     top_k: number of tokens in an answer. As many as the vocabulary has give whole distributions.
     weight: factor of the divergence, which is recorded as `kl` without it.
     cross_entropy_weight: factor of the cross-entropy, which is recorded as `loss` without it.
@@ -49,6 +53,7 @@ class Distill(TaughtObjective):
     """
 
     teacher: str | None = None
+    teacher_cache: Any = None
     top_k: int = 64
     weight: float = 1.0
     cross_entropy_weight: float = 1.0
@@ -56,10 +61,11 @@ class Distill(TaughtObjective):
     z_loss: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.teacher:
+        if bool(self.teacher) == bool(self.teacher_cache):
             raise InputError(
-                f"{KEY}={self.teacher}: objective=distill needs a teacher. Give a Hugging Face "
-                "folder, a run folder, or RUN@STEP."
+                f"{KEY}={self.teacher}: objective=distill needs either a teacher or a cache of its "
+                "answers. Give a Hugging Face folder, a run folder or RUN@STEP, or give "
+                f"{CACHE_KEY}=FOLDER without {KEY}."
             )
         for key in ("cross_entropy_weight", "z_loss"):
             if getattr(self, key) < 0:
@@ -74,6 +80,12 @@ class Distill(TaughtObjective):
         return (*(("z_loss",) if self.z_loss else ()), "kl", "agreement")
 
     @cached_property
+    def folders(self) -> list[str]:
+        """The folders of the caches; none if the teacher is a network."""
+        given = self.teacher_cache or []
+        return [given] if isinstance(given, str) else list(given)
+
+    @cached_property
     def source(self) -> NetworkSource:
         """The teacher on disk. Raises InputError if it is not there, or not of a known family."""
         try:
@@ -83,8 +95,8 @@ class Distill(TaughtObjective):
 
     @property
     def network(self) -> ModelConfig | None:
-        """The network of the teacher."""
-        return self.source.network
+        """The network of the teacher; None if its answers are cached."""
+        return None if self.folders else self.source.network
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -93,6 +105,9 @@ class Distill(TaughtObjective):
 
     def check(self, config: PretrainConfig, plan: StagePlan, manifest: Manifest) -> None:
         """Raises InputError if the teacher cannot teach this run."""
+        if self.folders:
+            open_caches(self.folders, self.top_k, manifest)
+            return
         if config.parallel.cuda_graphs:
             raise InputError(
                 "parallel.cuda_graphs=true: not possible with objective=distill, because a graph "
@@ -110,9 +125,14 @@ class Distill(TaughtObjective):
             raise InputError(f"{KEY}={self.teacher}: {error}") from None
 
     def prepare(self, setting: Setting) -> None:
-        """Loads the teacher, sharded by the layout of the run."""
+        """Loads the teacher, sharded by the layout of the run, or opens the caches."""
         config = setting.config
-        self._teacher: Teacher = OnlineTeacher(
+        if self.folders:
+            caches = open_caches(self.folders, self.top_k, setting.manifest)
+            self.attach = read_answers(caches, setting).attach
+            self._teacher: Teacher = CachedTeacher(caches, self.top_k)
+            return
+        self._teacher = OnlineTeacher(
             self.source,
             TopK(self.top_k, setting.manifest.vocab_size),
             setting.layout,
