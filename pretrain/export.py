@@ -31,7 +31,12 @@ from data_pipeline.tokenizing.corpus_tokenizer import exported_tokenizer
 from model.config import ModelConfig
 from model.families import family_named
 from model.families.folder import hf_config, save_weights
-from model.families.hf_forms import special_tokens, tokenizer_settings, write_json
+from model.families.hf_forms import (
+    config_in_both_forms,
+    special_tokens,
+    tokenizer_settings,
+    write_json,
+)
 from model.flops import parameters
 from model.network import build_meta
 from model.norms import describe_norms, describe_scales
@@ -100,7 +105,8 @@ def export(config: ExportConfig) -> None:
     }
     with output.folder() as folder:
         save_weights(folder, weights, DTYPES[config.dtype], family_named(model.architecture))
-        write_json(folder / "config.json", hf_config(model, special, config.dtype))
+        settings = config_in_both_forms(hf_config(model, special, config.dtype))
+        write_json(folder / "config.json", settings)
         write_json(folder / "generation_config.json", {"_from_model_config": False, **special})
         write_tokenizer(folder, manifest, model.max_seq_len, config.chat_template.template)
         (folder / "README.md").write_text(export_card(run, model, manifest, metadata))
