@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import yaml
 from omegaconf import MISSING
 
+FOLDER = Path(__file__).parent / "chat_template"
+DEFAULT = "danube"
+"""Template for a model that has none."""
+OWN = "own"
+"""Name of a template that is in the folder of a model and not in `conf/chat_template/`."""
 TEXT_PARTS = ("text", "input_text", "output_text")
 """Types of text parts in a message, in OpenAI's chat completions API and responses API."""
 
@@ -18,14 +25,31 @@ class ChatTemplate:
     special_tokens: tokens that the template writes; those that a tokenizer lacks are added to it.
     end_token: the special token that ends an answer, null for the tokenizer's own eos_token.
     training_template: the same template with `{% generation %}` around each assistant answer and
-        its end token, so that the loss covers only these tokens.
+        its end token, so that the loss covers only these tokens. null finds the answers by
+        rendering the conversation up to each of them.
     """
 
     name: str = MISSING
     template: str = MISSING
-    training_template: str = MISSING
+    training_template: str | None = MISSING
     special_tokens: list[str] = field(default_factory=list)
     end_token: str | None = None
+
+
+def named_template(name: str) -> ChatTemplate:
+    """Returns the template of a file in `conf/chat_template/`."""
+    return ChatTemplate(**yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8")))
+
+
+def template_names() -> list[str]:
+    """Returns the names of the files in `conf/chat_template/`."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def own_template(text: str) -> ChatTemplate:
+    """Returns the chat template of a model: the file with the same text, or OWN."""
+    known = map(named_template, template_names())
+    return next((one for one in known if one.template == text), ChatTemplate(OWN, text, None))
 
 
 def text_of(content: object) -> str:

@@ -9,6 +9,7 @@ from omegaconf import MISSING
 
 from conf.chat import ChatTemplate
 from conf.errors import InputError, one_of
+from conf.model_card import CardConfig
 from conf.wandb_run import LoggerConfig
 
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -29,7 +30,8 @@ class SftConfig:
     format: a name from docs/tuning_data.md; `auto` detects the format by the columns.
     split: the split to read of a data set that has several; null for its training split.
     language: language of the messages to read from oasst2.
-    chat_template: name of a file in conf/chat_template/.
+    chat_template: name of a file in conf/chat_template/; null for the model's own template, or
+        danube if it has none.
     learning_rate: peak learning rate.
     schedule: shape of the learning rate after the warm-up: cosine, linear or constant.
     weight_decay: weight decay of the optimizer.
@@ -58,6 +60,7 @@ class SftConfig:
         null for no checkpoints. They are stored in `out`.tmp until the result is complete.
     repetition_penalty: value for the generation config of the result; null keeps that of `model`.
     logger: name of a file in conf/logger/.
+    card: metadata for the front matter of the model card.
     overwrite: replaces `out` if it is a model folder that Headwater made.
     check: reads and checks all data, then ends; `model` need not exist yet.
     """
@@ -70,7 +73,7 @@ class SftConfig:
     format: str = "auto"
     split: str | None = None
     language: str = "en"
-    chat_template: ChatTemplate = MISSING
+    chat_template: ChatTemplate | None = None
     learning_rate: float = 1e-5
     schedule: str = "cosine"
     warmup: float = 0.03
@@ -92,6 +95,7 @@ class SftConfig:
     checkpoint_every: int | None = 500
     repetition_penalty: float | None = None
     logger: LoggerConfig = field(default_factory=lambda: LoggerConfig("disabled"))
+    card: CardConfig = field(default_factory=CardConfig)
     overwrite: bool = False
     check: bool = False
 
@@ -110,6 +114,12 @@ class SftConfig:
                 f"warmup={self.warmup}: expected a fraction of the steps, 0 or more and less than "
                 "1."
             )
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template, which `run` has chosen if none was given."""
+        assert self.chat_template is not None
+        return self.chat_template
 
     def split_batch(self, processes: int) -> tuple[int, int]:
         """Returns the sequences per forward pass of a process, and its forward passes per step.

@@ -12,7 +12,7 @@ from typing import Any
 
 from conf.errors import InputError
 from conf.files import clean, discard, restore
-from conf.model_card import model_card
+from conf.model_card import CardConfig, inherited_metadata, model_card
 from conf.output_kinds import MODEL, read_json
 from conf.outputs import Output
 from finetune.checkpoints import last_checkpoint
@@ -43,6 +43,8 @@ def inputs_fingerprint(config: SftConfig, rows: list[Row]) -> str:
     """Returns the sha256 of the settings, rows, weights and tokenizer, which decide the result."""
     without = NOT_INPUTS + SOURCE
     settings = {key: value for key, value in asdict(config).items() if key not in without}
+    if config.card == CardConfig():
+        del settings["card"]  # as in results of earlier versions
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     digest.update(fingerprint(rows).encode())
     model = Path(config.model)
@@ -132,8 +134,8 @@ def _work_folder(output: Output) -> Path:
 
 def tuning_card(config: SftConfig, record: dict[str, Any]) -> str:
     """Returns the text of the folder's README.md."""
-    name, base = Path(config.out).name, Path(config.model).name
-    data = ", ".join(Path(name).name for name in source_names(config.data))
+    name, base = Path(config.out).name, record["model"]
+    data = record["data"]
     if isinstance(config, DpoConfig):
         how, unit, loss_unit = " by direct preference optimization (arXiv 2305.18290)", "pairs", ""
         adapters = f"LoRA, rank {config.lora_rank}, alpha {config.lora_alpha}, merged"
@@ -149,7 +151,7 @@ def tuning_card(config: SftConfig, record: dict[str, Any]) -> str:
         "base model": base,
         "data": f"{data}, {record['rows']:,} {record['kind']}, sha256 {record['data_sha256'][:16]}",
         **method,
-        "chat template": config.chat_template.name,
+        "chat template": record["chat_template"],
         "steps": f"{record['steps']:,} of {config.batch_size} {unit}",
         "tokens": f"{record['tokens']:,}",
         "learning rate": f"{config.learning_rate:g}, {config.schedule}",
@@ -157,4 +159,6 @@ def tuning_card(config: SftConfig, record: dict[str, Any]) -> str:
         "precision": record["precision"],
         "seed": str(config.seed),
     }
-    return model_card(name, f"A chat model tuned with Headwater{how}.", facts, CHAT_EXAMPLE)
+    metadata = config.card.metadata(inherited_metadata(Path(config.model)))
+    summary = f"A chat model tuned with Headwater{how}."
+    return model_card(name, summary, facts, CHAT_EXAMPLE, metadata)

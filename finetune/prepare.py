@@ -25,6 +25,7 @@ from conf.errors import InputError, first_line
 from finetune.arguments import add_callbacks, common_arguments, make_dataset
 from finetune.config import SftConfig
 from finetune.rows import Row
+from finetune.template import with_end
 from finetune.tokens import IGNORED, add_template_tokens, tokenize
 from finetune.trainer import AnswerTrainer
 
@@ -101,13 +102,14 @@ def build_trainer(
         eval_packing=False,
         shuffle_dataset=config.packing,
     )
-    missing = add_template_tokens(base.tokenizer, config.chat_template)
+    template = with_end(config.template, base.tokenizer)
+    missing = add_template_tokens(base.tokenizer, template)
     if missing and len(base.tokenizer) > base.model.config.vocab_size:
         torch.manual_seed(config.seed)
         base.model.resize_token_embeddings(len(base.tokenizer))
 
     def tokenized(rows: list[Row]) -> datasets.Dataset:
-        found = tokenize(rows, config.chat_template, base.tokenizer)
+        found = tokenize(rows, template, base.tokenizer)
         within = [row for row in found if set(row["labels"][:max_seq_len]) != {IGNORED}]
         return make_dataset(within, max_seq_len)
 

@@ -18,6 +18,7 @@ from finetune.batch_order import BatchOrder
 from finetune.config import DpoConfig
 from finetune.prepare import Base
 from finetune.rows import Row
+from finetune.template import with_end
 from finetune.tokens import IGNORED, add_template_tokens, tokenize
 
 
@@ -68,7 +69,7 @@ def check_template(config: DpoConfig, tokenizer: PreTrainedTokenizerBase) -> Non
 
     Adapters could not learn new tokens.
     """
-    template = config.chat_template
+    template = config.template
     if tokenizer.chat_template not in (None, template.template):
         raise InputError(
             f"chat_template={template.name}: model={config.model} has a different chat template. "
@@ -103,10 +104,11 @@ def build_trainer(
     settings = common_arguments(config, base.model, processes, folder)
     max_seq_len = settings["max_length"]
     check_template(config, base.tokenizer)
-    add_template_tokens(base.tokenizer, config.chat_template)
+    template = with_end(config.template, base.tokenizer)
+    add_template_tokens(base.tokenizer, template)
 
     def tokenized(rows: list[Row]) -> datasets.Dataset:
-        pairs = tokenize_pairs(rows, config.chat_template, base.tokenizer)
+        pairs = tokenize_pairs(rows, template, base.tokenizer)
         within = [pair for pair in pairs if len(pair["prompt_ids"]) < max_seq_len]
         return make_dataset(within, max_seq_len)
 

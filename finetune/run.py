@@ -12,12 +12,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conf.errors import InputError
+from conf.tokenizer_folder import read_template
 from finetune.config import SftConfig
 from finetune.output import (
     RESULT,
@@ -29,7 +30,8 @@ from finetune.output import (
     tuning_card,
 )
 from finetune.rows import Row, fingerprint, source_names
-from finetune.sources import HUB
+from finetune.sources import HUB, public_name
+from finetune.template import choose_template, with_end
 
 if TYPE_CHECKING:
     from finetune.prepare import Base
@@ -80,6 +82,10 @@ def run(config: SftConfig, method: Method) -> None:
         if writes:
             print(f"{len(rows)} {method.unit} in {', '.join(source_names(config.data))}")
         return
+    template, notice = choose_template(config.chat_template, model_dir)
+    if notice and writes:
+        print(notice)
+    config = replace(config, chat_template=template)
     inputs = inputs_fingerprint(config, rows)
     if is_done(config, inputs):
         if writes:
@@ -143,12 +149,12 @@ def record_of(trainer: Any, config: SftConfig, method: Method, rows: list[Row]) 
     return {
         "format": 1,
         "kind": method.unit,
-        "model": config.model,
-        "data": ", ".join(source_names(config.data)),
+        "model": Path(config.model).resolve().name,
+        "data": ", ".join(map(public_name, source_names(config.data))),
         "data_sha256": fingerprint(rows),
         "rows": len(rows) - trainer.num_skipped,
         "left_out": trainer.num_skipped,
-        "chat_template": config.chat_template.name,
+        "chat_template": config.template.name,
         "learning_rate": config.learning_rate,
         "schedule": config.schedule,
         "steps": trainer.state.global_step,
@@ -171,7 +177,7 @@ def save(base: Base, config: SftConfig, record: dict[str, Any], folder: Path) ->
 
     from model.families.hf_forms import write_both_forms
 
-    base.model.generation_config.eos_token_id = base.tokenizer.eos_token_id
+    base.model.generation_config.eos_token_id = _ends(base, config)
     if config.repetition_penalty is not None:
         base.model.generation_config.repetition_penalty = config.repetition_penalty
     torch.nn.Module.to(base.model, base.stored_dtype)
@@ -181,6 +187,21 @@ def save(base: Base, config: SftConfig, record: dict[str, Any], folder: Path) ->
     (folder / "README.md").write_text(tuning_card(config, record))
     shutil.copyfile(folder.parent / METRICS, folder / METRICS)
     (folder / config.record).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _ends(base: Base, config: SftConfig) -> int | list[int]:
+    """Returns the ids at which generation ends.
+
+    A model that keeps its own template keeps the ids of its generation config.
+    """
+    ends: list[Any] = [base.tokenizer.eos_token_id]
+    if read_template(Path(config.model)) == config.template.template:
+        known = base.model.generation_config.eos_token_id
+        end_token = with_end(config.template, base.tokenizer).end_token
+        end = base.tokenizer.convert_tokens_to_ids(end_token) if end_token else None
+        ends = [*(known if isinstance(known, list) else [known]), *ends, end]
+    found = list(dict.fromkeys(end for end in ends if end is not None))
+    return found if len(found) > 1 else found[0]
 
 
 def summary_line(out: Path, record: dict[str, Any]) -> str:

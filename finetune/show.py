@@ -41,7 +41,7 @@ class ShowConfig:
 
     model: str = MISSING
     data: Any = MISSING
-    chat_template: ChatTemplate = MISSING
+    chat_template: ChatTemplate | None = None
     format: str = "auto"
     split: str | None = None
     language: str = "en"
@@ -74,15 +74,20 @@ def show(config: ShowConfig) -> None:
 
     from transformers import AutoTokenizer
 
+    from finetune.template import choose_template, with_end
     from finetune.tokens import IGNORED, add_template_tokens, tokenize
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    add_template_tokens(tokenizer, config.chat_template)
-    (example,) = tokenize([rows[config.row]], config.chat_template, tokenizer)
+    chosen, notice = choose_template(config.chat_template, folder)
+    if notice:
+        print(notice)
+    template = with_end(chosen, tokenizer)
+    add_template_tokens(tokenizer, template)
+    (example,) = tokenize([rows[config.row]], template, tokenizer)
     learned = [label != IGNORED for label in example["labels"]]
     ids = example["input_ids"]
     tokens = list(zip(ids, token_texts(tokenizer, ids), learned, strict=True))
-    title = f"{config.chat_template.name}, row {config.row} of {Path(str(config.data)).name}"
+    title = f"{template.name}, row {config.row} of {Path(str(config.data)).name}"
     print_tokens(title, tokens)
     if output:
         output.write(render_page(title, tokens))

@@ -21,6 +21,11 @@ PlacedRow = tuple[str, dict[str, Any]]
 """A row with its place, such as a file and line, for error messages."""
 
 
+def public_name(source: str) -> str:
+    """Returns the name of a source without its folder, for files that are published."""
+    return source if source.startswith(HUB) else Path(source).name
+
+
 def read_objects(data: str, splits: Sequence[str]) -> Iterator[PlacedRow]:
     """Yields each object of a source with its place.
 

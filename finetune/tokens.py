@@ -52,9 +52,12 @@ def tokenize(
                 "Remove the conversation, or choose another template."
             ) from None
         except ValueError as error:
+            twin = template.training_template is not None
+            subject = "training_template" if twin else "the template of the model"
+            remedy = "Correct the template." if twin else "Choose a chat_template by name."
             raise InputError(
-                f"chat_template={template.name}: in conversation {number}, training_template "
-                f"{error}. Correct the template."
+                f"chat_template={template.name}: in conversation {number}, {subject} {error}. "
+                f"{remedy}"
             ) from None
         ids: list[int] = []
         labels: list[int] = []
@@ -72,12 +75,10 @@ def tokenize(
 def has_system_turn(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Returns whether the template renders the text of a system turn."""
     turns = [{"role": "system", "content": "SYSTEM"}, {"role": "user", "content": "USER"}]
-    special: dict[str, Any] = tokenizer.special_tokens_map
     try:
-        rendered: Any = render_jinja_template([turns], chat_template=template.template, **special)
+        return "SYSTEM" in served(template, turns, tokenizer, asks=False)
     except jinja2.TemplateError:
         return False
-    return "SYSTEM" in rendered[0][0]
 
 
 def merge_system_turn(row: Row) -> Row:
@@ -103,37 +104,74 @@ def render(
         ValueError: the template and its training twin disagree; the message names the difference.
     """
     messages = row["messages"] if "messages" in row else row["prompt"] + row["completion"]
-
-    special: dict[str, Any] = tokenizer.special_tokens_map
-
-    def rendered(text: str, part: list[Message], **settings: Any) -> Any:
-        return render_jinja_template([part], chat_template=text, **settings, **special)
-
-    def served(part: list[Message], *, asks: bool) -> str:
-        return rendered(template.template, part, add_generation_prompt=asks)[0][0]
-
-    (text,), (spans,) = rendered(
-        template.training_template, messages, return_assistant_tokens_mask=True
-    )
-    if text != served(messages, asks=False):
-        raise ValueError("renders different text than template")
+    text = served(template, messages, tokenizer, asks=False)
     turns = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    prompts = [served(template, messages[:turn], tokenizer, asks=True) for turn in turns]
+    if template.training_template is None:
+        spans = [
+            _between(prompt, messages[turn], template.end_token, text)
+            for turn, prompt in zip(turns, prompts, strict=True)
+        ]
+    else:
+        spans = _marked(template.training_template, messages, tokenizer, text)
     if len(spans) != len(turns):
         raise ValueError(f"marks {len(spans)} of the {len(turns)} assistant turns")
     answers = []
-    for turn, (start, end) in zip(turns, spans, strict=True):
-        if served(messages[:turn], asks=True) != text[:start]:
+    for turn, prompt, (start, end) in zip(turns, prompts, spans, strict=True):
+        if prompt != text[:start]:
             raise ValueError("marks an answer that does not begin after the generation prompt")
         if turn >= len(row.get("prompt", [])):
             answers.append((start, end))
     return text, answers
 
 
+def served(
+    template: ChatTemplate,
+    messages: list[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    asks: bool,
+) -> str:
+    """Returns the text that a server sends, with `asks` up to where the model answers."""
+    special: dict[str, Any] = tokenizer.special_tokens_map
+    rendered: Any = render_jinja_template(
+        [messages], chat_template=template.template, add_generation_prompt=asks, **special
+    )
+    return rendered[0][0]
+
+
+def _marked(
+    twin: str, messages: list[Message], tokenizer: PreTrainedTokenizerBase, text: str
+) -> list[CharRange]:
+    """Returns the ranges that the training twin of a template marks."""
+    special: dict[str, Any] = tokenizer.special_tokens_map
+    rendered: Any = render_jinja_template(
+        [messages], chat_template=twin, return_assistant_tokens_mask=True, **special
+    )
+    (found,), (spans,) = rendered
+    if found != text:
+        raise ValueError("renders different text than template")
+    return spans
+
+
+def _between(prompt: str, answer: Message, end_token: str | None, text: str) -> CharRange:
+    """Returns the range of an answer, which begins after its prompt and ends with `end_token`."""
+    if not text.startswith(prompt):
+        raise ValueError("renders the turns before an answer differently once it has been given")
+    end = text.find(end_token or "", len(prompt)) + len(end_token or "")
+    if answer["content"].strip() not in text[len(prompt) : end]:
+        raise ValueError("renders an answer differently or does not end it")
+    return len(prompt), end
+
+
 def add_template_tokens(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> list[str]:
     """Adds the template, its special tokens and its end token to the tokenizer.
 
-    Returns the special tokens that the tokenizer lacked.
+    The tokenizer of a model that keeps its own template is not changed. Returns the special tokens
+    that the tokenizer lacked.
     """
+    if template.training_template is None:
+        return []
     known = tokenizer.get_vocab()
     missing = [token for token in template.special_tokens if token not in known]
     tokenizer.add_tokens(template.special_tokens, special_tokens=True)

@@ -30,8 +30,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from conf.errors import InputError, one_of
+from conf.model_card import CARD, CardConfig, inherited_metadata, model_card
 from conf.output_kinds import MODEL
 from conf.outputs import Output
+from conf.tokenizer_folder import TEMPLATE, read_template
 from model.families.hf_forms import tokenizer_settings, write_both_forms, write_json
 from model.vocabulary import BYTE_TOKEN, ROLES, Vocabulary
 
@@ -117,10 +119,12 @@ def remap_vocab(config: RemapVocabConfig) -> None:
             settings = json.loads(generation.read_text())
             write_json(made / generation.name, settings | special)
         _copy_tokenizer(new, made, stored["max_position_embeddings"])
+        _keep_template(folder, old, new, made)
         write_both_forms(made)
         counts = Counter(source.kind for source in sources)
+        summary = ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common())
         record = {
-            "model": folder.name,
+            "model": folder.resolve().name,
             "tokenizer_sha256": hashlib.sha256(new.file.read_bytes()).hexdigest(),
             "init": config.init,
             "seed": config.seed,
@@ -128,7 +132,7 @@ def remap_vocab(config: RemapVocabConfig) -> None:
             "rows": dict(counts),
         }
         write_json(made / "remap_vocab.json", record)
-    summary = ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common())
+        (made / CARD).write_text(_card(folder, out, record, summary))
     print(f"{out}: {rows:,} rows ({summary}). Continue training with init_from={out}")
 
 
@@ -238,3 +242,26 @@ def _copy_tokenizer(new: Vocabulary, target: Path, max_seq_len: int) -> None:
         special = {role: new.tokens[number] for role, number in new.special.items()}
         settings = tokenizer_settings(special, max_seq_len)
         write_json(target / "tokenizer_config.json", settings)
+
+
+def _keep_template(folder: Path, old: Vocabulary, new: Vocabulary, target: Path) -> None:
+    """Writes the model's chat template, unless the tokenizer has its own or lacks tokens for it."""
+    template = read_template(folder)
+    if template is None or read_template(target) is not None:
+        return
+    if all(token in new.ids for token in old.special_names if token in template):
+        (target / TEMPLATE).write_text(template, encoding="utf-8")
+
+
+def _card(folder: Path, out: str, record: dict[str, Any], summary: str) -> str:
+    """Returns the text of README.md."""
+    facts = {
+        "made from": record["model"],
+        "tokenizer": f"sha256 {record['tokenizer_sha256'][:16]}",
+        "rows of the vocabulary": f"{record['vocab_size']:,} ({summary})",
+        "initial values": record["init"],
+        "seed": str(record["seed"]),
+    }
+    metadata = CardConfig().metadata(inherited_metadata(folder))
+    about = "A model whose tokenizer was replaced with Headwater, to be trained further."
+    return model_card(Path(out).name, about, facts, metadata=metadata)

@@ -91,6 +91,11 @@ class Vocabulary:
         """The spelling of each token, by id."""
         return {number: token for token, number in self.ids.items()}
 
+    @property
+    def special_names(self) -> list[str]:
+        """Spellings of all special tokens, with or without a role."""
+        return [token for token, special in self._added.items() if special]
+
     def meaning(self, token: str) -> tuple[bool, bytes]:
         """Returns (True if the token is special, the bytes of the text that it stands for)."""
         if token in self._added:

@@ -398,8 +398,10 @@ def check_vocabulary(manifest: Manifest, config: PretrainConfig) -> None:
     """Raises InputError if the vocabulary of the data is larger than the model's embedding."""
     manifest.check_tokenizer()
     if manifest.vocab_size > config.model.vocab_size:
+        remedy = "Raise model.vocab_size, or tokenize the corpus with a smaller tokenizer."
+        if config.init_from:
+            remedy = f"Tokenize the corpus with tokenizer=load tokenizer.path={config.init_from}."
         raise InputError(
             f"model.vocab_size={config.model.vocab_size}: expected {manifest.vocab_size} or more, "
-            f"the vocabulary size of {config.data.folder}. Raise model.vocab_size, or tokenize the "
-            "corpus with a smaller tokenizer."
+            f"the vocabulary size of {config.data.folder}. {remedy}"
         )

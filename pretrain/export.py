@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ import torch
 from omegaconf import MISSING, OmegaConf
 from torch import Tensor
 
-from conf.chat import ChatTemplate
+from conf.chat import DEFAULT, ChatTemplate, named_template
 from conf.errors import InputError, one_of
-from conf.model_card import describe_teacher, model_card
+from conf.model_card import CardConfig, describe_teacher, model_card
 from conf.output_kinds import MODEL
 from conf.outputs import Output
 from conf.parents import describe_parents
@@ -28,12 +28,14 @@ from data_pipeline.store.corpus import open_corpus
 from data_pipeline.store.manifest import FILE, Manifest, load_manifest
 from data_pipeline.store.storage import StorageError
 from data_pipeline.tokenizing.corpus_tokenizer import exported_tokenizer
+from data_pipeline.tokenizing.tokenizer import load_tokenizer
 from model.config import ModelConfig
 from model.families import family_named
 from model.families.folder import hf_config, save_weights
 from model.families.hf_forms import (
     config_in_both_forms,
     special_tokens,
+    tokenizer_in_both_forms,
     tokenizer_settings,
     write_json,
 )
@@ -43,6 +45,7 @@ from model.norms import describe_norms, describe_scales
 from pretrain.checkpoints import find, read
 from pretrain.config import PretrainConfig
 from pretrain.initial_state import InitialWeights
+from pretrain.origin import GENERATION, Origin, origin_of
 from pretrain.setup import CORPUS
 from pretrain.stage_network import network_after, network_of_checkpoint
 
@@ -58,7 +61,9 @@ class ExportConfig:
         config.
     out: the folder to write.
     dtype: dtype of the weights, `bfloat16` or `float32`.
-    chat_template: the chat template to store with the tokenizer, for fine-tuning.
+    chat_template: the chat template to store with the tokenizer, for fine-tuning; null for the one
+        of `init_from`, or danube if there is none.
+    card: metadata for the front matter of the card.
     overwrite: whether to replace `out` if it is a model folder that Headwater wrote.
     data: the corpus of the run, needed only if the run folder has no copy of the tokenizer and the
         corpus has moved.
@@ -68,7 +73,8 @@ class ExportConfig:
     step: str = "latest"
     out: str = MISSING
     dtype: str = "bfloat16"
-    chat_template: ChatTemplate = MISSING
+    chat_template: ChatTemplate | None = None
+    card: CardConfig = field(default_factory=CardConfig)
     overwrite: bool = False
     data: str | None = None
 
@@ -100,16 +106,18 @@ def export(config: ExportConfig) -> None:
         path, metadata = find.checkpoint_of_step(run_dir / "checkpoints", config.step)
         step, tokens, weights = metadata["step"], metadata["tokens"], read.weights(path)
         model = network_of_checkpoint(metadata, run.model, plan)
-    special = {
-        f"{name}_token_id": manifest.tokenizer[f"{name}_id"] for name in ("bos", "eos", "pad")
-    }
+    origin = origin_of(run_dir, run.init_from)
+    template = chosen_template(config, origin)
     with output.folder() as folder:
+        special = write_tokenizer(folder, manifest, model.max_seq_len, template, origin)
         save_weights(folder, weights, DTYPES[config.dtype], family_named(model.architecture))
         settings = config_in_both_forms(hf_config(model, special, config.dtype))
         write_json(folder / "config.json", settings)
-        write_json(folder / "generation_config.json", {"_from_model_config": False, **special})
-        write_tokenizer(folder, manifest, model.max_seq_len, config.chat_template.template)
-        (folder / "README.md").write_text(export_card(run, model, manifest, metadata))
+        generation = generation_settings(special, manifest, origin)
+        write_json(folder / GENERATION, generation)
+        front = config.card.metadata(origin.card if origin else {})
+        card = export_card(run, model, manifest, metadata, origin, front)
+        (folder / "README.md").write_text(card)
     print(f"{config.out}: {model.name} after {step} steps ({tokens:,} tokens), {config.dtype}")
 
 
@@ -172,7 +180,21 @@ def initial_weights(run: PretrainConfig) -> Iterator[tuple[str, Tensor]]:
     return ((name, initial.value(name, parameter.shape)) for name, parameter in shapes)
 
 
-def write_tokenizer(folder: Path, manifest: Manifest, max_seq_len: int, chat_template: str) -> None:
+def chosen_template(config: ExportConfig, origin: Origin | None) -> str:
+    """Returns the chat template to export: the given one, that of `init_from`, or DEFAULT."""
+    if config.chat_template is not None:
+        return config.chat_template.template
+    own = origin.template if origin is not None else None
+    return named_template(DEFAULT).template if own is None else own
+
+
+def write_tokenizer(
+    folder: Path,
+    manifest: Manifest,
+    max_seq_len: int,
+    chat_template: str,
+    origin: Origin | None = None,
+) -> dict[str, int | None]:
     """Writes the tokenizer of a corpus with the settings that `transformers` needs.
 
     Args:
@@ -180,17 +202,50 @@ def write_tokenizer(folder: Path, manifest: Manifest, max_seq_len: int, chat_tem
         manifest: The corpus.
         max_seq_len: Number of positions of the model.
         chat_template: The chat template to store.
+        origin: The model that the run was continued from, whose special tokens are used.
+
+    Returns:
+        `bos_token_id`, `eos_token_id` and `pad_token_id`.
     """
     content, pieces = exported_tokenizer(manifest)
     (folder / "tokenizer.json").write_text(content)
-    settings = tokenizer_settings(pieces, max_seq_len)
+    special = pieces if origin is None else origin.special_tokens(pieces)
+    kept = {} if origin is None else origin.tokenizer_settings
+    settings = tokenizer_in_both_forms(tokenizer_settings(special, max_seq_len) | kept)
     write_json(folder / "tokenizer_config.json", settings)
     write_json(folder / "special_tokens_map.json", special_tokens(settings))
     (folder / "chat_template.jinja").write_text(chat_template)
+    ids = load_tokenizer(folder / "tokenizer.json").token_to_id
+    return {
+        f"{role}_token_id": ids(special[role]) if role in special else None
+        for role in ("bos", "eos", "pad")
+    }
+
+
+def generation_settings(
+    special: Mapping[str, int | None], manifest: Manifest, origin: Origin | None
+) -> dict[str, Any]:
+    """Returns the generation_config.json, with that of the model that the run was continued from.
+
+    Generation ends at the tokens of that model, and at the token that ends a document.
+    """
+    settings = {"_from_model_config": False, **special}
+    if origin is None:
+        return settings
+    ends = origin.generation.get("eos_token_id")
+    ends = [*(ends if isinstance(ends, list) else [ends]), special["eos_token_id"]]
+    ends = list(dict.fromkeys([*ends, manifest.tokenizer["eos_id"]]))
+    ends = [end for end in ends if end is not None]
+    return origin.generation | settings | {"eos_token_id": ends if len(ends) > 1 else ends[0]}
 
 
 def export_card(
-    run: PretrainConfig, model: ModelConfig, manifest: Manifest, metadata: Mapping[str, Any]
+    run: PretrainConfig,
+    model: ModelConfig,
+    manifest: Manifest,
+    metadata: Mapping[str, Any],
+    origin: Origin | None,
+    front: Mapping[str, Any],
 ) -> str:
     """Returns the content of README.md for the exported folder.
 
@@ -199,13 +254,17 @@ def export_card(
         model: The network at the exported step.
         manifest: The corpus of the run.
         metadata: Metadata of the exported checkpoint; empty for the model before training.
+        origin: The model that the run was continued from.
+        front: Metadata for the front matter.
     """
     step, tokens = metadata.get("step", 0), metadata.get("tokens", 0)
     parents = metadata.get("parents", [])
     plan = StagePlan(run.recipe, manifest.edition_tokens("train"))
     begun = [stage for stage in plan.stages if stage.first_step < step]
     fim = describe_fim({stage.name: stage.fim for stage in begun}, manifest)
+    continued = {} if origin is None else {"continued from": origin.name}
     facts = {
+        **continued,
         "parameters": f"{parameters(model):,}",
         "architecture": f"{model.architecture}, {model.num_layers} layers of {model.hidden_size}, "
         f"{model.num_heads} heads and {model.num_kv_heads} key-value heads of {model.head_dim}",
@@ -225,7 +284,10 @@ def export_card(
         "precision": run.precision,
         "seed": str(run.seed),
     }
-    return model_card(run.name, "A base model pretrained from scratch with Headwater.", facts)
+    summary = "A base model pretrained from scratch with Headwater."
+    if origin is not None:
+        summary = f"{origin.name}, continued with Headwater on {tokens:,} tokens."
+    return model_card(run.name, summary, facts, metadata=front)
 
 
 def _editions_read(stages: Sequence[ScheduledStage], manifest: Manifest) -> str:

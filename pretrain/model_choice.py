@@ -6,6 +6,7 @@ The model of the folder becomes a choice of the config group `model`, so that ke
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from model.config import ModelConfig
 CHOICE = "of_init_from"
 POSITIONS = ("max_seq_len", "rope_theta", "rope_scaling", "local_rope_theta")
 """Keys of the model that may differ from those of `init_from`."""
+IGNORED = ("name", "init", "initializer_range")
+"""Keys of the model without effect on weights that exist."""
+ROUNDING = 1e-6
+"""Relative difference up to which two floats are the same. That of float32 is 6e-8."""
 
 
 def take_model(arguments: list[str], config_name: str) -> list[str]:
@@ -84,7 +89,8 @@ def _store(configs: Any, model: dict[str, Any]) -> None:
 def check_initial(found: ModelConfig, model: ModelConfig, folder: str) -> list[str]:
     """Returns one sentence per key that a run changes in the model that it starts from.
 
-    Only the keys POSITIONS may change, since the weights do not depend on them.
+    Only the keys POSITIONS may change, since the weights do not depend on them. Floats that differ
+    by rounding, such as 1e-05 and the same value in float32, are equal.
 
     Args:
         found: The model in the folder.
@@ -92,18 +98,27 @@ def check_initial(found: ModelConfig, model: ModelConfig, folder: str) -> list[s
         folder: The folder.
 
     Raises:
-        InputError: The models differ in another key.
+        InputError: The models differ in other keys; the message has all of them.
     """
-    changes, known = [], asdict(found)
-    for key, now in asdict(model).items():
-        was = known[key]
-        if was == now or key in ("name", "init", "initializer_range"):
-            continue
-        if key not in POSITIONS:
-            raise InputError(
-                f"model.{key}={now}: expected {was}, the value of init_from={folder}. Remove "
-                f"model= and model.{key} to use the model of this folder, or choose another "
-                "folder."
-            )
-        changes.append(f"model.{key}={now} replaces {was}, the value of init_from={folder}.")
-    return changes
+    theirs, ours = asdict(found), asdict(model)
+    different = [key for key in ours if key not in IGNORED and not _is_same(theirs[key], ours[key])]
+    fixed = [key for key in different if key not in POSITIONS]
+    if fixed:
+        values = ", ".join(f"model.{key}={ours[key]} instead of {theirs[key]}" for key in fixed)
+        raise InputError(
+            f"init_from={folder}: the run has another model than this folder: {values}. Remove "
+            "model= and these keys to use the model of the folder, or choose another folder."
+        )
+    return [
+        f"model.{key}={ours[key]} replaces {theirs[key]}, the value of init_from={folder}."
+        for key in different
+    ]
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Returns True if two values are equal, except for the rounding of floats in them."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_is_same(one[key], other[key]) for key in one)
+    if isinstance(one, float) and isinstance(other, int | float):
+        return math.isclose(one, other, rel_tol=ROUNDING)
+    return bool(one == other)

@@ -35,6 +35,7 @@ from pretrain.editions import choose_editions, plan_editions
 from pretrain.health.changes import check_changes
 from pretrain.health.stop import check_stop_file
 from pretrain.model_choice import check_initial
+from pretrain.origin import check_same_tokenizer
 from pretrain.planning.auto import pick_layout
 from pretrain.planning.layouts import Machine
 from pretrain.precision_choice import precision_before
@@ -65,6 +66,8 @@ def preflight(config: PretrainConfig, job: Job) -> None:
         check_start(config, corpus, Path(trunk.label), comparable(trunk.about, config))
     elif not saved and config.init_from and (job.here or Path(config.init_from).is_dir()):
         check_initial(read_config(Path(config.init_from)), config.model, config.init_from)
+        if corpus is not None:
+            check_same_tokenizer(config.init_from, corpus)
 
 
 def check_plan(config: PretrainConfig, corpus: Manifest | None, job: Job) -> None:

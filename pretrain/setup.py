@@ -33,6 +33,7 @@ from pretrain.initial_state import InitialState
 from pretrain.loader import Loader
 from pretrain.objectives import Objective, Setting, build_objective, taught
 from pretrain.optim import build_optimizer, with_all_options
+from pretrain.origin import check_same_tokenizer, inherit_origin, keep_origin
 from pretrain.parallel import parallelize
 from pretrain.parallel.fp8 import fp8_linears
 from pretrain.parallel.mesh import Layout, make_layout
@@ -85,10 +86,13 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
         if state.trunk is not None:
             settled["parents"] = state.trunk.parents
             branch.record(state.trunk, Path(config.run_dir))
+            inherit_origin(Path(config.run_dir), state.trunk.run)
             remove_download(Path(config.run_dir))
         settled["fp8_linears"] = fp8_linears(model)
         settled["attention"] = {key: asdict(timing) for key, timing in attention.items()}
         write_run_folder(config, processes, newest, order, settled)
+        if config.init_from and state.weights is not None:
+            keep_origin(Path(config.run_dir), config.init_from)
     return Run(
         manifest=manifest,
         plan=plan,
@@ -151,6 +155,8 @@ def check_state(
     Raises InputError for a change that is impossible, or that `allow_change` does not name.
     """
     if state.weights is not None:
+        if config.init_from:
+            check_same_tokenizer(config.init_from, corpus)
         return state.weights.changes
     assert state.checkpoint is not None
     about = branch.comparable(state.metadata, config) if state.at_fork else state.metadata

@@ -69,7 +69,7 @@ def import_shards(config: ImportConfig) -> None:
         eos_token=config.eos_token,
     )
     ids = special_ids(load_tokenizer(path), tokens, group="")
-    special = [tokens.eos_token, tokens.bos_token, tokens.pad_token]
+    special = tokens.special_tokens()
     tokenizer = Tokenizer.from_str(document_tokenizer(path, special, keep_added=True)[0])
     with output.folder() as folder:
         np.save(folder / "token_bytes.npy", token_bytes(tokenizer))

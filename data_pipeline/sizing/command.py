@@ -36,7 +36,7 @@ from data_pipeline.sizing.rates import measure_rates
 from data_pipeline.sizing.trial import run_trial
 from data_pipeline.text.corpus import TokenizeConfig
 from data_pipeline.text.units import Unit, plan_units
-from data_pipeline.tokenizing.tokenizer import check_tokenizer
+from data_pipeline.tokenizing.tokenizer import check_tokenizer, settle_tokenizer
 
 START = (
     "import resource, hydra, data_pipeline.tokenizing.tokenize\n"
@@ -60,6 +60,7 @@ def plan(config: PlanDataConfig) -> None:
 
 def make_plan(config: PlanDataConfig) -> dict[str, Any]:
     """Returns the plan as the content of its JSON file."""
+    config = replace(config, tokenizer=settle_tokenizer(config.tokenizer))
     check_tokenizer(config.tokenizer)
     units = plan_units(config.corpus)
     shares = shares_of(config.corpus, units, config.share)

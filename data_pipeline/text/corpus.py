@@ -186,11 +186,13 @@ def check_urls(corpus: CorpusConfig) -> None:
 class TokenizerConfig:
     """Configuration of the tokenizer.
 
-    path: a tokenizer.json to use, which must contain the three special tokens. Tokens that it adds
-        to each text are left out. null trains a byte-level BPE instead.
+    path: a tokenizer.json to use, or the Hugging Face folder that holds it. It must contain the
+        three special tokens. Tokens that it adds to each text are left out. null trains a
+        byte-level BPE instead.
     vocab_size: number of ids of a trained tokenizer.
     train_bytes: approximate number of bytes of the training split to train the tokenizer on.
-    pad_token: special token for padding.
+    pad_token: special token for padding. null, here and for the next two, takes the token of that
+        role from the tokenizer_config.json next to `path`.
     bos_token: special token for the beginning of a document.
     eos_token: special token for the end of a document.
     extra_tokens: more special tokens, such as those of fill in the middle. A trained tokenizer gets
@@ -200,9 +202,9 @@ class TokenizerConfig:
     path: str | None = None
     vocab_size: int = 32000
     train_bytes: int = 100_000_000
-    pad_token: str = "<pad>"
-    bos_token: str = "<s>"
-    eos_token: str = "</s>"
+    pad_token: str | None = "<pad>"
+    bos_token: str | None = "<s>"
+    eos_token: str | None = "</s>"
     extra_tokens: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -214,6 +216,11 @@ class TokenizerConfig:
                     "another role, or is listed twice. List each new token once."
                 )
             names.append(token)
+
+    def special_tokens(self) -> list[str]:
+        """Returns the tokens for padding, beginning and end, none of which may be null."""
+        tokens = [self.pad_token, self.bos_token, self.eos_token]
+        return [token for token in tokens if token is not None]
 
 
 @dataclass

@@ -15,6 +15,7 @@ from typing import Any
 
 from conf.errors import InputError
 from conf.files import discard, sync, sync_folder, write_text
+from conf.tokenizer_folder import tokenizer_file
 from data_pipeline.dedup import index
 from data_pipeline.store.manifest import (
     FILE,
@@ -58,7 +59,7 @@ def open_base(config: TokenizeConfig) -> Manifest:
             f"fit={base.packed}. Set corpus.fit={base.packed}."
         )
     if config.tokenizer.path:
-        path = Path(config.tokenizer.path)
+        path = tokenizer_file(Path(config.tokenizer.path))
         load_tokenizer(path)  # raises InputError if there is none
         special = [*_special_tokens(base).values(), *config.tokenizer.extra_tokens]
         content, _ = document_tokenizer(path, special)

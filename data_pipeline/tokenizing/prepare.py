@@ -82,7 +82,7 @@ def make_tokenizer(
     that it adds no tokens to a text. Returns the tokens that the original adds.
     """
     if config.path:
-        special = (config.pad_token, config.bos_token, config.eos_token, *config.extra_tokens)
+        special = [*config.special_tokens(), *config.extra_tokens]
         content, added = document_tokenizer(Path(config.path), special)
         out.write_text(content)
         return added

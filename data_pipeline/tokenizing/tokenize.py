@@ -34,7 +34,7 @@ from data_pipeline.tokenizing.fingerprints import digest_of, fingerprint_inputs
 from data_pipeline.tokenizing.finish import print_summary
 from data_pipeline.tokenizing.progress import write_outline
 from data_pipeline.tokenizing.tokenization import Tokenization, phases_of
-from data_pipeline.tokenizing.tokenizer import check_tokenizer
+from data_pipeline.tokenizing.tokenizer import check_tokenizer, settle_tokenizer
 from data_pipeline.tokenizing.work import JobShard, WorkFolder
 
 
@@ -55,6 +55,7 @@ def tokenize(config: TokenizeConfig) -> None:
             f"out={config.out}: the output cannot be remote. Give a local folder, and upload it "
             "afterwards."
         )
+    config = replace(config, tokenizer=settle_tokenizer(config.tokenizer))
     output = Output(config.out, CORPUS, config.overwrite, [config.tokenizer.path])
     output.check_foreign()
     job_shard = JobShard.resolve(config.rank, config.world)

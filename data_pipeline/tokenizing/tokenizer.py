@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from conf.errors import InputError
+from conf.tokenizer_folder import SETTINGS, read_special_tokens, tokenizer_file
 from data_pipeline.text.corpus import TokenizerConfig
 
 MAX_WORD_BYTES = 2000
@@ -23,6 +25,8 @@ Training time grows with the square of a word's length. No word of a natural lan
 
 ROLES = ("pad", "bos", "eos")
 """Roles of the special tokens."""
+LLAMA = {"pad": "<unk>", "bos": "<s>", "eos": "</s>"}
+"""Special tokens of a given tokenizer whose folder states none."""
 TOKEN_ADDING_PROCESSORS = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")
 """Post-processors that add special tokens around a text."""
 
@@ -41,7 +45,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     )
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
-        special_tokens=[*_special_tokens(config), *config.extra_tokens],
+        special_tokens=[*config.special_tokens(), *config.extra_tokens],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -53,7 +57,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
 
 def check_vocab_size(config: TokenizerConfig) -> None:
     """Raises InputError if the vocabulary is too small for all bytes and the special tokens."""
-    smallest = len(_special_tokens(config)) + len(config.extra_tokens) + 256
+    smallest = len(config.special_tokens()) + len(config.extra_tokens) + 256
     if config.vocab_size < smallest:
         raise InputError(
             f"tokenizer.vocab_size={config.vocab_size}: expected {smallest} or more, for all bytes "
@@ -61,8 +65,28 @@ def check_vocab_size(config: TokenizerConfig) -> None:
         )
 
 
-def _special_tokens(config: TokenizerConfig) -> list[str]:
-    return [config.pad_token, config.bos_token, config.eos_token]
+def settle_tokenizer(config: TokenizerConfig) -> TokenizerConfig:
+    """Returns the config with the tokenizer.json of a folder, and without tokens that are null.
+
+    A tokenizer without a token for the beginning of a text takes its eos_token for it, and one
+    without a token for padding its unk_token or eos_token.
+
+    Raises InputError if the folder of the tokenizer states special tokens, but no eos_token.
+    """
+    given = {role: getattr(config, f"{role}_token") for role in ROLES}
+    path = config.path and tokenizer_file(Path(config.path))
+    if None in given.values():
+        stated = read_special_tokens(path.parent) if path else {}
+        eos = given["eos"] or stated.get("eos")
+        if stated and eos is None:
+            raise InputError(
+                f"tokenizer.eos_token=null: {path and path.parent / SETTINGS} has no eos_token. "
+                "Give the token that ends a document."
+            )
+        known = {"bos": eos, "pad": stated.get("unk", eos), **stated} if stated else LLAMA
+        given = {role: token or known[role] for role, token in given.items()}
+    tokens = {f"{role}_token": token for role, token in given.items()}
+    return replace(config, path=str(path) if path else None, **tokens)
 
 
 def check_tokenizer(config: TokenizerConfig) -> None:
@@ -75,8 +99,9 @@ def check_tokenizer(config: TokenizerConfig) -> None:
         return
     path = Path(config.path)
     if not path.is_file():
-        found = "this is a folder" if path.is_dir() else "no such file"
-        raise InputError(f"tokenizer.path={path}: {found}. Give a tokenizer.json.")
+        raise InputError(
+            f"tokenizer.path={path}: no such file. Give a tokenizer.json, or a folder that has one."
+        )
     given = load_tokenizer(path)
     for token in config.extra_tokens:
         if given.token_to_id(token) is None:
@@ -85,7 +110,7 @@ def check_tokenizer(config: TokenizerConfig) -> None:
                 f"vocabulary of {path}. Choose a token of that vocabulary, or train a tokenizer."
             )
     ids = special_ids(given, config)
-    pieces = dict(zip(ROLES, _special_tokens(config), strict=True))
+    pieces = dict(zip(ROLES, config.special_tokens(), strict=True))
     content, _ = document_tokenizer(path, [*pieces.values(), *config.extra_tokens])
     tokenizer = _set_document_options(Tokenizer.from_str(content))
     listed = {token["content"] for token in _added_tokens(path) if token["special"]}
@@ -185,7 +210,7 @@ def special_ids(
     Raises InputError if one of these tokens is not in the vocabulary. `group` is the prefix of the
     config keys in that error.
     """
-    pieces = dict(zip(ROLES, _special_tokens(config), strict=True))
+    pieces = dict(zip(ROLES, config.special_tokens(), strict=True))
     ids: dict[str, int] = {}
     for role in reversed(ROLES):  # eos first, because the others may default to it
         number = tokenizer.token_to_id(pieces[role])

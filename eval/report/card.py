@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from conf.errors import InputError
-from conf.model_card import front_matter, loading_example, markdown_table
+from conf.model_card import (
+    CardConfig,
+    front_matter,
+    loading_example,
+    markdown_table,
+    read_front_matter,
+)
 from conf.output_kinds import CARD
 from conf.outputs import Output
 from eval.report.page_tuning import record_name
@@ -65,7 +72,7 @@ def check_network(folder: Path, network: ModelConfig) -> None:
 
 def header(folder: Path, content: Content, results: Content | None) -> str:
     """Returns the YAML metadata for the Hub, with the scores as a `model-index`."""
-    metadata: Content = {"tags": ["headwater"]}
+    metadata: Content = CardConfig().metadata(read_front_matter(folder))
     scores = scores_of(folder, results)
     if scores:
         metadata["model-index"] = [
@@ -180,11 +187,27 @@ def tuned_stages(folder: Path, content: Content) -> list[Content]:
         if stages[current] in ancestors:  # the folder was replaced by its own tuned model
             break
         ancestors.insert(0, stages[current])
-        current = Path(stages[current]["model"]).resolve()
+        current = parent_of(stages[current], stages)
     if ancestors and not current.is_dir():  # the folder was moved: rely on the report's order
         return content["tuning"][: content["tuning"].index(ancestors[0])] + ancestors
     check_network(current, content["network"])
     return ancestors
+
+
+def parent_of(stage: Content, stages: Mapping[Path, Content]) -> Path:
+    """Returns the folder of the model that a stage was tuned from, which may not exist.
+
+    Records have only its name, since they are published. A folder of that name next to the result
+    is taken first, then that of another stage in the report.
+    """
+    given, folder = Path(stage["model"]), stage["folder"].resolve()
+    if given.name != str(given):  # a path, in records of earlier versions
+        return given.resolve()
+    sibling = folder.parent / given
+    named = [path for path in stages if path.name == given.name and path != folder]
+    if (sibling / "config.json").is_file() and sibling != folder:
+        return sibling
+    return named[0] if len(named) == 1 else sibling
 
 
 def scores_row(row: Content) -> list[str]:

@@ -85,20 +85,19 @@ def page_content(config: ReportConfig) -> dict[str, Any]:
 def summary(run: RunFolder, manifest: Manifest) -> str:
     """Returns a sentence that describes the run."""
     model, last = run.model, run.train[-1]
-    init_from = run.config.get("init_from")
-    start = f"from {Path(init_from).name}" if init_from else "from scratch"
-    for parent in run.env.get("parents", [])[:1]:
-        start = f"as a {parent['kind']} of {name_of(parent)} from step {parent['step']:,}"
     window = f", sliding window {model.describe_windows()}" if model.sliding_window else ""
     differ = len({layer.rope for layer in model.layers}) > 1
     positions = f", {model.describe_positions()}" if differ else ""
     teacher = run.env.get("teacher")
     taught = f", taught by {Path(teacher['path']).name}" if teacher else ""
+    done = f"{taught} on {last['tokens']:,} tokens of {manifest.name} in {last['step']:,} steps"
+    start = f"continued from {run.origin}" if run.origin else "trained from scratch"
+    for parent in run.env.get("parents", [])[:1]:
+        start = f"trained as a {parent['kind']} of {name_of(parent)} from step {parent['step']:,}"
     return (
         f"A decoder of {short_number(parameters(model))} parameters ({model.architecture}, "
-        f"{model.num_layers} layers of {model.hidden_size}{window}{positions}), trained "
-        f"{start}{taught} on {last['tokens']:,} tokens of {manifest.name} in {last['step']:,} "
-        "steps."
+        f"{model.num_layers} layers of {model.hidden_size}{window}{positions}), {start}"
+        f"{done}."
     )
 
 

@@ -204,6 +204,7 @@ def lineage(
         ("code", f"commit {env['git_commit']}{', with local changes' if env['git_dirty'] else ''}"),
         ("data", f"{manifest.name}, fingerprint {env['data_fingerprint']}"),
         ("tokenizer", f"{manifest.vocab_size:,} ids, sha256 {env['tokenizer_fingerprint']}"),
+        *([("continued from", run.origin)] if run.origin else []),
         ("order of samples", f"seed {run.config['seed']}, fingerprint {env['order_fingerprint']}"),
         ("hardware", f"{env['world_size']} x {env['device']}, threads each: {env['threads']}"),
         ("platform", f"{env['platform']}, Python {env['python']}"),

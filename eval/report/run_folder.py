@@ -63,6 +63,15 @@ class RunFolder:
         return model
 
     @property
+    def origin(self) -> str | None:
+        """Name of the model that the run was continued from, or None."""
+        init_from = self.config.get("init_from")
+        kept = self.path / "init_from" / "origin.json"
+        if kept.is_file():
+            return json.loads(kept.read_text())["name"]
+        return Path(init_from).name if init_from else None
+
+    @property
     def checkpoints(self) -> list[str]:
         """Names of the checkpoints on disk, oldest first."""
         names = [p.name for p in self.path.glob("checkpoints/step_*") if p.suffix != ".tmp"]

@@ -18,6 +18,10 @@ from model.families.layer_types import FULL, SLIDING
 Settings = dict[str, Any]
 
 
+ABOUT_THE_LOADER = ("name_or_path", "is_local", "local_files_only")
+"""Keys of a tokenizer_config.json that state from where it was loaded, such as a path."""
+
+
 def write_both_forms(folder: Path) -> None:
     """Rewrites a folder's config.json and tokenizer settings for transformers 4 and 5."""
     path = folder / "config.json"
@@ -31,7 +35,7 @@ def write_both_forms(folder: Path) -> None:
 
 def config_in_both_forms(config: Settings) -> Settings:
     """Returns a config.json with RoPE and the dtype under the names of transformers 4 and 5."""
-    made = dict(config)
+    made = {key: value for key, value in config.items() if key != "_name_or_path"}
     for name, other in (("dtype", "torch_dtype"), ("torch_dtype", "dtype")):
         if name in config:
             made.setdefault(other, config[name])
@@ -60,7 +64,7 @@ def config_in_both_forms(config: Settings) -> Settings:
 
 def tokenizer_in_both_forms(settings: Settings) -> Settings:
     """Returns a tokenizer_config.json whose class and special tokens transformers 4 and 5 load."""
-    made = dict(settings)
+    made = {key: value for key, value in settings.items() if key not in ABOUT_THE_LOADER}
     if settings.get("tokenizer_class") == "TokenizersBackend":
         made["tokenizer_class"] = "PreTrainedTokenizerFast"
         made.pop("backend", None)

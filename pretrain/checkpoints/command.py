@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from omegaconf import MISSING
 
 from conf.chat import ChatTemplate
 from conf.errors import InputError
+from conf.model_card import CardConfig
 from data_pipeline.store import storage
 from pretrain.checkpoints import files, mirror
 from pretrain.checkpoints.files import CheckpointError
@@ -28,7 +29,7 @@ class CheckpointsConfig:
     step: the step to export: `latest`, or a step with a checkpoint; 0 is the model before training.
     out: the folder that do=export writes.
     dtype: dtype of the exported weights, `bfloat16` or `float32`.
-    chat_template: the chat template to store with the exported tokenizer, for fine-tuning.
+    chat_template, card: same as for `pretrain export`.
     overwrite: whether do=export replaces `out` if it is a model folder that Headwater wrote.
     data: the corpus of the run, which do=export needs only if the run folder has no copy of the
         tokenizer and the corpus has moved.
@@ -39,7 +40,8 @@ class CheckpointsConfig:
     step: str = "latest"
     out: str | None = None
     dtype: str = "bfloat16"
-    chat_template: ChatTemplate = MISSING
+    chat_template: ChatTemplate | None = None
+    card: CardConfig = field(default_factory=CardConfig)
     overwrite: bool = False
     data: str | None = None
 
@@ -63,7 +65,7 @@ def checkpoints(config: CheckpointsConfig) -> None:
     if config.do == "export":
         assert config.out is not None
         run = run_folder(config.dir)
-        keys = ("step", "out", "dtype", "chat_template", "overwrite", "data")
+        keys = ("step", "out", "dtype", "chat_template", "card", "overwrite", "data")
         export(ExportConfig(str(run), **{key: getattr(config, key) for key in keys}))
         return
     rows = list(_remote(config) if storage.is_remote(config.dir) else _local(config))

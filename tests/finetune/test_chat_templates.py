@@ -99,7 +99,7 @@ def test_training_twin_renders_the_same_text(name: str, contents: list[str], ask
     template = load_template(name)
     texts = {
         rendered(text, chat, add_generation_prompt=asks)
-        for text in (template.template, template.training_template)
+        for text in (template.template, str(template.training_template))
     }
     assert len(texts) == 1
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from conf.errors import InputError
+from conf.model_card import CardConfig
 from finetune.prepare import build_trainer, check_labels, load
 from finetune.rows import read_rows
 from finetune.sft import sft
@@ -85,6 +88,37 @@ def test_result_is_a_stock_folder(made: Path, base: Path) -> None:
     assert answer[0]["generated_text"][-1]["role"] == "assistant"
     assert "last loss" in (made / "README.md").read_text()
     assert sorted(path.name for path in made.parent.iterdir()) == ["chat"]
+    record = json.loads((made / "sft.json").read_text())
+    assert (record["model"], record["data"]) == ("base", "pairs.jsonl")
+    for path in made.iterdir():
+        if path.suffix != ".safetensors":
+            text = path.read_text()
+            assert not any(str(folder.parent) in text for folder in (made, base)), path
+
+
+def test_a_model_keeps_its_template_and_its_ends(settings, base: Path, tmp_path, capsys) -> None:
+    own = (
+        "{% for m in messages %}[{{ m.role }}] {{ m.content + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant] {% endif %}"
+    )
+    model = tmp_path / "own"
+    shutil.copytree(base, model)
+    (model / "chat_template.jinja").write_text(own)
+    generation = json.loads((model / "generation_config.json").read_text())
+    ends = generation | {"eos_token_id": [2, 7]}
+    (model / "generation_config.json").write_text(json.dumps(ends))
+    (model / "README.md").write_text("---\nlicense: mit\n---\n")
+    card = CardConfig(base_model="owner/own", datasets=["owner/pairs"])
+    config = settings(model=str(model), chat_template=None, card=card, max_steps=1)
+    sft(config)
+    assert "replaces" not in capsys.readouterr().out
+    made = Path(config.out)
+    assert (made / "chat_template.jinja").read_text() == own
+    assert json.loads((made / "generation_config.json").read_text())["eos_token_id"] == [2, 7]
+    assert json.loads((made / "sft.json").read_text())["chat_template"] == "own"
+    data = ModelCard((made / "README.md").read_text()).data.to_dict()
+    assert (data["license"], data["base_model"]) == ("mit", "owner/own")
+    assert data["datasets"] == ["owner/pairs"]
 
 
 def test_the_same_inputs_are_done_already(settings, capsys) -> None:

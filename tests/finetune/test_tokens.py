@@ -93,7 +93,7 @@ def test_answers_in_a_prompt_are_not_learned(tokenizer) -> None:
 )
 def test_a_twin_that_differs_is_refused(tokenizer, old: str, new: str, words: str) -> None:
     template = load_template("danube")
-    twin = template.training_template.replace(old, new)
+    twin = str(template.training_template).replace(old, new)
     if "{% if true %}" in twin:
         twin = twin.replace("{% endgeneration %}", "{% endif %}")
     template = replace(template, training_template=twin)

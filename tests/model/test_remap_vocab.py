@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM
 
@@ -58,6 +59,32 @@ def test_the_same_tokenizer_changes_nothing(base, tmp_path, capsys):
         used = 259 if name in ("model.embed_tokens.weight", "lm_head.weight") else None
         assert torch.equal(ours[name][:used], tensor[:used])
     assert "256 kept, 61 unused, 3 by role" in capsys.readouterr().out
+    card = ModelCard((out / "README.md").read_text())
+    assert card.data.to_dict()["tags"] == ["headwater"]
+    assert "| made from | model |" in card.text
+    assert not (out / "chat_template.jinja").exists()
+
+
+@pytest.mark.parametrize(
+    ("template", "own", "expected"),
+    [
+        ("{{ messages[0].content + '</s>' }}", None, "{{ messages[0].content + '</s>' }}"),
+        ("{{ messages[0].content + '<pad>' }}", None, None),  # a token that the new one lacks
+        ("{{ messages[0].content + '</s>' }}", "{{ 1 }}", "{{ 1 }}"),
+    ],
+)
+def test_the_chat_template_is_kept_if_its_tokens_exist(base, tmp_path, template, own, expected):
+    model = shutil.copytree(base, tmp_path / "model")
+    (model / "chat_template.jinja").write_text(template)
+    tokenizer = byte_tokenizer()
+    content = tokenizer.to_str().replace("<pad>", "<none>")
+    roles = ROLES | {"pad_token": "<none>"}
+    new = write_tokenizer(tmp_path / "new", Tokenizer.from_str(content), **roles)
+    if own:
+        (new / "chat_template.jinja").write_text(own)
+    remap(model, new, tmp_path / "out")
+    made = tmp_path / "out" / "chat_template.jinja"
+    assert (made.read_text() if made.is_file() else None) == expected
 
 
 @pytest.mark.parametrize("tied", [False, True])

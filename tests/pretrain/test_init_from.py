@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 
 import pytest
+from huggingface_hub import ModelCard
+from transformers import AutoTokenizer
 
+from conf.chat import named_template
 from conf.errors import InputError
+from conf.model_card import CardConfig
 from model.config import ModelConfig
-from pretrain.export import read_run_config
+from pretrain.export import ExportConfig, export, read_run_config
 from pretrain.model_choice import check_initial
 from tests.runs import arguments, records
 
@@ -41,6 +47,10 @@ def test_a_folder_alone_gives_the_model_and_a_resume_does_without_it(
     command, corpus, base, tmp_path
 ):
     folder, run_dir = shutil.copytree(base, tmp_path / "base"), tmp_path / "run"
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content + eos_token }}")
+    generation = {"eos_token_id": [2, 7], "temperature": 0.5}
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    (folder / "README.md").write_text("---\nlicense: mit\nbase_model: a/parent\n---\n# A model\n")
     longer = {"model__max_seq_len": 512, "model__rope_theta": 5e4, "init_from": folder}
     longer["checkpoint__every_steps"] = 1
     made = without_model(corpus, run_dir, **longer)
@@ -58,12 +68,38 @@ def test_a_folder_alone_gives_the_model_and_a_resume_does_without_it(
     done = command(*made, "stop_after=3")
     assert done.returncode == 0, done.stderr
     assert [line["step"] for line in records(run_dir)] == [1, 2, 3]
+    assert_export_is_of_the_model(run_dir, tmp_path / "exported")
     done = command("pretrain", "export", f"run={run_dir}", f"out={tmp_path / 'out'}", "step=0")
     assert done.returncode == 2
     assert f"step=0: the run started from init_from={folder}, which does not exist." in done.stderr
     done = command(*without_model(corpus, tmp_path / "other", **longer))
     assert done.returncode == 2
     assert f"{folder}/config.json does not exist" in done.stderr
+
+
+def assert_export_is_of_the_model(run_dir, out):
+    """The export has the model's template, generation config and license, without its folder."""
+    card = CardConfig(base_model="owner/base", tags=["short"])
+    export(ExportConfig(str(run_dir), out=str(out), card=card))
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert tokenizer.chat_template == "{{ messages[0].content + eos_token }}"
+    generation = json.loads((out / "generation_config.json").read_text())
+    assert (generation["eos_token_id"], generation["temperature"]) == ([2, 7], 0.5)
+    text = (out / "README.md").read_text()
+    assert "base, continued with Headwater on 6,144 tokens." in text
+    assert "from scratch" not in text
+    data = ModelCard(text).data.to_dict()
+    assert (data["license"], data["base_model"]) == ("mit", "owner/base")
+    assert data["tags"] == ["headwater", "short"]
+    assert not re.search(rf"{re.escape(str(out.parent))}|/home", "".join(texts(out)))
+    template = named_template("chatml")
+    export(ExportConfig(str(run_dir), out=str(out), chat_template=template, overwrite=True))
+    assert (out / "chat_template.jinja").read_text() == template.template
+
+
+def texts(folder):
+    """The content of the files of a folder that are text."""
+    return [path.read_text() for path in folder.iterdir() if path.suffix != ".safetensors"]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +124,8 @@ def test_a_model_of_another_shape_is_refused(command, corpus, base, tmp_path):
     done = command(*arguments(corpus.folder, tmp_path / "run", **changes))
     assert done.returncode == 2
     assert (
-        f"model.hidden_size=128: expected 64, the value of init_from={base}. Remove" in done.stderr
+        f"init_from={base}: the run has another model than this folder: model.hidden_size=128 "
+        "instead of 64" in done.stderr
     )
     assert not (tmp_path / "run").exists()
 
@@ -105,10 +142,23 @@ def test_what_may_change_is_said():
     for key in ("vocab_size", "num_layers", "rms_norm_eps", "tie_embeddings"):
         other = ModelConfig("m", "llama", 64, 32, 32, 1, 2, 2, max_seq_len=64)
         setattr(other, key, 4)
-        with pytest.raises(
-            InputError, match=rf"model\.{key}=4: expected .*, the value of init_from=folder"
-        ):
+        with pytest.raises(InputError, match=rf"^init_from=folder: .*: model\.{key}=4 instead of"):
             check_initial(found, other, "folder")
+
+
+def test_all_differences_are_in_one_sentence_and_rounding_is_none():
+    found = ModelConfig("f", "llama", 64, 32, 32, 1, 2, 2, rms_norm_eps=9.999999747378752e-06)
+    same = ModelConfig("m", "llama", 64, 32, 32, 1, 2, 2, rms_norm_eps=1e-5)
+    assert check_initial(found, same, "folder") == []
+    other = ModelConfig("m", "llama", 96, 32, 32, 2, 2, 2, rms_norm_eps=2e-5)
+    with pytest.raises(InputError) as raised:
+        check_initial(found, other, "folder")
+    assert str(raised.value) == (
+        "init_from=folder: the run has another model than this folder: model.vocab_size=96 instead "
+        "of 64, model.num_layers=2 instead of 1, model.rms_norm_eps=2e-05 instead of "
+        "9.999999747378752e-06. Remove model= and these keys to use the model of the folder, or "
+        "choose another folder."
+    )
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from data_pipeline.tokenizing.tokenizer import (
     check_tokenizer,
     document_tokenizer,
     load_tokenizer,
+    settle_tokenizer,
     special_ids,
     token_bytes,
     train_tokenizer,
@@ -291,3 +292,33 @@ def test_extra_tokens_are_special_and_follow_the_others(tmp_path):
         TokenizerConfig(extra_tokens=["</s>"])
     with pytest.raises(InputError, match="vocab_size=261: expected 262 or more"):
         check_tokenizer(TokenizerConfig(vocab_size=261, extra_tokens=EXTRA))
+
+
+@pytest.mark.parametrize("of_folder", [True, False])
+def test_special_tokens_are_read_next_to_the_tokenizer(stored, of_folder):
+    path = stored()
+    path = path.rename(path.with_name("tokenizer.json"))
+    stated = {
+        "eos_token": {"content": "</s>", "lstrip": False},
+        "unk_token": "<pad>",
+        "bos_token": None,
+    }
+    (path.parent / "tokenizer_config.json").write_text(json.dumps(stated))
+    given = TokenizerConfig(str(path.parent if of_folder else path), 8, 8, None, None, None)
+    found = settle_tokenizer(given)
+    assert found == TokenizerConfig(
+        str(path), 8, 8, pad_token="<pad>", bos_token="</s>", eos_token="</s>"
+    )
+    check_tokenizer(found)
+    given.bos_token = "<s>"
+    assert settle_tokenizer(given).bos_token == "<s>"
+    (path.parent / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
+    with pytest.raises(InputError, match=r"tokenizer\.eos_token=null: .* has no eos_token\. Give"):
+        settle_tokenizer(given)
+
+
+def test_a_tokenizer_alone_has_the_special_tokens_of_llama(stored):
+    path = str(stored())
+    given = settle_tokenizer(TokenizerConfig(path, pad_token=None, bos_token=None, eos_token=None))
+    assert given == TokenizerConfig(path, pad_token="<unk>", bos_token="<s>", eos_token="</s>")
+    assert settle_tokenizer(TokenizerConfig()) == TokenizerConfig()

@@ -247,7 +247,11 @@ def test_a_run_that_started_from_a_model(content, run):
     config = OmegaConf.load(run / "config.yaml")
     config.init_from = "models/mistral"
     OmegaConf.save(config, run / "config.yaml")
-    assert "trained from mistral on 3,000 tokens" in content()["summary"]
+    assert "continued from mistral on 3,000 tokens" in content()["summary"]
+    assert dict(content()["lineage"])["continued from"] == "mistral"
+    (run / "init_from").mkdir()
+    (run / "init_from" / "origin.json").write_text('{"name": "owner/mistral", "card": {}}')
+    assert "continued from owner/mistral on" in content()["summary"]
 
 
 def test_run_in_progress(content, run, lines):

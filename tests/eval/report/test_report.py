@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from conf.errors import InputError
+from eval.report.card import parent_of
 from tests import browser
 from tests.eval.report.conftest import event, validation, write_metrics
 
@@ -140,3 +141,19 @@ def test_pages_can_be_read(page, run, lines, tuned, suite_results, tmp_path):
                 assert tab.js("document.documentElement.scrollWidth") == width
                 assert tab.js("document.querySelectorAll('svg text').length") > 50
                 assert tab.js(browser.OVERLAPS) == [], (name, width)
+
+
+def test_the_model_that_was_tuned_is_found_by_its_name(tmp_path):
+    export, other = tmp_path / "export", tmp_path / "other"
+    for folder in (export / "base", export / "chat", other / "chat"):
+        folder.mkdir(parents=True)
+        (folder / "config.json").touch()
+
+    def parent(folder, model, *stages):
+        return parent_of({"folder": folder, "model": model}, {stage: {} for stage in stages})
+
+    assert parent(export / "chat", "base") == export / "base"
+    assert parent(other / "chat", "base", export / "base") == export / "base"
+    assert parent(other / "chat", "chat", other / "chat", export / "chat") == export / "chat"
+    assert parent(other / "chat", "gone") == other / "gone"
+    assert parent(export / "chat", str(other / "chat")) == other / "chat"  # of earlier versions
