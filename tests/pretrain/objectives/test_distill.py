@@ -83,7 +83,10 @@ def test_a_run_records_what_it_learned_and_names_its_teacher(taught, folder, com
     out = tmp_path / "out"
     done = command("pretrain", "export", f"run={taught}", f"out={out}")
     assert done.returncode == 0, done.stderr
-    assert f"| taught by | {folder}, {env['fingerprint'][:16]}; " in (out / "README.md").read_text()
+    assert (
+        f"| taught by | {folder.name}, {env['fingerprint'][:16]}; "
+        in (out / "README.md").read_text()
+    )
 
 
 def test_a_run_teaches_like_its_export(taught, teacher, warm, corpus, tmp_path):
