@@ -71,8 +71,8 @@ def readable(arguments: list[str], config: str, schema: type) -> list[str]:
         word = Word(sign, current_key(key), value)
         kind = kind_of(schema, word.key)
         _check_parents(word.key, schema)
-        if holder := _holder(schema, word.key):
-            held.append((word, holder))
+        if holders := _holders(schema, word.key):
+            held += [(word, holder) for holder in holders]
             word = Word("++" if word.sign else "", word.key, word.value)
         if word.key in groups and not (sweeps and "," in word.value):
             found = _choice(found, word, groups[word.key])
@@ -176,14 +176,14 @@ def _check_parents(key: str, schema: type) -> None:
             )
 
 
-def _holder(schema: type, key: str) -> str | None:
-    """Returns the dictionary entry, such as a stage or a source, that holds a key, or None."""
-    names = key.split(".")
+def _holders(schema: type, key: str) -> list[str]:
+    """Returns the dictionary entries, such as a stage or a source, that hold a key, outer first."""
+    names, found = key.split("."), []
     for length in range(1, len(names)):
         kind = kind_of(schema, ".".join(names[:length]))
         if get_origin(kind) is dict and is_dataclass(get_args(kind)[1]):
-            return ".".join(names[: length + 1])
-    return None
+            found.append(".".join(names[: length + 1]))
+    return found
 
 
 def _given(values: dict[str, Any]) -> list[str]:

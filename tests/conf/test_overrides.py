@@ -124,6 +124,14 @@ def test_a_whole_number_may_have_an_exponent(key, text, expected):
             "recipe.stages.more.tokens=1",
             r"begin its keys with \+, as in \+recipe\.stages\.more\.tokens=",
         ),
+        (
+            "recipe.stages.long.fim.code.share=0.5",
+            r"begin its keys with \+, as in \+recipe\.stages\.long\.fim\.code\.share=",
+        ),
+        (
+            "recipe.stages.lon.fim.code.share=0.5",
+            r"recipe\.stages\.lon does not exist \(did you mean 'long'",
+        ),
     ],
 )
 def test_what_is_refused(argument, words):
@@ -132,6 +140,15 @@ def test_what_is_refused(argument, words):
     error = caught.value  # as the command line says it
     said = str(error) if isinstance(error, InputError) else sentence(error, PretrainConfig)
     assert re.search(words, said)
+
+
+def test_an_entry_within_an_entry_is_added_by_its_keys():
+    added = "+recipe.stages.more.fim.code.share=0.5"
+    stage = ("+recipe.stages.more.seq_len=512", "+recipe.stages.more.tokens=1e6")
+    for arguments in ((added, *stage), (*stage, added)):
+        found = composed("pretrain", *arguments).recipe.stages["more"]
+        assert (found.seq_len, found.tokens) == (512, 1_000_000)
+        assert {name: fim.share for name, fim in found.fim.items()} == {"code": 0.5}
 
 
 def test_a_key_within_the_name_of_a_file():
