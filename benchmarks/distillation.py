@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=401_408, help="tokens of each student")
     parser.add_argument("--teacher-tokens", type=int, default=802_816)
-    parser.add_argument("--cache", default=None, help="a cache of the teacher's answers")
+    parser.add_argument("--teacher", type=Path, help="a run to learn from, instead of a new one")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--memory", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -47,11 +47,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         common = [f"data.folder={options.data}", "device=cpu", "report=false"]
-        teacher = ["model=demo_12m", *recipe(options.teacher_tokens), *common]
-        train(folder / "teacher", teacher)
+        teacher = options.teacher or folder / "teacher"
+        if options.teacher is None:
+            train(teacher, ["model=demo_12m", *recipe(options.teacher_tokens), *common])
         kinds: dict[str, list[str]] = {
             "cross-entropy": [],
-            "distillation": ["objective=distill", f"objective.teacher={folder / 'teacher'}"],
+            "distillation": ["objective=distill", f"objective.teacher={teacher}"],
         }
         student = ["model=demo_3m", *recipe(options.tokens), *common]
         runs: dict[str, list[Path]] = {kind: [] for kind in kinds}
@@ -62,8 +63,11 @@ def main() -> None:
                 runs[kind].append(run_dir)
         figures: dict[str, Any] = {
             "machine": machine(),
-            "tokens": {"student": options.tokens, "teacher": options.teacher_tokens},
-            "teacher_loss": held_out(folder / "teacher"),
+            "tokens": {
+                "student": options.tokens,
+                "teacher": records(teacher, "train")[-1]["tokens"],
+            },
+            "teacher_loss": records(teacher, "train")[-1]["loss"],
             "students": {kind: figures_of(found) for kind, found in runs.items()},
         }
         losses = [figures["students"][kind]["held_out_loss"] for kind in kinds]
@@ -88,8 +92,10 @@ def recipe(tokens: int) -> list[str]:
         "~recipe.stages.long",
         f"parallel.micro_batch_tokens={MICRO_BATCH}",
         "optim=adamw_demo",
+        f"optim.warmup_tokens={tokens // 8}",
         "logger=files",
         "validation.every_steps=0",
+        "validation.tokens=32768",
         "checkpoint.every_steps=0",
     ]
 
@@ -180,8 +186,8 @@ def table(figures: dict[str, Any]) -> str:
         f"A 3M student learns from a 12M teacher, in `python benchmarks/distillation.py`. "
         f"{described(figures['machine'])}.",
         "",
-        f"The teacher read {tokens['teacher']:,} tokens of the demo's corpus and has a held-out "
-        f"loss of {figures['teacher_loss']:.4f}. Each student read {tokens['student']:,} tokens.",
+        f"The teacher read {tokens['teacher']:,} tokens of the demo's corpus; the loss of its last "
+        f"step is {figures['teacher_loss']:.4f}. Each student read {tokens['student']:,} tokens.",
         "",
         "| | cross-entropy | distillation | difference |",
         "|---|---|---|---|",

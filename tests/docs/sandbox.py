@@ -36,9 +36,7 @@ def make(path: Path, kind: str) -> None:
 def corpus(folder: Path, sources: list[str], vocabulary: int) -> None:
     """Writes a manifest of sources with unlimited tokens, without its shards."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = byte_tokenizer()
-    made.add_special_tokens(list(KNOWN_TOKENS[0]))
-    made.save(str(folder / "tokenizer.json"))
+    tokenizer(folder / "tokenizer.json")
     about = {"file": "tokenizer.json", "vocab_size": vocabulary}
     about["sha256"] = tokenizer_fingerprint(folder / "tokenizer.json")
     splits = {
@@ -51,7 +49,9 @@ def corpus(folder: Path, sources: list[str], vocabulary: int) -> None:
 
 def tokenizer(path: Path) -> None:
     """Writes a tokenizer.json."""
-    byte_tokenizer().save(str(path))
+    made = byte_tokenizer()
+    made.add_special_tokens(list(KNOWN_TOKENS[0]))
+    made.save(str(path))
 
 
 def model(path: Path) -> None:
