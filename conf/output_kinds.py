@@ -73,6 +73,16 @@ MODEL = Kind(
 )
 
 
+AVERAGED_RUN = Kind(
+    "a run folder with an average",
+    lambda folder: "members" in read_json(folder / "average.json"),
+    _names(
+        *("average.json", "config.yaml", "env.json", "order.json", "ledger.jsonl"),
+        *("metrics.jsonl", "corpus/*", "init_from/*", "checkpoints/latest", "checkpoints/step_*"),
+    ),
+)
+"""A run folder in which no training has taken place since, or else it has further files."""
+
 SHARD_ENDINGS = (".bin", ".idx", ".sums", ".mask", ".docs.parquet")
 EDITION = re.compile(
     # An addition that is not in the manifest yet is recognized by the names of its shards.

@@ -36,6 +36,12 @@ COMMANDS = {
         run="pretrain.teacher_cache.command:teach",
         summary="writes a teacher's answers to the samples of a run, for objective=distill",
     ),
+    "average": Command(
+        config="average",
+        schema="pretrain.averages.command:AverageConfig",
+        run="pretrain.averages.command:average",
+        summary="averages checkpoints of one or several runs",
+    ),
     "receipts": Command(
         config="receipts",
         schema="pretrain.health.receipts:ReceiptsConfig",

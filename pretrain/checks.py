@@ -22,6 +22,7 @@ from data_pipeline.sampling.order import SampleOrder
 from data_pipeline.sampling.recipe import StagePlan
 from data_pipeline.store.manifest import Manifest
 from model.config import ModelConfig
+from pretrain.averages.config import check_ema
 from pretrain.config import (
     AUTO,
     MESH,
@@ -86,6 +87,7 @@ def check_run(
     check_async_tensor_parallel(config.parallel, job)
     check_cuda_graphs(config.parallel, job)
     check_objective(config, plan, manifest)
+    check_ema(config.ema, plan.total_steps)
     check_logger(config.logger)
     check_precision(config, plan, sizes[0] * sizes[1], job)
     check_parameters(config)

@@ -11,6 +11,7 @@ from conf.errors import InputError, one_of
 from conf.wandb_run import LoggerConfig
 from data_pipeline.sampling.recipe import ScheduledStage
 from model.config import ModelConfig
+from pretrain.averages.config import EmaConfig
 from pretrain.health.config import HealthConfig
 from pretrain.recipe import TrainingRecipeConfig, training_config
 
@@ -334,6 +335,7 @@ class PretrainConfig:
     optim: OptimConfig = MISSING
     objective: dict[str, Any] = field(default_factory=lambda: {"name": "cross_entropy"})
     parallel: ParallelConfig = MISSING
+    ema: EmaConfig = field(default_factory=EmaConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -49,6 +49,8 @@ from pretrain.origin import GENERATION, Origin, origin_of
 from pretrain.setup import CORPUS
 from pretrain.stage_network import network_after, network_of_checkpoint
 
+EMA = "hooks.Ema."
+"""Prefix of the names of the running average in a checkpoint."""
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -67,6 +69,7 @@ class ExportConfig:
     overwrite: whether to replace `out` if it is a model folder that Headwater wrote.
     data: the corpus of the run, needed only if the run folder has no copy of the tokenizer and the
         corpus has moved.
+    weights: `trained`, or `ema` for the average that the run keeps with ema.decay.
     """
 
     run: str = MISSING
@@ -77,9 +80,11 @@ class ExportConfig:
     card: CardConfig = field(default_factory=CardConfig)
     overwrite: bool = False
     data: str | None = None
+    weights: str = "trained"
 
     def __post_init__(self) -> None:
         one_of("dtype", self.dtype, tuple(DTYPES))
+        one_of("weights", self.weights, ("trained", "ema"))
 
 
 def export(config: ExportConfig) -> None:
@@ -99,26 +104,96 @@ def export(config: ExportConfig) -> None:
             "the run that it descends from."
         )
     metadata: dict[str, Any] = {}
-    if config.step == "0" and not (run_dir / "checkpoints" / "step_0").is_dir():
+    facts: dict[str, str] = {}
+    has_step_0 = (run_dir / "checkpoints" / "step_0").is_dir()
+    if config.step == "0" and config.weights == "trained" and not has_step_0:
         step, tokens, weights = 0, 0, initial_weights(run)
         model = network_after(run.model, plan, 0)
     else:
         path, metadata = find.checkpoint_of_step(run_dir / "checkpoints", config.step)
         step, tokens, weights = metadata["step"], metadata["tokens"], read.weights(path)
+        if config.weights == "ema":
+            average, facts["average"] = running_average(path, metadata)
+            weights = iter(average)
         model = network_of_checkpoint(metadata, run.model, plan)
     origin = origin_of(run_dir, run.init_from)
-    template = chosen_template(config, origin)
     with output.folder() as folder:
-        special = write_tokenizer(folder, manifest, model.max_seq_len, template, origin)
-        save_weights(folder, weights, DTYPES[config.dtype], family_named(model.architecture))
-        settings = config_in_both_forms(hf_config(model, special, config.dtype))
-        write_json(folder / "config.json", settings)
-        generation = generation_settings(special, manifest, origin)
-        write_json(folder / GENERATION, generation)
-        front = config.card.metadata(origin.card if origin else {})
-        card = export_card(run, model, manifest, metadata, origin, front)
-        (folder / "README.md").write_text(card)
+        form = ModelFolder(
+            config.dtype,
+            chosen_template(config.chat_template, origin),
+            origin,
+            config.card.metadata(origin.card if origin else {}),
+        )
+        write_model_folder(folder, weights, run, model, manifest, metadata, form, facts)
     print(f"{config.out}: {model.name} after {step} steps ({tokens:,} tokens), {config.dtype}")
+
+
+def running_average(path: Path, metadata: dict[str, Any]) -> tuple[read.Tensors, str]:
+    """Returns the running average in a checkpoint, and its description for the card.
+
+    Raises:
+        InputError: The checkpoint has none.
+    """
+    stored = read.Tensors(path, EMA)
+    entries = int(stored.read("entries")) if stored.shapes else 0
+    if not entries:
+        raise InputError(
+            f"weights=ema: {path} has no average of the weights. Export weights=trained, average "
+            "checkpoints with python -m pretrain average, or train with ema.decay."
+        )
+    settings = metadata["hooks"]["Ema"]
+    return read.Tensors(path, f"{EMA}average."), (
+        f"exponential moving average of {entries} entries, one every "
+        f"{settings['every_steps']} steps, with decay {settings['decay']:g}"
+    )
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """Properties of an exported folder other than the weights and their network.
+
+    dtype: name of the dtype to store.
+    chat_template: the chat template to store.
+    origin: the model that the run was continued from.
+    front: metadata for the front matter of the card.
+    """
+
+    dtype: str
+    chat_template: str
+    origin: Origin | None
+    front: Mapping[str, Any]
+
+
+def write_model_folder(
+    folder: Path,
+    weights: Iterator[tuple[str, Tensor]],
+    run: PretrainConfig,
+    model: ModelConfig,
+    manifest: Manifest,
+    metadata: Mapping[str, Any],
+    form: ModelFolder,
+    facts: Mapping[str, str],
+) -> None:
+    """Writes weights with their config, tokenizer and card as a Hugging Face folder.
+
+    Args:
+        folder: The folder to write to.
+        weights: Names and values of the parameters.
+        run: The config of the run.
+        model: The network at the exported step.
+        manifest: The corpus of the run.
+        metadata: Metadata of the exported checkpoint; empty for the model before training.
+        form: Dtype, chat template and origin.
+        facts: Further rows of the card.
+    """
+    origin = form.origin
+    special = write_tokenizer(folder, manifest, model.max_seq_len, form.chat_template, origin)
+    save_weights(folder, weights, DTYPES[form.dtype], family_named(model.architecture))
+    settings = config_in_both_forms(hf_config(model, special, form.dtype))
+    write_json(folder / "config.json", settings)
+    write_json(folder / GENERATION, generation_settings(special, manifest, origin))
+    card = export_card(run, model, manifest, metadata, origin, form.front, facts)
+    (folder / "README.md").write_text(card)
 
 
 def corpus_of(run_dir: Path, folder: str, ignore_copy: bool) -> Manifest:
@@ -180,10 +255,10 @@ def initial_weights(run: PretrainConfig) -> Iterator[tuple[str, Tensor]]:
     return ((name, initial.value(name, parameter.shape)) for name, parameter in shapes)
 
 
-def chosen_template(config: ExportConfig, origin: Origin | None) -> str:
+def chosen_template(given: ChatTemplate | None, origin: Origin | None) -> str:
     """Returns the chat template to export: the given one, that of `init_from`, or DEFAULT."""
-    if config.chat_template is not None:
-        return config.chat_template.template
+    if given is not None:
+        return given.template
     own = origin.template if origin is not None else None
     return named_template(DEFAULT).template if own is None else own
 
@@ -246,6 +321,7 @@ def export_card(
     metadata: Mapping[str, Any],
     origin: Origin | None,
     front: Mapping[str, Any],
+    more: Mapping[str, str],
 ) -> str:
     """Returns the content of README.md for the exported folder.
 
@@ -256,6 +332,7 @@ def export_card(
         metadata: Metadata of the exported checkpoint; empty for the model before training.
         origin: The model that the run was continued from.
         front: Metadata for the front matter.
+        more: Further facts about the weights.
     """
     step, tokens = metadata.get("step", 0), metadata.get("tokens", 0)
     parents = metadata.get("parents", [])
@@ -283,6 +360,7 @@ def export_card(
         "tokenizer": f"{manifest.vocab_size} ids, sha256 {manifest.tokenizer['sha256'][:16]}",
         "precision": run.precision,
         "seed": str(run.seed),
+        **more,
     }
     summary = "A base model pretrained from scratch with Headwater."
     if origin is not None:

@@ -79,6 +79,13 @@ class InitialState:
         """Returns the number of steps done."""
         return int(self.metadata.get("step", 0))
 
+    @property
+    def parents(self) -> list[dict[str, Any]]:
+        """Returns the runs that the run descends from, the nearest first."""
+        if self.trunk is not None:
+            return self.trunk.parents
+        return list(self.metadata.get("parents", []))
+
     def load(self, model: Decoder, optimizer: torch.optim.Optimizer) -> None:
         """Loads the weights and optimizer states of the checkpoint, if there is one."""
         if self.checkpoint is not None:

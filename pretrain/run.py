@@ -27,7 +27,8 @@ class Run:
     manifest: the edition of the corpus that the first stage reads, which validations use.
     checkpoints: the folder of checkpoints.
     step: number of steps done.
-    metadata: metadata of the checkpoint from which the run resumes; empty at step 0.
+    checkpoint: the checkpoint from which the run resumes; None at step 0.
+    metadata: metadata of that checkpoint; empty at step 0.
     documents: per source, the number of documents that were trained on to their end.
     attention: the attention backend per kind of stage.
     editions: the edition of the corpus that each stage reads.
@@ -45,6 +46,7 @@ class Run:
     loader: Loader
     checkpoints: Path
     step: int
+    checkpoint: Path | None
     metadata: dict[str, Any]
     documents: dict[str, int]
     attention: dict[str, Timing]

@@ -21,7 +21,6 @@ from data_pipeline.store.manifest import FILE, Manifest
 from model.network import Decoder, build_meta
 from pretrain.attention_choice import attention_key, choose_attention
 from pretrain.branches import trunk as branch
-from pretrain.branches.start import remove_download
 from pretrain.checkpoints import find
 from pretrain.checks import Job, check_layout, check_run, sample_order
 from pretrain.config import PretrainConfig
@@ -83,11 +82,11 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
 
     find.prepare_folder(checkpoints, processes)
     if processes.is_main:
+        if state.parents:
+            settled["parents"] = state.parents
         if state.trunk is not None:
-            settled["parents"] = state.trunk.parents
             branch.record(state.trunk, Path(config.run_dir))
             inherit_origin(Path(config.run_dir), state.trunk.run)
-            remove_download(Path(config.run_dir))
         settled["fp8_linears"] = fp8_linears(model)
         settled["attention"] = {key: asdict(timing) for key, timing in attention.items()}
         write_run_folder(config, processes, newest, order, settled)
@@ -103,6 +102,7 @@ def prepare(config: PretrainConfig, processes: Processes) -> Run:
         loader=build_loader(config, reader, plan, layout, processes.device, objective),
         checkpoints=checkpoints,
         step=state.step,
+        checkpoint=state.checkpoint,
         metadata=state.metadata,
         documents=state.documents(order.sources),
         attention=attention,

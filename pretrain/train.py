@@ -33,6 +33,7 @@ from pretrain.hooks import Hook, in_order
 from pretrain.hooks.allocator import Allocator
 from pretrain.hooks.attention import AttentionByStage
 from pretrain.hooks.checkpoints import Checkpoints
+from pretrain.hooks.ema import Ema
 from pretrain.hooks.energy import Energy
 from pretrain.hooks.garbage import Garbage
 from pretrain.hooks.loggers import build_loggers
@@ -160,6 +161,9 @@ def make_hooks(trainer: Trainer, run: Run, tasks: list[Tasks], writer: WriterPro
     """Returns the hooks of this rank, in the order in which they are called."""
     config, processes = trainer.config, trainer.processes
     run_dir, health = Path(config.run_dir), config.health
+    ema = None
+    if config.ema.decay is not None:
+        ema = Ema(config.ema, trainer.model, processes.device)
     hooks: list[Hook] = [
         Watchdog(run_dir, health, processes),
         Profile(run_dir, config.profile, processes.rank),
@@ -172,7 +176,8 @@ def make_hooks(trainer: Trainer, run: Run, tasks: list[Tasks], writer: WriterPro
         Stragglers(health, processes),
         Replay(health.replay_steps),
         Receipts(run_dir, health.compare_every_steps, processes),
-        Validation(config.validation),
+        *([ema] if ema else []),
+        Validation(config.validation, ema),
         *tasks,
         Checkpoints(config.checkpoint, writer),
         Energy(processes),

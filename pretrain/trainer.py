@@ -35,6 +35,7 @@ from torch import Tensor
 from data_pipeline.sampling.batches import Batch
 from data_pipeline.sampling.fim_transform import fim_record
 from model.flops import FLOP_CONVENTION, forward_flops, parameters, training_flops
+from pretrain.branches.start import remove_download
 from pretrain.checkpoints.read import load
 from pretrain.config import PretrainConfig
 from pretrain.hardware import (
@@ -53,7 +54,7 @@ from pretrain.optim.schedule import learning_rate
 from pretrain.parallel import accumulate_gradients
 from pretrain.parallel.cuda_graphs import CudaGraphs
 from pretrain.parallel.mesh import all_reduce_sum
-from pretrain.processes import Processes
+from pretrain.processes import Processes, barrier
 from pretrain.run import Run
 from pretrain.stage_network import network_after
 from pretrain.step_numbers import LapClock, StepNumbers
@@ -85,7 +86,7 @@ class Trainer:
         self.must_save = False
         self.data_wait_seconds = 0.0
         self.step = run.step
-        self._resumed_from = run.metadata
+        self._resumed_from = run.metadata, run.checkpoint
         self.attention = run.attention
         self.documents = run.documents
         self.pending: PendingStep | None = None
@@ -102,7 +103,11 @@ class Trainer:
         reset_memory_peak(self.processes.device)
         total = self.plan.total_steps
         end = total if self.config.stop_after is None else min(self.config.stop_after, total)
-        load_hook_states(self.hooks, self._resumed_from)
+        load_hook_states(self.hooks, *self._resumed_from)
+        if self.at_fork:
+            barrier()  # other ranks may still read the checkpoint
+            if self.processes.is_main:
+                remove_download(Path(self.config.run_dir))
         for hook in self.hooks:
             hook.on_start(self)
         event = "branch" if self.at_fork else "resume" if self.step else "start"
@@ -271,7 +276,7 @@ class Trainer:
         """Loads the weights, optimizer states and hook states of an earlier checkpoint."""
         self.optimizer.found_inf = None  # type: ignore[attr-defined]
         load(checkpoint, self.model, self.optimizer)
-        load_hook_states(self.hooks, metadata)
+        load_hook_states(self.hooks, metadata, checkpoint)
 
     def checkpoint_metadata(self) -> dict[str, Any]:
         """Returns the metadata that a checkpoint stores in its manifest."""
@@ -287,7 +292,8 @@ class Trainer:
             for source in self.order.sources
         }
         name = self.plan.stages[stage].name
-        lineage: dict[str, Any] = {}
+        parents = self._resumed_from[0].get("parents", [])
+        lineage: dict[str, Any] = {"parents": parents} if parents else {}
         if self.trunk is not None:
             lineage = {"parents": self.trunk.parents, "trunk": self.trunk.to_json()}
         return {

@@ -106,11 +106,12 @@ def cards(run: RunFolder, results: Record | None) -> list[dict[str, str]]:
     figures = []
     if run.validation:
         first, last = run.validation[0], run.validation[-1]
+        average = f"; average of the weights {last['ema']['loss']:.3f}" if "ema" in last else ""
         figures.append(
             {
                 "label": "validation loss",
                 "value": f"{last['loss']:.3f}",
-                "note": f"nats per token, from {first['loss']:.3f}",
+                "note": f"nats per token, from {first['loss']:.3f}{average}",
             }
         )
         bits = ", ".join(

@@ -10,6 +10,7 @@ from omegaconf import MISSING
 from conf.errors import InputError, one_of
 from launch.plan.cluster import ClusterConfig
 from model.config import ModelConfig
+from pretrain.averages.config import EmaConfig
 from pretrain.config import PRECISION_CHOICES, OptimConfig, ParallelConfig
 from pretrain.recipe import TrainingRecipeConfig
 
@@ -24,7 +25,7 @@ class PlanConfig:
     The arguments of a training run may follow `--` instead, as for `python -m launch slurm`. All
     keys of the run are then taken from there.
 
-    model, recipe, optim, parallel, objective: same as for python -m pretrain.
+    model, recipe, optim, parallel, objective, ema: same as for python -m pretrain.
     init_from: a Hugging Face folder, whose model is used if no model= is given.
     cluster: the name of a file in conf/cluster, or the path of any file.
     nodes: number of nodes; null for the number in the cluster's file.
@@ -48,6 +49,7 @@ class PlanConfig:
     cluster: ClusterConfig = MISSING
     nodes: int | None = None
     precision: str = "auto"
+    ema: EmaConfig = field(default_factory=EmaConfig)
     data: str | None = None
     max_epochs: float = GOOD_EPOCHS
     calibration: str | None = None

@@ -301,7 +301,8 @@ def reliability(config: PlanConfig, days: float) -> Reliability:
     cluster = config.cluster
     shapes = parameter_shapes(config.model)
     weights = sum(shape.numel() for shape in shapes.values())
-    size = 4 * weights + optimizer_bytes(shapes, config.optim.name)
+    copies = 1 if config.ema.decay is None else 2  # the weights and their average
+    size = copies * 4 * weights + optimizer_bytes(shapes, config.optim.name)
     if config.model.tie_embeddings:
         size = size * parameters(config.model) // weights
     seconds = size / (cluster.nodes * cluster.storage_gb_s * 1e9)

@@ -54,6 +54,7 @@ def take_run_settings(config: PlanConfig, run: Training) -> PlanConfig:
         parallel=settings.parallel,
         objective=settings.objective,
         precision=settings.precision,
+        ema=settings.ema,
         data=data,
         max_epochs=settings.data.max_epochs,
     )

@@ -27,6 +27,7 @@ class CheckpointsConfig:
     dir: a run folder, its folder of checkpoints, or the URL of their mirror.
     do: the action: list (checks names and sizes of files), verify (reads all bytes), or export.
     step: the step to export: `latest`, or a step with a checkpoint; 0 is the model before training.
+    weights: the weights that do=export writes: `trained`, or `ema` for the run's average.
     out: the folder that do=export writes.
     dtype: dtype of the exported weights, `bfloat16` or `float32`.
     chat_template, card: same as for `pretrain export`.
@@ -38,6 +39,7 @@ class CheckpointsConfig:
     dir: str = MISSING
     do: str = "list"
     step: str = "latest"
+    weights: str = "trained"
     out: str | None = None
     dtype: str = "bfloat16"
     chat_template: ChatTemplate | None = None
@@ -65,7 +67,7 @@ def checkpoints(config: CheckpointsConfig) -> None:
     if config.do == "export":
         assert config.out is not None
         run = run_folder(config.dir)
-        keys = ("step", "out", "dtype", "chat_template", "card", "overwrite", "data")
+        keys = ("step", "weights", "out", "dtype", "chat_template", "card", "overwrite", "data")
         export(ExportConfig(str(run), **{key: getattr(config, key) for key in keys}))
         return
     rows = list(_remote(config) if storage.is_remote(config.dir) else _local(config))

@@ -26,6 +26,8 @@ from torch.futures import Future
 from pretrain.checkpoints.files import CheckpointError
 from pretrain.checkpoints.staging import state_of
 
+WEIGHTS = "model."
+"""Prefix of the names of the weights in a checkpoint."""
 KNOWN = {
     "torch.distributed.checkpoint.metadata": {
         *("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties", "_MEM_FORMAT_ENCODING"),
@@ -117,14 +119,50 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None
     )
 
 
+def load_tensors(path: Path, prefix: str, state: dict[str, Any]) -> bool:
+    """Loads the tensors of a checkpoint into those of `state`, which may be sharded.
+
+    Returns False, and loads nothing, if the checkpoint has no tensor whose name begins with
+    `prefix`. All ranks must call this function.
+    """
+    reader = SafeReader(path)
+    if not any(name.startswith(prefix) for name in reader.read_metadata().state_dict_metadata):
+        return False
+    _load_into(state, reader)
+    return True
+
+
+class Tensors:
+    """The unsharded tensors of a checkpoint, read one at a time in a single process.
+
+    shapes: shape by name, of the tensors whose names begin with `prefix`, which is removed.
+    dtypes: dtype by name.
+    """
+
+    def __init__(self, path: Path, prefix: str = WEIGHTS) -> None:
+        self._reader, self._prefix = SafeReader(path), prefix
+        about = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in self._reader.read_metadata().state_dict_metadata.items()
+            if name.startswith(prefix) and isinstance(tensor, TensorStorageMetadata)
+        }
+        self.shapes = {name: tensor.size for name, tensor in about.items()}
+        self.dtypes = {name: tensor.properties.dtype for name, tensor in about.items()}
+
+    def read(self, name: str) -> Tensor:
+        """Returns the whole tensor of a name."""
+        value = torch.empty(self.shapes[name], dtype=self.dtypes[name])
+        _load_into({f"{self._prefix}{name}": value}, self._reader, no_dist=True)
+        return value
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        """Yields all names and tensors."""
+        return ((name, self.read(name)) for name in self.shapes)
+
+
 def weights(path: Path) -> Iterator[tuple[str, Tensor]]:
     """Yields the unsharded parameters of a checkpoint with their names, in a single process."""
-    reader = SafeReader(path)
-    about = reader.read_metadata().state_dict_metadata
-    for name, tensor in about.items():
-        if name.startswith("model.") and isinstance(tensor, TensorStorageMetadata):
-            plain = name.removeprefix("model.")
-            yield plain, weight(reader, plain)
+    return iter(Tensors(path))
 
 
 def weight(reader: SafeReader, name: str) -> Tensor:

@@ -19,6 +19,7 @@ import queue
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,9 @@ class Saver:
         self._last: Outcome | None = None
         self._abandoned = False
 
-    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def prepare(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, others: Mapping[str, Any]
+    ) -> None:
         """Allocates and pins the memory of all saves, so that the first save is as fast as others.
 
         On a CPU nothing is pinned, and the first save allocates. Every rank must call this method,
@@ -114,7 +117,7 @@ class Saver:
         """
         if self.processes.device.type != "cuda":
             return
-        planner, plan = self._planner.plan(staging.state_of(model, optimizer))
+        planner, plan = self._planner.plan(staging.state_of(model, optimizer, others))
         with contextlib.suppress(OSError, MemoryError):  # the first save tries again, and reports
             self.writer.memory(staging.allocate(planner, plan)[0].bytes, pinned=True)
 
@@ -123,13 +126,19 @@ class Saver:
         self._copier.delay_update()
 
     def save(
-        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, about: dict[str, Any]
+        self,
+        step: int,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        about: dict[str, Any],
+        others: Mapping[str, Any] = staging.NO_OTHERS,
     ) -> str | None:
         """Starts a save, or returns why it is skipped.
 
         Every rank must call it, and all ranks get the same result.
 
         about: metadata to store in the manifest, as JSON values.
+        others: tensors to store in addition to those of the model and the optimizer.
         """
         started = time.monotonic()
         self.wait(self.wait_timeout_seconds)
@@ -139,7 +148,7 @@ class Saver:
         if late:
             return f"the previous checkpoint is still being written by rank {', '.join(late)}."
         save = Save(step, answers[0][1], {"step": step, **about}, started)
-        planner, plan = self._planner.plan(staging.state_of(model, optimizer))
+        planner, plan = self._planner.plan(staging.state_of(model, optimizer, others))
         try:
             save.staged, save.sources = staging.allocate(planner, plan)
             memory = self.writer.memory(save.staged.bytes, self.processes.device.type == "cuda")

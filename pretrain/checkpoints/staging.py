@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import mmap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemT
 from torch.distributed.checkpoint.state_dict import get_state_dict
 
 ALIGNMENT = 64
+NO_OTHERS: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,15 @@ class Planner:
         return planner, self._plan
 
 
-def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Returns the values that a checkpoint stores, by names that are the same in every layout."""
+def state_of(
+    model: nn.Module, optimizer: torch.optim.Optimizer, others: Mapping[str, Any] = NO_OTHERS
+) -> dict[str, Any]:
+    """Returns the values that a checkpoint stores, by names that are the same in every layout.
+
+    others: further tensors to store, such as those of hooks.
+    """
     weights, states = get_state_dict(model, optimizer)
-    return {"model": weights, "optimizer": states}
+    return {"model": weights, "optimizer": states, **others}
 
 
 def allocate(planner: DefaultSavePlanner, plan: SavePlan) -> tuple[Staged, list[Tensor | None]]:

@@ -13,6 +13,7 @@ import torch
 from data_pipeline.sampling.recipe import StagePlan
 from data_pipeline.store.manifest import Manifest
 from model.network import Decoder
+from pretrain.checkpoints.read import load_tensors
 from pretrain.config import PretrainConfig
 from pretrain.parallel.mesh import Layout
 from pretrain.processes import Processes
@@ -132,6 +133,16 @@ class Hook:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores a stored state, on a rewind and before `on_start` of a resumed run."""
 
+    def tensors(self) -> dict[str, Any]:
+        """Returns tensors that a checkpoint stores, in nested dictionaries; DTensors are resharded.
+
+        A checkpoint is loaded into these tensors. All ranks must have the hook.
+        """
+        return {}
+
+    def reset_tensors(self) -> None:
+        """Initializes the tensors if the checkpoint that a run continues from has none."""
+
     def on_start(self, trainer: TrainerView) -> None:
         """Runs before the first step of this process, once all state is loaded."""
 
@@ -173,9 +184,29 @@ def hook_states(hooks: Iterable[Hook]) -> dict[str, dict[str, Any]]:
     return {type(hook).__name__: state for hook in hooks if (state := hook.state_dict())}
 
 
-def load_hook_states(hooks: Iterable[Hook], metadata: Mapping[str, Any]) -> None:
-    """Restores the states that a checkpoint's metadata contains."""
+def hook_tensors(hooks: Iterable[Hook]) -> dict[str, Any]:
+    """Returns the tensors of each hook that has some, by class name, as a checkpoint stores them.
+
+    The result is empty if no hook has any.
+    """
+    found = {type(hook).__name__: tensors for hook in hooks if (tensors := hook.tensors())}
+    return {"hooks": found} if found else {}
+
+
+def load_hook_states(
+    hooks: Iterable[Hook], metadata: Mapping[str, Any], checkpoint: Path | None
+) -> None:
+    """Restores the states in a checkpoint's metadata, and the tensors in its files.
+
+    checkpoint: None at step 0. All ranks must call this function.
+    """
     states = metadata.get("hooks", {})
     for hook in hooks:
-        if (name := type(hook).__name__) in states:
+        name = type(hook).__name__
+        if name in states:
             hook.load_state_dict(states[name])
+        tensors = hook.tensors() if checkpoint is not None else {}
+        if checkpoint is not None and tensors:
+            found = load_tensors(checkpoint, f"hooks.{name}.", {"hooks": {name: tensors}})
+            if not found:
+                hook.reset_tensors()

@@ -20,7 +20,7 @@ from pretrain.checkpoints.retention import Retention
 from pretrain.checkpoints.saver import Outcome, Saver
 from pretrain.checkpoints.writer_process import WriterProcess
 from pretrain.config import CheckpointConfig
-from pretrain.hooks import Hook, Order, TrainerView
+from pretrain.hooks import Hook, Order, TrainerView, hook_tensors
 
 
 class Checkpoints(Hook):
@@ -75,7 +75,7 @@ class Checkpoints(Hook):
     def after_step(self, trainer: TrainerView) -> None:
         """Saves a checkpoint if one is due or requested, and publishes earlier outcomes."""
         if trainer.step == self.first_step:
-            self.saver.prepare(trainer.model, trainer.optimizer)
+            self.saver.prepare(trainer.model, trainer.optimizer, hook_tensors(trainer.hooks))
         self._report(trainer)
         last = trainer.must_save or trainer.step == trainer.plan.total_steps
         trainer.must_save = False
@@ -117,7 +117,9 @@ class Checkpoints(Hook):
             metadata["validation_loss"] = self.validation[1]
         if patient:
             self.saver.wait()
-        problem = self.saver.save(trainer.step, trainer.model, trainer.optimizer, metadata)
+        problem = self.saver.save(
+            trainer.step, trainer.model, trainer.optimizer, metadata, hook_tensors(trainer.hooks)
+        )
         if problem is not None:
             self._alarm(trainer, trainer.step, problem)
             return

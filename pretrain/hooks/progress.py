@@ -52,7 +52,9 @@ class ProgressLine(Hook):
                 f"{name} {score['loss']:.4f} ({score['bits_per_byte']:.3f} bits/byte)"
                 for name, score in record["sources"].items()
             ]
-            text = f"step {step}  validation loss {record['loss']:.4f}   {'   '.join(parts)}"
+            average = f" (average {record['ema']['loss']:.4f})" if "ema" in record else ""
+            text = f"step {step}  validation loss {record['loss']:.4f}{average}   "
+            text += "   ".join(parts)
             self.console.print(text, highlight=False, soft_wrap=True)
         elif record["kind"] == "eval":
             for task, scores in record["tasks"].items():

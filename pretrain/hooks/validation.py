@@ -16,6 +16,7 @@ from data_pipeline.sampling.padding import pad_batches
 from eval.inloop.evaluator import evaluate
 from pretrain.config import ValidationConfig
 from pretrain.hooks import Hook, Order, TrainerView
+from pretrain.hooks.ema import Ema
 from pretrain.parallel import reshard_parameters
 
 
@@ -23,13 +24,14 @@ class Validation(Hook):
     """Validates before the first step, at an interval, and after the last step.
 
     Samples are split over the data-parallel ranks like those of a training step. Blank samples pad
-    uneven shares, because every rank must take part in every all-gather of the weights.
+    uneven shares, because every rank must take part in every all-gather of the weights. If the run
+    keeps an average of the weights, the average is validated on the same samples.
     """
 
     order = Order.EVALUATE
 
-    def __init__(self, config: ValidationConfig) -> None:
-        self.config = config
+    def __init__(self, config: ValidationConfig, ema: Ema | None = None) -> None:
+        self.config, self.ema = config, ema
 
     def on_start(self, trainer: TrainerView) -> None:
         """Reads the number of bytes per token, and validates the model if no step is done yet."""
@@ -44,9 +46,17 @@ class Validation(Hook):
             self._validate(trainer)
 
     def _validate(self, trainer: TrainerView) -> None:
-        manifest = trainer.manifest
-        if not manifest.source_tokens("held_out"):
+        if not trainer.manifest.source_tokens("held_out"):
             return  # imported shards may have no held-out split
+        record = {"kind": "validation", **self._scores(trainer)}
+        if self.ema is not None and self.ema.has_entries:
+            with self.ema.in_model():
+                record["ema"] = self._scores(trainer)
+        trainer.publish(record)
+
+    def _scores(self, trainer: TrainerView) -> dict[str, Any]:
+        """Returns the mean loss, and the scores of each source."""
+        manifest = trainer.manifest
         stage = trainer.plan.at(max(0, trainer.step - 1))
         seq_len = stage.seq_len
         most_rows = max(1, trainer.config.parallel.micro_batch_tokens // seq_len)
@@ -76,4 +86,4 @@ class Validation(Hook):
         reshard_parameters(trainer.model)
         tokens = sum(score["tokens"] for score in scores.values())
         loss = sum(score["loss"] * score["tokens"] for score in scores.values()) / tokens
-        trainer.publish({"kind": "validation", "loss": loss, "sources": scores})
+        return {"loss": loss, "sources": scores}

@@ -13,6 +13,7 @@ from conf.errors import InputError, one_of
 from conf.text import GIB, table_console
 from data_pipeline.sampling.recipe import RecipeConfig, StageConfig, StagePlan
 from model.config import ModelConfig
+from pretrain.averages.config import EmaConfig
 from pretrain.config import PRECISION_CHOICES, OptimConfig, ParallelConfig
 from pretrain.planning.fake_ranks import fake_ranks, state_bytes
 from pretrain.planning.layouts import (
@@ -42,6 +43,7 @@ class MemoryConfig:
         micro-batch if it is auto.
     objective: the loss to minimize, whose teacher needs memory too if it has one.
     precision: precision of the run; auto means bf16 here, which GPUs support.
+    ema: the running average of the weights that the run keeps.
     """
 
     model: ModelConfig = MISSING
@@ -50,6 +52,7 @@ class MemoryConfig:
     parallel: ParallelConfig = MISSING
     objective: dict[str, Any] = field(default_factory=lambda: {"name": "cross_entropy"})
     precision: str = "auto"
+    ema: EmaConfig = field(default_factory=EmaConfig)
     world_size: int = 8
     node: int = 8
     gpu_memory_gib: float = 80.0
@@ -122,6 +125,7 @@ def _table(config: MemoryConfig, seq_len: int, fitting: list[LayoutCandidate]) -
             if config.build:
                 counted = state_bytes(config.model, option.parallel, config.precision, config.optim)
                 parts |= {k: v for k, v in asdict(counted).items() if k in parts}
+                parts["weights"] += counted.weights if config.ema.on_device else 0
             table.add_row(
                 str(place),
                 option.name,

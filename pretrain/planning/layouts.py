@@ -23,6 +23,7 @@ from data_pipeline.sampling.dealing import blank_share, deals, micro_batch_sizes
 from data_pipeline.sampling.recipe import StagePlan
 from model.attention.backends import repeats_kv
 from model.config import ModelConfig
+from pretrain.averages.config import EmaConfig
 from pretrain.checks import check_layout, sequence_parts
 from pretrain.config import AUTO, OptimConfig, ParallelConfig
 from pretrain.fp8_checks import FP8_MULTIPLE, check_fp8_sides
@@ -70,6 +71,7 @@ class RunRequirements:
     plan: the stages; None if the batches of the steps are not known yet.
     activation_ratios: measured ratios to the planned activations, by kind of checkpointing.
     teacher: the teacher of the run's objective, or None.
+    averaged: whether the device holds a running average of the weights.
     """
 
     model: ModelConfig
@@ -80,6 +82,7 @@ class RunRequirements:
     plan: StagePlan | None = None
     activation_ratios: Mapping[str, float] = field(default_factory=dict)
     teacher: TeacherShape | None = None
+    averaged: bool = False
 
 
 class HasRequirements(Protocol):
@@ -90,6 +93,7 @@ class HasRequirements(Protocol):
     optim: OptimConfig
     parallel: ParallelConfig
     objective: dict[str, Any]
+    ema: EmaConfig
 
 
 def requirements_of(
@@ -106,6 +110,7 @@ def requirements_of(
         seq_lens,
         plan,
         teacher=teacher_of(config.objective),
+        averaged=config.ema.on_device,
     )
 
 
@@ -366,7 +371,9 @@ def _plan_memory(
         ),
         device=machine.device,
     )
-    planned = plan_memory(requirements.model, shapes, sizes, work, requirements.optimizer)
+    planned = plan_memory(
+        requirements.model, shapes, sizes, work, requirements.optimizer, requirements.averaged
+    )
     mode = parallel.activation_checkpointing
     planned = planned.with_activations(requirements.activation_ratios.get(mode, 1.0))
     if requirements.teacher is None:

@@ -50,7 +50,8 @@ class Sizes(NamedTuple):
 class Memory:
     """Bytes of one rank at the peak of a step, by part.
 
-    weights, gradients, optimizer: the sharded state, in float32.
+    weights, gradients, optimizer: the sharded state, in float32. A running average of the weights
+        counts as weights.
     gathered: gathered weights of the running blocks, embedding and head, in the compute dtype.
     unreduced: unsharded gradients in addition to `gradients`: those of the running blocks or, if a
         step reduces its gradients once, the float32 sums over its micro-batches.
@@ -155,8 +156,18 @@ def plan_memory(
     sizes: Sizes,
     work: Work,
     optimizer: str = "adamw",
+    averaged: bool = False,
 ) -> Memory:
-    """Returns the memory plan for one layout. shapes: `parameter_shapes(config)`."""
+    """Returns the memory plan for one layout.
+
+    Args:
+        config: The model.
+        shapes: `parameter_shapes(config)`.
+        sizes: Sizes of the mesh.
+        work: The work of one rank.
+        optimizer: Name of the optimizer.
+        averaged: Whether the device holds a running average of the weights.
+    """
     size = compute_dtype(work.precision).itemsize
     local = {name: split_by_tp(config, name, shape, sizes.tp) for name, shape in shapes.items()}
     shards = sizes.dp_shard * sizes.cp
@@ -174,7 +185,7 @@ def plan_memory(
     # Weights are gathered into a buffer, and gradients copied into one; two of each are in use.
     buffers = 2 * block * (size + FP32) if shards > 1 else 0
     return Memory(
-        weights=FP32 * sharded,
+        weights=FP32 * sharded * (2 if averaged else 1),
         gradients=FP32 * sharded,
         optimizer=sum(state_bytes(name, shapes[name], count) for name, count in held.items()),
         gathered=size * (root + gathered_blocks * block),

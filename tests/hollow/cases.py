@@ -21,6 +21,13 @@ EAGER: dict[str, Case] = {
     "muon and tp": {"ranks": 4, "parallel__tp": 2, **MUON},
     "normuon": {"ranks": 2, **MUON, "optim": "normuon"},
     "z loss": {"objective": "z_loss"},
+    "ema": {"ranks": 2, "ema__decay": 0.9, "ema__every_steps": 1},
+    "ema on the host": {
+        "ranks": 2,
+        "ema__decay": 0.9,
+        "ema__every_steps": 1,
+        "ema__device": "cpu",
+    },
     "fp32": {"precision": "fp32", "parallel__attention": "sdpa"},
 }
 for _backend in BACKENDS:

@@ -72,6 +72,15 @@ def test_impossible_mfu_is_explained(content, run, lines):
     assert content()["pace"][2].startswith("MFU is above 100% in 1 of 30 steps")
 
 
+def test_the_average_of_the_weights_is_shown(content, run, lines):
+    averaged = [
+        line | {"ema": {"loss": 2.0625}} if line["kind"] == "validation" else line for line in lines
+    ]
+    write_metrics(run, averaged)
+    note = "nats per token, from 5.500; average of the weights 2.062"
+    assert cards(content())["validation loss"] == ("2.125", note)
+
+
 def test_scores_during_training_are_drawn(content, run, lines):
     scores = [
         {"which": {"acc": 0.25 + step / 100, "acc_mutual_info": 0.5}, "text": {"bits_per_byte": 2}}

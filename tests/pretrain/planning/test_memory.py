@@ -173,6 +173,10 @@ def test_state_is_that_of_the_split_model(features):
             sizes = Sizes(*check_layout(parallel, config, 8))
             planned = plan_memory(config, parameter_shapes(config), sizes, Work("bf16", 512, 256))
             assert planned.weights == counted.weights, name
+            averaged = plan_memory(
+                *(config, parameter_shapes(config), sizes, Work("bf16", 512, 256)), averaged=True
+            )
+            assert averaged.total - planned.total == counted.weights, name
             assert planned.gradients == counted.gradients, name
             # AdamW counts its steps too, in 4 bytes per tensor.
             assert 0 <= counted.optimizer - planned.optimizer <= 4 * 64, name
