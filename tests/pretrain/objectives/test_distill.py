@@ -165,7 +165,7 @@ def test_a_copy_of_the_teacher_agrees_with_it_and_costs_a_third_more(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"objective\.teacher=None: objective=distill needs a teacher"),
+        ({}, r"objective\.teacher=None: objective=distill needs either a t"),
         ({"teacher": "x", "top_k": 0}, r"objective\.top_k=0: expected more than 0"),
         ({"teacher": "x", "temperature": 0.0}, r"objective\.temperature=0\.0: expected more"),
         ({"teacher": "x", "weight": -1.0}, r"objective\.weight=-1\.0: expected more than 0"),
