@@ -32,6 +32,7 @@ from model.config import ModelConfig
 from model.init import initial_value
 from model.network import build_meta
 from pretrain.averages.running import RunningAverage
+from pretrain.averages.window import Choice, Window
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path("benchmarks/results/averages.json")
@@ -90,12 +91,7 @@ def trained(folder: Path, data: str, schedule: str, seed: int, steps: int) -> di
     )
     rows = [line.split() for line in said.splitlines()[1:] if line.strip()[:1].isdigit()]
     windows = [[int(size), float(one), float(other)] for size, one, other in rows]
-    return {
-        "loss": last["loss"],
-        "ema_loss": last["ema"]["loss"],
-        "windows": windows,
-        "said": said.strip().splitlines()[-1],
-    }
+    return {"loss": last["loss"], "ema_loss": last["ema"]["loss"], "windows": windows}
 
 
 def cost() -> dict[str, Any]:
@@ -180,7 +176,7 @@ def table(figures: dict[str, Any]) -> str:
     ]
     for run in runs:
         losses = " | ".join(f"{(one + other) / 2:.4f}" for _, one, other in run["windows"])
-        found = run["said"].rpartition("; ")[2]
+        found = Choice([Window(*window) for window in run["windows"]]).sentence()
         lines.append(f"| {run['schedule']} | {run['seed']} | {losses} | {found} |")
     lines += [
         "",

@@ -54,8 +54,10 @@ class Choice:
         if best.size == 1:
             lowest = min(self.windows[1:], key=lambda window: window.chosen_by)
             return (
-                f"no average of the last {tried} checkpoints has a lower held-out loss than the "
-                f"newest checkpoint: {lowest.judged_by:.4f} against {alone.judged_by:.4f}"
+                f"no average of the last {tried} checkpoints has a lower loss than the newest "
+                "checkpoint on both halves of the held-out samples: "
+                f"{lowest.chosen_by:.4f} and {lowest.judged_by:.4f} against "
+                f"{alone.chosen_by:.4f} and {alone.judged_by:.4f}"
             )
         gain = alone.judged_by - best.judged_by
         return (
