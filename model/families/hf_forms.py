@@ -68,6 +68,8 @@ def tokenizer_in_both_forms(settings: Settings) -> Settings:
     if settings.get("tokenizer_class") == "TokenizersBackend":
         made["tokenizer_class"] = "PreTrainedTokenizerFast"
         made.pop("backend", None)
+    # Without a class, version 4 chooses one by the model's type, and that of Llama adds a BOS.
+    made.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
     if isinstance(settings.get("extra_special_tokens"), list):  # a dictionary in version 4
         made["additional_special_tokens"] = made.pop("extra_special_tokens")
     return made
