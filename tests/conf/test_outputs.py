@@ -33,6 +33,7 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("model", "remap_vocab"): {"model": "none", "tokenizer": "none"},
     ("pretrain", "checkpoints"): {"dir": "none", "do": "export"},
     ("pretrain", "export"): {"run": "none"},
+    ("pretrain", "average"): {"run": "none"},
     ("pretrain", "teach"): {"model": "none", "data": "none"},
     ("finetune", "sft"): {"model": "none", "data": "none"},
     ("finetune", "dpo"): {"model": "none", "data": "none"},
@@ -66,6 +67,7 @@ OWN: dict[str, dict[str, str] | str] = {
     "remap_vocab": {"config.json": "{}", "remap_vocab.json": '{"model": "a"}'},
     "checkpoints": MODEL,
     "export": MODEL,
+    "average": MODEL,
     "teach": {
         "manifest.json": '{"teacher": {}, "top_k": 1, "order": {}, "files": []}',
         "stage_0/000000000000.bin": "",
@@ -204,6 +206,7 @@ def test_the_folder_that_is_read_is_not_written(run, tmp_path):
             ("finetune", "dpo", "model"),
             ("model", "remap_vocab", "model"),
             ("pretrain", "export", "run"),
+            ("pretrain", "average", "run"),
         ]:
             command = importlib.import_module(f"{stage}.__main__").COMMANDS[name]
             settings = SETTINGS[stage, name] | {key: "models/a", "out": out, "overwrite": True}
