@@ -51,6 +51,8 @@ from pretrain.stage_network import network_after, network_of_checkpoint
 
 EMA = "hooks.Ema."
 """Prefix of the names of the running average in a checkpoint."""
+HEAD = "lm_head.weight"
+"""A checkpoint of a model with tied embeddings has them under this name, too."""
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -188,7 +190,8 @@ def write_model_folder(
     """
     origin = form.origin
     special = write_tokenizer(folder, manifest, model.max_seq_len, form.chat_template, origin)
-    save_weights(folder, weights, DTYPES[form.dtype], family_named(model.architecture))
+    stored = (entry for entry in weights if not (model.tie_embeddings and entry[0] == HEAD))
+    save_weights(folder, stored, DTYPES[form.dtype], family_named(model.architecture))
     settings = config_in_both_forms(hf_config(model, special, form.dtype))
     write_json(folder / "config.json", settings)
     write_json(folder / GENERATION, generation_settings(special, manifest, origin))

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
+from safetensors import safe_open
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -72,6 +73,17 @@ def test_step_0_is_the_model_before_training(exported):
     for name, value in fresh.named_parameters():
         expected = initial_value(name.removeprefix("model."), value.shape, run.model, run.seed)
         assert torch.equal(value, expected.bfloat16()), name
+
+
+def test_tied_embeddings_are_stored_once(command, corpus, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "out"
+    tied = [*arguments(corpus.folder, run, stop_after=1), "model.tie_embeddings=true"]
+    for done in (command(*tied), command("pretrain", "export", f"run={run}", f"out={out}")):
+        assert done.returncode == 0, done.stderr
+    with safe_open(out / "model.safetensors", "pt") as file:
+        assert "lm_head.weight" not in file.keys()  # noqa: SIM118
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
 def test_the_card_says_what_it_is(exported):
