@@ -25,7 +25,7 @@ Training time grows with the square of a word's length. No word of a natural lan
 
 ROLES = ("pad", "bos", "eos")
 """Roles of the special tokens."""
-LLAMA = {"pad": "<unk>", "bos": "<s>", "eos": "</s>"}
+DEFAULT_TOKENS = {"pad": "<unk>", "bos": "<s>", "eos": "</s>"}
 """Special tokens of a given tokenizer whose folder states none."""
 TOKEN_ADDING_PROCESSORS = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")
 """Post-processors that add special tokens around a text."""
@@ -83,7 +83,7 @@ def settle_tokenizer(config: TokenizerConfig) -> TokenizerConfig:
                 f"tokenizer.eos_token=null: {path and path.parent / SETTINGS} has no eos_token. "
                 "Give the token that ends a document."
             )
-        known = {"bos": eos, "pad": stated.get("unk", eos), **stated} if stated else LLAMA
+        known = {"bos": eos, "pad": stated.get("unk", eos), **stated} if stated else DEFAULT_TOKENS
         given = {role: token or known[role] for role, token in given.items()}
     tokens = {f"{role}_token": token for role, token in given.items()}
     return replace(config, path=str(path) if path else None, **tokens)

@@ -62,6 +62,8 @@ class Family:
         activation_key: Name of the activation's key in a config.json.
         not_supported: Fields of a config.json for features of the class that the network lacks,
             with their values if not used.
+        not_stated: Fields that a config.json of the class does not have, among those of all
+            families.
     """
 
     hf_class: ClassVar[str]
@@ -72,6 +74,7 @@ class Family:
     aliases: ClassVar[Mapping[str, str]] = {}
     activation_key: ClassVar[str] = "hidden_act"
     not_supported: ClassVar[Mapping[str, Any]] = {}
+    not_stated: ClassVar[frozenset[str]] = frozenset()
 
     def check(self, model: Mapping[str, Any]) -> None:
         """Raises InputError if the class lacks a feature of the model, or requires another value.

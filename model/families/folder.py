@@ -57,7 +57,7 @@ def hf_config(
         dtype: Type of the weights, such as `bfloat16`.
     """
     family = FAMILIES[config.architecture]
-    return {
+    fields = {
         "architectures": [family.hf_class],
         "model_type": config.architecture,
         **{theirs: getattr(config, ours) for ours, theirs in COMMON_FIELDS.items()},
@@ -69,6 +69,7 @@ def hf_config(
         **family.rope_to_hf(vars(config)),
         **family.to_hf(vars(config)),
     }
+    return {name: value for name, value in fields.items() if name not in family.not_stated}
 
 
 def read_config(folder: Path) -> ModelConfig:

@@ -35,6 +35,7 @@ class Lfm3(Family):
     hf_class = "Lfm3ForCausalLM"
     features = frozenset({"sliding_window", "window_pattern", "local_rope_theta", "head_gates"})
     fixed: ClassVar[Mapping[str, Any]] = {"norm_order": "both", "qk_norm": True}
+    not_stated = frozenset({"hidden_act", "rms_norm_eps"})
     default_theta = 1_000_000.0
     aliases: ClassVar[Mapping[str, str]] = {"norm_eps": "rms_norm_eps"}
     hf_defaults: ClassVar[Mapping[str, Any]] = {
