@@ -277,26 +277,20 @@ def _links(config: TokenizeConfig, drawn: list[Drawn], work: WorkFolder) -> list
         return []
     plan = matching.load_plan([], work.path, config.corpus.cleaning.dedup)
     rows = {one.unit: one.stratum.rows for one in drawn}
-    kept = {
-        unit: np.sort(np.load(digests.table_path(work.path, unit))["number"]).tolist()
-        for unit in rows
-    }
+    # Documents are numbered among those that `scan` kept, and the sample has all rows.
+    kept = {unit: np.load(digests.rows_path(work.path, unit))["number"].tolist() for unit in rows}
     found: dict[tuple[int, int], tuple[int, int]] = {}
     kinds: dict[tuple[int, int], str] = {}
 
     def add(path: Path, kind: str) -> None:
-        by_row = kind != digests.NEAR
         for pair in read_links(path, 0, 1 << 63).T.tolist():
             (unit, number), (other, first) = (
                 ((n >> 32) - plan.earlier_units, n & 0xFFFFFFFF) for n in pair
             )
-            number = number if by_row else kept[unit][number]
+            row = kept[unit][number]
             is_earlier = other < 0  # a document of an earlier corpus
-            found[unit, number] = (
-                other,
-                first if by_row or is_earlier else kept[other][first],
-            )
-            kinds[unit, number] = kind
+            found[unit, row] = (other, first if is_earlier else kept[other][first])
+            kinds[unit, row] = kind
 
     for number in range(plan.merge_tasks):
         # The kind that a document counts as comes last, as in `matching.duplicates_in`.

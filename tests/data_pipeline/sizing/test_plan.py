@@ -22,6 +22,7 @@ from data_pipeline.sizing.draw import (
     strata_of,
     units_to_read,
 )
+from data_pipeline.sizing.trial import run_trial
 from data_pipeline.store.manifest import load_manifest
 from data_pipeline.text.corpus import SourceConfig
 from data_pipeline.text.units import plan_units
@@ -139,6 +140,21 @@ def test_a_sample_that_is_the_whole_is_exact(corpus, quick, monkeypatch):
     assert plan["disk"]["between_files"] == pytest.approx(len(between), abs=6)
     assert plan["array"]["tasks"] == 1
     assert list(plan["array"]["limits"]) == ["scan", "match", "merge", "prepare", "encode"]
+
+
+def test_duplicates_are_compared_with_their_originals(corpus, quick, monkeypatch):
+    """Also those behind rows that the steps before have dropped."""
+    found = []
+
+    def trial(*args):
+        result = run_trial(*args)
+        found.extend(result.links)
+        return result
+
+    monkeypatch.setattr(command, "run_trial", trial)
+    plan_of(corpus, share=1.0)
+    assert Counter(link.kind for link in found)["exact_duplicates"] > 100
+    assert min(link.overlap for link in found) > 0.5
 
 
 def test_what_comes_is_in_the_intervals(corpus, quick):
