@@ -12,6 +12,8 @@ COPIES_OF_KEYS = 4
 """Memory of a process that scans, in multiples of the signatures of a unit."""
 BYTES_PER_ROW = 250
 """Memory of a process that scans, per document of a unit, without signatures."""
+SPREAD = 1.1
+"""Factor for what the same work takes more in another process, by its allocator and its imports."""
 
 
 def memory_of(forecast: Forecast, start_bytes: int) -> dict[str, float]:
@@ -46,5 +48,5 @@ def memory_of(forecast: Forecast, start_bytes: int) -> dict[str, float]:
             needed = grown * max(0.0, factor - 1)
         elif load.name == "encode":
             needed = COPIES_OF_TEXT * min(largest, corpus.shard_bytes + longest)
-        found[load.name] = max(start_bytes, trial.peaks[load.name]) + needed
+        found[load.name] = SPREAD * (max(start_bytes, trial.peaks[load.name]) + needed)
     return found
