@@ -37,6 +37,7 @@ from data_pipeline.store.corpus import open_corpus
 from data_pipeline.store.manifest import Manifest
 from data_pipeline.tokenizing.documents import read_documents
 from eval.files import digest_of, json_lines
+from eval.tasks.forms import PERPLEXITY, multiple_choice
 from eval.tasks.needle import NeedleConfig, needle_tasks
 
 CHOICES = 4
@@ -187,29 +188,11 @@ def write_task(
     return name
 
 
-PERPLEXITY: dict[str, Any] = {
-    "output_type": "loglikelihood_rolling",
-    "doc_to_text": "",
-    "doc_to_target": "{{text}}",
-    "metric_list": [
-        {"metric": metric} for metric in ("bits_per_byte", "byte_perplexity", "word_perplexity")
-    ],
-    "metadata": {"version": 1.0},
+KINDS = {
+    "perplexity": PERPLEXITY,
+    "continuation": multiple_choice("acc_mutual_info", "acc"),
+    "word_order": multiple_choice("acc"),
 }
-CONTINUATION: dict[str, Any] = {
-    "output_type": "multiple_choice",
-    "doc_to_text": "{{context}}",
-    "doc_to_choice": "choices",
-    "doc_to_target": "{{label}}",
-    "target_delimiter": "",
-    "metric_list": [
-        {"metric": metric, "aggregation": "mean", "higher_is_better": True}
-        for metric in ("acc_mutual_info", "acc")
-    ],
-    "metadata": {"version": 1.0},
-}
-WORD_ORDER = CONTINUATION | {"metric_list": CONTINUATION["metric_list"][1:]}
-KINDS = {"perplexity": PERPLEXITY, "continuation": CONTINUATION, "word_order": WORD_ORDER}
 
 
 def beginnings(texts: list[str], config: BuildTasksConfig, draw: random.Random) -> Iterator[str]:

@@ -32,6 +32,7 @@ from conf.errors import InputError
 from data_pipeline.store.manifest import Manifest
 from data_pipeline.tokenizing.documents import read_documents
 from data_pipeline.tokenizing.tokenizer import load_tokenizer
+from eval.tasks.forms import multiple_choice
 
 CHOICES = 4
 MIN_WORDS = 200
@@ -93,19 +94,6 @@ class NeedleConfig:
             )
 
 
-TASK: dict[str, Any] = {
-    "output_type": "multiple_choice",
-    "doc_to_text": "{{context}}",
-    "doc_to_choice": "choices",
-    "doc_to_target": "{{label}}",
-    "target_delimiter": "",
-    "metric_list": [
-        {"metric": metric, "aggregation": "mean", "higher_is_better": True}
-        for metric in ("acc", "exact_match")
-    ],
-}
-
-
 @dataclass(frozen=True)
 class Fact:
     """A fact: the question, the answer after it, and the whole sentence."""
@@ -134,7 +122,7 @@ def needle_tasks(
                 draw = random.Random(f"{seed} needle {length} {depth} {number}")
                 rows.append(sample(haystack, words, config, length, depth, draw))
         # Depths alternate, so that a limit on the number of samples leaves some of each depth.
-        content = TASK | {"metadata": {"version": 1.0, "needle": cells(manifest, config, length)}}
+        content = multiple_choice("acc", "exact_match", needle=cells(manifest, config, length))
         yield f"needle_{length}", content, rows
 
 

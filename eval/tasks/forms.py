@@ -1,0 +1,36 @@
+"""Forms of the tasks that are made from a corpus, as lm-eval reads them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+PERPLEXITY: dict[str, Any] = {
+    "output_type": "loglikelihood_rolling",
+    "doc_to_text": "",
+    "doc_to_target": "{{text}}",
+    "metric_list": [
+        {"metric": metric} for metric in ("bits_per_byte", "byte_perplexity", "word_perplexity")
+    ],
+    "metadata": {"version": 1.0},
+}
+
+
+def multiple_choice(*metrics: str, **metadata: Any) -> dict[str, Any]:
+    """Returns the form of a task whose rows have a context, choices and a label.
+
+    Args:
+        *metrics: Names of the metrics, all of which are means and better if higher.
+        **metadata: Further metadata of the task.
+    """
+    return {
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{context}}",
+        "doc_to_choice": "choices",
+        "doc_to_target": "{{label}}",
+        "target_delimiter": "",
+        "metric_list": [
+            {"metric": metric, "aggregation": "mean", "higher_is_better": True}
+            for metric in metrics
+        ],
+        "metadata": {"version": 1.0, **metadata},
+    }
