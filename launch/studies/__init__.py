@@ -1,0 +1,1 @@
+"""Studies: questions about pretraining that sets of ordinary runs answer."""
