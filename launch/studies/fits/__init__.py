@@ -1,0 +1,1 @@
+"""Fits of studies: mathematics only, without files or processes."""
