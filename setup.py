@@ -59,6 +59,7 @@ setup(
         "wandb>=0.21",
         "hydra-core>=1.3.2",
         "numpy>=2.0",
+        "scipy>=1.14",
         "fsspec>=2025.3",
         "idna>=3.7",
         "jinja2>=3.1",

@@ -24,6 +24,7 @@ class Series:
     style: CSS class of the line, s0 to s7.
     faint: draws the line in a lighter shade.
     dots: draws a dot at each point.
+    joined: draws the line; without it, only the dots.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Series:
     style: str
     faint: bool = False
     dots: bool = False
+    joined: bool = True
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Chart:
 
     marks: labeled positions on the x axis, such as the starts of stages.
     bottom, top: limits of the y axis, None to fit the points.
+    log_x: whether the x axis is logarithmic, for positive x.
     """
 
     title: str
@@ -49,6 +52,7 @@ class Chart:
     bottom: float | None = None
     top: float | None = None
     format_y: Callable[[float], str] = lambda value: f"{value:g}"
+    log_x: bool = False
 
     def svg(self, width: int, height: int) -> str:
         """Returns the chart as SVG that scales to the available width."""
@@ -61,9 +65,13 @@ class Chart:
         high = max(ys) if self.top is None else self.top
         y_ticks = ticks(low, high, 5)
         low, high = min(low, y_ticks[0]), max(high, y_ticks[-1])
-        left = 0.0 if 0 <= min(xs) < 0.1 * max(xs) else min(xs)
-        x_ticks = [tick for tick in ticks(left, max(xs), max(4, width // 130)) if tick % 1 == 0]
-        plot = Plot(width, height, left, max(xs), low, high)
+        count = max(4, width // 130)
+        if self.log_x:
+            left, x_ticks = min(xs), log_ticks(min(xs), max(xs), count)
+        else:
+            left = 0.0 if 0 <= min(xs) < 0.1 * max(xs) else min(xs)
+            x_ticks = [tick for tick in ticks(left, max(xs), count) if tick % 1 == 0]
+        plot = Plot(width, height, left, max(xs), low, high, self.log_x)
         parts = [
             f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(self.title)}">',
             *(plot.y_tick(tick, self.format_y(tick)) for tick in y_ticks),
@@ -87,11 +95,15 @@ class Plot:
     right: float
     low: float
     high: float
+    log_x: bool = False
 
     def x(self, value: float) -> float:
         """Returns the distance of an x value from the left edge of the chart, in pixels."""
-        span = (self.right - self.left) or 1
-        return MARGIN_LEFT + (value - self.left) / span * (self.width - MARGIN_LEFT - MARGIN_RIGHT)
+        left, right = self.left, self.right
+        if self.log_x:
+            value, left, right = math.log10(value), math.log10(left), math.log10(right)
+        span = (right - left) or 1
+        return MARGIN_LEFT + (value - left) / span * (self.width - MARGIN_LEFT - MARGIN_RIGHT)
 
     def y(self, value: float) -> float:
         """Returns the distance of a y value from the top edge of the chart, in pixels."""
@@ -152,9 +164,9 @@ class Plot:
         ]
         path = "".join(f"M{'L'.join(piece if len(piece) > 1 else piece * 2)}" for piece in pieces)
         look = f"line {series.style}" + (" faint" if series.faint else "")
-        drawn = f'<path class="{look}" d="{path}"/>'
+        drawn = f'<path class="{look}" d="{path}"/>' if series.joined else ""
         positions = [position.split() for piece in pieces for position in piece]
-        if series.dots or len(positions) == 1:
+        if series.dots or not series.joined or len(positions) == 1:
             drawn += "".join(
                 f'<circle class="dot {series.style}" cx="{x}" cy="{y}" r="3"/>'
                 for x, y in positions
@@ -169,6 +181,23 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     step *= next(factor for factor in (1, 2, 2.5, 5, 10) if span / (step * factor) <= count)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
+
+
+def log_ticks(low: float, high: float, count: int) -> list[float]:
+    """Returns at most `count` round numbers from low to high, evenly spaced by their logarithm.
+
+    They are powers of 10; 1, 2 and 5 times these if the range is short; or, if it has fewer than
+    two of them, those of a linear axis.
+    """
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1, 2, 5), (1,)):
+        found = [factor * 10.0**decade for decade in decades for factor in factors]
+        found = [tick for tick in found if low <= tick <= high]
+        if len(found) <= count:
+            break
+    if len(found) < 2:
+        return [tick for tick in ticks(low, high, count) if low <= tick <= high]
+    return found[:: -(-len(found) // count)]
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:

@@ -15,6 +15,7 @@ from pages.svg import (
     MAX_POINTS,
     Chart,
     Series,
+    log_ticks,
     short_number,
     smoothed,
     thinned,
@@ -36,6 +37,23 @@ def test_ticks_reach_from_end_to_end(low, span, count):
 def test_ticks_are_round():
     assert ticks(0, 1_640_000, 4) == [0, 500_000, 1_000_000, 1_500_000, 2_000_000]
     assert ticks(3.0, 3.0, 5)  # a flat line has an axis too
+
+
+@given(st.floats(1e-5, 1e9), st.floats(1.01, 1e9), st.integers(4, 9))
+def test_logarithmic_ticks_are_inside_and_few(low, factor, count):
+    found = log_ticks(low, low * factor, count)
+    assert all(low <= tick <= low * factor for tick in found)
+    assert len(found) <= count + 3
+    assert found or factor < 1.5
+
+
+def test_equal_factors_are_equally_far_apart_on_a_logarithmic_axis():
+    line = Series("a", [(1e3, 1.0), (1e4, 2.0), (1e5, 1.5)], "s0", joined=False)
+    drawn = Chart("t", "", [line], log_x=True).svg(400, 260)
+    assert re.findall(r'text-anchor="middle">([^<]+)<', drawn) == ["1k", "10k", "100k"]
+    x = [float(value) for value in re.findall(r'<circle [^>]*cx="([^"]+)"', drawn)]
+    assert x[1] - x[0] == pytest.approx(x[2] - x[1], abs=0.2)
+    assert "<path" not in drawn
 
 
 def test_steps_are_whole_and_numbers_stay_inside():

@@ -20,6 +20,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -130,7 +131,7 @@ def fit(points: Points, starts: list[Law] | None = None) -> Law:
         points: The losses of runs.
         starts: Laws to start from; None for the best of the grid.
     """
-    scaled = _Scaled(points)
+    scaled = ScaledFit(points)
     chosen = scaled.grid_starts() if starts is None else [scaled.constants(law) for law in starts]
     found = [scaled.descend(start) for start in chosen]
     return scaled.law(min(found, key=scaled.objective))
@@ -165,9 +166,16 @@ class Fit:
         """Returns a value that depends on the constants, with its interval."""
         return interval_of(value(self.law), np.array([value(law) for law in self.draws]))
 
-    def constant(self, name: str) -> Interval:
-        """Returns one of the constants E, A, a, B and b with its interval."""
-        return self.interval(lambda law: float(getattr(law, name)))
+    @cached_property
+    def constants(self) -> dict[str, Interval]:
+        """The constants with intervals that cover all five together with probability `LEVEL`."""
+        drawn = np.array(self.draws)
+        ranks = (np.argsort(np.argsort(drawn, axis=0), axis=0) + 0.5) / len(drawn)
+        # The level of each interval at which `LEVEL` of the draws are inside all of them.
+        level = float(np.quantile(np.abs(2 * ranks - 1).max(axis=1), LEVEL))
+        ends = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        columns = zip(Law._fields, self.law, *ends, strict=True)
+        return {name: Interval(*map(float, row)) for name, *row in columns}
 
     def forecast(self, parameters: float, tokens: float) -> Interval:
         """Returns the loss of one further run, with an interval that includes its own noise."""
@@ -249,7 +257,7 @@ def interval_of(value: float, drawn: np.ndarray) -> Interval:
     return Interval(float(value), float(low), float(high))
 
 
-class _Scaled:
+class ScaledFit:
     """The fit of one set of points in constants that the optimizer handles well.
 
     The constants are E, log A', a, log B' and b, with A' and B' of N and D divided by their
@@ -265,10 +273,11 @@ class _Scaled:
         self.log_losses = np.log(self.losses)
 
     def objective(self, x: np.ndarray) -> float:
-        return self._with_gradient(x)[0]
+        """Returns the sum of Huber losses in units of delta^2 / 2."""
+        return self.with_gradient(x)[0]
 
-    def _with_gradient(self, x: np.ndarray) -> tuple[float, np.ndarray]:
-        """Returns the sum of Huber losses in units of delta^2 / 2, and its gradient."""
+    def with_gradient(self, x: np.ndarray) -> tuple[float, np.ndarray]:
+        """Returns the objective and its gradient."""
         sizes = np.exp(x[1] - x[2] * self.n)
         data = np.exp(x[3] - x[4] * self.d)
         loss = x[0] + sizes + data
@@ -299,10 +308,11 @@ class _Scaled:
         return [x for _, x in rated[:STARTS]]
 
     def descend(self, start: np.ndarray) -> np.ndarray:
+        """Returns the constants of the minimum that a start leads to."""
         bounds = [(0, 1), (-30, 10), EXPONENT_BOUNDS, (-30, 10), EXPONENT_BOUNDS]
         options = {"maxiter": 2000, "maxfun": 4000, "ftol": 1e-12, "gtol": 1e-8, "maxcor": 20}
         found = minimize(
-            *(self._with_gradient, start),
+            *(self.with_gradient, start),
             jac=True,
             method="L-BFGS-B",
             bounds=bounds,
@@ -311,6 +321,7 @@ class _Scaled:
         return np.asarray(found.x)
 
     def law(self, x: np.ndarray) -> Law:
+        """Returns the law of these constants."""
         log_unit = np.log(self.unit)
         return Law(
             E=float(x[0] * self.unit),

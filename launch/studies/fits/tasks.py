@@ -63,13 +63,23 @@ class ScoreFit:
         return bool(ends[0] - ends[1] > LEAST_RISE * self.noise)
 
     def forecast(self, law: Fit, parameters: float, tokens: float) -> Interval:
-        """Returns the score of one further run, with the uncertainty of both steps."""
+        """Returns the score of one further run, with the uncertainty of both steps.
+
+        The longer side of the interval is taken for both sides: few runs leave the height of the
+        sigmoid open in one direction, and which one it is depends on their noise.
+        """
         losses = law.forecast_draws(parameters, tokens)
         random = np.random.default_rng(law.seed + 1)
         chosen = random.integers(len(self.draws), size=len(losses))
-        drawn = np.array([self.draws[i].score(loss) for i, loss in zip(chosen, losses, strict=True)])
+        drawn = np.array(
+            [self.draws[i].score(loss) for i, loss in zip(chosen, losses, strict=True)]
+        )
         noisy = np.clip(drawn + self.noise * random.standard_normal(len(drawn)), 0, 1)
-        return interval_of(float(self.sigmoid.score(law.law.loss(parameters, tokens))), noisy)
+        value, low, high = interval_of(
+            float(self.sigmoid.score(law.law.loss(parameters, tokens))), noisy
+        )
+        side = max(high - value, value - low)
+        return Interval(value, max(0.0, value - side), min(1.0, value + side))
 
 
 def fit_scores(
@@ -100,12 +110,10 @@ def fit_scores(
     residuals = scores - sigmoid.score(losses)
     noise = max(sample_noise, float(np.sqrt(np.sum(residuals**2) / freedom)))
     random = np.random.default_rng(seed)
-    found = [
-        _descend(
-            losses, sigmoid.score(losses) + noise * random.standard_normal(len(losses)), sigmoid
-        )
-        for _ in range(draws)
-    ]
+    # Few runs know their noise badly, so that it is drawn too.
+    scales = noise * np.sqrt(freedom / random.chisquare(freedom, (draws, 1)))
+    drawn = sigmoid.score(losses) + scales * random.standard_normal((draws, len(losses)))
+    found = [_descend(losses, row, sigmoid) for row in drawn]
     return ScoreFit(losses, scores, sigmoid, tuple(found), noise)
 
 
@@ -113,7 +121,8 @@ def _best(losses: np.ndarray, scores: np.ndarray) -> Sigmoid:
     """Returns the sigmoid with the least squares over a grid of starts."""
     spread = max(float(np.ptp(losses)), 1e-6)
     bottom = float(np.clip(scores.min(), 0, 0.99))
-    grid = itertools.product((0.3, 1.0), (1, 4, 12), (losses.min() - spread, *losses))
+    centers = losses.min() + spread * np.array([-1, 0, 0.5, 1])
+    grid = itertools.product((0.3, 1.0), (1, 4, 12), centers)
     found = [
         _descend(losses, scores, Sigmoid(bottom, part * (1 - bottom), k / spread, float(center)))
         for part, k, center in grid
