@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from conf.errors import InputError
 from eval.inloop.decoder_lm import DecoderLM
 from eval.tasks.checked_lm import CheckedLM
+from eval.tasks.forms import by_depth
 from eval.tasks.load import index_tasks, load_tasks, quiet
 from eval.tasks.score import score_tasks
 from eval.tasks.suites import TaskSettings, select
@@ -31,6 +33,27 @@ class InloopLM(CheckedLM, DecoderLM):
     """A sharded decoder as an lm-eval model that checks each request first."""
 
     prefix = PREFIX
+
+
+def training_record(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what metrics.jsonl states of a scored task: its metrics and number of samples.
+
+    For a needle task, it also states the fraction of found facts per depth, and under `needle` what
+    the report draws as a heat map.
+
+    Args:
+        entry: The scores of a task, see `eval.tasks.score`.
+    """
+    metrics = {name: metric["value"] for name, metric in entry["metrics"].items()}
+    needle = entry.get("needle")
+    if needle is None:
+        return {**metrics, "samples": entry["samples"]}
+    depths: dict[str, dict[str, float]] = {}
+    for metric, digits in entry["each"].items():
+        for depth, found in by_depth(needle, digits).items():
+            depths.setdefault(f"{depth:g}", {})[metric] = sum(found) / len(found)
+    drawn = {**needle, "each": entry["each"], "chance": entry["chance"]}
+    return {**metrics, "samples": entry["samples"], "depths": depths, "needle": drawn}
 
 
 def check_task_names(settings: TaskSettings) -> None:

@@ -19,7 +19,7 @@ from eval.report.comparison import compare_runs
 from eval.report.config import ReportConfig
 from eval.report.curves import score_charts, training_charts
 from eval.report.family import relatives
-from eval.report.page_needle import heat_maps
+from eval.report.page_needle import heat_maps, training_maps
 from eval.report.page_run import (
     cost,
     data_table,
@@ -72,6 +72,7 @@ def page_content(config: ReportConfig) -> dict[str, Any]:
         "data": data_table(run, manifest),
         "evaluation": evaluation(results) if results else None,
         "suites": suites(results) if results else [],
+        "training_maps": training_maps(run),
         "heat_maps": heat_maps(results) if results else [],
         "agreement": agreement(run, config.perplexity) if config.perplexity else None,
         "samples": samples(config),

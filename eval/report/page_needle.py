@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from eval.report.run_folder import Record
+from eval.report.run_folder import Record, RunFolder
+from eval.tasks.forms import by_depth
 
 METRICS = {
     "acc": "right word among the choices",
@@ -34,14 +35,28 @@ def heat_maps(results: Record) -> list[dict[str, Any]]:
     return maps
 
 
+def training_maps(run: RunFolder) -> list[dict[str, Any]]:
+    """Returns the maps of the needle tasks that a run scored, at their last scores."""
+    scored = {
+        task: (record["step"], found["needle"])
+        for record in run.of_kind("eval")
+        for task, found in record["tasks"].items()
+        if "needle" in found
+    }
+    models: dict[str, Any] = {}
+    for task, (step, needle) in scored.items():
+        entry = {"needle": needle, "each": needle["each"], "chance": needle["chance"]}
+        models.setdefault(f"step {step:,}", {"tasks": {}})["tasks"][task] = entry
+    return heat_maps({"models": models})
+
+
 def fractions(tasks: list[dict[str, Any]], metric: str) -> dict[tuple[float, int], list[int]]:
     """Returns the scores of the samples of needle tasks, keyed by depth in percent and length."""
     found: dict[tuple[float, int], list[int]] = {}
     for task in tasks:
         needle = task["needle"]
-        for number, digit in enumerate(task["each"][metric]):
-            depth = needle["depths"][number % len(needle["depths"])]
-            found.setdefault((depth, needle["length"]), []).append(int(digit))
+        for depth, scores in by_depth(needle, task["each"][metric]).items():
+            found.setdefault((depth, needle["length"]), []).extend(scores)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 PERPLEXITY: dict[str, Any] = {
@@ -13,6 +14,20 @@ PERPLEXITY: dict[str, Any] = {
     ],
     "metadata": {"version": 1.0},
 }
+
+
+def by_depth(needle: Mapping[str, Any], digits: str) -> dict[float, list[int]]:
+    """Returns the scores of a needle task's samples, keyed by depth in percent.
+
+    Args:
+        needle: Metadata of the task, whose `depths` alternate over the samples.
+        digits: A digit per sample, 1 if the fact was found.
+    """
+    found: dict[float, list[int]] = {}
+    for number, digit in enumerate(digits):
+        depth = needle["depths"][number % len(needle["depths"])]
+        found.setdefault(depth, []).append(int(digit))
+    return found
 
 
 def multiple_choice(*metrics: str, **metadata: Any) -> dict[str, Any]:

@@ -42,6 +42,7 @@ NOT_SUPPORTED: Fields = {
     "attention_dropout": 0.0,
     "use_mrope": False,
     "quantization_config": None,
+    "per_layer_config": None,
 }
 """Fields of a config.json for features that the network lacks, with their values if not used."""
 
@@ -91,6 +92,12 @@ def read_config(folder: Path) -> ModelConfig:
             "model of one of these families."
         )
     family = FAMILIES[architecture]
+    classes = stored.get("architectures")
+    if classes and family.hf_class not in classes:
+        raise InputError(
+            f"{path}: architectures={classes} is not supported. Give a model of the class "
+            f"{family.hf_class}."
+        )
     stored |= {family.aliases[name]: stored[name] for name in family.aliases if name in stored}
     fields = {**COMMON_DEFAULTS, **family.hf_defaults, **stored}
     activation = HF_ACTIVATIONS[{**OPTIONAL_FEATURES, **family.fixed}["activation"]]

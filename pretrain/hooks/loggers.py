@@ -45,9 +45,14 @@ def build_loggers(run_dir: Path, config: LoggerConfig) -> list[Hook]:
 
 
 def scalars(prefix: str, record: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the numbers of a record by path, such as `train/source_loss/web`."""
+    """Returns the numbers of a record by path, such as `train/source_loss/web`.
+
+    The settings of needle tasks are left out, which do not change.
+    """
     found: dict[str, float] = {}
     for key, value in record.items():
+        if key == "needle":
+            continue
         if isinstance(value, Mapping):
             found |= scalars(f"{prefix}/{key}", value)
         elif isinstance(value, int | float) and key not in ("step", "time"):

@@ -58,7 +58,11 @@ class ProgressLine(Hook):
             self.console.print(text, highlight=False, soft_wrap=True)
         elif record["kind"] == "eval":
             for task, scores in record["tasks"].items():
-                numbers = "   ".join(f"{name} {value:.4g}" for name, value in scores.items())
+                numbers = "   ".join(
+                    f"{name} {value:.4g}"
+                    for name, value in scores.items()
+                    if isinstance(value, int | float)
+                )
                 self.console.print(
                     f"step {step}  {task}: {numbers}", highlight=False, soft_wrap=True
                 )

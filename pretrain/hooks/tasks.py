@@ -45,7 +45,7 @@ class Tasks(Hook):
             self._score(trainer)
 
     def _score(self, trainer: TrainerView) -> None:
-        from eval.inloop.tasks import InloopLM
+        from eval.inloop.tasks import InloopLM, training_record
 
         started = time.perf_counter()
         parallel = trainer.config.parallel
@@ -73,11 +73,7 @@ class Tasks(Hook):
         found = self.tasks.score(model, verbose=False)  # the warnings were printed by `check`
         reshard_parameters(trainer.model)
         trainer.model.attention = backend
-        scores = {
-            task: {name: metric["value"] for name, metric in entry["metrics"].items()}
-            | {"samples": entry["samples"]}
-            for task, entry in found.items()
-        }
+        scores = {task: training_record(entry) for task, entry in found.items()}
         seconds = time.perf_counter() - started
         trainer.publish({"kind": "eval", "tasks": scores, "seconds": seconds})
 

@@ -9,8 +9,14 @@ from conf.entry import CONF_DIR
 from model.config import ModelConfig
 from model.flops import flops_per_token, matmul_parameters, mean_keys, parameters
 from model.network import build_meta
+from tests.model.families.published import PUBLISHED as OF_FAMILIES
 
 PUBLISHED = {
+    **{name: count for name, (count, _) in OF_FAMILIES.items()},
+    "gemma3_1b": 999_885_952,
+    "gemma3_270m": 268_098_176,
+    "olmo2_1b": 1_484_916_736,
+    "olmo3_7b": 7_298_011_136,
     "danube_1_8b": 1_831_201_280,
     "danube2_1_8b": 1_831_201_280,
     "danube3_500m": 513_590_784,
@@ -34,7 +40,7 @@ def test_counted_parameters_are_those_of_the_network(name):
     config = load(name)
     built = sum(parameter.numel() for parameter in build_meta(config).parameters())
     assert parameters(config) == built
-    if name in PUBLISHED:
+    if not name.startswith(("demo_", "small_")):
         assert built == PUBLISHED[name]
 
 

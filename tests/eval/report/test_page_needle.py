@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from eval.inloop.tasks import training_record
 from eval.report.page_needle import short_length
 from tests import browser
 
@@ -95,6 +96,33 @@ def test_a_length_that_a_model_was_not_scored_on_is_blank(content, needle_result
     last = [row["cells"][-1] and row["cells"][-1]["text"] for row in first["rows"]]
     assert last == ["100", "0", "100", None, None]
     assert "1 to 4 samples per cell" in first["about"]
+
+
+@pytest.fixture
+def scored_lines(lines):
+    """A run that scored needle tasks twice, the second time with the facts at the end found."""
+    for step, digits in ((10, "0000"), (30, "0101")):
+        needle = {"name": "river", "length": 1024, "depths": [0.0, 100.0], "facts": 4}
+        entry = {
+            "metrics": {"acc": {"value": digits.count("1") / 4, "stderr": None}},
+            "samples": 4,
+            "each": {"acc": digits},
+            "chance": 0.25,
+            "needle": needle,
+        }
+        tasks = {"river_needle_1024": training_record(entry)}
+        lines.append({"kind": "eval", "step": step, "tokens": 100 * step, "tasks": tasks})
+    return lines
+
+
+def test_the_last_scores_of_a_run_are_a_map(scored_lines, page):
+    last = scored_lines[-1]["tasks"]["river_needle_1024"]
+    assert last["depths"] == {"0": {"acc": 0.0}, "100": {"acc": 1.0}}
+    text, parsed = page()
+    (found,) = Tables(text).tables
+    assert found == [["depth", "1k"], ["0%", "0"], ["100%", "100"]]
+    assert "step 30" in parsed.text
+    assert "2 samples per cell, 4 facts in each text. Random guessing: 25%." in parsed.text
 
 
 def test_without_needles_there_is_no_map(page, results):

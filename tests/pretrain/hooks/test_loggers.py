@@ -47,3 +47,6 @@ def test_an_unknown_logger_is_refused():
 def test_the_numbers_of_a_record_have_paths():
     record = {"step": 3, "time": 9.0, "loss": 2.0, "stage": "a", "source_loss": {"web": 1.5}}
     assert scalars("train", record) == {"train/loss": 2.0, "train/source_loss/web": 1.5}
+    scores = {"acc": 0.5, "depths": {"25": {"acc": 0.25}}, "needle": {"length": 512}}
+    found = scalars("eval", {"tasks": {"find": scores}})
+    assert found == {"eval/tasks/find/acc": 0.5, "eval/tasks/find/depths/25/acc": 0.25}
