@@ -1,9 +1,10 @@
 """Distillation of a 3M student from a 12M teacher, compared with cross-entropy alone.
 
-A teacher is trained first. Students of both kinds start with the same weights and read the same
-tokens, for each seed; the difference of their held-out losses is that of pairs. Then two steps of
-each kind are repeated with torch's allocations recorded, and their peak is compared with the memory
-plan. Runs take turns, so that other work on the machine disturbs both kinds alike.
+A teacher is trained first. Students of three kinds start with the same weights and read the same
+tokens, for each seed: with cross-entropy alone, next to the teacher, and from a cache of the
+teacher's answers. Differences of their held-out losses are those of pairs. Then two steps of each
+kind are repeated with torch's allocations recorded, and their peak is compared with the memory
+plan. Runs take turns, so that other work on the machine disturbs all kinds alike.
 
     python benchmarks/distillation.py [--data data/python_docs] [--seeds 3] [--tokens 401408]
 """
@@ -16,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from benchmarks.machine import described, machine  # noqa: E402
 RESULTS = Path("benchmarks/results/distillation.json")
 SEQ, BATCH, MICRO_BATCH = 256, 4096, 2048
 TOP_K = 64
+KINDS = ("cross-entropy", "distillation", "cached")
 
 
 def main() -> None:
@@ -50,16 +53,16 @@ def main() -> None:
         teacher = options.teacher or folder / "teacher"
         if options.teacher is None:
             train(teacher, ["model=demo_12m", *recipe(options.teacher_tokens), *common])
-        kinds: dict[str, list[str]] = {
-            "cross-entropy": [],
-            "distillation": ["objective=distill", f"objective.teacher={teacher}"],
-        }
         student = ["model=demo_3m", *recipe(options.tokens), *common]
-        runs: dict[str, list[Path]] = {kind: [] for kind in kinds}
+        kinds = {kind: keys_of(kind, teacher, folder / "answers_0") for kind in KINDS}
+        runs: dict[str, list[Path]] = {kind: [] for kind in KINDS}
+        caches: list[dict[str, float]] = []
         for seed in range(options.seeds):
-            for kind, keys in kinds.items():
+            answers = folder / f"answers_{seed}"
+            caches.append(teach(teacher, options.data, answers, seed, options.tokens))
+            for kind in KINDS:
                 run_dir = folder / f"{kind}_{seed}"
-                train(run_dir, [*student, *keys, f"seed={seed}"])
+                train(run_dir, [*student, *keys_of(kind, teacher, answers), f"seed={seed}"])
                 runs[kind].append(run_dir)
         figures: dict[str, Any] = {
             "machine": machine(),
@@ -69,17 +72,47 @@ def main() -> None:
             },
             "teacher_loss": records(teacher, "train")[-1]["loss"],
             "students": {kind: figures_of(found) for kind, found in runs.items()},
+            "caches": caches,
         }
-        losses = [figures["students"][kind]["held_out_loss"] for kind in kinds]
-        pairs = [taught - plain for plain, taught in zip(*losses, strict=True)]
-        figures["difference"] = {"pairs": pairs, "mean": statistics.fmean(pairs)}
-        if len(pairs) > 1:
-            figures["difference"]["standard_error"] = statistics.stdev(pairs) / len(pairs) ** 0.5
+        losses = [figures["students"][kind]["held_out_loss"] for kind in KINDS]
+        figures["differences"] = {
+            kind: difference(losses[0], found)
+            for kind, found in zip(KINDS[1:], losses[1:], strict=True)
+        }
         figures["memory"] = {
-            kind: measured(folder / f"memory_{n}", [*student, *keys])
+            kind: measured(folder / f"memory_{n}", [*student, *keys, "seed=0"])
             for n, (kind, keys) in enumerate(kinds.items())
         }
     write_results(options.out, figures, table(figures))
+
+
+def keys_of(kind: str, teacher: Path, answers: Path) -> list[str]:
+    """Returns the keys of a kind of student."""
+    if kind == "cross-entropy":
+        return []
+    if kind == "distillation":
+        return ["objective=distill", f"objective.teacher={teacher}"]
+    return ["objective=distill", f"objective.teacher_cache={answers}"]
+
+
+def teach(teacher: Path, data: str, out: Path, seed: int, tokens: int) -> dict[str, float]:
+    """Runs `python -m pretrain teach`, and returns its seconds and bytes per token."""
+    print(f"{out.name} ...", flush=True)
+    keys = [key for key in recipe(tokens) if key.startswith(("recipe", "~recipe"))]
+    command = [sys.executable, "-m", "pretrain", "teach", f"model={teacher}", f"data={data}"]
+    command += [*keys, f"seed={seed}", f"top_k={TOP_K}", f"out={out}", "device=cpu"]
+    started = time.monotonic()
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    seconds = time.monotonic() - started
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    return {"seconds": seconds, "bytes_per_token": size / tokens}
+
+
+def difference(plain: list[float], taught: list[float]) -> dict[str, Any]:
+    """Returns the differences of pairs of losses, their mean and its standard error."""
+    pairs = [b - a for a, b in zip(plain, taught, strict=True)]
+    error = statistics.stdev(pairs) / len(pairs) ** 0.5 if len(pairs) > 1 else 0.0
+    return {"pairs": pairs, "mean": statistics.fmean(pairs), "standard_error": error}
 
 
 def recipe(tokens: int) -> list[str]:
@@ -178,9 +211,7 @@ def memory(overrides: list[str]) -> dict[str, int]:
 
 def table(figures: dict[str, Any]) -> str:
     """Returns the results as Markdown."""
-    plain, taught = figures["students"].values()
-    difference = figures["difference"]
-    error = difference.get("standard_error", 0.0)
+    students = figures["students"]
     tokens = figures["tokens"]
     lines = [
         f"A 3M student learns from a 12M teacher, in `python benchmarks/distillation.py`. "
@@ -189,28 +220,41 @@ def table(figures: dict[str, Any]) -> str:
         f"The teacher read {tokens['teacher']:,} tokens of the demo's corpus; the loss of its last "
         f"step is {figures['teacher_loss']:.4f}. Each student read {tokens['student']:,} tokens.",
         "",
-        "| | cross-entropy | distillation | difference |",
+        "| | cross-entropy | next to the teacher | from a cache |",
         "|---|---|---|---|",
     ]
-    pairs = zip(plain["held_out_loss"], taught["held_out_loss"], difference["pairs"], strict=True)
-    for seed, (a, b, pair) in enumerate(pairs):
-        lines.append(f"| held-out loss, seed {seed} | {a:.4f} | {b:.4f} | {pair:+.4f} |")
-    lines.append(f"| mean of the pairs | | | {difference['mean']:+.4f} ± {error:.4f} |")
-    ratio = taught["step_seconds"] / plain["step_seconds"]
-    lines.append(
-        f"| step, s (median) | {plain['step_seconds']:.3f} | {taught['step_seconds']:.3f} | "
-        f"{ratio:.2f}x |"
+
+    def row(name: str, cells: list[str]) -> None:
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+
+    for seed in range(len(students[KINDS[0]]["held_out_loss"])):
+        cells = [f"{students[kind]['held_out_loss'][seed]:.4f}" for kind in KINDS]
+        row(f"held-out loss, seed {seed}", cells)
+    gains = [figures["differences"][kind] for kind in KINDS[1:]]
+    row(
+        "difference from cross-entropy, mean of the pairs",
+        ["", *(f"{gain['mean']:+.4f} ± {gain['standard_error']:.4f}" for gain in gains)],
     )
-    sizes = [figures["memory"][kind] for kind in figures["memory"]]
+    seconds = [students[kind]["step_seconds"] for kind in KINDS]
+    row("step, s (median)", [f"{value:.3f} ({value / seconds[0]:.2f}x)" for value in seconds])
+    cache = figures["caches"]
+    row(
+        "before it: `teach`, s (median), bytes per token",
+        [
+            "",
+            "",
+            f"{statistics.median(c['seconds'] for c in cache):.0f}, "
+            f"{statistics.median(c['bytes_per_token'] for c in cache):.0f}",
+        ],
+    )
+    sizes = [figures["memory"][kind] for kind in KINDS]
     for key, name in (("measured_bytes", "measured"), ("planned_bytes", "planned")):
-        a, b = (size[key] / 1e6 for size in sizes)
-        lines.append(
-            f"| peak of torch's allocations, MB, {name} | {a:.1f} | {b:.1f} | +{b - a:.1f} |"
+        row(
+            f"peak of torch's allocations, MB, {name}", [f"{size[key] / 1e6:.1f}" for size in sizes]
         )
-    a, b = (size["measured_bytes"] / size["planned_bytes"] for size in sizes)
-    lines.append(f"| measured / planned | {a:.3f} | {b:.3f} | |")
-    a, b = (side["resident_peak_bytes"] / 1e6 for side in (plain, taught))
-    lines.append(f"| peak of the resident set, MB | {a:.0f} | {b:.0f} | +{b - a:.0f} |")
+    row("measured / planned", [f"{s['measured_bytes'] / s['planned_bytes']:.3f}" for s in sizes])
+    peaks = [students[kind]["resident_peak_bytes"] / 1e6 for kind in KINDS]
+    row("peak of the resident set, MB", [f"{peak:.0f}" for peak in peaks])
     return "\n".join([*lines, ""])
 
 
