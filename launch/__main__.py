@@ -35,6 +35,14 @@ COMMANDS = {
         extra_help_schema="launch.slurm.settings:SlurmSettings",
         summary="trains as a SLURM job: slurm cluster=my.yaml nodes=4 -- model=... data.folder=...",
     ),
+    "sky": Command(
+        config="sky",
+        schema="launch.sky.settings:SkyConfig",
+        run="launch.sky.submit:sky",
+        choices=("cluster",),
+        extra_help_schema="launch.sky.settings:SkySettings",
+        summary="trains on rented nodes by SkyPilot: sky cluster=my.yaml nodes=4 -- model=...",
+    ),
     "chain": Command(
         config="chain",
         schema="launch.slurm.chain:ChainConfig",

@@ -24,7 +24,7 @@ command_line: list[str] = []
 """All arguments, as they were given."""
 TRAINING_KEYS = ("model", "recipe", "optim", "parallel", "precision", "checkpoint", "validation")
 """Keys of `python -m pretrain` that users often give to a launcher by mistake."""
-WITH_TRAINING = ("local", "slurm", "chain", "plan")
+WITH_TRAINING = ("local", "slurm", "sky", "chain", "plan")
 """Commands that take the arguments of a training run after `--`."""
 
 
@@ -47,7 +47,7 @@ def take_overrides() -> None:
                 "before them."
             )
     sys.argv[1:] = ["dry_run=true" if part == "--dry-run" else part for part in sys.argv[1:]]
-    if name == "slurm":  # --multirun belongs to the training run, even before `--`
+    if name in ("slurm", "sky"):  # --multirun belongs to the training run, even before `--`
         overrides[:0] = [part for part in sys.argv if part in SWEEP]
         sys.argv[:] = [part for part in sys.argv if part not in SWEEP]
     if name in WITH_TRAINING and (overrides or name != "plan"):

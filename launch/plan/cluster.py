@@ -39,6 +39,7 @@ class ClusterConfig:
     node_mttf_days: mean number of days between failures of a node.
     storage_gb_s: bandwidth in GB/s at which a node writes checkpoints.
     slurm: keys of `launch.slurm.settings.SlurmSettings`, for jobs.
+    sky: keys of `launch.sky.settings.SkySettings`, for jobs on rented nodes.
     """
 
     name: str = MISSING
@@ -64,6 +65,7 @@ class ClusterConfig:
     node_mttf_days: float = 154.0
     storage_gb_s: float = 2.0
     slurm: dict[str, Any] = field(default_factory=dict)
+    sky: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for key in (
@@ -161,7 +163,8 @@ def expand_cluster_file(arguments: list[str]) -> list[str]:
         if key != "cluster" or not path.endswith(FILE_ENDINGS):
             found.append(argument)
             continue
-        pairs = {name: value for name, value in read_cluster_file(path).items() if name != "slurm"}
+        content = read_cluster_file(path)
+        pairs = {name: value for name, value in content.items() if name not in ("slurm", "sky")}
         inner = ",".join(f"{name}:{json.dumps(value)}" for name, value in pairs.items())
         found += ["~cluster", f"cluster={{{inner}}}"]
     return found

@@ -15,12 +15,13 @@ from omegaconf import MISSING
 from conf.errors import EXIT_DONE, InputError, did_you_mean
 from conf.files import write_text
 from launch import training
+from launch.code_copy import PACKAGES, copy_code
 from launch.pipeline import StepConfig
 from launch.slurm.array_plan import read_array_plan
 from launch.slurm.check import check_job
 from launch.slurm.script import job_script, sbatch_options, step_script
 from launch.slurm.settings import Cluster, SlurmConfig, check_time, read_cluster
-from launch.slurm.submit import PACKAGES, check_idle, need_slurm, snapshot, submit, write_folder
+from launch.slurm.submit import check_idle, need_slurm, submit, write_folder
 
 PRETRAIN = "pretrain"
 """Name of the step that is a job of `python -m launch slurm`; the others are one command each."""
@@ -114,7 +115,7 @@ def chain(config: ChainConfig) -> None:
     if not config.dry_run:
         need_slurm()
         check_idle(out)
-        snapshot(out / "slurm" / "code")
+        copy_code(out / "slurm" / "code")
     after = list(config.after)
     for name, step in chosen.items():
         job = job_of(config, config.nodes if name == PRETRAIN else 1, after)

@@ -17,10 +17,13 @@ from rich.table import Table
 
 from conf.errors import InputError
 from conf.text import format_duration
+from launch.sky import jobs as sky_jobs
 from launch.slurm.preparations import preparations, preparations_table
 from launch.slurm.submit import Job, active_jobs
 from launch.training import outcome
 
+CONFIGS = ("slurm/config.yaml", "sky/config.yaml")
+"""Configs of runs that were handed over as jobs, in the run folder."""
 RECENT_STEPS = 20
 """Number of last steps from which tokens/s and the time left are computed."""
 
@@ -74,7 +77,7 @@ def status(config: StatusConfig) -> None:
     """Prints one line per unfinished preparation, and one per run, with branches below trunks."""
     folder = Path(config.runs)
     found = sorted(p.parent for p in folder.rglob("metrics.jsonl")) if folder.is_dir() else []
-    queued = sorted(p.parent.parent for p in folder.rglob("slurm/jobs.jsonl"))
+    queued = sorted(p.parent.parent for p in folder.rglob("s*/jobs.jsonl"))
     runs = sorted({*found, *queued})
     unfinished = preparations(Path(config.data))
     if not runs and not unfinished:
@@ -136,7 +139,9 @@ def parent_of(run_dir: Path) -> Path | None:
         parents = []
     if parents:
         return Path(parents[0]["run"]).resolve()
-    queued = run_dir / "slurm" / "config.yaml"
+    queued = next(
+        (path for path in map(run_dir.joinpath, CONFIGS) if path.is_file()), run_dir / CONFIGS[0]
+    )
     stated = (
         re.search(r"^branch_from: (.+)@\d+$", queued.read_text(), re.M)
         if queued.is_file()
@@ -155,7 +160,7 @@ def read_status(run_dir: Path) -> RunStatus:
     if last:
         rate = sum(r["batch_tokens"] for r in steps) / sum(r["step_seconds"] for r in steps)
     total_tokens, total_steps = _plan(run_dir)
-    active = active_jobs(run_dir)
+    active = active_jobs(run_dir) or sky_jobs.active_jobs(run_dir)
     state = _state(run_dir, active, last)
     left = total_tokens - last["tokens"] if last and total_tokens else None
     logs = sorted((run_dir / "logs").glob("*/attempt_*/0/stderr.log"), key=_modified)
@@ -164,7 +169,7 @@ def read_status(run_dir: Path) -> RunStatus:
         run_dir,
         state,
         ", ".join(job.number for job in active),
-        last["step"] if last else 0,
+        last["step"] if last else sky_jobs.copied_step(run_dir) or 0,
         total_steps,
         last["loss"] if last else None,
         rate,
@@ -194,7 +199,7 @@ def _plan(run_dir: Path) -> tuple[int | None, int | None]:
 
     from data_pipeline.sampling.recipe import plan_from_mapping
 
-    for path in (run_dir / "config.yaml", run_dir / "slurm" / "config.yaml"):
+    for path in (run_dir / "config.yaml", *map(run_dir.joinpath, CONFIGS)):
         if path.exists():
             config: Any = OmegaConf.to_container(OmegaConf.load(path))
             recipe = config["recipe"]
@@ -212,6 +217,10 @@ def stop(config: StopConfig) -> None:
     if not run_dir.is_dir():
         raise InputError(f"run={run_dir}: no such folder. Give a run folder.")
     active = active_jobs(run_dir)
+    rented = sky_jobs.active_jobs(run_dir)
+    if rented:
+        stop_rented(config, rented)
+        return
     if config.now and not active:
         raise InputError(
             f"run={run_dir} now=true: the run has no pending or running job to cancel. Remove now."
@@ -230,6 +239,17 @@ def stop(config: StopConfig) -> None:
             f"Wrote {stop_file}. The run saves a checkpoint and stops. Remove the file to start "
             "the run again."
         )
+
+
+def stop_rented(config: StopConfig, jobs: list[Job]) -> None:
+    """Cancels managed jobs, whose run folder this machine cannot reach."""
+    if not config.now:
+        raise InputError(
+            f"run={config.run}: the run is on rented nodes, which a file STOP does not reach. "
+            "Cancel its job with now=true; it can continue from its last copied checkpoint."
+        )
+    sky_jobs.cancel(jobs)
+    print(f"Cancelled job {', '.join(job.number for job in jobs)}.")
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

@@ -12,20 +12,13 @@ from pathlib import Path
 
 from conf.errors import InputError
 from conf.files import write_text
-from conf.outputs import Kind, Output
 from launch import training
+from launch.code_copy import copy_code
 from launch.slurm.check import check_job
 from launch.slurm.script import job_script
 from launch.slurm.settings import SlurmConfig, read_cluster
 from launch.slurm.sweep import sweep_points
 
-ROOT = Path(__file__).parent.parent.parent
-PACKAGES = ("conf", "pages", "data_pipeline", "model", "pretrain", "finetune", "eval", "launch")
-CODE = Kind(
-    "a copy of its code",
-    lambda folder: (folder / "conf" / "entry.py").is_file(),
-    lambda _: lambda name: name.split("/")[0] in PACKAGES,
-)
 ACTIVE = "PENDING,RUNNING,COMPLETING,SUSPENDED,CONFIGURING,REQUEUED,REQUEUE_HOLD"
 JOBS = "jobs.jsonl"
 """Name of the file with one line per submitted job, in `slurm/` of a run folder."""
@@ -53,7 +46,7 @@ def slurm(config: SlurmConfig) -> None:
         if config.dry_run:
             print(text)
             continue
-        snapshot(run.run_dir / "slurm" / "code")
+        copy_code(run.run_dir / "slurm" / "code")
         folder = write_folder(run, text)
         hold_checkpoint(run)
         print(f"job {submit(folder / 'job.sbatch')}: {run.name}, log {folder / 'job.log'}")
@@ -87,14 +80,6 @@ def write_folder(run: training.Training, text: str) -> Path:
     for stale in ("attempts.json", "exclude"):
         (folder / stale).unlink(missing_ok=True)
     return folder
-
-
-def snapshot(folder: Path) -> None:
-    """Replaces the folder with a copy of the packages in their current state."""
-    ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
-    with Output(folder, CODE, overwrite=True, key="run_dir").folder() as new:
-        for name in PACKAGES:
-            shutil.copytree(ROOT / name, new / name, ignore=ignored)
 
 
 def submit(script: Path, after: str | None = None, minutes: int | None = None) -> str:

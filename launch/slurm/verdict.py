@@ -24,6 +24,8 @@ from conf.errors import (
 from conf.files import write_text
 from launch.training import outcome
 
+ATTEMPTS = "attempts.json"
+"""Name of the file with the number of starts in a row without a new checkpoint."""
 FINAL = (EXIT_BAD_INPUT, EXIT_CHECKPOINT, EXIT_GAVE_UP, EXIT_CORRUPT)
 
 
@@ -51,7 +53,7 @@ def verdict(run_dir: Path, code: int, max_attempts: int) -> str:
     ended = outcome(run_dir) or {"code": code, "cause": fallback_cause(run_dir)}
     if ended["code"] in FINAL:
         return f"failed: {ended['cause']}"
-    path = run_dir / "slurm" / "attempts.json"
+    path = run_dir / "slurm" / ATTEMPTS
     before = json.loads(path.read_text()) if path.exists() else {"step": None, "attempts": 0}
     step = newest_step(run_dir)
     attempts = 1 if step != before["step"] else int(before["attempts"] or 0) + 1
