@@ -15,7 +15,7 @@ from launch.code_copy import copy_code
 from launch.sky import jobs
 from launch.sky.check import check_job
 from launch.sky.settings import SkyCluster, SkyConfig, read_sky_cluster
-from launch.sky.task import as_yaml, code_of, task
+from launch.sky.task import as_yaml, code_of, folder_of, task
 from launch.slurm.sweep import sweep_points
 
 
@@ -34,7 +34,7 @@ def sky(config: SkyConfig) -> None:
         need_sky()
         secrets_of(cluster)
         for run in runs:
-            check_idle(run.run_dir)
+            check_idle(folder_of(run).parent)
     title = shlex.join(["python", "-m", "launch", *training.command_line])
     for run in runs:
         text = as_yaml(task(config, cluster, run), title)
@@ -44,7 +44,7 @@ def sky(config: SkyConfig) -> None:
         copy_code(code_of(run), installable=True)
         path = write_folder(run, text)
         launch(path, run.name, cluster)
-        jobs.record(run.run_dir, run.name)
+        jobs.record(path.parent.parent, run.name)
         print(f"{run.name}: launched from {path}. Its output: sky jobs logs -n {run.name}")
 
 
@@ -78,8 +78,8 @@ def check_idle(run_dir: Path) -> None:
 
 
 def write_folder(run: training.Training, text: str) -> Path:
-    """Writes the config and the task into `sky/` of the run folder, and returns the task's path."""
-    folder = (run.run_dir / "sky").absolute()
+    """Writes the config and the task into the folder of the job, and returns the task's path."""
+    folder = folder_of(run)
     write_text(folder / "config.yaml", run.config)
     write_text(folder / "task.yaml", text)
     return folder / "task.yaml"

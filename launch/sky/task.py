@@ -94,4 +94,13 @@ def run_script(config: SkyConfig, cluster: SkyCluster, run: Training) -> str:
 
 def code_of(run: Training) -> Path:
     """Returns the folder of the copy of the code, which SkyPilot brings to the nodes."""
-    return (run.run_dir / "sky" / "code").absolute()
+    return folder_of(run) / "code"
+
+
+def folder_of(run: Training) -> Path:
+    """Returns the folder of a job on this machine: `sky` of the run folder.
+
+    A run folder in a volume is a path of the nodes; runs/NAME stands for it here.
+    """
+    local = Path("runs") / run.name if run.run_dir.is_absolute() else run.run_dir
+    return (local / "sky").absolute()

@@ -23,6 +23,8 @@ from launch import training
 from launch.local import LocalConfig
 from launch.plan.config import PlanConfig
 from launch.plan.show import plan
+from launch.sky.settings import SkyConfig
+from launch.sky.submit import sky
 from launch.slurm.chain import ChainConfig, chain
 from launch.slurm.settings import SlurmConfig
 from launch.slurm.submit import slurm
@@ -77,6 +79,7 @@ READS: dict[str, tuple[str, ...]] = {
     "PlanConfig": ("data", "calibration", "init_from", "objective.teacher"),
     "LocalConfig": (),
     "SlurmConfig": (),
+    "SkyConfig": (),
     "ChainConfig": ("answers", "preferences", "data_plan"),
     "StatusConfig": (),
     "StopConfig": ("run",),
@@ -338,6 +341,7 @@ def train(config: PretrainConfig, processes: int) -> None:
 
 LAUNCHED: dict[str, Callable[[Any], None]] = {
     SlurmConfig.__name__: slurm,
+    SkyConfig.__name__: sky,
     ChainConfig.__name__: chain,
     PlanConfig.__name__: plan,
 }

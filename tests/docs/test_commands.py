@@ -49,11 +49,13 @@ OWN: dict[str, Paths] = {
     "docs/remote_data.md": {"s3://bucket/corpus": None},
     "docs/report.md": {"runs/low": "run", "runs/high": "run"},
     "docs/slurm.md": WEB | OURS | ANSWERS | {"/data/web": None, "runs/mine": "run"},
+    "docs/sky.md": OURS | {"/data/web": None, "runs/mine": "run"},
     "docs/tuning_data.md": PAIRS,
     "launch/slurm/README.md": WEB | {"text": "folder"},
     "conf/command/chain.yaml": OURS | ANSWERS | {"/data/web": None},
     "conf/command/plan.yaml": OURS | WEB,
     "conf/command/plan_data.yaml": {"/data/web": None},
+    "conf/command/sky.yaml": OURS,
     "conf/command/slurm.yaml": OURS | WEB,
     "conf/command/stop.yaml": {"runs/mine": "run"},
 }
@@ -70,6 +72,7 @@ EXEMPT: dict[str, dict[str, str]] = {
     "docs/extend.md": {
         EXTENDED: "needs the examples of the page: test_extend.py runs it with them"
     },
+    "docs/sky.md": {"pip install skypilot": "an environment of the reader's own"},
     "docs/slurm.md": {"scontrol update JobId=... StartTime=now": "SLURM's own, for a job's number"},
 }
 """Commands that are not tried, with the reason."""
