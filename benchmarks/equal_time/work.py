@@ -1,4 +1,4 @@
-"""What every side gets, and what it answers."""
+"""The work of a peer, and its answer."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def parsed() -> Work:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a side reports: parameters, tokens, and the median seconds of a step."""
+    """Parameters, tokens, and the median seconds of a step of a run."""
 
     parameters: int
     tokens: int

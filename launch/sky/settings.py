@@ -97,11 +97,11 @@ class SkyCluster:
     sky: SkySettings
 
     def is_mounted(self, path: str) -> bool:
-        """Returns whether a path of a node lies in a volume, or among the mounted files."""
+        """Returns whether a path of a node is in a volume, or among the mounted files."""
         return self.in_volume(path) or any(map(Path(path).is_relative_to, self.sky.file_mounts))
 
     def in_volume(self, path: str) -> bool:
-        """Returns whether a path of a node lies in a volume."""
+        """Returns whether a path of a node is in a volume."""
         return any(map(Path(path).is_relative_to, self.sky.volumes))
 
 

@@ -93,7 +93,7 @@ def run_script(config: SkyConfig, cluster: SkyCluster, run: Training) -> str:
 
 
 def code_of(run: Training) -> Path:
-    """Returns the folder of the copy of the code, which SkyPilot brings to the nodes."""
+    """Returns the folder of the copy of the code, which SkyPilot copies to the nodes."""
     return folder_of(run) / "code"
 
 

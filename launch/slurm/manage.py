@@ -23,7 +23,7 @@ from launch.slurm.submit import Job, active_jobs
 from launch.training import outcome
 
 CONFIGS = ("slurm/config.yaml", "sky/config.yaml")
-"""Configs of runs that were handed over as jobs, in the run folder."""
+"""Configs of runs that were submitted as jobs, in the run folder."""
 RECENT_STEPS = 20
 """Number of last steps from which tokens/s and the time left are computed."""
 

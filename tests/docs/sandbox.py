@@ -93,7 +93,7 @@ def preferences(path: Path) -> None:
 
 
 def cluster(path: Path) -> None:
-    """Writes a cluster's file: a copy of h100.yaml with the keys of docs/slurm.md and docs/sky.md."""
+    """Writes a cluster's file: a copy of h100.yaml with the keys of SLURM and SkyPilot jobs."""
     known = (CONF_DIR / "cluster" / "h100.yaml").read_text()
     rented = "accelerators: H100:8, volumes: {/runs: runs}, file_mounts: {/data: s3://b/data}"
     path.write_text(f"{known}slurm: {{partition: train}}\nsky: {{{rented}}}\n")
