@@ -3,8 +3,9 @@
     python -m benchmarks.equal_time.litgpt_pretrain --stream tokens.npy --steps 100 ...
 
 AdamW at 4e-4 down to 4e-5 along a cosine, betas 0.9 and 0.95, weight decay 0.1, clipping at 1, its
-own initialization. It is not compiled, because its compiled step ends gcc 12 with an error. Its batch of 512 sequences and warm-up of 2,000 steps are meant for
-days of training; here both are those of the other sides.
+own initialization. Its batch of 512 sequences and warm-up of 2,000 steps are meant for days of
+training; here both are those of the other sides. It is not compiled, because gcc 12 fails on its
+compiled step.
 """
 
 from __future__ import annotations
