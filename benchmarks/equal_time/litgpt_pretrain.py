@@ -10,6 +10,7 @@ compiled step.
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class Stream(DataModule):
 
     def __init__(self, rows: Tensor) -> None:
         super().__init__()
-        self.rows = rows
+        self.rows: Any = list(rows)
         self.times: list[float] = []
 
     def connect(self, *_: Any, **__: Any) -> None:
@@ -59,6 +60,7 @@ class Stream(DataModule):
 def main() -> None:
     """Trains and saves."""
     work = parsed()
+    del sys.argv[1:]  # litgpt reads it too, when it saves its settings
     data = Stream(torch.from_numpy(work.sequences()))
     setup(
         model_name="",

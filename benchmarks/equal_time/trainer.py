@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
@@ -26,7 +27,7 @@ from benchmarks.equal_time.shape import shape
 from benchmarks.equal_time.work import BATCH, WARM_UP, Answer, parsed
 from model.families.folder import hf_config
 
-TUNED = {
+TUNED: dict[str, Any] = {
     "learning_rate": 2e-3,
     "lr_scheduler_type": "cosine",
     "weight_decay": 0.1,

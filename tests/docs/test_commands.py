@@ -27,6 +27,7 @@ SHARDS: Paths = {"/data/pile": None, "tokenizer.json": "tokenizer"}
 RUNS: Paths = {"runs/one": "run", "runs/other": "run"}
 RATED: Paths = {"good.jsonl": "file", "bad.jsonl": "file"}
 OURS: Paths = {"my.yaml": "cluster"}
+URL: Paths = {"s3://bucket/web": None}
 ANSWERS: Paths = {"answers.jsonl": "conversations", "preferences.jsonl": "preferences"}
 OWN: dict[str, Paths] = {
     "README.md": WEB,
@@ -36,7 +37,7 @@ OWN: dict[str, Paths] = {
     "docs/check_data.md": {"/data/web": None},
     "docs/checkpoints.md": {"s3://bucket/run": None},
     "docs/cleaning.md": TEXT | RATED,
-    "docs/commands.md": SHARDS | RATED | RUNS | OURS | {"/data/web": None},
+    "docs/commands.md": SHARDS | RATED | RUNS | OURS | URL | {"/data/web": None},
     "docs/continue.md": {"smollm2": "model", "notes": "folder", "questions.jsonl": "conversations"},
     "docs/data.md": {"/data/crawl": None},
     "docs/finetune.md": PAIRS | {"oasst2.jsonl.gz": "file"},
@@ -49,7 +50,7 @@ OWN: dict[str, Paths] = {
     "docs/remote_data.md": {"s3://bucket/corpus": None},
     "docs/report.md": {"runs/low": "run", "runs/high": "run"},
     "docs/slurm.md": WEB | OURS | ANSWERS | {"/data/web": None, "runs/mine": "run"},
-    "docs/sky.md": OURS | {"/data/web": None, "runs/mine": "run"},
+    "docs/sky.md": OURS | URL | {"/data/web": None, "runs/mine": "run"},
     "docs/tuning_data.md": PAIRS,
     "launch/slurm/README.md": WEB | {"text": "folder"},
     "conf/command/chain.yaml": OURS | ANSWERS | {"/data/web": None},

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -224,7 +225,7 @@ def test_new_nodes_continue_the_run(corpus, cluster, tmp_path, nodes):
     """
     volume = tmp_path / "volume"
     run_dir = Path("runs/mine") if nodes == 1 else volume / "mine"
-    changes = {"validation__every_steps": 0, "health__time_limit_minutes": 1e-6}
+    changes: dict[str, Any] = {"validation__every_steps": 0, "health__time_limit_minutes": 1e-6}
     changes["checkpoint__copy_to"] = f"file://{tmp_path}/copies" if nodes == 1 else None
     run = compose(training(corpus, tmp_path, run_dir, **changes))
     rented = read_sky_cluster(str(cluster))
