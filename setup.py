@@ -46,7 +46,7 @@ setup(
     ),
     package_data={
         "conf": ["**/*.yaml", "corpus/*.jsonl"],
-        "launch": ["slurm/*.j2", "sky/*.j2", "plan/templates/*"],
+        "launch": ["slurm/*.j2", "sky/*.j2", "plan/templates/*", "studies/templates/*"],
         "pages": ["templates/*"],
         "data_pipeline": ["inspection/templates/*"],
         "eval": ["report/templates/*", "scores/published/*.yaml"],

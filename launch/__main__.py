@@ -50,6 +50,14 @@ COMMANDS = {
         choices=("cluster", "corpus", "tokenizer", "tasks"),
         summary="runs all stages as SLURM jobs, each after the previous one",
     ),
+    "study": Command(
+        config="study",
+        schema="launch.studies.config:StudyConfig",
+        run="launch.studies.command:study",
+        base="launch.studies.config:take_file",
+        choices=("cluster", "study"),
+        summary="answers a question with a set of runs: study study=grid out=... -- model=...",
+    ),
     "status": Command(
         config="status",
         schema="launch.slurm.manage:StatusConfig",

@@ -46,7 +46,7 @@ class LocalConfig:
 def local(config: LocalConfig) -> None:
     """Runs torchrun, and exits with the run's own exit code, which torchrun hides."""
     run = training.compose(training.overrides)
-    nproc = config.nproc or _gpus()
+    nproc = config.nproc or gpus()
     check(run.settings(), nproc)
     command = torchrun(nproc, run.run_dir / "logs", run.overrides)
     environment = {
@@ -114,7 +114,8 @@ def check(config: PretrainConfig, nproc: int) -> None:
     preflight(config, Job(nproc, device, ranks_per_node=nproc, memory_bytes=memory))
 
 
-def _gpus() -> int:
+def gpus() -> int:
+    """Returns the number of GPUs of this machine, at least 1."""
     import torch
 
     return max(1, torch.cuda.device_count())

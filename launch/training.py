@@ -24,7 +24,7 @@ command_line: list[str] = []
 """All arguments, as they were given."""
 TRAINING_KEYS = ("model", "recipe", "optim", "parallel", "precision", "checkpoint", "validation")
 """Keys of `python -m pretrain` that users often give to a launcher by mistake."""
-WITH_TRAINING = ("local", "slurm", "sky", "chain", "plan")
+WITH_TRAINING = ("local", "slurm", "sky", "chain", "plan", "study")
 """Commands that take the arguments of a training run after `--`."""
 
 

@@ -224,6 +224,7 @@ class CheckpointConfig:
     keep_last: number of newest checkpoints kept on disk.
     keep_every: interval in steps; checkpoints at its multiples are kept permanently. 0 for none.
     keep_best: number of checkpoints with the lowest held-out loss that are kept too.
+    keep_steps: steps that are saved and kept permanently, such as those of later branches.
     asynchronous: whether files are written while training continues.
     wait_seconds: time that a save waits for an earlier save before it is skipped.
     timeout_minutes: time after which a writer counts as hung and is killed.
@@ -240,6 +241,7 @@ class CheckpointConfig:
     keep_last: int = 2
     keep_every: int = 0
     keep_best: int = 0
+    keep_steps: list[int] = field(default_factory=list)
     asynchronous: bool = True
     wait_seconds: float = 60.0
     timeout_minutes: float = 30.0
@@ -258,6 +260,10 @@ class CheckpointConfig:
         ):
             if getattr(self, key) < 0:
                 raise InputError(f"checkpoint.{key}={getattr(self, key)}: expected 0 or more.")
+        if any(step < 1 for step in self.keep_steps):
+            raise InputError(
+                f"checkpoint.keep_steps={self.keep_steps}: expected step numbers of 1 or more."
+            )
         if self.copy_to is not None and "://" not in self.copy_to:
             raise InputError(
                 f"checkpoint.copy_to={self.copy_to}: expected a URL such as s3://bucket/run."

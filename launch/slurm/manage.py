@@ -20,6 +20,7 @@ from conf.text import format_duration
 from launch.sky import jobs as sky_jobs
 from launch.slurm.preparations import preparations, preparations_table
 from launch.slurm.submit import Job, active_jobs
+from launch.studies.status import is_study, stop_study, study_lines
 from launch.training import outcome
 
 CONFIGS = ("slurm/config.yaml", "sky/config.yaml")
@@ -34,7 +35,7 @@ class StatusConfig:
 
     The command changes nothing.
 
-    runs: a folder of runs, or one run.
+    runs: a folder of runs or of studies, or one run or study.
     data: a folder of corpora whose unfinished preparations are shown, or one corpus.
     """
 
@@ -49,7 +50,7 @@ class StopConfig:
     The run then saves a checkpoint and ends, and does not start again until the file is removed.
     Pending jobs are cancelled, and so is a running step of a chain that is not a training run.
 
-    run: the run folder.
+    run: the run folder, or the folder of a study, all of whose runs are stopped.
     now: cancels the job at once, without a checkpoint.
     """
 
@@ -93,6 +94,8 @@ def status(config: StatusConfig) -> None:
         return
     if unfinished:
         console.print()
+    for line in study_lines(folder):
+        console.print(line)
     table = Table(box=None, pad_edge=False)
     for title in ("run", "state", "jobs", "step", "loss", "tokens/s", "ETA", "restarts", "log"):
         right = title in ("step", "loss", "tokens/s", "ETA", "restarts")
@@ -216,6 +219,9 @@ def stop(config: StopConfig) -> None:
     run_dir = Path(config.run)
     if not run_dir.is_dir():
         raise InputError(f"run={run_dir}: no such folder. Give a run folder.")
+    if is_study(run_dir):
+        stop_study(run_dir, config.now)
+        return
     active = active_jobs(run_dir)
     rented = sky_jobs.active_jobs(run_dir)
     if rented:

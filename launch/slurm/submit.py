@@ -16,7 +16,7 @@ from launch import training
 from launch.code_copy import copy_code
 from launch.slurm.check import check_job
 from launch.slurm.script import job_script
-from launch.slurm.settings import SlurmConfig, read_cluster
+from launch.slurm.settings import Cluster, SlurmConfig, read_cluster
 from launch.slurm.sweep import sweep_points
 
 ACTIVE = "PENDING,RUNNING,COMPLETING,SUSPENDED,CONFIGURING,REQUEUED,REQUEUE_HOLD"
@@ -40,16 +40,36 @@ def slurm(config: SlurmConfig) -> None:
         for run in runs:
             check_idle(run.run_dir)
     for run in runs:
-        text = job_script(
-            config, cluster, run, shlex.join(["python", "-m", "launch", *training.command_line])
-        )
         if config.dry_run:
-            print(text)
+            print(job_script(config, cluster, run, _title()))
             continue
-        copy_code(run.run_dir / "slurm" / "code")
-        folder = write_folder(run, text)
-        hold_checkpoint(run)
-        print(f"job {submit(folder / 'job.sbatch')}: {run.name}, log {folder / 'job.log'}")
+        job = write_and_submit(config, cluster, run)
+        print(f"job {job}: {run.name}, log {(run.run_dir / 'slurm').absolute() / 'job.log'}")
+
+
+def submit_run(config: SlurmConfig, cluster: Cluster, run: training.Training) -> str:
+    """Checks a run and submits its job, and returns the job's number.
+
+    Raises:
+        InputError: the run would be refused, or a job of it is active.
+    """
+    check_job(config, cluster, run)
+    check_idle(run.run_dir)
+    return write_and_submit(config, cluster, run)
+
+
+def write_and_submit(config: SlurmConfig, cluster: Cluster, run: training.Training) -> str:
+    """Writes what a job needs into the run folder and submits it; returns the job's number."""
+    text = job_script(config, cluster, run, _title())
+    copy_code(run.run_dir / "slurm" / "code")
+    folder = write_folder(run, text)
+    hold_checkpoint(run)
+    return submit(folder / "job.sbatch")
+
+
+def _title() -> str:
+    """Returns the command line of this process, for the head of job scripts."""
+    return shlex.join(["python", "-m", "launch", *training.command_line])
 
 
 def hold_checkpoint(run: training.Training) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 from conf.errors import InputError, first_line
 from conf.overrides import SWEEP
@@ -17,13 +18,7 @@ def sweep_points(given: list[str]) -> list[list[str]]:
     rest = [part for part in given if part not in SWEEP]
     if len(rest) == len(given):
         return [given]
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        parsed = OverridesParser.create().parse_overrides(rest)
-    except HydraException as error:
-        raise InputError(f"{first_line(error)}.") from None
+    parsed = _parsed(rest)
     swept = [override for override in parsed if override.is_sweep_override()]
     if not swept:
         raise InputError("--multirun: no key has several values. Give them as key=a,b.")
@@ -38,6 +33,28 @@ def sweep_points(given: list[str]) -> list[list[str]]:
         keep = [part for part in fixed if part.partition("=")[0] not in ("name", "run_dir")]
         made.append([*keep, *chosen, f"name={name}-{point}", f"run_dir={run_dir}"])
     return made
+
+
+def points_of(given: list[str]) -> list[dict[str, str]]:
+    """Returns the values by key of each combination of overrides with several values each."""
+    parsed = _parsed(given)
+    keys = [str(override.get_key_element()) for override in parsed]
+    values = [
+        list(o.sweep_string_iterator()) if o.is_sweep_override() else [o.get_value_element_as_str()]
+        for o in parsed
+    ]
+    return [dict(zip(keys, point, strict=True)) for point in product(*values)]
+
+
+def _parsed(given: list[str]) -> list[Any]:
+    """Returns overrides as Hydra parses them."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return list(OverridesParser.create().parse_overrides(given))
+    except HydraException as error:
+        raise InputError(f"{first_line(error)}.") from None
 
 
 def _short(part: str) -> str:

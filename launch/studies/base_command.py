@@ -29,7 +29,7 @@ class BaseCommand:
         self.overrides = tuple(overrides)
         self.out = out
         self.cluster = cluster
-        self._composed: dict[tuple[str, ...], PretrainConfig] = {}
+        self.composed: dict[tuple[str, ...], PretrainConfig] = {}
 
     def run_dir(self, name: str) -> Path:
         """Returns the folder of a run of the study."""
@@ -42,9 +42,9 @@ class BaseCommand:
             InputError: `python -m pretrain` would refuse the overrides.
         """
         arguments = merged(self.overrides, overrides)
-        if arguments not in self._composed:
-            self._composed[arguments] = compose_settings(COMMANDS["train"], list(arguments))
-        return self._composed[arguments]
+        if arguments not in self.composed:
+            self.composed[arguments] = compose_settings(COMMANDS["train"], list(arguments))
+        return self.composed[arguments]
 
     @cached_property
     def manifest(self) -> Manifest:

@@ -21,10 +21,10 @@ from pages.drawing import Drawing
 if TYPE_CHECKING:
     from launch.studies.base_command import BaseCommand
 
-FIT, TARGET, CHECK = "fit", "target", "check"
-ROLES = (FIT, TARGET, CHECK)
+FIT, TARGET, CHECK, TRUNK = "fit", "target", "check", "trunk"
+ROLES = (FIT, TARGET, CHECK, TRUNK)
 """Roles of runs: the finding is computed from FIT, and compared with TARGET. CHECK runs are chosen
-from the results of others and confirm the decision."""
+from the results of others and confirm the decision. TRUNK runs exist for their branches only."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class StudyRun:
             command. A branch has the settings of its trunk, so that it states only what differs,
             such as `recipe=decay` and `recipe.stages.decay.tokens=65536`.
         values: What distinguishes the run from the others; one column of the table each.
-        role: FIT, TARGET or CHECK.
+        role: One of ROLES.
         trunk: Name of the run of the study that this run branches from, or None.
         trunk_tokens: Tokens of the trunk before the fork, rounded to whole steps by the engine,
             which also adds `branch_from` and lets the trunk keep that checkpoint.
@@ -165,15 +165,24 @@ class StudyKind(ABC):
         """Returns all runs known so far.
 
         The method is called again whenever all of these runs have ended, until it adds none. Later
-        runs may therefore depend on results. A run that failed has no result.
+        runs may therefore depend on results; their names should then depend on their settings,
+        because those change when a run is added to the study. A run that failed has no result.
 
         Args:
             base: The command that the runs share.
-            results: Results of the runs that have finished, in the order of the runs.
+            results: Results of the runs that have finished, in the order of the runs; none as long
+                as one of the first runs is missing.
 
         Raises:
             InputError: the keys of the study do not fit the base command.
         """
+
+    def later(self, base: BaseCommand) -> list[StudyRun]:
+        """Returns runs that will follow from results, with other settings of the same cost.
+
+        They are part of the plan and the budget, and are never started.
+        """
+        return []
 
     @abstractmethod
     def finding(self, base: BaseCommand, results: Sequence[RunResult]) -> Finding:

@@ -48,6 +48,16 @@ def take_groups(arguments: list[str]) -> list[str]:
     branch_from = given["branch_from"]
     _check_folder(branch_from, given.get("run_dir"), bool(set(SWEEP) & set(arguments)))
     trunk = known_trunk(branch_from, Path(given["run_dir"]), given.get("checkpoint.copy_to"))
+    return with_groups(arguments, trunk)
+
+
+def with_groups(arguments: list[str], trunk: Trunk) -> list[str]:
+    """Returns the arguments with the trunk's values of what they do not give.
+
+    Raises:
+        InputError: Another seed is given.
+    """
+    given = _given(arguments)
     seed = str(trunk.config["seed"])
     if given.get("seed", seed) != seed:
         raise InputError(
@@ -77,6 +87,15 @@ def take_recipe(arguments: list[str], config_name: str) -> list[str]:
     given = _given(arguments)
     run_dir, copy_to = Path(given["run_dir"]), given.get("checkpoint.copy_to")
     trunk = known_trunk(given["branch_from"], run_dir, copy_to)
+    return with_recipe(arguments, config_name, trunk)
+
+
+def with_recipe(arguments: list[str], config_name: str, trunk: Trunk) -> list[str]:
+    """Returns readable arguments with the stages of the trunk in front of those they give.
+
+    Raises:
+        InputError: The recipe cannot continue the trunk.
+    """
     recipe = [one for one in arguments if _is_of_recipe(one) or one.startswith("+given=")]
     names = []
     for number, point in enumerate(_points(recipe)):

@@ -19,11 +19,13 @@ class Retention:
     last: number of newest checkpoints to keep.
     every: checkpoints of steps that are multiples of this are kept permanently; 0 for none.
     best: number of checkpoints with the lowest held-out loss to keep.
+    steps: steps whose checkpoints are kept permanently.
     """
 
     last: int = 2
     every: int = 0
     best: int = 0
+    steps: Collection[int] = ()
 
     def choose(self, folder: Path) -> list[Path]:
         """Returns the checkpoints of a folder that can be deleted.
@@ -54,5 +56,5 @@ class Retention:
         kept = {*list(known)[:1], *lasting[: self.last], *best}
         if self.every:
             kept |= {path for path in lasting if known[path]["step"] % self.every == 0}
-        kept |= {path for path in known if known[path]["step"] in held}
+        kept |= {path for path in known if known[path]["step"] in {*held, *self.steps}}
         return [path for path in known if path not in kept]

@@ -38,7 +38,7 @@ class Checkpoints(Hook):
     def on_start(self, trainer: TrainerView) -> None:
         """Opens the saver and the mirror, and starts the clock of time-based intervals."""
         config = self.config
-        keep = Retention(config.keep_last, config.keep_every, config.keep_best)
+        keep = Retention(config.keep_last, config.keep_every, config.keep_best, config.keep_steps)
         self.saver = Saver(
             trainer.checkpoints,
             trainer.processes,
@@ -79,10 +79,11 @@ class Checkpoints(Hook):
         self._report(trainer)
         last = trainer.must_save or trainer.step == trainer.plan.total_steps
         trainer.must_save = False
-        lasting = last or self._is_due(trainer)
+        needed = last or trainer.step in self.config.keep_steps
+        lasting = needed or self._is_due(trainer)
         often = self.config.short_lived_every_steps
         if lasting or (often and trainer.step % often == 0):
-            self.save(trainer, short_lived=not lasting, patient=last)
+            self.save(trainer, short_lived=not lasting, patient=needed)
         if last or (self.saved == trainer.step and not self.config.asynchronous):
             self.finish(trainer, must_succeed=last)
 

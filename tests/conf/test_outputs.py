@@ -17,7 +17,7 @@ from conf.errors import InputError
 from data_pipeline.text.corpus import CorpusConfig, SourceConfig, TokenizerConfig
 from tests.conf.test_entry import STAGES
 
-NOT_OUTPUTS = {("launch", "demo"), ("launch", "chain")}
+NOT_OUTPUTS = {("launch", "demo"), ("launch", "chain"), ("launch", "study")}
 """Commands whose `out` is a folder of runs, in which every step has a separate output."""
 TEXT: dict[str, Any] = {
     "corpus": CorpusConfig(name="none", sources={"a": SourceConfig(format="text", paths=["none"])}),

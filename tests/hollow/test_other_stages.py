@@ -11,7 +11,7 @@ from conf.machine import fitting_dtype, fp16_verdict, processor
 from eval.devices import resolve_device
 from finetune.config import SftConfig
 from finetune.precision import agree_on_precision, uses_cpu
-from launch.local import _gpus, check
+from launch.local import check, gpus
 from model.attention.backends import usable_backends
 from pretrain.planning.auto import memory_per_process
 from tests.hollow import harness
@@ -27,7 +27,7 @@ def test_the_doctor_describes_the_gpu(command):
 
 
 def test_a_run_on_this_machine_is_checked_against_its_gpu(corpus, tmp_path):
-    assert _gpus() == 1
+    assert gpus() == 1
     check(harness.small_run(corpus.folder, tmp_path / "run"), 1)
     assert memory_per_process(GPU, 1) > 100 << 30
 

@@ -1,0 +1,66 @@
+"""The plain kind: which of several values is best, and how certain that is."""
+
+from __future__ import annotations
+
+import pytest
+
+from conf.errors import InputError
+from launch.studies.config import kind_of, read_study
+from launch.studies.kind import RunResult, StudyRun
+
+
+def results(losses):
+    """Results of runs with the given losses by learning rate, one per seed."""
+    return [
+        RunResult(
+            StudyRun(f"{rate}-{seed}", (), {"rate": rate, "seed": seed}), 1, 1, 1, 1.0, 1.0, x
+        )
+        for rate, found in losses.items()
+        for seed, x in enumerate(found)
+    ]
+
+
+def finding(losses):
+    return kind_of({"kind": "grid"}).finding(None, results(losses))
+
+
+def test_the_lowest_mean_wins_by_its_distance_in_standard_errors():
+    found = finding({0.1: [3.0, 3.2], 0.2: [2.0, 2.2], 0.3: [4.0, 4.2]})
+    # variance 0.02 between seeds, so the difference of two means of two has an error of 0.1414
+    assert found.decision == (
+        "rate=0.2 is best: its held-out loss of 2.1000 nats per token is 1.0000 lower than that of "
+        "rate=0.1, 7.1 standard errors of that difference, more than noise."
+    )
+    assert found.numbers["gap"] == pytest.approx(1.0)
+
+
+def test_noise_is_called_noise():
+    assert "not distinguishable from noise" in finding({1: [2.0, 3.0], 2: [2.1, 3.0]}).decision
+    assert "one seed cannot distinguish" in finding({1: [2.0], 2: [2.1]}).decision
+
+
+def test_a_file_completes_the_keys_of_its_kind(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("kind: grid\nseeds: [1, 2]\n")
+    assert read_study(path)["decay_fraction"] == 0.2
+    assert kind_of(read_study(path)).seeds == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"kind": "gird"}, "study.kind=gird: unknown kind .did you mean 'grid'"),
+        ({"kind": "grid", "vari": []}, "vari is not a key of this config"),
+        ({"kind": "grid", "seeds": [1, 1]}, "expected different seeds"),
+        ({"kind": "grid", "decay_fraction": 1.0}, "study.decay_fraction=1.0: expected"),
+        ({"kind": "grid", "budget_hours": 0}, "study.budget_hours=0.0: expected more than 0"),
+    ],
+)
+def test_wrong_keys_are_named(keys, message):
+    with pytest.raises(InputError, match=message):
+        kind_of(keys)
+
+
+def test_nothing_finished_is_no_decision():
+    with pytest.raises(InputError, match="no run has finished"):
+        finding({})
