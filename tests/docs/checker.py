@@ -28,6 +28,8 @@ from launch.sky.submit import sky
 from launch.slurm.chain import ChainConfig, chain
 from launch.slurm.settings import SlurmConfig
 from launch.slurm.submit import slurm
+from launch.studies.command import study
+from launch.studies.config import StudyConfig
 from pretrain.checks import Job
 from pretrain.config import PretrainConfig
 from pretrain.preflight import preflight
@@ -83,6 +85,7 @@ READS: dict[str, tuple[str, ...]] = {
     "ChainConfig": ("answers", "preferences", "data_plan"),
     "StatusConfig": (),
     "StopConfig": ("run",),
+    "StudyConfig": (),
     "UiConfig": (),
 }
 """Keys with paths that each command reads, by the dataclass of its settings."""
@@ -106,6 +109,7 @@ MAKES: dict[str, tuple[str, str]] = {
     "PerplexityConfig": ("out", "file"),
     "GenerateConfig": ("out", "file"),
     "ReportConfig": ("out", "file"),
+    "StudyConfig": ("out", "study"),
 }
 """Key with the path that a command writes, and the stand-in for it (`sandbox.make`)."""
 
@@ -244,7 +248,7 @@ class Checker:
 
         The commands that it composes are composed in this process.
         """
-        harmless = {"out": None} if isinstance(settings, PlanConfig) else {"dry_run": True}
+        harmless = HARMLESS.get(kind_of(settings), {"dry_run": True})
         before = list(training.overrides)
         with answering_here() as steps, redirect_stdout(StringIO()):
             run(replace(settings, **harmless))
@@ -255,7 +259,7 @@ class Checker:
 
     def trainings(self, settings: Any) -> Iterator[PretrainConfig]:
         """Yields the runs after `--`; those of `local` are checked here."""
-        if not training.overrides or isinstance(settings, PlanConfig):
+        if not training.overrides or isinstance(settings, PlanConfig | StudyConfig):
             return
         given = [part for part in training.overrides if part not in SWEEP]
         sweep = ["--multirun"] if len(given) < len(training.overrides) else []
@@ -344,8 +348,14 @@ LAUNCHED: dict[str, Callable[[Any], None]] = {
     SkyConfig.__name__: sky,
     ChainConfig.__name__: chain,
     PlanConfig.__name__: plan,
+    StudyConfig.__name__: study,
 }
 """Commands of `launch` that are run, without writing or submitting anything."""
+HARMLESS: dict[str, dict[str, Any]] = {
+    PlanConfig.__name__: {"out": None},
+    StudyConfig.__name__: {"plan": True},
+}
+"""Settings with which these commands write and submit nothing; without an entry, dry_run."""
 
 
 def make_pairs(settings: Any) -> None:

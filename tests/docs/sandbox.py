@@ -99,6 +99,20 @@ def cluster(path: Path) -> None:
     path.write_text(f"{known}slurm: {{partition: train}}\nsky: {{{rented}}}\n")
 
 
+def study(path: Path) -> None:
+    """Makes the folder of a study that has begun."""
+    path.mkdir(parents=True, exist_ok=True)
+    study_file(path / "study.yaml")
+    (path / "runs.json").write_text("{}")
+
+
+def study_file(path: Path) -> None:
+    """Writes a study as docs/studies.md shows one."""
+    base = ["model=demo_3m", "recipe=demo", "optim=adamw_demo"]
+    keys = {"kind": "grid", "base": base, "vary": ["optim.learning_rate=1e-3,3e-3"]}
+    path.write_text(json.dumps(keys))
+
+
 def preparation_plan(path: Path) -> None:
     """Writes a plan of a preparation."""
     array = {"tasks": 2, "cpus": 4, "memory_bytes": 1 << 30, "limits": {"encode": 600}}
@@ -134,6 +148,8 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "conversations": conversations,
     "preferences": preferences,
     "cluster": cluster,
+    "study": study,
+    "study_file": study_file,
     "preparation_plan": preparation_plan,
     "teacher_cache": teacher_cache,
 }

@@ -51,6 +51,7 @@ OWN: dict[str, Paths] = {
     "docs/report.md": {"runs/low": "run", "runs/high": "run"},
     "docs/slurm.md": WEB | OURS | ANSWERS | {"/data/web": None, "runs/mine": "run"},
     "docs/sky.md": OURS | URL | {"/data/web": None, "runs/mine": "run"},
+    "docs/studies.md": {"my.yaml": "study_file", "my_cluster.yaml": "cluster"},
     "docs/tuning_data.md": PAIRS,
     "launch/slurm/README.md": WEB | {"text": "folder"},
     "conf/command/chain.yaml": OURS | ANSWERS | {"/data/web": None},
@@ -59,6 +60,7 @@ OWN: dict[str, Paths] = {
     "conf/command/sky.yaml": OURS,
     "conf/command/slurm.yaml": OURS | WEB,
     "conf/command/stop.yaml": {"runs/mine": "run"},
+    "conf/command/study.yaml": {"my.yaml": "study_file"},
 }
 """The reader's own files per page, with the kind of stand-in; None for a path elsewhere."""
 FORM = "python -m <folder> <command> key=value ..."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -51,16 +52,16 @@ def write_run(command: RunCommand, loss: float, steps: int | None = None) -> Non
     folder, plan = Path(command.settings.run_dir), command.plan
     last = plan.total_steps if steps is None else steps
     write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(command.settings)))
-    records = []
+    records: list[dict[str, Any]] = []
     for step in range(command.fork + 1, last + 1):
         here = {"step": step, "tokens": plan.tokens_at(step), "time": 100.0 + step}
-        records.append({"kind": "train", "step_seconds": 0.5} | here)
+        records.append({"kind": "train", "step_seconds": 0.5, **here})
         manifest = folder / "checkpoints" / f"step_{step}" / "manifest.json"
         if step == last or step in command.settings.checkpoint.keep_steps:
             write_text(manifest, "{}")
     if steps is None:
         sources = {"code": {"loss": loss, "bits_per_byte": loss / 0.7}}
-        records.append({"kind": "validation", "loss": loss, "sources": sources} | here)
-        records.append({"kind": "event", "event": "finish"} | here)
+        records.append({"kind": "validation", "loss": loss, "sources": sources, **here})
+        records.append({"kind": "event", "event": "finish", **here})
         write_text(folder / "outcome.json", '{"code": 0, "cause": "finished"}')
     write_text(folder / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in records))

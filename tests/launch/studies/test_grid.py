@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from conf.errors import InputError
-from launch.studies.config import kind_of, read_study
+from launch.studies.base_command import BaseCommand
+from launch.studies.config import cluster_of, kind_of, read_study
 from launch.studies.kind import RunResult, StudyRun
 
 
@@ -21,7 +24,8 @@ def results(losses):
 
 
 def finding(losses):
-    return kind_of({"kind": "grid"}).finding(None, results(losses))
+    base = BaseCommand([], Path("study"), cluster_of("laptop", 1, 1))
+    return kind_of({"kind": "grid"}).finding(base, results(losses))
 
 
 def test_the_lowest_mean_wins_by_its_distance_in_standard_errors():
