@@ -61,7 +61,7 @@ def budget_runs(
                 f"recipe={STAGE}",
                 f"recipe.stages.{STAGE}.tokens={decays[budget] * batch}",
             ),
-            values=run.values | {"tokens": budget},
+            values=run.values | {"budget": budget},
             role=run.role,
             trunk=trunk.name,
             trunk_tokens=fork,
