@@ -18,6 +18,7 @@ from model.layer_pattern import (
     rope_pattern,
     shortest_pattern,
 )
+from model.parametrization import check_parametrization
 from model.rope_scaling import Rope, RopeScaling
 
 INIT_SCHEMES = ("normal", "scaled_residual")
@@ -68,6 +69,12 @@ class ModelConfig:
     init: initialization of the matrices. `normal` draws each one with a mean of 0 and a standard
         deviation of initializer_range; `scaled_residual` then divides the two matrices of a block
         that write into the residual stream by sqrt(2 * num_layers) (GPT-2, section 2.3).
+    parametrization: how learning rates, initialization and activations depend on width and depth:
+        `standard`, or `completep`, with which the learning rate of a small base model also fits
+        larger ones (`model.parametrization`).
+    base_hidden_size: hidden_size of the base model of completep.
+    base_num_layers: num_layers of the base model of completep.
+    base_head_dim: head_dim of the base model of completep; null if it is the same.
     """
 
     name: str = MISSING
@@ -100,6 +107,10 @@ class ModelConfig:
     tie_embeddings: bool = False
     init: str = "normal"
     initializer_range: float = 0.02
+    parametrization: str = "standard"
+    base_hidden_size: int | None = None
+    base_num_layers: int | None = None
+    base_head_dim: int | None = None
 
     def __post_init__(self) -> None:
         one_of("model.init", self.init, INIT_SCHEMES)
@@ -140,6 +151,7 @@ class ModelConfig:
         # Equal layers get equal patterns, so that configs can be compared.
         self.window_pattern = shortest_pattern([layer.window for layer in self.layers])
         family_named(self.architecture).check(vars(self))
+        check_parametrization(self)
 
     def _check_rope(self) -> None:
         """Raises InputError if a setting of the positions is invalid."""

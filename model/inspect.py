@@ -13,6 +13,7 @@ from conf.text import GIB
 from model.config import ModelConfig
 from model.flops import FLOP_CONVENTION, flops_per_token, matmul_parameters, parameters
 from model.norms import describe_norms, describe_scales
+from model.parametrization import describe_parametrization
 
 
 @dataclass
@@ -53,6 +54,7 @@ def inspect(config: InspectConfig) -> None:
         ("positions", model.describe_positions()),
         ("norms", describe_norms(model)),
         ("activation and scales", describe_scales(model)),
+        ("parametrization", describe_parametrization(model)),
         (f"training FLOPs per token at {seq_len}", f"{flops / 1e9:.3f} G"),
         ("- share of attention", f"{attention / flops:.1%}"),
         ("weights, bf16", f"{2 * total / GIB:.2f} GiB"),

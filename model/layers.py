@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,6 +14,7 @@ from model.attention.backends import attend
 from model.attention.mask import AttentionMask
 from model.config import ModelConfig
 from model.norms import NORM_PLACES, make_norm
+from model.parametrization import parametrization_of
 from model.rope import apply_rope
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -54,6 +56,7 @@ class Attention(nn.Module):
         # All backends divide scores by sqrt(head_dim).
         scalar = config.query_pre_attn_scalar or config.head_dim
         self.query_factor = math.sqrt(config.head_dim / scalar)
+        self.query_factor *= parametrization_of(config).query_multiplier
 
     def forward(
         self, x: Tensor, cos: Tensor | None, sin: Tensor | None, mask: AttentionMask
@@ -101,12 +104,14 @@ class Block(nn.Module):
     """Attention and an MLP, each of which adds to the residual stream.
 
     `norm_order` chooses x + attention(norm(x)), x + norm(attention(x)) or
-    x + norm(attention(norm(x))), and the same for the MLP.
+    x + norm(attention(norm(x))), and the same for the MLP. With `parametrization=completep`, the
+    output of each is multiplied by a constant before it is added.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.places = NORM_PLACES[config.norm_order]
+        self.multiplier = parametrization_of(config).residual_multiplier
         self._add_norms(config, self.places[:2])
         self.self_attn = Attention(config)
         self._add_norms(config, self.places[2:])
@@ -121,11 +126,15 @@ class Block(nn.Module):
         """Returns x normalized by the norm of this name, or unchanged if there is none."""
         return x if name is None else getattr(self, name)(x)
 
+    def _add(self, x: Tensor, branch: Tensor) -> Tensor:
+        """Returns x plus the output of a branch, in one operation."""
+        return x + branch if self.multiplier == 1 else torch.add(x, branch, alpha=self.multiplier)
+
     def forward(
         self, x: Tensor, cos: Tensor | None, sin: Tensor | None, mask: AttentionMask
     ) -> Tensor:
         """Maps x (batch, seq, hidden) to the same shape, with `Attention`'s arguments."""
         attended = self.self_attn(self._norm(self.places.before_attention, x), cos, sin, mask)
-        x = x + self._norm(self.places.after_attention, attended)
+        x = self._add(x, self._norm(self.places.after_attention, attended))
         mapped = self.mlp(self._norm(self.places.before_mlp, x))
-        return x + self._norm(self.places.after_mlp, mapped)
+        return self._add(x, self._norm(self.places.after_mlp, mapped))

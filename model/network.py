@@ -10,6 +10,7 @@ from model.layers import Block
 from model.logits import TopK
 from model.loss import Head, Penalty
 from model.norms import make_norm
+from model.parametrization import parametrization_of
 from model.rope import rope_table
 from model.sequence_sharding import SequenceSharding, WholeSequences
 from model.soft_targets import SoftTargets
@@ -102,7 +103,11 @@ class Decoder(nn.Module):
         }
         for block, layer in zip(self.layers, layers, strict=True):
             x = block(x, *ropes[layer.rope], batch.masks[layer.window])
-        out = self.lm_head(self.norm(x), batch.labels, penalty, soft_targets, top_k)
+        x = self.norm(x)
+        multiplier = parametrization_of(self.config).output_multiplier
+        if multiplier != 1:
+            x = x * multiplier
+        out = self.lm_head(x, batch.labels, penalty, soft_targets, top_k)
         if top_k is not None:
             return out
         if batch.labels is None:

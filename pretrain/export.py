@@ -40,8 +40,10 @@ from model.families.hf_forms import (
     write_json,
 )
 from model.flops import parameters
+from model.folding import folded
 from model.network import build_meta
 from model.norms import describe_norms, describe_scales
+from model.parametrization import parametrization_row
 from pretrain.checkpoints import find, read
 from pretrain.config import PretrainConfig
 from pretrain.initial_state import InitialWeights
@@ -190,7 +192,11 @@ def write_model_folder(
     """
     origin = form.origin
     special = write_tokenizer(folder, manifest, model.max_seq_len, form.chat_template, origin)
-    stored = (entry for entry in weights if not (model.tie_embeddings and entry[0] == HEAD))
+    stored = (
+        (name, folded(name, value, model))
+        for name, value in weights
+        if not (model.tie_embeddings and name == HEAD)
+    )
     save_weights(folder, stored, DTYPES[form.dtype], family_named(model.architecture))
     settings = config_in_both_forms(hf_config(model, special, form.dtype))
     write_json(folder / "config.json", settings)
@@ -351,6 +357,7 @@ def export_card(
         "sliding window": model.describe_windows(),
         "norms": describe_norms(model),
         "activation and scales": describe_scales(model),
+        **parametrization_row(model),
         "positions": f"{model.max_seq_len:,}, {model.describe_positions()}",
         "attention": _documents_seen(begun),
         **({"fill in the middle": fim} if fim else {}),

@@ -11,6 +11,7 @@ import torch
 
 from model.families import family_named
 from model.families.folder import HFWeights, read_config
+from model.folding import unfolded
 from model.init import initial_value
 from model.network import Decoder
 from pretrain.branches.start import checkpoint_of_trunk, known_on_all_ranks
@@ -42,7 +43,7 @@ class InitialWeights:
         """Returns the full value of a parameter."""
         if self.weights is None:
             return initial_value(name, shape, self.config.model, self.config.seed)
-        return self.weights.read(name)
+        return unfolded(name, self.weights.read(name), self.config.model)
 
 
 @dataclass

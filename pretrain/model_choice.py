@@ -17,8 +17,11 @@ from model.config import ModelConfig
 CHOICE = "of_init_from"
 POSITIONS = ("max_seq_len", "rope_theta", "rope_scaling", "local_rope_theta")
 """Keys of the model that may differ from those of `init_from`."""
-IGNORED = ("name", "init", "initializer_range")
-"""Keys of the model without effect on weights that exist."""
+IGNORED = (
+    *("name", "init", "initializer_range"),
+    *("parametrization", "base_hidden_size", "base_num_layers", "base_head_dim"),
+)
+"""Keys of the model without effect on what weights that exist compute (`model.folding`)."""
 ROUNDING = 1e-6
 """Relative difference up to which two floats are the same. That of float32 is 6e-8."""
 

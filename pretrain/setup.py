@@ -19,6 +19,7 @@ from data_pipeline.sampling.recipe import StagePlan
 from data_pipeline.store.corpus import open_corpus
 from data_pipeline.store.manifest import FILE, Manifest
 from model.network import Decoder, build_meta
+from model.parametrization import parametrization_of
 from pretrain.attention_choice import attention_key, choose_attention
 from pretrain.branches import trunk as branch
 from pretrain.checkpoints import find
@@ -178,7 +179,9 @@ def build_model(
     model = build_meta(config.model, attention)
     parallelize(model, layout, config.parallel, config.precision)
     state.materialize(model, device)
-    optimizer = build_optimizer(model, config.optim, compute_dtype(config.precision))
+    optimizer = build_optimizer(
+        model, config.optim, compute_dtype(config.precision), parametrization_of(config.model)
+    )
     state.load(model, optimizer)
     return model, optimizer
 

@@ -13,6 +13,7 @@ from data_pipeline.store.manifest import Manifest
 from eval.report.run_folder import Record, RunFolder
 from model.config import ModelConfig
 from model.flops import FLOP_CONVENTION
+from model.parametrization import parametrization_row
 from model.rope_scaling import RopeScaling
 from pages.svg import short_number
 
@@ -205,6 +206,7 @@ def lineage(
         ("data", f"{manifest.name}, fingerprint {env['data_fingerprint']}"),
         ("tokenizer", f"{manifest.vocab_size:,} ids, sha256 {env['tokenizer_fingerprint']}"),
         *([("continued from", run.origin)] if run.origin else []),
+        *parametrization_row(run.model).items(),
         ("order of samples", f"seed {run.config['seed']}, fingerprint {env['order_fingerprint']}"),
         ("hardware", f"{env['world_size']} x {env['device']}, threads each: {env['threads']}"),
         ("platform", f"{env['platform']}, Python {env['python']}"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from conf.text import GIB, format_bytes, format_duration
 from launch.plan.outlook import DAY_SECONDS, Estimate, LayoutOutlook, Outlook
 from model.flops import matmul_parameters, parameters
+from model.parametrization import parametrization_row
 from pretrain.planning.memory import CONFIDENCE, Memory, shown_parts
 
 EXACT, MEASURED, ASSUMED, CHOSEN = "exact", "measured", "assumed", "chosen"
@@ -108,6 +109,7 @@ def totals(outlook: Outlook) -> list[tuple[str, str, str]]:
             f"{parameters(model):,} ({matmul_parameters(model):,} in matrix products)",
             EXACT,
         ),
+        *((name, text, EXACT) for name, text in parametrization_row(model).items()),
         ("tokens", f"{outlook.plan.total_tokens:,} in {outlook.plan.total_steps:,} steps", EXACT),
         ("tokens/s", format_range(rate, ",.0f"), speed),
         ("- per GPU", format_range(rate.map(lambda r: r / cluster.world_size), ",.0f"), speed),

@@ -8,6 +8,8 @@ trainer, the memory plan and the checkpoints need no changes. `normuon.py` is a 
     groups: {embeddings: {match: "embed_tokens.*", lr_scale: 0.1, weight_decay: 0.0}}
 
 the embedding has a tenth of the learning rate that `schedule.py` computes, and no weight decay.
+With `model.parametrization=completep`, the settings of a group are those of the base model, and are
+scaled for each parameter (`model.parametrization`).
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from conf.errors import InputError, one_of
 from conf.options import read_options
+from model.parametrization import STANDARD, Parametrization
+from model.parametrization import is_block_matrix as is_block_matrix
 from pretrain.config import OptimConfig
 
 if TYPE_CHECKING:
@@ -45,19 +49,31 @@ class Optimizer:
         of the run's matrix products.
     state_bytes: function (name, shape, held) -> bytes of state that a rank keeps for a parameter of
         this shape, of which the rank holds `held` elements.
+    orthogonalizes: function (name, number of dimensions) -> whether the updates of a parameter are
+        orthogonalized, so that they transfer over widths as Muon's do (`model.parametrization`).
     """
 
     options: type
     build: Callable[[list[ParameterGroup], OptimConfig, Any, torch.dtype], torch.optim.Optimizer]
     state_bytes: Callable[[str, tuple[int, ...], int], int]
+    orthogonalizes: Callable[[str, int], bool] = lambda name, dimensions: False
+
+
+class Settings(NamedTuple):
+    """Settings of the optimizer for a parameter."""
+
+    lr_scale: float
+    weight_decay: float
+    eps: float
 
 
 @dataclass
 class ParameterGroup:
-    """A group of parameters that share a learning rate and a weight decay."""
+    """A group of parameters that share their settings."""
 
     lr_scale: float
     weight_decay: float
+    eps: float
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
 
     def as_dict(self, **settings: Any) -> dict[str, Any]:
@@ -66,6 +82,7 @@ class ParameterGroup:
             "params": list(self.parameters.values()),
             "lr_scale": self.lr_scale,
             "weight_decay": self.weight_decay,
+            "eps": self.eps,
             **settings,
         }
 
@@ -112,12 +129,14 @@ def check_optimizer(config: OptimConfig, dimensions: Mapping[str, int]) -> None:
             )
 
 
-def settings_of(name: str, dimensions: int, config: OptimConfig) -> tuple[float, float]:
-    """Returns the `lr_scale` and the weight decay of a parameter.
+def settings_of(
+    name: str, dimensions: int, config: OptimConfig, parametrization: Parametrization = STANDARD
+) -> Settings:
+    """Returns the settings of a parameter.
 
     Matrices have weight decay. Norms and the embedding have none unless the config says so. The
     head counts as a matrix, or as an embedding if it is tied. A group that matches the name
-    overrides these rules.
+    overrides these rules. The parametrization then scales all settings.
     """
     if dimensions == 1:
         decayed = config.decay_norms
@@ -125,38 +144,48 @@ def settings_of(name: str, dimensions: int, config: OptimConfig) -> tuple[float,
         decayed = config.decay_embeddings
     else:
         decayed = True
-    weight_decay = config.weight_decay if decayed else 0.0
-    group = config.groups.get(_first_match(name, config) or "")
-    if group is None:
-        return 1.0, weight_decay
-    return group.lr_scale, weight_decay if group.weight_decay is None else group.weight_decay
+    lr_scale, weight_decay = 1.0, config.weight_decay if decayed else 0.0
+    if (group := config.groups.get(_first_match(name, config) or "")) is not None:
+        lr_scale = group.lr_scale
+        weight_decay = weight_decay if group.weight_decay is None else group.weight_decay
+    orthogonalized = optimizer_of(config.name).orthogonalizes(name, dimensions)
+    scales = parametrization.update_scales(name, dimensions, orthogonalized)
+    return Settings(
+        lr_scale * scales.learning_rate,
+        weight_decay * scales.weight_decay,
+        config.eps * scales.eps,
+    )
 
 
-def parameter_groups(model: nn.Module, config: OptimConfig) -> list[ParameterGroup]:
-    """Returns the parameters of a model, grouped by learning rate and weight decay."""
-    groups: dict[tuple[float, float], ParameterGroup] = {}
+def parameter_groups(
+    model: nn.Module, config: OptimConfig, parametrization: Parametrization = STANDARD
+) -> list[ParameterGroup]:
+    """Returns the parameters of a model, grouped by their settings."""
+    groups: dict[Settings, ParameterGroup] = {}
     for name, parameter in model.named_parameters():
-        settings = settings_of(name, parameter.ndim, config)
+        settings = settings_of(name, parameter.ndim, config, parametrization)
         group = groups.setdefault(settings, ParameterGroup(*settings))
         group.parameters[name] = parameter
     return list(groups.values())
 
 
 def build_optimizer(
-    model: nn.Module, config: OptimConfig, dtype: torch.dtype | None = None
+    model: nn.Module,
+    config: OptimConfig,
+    dtype: torch.dtype | None = None,
+    parametrization: Parametrization = STANDARD,
 ) -> torch.optim.Optimizer:
     """Builds the optimizer for a model, whose parameters may be sharded.
 
-    dtype: dtype of the matrix products of the run; by default, that of the parameters.
+    Args:
+        model: The model.
+        config: The optimizer's config.
+        dtype: Dtype of the matrix products of the run; by default, that of the parameters.
+        parametrization: Scales of the model.
     """
-    groups = parameter_groups(model, config)
+    groups = parameter_groups(model, config, parametrization)
     dtype = dtype or next(model.parameters()).dtype
     return optimizer_of(config.name).build(groups, config, options_of(config), dtype)
-
-
-def is_block_matrix(name: str, dimensions: int) -> bool:
-    """Returns whether a parameter is a matrix in a block, which Muon and its variants update."""
-    return name.startswith("layers.") and dimensions == 2
 
 
 def _first_match(name: str, config: OptimConfig) -> str | None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -225,8 +225,7 @@ def split_matrices(groups: list[ParameterGroup]) -> list[dict[str, Any]]:
                 if is_block_matrix(name, parameter.ndim) == muon
             }
             if parameters:
-                part = ParameterGroup(group.lr_scale, group.weight_decay, parameters)
-                found.append(part.as_dict(muon=muon))
+                found.append(replace(group, parameters=parameters).as_dict(muon=muon))
     return found
 
 
@@ -240,4 +239,4 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-OPTIMIZER = Optimizer(MuonOptions, build, state_bytes)
+OPTIMIZER = Optimizer(MuonOptions, build, state_bytes, is_block_matrix)

@@ -85,4 +85,4 @@ def state_bytes(name: str, shape: tuple[int, ...], held: int) -> int:
     return muon.state_bytes(name, shape, held) + 4 * rows
 
 
-OPTIMIZER = Optimizer(NorMuonOptions, build, state_bytes)
+OPTIMIZER = Optimizer(NorMuonOptions, build, state_bytes, is_block_matrix)

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from model.config import ModelConfig
 from model.network import build_meta
+from model.parametrization import parametrization_of
 from pretrain.checks import check_layout
 from pretrain.config import OptimConfig, ParallelConfig
 from pretrain.hardware import compute_dtype
@@ -60,7 +61,8 @@ def state_bytes(
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
         model.tie()
-        optimizer = build_optimizer(model, optim, compute_dtype(precision))
+        scales = parametrization_of(config)
+        optimizer = build_optimizer(model, optim, compute_dtype(precision), scales)
         for parameter in model.parameters():
             parameter.grad = torch.empty_like(parameter)
         optimizer.step()
