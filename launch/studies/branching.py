@@ -12,6 +12,9 @@ from launch.studies.kind import TRUNK, StudyRun
 STAGE = "decay"
 """Name of the stage of a branch, as in conf/recipe/decay.yaml."""
 
+BUDGET = "budget"
+"""The value by which branches differ: their tokens."""
+
 
 def budget_runs(
     base: BaseCommand, run: StudyRun, budgets: Sequence[int], decay_fraction: float
@@ -61,7 +64,7 @@ def budget_runs(
                 f"recipe={STAGE}",
                 f"recipe.stages.{STAGE}.tokens={decays[budget] * batch}",
             ),
-            values=run.values | {"budget": budget},
+            values=run.values | {BUDGET: budget},
             role=run.role,
             trunk=trunk.name,
             trunk_tokens=fork,

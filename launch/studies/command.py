@@ -62,8 +62,14 @@ def study(config: StudyConfig) -> None:
         write_text(folder / FILE, yaml.safe_dump(keys, sort_keys=False))
         starter: Starter = Here(folder, nproc, lock)
         if config.on == SLURM:
-            job = SlurmConfig(config.cluster, config.nodes, nproc=nproc, time=config.time)
-            job.partition = config.partition
+            job = SlurmConfig(
+                cluster=config.cluster,
+                nodes=config.nodes,
+                nproc=nproc,
+                time=config.time,
+                partition=config.partition,
+                node_check=config.node_check,
+            )
             starter = Jobs(folder / "runs", job)
         try:
             with stopping():

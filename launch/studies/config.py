@@ -39,6 +39,7 @@ class StudyConfig:
     cluster: the name of a file in `conf/cluster`, or the path of any file; times are planned for
         its hardware, and jobs have its settings.
     nodes, time, partition: nodes, time limit and partition of each job on SLURM.
+    node_check: whether each job compares and times its nodes before the first step.
     wait: whether the command waits for the jobs on SLURM; without it, a later call continues.
     retry: whether runs that have failed start again.
     """
@@ -53,6 +54,7 @@ class StudyConfig:
     nodes: int = 1
     time: str | None = None
     partition: str | None = None
+    node_check: bool = True
     wait: bool = True
     retry: bool = False
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from statistics import mean, variance
 
 from conf.errors import InputError
 from launch.slurm.sweep import points_of
 from launch.studies.base_command import BaseCommand
-from launch.studies.branching import budget_runs
+from launch.studies.branching import BUDGET, budget_runs
 from launch.studies.kind import FIT, Finding, RunResult, StudyKind, StudyRun, Table
+from pages.svg import short_number
 
 CERTAIN_ERRORS = 2.0
 """Standard errors of a difference above which the text calls it more than noise."""
@@ -70,35 +71,57 @@ class Study(StudyKind):
 
     def finding(self, base: BaseCommand, results: Sequence[RunResult]) -> Finding:
         """Returns the combination with the lowest held-out loss, and how certain that is."""
-        groups = sorted(grouped(results), key=lambda group: group.loss)
-        if not groups:
+        compared = [result for result in results if result.run.role == FIT]
+        if not compared:
             raise InputError("study: no run has finished, so nothing can be compared.")
-        best = groups[0]
-        numbers = {
-            "best": best.label,
-            "loss": best.loss,
-            "groups": [{"values": g.label, "losses": g.losses} for g in groups],
+        budgets = sorted({int(result.run.values.get(BUDGET, 0)) for result in compared})
+        found = {
+            budget: grouped([r for r in compared if int(r.run.values.get(BUDGET, 0)) == budget])
+            for budget in budgets
         }
-        tables = [_table(groups)]
-        if len(groups) == 1:
-            decision = f"The only combination reaches a held-out loss of {best.loss:.4f}."
-            return Finding(decision, tables=tables, numbers=numbers)
-        gap = groups[1].loss - best.loss
-        decision = (
-            f"{best.label} is best: its held-out loss of {best.loss:.4f} nats per token is "
-            f"{gap:.4f} lower than that of {groups[1].label}, {certainty(groups)}."
+        decision, *facts = (
+            sentence_of(found[budget], f"At {short_number(budget)} tokens, " if budget else "")
+            for budget in reversed(budgets)
         )
-        return Finding(decision, tables=tables, numbers=numbers | {"gap": gap})
+        return Finding(
+            decision,
+            facts=facts,
+            tables=[_table(found[budget], budget) for budget in reversed(budgets)],
+            numbers={
+                "comparisons": [
+                    {
+                        "budget": budget or None,
+                        "best": groups[0].label,
+                        "groups": [asdict(group) | {"loss": group.loss} for group in groups],
+                    }
+                    for budget, groups in found.items()
+                ]
+            },
+        )
+
+
+def sentence_of(groups: Sequence[Group], start: str) -> str:
+    """Returns the sentence about the best of the groups, which are sorted by their loss."""
+    best = groups[0]
+    if len(groups) == 1:
+        text = f"{best.label} is the only combination: its held-out loss is {best.loss:.4f}."
+    else:
+        text = (
+            f"{best.label} is best: its held-out loss of {best.loss:.4f} nats per token is "
+            f"{groups[1].loss - best.loss:.4f} lower than that of {groups[1].label}, "
+            f"{certainty(groups)}."
+        )
+    return start + text
 
 
 def grouped(results: Sequence[RunResult]) -> list[Group]:
-    """Returns the losses of the runs that are compared, by their values without the seed."""
+    """Returns the losses of runs by their values without the seed, the lowest mean first."""
     losses: dict[str, list[float]] = defaultdict(list)
     for result in results:
-        if result.run.role == FIT:
-            values = {key: value for key, value in result.run.values.items() if key != "seed"}
-            losses[", ".join(f"{k}={v}" for k, v in values.items()) or "base"].append(result.loss)
-    return [Group(label, tuple(found)) for label, found in losses.items()]
+        parts = [f"{k}={v}" for k, v in result.run.values.items() if k not in ("seed", BUDGET)]
+        losses[", ".join(parts) or "the base command"].append(result.loss)
+    groups = [Group(label, tuple(found)) for label, found in losses.items()]
+    return sorted(groups, key=lambda group: group.loss)
 
 
 def standard_error(groups: Sequence[Group]) -> float | None:
@@ -124,7 +147,7 @@ def certainty(groups: Sequence[Group]) -> str:
     return f"{times}, {'more than' if ratio > CERTAIN_ERRORS else 'not distinguishable from'} noise"
 
 
-def _table(groups: Sequence[Group]) -> Table:
+def _table(groups: Sequence[Group], budget: int) -> Table:
     rows = [
         [
             group.label,
@@ -135,7 +158,8 @@ def _table(groups: Sequence[Group]) -> Table:
         for group in groups
     ]
     columns = ["values", "held-out loss", "above the best", "seeds"]
-    return Table("Combinations, best first", columns, rows)
+    after = f" after {short_number(budget)} tokens" if budget else ""
+    return Table(f"Combinations{after}, best first", columns, rows)
 
 
 def _name(values: dict[str, float | int | str], with_seed: bool) -> str:

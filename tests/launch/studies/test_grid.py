@@ -35,7 +35,19 @@ def test_the_lowest_mean_wins_by_its_distance_in_standard_errors():
         "rate=0.2 is best: its held-out loss of 2.1000 nats per token is 1.0000 lower than that of "
         "rate=0.1, 7.1 standard errors of that difference, more than noise."
     )
-    assert found.numbers["gap"] == pytest.approx(1.0)
+    assert found.numbers["comparisons"][0]["best"] == "rate=0.2"
+
+
+def test_budgets_are_compared_each_on_its_own_and_the_largest_decides():
+    losses = {("a", 1000): 3.0, ("b", 1000): 2.0, ("a", 4000): 1.5, ("b", 4000): 1.6}
+    runs = [
+        RunResult(StudyRun(f"{x}-{n}", (), {"x": x, "budget": n}), 1, 1, 1, 1.0, 1.0, loss)
+        for (x, n), loss in losses.items()
+    ]
+    base = BaseCommand([], Path("study"), cluster_of("laptop", 1, 1))
+    found = kind_of({"kind": "grid"}).finding(base, runs)
+    assert found.decision.startswith("At 4k tokens, x=a is best: its held-out loss of 1.5000")
+    assert found.facts[0].startswith("At 1k tokens, x=b is best")
 
 
 def test_noise_is_called_noise():
