@@ -85,12 +85,17 @@ def read_front_matter(folder: Path) -> dict[str, Any]:
     """Returns the metadata of the card in a folder, {} if there is none that can be read."""
     path = folder / CARD
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    found = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.S)
     try:
-        metadata = yaml.safe_load(found[1]) if found else None
+        metadata = yaml.safe_load(split_front_matter(text)[0])
     except yaml.YAMLError:
         metadata = None
     return metadata if isinstance(metadata, dict) else {}
+
+
+def split_front_matter(text: str) -> tuple[str, str]:
+    """Returns the YAML of a card's front matter, empty if there is none, and the rest of it."""
+    found = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.S)
+    return (found[1], text[found.end() :]) if found else ("", text)
 
 
 def inherited_metadata(folder: Path) -> dict[str, Any]:

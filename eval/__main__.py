@@ -58,6 +58,12 @@ COMMANDS = {
         run="eval.chat.serve:serve",
         summary="serves an OpenAI-compatible endpoint and a web page to chat with it",
     ),
+    "publish": Command(
+        config="publish",
+        schema="eval.publish.config:PublishConfig",
+        run="eval.publish.publish:publish",
+        summary="puts a model and steps of its training on the Hugging Face Hub",
+    ),
     "report": Command(
         config="report",
         schema="eval.report.config:ReportConfig",

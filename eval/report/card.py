@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,20 +75,21 @@ def header(folder: Path, content: Content, results: Content | None) -> str:
     metadata: Content = CardConfig().metadata(read_front_matter(folder))
     scores = scores_of(folder, results)
     if scores:
-        metadata["model-index"] = [
-            {
-                "name": content["name"],
-                "results": [
-                    {
-                        "task": {"type": "text-generation"},
-                        "dataset": {"name": task, "type": task},
-                        "metrics": [{"type": metric.split(",")[0], "value": value}],
-                    }
-                    for task, metric, value in scores
-                ],
-            }
-        ]
+        metadata["model-index"] = model_index(content["name"], scores)
     return front_matter(metadata)
+
+
+def model_index(name: str, scores: Sequence[tuple[str, str, float]]) -> list[Content]:
+    """Returns the `model-index` of a card, from the (task, metric, value) of each score."""
+    results = [
+        {
+            "task": {"type": "text-generation"},
+            "dataset": {"name": task, "type": task},
+            "metrics": [{"type": metric.split(",")[0], "value": value}],
+        }
+        for task, metric, value in scores
+    ]
+    return [{"name": name, "results": results}]
 
 
 def scores_of(folder: Path, results: Content | None) -> list[tuple[str, str, float]]:

@@ -69,6 +69,7 @@ READS: dict[str, tuple[str, ...]] = {
     "CompareConfig": ("results",),
     "PublishedConfig": (),
     "FetchConfig": (),
+    "PublishConfig": ("model", "results", "run"),
     "PerplexityConfig": ("model", "data"),
     "GenerateConfig": ("model", "prompts_file"),
     "ChatConfig": ("model",),

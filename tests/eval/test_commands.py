@@ -23,6 +23,7 @@ REFUSED = {
     "serve": ("model=no/where/deep", "model=no/where/deep: the folder has no config.json"),
     "compare": ("results=[nowhere]", "results=nowhere: the file does not exist"),
     "published": ("suite=nowhere", "suite=nowhere: unknown choice (known: danube3_academic"),
+    "publish": ("model=no/where repo=me/it", "model=no/where: the folder does not exist"),
     "fetch": ("tasks=no/where", "tasks=no/where: the folder does not exist"),
 }
 
@@ -30,7 +31,11 @@ REFUSED = {
 @pytest.mark.parametrize("name", COMMANDS)
 def test_missing_inputs_are_named(command, tmp_path, name):
     arguments, sentence = REFUSED[name]
-    out = [] if name in ("fetch", "chat", "serve", "published") else [f"out={tmp_path / 'out'}"]
+    out = (
+        []
+        if name in ("fetch", "chat", "serve", "publish", "published")
+        else [f"out={tmp_path / 'out'}"]
+    )
     done = command("eval", name, *arguments.split(), *out)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
