@@ -39,7 +39,7 @@ RUN = [
     *("~recipe.stages.long", "recipe.global_batch_tokens=1024", "recipe.stages.short.seq_len=64"),
     *("recipe.stages.short.tokens=32768", "optim=adamw_demo", "optim.warmup_tokens=4096"),
     *("parallel.micro_batch_tokens=1024", "parallel.compile=false", "validation.tokens=2048"),
-    *("validation.every_steps=8", "checkpoint.every_steps=10", "checkpoint.wait_seconds=0"),
+    *("validation.every_steps=8", "checkpoint.every_steps=4"),
 ]
 CLUSTER = """\
 name: lab
@@ -78,6 +78,7 @@ class Attempts:
         self.words += [*options, "--", *RUN, f"data.folder={corpus}"]
         self.starts = 0
         self.on_slurm = "on=slurm" in options
+        self.own = f"run_dir={out}/".encode()
         self.process = self.start()
 
     def start(self) -> subprocess.Popen[bytes]:
@@ -97,26 +98,18 @@ class Attempts:
         return code in (None, -signal.SIGKILL, 85)
 
     def ranks(self) -> list[int]:
-        """Returns the processes that train a run, which the study or a job has started."""
+        """Returns the first processes of the runs that the study or its jobs have started."""
         found = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                words = path.read_bytes().split(b"\0")
-            except OSError:
+            words = words_of(path)
+            if not (b"pretrain" in words and any(w.startswith(self.own) for w in words)):
                 continue
-            if self.parent_of(path.parent) in (1, None) and not self.on_slurm:
-                continue  # it still ends after an earlier kill
-            own = any(word.startswith(f"run_dir={self.out}/".encode()) for word in words)
-            if own and b"pretrain" in words and b"torch.distributed.run" not in words:
+            above = parent_of(path.parent)
+            starter = words_of(Path(f"/proc/{above}/cmdline"))
+            started_here = above == self.process.pid
+            if started_here or (self.on_slurm and b"torch.distributed.run" in starter):
                 found.append(int(path.parent.name))
         return found
-
-    def parent_of(self, folder: Path) -> int | None:
-        """Returns the parent of a process in /proc, or None if it has ended."""
-        try:
-            return int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            return None
 
     def jobs(self) -> list[str]:
         """Returns the numbers of all jobs of the study that run."""
@@ -152,18 +145,34 @@ class Attempts:
         return what
 
 
+def words_of(path: Path) -> list[bytes]:
+    """Returns the words of a command line in /proc, or [] if the process has ended."""
+    try:
+        return path.read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def parent_of(folder: Path) -> int | None:
+    """Returns the parent of a process in /proc, or None if it has ended."""
+    try:
+        return int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
 def finish(attempts: Attempts, draw: random.Random, kills: int, slurm: bool) -> dict[str, Any]:
     """Lets a study end, with a number of kills, and returns what happened."""
     began = time.monotonic()
     killed: Counter[str] = Counter()
-    pause = draw.uniform(2, 20)
+    pause = draw.uniform(2, 40)
     while attempts.keep_running():
         time.sleep(POLL_SECONDS)
         pause -= POLL_SECONDS
         if pause <= 0 and sum(killed.values()) < kills:
             hit = attempts.kill(draw, slurm)
             killed.update([hit] if hit else [])
-            pause = draw.uniform(2, 20) if hit else 1.0
+            pause = draw.uniform(2, 40) if hit else 1.0
         if time.monotonic() - began > LIMIT_SECONDS:
             attempts.process.terminate()
             raise SystemExit(f"{attempts.out}: the study has not ended after {LIMIT_SECONDS} s.")

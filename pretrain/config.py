@@ -224,7 +224,8 @@ class CheckpointConfig:
     keep_last: number of newest checkpoints kept on disk.
     keep_every: interval in steps; checkpoints at its multiples are kept permanently. 0 for none.
     keep_best: number of checkpoints with the lowest held-out loss that are kept too.
-    keep_steps: steps that are saved and kept permanently, such as those of later branches.
+    keep_steps: steps that are saved and kept permanently, such as those of later branches; a run
+        that cannot save one of them ends.
     asynchronous: whether files are written while training continues.
     wait_seconds: time that a save waits for an earlier save before it is skipped.
     timeout_minutes: time after which a writer counts as hung and is killed.

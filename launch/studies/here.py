@@ -73,7 +73,9 @@ class Here:
             code = process.poll()
             if code is not None:
                 del self.processes[name]
-                ended[name] = (128 - code if code < 0 else code), last_line(self.log(name))
+                killed = code < 0
+                cause = f"killed by signal {-code}" if killed else last_line(self.log(name))
+                ended[name] = (128 - code if killed else code), cause
         return ended
 
     def stop(self) -> None:

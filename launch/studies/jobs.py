@@ -32,10 +32,9 @@ class Jobs:
         self.submitted: set[str] = set()
 
     def active(self, names: list[str]) -> set[str]:
-        """Returns the names of the runs whose job is pending or running."""
-        found = {name for name in names if active_jobs(self.folder / name)}
-        self.submitted |= found
-        return found
+        """Returns the names of the runs whose job has not been reported as ended."""
+        self.submitted |= {name for name in names if active_jobs(self.folder / name)}
+        return set(self.submitted)
 
     def start(self, command: RunCommand) -> str:
         """Submits the job of a run, and returns its number and the path of its log."""

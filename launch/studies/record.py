@@ -7,14 +7,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from conf.errors import EXIT_REQUEUE
+from conf.errors import EXIT_CHECKPOINT, EXIT_REQUEUE
 from conf.files import write_text
 from launch.slurm.verdict import FINAL, newest_step
 from launch.training import outcome
 
 FILE = "runs.json"
-MAX_STARTS = 3
+MAX_STARTS = 5
 """Number of starts in a row without a new checkpoint after which a run has failed."""
+
+
+def is_final(code: int) -> bool:
+    """Returns True for an exit code after which another start will not help.
+
+    A checkpoint that cannot be saved may be saved by the next start.
+    """
+    return code in FINAL and code != EXIT_CHECKPOINT
 
 
 @dataclass
@@ -75,7 +83,7 @@ class Records:
         record, step = self.of(name), newest_step(run_dir)
         record.starts = 1 if step != record.step else record.starts + 1
         record.step = step
-        if ended["code"] in FINAL or (
+        if is_final(ended["code"]) or (
             ended["code"] != EXIT_REQUEUE and record.starts >= MAX_STARTS
         ):
             record.code, record.cause = ended["code"] or code, str(ended["cause"])

@@ -11,7 +11,9 @@ from typing import Any
 from launch.studies.base_command import BaseCommand, non_embedding
 from launch.studies.commands import RunCommand
 from launch.studies.kind import RunResult, SourceLoss
+from launch.training import outcome
 from model.flops import flops_per_token, parameters
+from pretrain.health.outcome import FINISHED
 
 Record = dict[str, Any]
 STARTS = ("start", "branch", "resume")
@@ -28,11 +30,9 @@ def read_records(run_dir: Path) -> list[Record]:
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Returns True if a run has completed the last step of its recipe."""
-    return any(
-        record["kind"] == "event" and record["event"] == "finish"
-        for record in read_records(run_dir)
-    )
+    """Returns True if a run has completed the last step of its recipe and saved it."""
+    ended = outcome(run_dir)
+    return ended is not None and ended["code"] == 0 and ended["cause"] == FINISHED
 
 
 def used_seconds(run_dir: Path) -> float:
@@ -66,8 +66,7 @@ def result_of(base: BaseCommand, commands: dict[str, RunCommand], name: str) -> 
     """Returns the result of a run, or None if it has not finished."""
     command, records = commands[name], read_records(base.run_dir(name))
     validations = list(_of_kind(records, "validation"))
-    finished = any(record["event"] == "finish" for record in _of_kind(records, "event"))
-    if not finished or not validations:
+    if not validations or not is_finished(base.run_dir(name)):
         return None
     model, last = command.settings.model, validations[-1]
     scored = list(_of_kind(records, "eval"))

@@ -12,12 +12,11 @@ from typing import Any, Protocol
 
 from conf.errors import EXIT_REQUEUE, InputError, RunAborted
 from conf.renamed import load_run_config
-from launch.slurm.verdict import FINAL
 from launch.studies.base_command import BaseCommand
 from launch.studies.commands import RunCommand, commands_of
 from launch.studies.costs import Cost, Costs, total
 from launch.studies.kind import RunResult, StudyKind
-from launch.studies.record import Records
+from launch.studies.record import Records, is_final
 from launch.studies.results import is_finished, result_of
 from launch.training import outcome
 from pretrain.health.changes import settings as dotted
@@ -154,14 +153,18 @@ class Study:
     def _finish_round(self, starter: Starter, jobs: int, wait: bool) -> None:
         for name in self.missing:
             ended = outcome(self.base.run_dir(name))
-            if ended is not None and ended["code"] in FINAL:  # while no study looked
+            if ended is not None and is_final(ended["code"]):  # while no study looked
                 self.records.ended(name, self.base.run_dir(name), ended["code"], "")
         while self.missing:
             active, started = starter.active(self.missing), False
             for name in self.missing:
                 if len(active) >= jobs or (self.folder / STOP).exists():
                     break
-                if name not in active and self._is_ready(name):
+                if name in active or not self._is_ready(name):
+                    continue
+                if is_finished(self.base.run_dir(name)):  # since its result was last read
+                    self._end(name, 0, "")
+                else:
                     print(f"{self._count()} {name}: {self._start(starter, name)}", flush=True)
                     active, started = starter.active(self.missing), True
             if not (active or started) or not wait:

@@ -84,8 +84,8 @@ class Checkpoints(Hook):
         often = self.config.short_lived_every_steps
         if lasting or (often and trainer.step % often == 0):
             self.save(trainer, short_lived=not lasting, patient=needed)
-        if last or (self.saved == trainer.step and not self.config.asynchronous):
-            self.finish(trainer, must_succeed=last)
+        if needed or (self.saved == trainer.step and not self.config.asynchronous):
+            self.finish(trainer, must_succeed=needed)
 
     def before_rewind(self, trainer: TrainerView) -> None:
         """Waits for the pending save, since the rewind may load that checkpoint."""
@@ -137,8 +137,10 @@ class Checkpoints(Hook):
         problem = self.saver.common_outcome()
         self._report(trainer)
         if must_succeed and (problem is not None or self.saved != trainer.step):
+            is_last = trainer.step == trainer.plan.total_steps
             raise CheckpointError(
-                f"{trainer.checkpoints} has no checkpoint of the last step, {trainer.step}, "
+                f"{trainer.checkpoints} has no checkpoint of "
+                f"{'the last step, ' if is_last else 'step '}{trainer.step}, "
                 f"because saving failed ({problem or 'an earlier save hangs'}). Correct the cause "
                 "and run the same command again; it resumes from the previous checkpoint."
             )

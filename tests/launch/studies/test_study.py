@@ -11,6 +11,7 @@ from conf.errors import EXIT_GAVE_UP, EXIT_REQUEUE, InputError, RunAborted
 from launch.studies.command import study as study_command
 from launch.studies.config import StudyConfig
 from launch.studies.page import render_study
+from launch.studies.record import MAX_STARTS
 from launch.studies.tables import write_results
 from tests.launch.studies.conftest import write_run
 
@@ -85,9 +86,9 @@ def test_a_run_that_was_killed_continues_and_the_table_is_the_same(make):
 
 def test_a_run_that_fails_for_good_does_not_end_the_study(make):
     stuck, gone = (5, 137), (2, EXIT_GAVE_UP)
-    place = Place({NAMES[0]: [stuck, stuck, stuck], NAMES[1]: [gone]})
+    place = Place({NAMES[0]: [stuck] * MAX_STARTS, NAMES[1]: [gone]})
     study = make(**RATES)
-    assert run(study, place) == [NAMES[0]] * 3 + NAMES[1:]
+    assert run(study, place) == [NAMES[0]] * MAX_STARTS + NAMES[1:]
     assert study.failed == NAMES[:2]
     assert table(study)[NAMES[1]]["code"] == str(EXIT_GAVE_UP)
     assert f"Run {NAMES[0]} failed with exit code 137 (it broke)" in render_study(study)
