@@ -66,7 +66,7 @@ install: $(INSTALLED)
 $(INSTALLED): setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
-	$(BIN)/python -m pip install --quiet -c constraints.txt "torch" -e ".[clean,web,s3,fp8,tensorboard,finetune,eval,chat,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt "torch" -e ".[clean,web,s3,fp8,tensorboard,finetune,eval,chat,gguf,dev]"
 	rm -f $(VENV)/installed-*
 	touch $@
 

@@ -15,6 +15,11 @@ EXTRAS = {
     "finetune": ["transformers>=5.20", "trl>=1.16", "peft>=0.21", "accelerate>=1.15"],
     "eval": ["transformers>=5.20", "lm-eval[hf]>=0.4.13"],
     "chat": ["transformers[serving]>=5.20", "openai>=2.0", "gradio>=6.0"],
+    # xllamacpp contains llama.cpp, 34 MB.
+    "gguf": [
+        *("gguf>=0.17", "transformers>=5.20"),
+        "xllamacpp>=2026.10; sys_platform == 'linux'",
+    ],
     "fp8": ["torchao>=0.18"],
     "tensorboard": ["tensorboard>=2.19"],
     "cuda": ["flash-attn>=2.8", "torchao>=0.18", "nvidia-ml-py>=12.560"],

@@ -170,6 +170,16 @@ QUALITY = Kind(
     lambda path: {"format", "buckets", "most_chars"} <= (_first_row(path) or set()),
 )
 CARD = Kind("a model card", is_own_card)
+GGUF_ORIGIN = "headwater.model"
+"""Key in the metadata of a GGUF file with the name of the folder that it was made from."""
+
+
+def _is_gguf(path: Path) -> bool:
+    head = _head(path)
+    return head.startswith("GGUF") and GGUF_ORIGIN in head
+
+
+GGUF = Kind("a GGUF file", _is_gguf)
 PREPARATION_PLAN = _json_with("a plan of a preparation", "preparation_plan", "array")
 
 TEACHER_CACHE = Kind(

@@ -93,13 +93,22 @@ class Output:
             yield new
             self._put(new)
 
-    def write(self, content: str | bytes) -> None:
-        """Writes the output file either completely or not at all."""
+    @contextmanager
+    def file(self) -> Iterator[Path]:
+        """Yields the path of a file to write, which becomes the output on exit.
+
+        An error leaves no output. Other files in the same folder are removed.
+        """
         self.check()
         with self._errors_as_sentences(), files.staging(self.path) as staging:
             new = staging / files.NEW
-            new.write_bytes(content.encode() if isinstance(content, str) else content)
+            yield new
             self._put(new)
+
+    def write(self, content: str | bytes) -> None:
+        """Writes the output file either completely or not at all."""
+        with self.file() as new:
+            new.write_bytes(content.encode() if isinstance(content, str) else content)
 
     def put(self, made: Path) -> None:
         """Renames a finished folder to the output's path, which must be on the same file system.

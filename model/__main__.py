@@ -1,4 +1,4 @@
-"""The command line `python -m model inspect|remap_vocab key=value ...`."""
+"""The command line `python -m model inspect|remap_vocab|gguf key=value ...`."""
 
 from conf.entry import Command, main
 
@@ -14,6 +14,12 @@ COMMANDS = {
         schema="model.remap_vocab:RemapVocabConfig",
         run="model.remap_vocab:remap_vocab",
         summary="replaces a model's tokenizer and keeps the embeddings of shared tokens",
+    ),
+    "gguf": Command(
+        config="gguf",
+        schema="model.gguf.command:GGUFConfig",
+        run="model.gguf.command:gguf",
+        summary="writes a model as a GGUF file for llama.cpp and programs built on it",
     ),
 }
 

@@ -22,6 +22,7 @@ NEEDED_BY = {
     "eval": "eval lm_eval, perplexity, generate, report; evaluation.tasks",
     "chat": "eval serve, eval chat page, launch ui",
     "tensorboard": "logger=tensorboard",
+    "gguf": "GGUF files and llama.cpp",
     "fp8": "precision=fp8 and fp8_rowwise",
     "cuda": "FlashAttention, fp8 and the energy of GPUs",
     "dev": "make test, make lint",

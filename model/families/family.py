@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from conf.errors import InputError
 from model.families.fields import Fields
+from model.families.gguf import Graph
 from model.families.hf_rope import read_rope, write_scaling
 
 OPTIONAL_FEATURES: Fields = {
@@ -116,6 +117,16 @@ class Family:
     def rope_from_hf(self, config: Mapping[str, Any]) -> Fields:
         """Returns the rotary positions as fields of `ModelConfig`, from those of a config.json."""
         return read_rope(config, self.default_theta)
+
+    def gguf(self, model: Mapping[str, Any]) -> Graph:
+        """Returns the graph of llama.cpp that computes the model.
+
+        Raises InputError if there is none.
+        """
+        raise InputError(
+            f"model.architecture={model['architecture']}: llama.cpp does not have this family. "
+            "Serve the folder with transformers or vLLM."
+        )
 
     def hf_name(self, name: str) -> str:
         """Returns the name of a decoder's parameter in the family's checkpoints."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from conf.errors import InputError
 from model.families.family import Family
 from model.families.fields import Fields
+from model.families.gguf import Graph
 from model.families.hf_rope_kinds import check_kinds, read_kinds, write_kinds
 from model.families.layer_types import FULL, SLIDING, types_of, windows_of
 
@@ -107,3 +108,7 @@ class Gemma3(Family):
     def rope_from_hf(self, config: Mapping[str, Any]) -> Fields:
         """Returns the positions of both kinds of layers as fields of `ModelConfig`."""
         return read_kinds(config, self.default_theta, config["rope_local_base_freq"])
+
+    def gguf(self, model: Mapping[str, Any]) -> Graph:
+        """Returns the graph of llama.cpp that computes the model."""
+        return Graph("gemma3", has_windows=True, caps_logits=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from model.families.family import Family
 from model.families.fields import Fields
+from model.families.gguf import LLAMA, Graph
 
 
 class Mistral(Family):
@@ -23,3 +24,7 @@ class Mistral(Family):
     def from_hf(self, config: Mapping[str, Any]) -> Fields:
         """Returns the sliding window as a field of `ModelConfig`."""
         return {"sliding_window": config["sliding_window"]}
+
+    def gguf(self, model: Mapping[str, Any]) -> Graph:
+        """Returns the graph of llama.cpp that computes the model, which has no windows."""
+        return LLAMA

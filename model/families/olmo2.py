@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from model.families.family import Family
 from model.families.fields import Fields
+from model.families.gguf import Graph
 
 
 class Olmo2(Family):
@@ -30,3 +31,9 @@ class Olmo2(Family):
     def from_hf(self, config: Mapping[str, Any]) -> Fields:
         """Returns the order of norms and the QK-norm, which all models of the class have."""
         return dict(self.fixed)
+
+    def gguf(self, model: Mapping[str, Any]) -> Graph:
+        """Returns the graph of llama.cpp that computes the model."""
+        return Graph(
+            "olmo2", has_windows=True, local_yarn=True, shares_head=False, splits_hidden=True
+        )

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from model.families.family import Family
 from model.families.fields import Fields
+from model.families.gguf import Graph
 from model.families.layer_types import FULL, SLIDING, types_of, windows_of
 
 
@@ -45,3 +46,7 @@ class Qwen2(Family):
             SLIDING if window is not None and layer >= first else FULL for layer in range(layers)
         ]
         return {**self.fixed, **windows_of(types, layers, window)}
+
+    def gguf(self, model: Mapping[str, Any]) -> Graph:
+        """Returns the graph of llama.cpp that computes the model, which has no windows."""
+        return Graph("qwen2", splits_hidden=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from model.families.fields import Fields
+from model.families.gguf import Graph
 from model.families.qwen2 import Qwen2
 
 
@@ -19,3 +20,7 @@ class Qwen3(Qwen2):
     def to_hf(self, model: Mapping[str, Any]) -> Fields:
         """Returns the sliding window, its layers, and the setting for biases: false."""
         return {"attention_bias": False, **super().to_hf(model)}
+
+    def gguf(self, model: Mapping[str, Any]) -> Graph:
+        """Returns the graph of llama.cpp that computes the model, which has no windows."""
+        return Graph("qwen3")

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from conf.errors import InputError
 from model.families.family import Family
 from model.families.fields import Fields
+from model.families.gguf import LLAMA, Graph
 from model.families.layer_types import FULL, SLIDING, types_of, windows_of
 from model.layer_pattern import layer_positions, rope_pattern
 
@@ -64,3 +65,9 @@ class SmolLM3(Family):
             "rope_pattern": rope_pattern([bool(layer) for layer in rotary[:layers]]),
             **windows_of(types, layers, window),
         }
+
+    def gguf(self, model: Mapping[str, Any]) -> Graph:
+        """Returns the graph of llama.cpp that computes the model, which has no windows."""
+        if model["rope_pattern"] is None:
+            return LLAMA
+        return Graph("smollm3", interleaved_rope=True, no_rope_every=4)
