@@ -177,10 +177,26 @@ class LlamaCpp:
         """Returns a conversation as the chat template writes it, up to the next answer."""
         return str(self.ask("/apply-template", {"messages": list(messages)})["prompt"])
 
-    def greedy(self, ids: Sequence[int], tokens: int, *, ignore_eos: bool = True) -> list[int]:
-        """Returns the likeliest continuation of a prompt, of at most `tokens` tokens."""
-        more = {"n_predict": tokens, "ignore_eos": ignore_eos, "return_tokens": True}
-        return list(self.ask("/completion", _greedy_body(ids) | more)["tokens"])
+    def greedy(
+        self,
+        ids: Sequence[int],
+        tokens: int,
+        *,
+        ignore_eos: bool = True,
+        forbidden: Sequence[int] = (),
+    ) -> list[int]:
+        """Returns the likeliest continuation of a prompt, of at most `tokens` tokens.
+
+        Args:
+            ids: The prompt.
+            tokens: Number of tokens, fewer at the end of the context.
+            ignore_eos: Whether tokens that end a text are not chosen.
+            forbidden: Ids that are not chosen either.
+        """
+        never = [[number, False] for number in forbidden]
+        more = {"n_predict": tokens, "ignore_eos": ignore_eos, "logit_bias": never}
+        answer = self.ask("/completion", _greedy_body(ids) | more | {"return_tokens": True})
+        return list(answer["tokens"])
 
     def log_probabilities(self, ids: Sequence[int]) -> list[float]:
         """Returns the log-probability of each token after those before it, without the first."""

@@ -1,4 +1,4 @@
-"""What llama.cpp knows of the families: the graphs that compute them, and its names of tokenizers.
+"""The graphs of llama.cpp that compute the families, and its names of tokenizers.
 
 Each adapter names the graph of a model (`Family.gguf`), or refuses it. A graph of llama.cpp has
 its features built in, and ignores all others silently.

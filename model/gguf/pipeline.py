@@ -1,4 +1,4 @@
-"""What a tokenizer does with a text before it merges, in the terms of llama.cpp."""
+"""The steps of a tokenizer before it merges, in the terms of llama.cpp."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class GGUFVocabulary:
     """The tokenizer of a model, in the terms of llama.cpp.
 
     Attributes:
-        model: `gpt2` for BPE on bytes, `llama` for SentencePiece's BPE.
+        model: Kind of the tokenizer: BYTE_LEVEL, or PIECES for BPE of SentencePiece.
         pre: Name of the pre-tokenizer.
         tokens: Spellings by id.
         types: Types by id, such as NORMAL.

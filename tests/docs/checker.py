@@ -51,6 +51,7 @@ READS: dict[str, tuple[str, ...]] = {
     "PairsConfig": ("corpus",),
     "WhereConfig": ("run",),
     "RemapVocabConfig": ("model", "tokenizer"),
+    "GGUFConfig": ("model",),
     "PretrainConfig": (
         *("data.folder", "init_from", "evaluation.tasks", "evaluation.task_folder"),
         "objective.teacher",
@@ -97,6 +98,7 @@ MAKES: dict[str, tuple[str, str]] = {
     "ImportConfig": ("out", "corpus:pile"),
     "QualityConfig": ("out", "file"),
     "RemapVocabConfig": ("out", "model"),
+    "GGUFConfig": ("out", "file"),
     "PretrainConfig": ("run_dir", "run"),
     "CheckpointsConfig": ("out", "model"),
     "ExportConfig": ("out", "model"),

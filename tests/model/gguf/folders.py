@@ -165,7 +165,7 @@ def make_folder(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> Path
 def family_config(family: str, **changes: Any) -> ModelConfig:
     """Returns a tiny config with the features that a family's exports have in other tests."""
     shape: dict[str, Any] = {**SHAPE, "vocab_size": 640, "hidden_size": 96, "architecture": family}
-    return tiny(**shape | FAMILIES[family].fixed | PATHS[family] | changes)
+    return tiny(**{**shape, **FAMILIES[family].fixed, **PATHS[family], **changes})
 
 
 def write_gguf(folder: Path, type: str = "f32") -> Path:
