@@ -106,8 +106,8 @@ class Attempts:
                 continue
             above = parent_of(path.parent)
             starter = words_of(Path(f"/proc/{above}/cmdline"))
-            started_here = above == self.process.pid
-            if started_here or (self.on_slurm and b"torch.distributed.run" in starter):
+            in_job = b"torch.distributed.run" in starter
+            if in_job if self.on_slurm else above == self.process.pid:
                 found.append(int(path.parent.name))
         return found
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from conf.errors import EXIT_FAILED
 from launch import training
 from launch.slurm.settings import SlurmConfig, read_cluster
@@ -38,7 +40,11 @@ class Jobs:
 
     def start(self, command: RunCommand) -> str:
         """Submits the job of a run, and returns its number and the path of its log."""
-        run = training.compose(list(command.overrides))
+        settings = command.settings
+        config = OmegaConf.to_yaml(OmegaConf.structured(settings))
+        run = training.Training(
+            list(command.overrides), config, settings.name, Path(settings.run_dir)
+        )
         job = submit_run(self.config, self.cluster, run)
         self.submitted.add(command.run.name)
         return f"job {job}, log {run.run_dir / 'slurm' / 'job.log'}"
