@@ -18,9 +18,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import linear_regression
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,30 +46,6 @@ class Point:
     hidden_size: int
     num_layers: int
     changes: dict[str, float]
-
-
-def resized(model: ModelConfig, hidden_size: int, num_layers: int, **changes: Any) -> ModelConfig:
-    """Returns a model of another size with the proportions and the head_dim of `model`."""
-    factor = hidden_size / model.hidden_size
-    return replace(
-        model,
-        hidden_size=hidden_size,
-        num_layers=num_layers,
-        num_heads=max(1, round(model.num_heads * factor)),
-        num_kv_heads=max(1, round(model.num_kv_heads * factor)),
-        intermediate_size=round(model.intermediate_size * factor),
-        **changes,
-    )
-
-
-def completep(model: ModelConfig, base: ModelConfig) -> ModelConfig:
-    """Returns a model with CompleteP, relative to a base model."""
-    return replace(
-        model,
-        parametrization="completep",
-        base_hidden_size=base.hidden_size,
-        base_num_layers=base.num_layers,
-    )
 
 
 def coordinate_check(

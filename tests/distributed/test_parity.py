@@ -68,6 +68,7 @@ LAYOUTS = {
     "cp2_tp2_gemma3": {"cp": 2, "tp": 2},
     "cp4_gemma3": {"cp": 4},
     "cp2_tp2_gated": {"cp": 2, "tp": 2},
+    "cp2_tp2_completep": {"cp": 2, "tp": 2},
     "cp2_wide": {"cp": 2},
     "cp4_wide": {"cp": 4},
 }
@@ -109,6 +110,13 @@ KINDS: dict[str, dict[str, Any]] = {
         "model__norm_order": "both",
         "model__qk_norm": "true",
         "model__head_gates": "true",
+    },
+    "completep": {
+        "model__parametrization": "completep",
+        "model__base_hidden_size": 24,
+        "model__base_num_layers": 3,
+        "model__base_head_dim": 6,
+        "optim__name": "muon",
     },
     "wide": {"model__sliding_window": 270},
 }

@@ -416,3 +416,12 @@ def test_the_size_of_a_cache_of_answers_is_stated():
     assert 258 * tokens < outlook.answer_bytes < 258.1 * tokens  # 64 ids, 65 codes of 2 bytes
     assert "258.0 bytes per token" in shown["teacher's answers, if cached"]
     assert make_outlook(config()).answer_bytes == 0
+
+
+def test_a_plan_says_the_parametrization():
+    known = {name: value for name, value, _ in tables.totals(make_outlook(config()))}
+    assert "parametrization" not in known
+    base = {"parametrization": "completep", "base_hidden_size": 640, "base_num_layers": 6}
+    scaled = replace(model("danube_1_8b"), **base)
+    shown = {name: value for name, value, _ in tables.totals(make_outlook(config(model=scaled)))}
+    assert shown["parametrization"].startswith("completep, base of 6 layers of 640 (width times 4")

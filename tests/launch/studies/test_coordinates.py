@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from launch.studies.coordinates import completep, coordinate_check, drawn, resized, slopes
+from launch.studies.coordinates import coordinate_check, drawn, slopes
+from launch.studies.shapes import completep, resized
 from model.config import ModelConfig
 from pretrain.config import OptimConfig
 
