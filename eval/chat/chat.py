@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from threading import Thread
 from typing import Any
@@ -17,6 +17,7 @@ from omegaconf import MISSING
 
 from conf.chat import text_of
 from conf.errors import InputError
+from eval.chat.llamacpp import LlamaCpp, find_file, is_gguf
 from eval.load_model import LoadedModel, load_model
 
 NEW = "/new"
@@ -28,7 +29,8 @@ Messages = list[dict[str, str]]
 class ChatConfig:
     """Configuration of `chat`.
 
-    model: a folder, a run, a checkpoint of a run, or a name on the Hub, with a chat template.
+    model: a folder, a run, a checkpoint of a run, or a name on the Hub, with a chat template; or a
+        GGUF file, which llama.cpp answers with.
     system: system prompt, null for none; some chat templates do not support one.
     temperature: sampling temperature; 0 for greedy decoding.
     top_p: total probability of the likeliest tokens to sample from; 1 for all tokens.
@@ -63,17 +65,45 @@ def chat(config: ChatConfig) -> None:
         InputError: the model is not found, or its chat template is missing or does not support the
             system prompt.
     """
+    if is_gguf(config.model):
+        with LlamaCpp(find_file(config.model)) as server:
+            if not server.has_template():
+                raise no_template(config.model)
+            converse(config, lambda messages: server.answer(messages, **sampling(config)))
+        return
     import torch
 
     loaded = load_model(config.model, config.dtype, config.device)
     if not loaded.tokenizer.chat_template:
-        raise InputError(
-            f"model={config.model}: the model has no chat template. Tune it first (python -m "
-            "finetune sft)."
-        )
-    first = system_turn(config.system)
-    check_system_turn(loaded, first)
+        raise no_template(config.model)
+    check_system_turn(loaded, system_turn(config.system))
     torch.manual_seed(config.seed)
+    converse(config, lambda messages: stream_answer(loaded, messages, config))
+
+
+def no_template(model: str) -> InputError:
+    """Returns the error for a model without a chat template."""
+    return InputError(
+        f"model={model}: the model has no chat template. Tune it first (python -m finetune sft)."
+    )
+
+
+def sampling(config: ChatConfig) -> dict[str, Any]:
+    """Returns the settings of a request to llama.cpp."""
+    return {
+        "max_tokens": config.max_new_tokens,
+        "temperature": config.temperature,
+        "top_p": config.top_p,
+        "top_k": 0,
+        "min_p": 0,
+        "repeat_penalty": config.repetition_penalty,
+        "seed": config.seed,
+    }
+
+
+def converse(config: ChatConfig, answer_to: Callable[[Messages], Iterator[str]]) -> None:
+    """Prints the answers to all questions; `answer_to` yields one in pieces."""
+    first = system_turn(config.system)
     if sys.stdin.isatty():
         print(f"{config.model}. {NEW} starts a new conversation, Ctrl-D exits.")
     messages = list(first)
@@ -83,7 +113,7 @@ def chat(config: ChatConfig) -> None:
             continue
         messages.append({"role": "user", "content": question})
         answer = ""
-        for piece in stream_answer(loaded, messages, config):
+        for piece in answer_to(messages):
             print(piece, end="", flush=True)
             answer += piece
         print(flush=True)

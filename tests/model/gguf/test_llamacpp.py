@@ -159,3 +159,24 @@ def test_a_file_that_is_cut_off_is_refused(tokenizer, tmp_path: Path):
     file.write_bytes(file.read_bytes()[:-2000])
     with pytest.raises(RunAborted, match=r"llama\.cpp does not load the file"):
         LlamaCpp(file)
+
+
+def test_eval_chat_answers_with_llamacpp(tokenizer, tmp_path, capsys, monkeypatch):
+    import io
+
+    from conf.errors import InputError
+    from eval.chat.chat import ChatConfig, chat
+
+    folder = make_folder(tmp_path / "model", family_config("llama"), tokenizer)
+    file = write_gguf(folder)
+    messages = [{"role": "user", "content": "Hi"}]
+    with LlamaCpp(file) as found:
+        ids = found.tokenize(found.rendered(messages))
+        answer = found.ask("/detokenize", {"tokens": found.greedy(ids, 8, ignore_eos=False)})
+    capsys.readouterr()
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\n"))
+    settings = {"max_new_tokens": 8, "temperature": 0.0, "repetition_penalty": 1.0}
+    chat(ChatConfig(model=str(file), **settings))
+    assert capsys.readouterr().out.strip() == answer["content"].strip()
+    with pytest.raises(InputError, match=r"^model=none\.gguf: the file does not exist"):
+        chat(ChatConfig(model="none.gguf"))
