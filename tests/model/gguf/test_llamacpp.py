@@ -175,8 +175,7 @@ def test_eval_chat_answers_with_llamacpp(tokenizer, tmp_path, capsys, monkeypatc
         answer = found.ask("/detokenize", {"tokens": found.greedy(ids, 8, ignore_eos=False)})
     capsys.readouterr()
     monkeypatch.setattr("sys.stdin", io.StringIO("Hi\n"))
-    settings = {"max_new_tokens": 8, "temperature": 0.0, "repetition_penalty": 1.0}
-    chat(ChatConfig(model=str(file), **settings))
+    chat(ChatConfig(str(file), max_new_tokens=8, temperature=0.0, repetition_penalty=1.0))
     assert capsys.readouterr().out.strip() == answer["content"].strip()
     with pytest.raises(InputError, match=r"^model=none\.gguf: the file does not exist"):
         chat(ChatConfig(model="none.gguf"))
