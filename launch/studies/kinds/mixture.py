@@ -283,7 +283,7 @@ class Study(StudyKind):
             if not found:
                 return "no run has checked it yet."
             if len(found) < 2:
-                parts.append(f"{mean(found):+.4f} ({other}, one seed, which is no comparison)")
+                parts.append(f"{mean(found):+.4f} ({other}, one seed, too few to compare)")
                 continue
             error = stdev(found) / math.sqrt(len(found))
             certain = mean(found) > CERTAIN_ERRORS * error

@@ -68,7 +68,7 @@ def test_a_run_that_failed_leaves_the_other_pairs(base):
     checks = study.runs(base, found)[7:]
     kept = [run for run in checks if run.values["seed"] == 7]
     finding = study.finding(base, found + [result(run) for run in kept])
-    assert "one seed, which is no comparison" in finding.decision
+    assert "one seed, too few to compare" in finding.decision
     assert "no run has checked it yet" in study.finding(base, found).decision
 
 
