@@ -23,6 +23,7 @@ EXTRAS = {
     "fp8": ["torchao>=0.18"],
     "tensorboard": ["tensorboard>=2.19"],
     "cuda": ["flash-attn>=2.8", "torchao>=0.18", "nvidia-ml-py>=12.560"],
+    "trackio": ["trackio>=0.40"],
     "dev": [
         "hypothesis>=6.100",
         "import-linter>=2.3",

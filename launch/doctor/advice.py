@@ -23,6 +23,7 @@ NEEDED_BY = {
     "chat": "eval serve, eval chat page, launch ui",
     "tensorboard": "logger=tensorboard",
     "gguf": "GGUF files and llama.cpp",
+    "trackio": "logger=trackio",
     "fp8": "precision=fp8 and fp8_rowwise",
     "cuda": "FlashAttention, fp8 and the energy of GPUs",
     "dev": "make test, make lint",

@@ -22,7 +22,9 @@ from conf.wandb_run import LoggerConfig
 from pretrain.hooks import Hook
 
 LOGGERS = {
+    "mlflow": "pretrain.hooks.mlflow_logger:MlflowLogger",
     "tensorboard": "pretrain.hooks.tensorboard:TensorBoard",
+    "trackio": "pretrain.hooks.trackio_logger:TrackioLogger",
     "wandb": "pretrain.hooks.wandb_logger:WandbLogger",
 }
 """Class of each logger as `module:class`, by the name of the logger."""
