@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import secrets
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -27,7 +28,7 @@ def check_port(key: str, port: int, host: str = "") -> None:
     key: the setting that holds the port.
     host: the address to listen on, empty for all.
     """
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -38,6 +39,12 @@ def check_port(key: str, port: int, host: str = "") -> None:
             ) from None
 
 
+def local_address(host: str, port: int) -> str:
+    """Returns the address under which this machine reaches a server that listens on `host`."""
+    reached = "localhost" if host in ("0.0.0.0", "::", "127.0.0.1") else host
+    return f"http://{f'[{reached}]' if ':' in reached else reached}:{port}"
+
+
 def import_gradio() -> Any:
     """Imports gradio with its analytics disabled."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
@@ -46,12 +53,21 @@ def import_gradio() -> Any:
     return gradio
 
 
-def launch_page(page: Any, host: str, port: int, share: bool, css: str) -> None:
+def launch_page(
+    page: Any, host: str, port: int, share: bool, css: str, password: str | None = None
+) -> None:
     """Starts serving a page in the background and prints its addresses.
 
     share: creates a public link through gradio.
+    password: password that visitors must give, with any user name; None for none.
     """
+
+    def is_known(user: str, given: str) -> bool:
+        return secrets.compare_digest(given.encode(), str(password).encode())
+
     page.launch(
+        auth=None if password is None else is_known,
+        auth_message="The password is the api_key of the endpoint, with any user name.",
         server_name=host,
         server_port=port,
         share=share,
@@ -59,6 +75,6 @@ def launch_page(page: Any, host: str, port: int, share: bool, css: str) -> None:
         quiet=True,
         css=css,
     )
-    print(f"page: http://localhost:{port}", flush=True)
+    print(f"page: {local_address(host, port)}", flush=True)
     if page.share_url:
         print(f"public: {page.share_url}", flush=True)

@@ -175,7 +175,7 @@ def save(base: Base, config: SftConfig, record: dict[str, Any], folder: Path) ->
     """
     import torch
 
-    from model.families.hf_forms import write_both_forms
+    from model.families.model_files import ModelFiles
 
     base.model.generation_config.eos_token_id = _ends(base, config)
     if config.repetition_penalty is not None:
@@ -183,8 +183,7 @@ def save(base: Base, config: SftConfig, record: dict[str, Any], folder: Path) ->
     torch.nn.Module.to(base.model, base.stored_dtype)
     base.model.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
-    write_both_forms(folder)
-    (folder / "README.md").write_text(tuning_card(config, record))
+    ModelFiles.read(folder).write(folder, tuning_card(config, record))
     shutil.copyfile(folder.parent / METRICS, folder / METRICS)
     (folder / config.record).write_text(json.dumps(record, indent=2) + "\n")
 

@@ -14,38 +14,29 @@ Rows of the embedding and the head are matched by the text that their tokens sta
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import MISSING
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from conf.errors import InputError, one_of
-from conf.model_card import CARD, CardConfig, inherited_metadata, model_card
+from conf.model_card import CardConfig, inherited_metadata, model_card
 from conf.output_kinds import MODEL
 from conf.outputs import Output
-from conf.tokenizer_folder import TEMPLATE, read_template
-from model.families.hf_forms import tokenizer_settings, write_both_forms, write_json
+from conf.tokenizer_folder import read_settings, read_template
+from model.families.folder import HFWeights, save_weights
+from model.families.hf_forms import Settings, tokenizer_settings, write_json
+from model.families.model_files import ModelFiles
 from model.vocabulary import BYTE_TOKEN, ROLES, Vocabulary
 
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 """Tensors with one row per token."""
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
 
 
 @dataclass
@@ -98,29 +89,19 @@ def remap_vocab(config: RemapVocabConfig) -> None:
         raise InputError(
             f"model={folder}: there is no config.json. Give a Hugging Face model folder."
         )
-    stored = json.loads((folder / "config.json").read_text())
+    files, weights = ModelFiles.read(folder), HFWeights(folder)
+    stored = files.config
     old, new = Vocabulary(folder), Vocabulary(Path(config.tokenizer))
-    files = _weight_files(folder)
     sources = list(row_sources(old, new, stored["vocab_size"], config.init))
     rows = math.ceil(len(sources) / config.multiple) * config.multiple
     sources += [RowSource("unused")] * (rows - len(sources))
 
     with output.folder() as made:
-        for file in files:
-            _write_weights(folder / file, made / file, sources, config.seed, new)
-        if len(files) > 1:
-            _write_index(folder, made, files)
-        special: dict[str, Any] = {
-            f"{role}_token_id": new.special.get(role) for role in ROLES if role != "unk"
-        }
-        write_json(made / "config.json", stored | {"vocab_size": rows} | special)
-        generation = folder / "generation_config.json"
-        if generation.is_file():
-            settings = json.loads(generation.read_text())
-            write_json(made / generation.name, settings | special)
-        _copy_tokenizer(new, made, stored["max_position_embeddings"])
-        _keep_template(folder, old, new, made)
-        write_both_forms(made)
+        remapped = (
+            (name, new_table(tensor, sources, config.seed, new) if name in TABLES else tensor)
+            for name, tensor in weights.stored()
+        )
+        save_weights(made, remapped, None, None)
         counts = Counter(source.kind for source in sources)
         summary = ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common())
         record = {
@@ -132,7 +113,15 @@ def remap_vocab(config: RemapVocabConfig) -> None:
             "rows": dict(counts),
         }
         write_json(made / "remap_vocab.json", record)
-        (made / CARD).write_text(_card(folder, out, record, summary))
+        special = {f"{role}_token_id": new.special.get(role) for role in ROLES if role != "unk"}
+        replace(
+            files,
+            config=stored | {"vocab_size": rows} | special,
+            tokenizer=new.file.read_text(encoding="utf-8"),
+            tokenizer_settings=_settings(new, stored["max_position_embeddings"]),
+            template=_template(files.template, old, new),
+            generation=None if files.generation is None else files.generation | special,
+        ).write(made, _card(folder, out, record, summary))
     print(f"{out}: {rows:,} rows ({summary}). Continue training with init_from={out}")
 
 
@@ -193,64 +182,20 @@ def new_table(table: Tensor, sources: list[RowSource], seed: int, new: Vocabular
     return made
 
 
-def _weight_files(folder: Path) -> list[str]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    if (folder / "model.safetensors").is_file():
-        return ["model.safetensors"]
-    raise InputError(
-        f"model={folder}: there is neither model.safetensors nor its index. Convert the weights to "
-        "safetensors."
-    )
+def _settings(new: Vocabulary, max_seq_len: int) -> Settings:
+    """Returns the tokenizer_config.json of the new tokenizer, for the length of the model."""
+    special = {role: new.tokens[number] for role, number in new.special.items()}
+    settings = tokenizer_settings(special, max_seq_len)
+    return settings | read_settings(new.folder) | {"model_max_length": max_seq_len}
 
 
-def _write_weights(
-    source: Path, target: Path, sources: list[RowSource], seed: int, new: Vocabulary
-) -> None:
-    """Copies one weight file and replaces the TABLES in it."""
-    with safe_open(source, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        metadata = file.metadata()
-    for name in TABLES:
-        if name in tensors:
-            tensors[name] = new_table(tensors[name], sources, seed, new)
-    save_file(tensors, target, metadata=metadata)
-    target.chmod(0o644)  # safetensors creates files that only their owner can read
-
-
-def _write_index(folder: Path, target: Path, files: list[str]) -> None:
-    """Writes the index of the new files, which hold the same tensors as the old ones."""
-    index = json.loads((folder / "model.safetensors.index.json").read_text())
-    size = 0
-    for name in files:
-        with safe_open(target / name, "pt") as file:
-            for key in file.keys():  # noqa: SIM118
-                part = file.get_tensor(key)
-                size += part.numel() * part.element_size()
-    index["metadata"] = index.get("metadata", {}) | {"total_size": size}
-    write_json(target / "model.safetensors.index.json", index)
-
-
-def _copy_tokenizer(new: Vocabulary, target: Path, max_seq_len: int) -> None:
-    """Copies the tokenizer's files, and writes a tokenizer_config.json if there is none."""
-    for name in TOKENIZER_FILES:
-        if (new.folder / name).is_file():
-            shutil.copyfile(new.folder / name, target / name)
-    shutil.copyfile(new.file, target / "tokenizer.json")
-    if not (target / "tokenizer_config.json").is_file():
-        special = {role: new.tokens[number] for role, number in new.special.items()}
-        settings = tokenizer_settings(special, max_seq_len)
-        write_json(target / "tokenizer_config.json", settings)
-
-
-def _keep_template(folder: Path, old: Vocabulary, new: Vocabulary, target: Path) -> None:
-    """Writes the model's chat template, unless the tokenizer has its own or lacks tokens for it."""
-    template = read_template(folder)
-    if template is None or read_template(target) is not None:
-        return
-    if all(token in new.ids for token in old.special_names if token in template):
-        (target / TEMPLATE).write_text(template, encoding="utf-8")
+def _template(of_model: str | None, old: Vocabulary, new: Vocabulary) -> str | None:
+    """Returns the chat template of the new tokenizer, else of the model if all its tokens exist."""
+    own = read_template(new.folder)
+    if own is not None or of_model is None:
+        return own
+    used = (token for token in old.special_names if token in of_model)
+    return of_model if all(token in new.ids for token in used) else None
 
 
 def _card(folder: Path, out: str, record: dict[str, Any], summary: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from omegaconf import MISSING, OmegaConf
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from conf.chat import DEFAULT, ChatTemplate, named_template
@@ -28,17 +29,11 @@ from data_pipeline.store.corpus import open_corpus
 from data_pipeline.store.manifest import FILE, Manifest, load_manifest
 from data_pipeline.store.storage import StorageError
 from data_pipeline.tokenizing.corpus_tokenizer import exported_tokenizer
-from data_pipeline.tokenizing.tokenizer import load_tokenizer
 from model.config import ModelConfig
 from model.families import family_named
 from model.families.folder import hf_config, save_weights
-from model.families.hf_forms import (
-    config_in_both_forms,
-    special_tokens,
-    tokenizer_in_both_forms,
-    tokenizer_settings,
-    write_json,
-)
+from model.families.hf_forms import tokenizer_settings
+from model.families.model_files import ModelFiles
 from model.flops import parameters
 from model.folding import folded
 from model.network import build_meta
@@ -47,7 +42,7 @@ from model.parametrization import parametrization_row
 from pretrain.checkpoints import find, read
 from pretrain.config import PretrainConfig
 from pretrain.initial_state import InitialWeights
-from pretrain.origin import GENERATION, Origin, origin_of
+from pretrain.origin import Origin, origin_of
 from pretrain.setup import CORPUS
 from pretrain.stage_network import network_after, network_of_checkpoint
 
@@ -191,18 +186,22 @@ def write_model_folder(
         facts: Further rows of the card.
     """
     origin = form.origin
-    special = write_tokenizer(folder, manifest, model.max_seq_len, form.chat_template, origin)
     stored = (
         (name, folded(name, value, model))
         for name, value in weights
         if not (model.tie_embeddings and name == HEAD)
     )
     save_weights(folder, stored, DTYPES[form.dtype], family_named(model.architecture))
-    settings = config_in_both_forms(hf_config(model, special, form.dtype))
-    write_json(folder / "config.json", settings)
-    write_json(folder / GENERATION, generation_settings(special, manifest, origin))
-    card = export_card(run, model, manifest, metadata, origin, form.front, facts)
-    (folder / "README.md").write_text(card)
+    tokenizer, settings = exported_settings(manifest, model.max_seq_len, origin)
+    special = special_ids(tokenizer, settings)
+    files = ModelFiles(
+        hf_config(model, special, form.dtype),
+        tokenizer,
+        settings,
+        form.chat_template,
+        generation_settings(special, manifest, origin),
+    )
+    files.write(folder, export_card(run, model, manifest, metadata, origin, form.front, facts))
 
 
 def corpus_of(run_dir: Path, folder: str, ignore_copy: bool) -> Manifest:
@@ -272,38 +271,27 @@ def chosen_template(given: ChatTemplate | None, origin: Origin | None) -> str:
     return named_template(DEFAULT).template if own is None else own
 
 
-def write_tokenizer(
-    folder: Path,
-    manifest: Manifest,
-    max_seq_len: int,
-    chat_template: str,
-    origin: Origin | None = None,
-) -> dict[str, int | None]:
-    """Writes the tokenizer of a corpus with the settings that `transformers` needs.
+def exported_settings(
+    manifest: Manifest, max_seq_len: int, origin: Origin | None = None
+) -> tuple[str, dict[str, Any]]:
+    """Returns the tokenizer.json of a corpus, and its tokenizer_config.json.
 
     Args:
-        folder: The folder to write to.
         manifest: The corpus.
         max_seq_len: Number of positions of the model.
-        chat_template: The chat template to store.
         origin: The model that the run was continued from, whose special tokens are used.
-
-    Returns:
-        `bos_token_id`, `eos_token_id` and `pad_token_id`.
     """
     content, pieces = exported_tokenizer(manifest)
-    (folder / "tokenizer.json").write_text(content)
     special = pieces if origin is None else origin.special_tokens(pieces)
     kept = {} if origin is None else origin.tokenizer_settings
-    settings = tokenizer_in_both_forms(tokenizer_settings(special, max_seq_len) | kept)
-    write_json(folder / "tokenizer_config.json", settings)
-    write_json(folder / "special_tokens_map.json", special_tokens(settings))
-    (folder / "chat_template.jinja").write_text(chat_template)
-    ids = load_tokenizer(folder / "tokenizer.json").token_to_id
-    return {
-        f"{role}_token_id": ids(special[role]) if role in special else None
-        for role in ("bos", "eos", "pad")
-    }
+    return content, tokenizer_settings(special, max_seq_len) | kept
+
+
+def special_ids(tokenizer: str, settings: Mapping[str, Any]) -> dict[str, int | None]:
+    """Returns `bos_token_id`, `eos_token_id` and `pad_token_id`."""
+    ids = Tokenizer.from_str(tokenizer).token_to_id
+    roles = [f"{role}_token" for role in ("bos", "eos", "pad")]
+    return {f"{role}_id": ids(settings[role]) if role in settings else None for role in roles}
 
 
 def generation_settings(

@@ -6,13 +6,17 @@ plain text, as in tuning.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import os
+import secrets
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from eval.chat.engines import KEY_VARIABLE
 from eval.chat.requests import (
     CHAT,
     MAX_TOKENS_KEYS,
@@ -21,12 +25,15 @@ from eval.chat.requests import (
     Body,
     check_rendered,
     check_request,
+    check_settings,
     error_body,
     parse_body,
     read_messages,
 )
+from eval.chat.scored_completions import ScoredCompletions, is_scored
 from model.chat_tokens import ChatTokens
 
+WRONG_KEY = "invalid_api_key"
 Event = dict[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
@@ -81,14 +88,37 @@ def _messages(body: Body) -> list[Body]:
     return list(messages)
 
 
+class KeyCheck:
+    """ASGI middleware that answers only requests with the key, except for the state of the server.
+
+    key: the key, which a client sends as `Authorization: Bearer KEY`.
+    """
+
+    def __init__(self, app: Any, key: str) -> None:
+        self.app, self.wanted = app, f"Bearer {key}".encode()
+
+    async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
+        """Answers a request without the key with status 401."""
+        given = dict(scope.get("headers", ())).get(b"authorization", b"")
+        is_open = scope["type"] != "http" or scope["path"] == "/health"
+        if is_open or secrets.compare_digest(given, self.wanted):
+            await self.app(scope, receive, send)
+            return
+        message = "the key is missing or wrong. Send Authorization: Bearer KEY."
+        await _answer(send, 401, error_body(message, "invalid_request_error", None, WRONG_KEY))
+
+
 class RequestValidator:
     """ASGI middleware that validates requests before the server handles them.
 
     longest: context length of the model in tokens.
+    scored: answers the completions that the server cannot.
     """
 
-    def __init__(self, app: Any, prompt: PromptCounter, longest: int) -> None:
-        self.app, self.prompt, self.longest = app, prompt, longest
+    def __init__(
+        self, app: Any, prompt: PromptCounter, longest: int, scored: ScoredCompletions
+    ) -> None:
+        self.app, self.prompt, self.longest, self.scored = app, prompt, longest, scored
 
     async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
         """Rejects invalid requests and forwards all others."""
@@ -103,7 +133,12 @@ class RequestValidator:
                 return
             raw, more = raw + event.get("body", b""), event.get("more_body", False)
         try:
-            body = check_request(scope["path"], parse_body(raw), self.prompt.count, self.longest)
+            body = parse_body(raw)
+            if scope["path"] == TEXT and is_scored(body):
+                check_settings(TEXT, body)
+                await _answer(send, 200, await asyncio.to_thread(self.scored.answer, body))
+                return
+            body = check_request(scope["path"], body, self.prompt.count, self.longest)
         except BadRequest as error:
             await _answer(send, 400, error.body())
             return
@@ -193,11 +228,15 @@ def main() -> None:
     config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
     longest = getattr(config, "max_position_embeddings", None) or sys.maxsize
     prompt = PromptCounter(AutoTokenizer.from_pretrained(folder, local_files_only=True))
-    build = server.build_server
+    build, key = server.build_server, os.environ.pop(KEY_VARIABLE, None)
 
-    def build_with_validation(*parts: Any, **settings: Any) -> Any:
-        app = build(*parts, **settings)
-        app.add_middleware(RequestValidator, prompt=prompt, longest=longest)
+    def build_with_validation(manager: Any, *parts: Any, **settings: Any) -> Any:
+        app = build(manager, *parts, **settings)
+        name = manager.process_model_name(str(folder))
+        scored = ScoredCompletions(lambda: manager.load_model_and_processor(name), longest)
+        app.add_middleware(RequestValidator, prompt=prompt, longest=longest, scored=scored)
+        if key is not None:  # added last, so that it is the first to see a request
+            app.add_middleware(KeyCheck, key=key)
         return app
 
     load = ModelManager._load_processor

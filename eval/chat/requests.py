@@ -85,7 +85,7 @@ def check_request(path: str, body: Body, count: TokenCount, longest: int) -> Bod
         BadRequest: the request is invalid.
     """
     body = {key: value for key, value in body.items() if value is not None}
-    _check_settings(path, body)
+    check_settings(path, body)
     if path == CHAT:
         body["messages"] = read_messages(body.get("messages"), "messages")
     elif path == TEXT:
@@ -164,7 +164,7 @@ def check_rendered(messages: list[Body], rendered: str) -> None:
             )
 
 
-def _check_settings(path: str, body: Body) -> None:
+def check_settings(path: str, body: Body) -> None:
     """Raises BadRequest if a setting of the request has a wrong type or value."""
     for key in (*MAX_TOKENS_KEYS[path], "n", "best_of"):
         if key in body and not (_is_integer(body[key]) and body[key] >= 1):

@@ -1,21 +1,20 @@
 """`python -m eval serve`: serves an OpenAI-compatible endpoint and a web page to chat with it.
 
-The endpoint is a separate process: `transformers serve` with request validation
-(`eval.chat.endpoint`), or vLLM. The page is an ordinary client of the endpoint.
+The endpoint is a separate process, one of `eval.chat.engines`: `transformers serve` with request
+validation (`eval.chat.endpoint`), or vLLM. It ends with this process, however that ends
+(`eval.chat.guard`). The page is an ordinary client of the endpoint.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -24,12 +23,12 @@ from urllib.request import urlopen
 from omegaconf import MISSING
 
 from conf.errors import InputError, RunAborted, one_of
-from conf.gradio_page import check_installed, check_port, import_gradio, launch_page
+from conf.gradio_page import check_installed, check_port, import_gradio, launch_page, local_address
+from eval.chat.engines import ENGINES, endpoint_command, endpoint_environment
 from eval.chat.requests import TOO_LONG
 from eval.devices import DTYPES, resolve_device, resolve_dtype
 from eval.find_model import find_model
 
-ENGINES = ("transformers", "vllm")
 PACKAGES = ("gradio", "openai", "fastapi", "uvicorn")
 PAGE_CSS = "footer {display: none !important}"
 
@@ -39,29 +38,35 @@ class ServeConfig:
     """Configuration of `serve`.
 
     model: a folder, a run, a checkpoint of a run, or a name on the Hub.
-    host: the address that the page and the endpoint listen on.
+    host: the address that the page and the endpoint listen on; 0.0.0.0 for all addresses of this
+        machine, so that others can use them.
     port: port of the page.
     api_port: port of the endpoint.
     page: false to serve the endpoint only.
     share: creates a public link to the page through gradio.
     engine: transformers, or vllm if it is installed.
+    engine_args: further arguments of the engine's command, such as [--max-model-len=4096].
+    api_key: key that clients of the endpoint must send, and password of the page; null for none.
     dtype: dtype to compute in; auto for the stored one if the device supports it, else float32.
     start_seconds: time limit, in seconds, for the endpoint to start and load the model.
     """
 
     model: str = MISSING
-    host: str = "0.0.0.0"
+    host: str = "127.0.0.1"
     port: int = 7860
     api_port: int = 8000
     page: bool = True
     share: bool = False
     engine: str = "transformers"
+    engine_args: list[str] = field(default_factory=list)
+    api_key: str | None = field(default=None, repr=False)
     dtype: str = "auto"
     device: str = "auto"
     start_seconds: int = 600
 
     def __post_init__(self) -> None:
-        one_of("engine", self.engine, ENGINES)
+        one_of("engine", self.engine, tuple(ENGINES))
+        ENGINES[self.engine].check_arguments(self.engine_args)
         one_of("dtype", self.dtype, DTYPES)
         for key in ("port", "api_port"):
             if not 0 < getattr(self, key) < 65536:
@@ -70,6 +75,13 @@ class ServeConfig:
             raise InputError(
                 f"port={self.port}: api_port has the same value. Choose different ports."
             )
+        if self.api_key == "":
+            raise InputError("api_key: expected text that is not empty. Remove it for no key.")
+
+    @property
+    def address(self) -> str:
+        """The address under which this machine reaches the endpoint, without a path."""
+        return local_address(self.host, self.api_port)
 
 
 def serve(config: ServeConfig) -> None:
@@ -81,33 +93,24 @@ def serve(config: ServeConfig) -> None:
         RunAborted: the endpoint exited or did not start.
     """
     check_installed("serve", PACKAGES)
-    check_engine(config.engine)
+    ENGINES[config.engine].check(config.engine)
     folder = find_model(config.model)
     if config.page:
         check_chat_template(config.model, folder)
     for key in ("port", "api_port") if config.page else ("api_port",):
-        check_port(key, getattr(config, key))
+        check_port(key, getattr(config, key), config.host)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the endpoint is stopped
-    with endpoint(config, folder) as process:
-        url = f"http://localhost:{config.api_port}/v1"
-        print(f"endpoint: {url}, model {folder}", flush=True)
-        if config.page:
-            page = chat_page(folder, url)
-            launch_page(page, config.host, config.port, config.share, PAGE_CSS)
-        try:
+    try:
+        with endpoint(config, folder) as process:
+            url = f"{config.address}/v1"
+            print(f"endpoint: {url}, model {folder}", flush=True)
+            if config.page:
+                page = chat_page(folder, url, config.api_key)
+                launch_page(page, config.host, config.port, config.share, PAGE_CSS, config.api_key)
             code = process.wait()
-        except KeyboardInterrupt:
-            return
+    except KeyboardInterrupt:
+        return
     raise RunAborted(f"the endpoint exited with code {code}; its output is above.", 1)
-
-
-def check_engine(engine: str) -> None:
-    """Raises InputError if the engine's program is not installed."""
-    if engine == "vllm" and shutil.which("vllm") is None:
-        raise InputError(
-            "engine=vllm: the command vllm is not installed. Install it, or use "
-            "engine=transformers."
-        )
 
 
 def check_chat_template(model: str, folder: Path) -> None:
@@ -123,27 +126,16 @@ def check_chat_template(model: str, folder: Path) -> None:
     )
 
 
-def endpoint_command(config: ServeConfig, folder: Path, dtype: str) -> list[str]:
-    """Returns the command line that starts the endpoint.
-
-    dtype: the dtype that the model computes in.
-    """
-    address = ["--host", config.host, "--port", str(config.api_port)]
-    if config.engine == "vllm":
-        return ["vllm", "serve", str(folder), "--dtype", dtype, *address]
-    python = [sys.executable, "-m", "eval.chat.endpoint", "serve", str(folder)]
-    return [*python, "--dtype", dtype, "--device", resolve_device(config.device), *address]
-
-
 @contextmanager
 def endpoint(config: ServeConfig, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Starts the endpoint, yields its process when it is ready, and stops it on exit."""
-    environment = {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", **os.environ}
     dtype = resolve_dtype(config.dtype, folder, resolve_device(config.device))
-    process = subprocess.Popen(endpoint_command(config, folder, dtype), env=environment)
+    command = [sys.executable, "-m", "eval.chat.guard", *endpoint_command(config, folder, dtype)]
+    environment = endpoint_environment(config)
+    process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE)
     try:
         deadline = time.monotonic() + config.start_seconds
-        while not responds(f"http://localhost:{config.api_port}/health"):
+        while not responds(f"{config.address}/health"):
             if process.poll() is not None:
                 raise RunAborted(
                     f"model={config.model}: the endpoint exited with code {process.returncode} "
@@ -160,11 +152,7 @@ def endpoint(config: ServeConfig, folder: Path) -> Iterator[subprocess.Popen[byt
         yield process
     finally:
         process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.wait()  # the guard ends with the last process of the engine
 
 
 def responds(url: str) -> bool:
@@ -176,11 +164,11 @@ def responds(url: str) -> bool:
         return False
 
 
-def chat_page(folder: Path, endpoint: str) -> Any:
+def chat_page(folder: Path, endpoint: str, api_key: str | None = None) -> Any:
     """Returns the chat page with its sampling settings."""
     gradio = import_gradio()
     return gradio.ChatInterface(
-        make_responder(str(folder), endpoint),
+        make_responder(str(folder), endpoint, api_key),
         title=f"{folder.name} · Headwater",
         additional_inputs=[
             gradio.Textbox("", label="system prompt"),
@@ -194,11 +182,13 @@ def chat_page(folder: Path, endpoint: str) -> Any:
     )
 
 
-def make_responder(model: str, endpoint: str) -> Callable[..., Iterator[str]]:
+def make_responder(
+    model: str, endpoint: str, api_key: str | None = None
+) -> Callable[..., Iterator[str]]:
     """Returns the function that streams an answer to the page by yielding the text so far."""
     from openai import APIError, OpenAI
 
-    client = OpenAI(base_url=endpoint, api_key="none")
+    client = OpenAI(base_url=endpoint, api_key=api_key or "none")
 
     def respond(
         message: str,

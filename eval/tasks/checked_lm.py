@@ -20,10 +20,13 @@ class CheckedLM(TemplateLM):
 
     prefix: prefix of the setting `tasks` in error messages.
     is_dry: checks requests without running the model; all scores are 0.
+    spare: number of tokens that a request may have beyond `max_length`. The last one is only
+        predicted, so it needs no position.
     """
 
     prefix = ""
     is_dry = False
+    spare = 1
     _requests: Sequence[Instance] | None = None
 
     @property
@@ -47,7 +50,7 @@ class CheckedLM(TemplateLM):
             self._requests = None
 
     def _loglikelihood_tokens(self, requests: Any, **rest: Any) -> list[tuple[float, bool]]:
-        longest: int = self.max_length
+        longest: int = self.max_length + self.spare - 1
         for request, (_, context, choice) in zip(self._requests or (), requests, strict=False):
             if not choice:
                 raise InputError(self._describe(request, "has no tokens. Give it text."))

@@ -135,9 +135,12 @@ def _read_fields(path: Path) -> Fields:
 
 
 class HFWeights:
-    """The tensors in a Hugging Face folder, read one at a time by the decoder's parameter names."""
+    """The tensors in a Hugging Face folder, read one at a time.
 
-    def __init__(self, folder: Path, family: Family) -> None:
+    Their names are those of the decoder's parameters, or without a family those in the folder.
+    """
+
+    def __init__(self, folder: Path, family: Family | None = None) -> None:
         self.folder = folder
         self._family = family
         index = folder / INDEX
@@ -152,9 +155,16 @@ class HFWeights:
                 "safetensors."
             )
 
+    def stored(self) -> Iterator[tuple[str, Tensor]]:
+        """Yields each tensor under its name in the folder, file by file."""
+        for path in sorted(set(self._files.values())):
+            with safe_open(self.folder / path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118 (not a dictionary)
+                    yield name, file.get_tensor(name)
+
     def read(self, name: str) -> Tensor:
-        """Returns the whole tensor of the decoder's parameter `name`, in the file's dtype."""
-        stored = self._family.hf_name(name)
+        """Returns the whole tensor `name`, in the dtype of the file."""
+        stored = self._family.hf_name(name) if self._family else name
         if stored not in self._files:
             raise InputError(
                 f"{self.folder} has no tensor {stored}: its config.json and weights do not match. "
@@ -167,14 +177,21 @@ class HFWeights:
 def save_weights(
     folder: Path,
     tensors: Iterator[tuple[str, Tensor]],
-    dtype: torch.dtype,
-    family: Family,
+    dtype: torch.dtype | None,
+    family: Family | None,
     file_bytes: int = FILE_BYTES,
 ) -> None:
-    """Writes a decoder's parameters as safetensors.
+    """Writes parameters as safetensors.
 
     If they exceed `file_bytes`, several files and an index are written. The tensors of at most one
     file are in memory at a time.
+
+    Args:
+        folder: The folder to write to.
+        tensors: Names and values of the parameters.
+        dtype: Type to store, None for that of each tensor.
+        family: Family of a decoder whose names are converted, None for names of a folder.
+        file_bytes: Maximum size of a file.
     """
     parts: list[list[str]] = []
     held: dict[str, Tensor] = {}
@@ -191,7 +208,7 @@ def save_weights(
         if held and size + value.nbytes > file_bytes:
             write()
             size = 0
-        held[family.hf_name(name)] = value
+        held[family.hf_name(name) if family else name] = value
         size, total = size + value.nbytes, total + value.nbytes
     write()
     weight_map: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Makes Hugging Face folders that both transformers 4 and transformers 5 load.
+"""Forms of a config and of tokenizer settings that both transformers 4 and transformers 5 load.
 
 Version 5 writes files that version 4 misreads. It states the RoPE base only in `rope_parameters`,
 which version 4 ignores, silently using its default base of 10,000. It also names a tokenizer class
@@ -20,17 +20,6 @@ Settings = dict[str, Any]
 
 ABOUT_THE_LOADER = ("name_or_path", "is_local", "local_files_only")
 """Keys of a tokenizer_config.json that state from where it was loaded, such as a path."""
-
-
-def write_both_forms(folder: Path) -> None:
-    """Rewrites a folder's config.json and tokenizer settings for transformers 4 and 5."""
-    path = folder / "config.json"
-    write_json(path, config_in_both_forms(json.loads(path.read_text(encoding="utf-8"))))
-    path = folder / "tokenizer_config.json"
-    if path.is_file():
-        settings = tokenizer_in_both_forms(json.loads(path.read_text(encoding="utf-8")))
-        write_json(path, settings)
-        write_json(folder / "special_tokens_map.json", special_tokens(settings))
 
 
 def config_in_both_forms(config: Settings) -> Settings:

@@ -20,7 +20,8 @@ from conf.chat import ChatTemplate
 from conf.errors import InputError
 from data_pipeline.sampling.batches import IGNORED, held_out_batches
 from data_pipeline.store.manifest import tokenizer_fingerprint
-from pretrain.export import ExportConfig, export, read_run_config, write_tokenizer
+from model.families.model_files import ModelFiles
+from pretrain.export import ExportConfig, export, exported_settings, read_run_config
 from tests.runs import arguments, records
 
 
@@ -148,7 +149,8 @@ def test_the_exported_tokenizer_encodes_as_the_corpus_was(corpus, tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     out = tmp_path / "out"
     out.mkdir()
-    write_tokenizer(out, replace(corpus, folder=tmp_path), 256, "{{ messages }}")
+    exported, settings = exported_settings(replace(corpus, folder=tmp_path), 256)
+    ModelFiles({}, exported, settings, "{{ messages }}").write(out)
     loaded = AutoTokenizer.from_pretrained(out)
     text = "def main():"
     expected = Tokenizer.from_file(str(corpus.tokenizer_path)).encode(text).ids

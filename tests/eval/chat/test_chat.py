@@ -26,10 +26,10 @@ from eval.chat.chat import (
     system_turn,
     truncated_ids,
 )
+from eval.chat.engines import endpoint_command
 from eval.chat.serve import (
     ServeConfig,
     check_chat_template,
-    endpoint_command,
     make_responder,
     turn_text,
 )
@@ -189,7 +189,7 @@ def test_commands_of_the_engines(tmp_path):
     own = endpoint_command(ServeConfig("m", device="cpu"), tmp_path, "float32")
     assert own[5:7] == ["--dtype", "float32"]
     assert own[3:5] == ["serve", str(tmp_path)]
-    assert own[-6:] == ["--device", "cpu", "--host", "0.0.0.0", "--port", "8000"]
+    assert own[-6:] == ["--device", "cpu", "--host", "127.0.0.1", "--port", "8000"]
 
 
 def test_a_port_in_use_is_named():

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.families import FAMILIES
 from model.families.folder import HFWeights, hf_config, read_config, save_weights
-from model.families.hf_forms import write_both_forms
+from model.families.model_files import ModelFiles
 from model.network import Decoder
 from tests.model.shapes import initialize
 
@@ -54,7 +54,7 @@ def exported(config: ModelConfig, folder: Path) -> Decoder:
     perturb(model, 3)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(hf_config(config, SPECIAL, "float32")))
-    write_both_forms(folder)
+    ModelFiles.read(folder).write(folder)
     family = FAMILIES[config.architecture]
     save_weights(folder, iter(model.named_parameters()), torch.float32, family)
     return model

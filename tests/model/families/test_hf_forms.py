@@ -16,7 +16,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from model.families.hf_forms import config_in_both_forms, special_tokens, write_both_forms
+from model.families.hf_forms import config_in_both_forms, special_tokens
+from model.families.model_files import ModelFiles
 from model.remap_vocab import RemapVocabConfig, remap_vocab
 from tests.corpora import byte_tokenizer
 
@@ -62,7 +63,7 @@ def logits(folder: Path) -> torch.Tensor:
 def test_what_version_5_saves_gets_the_form_of_version_4(folder):
     before, text = logits(folder), AutoTokenizer.from_pretrained(folder)("a<|end|></s>").input_ids
     assert "rope_theta" not in read(folder, "config.json")
-    write_both_forms(folder)
+    ModelFiles.read(folder).write(folder)
     config = read(folder, "config.json")
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 500_000.0
     assert config["rope_scaling"] == LLAMA3
