@@ -5,8 +5,8 @@
 `--older` is the Python of an environment with transformers 4.57; this one has version 5. The
 folders of `pretrain export`, `pretrain average`, `finetune sft`, `finetune dpo` and `model
 remap_vocab` are made from a model of two layers of each family, whose RoPE base, scaling and window
-are not the defaults. Compared are logits, frequencies of RoPE, windows, ids of odd lines, special tokens, the rendered
-chat template and the ids that end generation.
+are not the defaults. Compared are logits, frequencies of RoPE, windows, ids of odd lines, special
+tokens, the rendered chat template and the ids that end generation.
 
 The results of the other families are kept.
 """
@@ -73,8 +73,9 @@ def main() -> None:
     silence_torchao()
     figures: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     known_to_older = classes(options.older)
+    figures["unknown"] = [family for family in FAMILIES if family not in known_to_older]
     for family in options.families:
-        if family not in known_to_older:
+        if family in figures["unknown"]:
             print(f"{family}: the older version has no class for it", flush=True)
             continue
         with tempfile.TemporaryDirectory() as name:
@@ -176,9 +177,8 @@ def table(figures: dict[str, Any]) -> str:
         found = [rows[writer] for writer in writers if writer in rows]
         cells = [", ".join([f"{one['logits']:.0e}", *one["different"]]) for one in found]
         text.append(f"| `{family}` | {' | '.join(cells)} |")
-    for family in FAMILIES:
-        if family not in figures["families"]:
-            text.append(f"| `{family}` | cannot: {older} has no class for it |")
+    for family in figures["unknown"]:
+        text.append(f"| `{family}` | cannot: {older} has no class for it |")
     return "\n".join([*text, ""])
 
 

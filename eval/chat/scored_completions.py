@@ -23,7 +23,7 @@ Ids = list[int]
 
 def is_scored(body: Body) -> bool:
     """Returns whether a request has ids, several prompts, `echo` or `logprobs`."""
-    return not isinstance(body.get("prompt"), str) or any(
+    return isinstance(body.get("prompt"), list) or any(
         body.get(key) not in (None, False) for key in ("echo", "logprobs")
     )
 
@@ -78,7 +78,7 @@ class ScoredCompletions:
     def _prompts(self, given: Any, tokenizer: Any) -> list[Ids]:
         """Returns the ids of each prompt of a request."""
         several = given if isinstance(given, list) else [given]
-        if several and all(_is_id(entry) for entry in several):
+        if given and several is given and all(_is_id(entry) for entry in several):
             several = [several]
         prompts = [
             tokenizer(entry)["input_ids"] if isinstance(entry, str) else entry for entry in several

@@ -1,6 +1,7 @@
 """`python -m eval lm_eval`: scores models on lm-eval tasks and prints them side by side.
 
-Each model is a stock Hugging Face folder, run by lm-eval's own `hf` model. The result file is
+Each model is a stock Hugging Face folder, run by lm-eval's own `hf` model, or by a server that has
+loaded it (`endpoint=`). The result file is
 written after every model. If an interrupted call is repeated, it skips the finished models.
 """
 
@@ -31,6 +32,8 @@ from eval.tasks.suites import Selection, select
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
+ENDPOINT = "endpoint "
+"""Start of the text that states, in place of a dtype, where a model was computed."""
 PACKAGES = ("lm_eval", "torch", "transformers", "datasets")
 """Packages whose versions may change scores."""
 
@@ -60,7 +63,9 @@ def lm_eval(config: LmEvalConfig) -> None:
     stored = stored_scores(config)
     device = resolve_device(config.device)
     dtypes = {
-        name: resolve_dtype(config.dtype, folder, device, f"models.{name}")
+        name: f"{ENDPOINT}{config.endpoint}"
+        if config.endpoint is not None
+        else resolve_dtype(config.dtype, folder, device, f"models.{name}")
         for name, folder in folders.items()
     }
     fingerprints = {
@@ -195,7 +200,13 @@ def weights_and_tokenizer(folder: Path) -> list[Path]:
 def score_model(
     folder: Path, selection: Selection, manager: TaskManager, config: LmEvalConfig, dtype: str
 ) -> tuple[dict[str, dict[str, Any]], str]:
-    """Returns the scores of one model by task, and the dtype that it computed in."""
+    """Returns the scores of one model by task, and the dtype or endpoint that computed them."""
+    if config.endpoint is not None:
+        from eval.scores.endpoint_lm import endpoint_model
+
+        served = endpoint_model(config, folder)
+        tasks = score_tasks(served, selection, manager, config.limit, config.chat)
+        return tasks, f"{ENDPOINT}{config.endpoint}"
     from eval.scores.hf_lm import CheckedHFLM
 
     model = CheckedHFLM(

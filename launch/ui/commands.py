@@ -126,9 +126,10 @@ def report(run: str) -> list[str]:
     return ["eval", "report", f"run={run}", f"out={run}/report.html", "overwrite=true"]
 
 
-def chat(model: str, port: int) -> list[str]:
+def chat(model: str, host: str, port: int) -> list[str]:
     """Returns the command that serves a model and a chat page."""
-    return ["eval", "serve", f"model={model}", f"port={port}", f"api_port={port + 1}"]
+    ports = [f"port={port}", f"api_port={port + 1}"]
+    return ["eval", "serve", f"model={model}", f"host={host}", *ports]
 
 
 def shell_form(command: list[str]) -> str:

@@ -30,7 +30,7 @@ footer {display: none !important}
 PROMPTS = "def main(\nThe module\nimport os"
 
 
-def build(folder: Path, background: BackgroundCommands, chat_port: int) -> Any:
+def build(folder: Path, background: BackgroundCommands, host: str, chat_port: int) -> Any:
     """Returns the page for the runs in a folder."""
     with gr.Blocks(title="Headwater", analytics_enabled=False) as page:
         gr.Markdown("# Headwater\nEach button runs exactly the command that it shows.")
@@ -50,7 +50,7 @@ def build(folder: Path, background: BackgroundCommands, chat_port: int) -> Any:
             with gr.Tab("Watch"):
                 _watch_tab(page, folder)
             with gr.Tab("Chat"):
-                _chat_tab(page, folder, background, chat_port)
+                _chat_tab(page, folder, background, host, chat_port)
     return page
 
 
@@ -205,7 +205,9 @@ def _watch_tab(page: Any, folder: Path) -> None:
     generate_button.click(with_error_popup(generate), [run, prompts, tokens], [line, text])
 
 
-def _chat_tab(page: Any, folder: Path, background: BackgroundCommands, port: int) -> None:
+def _chat_tab(
+    page: Any, folder: Path, background: BackgroundCommands, host: str, port: int
+) -> None:
     with gr.Row():
         model = gr.Dropdown(
             [],
@@ -227,7 +229,7 @@ def _chat_tab(page: Any, folder: Path, background: BackgroundCommands, port: int
             raise InputError("Choose a model to serve.")
         background.end(CHAT)
         path.unlink(missing_ok=True)
-        command = commands.chat(chosen, port)
+        command = commands.chat(chosen, host, port)
         background.start(CHAT, command, path)
         return commands.shell_form(command), False, ""
 

@@ -49,7 +49,7 @@ def ui(config: UiConfig) -> None:
     from launch.ui.page import CHAT, CSS, build
 
     background = BackgroundCommands()
-    page = build(Path(config.runs), background, config.port + 1)
+    page = build(Path(config.runs), background, config.host, config.port + 1)
     launch_page(page, config.host, config.port, config.share, CSS)
     interrupted = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

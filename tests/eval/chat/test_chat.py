@@ -15,9 +15,10 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
+import torch
 
 from conf.errors import InputError
-from conf.gradio_page import check_port
+from conf.gradio_page import check_port, launch_page
 from eval.chat.chat import (
     ChatConfig,
     check_system_turn,
@@ -26,6 +27,7 @@ from eval.chat.chat import (
     system_turn,
     truncated_ids,
 )
+from eval.chat.endpoint import KeyCheck
 from eval.chat.engines import endpoint_command
 from eval.chat.serve import (
     ServeConfig,
@@ -192,6 +194,41 @@ def test_commands_of_the_engines(tmp_path):
     assert own[-6:] == ["--device", "cpu", "--host", "127.0.0.1", "--port", "8000"]
 
 
+def test_options_of_other_settings_are_refused():
+    with pytest.raises(InputError, match=r"engine_args: --port is set by api_port="):
+        ServeConfig("m", engine="vllm", engine_args=["--max-model-len=9", "--port=9"])
+    with pytest.raises(InputError, match=r"api_key: expected text that is not empty"):
+        ServeConfig("m", api_key="")
+
+
+def test_requests_without_the_key_are_refused():
+    """The state of the server is open, for load balancers."""
+    from starlette.applications import Starlette
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+    from starlette.testclient import TestClient
+
+    routes = [Route(path, lambda _: PlainTextResponse("ok")) for path in ("/health", "/v1/models")]
+    app = Starlette(routes=routes)
+    app.add_middleware(KeyCheck, key="secret")
+    client = TestClient(app)
+    assert client.get("/health").status_code == 200
+    for given in ({}, {"Authorization": "Bearer secre"}, {"Authorization": "secret"}):
+        refused = client.get("/v1/models", headers=given)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+    assert client.get("/v1/models", headers={"Authorization": "Bearer secret"}).text == "ok"
+
+
+def test_the_page_asks_for_the_key(monkeypatch):
+    asked: dict[str, Any] = {}
+    page = SimpleNamespace(launch=lambda **settings: asked.update(settings), share_url=None)
+    launch_page(page, "127.0.0.1", 7860, False, "", "secret")
+    assert asked["auth"]("anyone", "secret")
+    assert not asked["auth"]("anyone", "")
+    launch_page(page, "127.0.0.1", 7860, False, "")
+    assert asked["auth"] is None
+
+
 def test_a_port_in_use_is_named():
     with socket.socket() as other:
         other.bind(("", 0))
@@ -218,7 +255,7 @@ def served(chat_model, tmp_path_factory) -> Iterator[tuple[int, int]]:
     with (
         log.open("w") as file,
         subprocess.Popen(
-            [*command, "device=cpu", "host=127.0.0.1", f"port={page}", f"api_port={api}"],
+            [*command, "device=cpu", f"port={page}", f"api_port={api}"],
             cwd=ROOT,
             env=os.environ | QUIET,
             stdout=file,
@@ -237,6 +274,18 @@ def served(chat_model, tmp_path_factory) -> Iterator[tuple[int, int]]:
             assert process.wait(limit(30)) == 0, log.read_text()
     with socket.socket() as probe:  # the endpoint has ended with it
         assert probe.connect_ex(("127.0.0.1", api)) != 0
+
+
+def test_scores_are_computed_by_the_endpoint(served, chat_model, loaded):
+    body = {"prompt": [[5, 6, 7]], "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
+    request = Request(
+        f"http://127.0.0.1:{served[1]}/v1/completions", json.dumps(body).encode(), method="POST"
+    )
+    with urlopen(request, timeout=60) as answer:
+        found = json.load(answer)["choices"][0]["logprobs"]["token_logprobs"]
+    with torch.no_grad():
+        logits = loaded.model(input_ids=torch.tensor([[5, 6, 7]])).logits[0].log_softmax(-1)
+    assert found[1:3] == pytest.approx([logits[0, 6].item(), logits[1, 7].item()], abs=1e-4)
 
 
 def test_the_openai_client_receives_the_generated_text(served, chat_model, loaded):

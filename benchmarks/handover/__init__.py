@@ -1,0 +1,1 @@
+"""What the tools that users take an export to compute with it, against transformers 5."""
