@@ -13,7 +13,11 @@ CUDA_PINS := constraints-cuda$(if $(filter 2.11,$(TORCH)),-2.11).txt
 REHEARSE := .venv-rehearse-$(TORCH)
 REHEARSE_INSTALLED := $(REHEARSE)/installed-$(shell cat setup.py constraints.txt $(CUDA_PINS) | cksum | cut -d' ' -f1)
 
-.PHONY: demo check test rehearse rehearse-install faults bench-cpu bench-gpu peers lint install clean
+# vLLM for CPUs, for `make test-serving`.
+SERVING := .venv-serving
+SERVING_INSTALLED := $(SERVING)/installed-$(shell cksum < tests/serving/environment.py | cut -d' ' -f1)
+
+.PHONY: demo check test test-serving rehearse rehearse-install faults bench-cpu bench-gpu peers lint install clean
 
 demo: install
 	$(BIN)/python -m launch demo
@@ -23,6 +27,16 @@ check: install lint
 
 test: install lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Tests a real vLLM behind `eval serve`, from an environment of its own: docs/chat.md.
+test-serving: install $(SERVING_INSTALLED)
+	SERVING_BIN=$(CURDIR)/$(SERVING)/bin $(BIN)/python -m pytest -n 0 tests/serving
+
+$(SERVING_INSTALLED): tests/serving/environment.py
+	test -x $(SERVING)/bin/python || $(PYTHON) -m venv $(SERVING)
+	$(SERVING)/bin/python tests/serving/environment.py
+	rm -f $(SERVING)/installed-*
+	touch $@
 
 # Runs training with CUDA on a hollow GPU, on a machine without a GPU: docs/cuda.md.
 rehearse: rehearse-install
@@ -71,4 +85,4 @@ $(INSTALLED): setup.py constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-rehearse-* data runs .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-rehearse-* $(SERVING) data runs .mypy_cache .ruff_cache .pytest_cache

@@ -163,7 +163,9 @@ def compared(older: dict[str, Any], newer: dict[str, Any]) -> dict[str, Any]:
 def table(figures: dict[str, Any]) -> str:
     """Returns a row per family with a cell per command."""
     older, newer = figures["versions"]
-    writers = list(max(figures["families"].values(), key=len))
+    families: list[dict[str, Any]] = list(figures["families"].values())
+    most = max(families, key=len)
+    writers = list(most)
     text = [
         f"Folders of every command, read by transformers {older} and {newer}: the largest relative "
         "difference of the logits. RoPE, window, token ids, special tokens, chat template, end of "
@@ -174,8 +176,11 @@ def table(figures: dict[str, Any]) -> str:
         "|---" * (len(writers) + 1) + "|",
     ]
     for family, rows in figures["families"].items():
-        found = [rows[writer] for writer in writers if writer in rows]
-        cells = [", ".join([f"{one['logits']:.0e}", *one["different"]]) for one in found]
+        found = [rows.get(writer) for writer in writers]
+        cells = [
+            ", ".join([f"{one['logits']:.0e}", *one["different"]]) if one else "not run"
+            for one in found
+        ]
         text.append(f"| `{family}` | {' | '.join(cells)} |")
     for family in figures["unknown"]:
         text.append(f"| `{family}` | cannot: {older} has no class for it |")

@@ -1,1 +1,1 @@
-"""What the tools that users take an export to compute with it, against transformers 5."""
+"""Comparison of tools that read an export with transformers 5, on a model of each family."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.handover.cases import ASPECTS, NEW_TOKENS, Case
@@ -19,7 +20,7 @@ def cells(case: Case, found: dict[str, Any]) -> Cells:
     """
     if "error" in found:
         return dict.fromkeys(ASPECTS, f"cannot: {found['error']}")
-    measures = {
+    measures: dict[str, tuple[Callable[[Case, Any], str], str]] = {
         "tokens": (_tokens, "tokens"),
         "log-probabilities": (_scores, "log_probabilities"),
         "greedy text": (_greedy, "greedy"),

@@ -112,11 +112,15 @@ class RequestValidator:
     """ASGI middleware that validates requests before the server handles them.
 
     longest: context length of the model in tokens.
-    scored: answers the completions that the server cannot.
+    scored: answers the completions that the server cannot, None if there are none.
     """
 
     def __init__(
-        self, app: Any, prompt: PromptCounter, longest: int, scored: ScoredCompletions
+        self,
+        app: Any,
+        prompt: PromptCounter,
+        longest: int,
+        scored: ScoredCompletions | None = None,
     ) -> None:
         self.app, self.prompt, self.longest, self.scored = app, prompt, longest, scored
 
@@ -134,7 +138,7 @@ class RequestValidator:
             raw, more = raw + event.get("body", b""), event.get("more_body", False)
         try:
             body = parse_body(raw)
-            if scope["path"] == TEXT and is_scored(body):
+            if self.scored is not None and scope["path"] == TEXT and is_scored(body):
                 check_settings(TEXT, body)
                 await _answer(send, 200, await asyncio.to_thread(self.scored.answer, body))
                 return
@@ -230,8 +234,8 @@ def main() -> None:
     prompt = PromptCounter(AutoTokenizer.from_pretrained(folder, local_files_only=True))
     build, key = server.build_server, os.environ.pop(KEY_VARIABLE, None)
 
-    def build_with_validation(manager: Any, *parts: Any, **settings: Any) -> Any:
-        app = build(manager, *parts, **settings)
+    def build_with_validation(*parts: Any, **settings: Any) -> Any:
+        app, manager = build(*parts, **settings), parts[0]
         name = manager.process_model_name(str(folder))
         scored = ScoredCompletions(lambda: manager.load_model_and_processor(name), longest)
         app.add_middleware(RequestValidator, prompt=prompt, longest=longest, scored=scored)

@@ -11,16 +11,24 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from conf.errors import InputError
 from eval.devices import resolve_device
 
-if TYPE_CHECKING:
-    from eval.chat.serve import ServeConfig
-
 KEY_VARIABLE = "SERVE_API_KEY"
 """Environment variable with the key that clients of our endpoint must send."""
+
+
+class Settings(Protocol):
+    """The settings of `eval serve` that an engine reads."""
+
+    host: str
+    api_port: int
+    engine: str
+    engine_args: list[str]
+    api_key: str | None
+    device: str
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Engine:
         owned: Options that other settings determine, each with its setting.
     """
 
-    command: Callable[[ServeConfig, Path, str], list[str]]
+    command: Callable[[Settings, Path, str], list[str]]
     key_variable: str
     program: str | None = None
     environment: Mapping[str, str] | None = None
@@ -62,12 +70,12 @@ class Engine:
 OWNED = {"--host": "host=", "--port": "api_port=", "--dtype": "dtype=", "--api-key": "api_key="}
 
 
-def _transformers(config: ServeConfig, folder: Path, dtype: str) -> list[str]:
+def _transformers(config: Settings, folder: Path, dtype: str) -> list[str]:
     python = [sys.executable, "-m", "eval.chat.endpoint", "serve", str(folder)]
     return [*python, "--dtype", dtype, "--device", resolve_device(config.device)]
 
 
-def _vllm(config: ServeConfig, folder: Path, dtype: str) -> list[str]:
+def _vllm(config: Settings, folder: Path, dtype: str) -> list[str]:
     return ["vllm", "serve", str(folder), "--dtype", dtype]
 
 
@@ -78,7 +86,7 @@ ENGINES = {
 }
 
 
-def endpoint_command(config: ServeConfig, folder: Path, dtype: str) -> list[str]:
+def endpoint_command(config: Settings, folder: Path, dtype: str) -> list[str]:
     """Returns the command line that starts the endpoint.
 
     dtype: the dtype that the model computes in.
@@ -87,7 +95,7 @@ def endpoint_command(config: ServeConfig, folder: Path, dtype: str) -> list[str]
     return [*ENGINES[config.engine].command(config, folder, dtype), *address, *config.engine_args]
 
 
-def endpoint_environment(config: ServeConfig) -> dict[str, str]:
+def endpoint_environment(config: Settings) -> dict[str, str]:
     """Returns the environment of the endpoint: its own, what the user has set, and the key."""
     engine = ENGINES[config.engine]
     own = {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", **(engine.environment or {})}

@@ -63,7 +63,7 @@ def windowed_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = MistralConfig(
         vocab_size=320, hidden_size=128, intermediate_size=256, num_hidden_layers=3,
         num_attention_heads=4, num_key_value_heads=2, head_dim=32, sliding_window=WINDOW,
-        max_position_embeddings=512, initializer_range=0.1, rope_theta=5000.0,
+        max_position_embeddings=512, initializer_range=0.1,
         bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
     MistralForCausalLM(config).save_pretrained(folder)

@@ -86,6 +86,7 @@ def test_no_process_outlives_serve(serving, tmp_path, phase, number):
     pipes = {"stdout": subprocess.PIPE, "env": environment}
     with started(tmp_path, command, phase, **pipes) as (process, said, about):
         if phase == "serving":
+            assert process.stdout is not None
             assert process.stdout.readline().startswith("endpoint: http://localhost:")
         process.send_signal(number)
         assert said.read() == ""

@@ -97,7 +97,10 @@ def test_generated_text_equals_that_of_the_process(model, endpoint):
 
     here = CheckedHFLM(pretrained=str(model), dtype="float32", device="cpu", batch_size=1)
     there = endpoint_model(settings_of(model, endpoint), model)
-    asked = {"for": {"until": ["e"]}, "one": {"until": ["zz", "the"], "do_sample": False}}
+    asked: dict[str, dict[str, Any]] = {
+        "for": {"until": ["e"]},
+        "one": {"until": ["zz", "the"], "do_sample": False},
+    }
     requests = [
         Instance("generate_until", {}, (text, settings | {"max_gen_toks": 24}), number)
         for number, (text, settings) in enumerate(asked.items())

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from model.config import ModelConfig
 from model.families import FAMILIES
 from model.families.folder import HFWeights, hf_config, read_config, save_weights
-from model.families.hf_forms import write_both_forms
+from model.families.model_files import ModelFiles
 from model.network import Decoder
 from tests.model.shapes import initialize
 
@@ -119,7 +119,7 @@ def assert_imports(theirs: Any, folder: Path) -> ModelConfig:
         for name, parameter in ours.named_parameters():
             parameter.copy_(weights.read(name))
     assert_agree(ours, theirs)
-    write_both_forms(folder)
+    ModelFiles.read(folder).write(folder)
     assert read_config(folder) == config
     fields = json.loads((folder / "config.json").read_text())
     fields.pop("rope_parameters")

@@ -13,7 +13,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from model.config import ModelConfig
 from model.families import FAMILIES
 from model.families.gguf import ONE_DIGIT, THREE_DIGITS
-from model.families.hf_forms import tokenizer_settings, write_both_forms, write_json
+from model.families.hf_forms import tokenizer_settings, write_json
+from model.families.model_files import ModelFiles
 from model.gguf.command import GGUFConfig, gguf
 from tests.model.families.cases import PATHS, SHAPE
 from tests.model.families.stock import export, load_stock
@@ -151,7 +152,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, template: str | None = T
     write_json(folder / "tokenizer_config.json", tokenizer_settings(SPECIAL, 512))
     if template is not None:
         (folder / "chat_template.jinja").write_text(template)
-    write_both_forms(folder)
+    ModelFiles.read(folder).write(folder)
 
 
 def make_folder(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> Path:
