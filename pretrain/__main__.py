@@ -34,6 +34,8 @@ COMMANDS = {
         config="teach",
         schema="pretrain.teacher_cache.config:TeachConfig",
         run="pretrain.teacher_cache.command:teach",
+        base="pretrain.start_choice:take_taught_groups",
+        complete="pretrain.start_choice:take_taught_recipe",
         summary="writes a teacher's answers to the samples of a run, for objective=distill",
     ),
     "average": Command(

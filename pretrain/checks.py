@@ -230,10 +230,14 @@ def check_networks(model: ModelConfig, plan: StagePlan) -> None:
 def check_validation(
     validation: ValidationConfig, plan: StagePlan, manifest: Manifest | None
 ) -> None:
-    """Raises InputError if a validation would not hold one sequence of a stage."""
+    """Raises InputError if a validation would not hold one sequence of a stage.
+
+    A branch also validates in the stage of its trunk at the fork.
+    """
     if manifest is None or not manifest.source_tokens("held_out"):
         return
-    longest = max(plan.own_stages, key=lambda stage: stage.seq_len)
+    fork = max(0, len(plan.stages) - len(plan.own_stages) - 1)
+    longest = max(plan.stages[fork:], key=lambda stage: stage.seq_len)
     if validation.tokens < longest.seq_len:
         raise InputError(
             f"validation.tokens={validation.tokens}: expected {longest.seq_len} or more, the "

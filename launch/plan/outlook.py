@@ -64,10 +64,12 @@ class Estimate:
 class StageOutlook:
     """The estimated speed and duration of one stage in one layout.
 
+    tokens: number of tokens that the run trains in the stage, without those of a trunk.
     times: the best and the typical time of a step.
     """
 
     stage: ScheduledStage
+    tokens: int
     precision: str
     times: tuple[StepTime, StepTime]
     tokens_per_second: Estimate
@@ -118,11 +120,12 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Outlook:
-    """The plan of a run.
+    """The plan of a run. That of a branch covers the steps after the fork.
 
     layouts: the layouts that fit, fastest first.
     refused: the other layouts.
-    epochs: passes over each source.
+    epochs: passes over each source, with those of a trunk.
+    fork: number of steps that the trunk of a branch has done; 0 for other runs.
     calibration: path of the measured speeds, if any.
     measured_memory: whether activations are scaled to measured ones.
     """
@@ -136,6 +139,17 @@ class Outlook:
     warnings: list[str] = field(default_factory=list)
     calibration: str | None = None
     measured_memory: bool = False
+    fork: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Returns the number of tokens that the run trains itself."""
+        return sum(stage.tokens for stage in self.best.stages)
+
+    @property
+    def steps(self) -> int:
+        """Returns the number of steps that the run takes itself."""
+        return self.plan.total_steps - self.fork
 
     @property
     def best(self) -> LayoutOutlook:
@@ -168,7 +182,7 @@ class Outlook:
     def data_bytes(self) -> int:
         """Returns the size of the shards if every token is read once, at 2 or 4 bytes per token."""
         size = 2 if self.config.model.vocab_size <= 1 << 16 else 4
-        return self.plan.total_tokens * size
+        return self.tokens * size
 
     @property
     def answer_bytes(self) -> int:
@@ -177,13 +191,23 @@ class Outlook:
         if teacher is None:
             return 0
         return sum(
-            stage.samples * RecordForm(stage.seq_len, teacher.top_k, vocab_size).record_bytes
-            for stage in self.plan.stages
+            found.tokens
+            // found.stage.seq_len
+            * RecordForm(found.stage.seq_len, teacher.top_k, vocab_size).record_bytes
+            for found in self.best.stages
         )
 
 
-def make_outlook(config: PlanConfig) -> Outlook:
-    """Returns the plan of a run. Raises InputError if no layout fits."""
+def make_outlook(config: PlanConfig, fork: int = 0) -> Outlook:
+    """Returns the plan of a run.
+
+    Args:
+        config: The run and the cluster.
+        fork: Number of steps that the trunk of a branch has done.
+
+    Raises:
+        InputError: No layout fits.
+    """
     cluster = config.cluster
     plan = StagePlan(config.recipe, source_tokens(config))
     check_stages(plan, config.parallel, config.model.max_seq_len)
@@ -209,8 +233,9 @@ def make_outlook(config: PlanConfig) -> Outlook:
     for option in found:
         if option.problem is None:
             stages = [
-                stage_outlook(config, plan, stage, option, calibration, state_bytes)
-                for stage in plan.stages
+                stage_outlook(config, plan, stage, option, calibration, state_bytes, fork)
+                for stage in plan.own_stages
+                if stage.end_step > fork
             ]
             fitting.append(LayoutOutlook(option, stages))
     refused = [option for option in found if option.problem is not None]
@@ -242,6 +267,7 @@ def make_outlook(config: PlanConfig) -> Outlook:
         list(warnings(config, plan, fitting[0], passes)),
         config.calibration,
         bool(requirements.activation_ratios),
+        fork,
     )
 
 
@@ -259,15 +285,17 @@ def stage_outlook(
     option: LayoutCandidate,
     calibration: Calibration | None,
     state_bytes: float,
+    fork: int,
 ) -> StageOutlook:
-    """Returns one stage in one layout, at its most frequent batch size.
+    """Returns the part of a stage after step `fork` in one layout, at its most frequent batch size.
 
     `state_bytes` is the size of the optimizer's state per parameter.
     """
     precision = training_config(stage).precision or config.precision
-    level = max(
-        (level for level in plan.levels if level.stage == stage.index), key=lambda x: x.steps
-    )
+    levels = [level for level in plan.levels if level.stage == stage.index]
+    level = max(levels, key=lambda x: x.first_step + x.steps - max(fork, x.first_step))
+    done = plan.tokens_at(fork) - stage.first_token if fork > stage.first_step else 0
+    tokens = stage.tokens - done
     teacher = teacher_of(config.objective)
     step = Step(
         config.model,
@@ -282,9 +310,10 @@ def stage_outlook(
     if calibration is not None:
         times = calibration.apply(step, config.cluster)
     seconds = Estimate(times[0].total, times[1].total)
-    steps = stage.tokens / level.tokens_per_step
+    steps = tokens / level.tokens_per_step
     return StageOutlook(
         stage,
+        tokens,
         precision,
         times,
         seconds.map(lambda s: level.tokens_per_step / s),
@@ -359,7 +388,7 @@ def warnings(
                 "max_epochs. More than 4 repetitions reduce quality (arXiv 2305.16264)."
             )
     window = config.model.sliding_window
-    longest = max(stage.seq_len for stage in plan.stages)
+    longest = max(stage.seq_len for stage in plan.own_stages)
     if window is not None and longest <= window:
         yield (
             f"model.sliding_window={window} has no effect, because the longest sequence has only "

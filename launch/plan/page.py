@@ -35,7 +35,7 @@ def render_plan(outlook: Outlook) -> str:
         TEMPLATE,
         {
             "name": outlook.config.model.name,
-            "lead": f"{short_number(outlook.plan.total_tokens)} tokens of recipe "
+            "lead": f"{short_number(outlook.tokens)} tokens of recipe "
             f"{outlook.config.recipe.name} on {cluster.nodes} x {cluster.gpus_per_node} "
             f"{cluster.gpu}: {days.low:,.1f} to {days.high:,.1f} days.",
             "speeds": (

@@ -9,13 +9,14 @@ from conf.text import GIB
 from launch.plan.config import PlanConfig
 from launch.plan.outlook import source_tokens
 from launch.training import Training
+from pretrain.branches.trunk import parse
 from pretrain.checks import Job
 from pretrain.config import device_of
 from pretrain.preflight import preflight, set_editions
 
 
-def take_run_settings(config: PlanConfig, run: Training) -> PlanConfig:
-    """Returns the config with the model, recipe, optimizer and layout of a training run.
+def take_run_settings(config: PlanConfig, run: Training) -> tuple[PlanConfig, int]:
+    """Returns the config with the keys of a training run, and the step it branches from, or 0.
 
     Without `data`, the corpus is also that of the run, if it exists on this machine.
 
@@ -46,7 +47,7 @@ def take_run_settings(config: PlanConfig, run: Training) -> PlanConfig:
     settings.data.folder = data or ""
     preflight(settings, job)
     set_editions(settings, job)
-    return replace(
+    planned = replace(
         config,
         model=settings.model,
         recipe=settings.recipe,
@@ -58,3 +59,4 @@ def take_run_settings(config: PlanConfig, run: Training) -> PlanConfig:
         data=data,
         max_epochs=settings.data.max_epochs,
     )
+    return planned, parse(settings.branch_from)[1] if settings.branch_from else 0

@@ -20,9 +20,10 @@ def plan(config: PlanConfig) -> None:
     output = Output(config.out, PAGE, config.overwrite) if config.out is not None else None
     if output:
         output.check()
+    fork = 0
     if training.overrides:
-        config = take_run_settings(config, training.compose(training.overrides))
-    outlook = make_outlook(config)
+        config, fork = take_run_settings(config, training.compose(training.overrides))
+    outlook = make_outlook(config, fork)
     console = table_console()
     console.print(_head(outlook))
     for grid in (layouts(outlook, config.show), stages(outlook), memory(outlook, config.show)):

@@ -39,7 +39,7 @@ def layouts(outlook: Outlook, at_most: int | None = None) -> Grid:
     columns = {"layout": "", "micro-batch": CHOSEN, "blank": EXACT, "recomputed": CHOSEN}
     columns |= {"GiB per GPU": memory_confidence(outlook)}
     columns |= {"tokens/s per GPU": speed, "scaling": ASSUMED, "days": speed}
-    world, tokens = outlook.config.cluster.world_size, outlook.plan.total_tokens
+    world, tokens = outlook.config.cluster.world_size, outlook.tokens
     rows = []
     for layout in outlook.layouts[:at_most]:
         worst = min(stage.scaling_efficiency for stage in layout.stages)
@@ -69,7 +69,7 @@ def stages(outlook: Outlook) -> Grid:
         [
             found.stage.name,
             f"{found.stage.seq_len:,}",
-            f"{found.stage.tokens:,}",
+            f"{found.tokens:,}",
             f"{found.batch_tokens:,}",
             f"{found.deal.blank_share:.1%}",
             f"{found.flops_per_token / 1e9:.4g}",
@@ -102,7 +102,7 @@ def totals(outlook: Outlook) -> list[tuple[str, str, str]]:
     config, reliability = outlook.config, outlook.reliability
     cluster, model = config.cluster, config.model
     speed = speed_confidence(outlook)
-    rate = outlook.best.days.map(lambda d: outlook.plan.total_tokens / (d * DAY_SECONDS))
+    rate = outlook.best.days.map(lambda d: outlook.tokens / (d * DAY_SECONDS))
     found = [
         (
             "parameters",
@@ -110,7 +110,7 @@ def totals(outlook: Outlook) -> list[tuple[str, str, str]]:
             EXACT,
         ),
         *((name, text, EXACT) for name, text in parametrization_row(model).items()),
-        ("tokens", f"{outlook.plan.total_tokens:,} in {outlook.plan.total_steps:,} steps", EXACT),
+        ("tokens", _tokens(outlook), EXACT),
         ("tokens/s", format_range(rate, ",.0f"), speed),
         ("- per GPU", format_range(rate.map(lambda r: r / cluster.world_size), ",.0f"), speed),
         ("days", format_range(outlook.days, ",.2f"), speed),
@@ -140,16 +140,24 @@ def totals(outlook: Outlook) -> list[tuple[str, str, str]]:
         ),
         ("data on disk", f"{format_bytes(outlook.data_bytes)} for one pass", EXACT),
     ]
-    for stage in outlook.plan.stages:
+    for stage in (one.stage for one in outlook.best.stages):
         fim = [f"{source} {options.describe()}" for source, options in stage.fim.items()]
         if fim:
             found.append((f"FIM in {stage.name}", ", ".join(fim), EXACT))
     if size := outlook.answer_bytes:
-        each = size / outlook.plan.total_tokens
+        each = size / outlook.tokens
         text = f"{format_bytes(size)}, {each:.1f} bytes per token"
         found.append(("teacher's answers, if cached", text, EXACT))
     found += [(f"epochs of {source}", f"{n:.2f}", EXACT) for source, n in outlook.epochs.items()]
     return found
+
+
+def _tokens(outlook: Outlook) -> str:
+    """Returns the tokens and steps of a run; of a branch, those that follow the fork."""
+    text = f"{outlook.tokens:,} in {outlook.steps:,} steps"
+    if outlook.fork:
+        text += f" after step {outlook.fork:,} of the trunk"
+    return text
 
 
 def memory_of(layout: LayoutOutlook) -> Memory:

@@ -10,6 +10,7 @@ from launch.plan.config import PlanConfig
 from launch.plan.outlook import DAY_SECONDS, make_outlook
 from launch.studies.commands import RunCommand
 from model.flops import flops_per_token
+from pretrain.branches.trunk import parse
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,9 @@ class Costs:
     def seconds(self, command: RunCommand) -> float:
         """Returns the planned duration of a run; runs that differ in rates have the same one."""
         settings = command.settings
-        first = settings.recipe.inherited
+        fork = parse(settings.branch_from)[1] if settings.branch_from else 0
         key = repr(
-            (settings.model, command.plan.stages, first, settings.parallel, settings.objective)
+            (settings.model, command.plan.stages, fork, settings.parallel, settings.objective)
         )
         key += f"{settings.precision}{settings.optim.name}"
         if key not in self._seconds:
@@ -90,6 +91,6 @@ class Costs:
                 data=settings.data.folder,
                 max_epochs=settings.data.max_epochs,
             )
-            stages = make_outlook(config).best.stages[first:]
+            stages = make_outlook(config, fork).best.stages
             self._seconds[key] = sum(stage.days.typical for stage in stages) * DAY_SECONDS
         return self._seconds[key]

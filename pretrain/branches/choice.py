@@ -8,7 +8,7 @@ recipe then gets the trunk's stages in front of its own (`data_pipeline.sampling
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -22,7 +22,7 @@ from conf.errors import InputError
 from conf.overrides import SWEEP, compose_command
 from data_pipeline.sampling.fork import fork_recipe, with_batch
 from data_pipeline.sampling.recipe import StagePlan
-from pretrain.branches.trunk import Trunk, known_trunk
+from pretrain.branches.trunk import Trunk, known_trunk, read_trunk
 from pretrain.config import OptimConfig
 from pretrain.optim.schedule import learning_rate
 from pretrain.recipe import StageRate, TrainingRecipeConfig
@@ -30,8 +30,8 @@ from pretrain.recipe import StageRate, TrainingRecipeConfig
 CHOICE = "of_branch_from"
 GROUPS = ("model", "optim", "objective", "recipe")
 """Config groups that are those of the trunk unless they are given."""
-KEYS = ("seed", "precision", "data.folder", "data.max_epochs")
-"""Keys that are those of the trunk unless they are given."""
+KEYS = {key: key for key in ("seed", "precision", "data.folder", "data.max_epochs")}
+"""Keys that are those of the trunk unless they are given, with their names in its config."""
 OPEN = "???"
 """Value of a key that has to be given."""
 FROM_TRUNK = ("seq_len", "mixture", "rope_theta", "precision")
@@ -51,8 +51,19 @@ def take_groups(arguments: list[str]) -> list[str]:
     return with_groups(arguments, trunk)
 
 
-def with_groups(arguments: list[str], trunk: Trunk) -> list[str]:
+def with_groups(
+    arguments: list[str],
+    trunk: Trunk,
+    groups: Sequence[str] = GROUPS,
+    keys: Mapping[str, str] = KEYS,
+) -> list[str]:
     """Returns the arguments with the trunk's values of what they do not give.
+
+    Args:
+        arguments: The command line.
+        trunk: The trunk.
+        groups: Config groups that the command has from the trunk.
+        keys: Keys that it has from the trunk, with their names in the trunk's config.
 
     Raises:
         InputError: Another seed is given.
@@ -65,11 +76,11 @@ def with_groups(arguments: list[str], trunk: Trunk) -> list[str]:
             "continues it. Remove the key."
         )
     chosen = []
-    for group in GROUPS:
+    for group in groups:
         ConfigStore.instance().store(group=group, name=CHOICE, node=trunk.config[group])
         chosen += [f"{group}={CHOICE}"] if group not in given else []
-    for key in KEYS:
-        value = _value(trunk.config, key)
+    for key, source in keys.items():
+        value = _value(trunk.config, source)
         chosen += [f"{key}={value}"] if key not in given and value is not None else []
     return [*chosen, *arguments]
 
@@ -85,6 +96,8 @@ def take_recipe(arguments: list[str], config_name: str) -> list[str]:
         InputError: The recipe cannot continue the trunk.
     """
     given = _given(arguments)
+    if "run_dir" not in given:  # a command that trains nothing
+        return with_recipe(arguments, config_name, read_trunk(given["branch_from"]))
     run_dir, copy_to = Path(given["run_dir"]), given.get("checkpoint.copy_to")
     trunk = known_trunk(given["branch_from"], run_dir, copy_to)
     return with_recipe(arguments, config_name, trunk)

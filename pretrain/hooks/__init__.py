@@ -41,6 +41,7 @@ class TrainerView(Protocol):
     dp_rank: data-parallel rank of this process.
     dp_size: number of data-parallel ranks.
     hooks: all hooks, in the order in which they are called.
+    at_fork: whether the run is a branch that starts from the checkpoint of its trunk.
     step: number of steps done, out of `plan.total_steps`.
     stopping: reason to end the run after this step, or None; a hook sets it on all ranks at once.
     must_save: whether a checkpoint is due after this step; a hook sets it on all ranks at once.
@@ -59,6 +60,7 @@ class TrainerView(Protocol):
     dp_rank: int
     dp_size: int
     hooks: list[Hook]
+    at_fork: bool
     step: int
     stopping: str | None
     must_save: bool

@@ -23,6 +23,9 @@ from pretrain.parallel import reshard_parameters
 class Validation(Hook):
     """Validates before the first step, at an interval, and after the last step.
 
+    A branch thus begins with the held-out loss of its trunk at the fork, measured with the sequence
+    length and the network of the trunk's stage.
+
     Samples are split over the data-parallel ranks like those of a training step. Blank samples pad
     uneven shares, because every rank must take part in every all-gather of the weights. If the run
     keeps an average of the weights, the average is validated on the same samples.
@@ -34,9 +37,9 @@ class Validation(Hook):
         self.config, self.ema = config, ema
 
     def on_start(self, trainer: TrainerView) -> None:
-        """Reads the number of bytes per token, and validates the model if no step is done yet."""
+        """Reads the number of bytes per token, and validates before the first step of the run."""
         self.token_bytes = torch.from_numpy(trainer.manifest.token_bytes().astype("int64"))
-        if trainer.step == 0:
+        if trainer.step == 0 or trainer.at_fork:
             self._validate(trainer)
 
     def after_step(self, trainer: TrainerView) -> None:

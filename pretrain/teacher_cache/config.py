@@ -19,12 +19,15 @@ class TeachConfig:
 
     model: the teacher: a Hugging Face folder, a run folder, or RUN@STEP for a step of a run.
     data: the tokenized corpus, data.folder of the run.
+    branch_from: RUN@STEP to teach the steps of a branch from there on, whose `recipe` is given as
+        for python -m pretrain. `data`, `seed` and `max_epochs` are those of its trunk.
     recipe: the recipe of the run, from which the order of samples is computed.
     seed: the seed of the run.
     max_epochs: data.max_epochs of the run.
     out: the folder to write.
     top_k: number of most probable tokens to store per position.
-    steps: the steps to teach as first..last, counted from 1; null for all.
+    steps: the steps to teach as first..last, counted from 1; null for all, and for a branch all
+        of its own.
     do: teach; plan to print the size of the cache only; verify to read every byte of a finished
         cache and compare it with its checksums.
     precision: fp32 or bf16, for the teacher's matrix products; auto takes bf16 if the hardware
@@ -40,6 +43,7 @@ class TeachConfig:
 
     model: str | None = None
     data: str | None = None
+    branch_from: str | None = None
     recipe: TrainingRecipeConfig = MISSING
     seed: int = 0
     max_epochs: float = 4.0

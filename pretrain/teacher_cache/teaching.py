@@ -10,14 +10,16 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from conf.errors import InputError
 from conf.files import write_atomically
 from data_pipeline.sampling.batches import Batch, BatchReader
 from data_pipeline.sampling.order import SampleOrder
 from data_pipeline.sampling.padding import pad_batch
-from data_pipeline.sampling.recipe import StagePlan
+from data_pipeline.sampling.recipe import RecipeConfig, StagePlan
 from data_pipeline.store.checksums import read_with_checksums, sha256_of_file
 from data_pipeline.store.corpus import open_corpus
 from data_pipeline.store.manifest import Manifest
+from pretrain.branches.trunk import Trunk, read_trunk
 from pretrain.objectives.distill.answers import TeacherAnswers
 from pretrain.teacher_cache.config import TeachConfig
 from pretrain.teacher_cache.coverage import Contexts
@@ -38,18 +40,25 @@ class Teaching:
         corpus: The newest edition of the corpus that the recipe reads.
         run: The contexts of the runs that the cache is for.
         units: The units of all processes.
+        steps: The steps to teach, counted from 0.
     """
 
     config: TeachConfig
     corpus: Manifest
     run: Contexts
     units: list[Unit]
+    steps: range
 
     @classmethod
     def of(cls, config: TeachConfig) -> Teaching:
         """Returns the work of a command. Raises InputError if the recipe does not fit the data."""
         corpus = open_corpus(str(config.data))
         corpus.check_tokenizer()
+        fork = 0
+        if config.branch_from:
+            trunk = read_trunk(config.branch_from)
+            fork = trunk.step
+            keep_editions(config.recipe, trunk, corpus, str(config.data))
         plan = StagePlan(config.recipe, corpus.edition_tokens("train"))
         order = SampleOrder(
             *(plan.source_tokens, plan.stages, config.seed),
@@ -57,9 +66,12 @@ class Teaching:
         )
         data = [corpus.at_edition(stage.edition).fingerprint for stage in plan.stages]
         run = Contexts(plan, order, config.recipe, data, corpus.tokenizer["sha256"])
-        ranges = samples_of(plan, read_steps(config.steps, plan.total_steps))
+        steps = read_steps(config.steps, plan.total_steps)
+        if config.steps is None:
+            steps = range(fork, plan.total_steps)
+        ranges = samples_of(plan, steps)
         newest = corpus.at_edition(plan.stages[-1].edition)
-        return cls(config, newest, run, units_of(plan, ranges, config.unit_tokens))
+        return cls(config, newest, run, units_of(plan, ranges, config.unit_tokens), steps)
 
     def manifest(self, teacher: dict[str, Any], precision: str) -> CacheManifest:
         """Returns the manifest of the cache, without files.
@@ -69,7 +81,7 @@ class Teaching:
             precision: Precision of its matrix products.
         """
         config, plan = self.config, self.run.plan
-        steps = read_steps(config.steps, plan.total_steps)
+        steps = self.steps
         return CacheManifest(
             teacher=teacher,
             tokenizer=self.run.tokenizer,
@@ -90,6 +102,27 @@ class Teaching:
     def reader(self) -> BatchReader:
         """Opens the shards of the corpus."""
         return BatchReader(self.corpus, self.run.order, cache_bytes=self.config.cache_bytes)
+
+
+def keep_editions(recipe: RecipeConfig, trunk: Trunk, corpus: Manifest, folder: str) -> None:
+    """Sets the editions that the stages of a trunk read, in the recipe of a branch.
+
+    folder: The corpus as it was given, for messages.
+
+    Raises:
+        InputError: The corpus lacks one of them.
+    """
+    begun = trunk.about["position"]["stage"] + 1
+    prints = [entry["data"] for entry in trunk.about.get("editions", [])][:begun]
+    stages = list(recipe.stages.values())[:begun]
+    for stage, data in zip(stages, prints or [trunk.about["data"]] * begun, strict=True):
+        edition = corpus.find_edition(data)
+        if edition is None:
+            raise InputError(
+                f"data={folder}: this is not the corpus of {trunk.label}. The answers for a branch "
+                "in another corpus cannot be computed before it trains: use objective.teacher."
+            )
+        stage.edition = edition.edition_count
 
 
 def write_unit(folder: Path, unit: Unit, parts: Iterator[bytes]) -> dict[str, Any]:

@@ -6,19 +6,24 @@ import json
 import os
 import random
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
+from conf.errors import InputError
 from data_pipeline.sampling.order import SampleOrder
 from data_pipeline.trace import RunData
 from eval.report.config import ReportConfig
 from eval.report.content import page_content
 from launch.slurm.manage import as_tree, read_status
 from pretrain.checkpoints.read import weights
+from pretrain.checks import Job
 from pretrain.health.receipts import read
-from tests.pretrain.branches.trunks import branch, trunk
+from pretrain.preflight import preflight
+from tests.pretrain.branches.trunks import branch, composed, trunk
 from tests.runs import ledger, records
 
 FORK = 3
@@ -37,7 +42,8 @@ def run(command, corpus, tmp_path_factory):
     """A finished run of eight steps on two processes, with all of its checkpoints."""
     folder = tmp_path_factory.mktemp("branches") / "trunk"
     mirror = f"file://{folder.parent}/mirror"
-    done = command(*trunk(corpus.folder, folder, checkpoint__copy_to=mirror), processes=2)
+    changes = {"checkpoint__copy_to": mirror, "validation__every_steps": FORK}
+    done = command(*trunk(corpus.folder, folder, **changes), processes=2)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -51,18 +57,29 @@ def decay(run: Path, shape: str, run_dir: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def decays(command, run):
-    """Three branches from one step, each killed in its third step and resumed on other ranks."""
-    folders = {}
-    for processes, shape in enumerate(DECAYS, 1):
-        folders[shape] = run.parent / shape
-        words = decay(run, shape, folders[shape])[1:]
+    """Three branches from one step, each killed in its third step and resumed without its trunk."""
+    folders = {shape: run.parent / shape for shape in DECAYS}
+    for processes, (shape, folder) in enumerate(folders.items(), 1):
+        words = decay(run, shape, folder)[1:]
         done = command("tests.faults.faulty", "SIGKILL", "0", "6", *words, processes=processes)
         assert done.returncode
-        assert (folders[shape] / "checkpoints" / "step_4").is_dir()
-        done = command("pretrain", *words, processes=2)
-        assert done.returncode == 0, done.stderr
-        assert "resuming after step" in done.stdout
+        assert (folder / "checkpoints" / "step_4").is_dir()
+    with gone(run), gone(run.parent / "mirror"):
+        for shape, folder in folders.items():
+            done = command(*decay(run, shape, folder), processes=2 if shape == "cosine" else 1)
+            assert done.returncode == 0, done.stderr
+            assert "resuming after step" in done.stdout
     return folders
+
+
+@contextmanager
+def gone(folder: Path) -> Iterator[None]:
+    """Runs a block of code while a folder does not exist."""
+    away = folder.rename(folder.with_name(f"{folder.name}_away"))
+    try:
+        yield
+    finally:
+        away.rename(folder)
 
 
 def test_a_branch_without_changes_is_its_trunk_to_the_bit(command, run, tmp_path):
@@ -93,7 +110,7 @@ def test_the_stream_of_a_branch_on_other_ranks_is_that_of_its_trunk(command, run
     assert "resume" not in events
 
 
-def test_branches_start_from_one_step_and_go_their_own_way(command, decays, run, tmp_path):
+def test_branches_start_from_one_step_and_go_their_own_way(decays, run):
     weighed = set()
     for shape, folder in decays.items():
         lines = ledger(folder)
@@ -108,11 +125,14 @@ def test_branches_start_from_one_step_and_go_their_own_way(command, decays, run,
         assert records(folder)[-1]["consumed_tokens"] == order.consumed(1, 128)
         weighed.add(read(folder / "receipts.jsonl")[-1]["weights"])
     assert len(weighed) == 3
-    # The one that had two processes before and after the kill is as if it had not been killed.
-    done = command(*decay(run, "cosine", tmp_path / "whole"), processes=2)
-    assert done.returncode == 0, done.stderr
-    whole = read(tmp_path / "whole" / "receipts.jsonl")
-    assert whole == read(decays["cosine"] / "receipts.jsonl")
+
+
+def test_the_validations_of_a_branch_begin_with_that_of_its_trunk_at_the_fork(decays, run):
+    (at_fork,) = [one for one in records(run, "validation") if one["step"] == FORK]
+    for folder in decays.values():
+        first, last = records(folder, "validation")
+        assert (first["step"], first["tokens"], last["step"]) == (FORK, at_fork["tokens"], 7)
+        assert first["loss"] == pytest.approx(at_fork["loss"], abs=1e-6)
 
 
 def test_documents_are_traced_through_the_fork(decays, run):
@@ -154,42 +174,33 @@ def test_report_card_and_status_name_the_parents(command, decays, run, tmp_path)
     assert f"└ {decays['cosine']}" in done.stdout
 
 
-def test_a_branch_with_a_checkpoint_needs_its_trunk_no_more(command, run, decays, tmp_path):
-    home = shutil.copytree(run, tmp_path / "trunk")
-    shutil.rmtree(home / "branches")
-    words = decay(home, "sqrt", tmp_path / "branch")
-    done = command(*words, "stop_after=5", processes=2)
-    assert done.returncode == 0, done.stderr
-    assert [path.name for path in (home / "branches").iterdir()]
-    shutil.rmtree(home)
-    done = command(*words, processes=2)
-    assert done.returncode == 0, done.stderr
-    assert ledger(tmp_path / "branch") == ledger(decays["sqrt"])
-    data = RunData(tmp_path / "branch")
-    doc = next(iter(data.documents_of_step(2)))  # of the trunk, whose ledger is gone
-    assert data.lineage.trainer_of(2) == str(home)
-    uses = list(data.steps_of_document(f"{doc['shard']}:{doc['document']}"))
-    assert any(use["step"] == 2 and use["state"] == "trained" for use in uses)
+def test_a_branch_describes_the_steps_of_a_trunk_that_is_gone(run, decays):
+    with gone(run):
+        data = RunData(decays["sqrt"])
+        doc = next(iter(data.documents_of_step(2)))  # of the trunk, whose ledger is gone
+        assert data.lineage.trainer_of(2) == str(run)
+        uses = list(data.steps_of_document(f"{doc['shard']}:{doc['document']}"))
+        assert any(use["step"] == 2 and use["state"] == "trained" for use in uses)
 
 
-def test_a_trunk_that_vanishes_is_read_from_its_mirror_or_named(command, run, tmp_path):
+def test_a_trunk_that_vanishes_is_read_from_its_mirror_or_named(command, run, decays, tmp_path):
     home = shutil.copytree(run, tmp_path / "trunk")
     saved = home / "checkpoints" / f"step_{FORK}"
-    words = decay(home, "linear", tmp_path / "branch")
+    words = decay(home, "cosine", tmp_path / "branch")
     damaged = next(iter(sorted(saved.glob("*.distcp"))))
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
-    done = command(*words, "stop_after=4", processes=2)  # the mirror has a good one
+    done = command(*words, processes=2)  # the mirror has a good one
     assert done.returncode == 0, done.stderr
     assert damaged.read_bytes() == bytes(content), "a checkpoint of another run was changed"
     assert not (tmp_path / "branch" / "trunk").exists()
-    assert ledger(tmp_path / "branch")[0]["step"] == FORK + 1
+    # The branch that had two processes before and after its kill is as if it had not been killed.
+    whole = read(tmp_path / "branch" / "receipts.jsonl")
+    assert whole == read(decays["cosine"] / "receipts.jsonl")
 
     shutil.rmtree(saved)
-    mirrored = run.parent / "mirror" / f"step_{FORK}"
-    mirrored.rename(run.parent / "away")
-    try:
+    with gone(run.parent / "mirror" / f"step_{FORK}"):
         done = command(*decay(home, "linear", tmp_path / "late"))
         assert done.returncode == CHECKPOINT
         assert f"has no checkpoint of step {FORK}" in done.stderr
@@ -200,10 +211,6 @@ def test_a_trunk_that_vanishes_is_read_from_its_mirror_or_named(command, run, tm
         done = command(*words, processes=2)
         assert done.stderr.count(f"exitcode  : {CHECKPOINT}") == 2
         assert "the branch has no checkpoint yet and needs that of the trunk" in done.stderr
-    finally:
-        (run.parent / "away").rename(mirrored)
-    done = command(*words, "stop_after=4", processes=2)
-    assert done.returncode == 0, done.stderr
 
 
 def other_corpus(corpus: Path, folder: Path, prose: str, notes: str) -> Path:
@@ -216,43 +223,44 @@ def other_corpus(corpus: Path, folder: Path, prose: str, notes: str) -> Path:
     return folder
 
 
-def test_a_branch_in_another_corpus_continues_what_both_have(command, corpus, run, tmp_path):
+CHANGED = [
+    *("precision=bf16", "recipe=decay", "recipe.global_batch_tokens=1024"),
+    *("~recipe.stages.decay", "+recipe.stages.again={tokens:4096,mixture:{prose:1,notes:1}}"),
+]
+"""Changes of a branch: other batches and precision, and a stage of its own."""
+
+
+def test_a_branch_of_a_branch_changes_corpus_batch_precision_and_layout(
+    command, corpus, decays, run, tmp_path
+):
     folder = other_corpus(corpus.folder, tmp_path / "corpus", "prose", "code")
-    words = branch(run, FORK, tmp_path / "branch", "recipe=decay", f"data.folder={folder}")
-    words += ["recipe.stages.decay.tokens=8192", "recipe.stages.decay.mixture={prose:1,notes:1}"]
-    done = command(*words, "stop_after=5", processes=2)
+    words = branch(decays["cosine"], 5, tmp_path / "second", *CHANGED)
+    done = command(*words, f"data.folder={folder}", "stop_after=7")
     assert done.returncode == 0, done.stderr
-    done = command(*words, processes=2)
+    done = command(*words, f"data.folder={folder}", "parallel.tp=2", processes=2)
     assert done.returncode == 0, done.stderr
-    before, after = records(run)[FORK - 1], records(tmp_path / "branch")[-1]
+    before, after = records(decays["cosine"])[1], records(tmp_path / "second")[-1]
+    assert (before["step"], after["step"], after["batch_tokens"]) == (5, 9, 1024)
     assert after["consumed_tokens"]["code"] == before["consumed_tokens"]["code"]
     assert after["consumed_tokens"]["prose"] > before["consumed_tokens"]["prose"]
     assert after["consumed_tokens"]["notes"] > 0
-    data = RunData(tmp_path / "branch")
-    assert {row["source"] for row in data.documents_of_step(6)} == {"prose", "notes"}
-    assert {row["source"] for row in data.documents_of_step(2)} <= {"prose", "code"}
-    folder = other_corpus(corpus.folder, tmp_path / "turned", "code", "prose")
-    words = [*words[:2], f"run_dir={tmp_path / 'other'}", *words[3:], f"data.folder={folder}"]
-    done = command(*words)
-    assert done.returncode == 2
-    assert "source 'prose' does not begin with the shards that" in done.stderr
-
-
-def test_a_branch_of_a_branch_names_both_parents(command, decays, run, tmp_path):
-    words = branch(decays["cosine"], 5, tmp_path / "second", "recipe=decay", "stop_after=6")
-    done = command(*words, "recipe.stages.decay.tokens=4096", "recipe.stages.decay.seq_len=32")
-    assert done.returncode == 2
-    assert "decay.seq_len=32:" in done.stderr
-    assert "give the stage another name, so that it begins after step 5" in done.stderr
-    done = command(*words, "~recipe.stages.decay", AGAIN)
-    assert done.returncode == 0, done.stderr
     env = json.loads((tmp_path / "second" / "env.json").read_text())
     assert [parent["step"] for parent in env["parents"]] == [5, FORK]
+    assert os.path.commonpath([p["run"] for p in env["parents"]]) == str(run.parent)
     data = RunData(tmp_path / "second")
     owners = [Path(data.lineage.trainer_of(step)).name for step in (3, 4, 5, 6)]
     assert owners == ["trunk", "cosine", "cosine", "second"]
-    assert [line["step"] for line in data.ledger()] == [1, 2, 3, 4, 5, 6]
-    assert os.path.commonpath([p["run"] for p in env["parents"]]) == str(run.parent)
+    assert [line["step"] for line in data.ledger()] == [*range(1, 10)]
+    assert {row["source"] for row in data.documents_of_step(8)} == {"prose", "notes"}
+    assert {row["source"] for row in data.documents_of_step(2)} <= {"prose", "code"}
 
 
-AGAIN = "+recipe.stages.again={seq_len:64,tokens:4096,mixture:{prose:1}}"
+def test_what_a_branch_of_a_branch_cannot_continue_is_refused(corpus, decays, tmp_path):
+    folder = other_corpus(corpus.folder, tmp_path / "turned", "code", "prose")
+    words = branch(decays["cosine"], 5, tmp_path / "second", *CHANGED)
+    with pytest.raises(InputError, match="source 'prose' does not begin with the shards that"):
+        preflight(composed([*words, f"data.folder={folder}"]), Job(1, "cpu"))
+    words = branch(decays["cosine"], 5, tmp_path / "second", "recipe=decay")
+    longer = ["recipe.stages.decay.tokens=4096", "recipe.stages.decay.seq_len=32"]
+    with pytest.raises(InputError, match=r"decay\.seq_len=32: .* so that it begins after step 5"):
+        composed([*words, *longer])

@@ -31,7 +31,7 @@ URL: Paths = {"s3://bucket/web": None}
 ANSWERS: Paths = {"answers.jsonl": "conversations", "preferences.jsonl": "preferences"}
 OWN: dict[str, Paths] = {
     "README.md": WEB,
-    "docs/branches.md": OURS,
+    "docs/branches.md": OURS | {"models/large": "model"},
     "docs/chat.md": {"questions.txt": "file"},
     "docs/chat_templates.md": PAIRS,
     "docs/check_data.md": {"/data/web": None},

@@ -162,6 +162,22 @@ def test_the_numbers_agree_with_each_other():
     assert outlook.energy_kwh.low == pytest.approx(outlook.gpu_hours.low)
 
 
+@pytest.mark.parametrize("part", [0.5, 0.99])
+def test_a_branch_is_planned_from_its_fork_on(part):
+    whole = make_outlook(config())
+    fork = int(whole.plan.total_steps * part)
+    outlook = make_outlook(config(), fork)
+    assert outlook.tokens == whole.plan.total_tokens - whole.plan.tokens_at(fork)
+    assert outlook.steps == whole.plan.total_steps - fork
+    shares = [plan.tokens / plan.stage.tokens for plan in outlook.best.stages]
+    before = whole.best.stages[-len(shares) :]
+    expected = [one.days.typical * share for one, share in zip(before, shares, strict=True)]
+    assert [one.days.typical for one in outlook.best.stages] == pytest.approx(expected)
+    assert shares[1:] == [1.0] * (len(shares) - 1)
+    shown = {name: value for name, value, _ in tables.totals(outlook)}
+    assert f"after step {fork:,} of the trunk" in shown["tokens"]
+
+
 def test_more_communication_never_helps():
     """A slower network never makes a layout faster, and tensor parallelism over it hurts most."""
     fast, slow = cluster("h100", 2), replace(cluster("h100", 2), inter_node_gb_s=1.0)
