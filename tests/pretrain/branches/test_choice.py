@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from conf.errors import InputError
 from data_pipeline.sampling.recipe import StagePlan
 from pretrain.branches.holds import branches_of, held_steps, hold
 from pretrain.branches.trunk import known_trunk, read_trunk, record
+from pretrain.checkpoints import mirror
 from pretrain.checkpoints.files import write_manifest
 from pretrain.checkpoints.retention import Retention
 from pretrain.checks import Job
 from pretrain.optim.schedule import learning_rate
 from pretrain.preflight import preflight
 from tests.pretrain.branches.trunks import branch, composed, saved
+from tests.s3_server import BUCKET
 
 DECAY = ["recipe=decay", "recipe.stages.decay.tokens=8192"]
 
@@ -151,3 +155,21 @@ def test_a_checkpoint_is_kept_while_a_branch_needs_it(trunk, tmp_path):
     (tmp_path / "closed").mkdir()
     (tmp_path / "closed" / "branches").touch()  # no folder can be made
     assert "may delete its checkpoint of step 3" in str(hold(str(tmp_path / "closed"), 3, one))
+
+
+def test_a_mirror_keeps_what_a_branch_needs_and_a_branch_starts_from_it(trunk, tmp_path, s3):
+    folder, _ = trunk
+    url, one, keep = f"s3://{BUCKET}/trunk", tmp_path / "one", Retention(last=1)
+    one.mkdir()
+    assert hold(str(folder), 3, one) is None
+    mirror.upload_missing(folder / "checkpoints", url, keep)
+    assert mirror.steps(url) == [6, 3]
+    found = composed(branch(url, 3, tmp_path / "branch", *DECAY))
+    expected = composed(branch(folder, 3, tmp_path / "branch", *DECAY))
+    assert replace(found, branch_from=expected.branch_from) == expected
+    assert read_trunk(f"{url}@3").parents[0]["run"] == url
+    with pytest.raises(InputError, match=r"trunk@4: .* has no checkpoint of step 4\. .*: 3, 6"):
+        composed(branch(url, 4, tmp_path / "branch", *DECAY))
+    one.rmdir()
+    mirror.upload_missing(folder / "checkpoints", url, keep)
+    assert mirror.steps(url) == [6]
