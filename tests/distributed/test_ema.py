@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pretrain.checkpoints.read import Tensors
+from tests.pretrain.branches.trunks import branch
 from tests.runs import arguments, records
 
 KEPT = {"checkpoint__every_steps": 5, "checkpoint__keep_last": 9, "validation__every_steps": 5}
@@ -126,3 +127,13 @@ def test_a_run_that_turns_the_average_on_starts_a_new_one(command, corpus, tmp_p
     assert done.returncode == 0, done.stderr
     assert "ema.decay was None, now 0.9" in done.stdout
     assert average_of(run_dir, 10)["entries"] == 3
+
+
+def test_a_branch_continues_the_average_of_its_trunk(whole, command, tmp_path):
+    words = branch(whole, 10, tmp_path / "branch", "stop_after=12", "parallel.dp_shard=2")
+    done = command(*words, "ema.decay=0.9", "ema.every_steps=2", processes=2)
+    assert done.returncode == 0, done.stderr
+    assert same_bits(average_of(tmp_path / "branch", 12), average_of(whole, 12))
+    (fork,) = records(tmp_path / "branch", "validation")
+    (before,) = [one for one in records(whole, "validation") if one["step"] == 10]
+    assert (fork["step"], fork["ema"], fork["loss"]) == (10, before["ema"], before["loss"])
