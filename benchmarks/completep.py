@@ -217,7 +217,9 @@ def table(figures: dict[str, Any]) -> str:
                 losses = {float(rate): list(by_seed.values()) for rate, by_seed in rates.items()}
                 found = optimum(losses)
                 optima.append(found)
-                means = " | ".join(f"{statistics.mean(one):.3f}" for one in losses.values())
+                means = " | ".join(
+                    f"{statistics.mean(losses[r]):.3f}" if r in losses else "not run" for r in RATES
+                )
                 low, high = found.interval or (math.nan, math.nan)
                 seeds = min(map(len, losses.values()))
                 lines.append(
