@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import punctuation
 from typing import TYPE_CHECKING, Any
 
 from conf.errors import InputError
@@ -125,6 +126,9 @@ def _is_pieces(state: Step) -> bool:
 
 def _byte_level(state: Step) -> dict[str, Any]:
     merges = [" ".join(part.replace(" ", ENCODED_SPACE) for part in m) for m in _merges(state)]
+    if not merges:  # llama.cpp needs one; without a token for its result, it has no effect
+        vocab = state["model"]["vocab"]
+        merges = [next(f"{c} {c}" for c in punctuation if c in vocab and c + c not in vocab)]
     return {"model": BYTE_LEVEL, "pre": pre_type(state), "merges": merges}
 
 

@@ -16,6 +16,7 @@ from model.families.gguf import ONE_DIGIT, THREE_DIGITS
 from model.families.hf_forms import tokenizer_settings, write_json
 from model.families.model_files import ModelFiles
 from model.gguf.command import GGUFConfig, gguf
+from tests.corpora import byte_tokenizer
 from tests.model.families.cases import PATHS, SHAPE
 from tests.model.families.stock import export, load_stock
 from tests.model.shapes import tiny
@@ -136,6 +137,7 @@ def pieces(*, prefix: bool) -> Tokenizer:
 
 TOKENIZERS: Mapping[str, Callable[[], Tokenizer]] = {
     "gpt-2": byte_level,
+    "gpt-2 without merges": byte_tokenizer,
     "smollm": lambda: byte_level(pre_tokenizers.Digits(individual_digits=True)),
     "llama-bpe": lambda: byte_level(split(THREE_DIGITS), ignore_merges=True),
     "dbrx": lambda: byte_level(split(THREE_DIGITS)),
