@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Protocol
 
 from conf.errors import InputError
+from eval.chat.llamacpp import KEY_VARIABLE as LLAMACPP_KEY
+from eval.chat.llamacpp import check_llamacpp, server_command
 from eval.devices import resolve_device
 
 KEY_VARIABLE = "SERVE_API_KEY"
@@ -43,6 +45,7 @@ class Engine:
         program: Program that must be installed, None if Headwater has it.
         environment: Further environment variables.
         owned: Options that other settings determine, each with its setting.
+        reads_gguf: Whether it serves a GGUF file instead of a folder.
     """
 
     command: Callable[[Settings, Path, str], list[str]]
@@ -50,6 +53,7 @@ class Engine:
     program: str | None = None
     environment: Mapping[str, str] | None = None
     owned: Mapping[str, str] | None = None
+    reads_gguf: bool = False
 
     def check(self, name: str) -> None:
         """Raises InputError if the program is not installed."""
@@ -79,10 +83,18 @@ def _vllm(config: Settings, folder: Path, dtype: str) -> list[str]:
     return ["vllm", "serve", str(folder), "--dtype", dtype]
 
 
+def _llamacpp(config: Settings, folder: Path, dtype: str) -> list[str]:
+    check_llamacpp()
+    return [*server_command(folder), "--alias", str(folder)]
+
+
 ENGINES = {
     "transformers": Engine(_transformers, KEY_VARIABLE, owned={"--device": "device="}),
     # Between its own processes, vLLM listens on the machine's address in the network by default.
     "vllm": Engine(_vllm, "VLLM_API_KEY", "vllm", {"VLLM_HOST_IP": "127.0.0.1"}),
+    "llamacpp": Engine(
+        _llamacpp, LLAMACPP_KEY, owned={"--model": "model=", "--alias": "model="}, reads_gguf=True
+    ),
 }
 
 

@@ -18,6 +18,8 @@ from conf.errors import InputError, RunAborted
 
 PROGRAM = "llama-server"
 PACKAGE = "xllamacpp"
+KEY_VARIABLE = "LLAMA_API_KEY"
+"""Environment variable from which the server reads the key of its clients."""
 START_SECONDS = 600
 EXACT = [
     *("--flash-attn", "off", "--cache-type-k", "f32", "--cache-type-v", "f32"),
@@ -61,7 +63,7 @@ def check_llamacpp(key: str = "engine=llamacpp") -> None:
         )
 
 
-def server_command(file: Path, host: str, port: int, *more: str) -> list[str]:
+def server_command(file: Path, *more: str) -> list[str]:
     """Returns the command line of llama.cpp's server.
 
     more: further arguments of llama-server, of which `eval.chat.llamacpp_server` knows some.
@@ -69,7 +71,7 @@ def server_command(file: Path, host: str, port: int, *more: str) -> list[str]:
     program = [PROGRAM, "--jinja"]
     if shutil.which(PROGRAM) is None:
         program = [sys.executable, "-m", "eval.chat.llamacpp_server"]
-    return [*program, "--model", str(file), "--host", host, "--port", str(port), *more]
+    return [*program, "--model", str(file), *more]
 
 
 class LlamaCpp:
@@ -91,7 +93,8 @@ class LlamaCpp:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self._address = f"http://127.0.0.1:{port}"
-        command = server_command(file, "127.0.0.1", port, "--parallel", "1", *more)
+        address = ("--host", "127.0.0.1", "--port", str(port))
+        command = server_command(file, *address, "--parallel", "1", *more)
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )

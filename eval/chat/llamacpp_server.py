@@ -12,6 +12,8 @@ import sys
 import time
 from typing import Any
 
+from eval.chat.llamacpp import KEY_VARIABLE
+
 SECONDS_BETWEEN_LOOKS = 0.5
 
 
@@ -45,7 +47,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--cache-type-k", choices=("f32", "f16", "bf16", "q8_0"))
     parser.add_argument("--cache-type-v", choices=("f32", "f16", "bf16", "q8_0"))
     parser.add_argument("--swa-full", action="store_true")
-    parser.add_argument("--api-key")
     return parser.parse_args(arguments)
 
 
@@ -71,8 +72,8 @@ def start(options: argparse.Namespace) -> Any:
         settings.n_gpu_layers = options.n_gpu_layers
     if options.threads is not None:
         settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = options.threads
-    if options.api_key is not None:
-        settings.api_keys = [options.api_key]
+    if own_key := os.environ.get(KEY_VARIABLE):
+        settings.api_keys = [own_key]
     return xllamacpp.Server(settings)
 
 

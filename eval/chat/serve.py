@@ -25,6 +25,7 @@ from omegaconf import MISSING
 from conf.errors import InputError, RunAborted, one_of
 from conf.gradio_page import check_installed, check_port, import_gradio, launch_page, local_address
 from eval.chat.engines import ENGINES, endpoint_command, endpoint_environment
+from eval.chat.llamacpp import find_file
 from eval.chat.requests import TOO_LONG
 from eval.devices import DTYPES, resolve_device, resolve_dtype
 from eval.find_model import find_model
@@ -44,7 +45,7 @@ class ServeConfig:
     api_port: port of the endpoint.
     page: false to serve the endpoint only.
     share: creates a public link to the page through gradio.
-    engine: transformers, or vllm if it is installed.
+    engine: transformers; vllm or, for a GGUF file, llamacpp, if they are installed.
     engine_args: further arguments of the engine's command, such as [--max-model-len=4096].
     api_key: key that clients of the endpoint must send, and password of the page; null for none.
     dtype: dtype to compute in; auto for the stored one if the device supports it, else float32.
@@ -94,8 +95,9 @@ def serve(config: ServeConfig) -> None:
     """
     check_installed("serve", PACKAGES)
     ENGINES[config.engine].check(config.engine)
-    folder = find_model(config.model)
-    if config.page:
+    reads_gguf = ENGINES[config.engine].reads_gguf
+    folder = find_file(config.model) if reads_gguf else find_model(config.model)
+    if config.page and not reads_gguf:
         check_chat_template(config.model, folder)
     for key in ("port", "api_port") if config.page else ("api_port",):
         check_port(key, getattr(config, key), config.host)
