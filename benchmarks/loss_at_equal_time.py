@@ -27,14 +27,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 
-from benchmarks.equal_time.shape import shape
 from benchmarks.equal_time.work import BATCH, SEQ
 from benchmarks.figures import write_results
 from benchmarks.machine import described, machine
 from benchmarks.sides import interpreter
 from conf.machine import fitting_precision, processor
 from data_pipeline.store.corpus import open_corpus, open_stream
-from model.families.folder import hf_config
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path("benchmarks/results/loss_at_equal_time.json")
@@ -145,23 +143,31 @@ def trained(
     out.mkdir(parents=True)
     print(f"{name}, seed {seed}, {steps} steps ...", flush=True)
     if side.module:
-        return peer_run(side, steps, seed, out, options), out
+        return peer_run(side, steps, seed, out, options)
     return own_run(side, steps, seed, out, options)
 
 
-def peer_run(side: Side, steps: int, seed: int, out: Path, options: argparse.Namespace) -> Run:
-    """Runs a peer, and completes its folder."""
+def peer_run(
+    side: Side, steps: int, seed: int, out: Path, options: argparse.Namespace
+) -> tuple[Run, Path]:
+    """Runs a peer, and completes its folder, or imports its checkpoint."""
     command = [str(python_of(side)), "-m", f"benchmarks.equal_time.{side.module}", *side.flags]
     command += ["--steps", str(steps), "--seed", str(seed), "--out", str(out)]
     command += ["--stream", str(out.parents[1] / "stream.npy"), "--precision", options.precision]
     eager = {"TORCHDYNAMO_DISABLE": "1"} if side.module == "litgpt_pretrain" else {}
     seconds = timed(command, out, eager)
-    if not (out / "config.json").exists():
-        (out / "config.json").write_text(json.dumps(hf_config(shape(), {}, "float32")))
+    run = Run(seconds=seconds, **json.loads((out / "answer.json").read_text()))
+    made = out
+    if (out / "litgpt").exists():
+        made = out / "imported"
+        words = ["model", "import", f"path={out}/litgpt/final", f"out={made}"]
+        subprocess.run(
+            [sys.executable, "-m", *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
+        )
     tokenizer = open_corpus(options.data).tokenizer_path
-    (out / "tokenizer.json").write_bytes(tokenizer.read_bytes())
-    (out / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
-    return Run(seconds=seconds, **json.loads((out / "answer.json").read_text()))
+    (made / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    (made / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    return run, made
 
 
 def own_run(

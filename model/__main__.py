@@ -1,4 +1,4 @@
-"""The command line `python -m model inspect|remap_vocab|gguf key=value ...`."""
+"""The command line `python -m model inspect|import|remap_vocab|gguf key=value ...`."""
 
 from conf.entry import Command, main
 
@@ -8,6 +8,12 @@ COMMANDS = {
         schema="model.inspect:InspectConfig",
         run="model.inspect:inspect",
         summary="prints the parameters, FLOPs per token and memory of a model",
+    ),
+    "import": Command(
+        config="import_model",
+        schema="model.import_checkpoint:ImportModelConfig",
+        run="model.import_checkpoint:import_checkpoint",
+        summary="makes a Hugging Face folder from a checkpoint of another trainer",
     ),
     "remap_vocab": Command(
         config="remap_vocab",

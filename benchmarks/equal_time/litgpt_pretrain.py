@@ -10,22 +10,19 @@ compiled step.
 
 from __future__ import annotations
 
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
+import litgpt.pretrain
 import torch
 from litgpt import Config
 from litgpt.args import EvalArgs, TrainArgs
 from litgpt.data import DataModule
-from litgpt.pretrain import setup
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from benchmarks.equal_time.shape import shape
-from benchmarks.equal_time.work import BATCH, SEQ, WARM_UP, Answer, Work, parsed
+from benchmarks.equal_time.work import BATCH, SEQ, WARM_UP, Answer, parsed
 
 OPTIMIZER = {
     "class_path": "torch.optim.AdamW",
@@ -60,9 +57,10 @@ class Stream(DataModule):
 def main() -> None:
     """Trains and saves."""
     work = parsed()
-    del sys.argv[1:]  # litgpt reads it too, when it saves its settings
+    # It parses the command line of litgpt's own program, which did not start this run.
+    litgpt.pretrain.save_hyperparameters = lambda *_: None
     data = Stream(torch.from_numpy(work.sequences()))
-    setup(
+    litgpt.pretrain.setup(
         model_name="",
         model_config=config(),
         out_dir=work.out / "litgpt",
@@ -88,7 +86,8 @@ def main() -> None:
         seed=work.seed,
     )
     seconds = [b - a for a, b in zip(data.times, data.times[1:], strict=False)][: work.steps]
-    parameters = save(work)
+    stored = torch.load(work.out / "litgpt/final/lit_model.pth", mmap=True, weights_only=True)
+    parameters = sum(value.numel() for value in stored.get("model", stored).values())
     Answer.of(parameters, seconds[: work.steps]).write(work.out)
 
 
@@ -114,41 +113,6 @@ def config() -> Config:
         mlp_class_name="LLaMAMLP",
         norm_eps=own.rms_norm_eps,
     )
-
-
-NAMES = {
-    "norm_1": "input_layernorm",
-    "norm_2": "post_attention_layernorm",
-    "attn.proj": "self_attn.o_proj",
-    "mlp.fc_1": "mlp.gate_proj",
-    "mlp.fc_2": "mlp.up_proj",
-    "mlp.proj": "mlp.down_proj",
-}
-
-
-def save(work: Work) -> int:
-    """Writes model.safetensors by the names of stock transformers, and returns the parameters."""
-    loaded: dict[str, Any] = torch.load(
-        Path(work.out) / "litgpt/final/lit_model.pth", weights_only=False
-    )
-    weights: dict[str, Tensor] = loaded.get("model", loaded)
-    own = shape()
-    assert own.head_dim is not None
-    sizes = [own.num_heads * own.head_dim, *(2 * [own.num_kv_heads * own.head_dim])]
-    renamed = {
-        "lm_head.weight": weights["lm_head.weight"],
-        "model.embed_tokens.weight": weights["transformer.wte.weight"],
-        "model.norm.weight": weights["transformer.ln_f.weight"],
-    }
-    for layer in range(own.num_layers):
-        of, to = f"transformer.h.{layer}", f"model.layers.{layer}"
-        for name, theirs in NAMES.items():
-            renamed[f"{to}.{theirs}.weight"] = weights[f"{of}.{name}.weight"]
-        parts = weights[f"{of}.attn.qkv.weight"].split(sizes)
-        for name, part in zip("qkv", parts, strict=True):
-            renamed[f"{to}.self_attn.{name}_proj.weight"] = part.contiguous()
-    save_file(renamed, work.out / "model.safetensors", metadata={"format": "pt"})
-    return sum(value.numel() for value in renamed.values())
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("data_pipeline", "import"): {"tokenizer": "none", "path": "none", "eos_token": "</s>"},
     ("model", "remap_vocab"): {"model": "none", "tokenizer": "none"},
     ("model", "gguf"): {"model": "none"},
+    ("model", "import"): {"path": "none"},
     ("pretrain", "checkpoints"): {"dir": "none", "do": "export"},
     ("pretrain", "export"): {"run": "none"},
     ("pretrain", "average"): {"run": "none"},

@@ -52,6 +52,7 @@ READS: dict[str, tuple[str, ...]] = {
     "WhereConfig": ("run",),
     "RemapVocabConfig": ("model", "tokenizer"),
     "GGUFConfig": ("model",),
+    "ImportModelConfig": ("path", "tokenizer"),
     "PretrainConfig": (
         *("data.folder", "init_from", "evaluation.tasks", "evaluation.task_folder"),
         "objective.teacher",
@@ -99,6 +100,7 @@ MAKES: dict[str, tuple[str, str]] = {
     "QualityConfig": ("out", "file"),
     "RemapVocabConfig": ("out", "model"),
     "GGUFConfig": ("out", "file"),
+    "ImportModelConfig": ("out", "model"),
     "PretrainConfig": ("run_dir", "run"),
     "CheckpointsConfig": ("out", "model"),
     "ExportConfig": ("out", "model"),

@@ -27,6 +27,7 @@ SHARDS: Paths = {"/data/pile": None, "tokenizer.json": "tokenizer"}
 RUNS: Paths = {"runs/one": "run", "runs/other": "run"}
 RATED: Paths = {"good.jsonl": "file", "bad.jsonl": "file"}
 OURS: Paths = {"my.yaml": "cluster"}
+LITGPT: Paths = {"litgpt/final": "folder"}
 URL: Paths = {"s3://bucket/web": None}
 ANSWERS: Paths = {"answers.jsonl": "conversations", "preferences.jsonl": "preferences"}
 OWN: dict[str, Paths] = {
@@ -37,8 +38,8 @@ OWN: dict[str, Paths] = {
     "docs/check_data.md": {"/data/web": None},
     "docs/checkpoints.md": {"s3://bucket/run": None},
     "docs/cleaning.md": TEXT | RATED,
-    "docs/commands.md": SHARDS | RATED | RUNS | OURS | URL | {"/data/web": None},
-    "docs/continue.md": {"smollm2": "model", "notes": "folder", "questions.jsonl": "conversations"},
+    "docs/commands.md": SHARDS | RATED | RUNS | OURS | URL | LITGPT | {"/data/web": None},
+    "docs/continue.md": LITGPT | {"smollm2": "model", "notes": "folder", "questions.jsonl": "conversations"},
     "docs/data.md": {"/data/crawl": None},
     "docs/finetune.md": PAIRS | {"oasst2.jsonl.gz": "file"},
     "docs/growing_corpora.md": WEB | {"/data/web": None, "/data/new": None},
