@@ -23,11 +23,11 @@ from conf.tokenizer_folder import (
     read_special_tokens,
     read_template,
 )
+from model.checkpoint_kinds import GGUF, LITGPT, PICKLED, Kind, kind_of
 from model.families import family_named
+from model.families import from_litgpt as litgpt
 from model.families.folder import hf_config, read_config, save_weights
 from model.families.model_files import ModelFiles
-from model.families.others import litgpt
-from model.families.others.kinds import GGUF, LITGPT, PICKLED, Kind, kind_of
 
 
 @dataclass

@@ -68,6 +68,7 @@ OWN: dict[str, dict[str, str] | str] = {
     "data_pipeline plan": '{"preparation_plan": 1, "array": {}}',
     "remap_vocab": {"config.json": "{}", "remap_vocab.json": '{"model": "a"}'},
     "gguf": "GGUF\3\0\0\0 general.architecture headwater.model",
+    "model import": MODEL,
     "checkpoints": MODEL,
     "export": MODEL,
     "average": MODEL,

@@ -39,7 +39,8 @@ OWN: dict[str, Paths] = {
     "docs/checkpoints.md": {"s3://bucket/run": None},
     "docs/cleaning.md": TEXT | RATED,
     "docs/commands.md": SHARDS | RATED | RUNS | OURS | URL | LITGPT | {"/data/web": None},
-    "docs/continue.md": LITGPT | {"smollm2": "model", "notes": "folder", "questions.jsonl": "conversations"},
+    "docs/continue.md": LITGPT
+    | {"smollm2": "model", "notes": "folder", "questions.jsonl": "conversations"},
     "docs/data.md": {"/data/crawl": None},
     "docs/finetune.md": PAIRS | {"oasst2.jsonl.gz": "file"},
     "docs/growing_corpora.md": WEB | {"/data/web": None, "/data/new": None},

@@ -10,8 +10,8 @@ import torch
 import yaml
 
 from conf.errors import InputError
-from model.families.others.kinds import KINDS, kind_of
-from model.families.others.litgpt import CONFIG, EXPECTED, NAMES, OUTER, WEIGHTS, read_shape
+from model.checkpoint_kinds import KINDS, kind_of
+from model.families.from_litgpt import CONFIG, EXPECTED, NAMES, OUTER, WEIGHTS, read_shape
 from model.import_checkpoint import ImportModelConfig, import_checkpoint
 from model.init import initial_value
 from model.network import build_meta
