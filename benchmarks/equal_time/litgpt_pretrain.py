@@ -18,6 +18,7 @@ import torch
 from litgpt import Config
 from litgpt.args import EvalArgs, TrainArgs
 from litgpt.data import DataModule
+from litgpt.scripts.convert_pretrained_checkpoint import convert_pretrained_checkpoint
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -86,8 +87,9 @@ def main() -> None:
         seed=work.seed,
     )
     seconds = [b - a for a, b in zip(data.times, data.times[1:], strict=False)][: work.steps]
-    stored = torch.load(work.out / "litgpt/final/lit_model.pth", mmap=True, weights_only=True)
-    parameters = sum(value.numel() for value in stored.get("model", stored).values())
+    convert_pretrained_checkpoint(work.out / "litgpt/final", work.out / "converted")
+    stored = torch.load(work.out / "converted/lit_model.pth", mmap=True, weights_only=True)
+    parameters = sum(value.numel() for value in stored.values())
     Answer.of(parameters, seconds[: work.steps]).write(work.out)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -145,7 +146,13 @@ def read_weights(folder: Path, config: ModelConfig) -> Iterator[tuple[str, Tenso
     """
     path = folder / WEIGHTS
     # Only tensors are read: weights_only refuses to unpickle anything else.
-    loaded: Any = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    try:
+        loaded: Any = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except UnpicklingError:
+        raise InputError(
+            f"{path}: the file holds more than tensors, such as the state of training, and is not "
+            f"opened. Keep only the weights: `litgpt convert_pretrained_checkpoint {folder} OUT`."
+        ) from None
     stored: dict[str, Tensor] = dict(loaded.get("model", loaded))
     stored = {name.removeprefix("_orig_mod."): value for name, value in stored.items()}
     assert config.head_dim is not None

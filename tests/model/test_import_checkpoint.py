@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -130,6 +131,15 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(InputError, match="is not part of the model"):
         import_checkpoint(ImportModelConfig(str(tmp_path / "lit"), str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_with_more_than_tensors_is_not_opened(tmp_path):
+    """`litgpt pretrain` ends with one that holds its data loader too."""
+    config = config_of("plain")
+    write_litgpt(tmp_path / "lit", config, values(config))
+    torch.save({"model": {}, "train_dataloader": Path("x")}, tmp_path / "lit" / WEIGHTS)
+    with pytest.raises(InputError, match="litgpt convert_pretrained_checkpoint"):
+        import_checkpoint(ImportModelConfig(str(tmp_path / "lit"), str(tmp_path / "out")))
 
 
 def test_pickled_weights_become_safetensors(tmp_path):
