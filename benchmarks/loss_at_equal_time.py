@@ -158,9 +158,9 @@ def peer_run(
     seconds = timed(command, out, eager)
     run = Run(seconds=seconds, **json.loads((out / "answer.json").read_text()))
     made = out
-    if (out / "converted").exists():
+    if (out / "litgpt").exists():
         made = out / "imported"
-        words = ["model", "import", f"path={out}/converted", f"out={made}"]
+        words = ["model", "import", f"path={out}/litgpt/final", f"out={made}"]
         subprocess.run(
             [sys.executable, "-m", *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
         )

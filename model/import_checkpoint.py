@@ -28,6 +28,7 @@ from model.families import family_named
 from model.families import from_litgpt as litgpt
 from model.families.folder import hf_config, read_config, save_weights
 from model.families.model_files import ModelFiles
+from model.tensors_only import load_tensors
 
 
 @dataclass
@@ -101,9 +102,7 @@ def read_pickled(path: Path) -> tuple[ModelFiles, Tensors]:
 
     def weights() -> Tensors:
         for file in sorted(path.glob("pytorch_model*.bin")):
-            # Only tensors are read: weights_only refuses to unpickle anything else.
-            stored = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-            yield from stored.items()
+            yield from load_tensors(file).items()
 
     read_config(path)
     files = ModelFiles.read(path)

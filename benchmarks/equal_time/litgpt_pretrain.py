@@ -18,12 +18,12 @@ import torch
 from litgpt import Config
 from litgpt.args import EvalArgs, TrainArgs
 from litgpt.data import DataModule
-from litgpt.scripts.convert_pretrained_checkpoint import convert_pretrained_checkpoint
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from benchmarks.equal_time.shape import shape
 from benchmarks.equal_time.work import BATCH, SEQ, WARM_UP, Answer, parsed
+from model.tensors_only import load_tensors
 
 OPTIMIZER = {
     "class_path": "torch.optim.AdamW",
@@ -87,8 +87,7 @@ def main() -> None:
         seed=work.seed,
     )
     seconds = [b - a for a, b in zip(data.times, data.times[1:], strict=False)][: work.steps]
-    convert_pretrained_checkpoint(work.out / "litgpt/final", work.out / "converted")
-    stored = torch.load(work.out / "converted/lit_model.pth", mmap=True, weights_only=True)
+    stored = load_tensors(work.out / "litgpt/final/lit_model.pth")["model"]
     parameters = sum(value.numel() for value in stored.values())
     Answer.of(parameters, seconds[: work.steps]).write(work.out)
 

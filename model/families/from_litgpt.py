@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 import yaml
 from torch import Tensor
 
 from conf.errors import InputError
 from model.config import ModelConfig
 from model.rope_scaling import RopeScaling
+from model.tensors_only import load_tensors
 
 CONFIG, WEIGHTS = "model_config.yaml", "lit_model.pth"
 DEFAULTS: dict[str, Any] = {
@@ -145,14 +144,10 @@ def read_weights(folder: Path, config: ModelConfig) -> Iterator[tuple[str, Tenso
     Raises InputError if the file has other weights than the config describes.
     """
     path = folder / WEIGHTS
-    # Only tensors are read: weights_only refuses to unpickle anything else.
     try:
-        loaded: Any = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except UnpicklingError:
-        raise InputError(
-            f"{path}: the file holds more than tensors, such as the state of training, and is not "
-            f"opened. Keep only the weights: `litgpt convert_pretrained_checkpoint {folder} OUT`."
-        ) from None
+        loaded = load_tensors(path)
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read ({error}). Copy the folder again.") from None
     stored: dict[str, Tensor] = dict(loaded.get("model", loaded))
     stored = {name.removeprefix("_orig_mod."): value for name, value in stored.items()}
     assert config.head_dim is not None

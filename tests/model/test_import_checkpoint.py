@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
 
 from conf.errors import InputError
 from model.checkpoint_kinds import KINDS, kind_of
@@ -133,12 +134,40 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_with_more_than_tensors_is_not_opened(tmp_path):
-    """`litgpt pretrain` ends with one that holds its data loader too."""
+class Trap:
+    """An object whose unpickling executes something: it writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_the_state_of_training_in_a_file_is_skipped_and_never_executed(tmp_path):
+    """`litgpt pretrain` ends with a file that holds its data loader too."""
+    config = config_of("plain")
+    weights = values(config)
+    write_litgpt(tmp_path / "lit", config, weights)
+    stored = torch.load(tmp_path / "lit" / WEIGHTS, weights_only=True)
+    loader = torch.utils.data.DataLoader([1, 2, 3], batch_size=2)
+    state = {"train_dataloader": loader, "iter_num": 3, "trap": Trap(tmp_path / "executed")}
+    torch.save(stored | state, tmp_path / "lit" / WEIGHTS)
+    import_checkpoint(ImportModelConfig(str(tmp_path / "lit"), str(tmp_path / "out")))
+    assert not (tmp_path / "executed").exists()
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
+        found = file.get_tensor("model.norm.weight")
+    torch.testing.assert_close(found, weights["norm.weight"], atol=0, rtol=0)
+    torch.load(tmp_path / "lit" / WEIGHTS, weights_only=False)
+    assert (tmp_path / "executed").exists()  # the trap works
+
+
+def test_a_damaged_file_is_one_sentence(tmp_path):
     config = config_of("plain")
     write_litgpt(tmp_path / "lit", config, values(config))
-    torch.save({"model": {}, "train_dataloader": Path("x")}, tmp_path / "lit" / WEIGHTS)
-    with pytest.raises(InputError, match="litgpt convert_pretrained_checkpoint"):
+    path = tmp_path / "lit" / WEIGHTS
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match="cannot be read"):
         import_checkpoint(ImportModelConfig(str(tmp_path / "lit"), str(tmp_path / "out")))
 
 
