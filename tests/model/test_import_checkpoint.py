@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from model.init import initial_value
 from model.network import build_meta
 from tests.model.shapes import tiny
 
-FEATURES = {
+FEATURES: dict[str, dict[str, Any]] = {
     "plain": {"architecture": "llama", "sliding_window": None},
     "window": {"architecture": "mistral", "sliding_window": 8},
     "bias": {"architecture": "qwen2", "sliding_window": None, "qkv_bias": True},
@@ -150,7 +151,8 @@ def test_the_state_of_training_in_a_file_is_skipped_and_never_executed(tmp_path)
     weights = values(config)
     write_litgpt(tmp_path / "lit", config, weights)
     stored = torch.load(tmp_path / "lit" / WEIGHTS, weights_only=True)
-    loader = torch.utils.data.DataLoader([1, 2, 3], batch_size=2)
+    rows = torch.utils.data.TensorDataset(torch.arange(3))
+    loader = torch.utils.data.DataLoader(rows, batch_size=2)
     state = {"train_dataloader": loader, "iter_num": 3, "trap": Trap(tmp_path / "executed")}
     torch.save(stored | state, tmp_path / "lit" / WEIGHTS)
     import_checkpoint(ImportModelConfig(str(tmp_path / "lit"), str(tmp_path / "out")))
