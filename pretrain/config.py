@@ -319,6 +319,8 @@ class PretrainConfig:
     allow_change: keys or groups of the config that may differ from the last start, such as optim.
     gc_every_steps: interval in steps of Python's garbage collection on all ranks; 0 leaves the time
         of collections to Python.
+    forecast: folder of a study of the kind ladder, or its forecast.json; the report compares the
+        loss with it.
     report: whether a finished run writes report.html, as python -m eval report does.
     stop_after: step after which the run ends with a checkpoint, as if interrupted; null for the
         last step. The learning-rate schedule remains that of the whole plan.
@@ -331,6 +333,7 @@ class PretrainConfig:
     precision: str = "auto"
     init_from: str | None = None
     branch_from: str | None = None
+    forecast: str | None = None
     deterministic: bool = False
     report: bool = True
     stop_after: int | None = None

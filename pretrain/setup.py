@@ -27,6 +27,7 @@ from pretrain.checks import Job, check_layout, check_run, sample_order
 from pretrain.config import PretrainConfig
 from pretrain.determinism import set_determinism
 from pretrain.editions import Editions, settle_editions
+from pretrain.forecast import read_forecast
 from pretrain.hardware import compute_dtype, environment
 from pretrain.health.changes import changed_software, check_changes
 from pretrain.initial_state import InitialState
@@ -131,7 +132,7 @@ def settle(
         "precision_reason": precision_reason,
         "layout": reasons,
         "blank_share": blank_share(plan, replicate * shard, config.parallel.micro_batch_tokens),
-    }
+    } | ({"forecast": read_forecast(config.forecast)} if config.forecast else {})
 
 
 def open_reader(config: PretrainConfig, manifest: Manifest, order: SampleOrder) -> BatchReader:

@@ -19,6 +19,7 @@ from eval.report.comparison import compare_runs
 from eval.report.config import ReportConfig
 from eval.report.curves import score_charts, training_charts
 from eval.report.family import relatives
+from eval.report.forecast import forecast_check
 from eval.report.page_needle import heat_maps, training_maps
 from eval.report.page_run import (
     cost,
@@ -64,6 +65,7 @@ def page_content(config: ReportConfig) -> dict[str, Any]:
         "tuned": " ".join(sentence(stage) for stage in tuned),
         "cards": cards(run, results),
         "charts": [*training_charts(run, styles), *score_charts(run)],
+        "forecast": forecast_check(run),
         "stages": stages(run, styles),
         "pace": pace(run),
         "incidents": incidents(run),

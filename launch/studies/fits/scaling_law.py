@@ -51,12 +51,20 @@ class Law(NamedTuple):
         """Returns the loss after training on `tokens`; both arguments may be arrays."""
         return self.E + self.A * parameters**-self.a + self.B * tokens**-self.b
 
-    def best_size(self, flops: float, flops_per_token: Callable[[float], float]) -> float:
+    def best_size(
+        self,
+        flops: float,
+        flops_per_token: Callable[[float], float],
+        smallest: float = 1e3,
+        largest: float = 1e14,
+    ) -> float:
         """Returns the number of parameters with the lowest loss for a budget of FLOPs.
 
         Args:
             flops: The budget.
             flops_per_token: Training FLOPs per token by number of parameters.
+            smallest: Least number of parameters.
+            largest: Largest number of parameters.
         """
 
         def loss(log_size: float) -> float:
@@ -64,7 +72,7 @@ class Law(NamedTuple):
             return float(self.loss(size, flops / flops_per_token(size)))
 
         # The loss has one minimum in log N if FLOPs per token grow as a power of N.
-        grid = np.linspace(np.log(1e2), np.log(1e14), 240)
+        grid = np.linspace(np.log(smallest), np.log(largest), 100)
         best = int(np.argmin([loss(x) for x in grid]))
         bounds = (grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)])
         return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))

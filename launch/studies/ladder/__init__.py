@@ -1,0 +1,1 @@
+"""The parts of the study `ladder`: shapes, rules, the target, and what follows from the runs."""
