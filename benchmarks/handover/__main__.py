@@ -24,7 +24,7 @@ from model.families import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 RESULTS, PAGE = ROOT / "benchmarks/results/handover.json", ROOT / "docs/handover.md"
-BEGIN, END = "<!-- made by python -m benchmarks.handover -->\n", "<!-- end -->\n"
+BEGIN, END = "<!-- made by benchmarks.handover -->\n", "<!-- end -->\n"
 NOT_HERE = "not measured here"
 
 
