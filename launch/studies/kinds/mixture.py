@@ -212,8 +212,14 @@ class Study(StudyKind):
         """Returns the mixture that the drawn runs propose."""
         sources, natural = self.sources(base), self.natural(base)
         importance = self.importance(base, fitted)
-        weights = np.array([[float(r.run.values[name]) for name in sources] for r in fitted])
-        losses = np.array([[r.sources[name].loss for name in importance] for r in fitted])
+        # Seeds of one mixture are one point, the mean of their losses. Otherwise, validation would
+        # leave out one seed and fit to another, and resampling would take seeds for draws.
+        repeated: dict[tuple[float, ...], list[list[float]]] = {}
+        for r in fitted:
+            mixture = tuple(float(r.run.values[name]) for name in sources)
+            repeated.setdefault(mixture, []).append([r.sources[name].loss for name in importance])
+        weights = np.array(list(repeated))
+        losses = np.array([np.mean(found, axis=0) for found in repeated.values()])
         drawn = draw(natural, self.largest(base), CANDIDATES, self.concentration, seed=1)
         assert drawn is not None  # as many draws as for the runs were within the limits
         return propose(

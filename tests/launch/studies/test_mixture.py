@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from conf.errors import InputError
@@ -48,6 +49,20 @@ def test_the_check_follows_from_the_results_and_the_study_ends(base):
     assert "(natural; more than noise)" in finding.decision
     assert base.settings(finding.files[OVERRIDES].split()).recipe.stages["short"].mixture
     assert finding.numbers["errors"][0] < 0.5 * finding.numbers["errors_of_mean"][0]
+
+
+def test_seeds_of_one_mixture_are_one_point_of_the_fit(base):
+    """Losses that only their own mixture explains are not predicted from its other seeds."""
+    study = make(seeds=[0, 1, 2], proxies=12)
+    runs = study.runs(base, [])
+    drawn = list(dict.fromkeys(run.values["prose"] for run in runs))
+    jumps = dict(zip(drawn, np.random.default_rng(0).standard_normal(len(drawn)), strict=True))
+    found = [
+        result(run, noise=float(run.values["prose"]) + jumps[run.values["prose"]]) for run in runs
+    ]
+    (one, *_) = study.proposal(base, found).regressions
+    alone = found[: len(found) // 3]
+    assert one.error == pytest.approx(study.proposal(base, alone).regressions[0].error)
 
 
 def test_a_check_without_difference_is_called_noise(base):
