@@ -99,9 +99,20 @@ def mixing_law(weights: Floats, losses: Floats) -> Predict:
         misses = (predict(constants, weights) - losses) / spread
         return np.concatenate((misses, np.sqrt(RIDGE) * constants[2:]))
 
+    def slopes_of(constants: Floats) -> Floats:
+        above = (predict(constants, weights) - constants[0])[:, None]
+        misses = np.hstack((np.ones_like(above), above, above * weights)) / spread
+        penalty = np.hstack((np.zeros((sources, 2)), np.sqrt(RIDGE) * np.eye(sources)))
+        return np.vstack((misses, penalty))
+
     starts = [losses.min() - spread * far for far in (1.0, 5.0, 25.0)]
     fits = [
-        least_squares(residuals, np.array([start, np.log(losses.mean() - start), *[0.0] * sources]))
+        least_squares(
+            residuals,
+            np.array([start, np.log(losses.mean() - start), *[0.0] * sources]),
+            slopes_of,
+            method="lm",
+        )
         for start in starts
     ]
     best = min(fits, key=lambda fit: fit.cost).x

@@ -11,6 +11,12 @@ from launch.studies.kind import FIT, RunResult, SourceLoss
 from launch.studies.kinds.mixture import OVERRIDES, Study
 
 
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    """Intervals are tested with the fits; here they only cost time."""
+    monkeypatch.setattr("launch.studies.kinds.mixture.RESAMPLES", 4)
+
+
 def make(**keys) -> Study:
     kind = kind_of({"kind": "mixture", "proxies": 6, "check_seeds": [7, 8], **keys})
     assert isinstance(kind, Study)
