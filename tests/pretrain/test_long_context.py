@@ -174,7 +174,7 @@ def _logits_agree(run_dir, folder):
 def test_needles_are_scored_in_training(runs):
     (record,) = records(runs / "split", "eval")
     scores = record["tasks"][f"long_context_needle_{LONG}"]
-    assert set(scores) == {"acc", "exact_match", "samples"}
+    assert set(scores) == {"acc", "exact_match", "samples", "needle", "depths"}
     assert scores["samples"] == 2
 
 

@@ -80,7 +80,8 @@ def shard_goes(lab: Lab, trial: int) -> Outcome:
     shutil.copytree(lab.corpus, folder, dirs_exist_ok=True)
     if set(ended.codes) == {0}:  # what is open stays readable
         return Outcome(run.differs(lab.whole()))
-    wrong = "" if ".bin" in ended.said or "Bus error" in ended.said else ended.said[-300:]
+    said = run.said()  # the rank that finds it may end the others before they print
+    wrong = "" if ".bin" in said or "Bus error" in said else said[-300:]
     return run.goes_on(wrong)
 
 

@@ -127,6 +127,11 @@ class Run:
             self.command(fault, **changes), processes, said, **(environment or {})
         )
 
+    def said(self) -> str:
+        """Returns what all ranks of the last start printed."""
+        files = sorted((self.dir.parent / "said").glob("rank*.txt"))
+        return "".join(file.read_text(errors="replace") for file in files)
+
     def alone(self, wrap: str, **changes: Any) -> subprocess.CompletedProcess[str]:
         """Trains in a new process, inside a shell line whose `%s` is the command.
 
