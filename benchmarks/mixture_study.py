@@ -66,7 +66,7 @@ def main() -> None:
         "tokens_of_a_run": options.tokens,
         "proxies": options.proxies,
         "finding": found,
-        "seconds": sum(run.get("seconds") or 0 for run in results.values()),
+        "seconds": sum(run.get("used_seconds") or 0 for run in results.values()),
     }
     write_results(options.out, figures, table(figures))
 
