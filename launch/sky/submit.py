@@ -16,20 +16,13 @@ from launch.sky import jobs
 from launch.sky.check import check_job
 from launch.sky.settings import SkyCluster, SkyConfig, read_sky_cluster
 from launch.sky.task import as_yaml, code_of, folder_of, task
-from launch.slurm.sweep import sweep_points
+from launch.slurm.sweep import checked_runs
 
 
 def sky(config: SkyConfig) -> None:
     """Launches one managed job, or with `-- --multirun` one per point of a sweep."""
     cluster = read_sky_cluster(config.cluster)
-    runs = [training.compose(given) for given in sweep_points(training.overrides)]
-    for run in runs:
-        try:
-            check_job(config, cluster, run)
-        except InputError as error:
-            if len(runs) == 1:
-                raise
-            raise InputError(f"{run.name}: {error}") from None
+    runs = checked_runs(lambda run: check_job(config, cluster, run))
     if not config.dry_run:
         need_sky()
         secrets_of(cluster)

@@ -17,7 +17,7 @@ from launch.code_copy import copy_code
 from launch.slurm.check import check_job
 from launch.slurm.script import job_script
 from launch.slurm.settings import Cluster, SlurmConfig, read_cluster
-from launch.slurm.sweep import sweep_points
+from launch.slurm.sweep import checked_runs
 
 ACTIVE = "PENDING,RUNNING,COMPLETING,SUSPENDED,CONFIGURING,REQUEUED,REQUEUE_HOLD"
 JOBS = "jobs.jsonl"
@@ -27,14 +27,7 @@ JOBS = "jobs.jsonl"
 def slurm(config: SlurmConfig) -> None:
     """Submits one job, or with `-- --multirun` one per point of a sweep."""
     cluster = read_cluster(config.cluster)
-    runs = [training.compose(given) for given in sweep_points(training.overrides)]
-    for run in runs:
-        try:
-            check_job(config, cluster, run)
-        except InputError as error:
-            if len(runs) == 1:
-                raise
-            raise InputError(f"{run.name}: {error}") from None
+    runs = checked_runs(lambda run: check_job(config, cluster, run))
     if not config.dry_run:
         need_slurm()
         for run in runs:

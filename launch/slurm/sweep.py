@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
 from conf.errors import InputError, first_line
 from conf.overrides import SWEEP
+from launch import training
+
+
+def checked_runs(check: Callable[[training.Training], None]) -> list[training.Training]:
+    """Returns the runs of the command line, one per point of a sweep.
+
+    Args:
+        check: Raises InputError for a run that would be refused.
+
+    Raises:
+        InputError: A run is refused; the message names it if there are several.
+    """
+    runs = [training.compose(given) for given in sweep_points(training.overrides)]
+    for run in runs:
+        try:
+            check(run)
+        except InputError as error:
+            if len(runs) == 1:
+                raise
+            raise InputError(f"{run.name}: {error}") from None
+    return runs
 
 
 def sweep_points(given: list[str]) -> list[list[str]]:
