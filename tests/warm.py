@@ -11,6 +11,7 @@ processes like those that `torchrun` starts; with "processes" 0 there is one, li
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import importlib
 import json
 import math
@@ -95,8 +96,10 @@ class Warm:
                 apart=True,
                 grace=GRACE_SECONDS,
             )
+            # The ranks that a signal has ended come last: the others only miss them.
+            order = sorted(range(len(codes)), key=lambda rank: (codes[rank] < 0, rank))
             said, errors = (
-                "".join(path.read_text() for path in sorted(Path(folder).glob(f"rank*.{kind}")))
+                "".join((Path(folder) / f"rank{rank}.{kind}").read_text() for rank in order)
                 for kind in ("txt", "err")
             )
         if -signal.SIGALRM in codes:
@@ -157,6 +160,7 @@ def _fork(rank: int, port: int, task: dict[str, Any]) -> int:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(said, 1)
         os.dup2(_file(folder / f"rank{rank}.err") if task.get("apart") else said, 2)
+        faulthandler.enable()  # an aborted rank says where it was
         sys.argv = arguments
         runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
         code = 0
