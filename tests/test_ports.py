@@ -1,4 +1,4 @@
-"""Ports of tests lie outside the range that the kernel assigns to connections."""
+"""Ports of tests are outside the range that the kernel assigns to connections."""
 
 from __future__ import annotations
 
