@@ -49,6 +49,25 @@ def prompt(length: int) -> list[int]:
     return torch.randint(3, 259, (length,), generator=torch.Generator().manual_seed(9)).tolist()
 
 
+def greedy_body(model: Path) -> dict[str, Any]:
+    """Returns the settings of a request for NEW_TOKENS ids, none of them of ENDS."""
+    return {
+        **{"model": str(model), "max_tokens": NEW_TOKENS, "temperature": 0, "ignore_eos": True},
+        **{"logit_bias": {str(end): -100 for end in ENDS}, "return_token_ids": True},
+    }
+
+
+def greedy(model: Any, ids: list[int]) -> list[int]:
+    """Returns the ids that `transformers` adds to a prompt, as greedy_body asks for them."""
+    ends = [[end] for end in ENDS]
+    made = model.generate(
+        torch.tensor([ids]), do_sample=False, max_new_tokens=NEW_TOKENS, bad_words_ids=ends
+    )
+    found = made[0, len(ids) :].tolist()
+    assert len(found) == NEW_TOKENS
+    return found
+
+
 def log_probabilities(model: Any, ids: list[int]) -> torch.Tensor:
     with torch.no_grad():
         scores = torch.log_softmax(model(torch.tensor([ids])).logits[0], -1)
@@ -56,17 +75,11 @@ def log_probabilities(model: Any, ids: list[int]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("length", [1, 3, 9, 100, 400])
-def test_greedy_text_is_equal(vllm, windowed_model, stock, tokenizer, length):
+def test_greedy_tokens_are_equal(vllm, windowed_model, stock, length):
     """Prompts shorter and longer than the window."""
     ids = prompt(length)
-    body = {"model": str(windowed_model), "prompt": ids, "max_tokens": NEW_TOKENS}
-    more = {"temperature": 0, "ignore_eos": True, "logit_bias": {str(end): -100 for end in ENDS}}
-    said = ask(vllm, "v1/completions", body | more)["choices"][0]["text"]
-    expected = stock.generate(
-        torch.tensor([ids]), do_sample=False, max_new_tokens=NEW_TOKENS,
-        bad_words_ids=[[end] for end in ENDS],
-    )[0, length:]  # fmt: skip
-    assert said == tokenizer.decode(expected)
+    answer = ask(vllm, "v1/completions", greedy_body(windowed_model) | {"prompt": ids})
+    assert answer["choices"][0]["token_ids"] == greedy(stock, ids)
 
 
 def test_log_probabilities_are_equal_and_have_the_window(vllm, windowed_model, stock):
@@ -83,26 +96,34 @@ def test_log_probabilities_are_equal_and_have_the_window(vllm, windowed_model, s
     assert gaps.max() > 0.01
 
 
-def test_the_template_is_that_of_the_model(vllm, windowed_model, tokenizer):
+def test_a_chat_has_the_template_of_the_model(vllm, windowed_model, stock, tokenizer):
     chat = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
     chat.append({"role": "user", "content": "three"})
-    found = ask(vllm, "tokenize", {"model": str(windowed_model), "messages": chat})["tokens"]
     rendered = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    assert found == tokenizer.encode(rendered, add_special_tokens=False)
+    ids = tokenizer.encode(rendered, add_special_tokens=False)
+    answer = ask(vllm, "v1/chat/completions", greedy_body(windowed_model) | {"messages": chat})
+    assert answer["prompt_token_ids"] == ids
+    assert answer["choices"][0]["token_ids"] == greedy(stock, ids)
 
 
 def test_a_chat_through_the_page(vllm, windowed_model):
-    """The page asks for the key, and answers with the text of the endpoint."""
+    """The page asks for the key, and continues a conversation with the text of the endpoint."""
     from gradio_client import Client
 
     with pytest.raises(Exception, match=r"(?i)auth|login|credentials"):
         Client(f"http://127.0.0.1:{vllm.page}", verbose=False).predict("one", api_name="/chat")
     client = Client(f"http://127.0.0.1:{vllm.page}", auth=("me", KEY), verbose=False)
-    said = client.predict("one", "", 0, 0, 16, api_name="/chat")
-    body = {"model": str(windowed_model), "messages": [{"role": "user", "content": "one"}]}
-    more = {"temperature": 0, "max_tokens": 16}
-    expected = ask(vllm, "v1/chat/completions", body | more)["choices"][0]["message"]["content"]
-    assert said == expected or said == "(no text)"
+    chat: list[dict[str, str]] = []
+    said = []
+    for question in ("one", "two", "three", "four"):
+        chat.append({"role": "user", "content": question})
+        said.append(client.predict(question, "", 0, 0, 16, api_name="/chat"))
+        body = {"model": str(windowed_model), "messages": chat}
+        answer = ask(vllm, "v1/chat/completions", body | {"temperature": 0, "max_tokens": 16})
+        text = answer["choices"][0]["message"]["content"]
+        assert said[-1] == (text if text.strip() else "(no text)")
+        chat.append({"role": "assistant", "content": said[-1]})
+    assert len(set(said)) > 1
 
 
 def test_the_key_is_required(vllm):
@@ -158,4 +179,20 @@ def test_nothing_is_left_when_ended_at_the_start(windowed_model, tmp_path, momen
     served.process.send_signal(number)
     served.process.wait()
     _, left = psutil.wait_procs(below[1:], timeout=60)
+    assert left == []
+
+
+def test_nothing_is_left_when_killed_in_the_middle_of_an_answer(windowed_model, tmp_path):
+    served = start(windowed_model, tmp_path, "page=false")
+    wait_for_line(served, "\nendpoint: ")
+    below = served.processes()
+    assert len(below) > 3  # this one, the guard, the server and its engine
+    body = greedy_body(windowed_model) | {"prompt": prompt(9), "max_tokens": 400, "stream": True}
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    request = Request(f"{served.endpoint}/completions", json.dumps(body).encode(), headers)
+    with urlopen(request) as answer:
+        assert answer.readline().startswith(b"data: ")
+        served.process.kill()
+        served.process.wait()
+        _, left = psutil.wait_procs(below[1:], timeout=60)
     assert left == []
