@@ -11,6 +11,7 @@ import torch
 
 from conf.entry import compose_settings
 from data_pipeline.store.manifest import Manifest
+from model.config import ModelConfig
 from model.families import family_named
 from model.families.folder import hf_config, save_weights
 from model.init import initial_value
@@ -30,13 +31,13 @@ SHARPNESS = 2.0
 """Factor on the initial weights, so that some tokens are far more probable than others."""
 
 
-def make_teacher(folder: Path, corpus: Manifest) -> Path:
+def make_teacher(folder: Path, corpus: Manifest, model: ModelConfig = TEACHER) -> Path:
     """Makes a Hugging Face folder with random weights and the tokenizer of a corpus."""
     folder.mkdir(parents=True)
-    shapes = build_meta(TEACHER).named_parameters()
-    weights = ((n, SHARPNESS * initial_value(n, p.shape, TEACHER, 7)) for n, p in shapes)
-    save_weights(folder, weights, torch.float32, family_named(TEACHER.architecture))
-    (folder / "config.json").write_text(json.dumps(hf_config(TEACHER, {}, "float32")))
+    shapes = build_meta(model).named_parameters()
+    weights = ((n, SHARPNESS * initial_value(n, p.shape, model, 7)) for n, p in shapes)
+    save_weights(folder, weights, torch.float32, family_named(model.architecture))
+    (folder / "config.json").write_text(json.dumps(hf_config(model, {}, "float32")))
     shutil.copy(corpus.tokenizer_path, folder / "tokenizer.json")
     return folder
 
