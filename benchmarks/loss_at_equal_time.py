@@ -1,7 +1,7 @@
 """Compares the held-out loss after equal wall-clock time: Headwater, and what else one could use.
 
 All sides train on the same documents with the same tokenizer, about the same number of parameters,
-and the same two cores, for the same time from the start of the process to its saved weights. A
+and the same processors, for the same time from the start of the process to its saved weights. A
 short run of each side tells how many steps fit, so that each one's schedule ends with the time. One
 evaluator, `eval perplexity`, then scores all in float32 in stock transformers, on the same held-out
 text, in bits per byte. Sides take turns, one seed after another.
@@ -27,7 +27,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 
-from benchmarks.equal_time.work import BATCH, SEQ
+from benchmarks.equal_time.ours import stretched
+from benchmarks.equal_time.work import SEQ
 from benchmarks.figures import write_results
 from benchmarks.machine import described, machine
 from benchmarks.sides import interpreter
@@ -37,7 +38,6 @@ from data_pipeline.store.corpus import open_corpus, open_stream
 ROOT = Path(__file__).parents[1]
 RESULTS = Path("benchmarks/results/loss_at_equal_time.json")
 TRIAL_STEPS = 12
-STEP_TOKENS = BATCH * SEQ
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ def main() -> None:
     left_out = [name for name in names if python_of(SIDES[name]) is None]
     figures: dict[str, Any] = {
         "machine": machine(),
+        "processors": processors(),
         "precision": options.precision,
         "budget_seconds": budget,
         "left_out": left_out,
@@ -106,6 +107,11 @@ def main() -> None:
                 scores = scored(exported, options)
                 figures["runs"].append({"side": name, "seed": seed, **vars(run), **scores})
                 write_results(options.out, figures, table(figures))
+
+
+def processors() -> int:
+    """Returns the number of processors that this process and its children may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def python_of(side: Side) -> str | None:
@@ -173,24 +179,23 @@ def peer_run(
 def own_run(
     side: Side, steps: int, seed: int, out: Path, options: argparse.Namespace
 ) -> tuple[Run, Path]:
-    """Runs `pretrain` in two processes and exports its weights."""
-    first = int(0.7 * steps)  # the demo's share of the stage with short sequences
+    """Runs `pretrain`, in one process per processor, and exports its weights."""
     run_dir = out / "run"
     tokens = open_corpus(options.data).source_tokens("train")
     mixture = "{" + ",".join(f"{source}:{count}" for source, count in tokens.items()) + "}"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    start = [sys.executable]
+    if processors() > 1:
+        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processors()}"]
     overrides = [
         *side.overrides,
-        f"recipe.stages.short.tokens={first * STEP_TOKENS}",
-        f"recipe.stages.long.tokens={(steps - first) * STEP_TOKENS}",
+        *stretched(side.overrides, steps),
         # Of each source as much as there is, like the peers' stream.
         *(f"recipe.stages.{stage}.mixture={mixture}" for stage in ("short", "long")),
-        f"optim.warmup_tokens={max(1, round(0.05 * steps)) * STEP_TOKENS}",
         *(f"data.folder={options.data}", f"run_dir={run_dir}", f"seed={seed}", "device=cpu"),
         *(f"precision={options.precision}", "logger=files", "report=false"),
         *("validation.every_steps=0", "checkpoint.every_steps=0", "validation.tokens=4096"),
     ]
-    seconds = timed([*torchrun, "-m", "pretrain", *overrides], out)
+    seconds = timed([*start, "-m", "pretrain", *overrides], out)
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     records = [line for line in lines if line["kind"] == "train"]
     exported = out / "export"
@@ -243,8 +248,9 @@ def table(figures: dict[str, Any]) -> str:
         "# Held-out loss after equal time",
         "",
         f"`python benchmarks/loss_at_equal_time.py`: {figures['budget_seconds'] / 60:g} minutes "
-        f"per run, {figures['precision']}. {described(figures['machine'])}. Bits per byte of "
-        "held-out text, mean of the sources; ± is the standard deviation over seeds.",
+        f"per run on {figures['processors']} processor(s), {figures['precision']}. "
+        f"{described(figures['machine'])}. Bits per byte of held-out text, mean of the sources; "
+        "± is the standard deviation over seeds.",
         "",
         f"| side | bits per byte | {' | '.join(sources)} | seeds | parameters | tokens | seconds |",
         f"|---|---|{'---|' * len(sources)}---|---|---|---|",

@@ -38,6 +38,41 @@ def test_the_lowest_mean_wins_by_its_distance_in_standard_errors():
     assert found.numbers["comparisons"][0]["best"] == "rate=0.2"
 
 
+def test_cases_are_compared_with_the_first_one():
+    study = kind_of(
+        {"kind": "grid", "cases": {"old": ["a=1"], "new": ["a=2", "b=3"]}, "seeds": [5]}
+    )
+    base = BaseCommand([], Path("study"), cluster_of("laptop", 1, 1))
+    runs = study.runs(base, [])
+    assert [run.overrides for run in runs] == [("a=1", "seed=5"), ("a=2", "b=3", "seed=5")]
+    assert [run.values for run in runs] == [
+        {"case": "old", "seed": 5},
+        {"case": "new", "seed": 5},
+    ]
+    losses = {"old": [3.0, 3.2], "new": [2.0, 2.2], "newer": [2.1, 2.3]}
+    found = study.finding(
+        base,
+        [
+            RunResult(StudyRun(f"{x}{n}", (), {"case": x, "seed": n}), 1, 1, 1, 1.0, 9.0, loss)
+            for x, of_case in losses.items()
+            for n, loss in enumerate(of_case)
+        ],
+    )
+    assert found.decision == (
+        "case=new is best: its held-out loss of 2.1000 nats per token is 1.0000 lower than that of "
+        "case=old, 7.1 standard errors of that difference, more than noise."
+    )
+    assert found.tables[0].rows[1] == ["case=newer", "2.2000", "-0.9000", "-6.4", "2", "1", "9"]
+
+
+def test_the_first_case_may_be_the_best():
+    study = kind_of({"kind": "grid", "cases": {"old": [], "new": ["a=2"]}})
+    base = BaseCommand([], Path("study"), cluster_of("laptop", 1, 1))
+    runs = zip(study.runs(base, []), (2.0, 3.0), strict=True)
+    found = study.finding(base, [RunResult(run, 1, 1, 1, 1.0, 1.0, loss) for run, loss in runs])
+    assert found.decision == "No case is better than case=old: its held-out loss is 2.0000."
+
+
 def test_budgets_are_compared_each_on_its_own_and_the_largest_decides():
     losses = {("a", 1000): 3.0, ("b", 1000): 2.0, ("a", 4000): 1.5, ("b", 4000): 1.6}
     runs = [
