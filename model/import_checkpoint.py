@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from model.families import family_named
 from model.families import from_litgpt as litgpt
 from model.families.folder import hf_config, read_config, save_weights
 from model.families.model_files import ModelFiles
+from model.gguf.reading import read_gguf
 from model.tensors_only import load_tensors
 
 
@@ -50,8 +50,9 @@ class ImportModelConfig:
 
 Tensors = Iterator[tuple[str, Tensor]]
 HEAD = "lm_head.weight"
-Reader = Callable[[Path], tuple[ModelFiles, Tensors]]
-"""Reads a checkpoint: its files, and its weights by the names of Hugging Face."""
+Reader = Callable[[Path, bool], tuple[ModelFiles, Tensors]]
+"""Reads a checkpoint, with its own tokenizer or without: its files, and its weights by the names of
+Hugging Face."""
 
 
 def import_checkpoint(config: ImportModelConfig) -> None:
@@ -62,7 +63,7 @@ def import_checkpoint(config: ImportModelConfig) -> None:
     output.check()
     kind = kind_of(path)
     assert kind.taken is not None
-    files, weights = READERS[kind.taken](path)
+    files, weights = READERS[kind.taken](path, config.tokenizer is None)
     if config.tokenizer:
         files = with_tokenizer(files, Path(config.tokenizer))
     with output.folder() as made:
@@ -78,7 +79,7 @@ def import_checkpoint(config: ImportModelConfig) -> None:
         print("It has no tokenizer. Give one with tokenizer=<folder> overwrite=true.")
 
 
-def read_litgpt(path: Path) -> tuple[ModelFiles, Tensors]:
+def read_litgpt(path: Path, _: bool) -> tuple[ModelFiles, Tensors]:
     """Returns the files and weights of a checkpoint of litgpt."""
     shape = litgpt.read_shape(path)
     weights = dict(litgpt.read_weights(path, shape))
@@ -97,7 +98,7 @@ def read_litgpt(path: Path) -> tuple[ModelFiles, Tensors]:
     return files, ((family.hf_name(name), value) for name, value in weights.items())
 
 
-def read_pickled(path: Path) -> tuple[ModelFiles, Tensors]:
+def read_pickled(path: Path, _: bool) -> tuple[ModelFiles, Tensors]:
     """Returns the files and weights of a Hugging Face folder with `pytorch_model*.bin`."""
 
     def weights() -> Tensors:
@@ -107,29 +108,6 @@ def read_pickled(path: Path) -> tuple[ModelFiles, Tensors]:
     read_config(path)
     files = ModelFiles.read(path)
     return files, stored_once(weights(), files.config)
-
-
-def read_gguf(path: Path) -> tuple[ModelFiles, Tensors]:
-    """Returns the files and dequantized weights of a GGUF file, as `transformers` reads it."""
-    try:
-        import gguf  # noqa: F401
-        import transformers
-    except ImportError as error:
-        raise InputError(
-            f"path={path}: reading GGUF needs the package {error.name}, which is not installed. "
-            f"Install it with `pip install -c constraints.txt {error.name}`."
-        ) from None
-    transformers.utils.logging.disable_progress_bar()
-    source: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        path.parent, dtype=torch.float32, **source
-    )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **source)
-    with tempfile.TemporaryDirectory() as folder:
-        model.config.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        files = ModelFiles.read(Path(folder))
-    return files, stored_once(iter(model.state_dict().items()), files.config)
 
 
 def card(out: str, kind: Kind) -> str:
@@ -147,9 +125,11 @@ def with_tokenizer(files: ModelFiles, folder: Path) -> ModelFiles:
     if not (folder / TOKENIZER).is_file():
         raise InputError(f"tokenizer={folder}: there is no {TOKENIZER}. Give a folder that has it.")
     other = _tokenizer_of(folder)
+    ids = _special_ids(folder)
     return replace(
         files,
-        config=files.config | _special_ids(folder),
+        config=files.config | ids,
+        generation=files.generation and files.generation | ids,
         tokenizer=other.tokenizer,
         tokenizer_settings=other.tokenizer_settings,
         template=other.template or files.template,

@@ -18,6 +18,7 @@ from model.gguf.metadata import query_factor
 from model.network import build_meta
 from model.norms import NORM_PLACES
 from model.rope import scaled_frequencies
+from model.rope_scaling import RopeScaling
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
@@ -41,6 +42,7 @@ NAMES = {
     "mlp.down_proj": "ffn_down",
 }
 """Names in a GGUF file, by those of the network; norms of a block are named by their place."""
+TABLE, HEAD, FACTORS = "token_embd.weight", "output.weight", "rope_freqs.weight"
 PLACES = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
 
 
@@ -91,7 +93,7 @@ def entries(config: ModelConfig, graph: Graph, type: str) -> list[Entry]:
     if config.rope_scaling.type == "llama3":
         assert config.head_dim is not None
         shape = (config.head_dim // 2,)
-        found.append(Entry("rope_freqs.weight", "", shape, GGMLQuantizationType.F32))
+        found.append(Entry(FACTORS, "", shape, GGMLQuantizationType.F32))
     return found
 
 
@@ -117,7 +119,8 @@ def arrays(
     for tensor in tensors:
         source = tensor.source
         if not source:
-            value = rope_factors(config)
+            assert config.head_dim is not None
+            value = rope_factors(config.head_dim, config.rope_theta, config.rope_scaling)
         elif source == "lm_head.weight" and config.tie_embeddings:
             value = weights.read("embed_tokens.weight").float()
         else:
@@ -166,9 +169,20 @@ def interleave(value: Tensor, heads: int) -> Tensor:
     return halves.transpose(1, 2).reshape(value.shape)
 
 
-def rope_factors(config: ModelConfig) -> Tensor:
+def restored(source: str, value: Tensor, config: ModelConfig, graph: Graph) -> Tensor:
+    """Returns the weights of a parameter from those of `converted`."""
+    part = source.rpartition(".")[0].rpartition(".")[2]
+    if part.endswith("norm") and config.zero_centered_norms:
+        value = value - 1.0
+    if graph.interleaved_rope and part in ("q_proj", "k_proj"):
+        heads = config.num_heads if part == "q_proj" else config.num_kv_heads
+        pairs = value.view(heads, -1, 2, *value.shape[1:])
+        return pairs.transpose(1, 2).reshape(value.shape)
+    return value
+
+
+def rope_factors(head_dim: int, theta: float, scaling: RopeScaling) -> Tensor:
     """Returns by how much each frequency of RoPE is divided, (head_dim / 2,)."""
-    assert config.head_dim is not None
-    pairs = torch.arange(0, config.head_dim, 2, dtype=torch.int64)
-    frequencies = 1.0 / (config.rope_theta ** (pairs.float() / config.head_dim))
-    return frequencies / scaled_frequencies(frequencies, config.rope_theta, config.rope_scaling)
+    pairs = torch.arange(0, head_dim, 2, dtype=torch.int64)
+    frequencies = 1.0 / (theta ** (pairs.float() / head_dim))
+    return frequencies / scaled_frequencies(frequencies, theta, scaling)
