@@ -61,3 +61,5 @@ PRE_TYPES: dict[tuple[tuple[str, ...], bool], str] = {
 A key has the patterns that split a text one after the other, and whether words that are tokens
 skip the merges.
 """
+WITH_BOS = ("llama-bpe", "default")
+"""Pre-tokenizers whose texts begin with BOS in llama.cpp if a file does not state it."""

@@ -17,14 +17,12 @@ from tokenizers import (
 )
 
 from conf.errors import InputError
-from model.families.gguf import BYTE_LEVEL, GPT2_WORDS, PIECES, PRE_TYPES
+from model.families.gguf import BYTE_LEVEL, GPT2_WORDS, PIECES, PRE_TYPES, WITH_BOS
 from model.gguf.pipeline import SPACE
 from model.gguf.vocabulary import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
 ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown", "eot": "eot"}
 """Names of the roles of special tokens in a GGUF file; `eot` is a second end of an answer."""
-WITH_BOS = ("llama-bpe", "default")
-"""Pre-tokenizers whose texts begin with BOS in llama.cpp if a file does not state it."""
 
 
 def read_tokenizer(values: Mapping[str, Any]) -> tuple[str, dict[str, int]]:
