@@ -100,8 +100,10 @@ def write_model(family: str, folder: Path) -> None:
         **{"vocab_size": 320, "hidden_size": 128, "intermediate_size": 256, "num_layers": 4},
         **{"num_heads": 4, "num_kv_heads": 2, "head_dim": 32, "max_seq_len": POSITIONS},
     }
-    fixed = FAMILIES[family].fixed
-    config = tiny(**shape, architecture=family, **{**fixed, **PATHS[family]})
+    settings = {**FAMILIES[family].fixed, **PATHS[family]}
+    if settings.get("rope_pattern"):
+        settings["rope_pattern"] = "RRRN"  # the one that published models and llama.cpp have
+    config = tiny(**shape, architecture=family, **settings)
     model = Decoder(config)
     initialize(model, config, 0)
     folder.mkdir(parents=True)

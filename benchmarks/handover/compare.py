@@ -16,14 +16,18 @@ def cells(case: Case, found: dict[str, Any]) -> Cells:
     """Returns the cells of one family.
 
     found: `tokens`, `log_probabilities`, `greedy` and `rendered` in the form of a Case; a text in
-        place of one of them says why it could not be measured; `error` why none could.
+        place of one of them says why it could not be measured; `error` why none could. `context` is
+        the context length if that is less than a prompt with its answer.
     """
     if "error" in found:
         return dict.fromkeys(ASPECTS, f"cannot: {found['error']}")
     measures: dict[str, tuple[Callable[[Case, Any], str], str]] = {
         "tokens": (_tokens, "tokens"),
         "log-probabilities": (_scores, "log_probabilities"),
-        "greedy text": (_greedy, "greedy"),
+        "greedy text": (
+            _greedy_within(found["context"]) if "context" in found else _greedy,
+            "greedy",
+        ),
         "template": (_template, "rendered"),
         "window": (_window, "log_probabilities"),
     }
@@ -46,8 +50,20 @@ def _scores(case: Case, found: list[float]) -> str:
 
 def _greedy(case: Case, found: list[list[int]]) -> str:
     equal = sum(a == b for a, b in zip(case.greedy, found, strict=True))
-    every = f"{len(found)} of {len(found)} x {NEW_TOKENS}"
-    return every if equal == len(found) else f"{equal} of {len(found)} x {NEW_TOKENS}"
+    return f"{equal} of {len(found)} x {NEW_TOKENS}"
+
+
+def _greedy_within(context: int) -> Callable[[Case, list[list[int]]], str]:
+    """Returns the measure of a tool whose texts end at the context length."""
+
+    def measure(case: Case, found: list[list[int]]) -> str:
+        room = [max(0, min(NEW_TOKENS, context - len(start))) for start in case.starts]
+        expected = [ids[:tokens] for ids, tokens in zip(case.greedy, room, strict=True)]
+        equal = sum(a == b for a, b in zip(expected, found, strict=True) if a)
+        cut = ", ".join(str(tokens) for tokens in room if tokens)
+        return f"{equal} of {sum(map(bool, room))} x {cut}, up to the context"
+
+    return measure
 
 
 def _template(case: Case, found: str) -> str:

@@ -30,7 +30,9 @@ def findings(case: Any) -> dict[str, Any]:
         gguf(GGUFConfig(model=case.folder, out=str(file), type="f32", overwrite=True))
         with LlamaCpp(file, *EXACT, "--threads", "1") as loaded:
             context = loaded.context_length()
+            is_short = context < max(map(len, case.starts)) + NEW_TOKENS
             return {
+                **({"context": context} if is_short else {}),
                 "tokens": [loaded.tokenize(line, with_ends=True) for line in case.lines],
                 "log_probabilities": loaded.log_probabilities(case.prompt[:context]),
                 "greedy": [
