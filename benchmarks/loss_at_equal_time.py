@@ -51,8 +51,16 @@ class Side:
 
 
 OURS = ("model=demo_12m", "recipe=demo")
+BEFORE = (
+    *("recipe.global_batch_tokens=4096", "optim.learning_rate=2e-3"),
+    "optim.min_learning_rate=2e-4",
+)
+"""The defaults of the demo before docs/studies/demo.md."""
+QK_NORM = ("model.architecture=qwen3", "model.qk_norm=true")
 SIDES = {
     "ours": Side("ours", overrides=(*OURS, "optim=muon_demo")),
+    "ours, before the study": Side("ours", overrides=(*OURS, "optim=muon_demo", *BEFORE)),
+    "ours, QK-norm": Side("ours", overrides=(*OURS, "optim=muon_demo", *QK_NORM)),
     "ours, AdamW": Side("ours", overrides=(*OURS, "optim=adamw_demo")),
     "transformers.Trainer": Side("transformers", "trainer"),
     "transformers.Trainer, our rate": Side("transformers", "trainer", ("--tuned",)),
