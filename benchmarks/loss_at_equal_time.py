@@ -27,13 +27,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 
-from benchmarks.equal_time.ours import stretched
+from benchmarks.equal_time.ours import settings_of, stretched
 from benchmarks.equal_time.work import SEQ
 from benchmarks.figures import write_results
 from benchmarks.machine import described, machine
 from benchmarks.sides import interpreter
 from conf.machine import fitting_precision, processor
 from data_pipeline.store.corpus import open_corpus, open_stream
+from model.flops import parameters
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path("benchmarks/results/loss_at_equal_time.json")
@@ -210,10 +211,9 @@ def own_run(
     with (out / "log.txt").open("a") as log:
         export = ["pretrain", "export", f"run={run_dir}", f"out={exported}"]
         subprocess.run([sys.executable, "-m", *export], cwd=ROOT, check=True, stdout=log)
-    weights = exported / "model.safetensors"
     run = Run(
         seconds=seconds,
-        parameters=weights.stat().st_size // 4,
+        parameters=parameters(settings_of(side.overrides).model),
         tokens=records[-1]["tokens"],
         step_seconds=statistics.median(record["step_seconds"] for record in records[2:]),
     )
