@@ -154,6 +154,14 @@ def front_matter(metadata: Mapping[str, Any] | None = None) -> str:
     return f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n"
 
 
+def with_section(text: str, heading: str, body: str) -> str:
+    """Returns a card with a section at its end, which replaces an earlier one of this heading."""
+    section = f"## {heading}\n\n{body}\n"
+    before, found, rest = text.partition(f"\n## {heading}\n")
+    _, following, after = rest.partition("\n## ") if found else ("", "", "")
+    return f"{before.rstrip()}\n\n{section}{following}{after}"
+
+
 def markdown_table(heads: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
     """Returns a Markdown table; `|` in a cell becomes `/`."""
     lines = [_table_row(heads), "|---" * len(heads) + "|", *map(_table_row, rows)]

@@ -1,5 +1,7 @@
 """`python -m eval perplexity`: held-out loss of an exported model, computed in `transformers`.
 
+GGUF files of the model are scored in llama.cpp on the same text (`eval.scores.gguf_perplexity`).
+
 The text is the same as in the trainer's validation: the same samples of the held-out shards, in
 which tokens attend only within their document. Here, each document's part of a sample becomes a
 separate sequence. The loss is the same, because rotary positions are relative.
@@ -10,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,13 +23,16 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from conf.errors import InputError
+from conf.model_card import CARD
 from conf.output_kinds import PERPLEXITY
 from conf.outputs import Output
 from data_pipeline.sampling.batches import IGNORED, Batch, held_out_batches
 from data_pipeline.store.corpus import open_corpus
 from data_pipeline.store.manifest import Manifest
+from eval.chat.llamacpp import check_llamacpp, find_file
 from eval.inloop.evaluator import Score
 from eval.load_model import load_model
+from eval.scores.gguf_perplexity import mean, score_files, write_card
 
 
 @dataclass
@@ -40,6 +45,8 @@ class PerplexityConfig:
     tokens: held-out tokens per source; use the trainer's validation.tokens.
     batch_tokens: tokens per forward pass.
     dtype: dtype to compute in; auto for the stored one if the device supports it, else float32.
+    gguf: GGUF files of the model, whose loss llama.cpp computes on the same tokens.
+    card: writes the perplexities of the model and of its GGUF files into the model's card.
     out: a JSON file for the scores, null for none.
     overwrite: replaces an existing file of scores.
     """
@@ -51,6 +58,8 @@ class PerplexityConfig:
     batch_tokens: int = 8192
     dtype: str = "auto"
     device: str = "auto"
+    gguf: list[str] = field(default_factory=list)
+    card: bool = False
     out: str | None = None
     overwrite: bool = False
 
@@ -58,6 +67,11 @@ class PerplexityConfig:
         for key in ("seq_len", "tokens", "batch_tokens"):
             if getattr(self, key) < 1:
                 raise InputError(f"{key}={getattr(self, key)}: expected 1 or more.")
+        names = [Path(file).name for file in self.gguf]
+        if len(set(names)) < len(names):
+            raise InputError(f"gguf={self.gguf}: two files have the same name. Rename one.")
+        if self.card and not self.gguf:
+            raise InputError("card=true: requires gguf. Add gguf=[...], or remove it.")
 
 
 def perplexity(config: PerplexityConfig) -> None:
@@ -71,13 +85,19 @@ def perplexity(config: PerplexityConfig) -> None:
     if config.out is not None:
         output = Output(config.out, PERPLEXITY, config.overwrite, [config.model, config.data])
         output.check()
+    files = [find_file(file, "gguf") for file in config.gguf]
+    if files:
+        check_llamacpp("gguf")
     manifest = open_corpus(config.data)
     manifest.check_tokenizer()
     loaded = load_model(config.model, config.dtype, config.device)
+    if config.card and not (loaded.folder / CARD).is_file():
+        raise InputError(f"card=true: {loaded.folder} has no {CARD}. Add one, or remove card.")
     check_same_tokenizer(config, loaded.folder, manifest)
     sizes = torch.from_numpy(manifest.token_bytes().astype("int64"))
     console = Console()
     scores: dict[str, Score] = {}
+    parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for source in manifest.source_tokens("held_out"):
         held_out = list(held_out_batches(manifest, source, config.seq_len, 1, config.tokens))
         if not held_out:
@@ -86,12 +106,24 @@ def perplexity(config: PerplexityConfig) -> None:
                 f"data={config.data}, limited to tokens={config.tokens}, has fewer tokens than one "
                 "sequence. Lower seq_len, or raise tokens."
             )
-        batches = padded(segments(held_out), config.batch_tokens)
+        parts[source] = list(segments(held_out))
+        batches = padded(parts[source], config.batch_tokens)
         shown = track(batches, source, console=console, disable=not console.is_terminal)
         scores[source] = score(loaded.model, shown, sizes, loaded.device)
-    tokens = sum(entry.tokens for entry in scores.values())
-    loss = sum(entry.loss * entry.tokens for entry in scores.values()) / tokens
-    print_scores(console, config, loaded.dtype, scores, loss)
+    loss = mean(scores)
+    length = f"sequences of {config.seq_len}"
+    print_scores(console, f"{config.model}, {length}, computed in {loaded.dtype}", scores)
+    of_files = score_files(files, parts, sizes, config.seq_len)
+    for name, found in of_files.items():
+        print_scores(console, f"{name}, {length}, computed in llama.cpp", found)
+    if config.card:
+        tokens = sum(entry.tokens for entry in scores.values())
+        text = (
+            f"{tokens:,} held-out tokens of {manifest.folder.resolve().name} in sequences of "
+            f"{config.seq_len:,}"
+        )
+        losses = {name: mean(found) for name, found in of_files.items()}
+        write_card(loaded.folder, files, losses, (loaded.dtype, loss), text)
     if output:
         content = {
             "model": config.model,
@@ -99,6 +131,13 @@ def perplexity(config: PerplexityConfig) -> None:
             "computed_in": loaded.dtype,
             "loss": loss,
             "sources": {source: asdict(entry) for source, entry in scores.items()},
+            "gguf": {
+                name: {
+                    "loss": mean(found),
+                    "sources": {source: asdict(entry) for source, entry in found.items()},
+                }
+                for name, found in of_files.items()
+            },
         }
         output.write(json.dumps(content, indent=1))
 
@@ -183,14 +222,8 @@ def score(
     return Score(total / max(1, tokens), of_text / math.log(2) / max(1, size), tokens)
 
 
-def print_scores(
-    console: Console, config: PerplexityConfig, dtype: str, scores: dict[str, Score], loss: float
-) -> None:
-    """Prints one row per source and one for all sources.
-
-    dtype: the dtype that the scores were computed in.
-    """
-    title = f"{config.model}, sequences of {config.seq_len}, computed in {dtype}"
+def print_scores(console: Console, title: str, scores: dict[str, Score]) -> None:
+    """Prints one row per source and one for all sources."""
     table = Table(title=title, title_justify="left")
     table.add_column("source")
     for column in ("loss, nats per token", "bits per byte", "tokens"):
@@ -199,5 +232,6 @@ def print_scores(
         table.add_row(
             source, f"{entry.loss:.4f}", f"{entry.bits_per_byte:.4f}", f"{entry.tokens:,}"
         )
-    table.add_row("all", f"{loss:.4f}", "", f"{sum(entry.tokens for entry in scores.values()):,}")
+    tokens = sum(entry.tokens for entry in scores.values())
+    table.add_row("all", f"{mean(scores):.4f}", "", f"{tokens:,}")
     console.print(table)
