@@ -121,7 +121,7 @@ def ladder(options: argparse.Namespace) -> dict[str, Any]:
         "keys": keys,
         "decision": finding["decision"],
         "facts": finding["facts"],
-        "numbers": finding["numbers"],
+        "numbers": {k: v for k, v in finding.items() if k not in ("decision", "facts")},
     }
 
 

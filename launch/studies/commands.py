@@ -52,6 +52,11 @@ class RunCommand:
         """Returns the tokens that the run itself trains on."""
         return self.plan.total_tokens - self.plan.tokens_at(self.fork)
 
+    @property
+    def own_steps(self) -> int:
+        """Returns the number of steps of the run itself."""
+        return self.plan.total_steps - self.fork
+
 
 def commands_of(base: BaseCommand, runs: Sequence[StudyRun]) -> dict[str, RunCommand]:
     """Returns the commands of runs by name, each trunk before its branches.

@@ -9,6 +9,7 @@ from launch.plan.cluster import ClusterConfig
 from launch.plan.config import PlanConfig
 from launch.plan.outlook import DAY_SECONDS, make_outlook
 from launch.studies.commands import RunCommand
+from launch.studies.fits.speed import Speed
 from model.flops import flops_per_token
 from pretrain.branches.trunk import parse
 
@@ -20,7 +21,7 @@ class Cost:
     Attributes:
         tokens: Tokens trained on.
         flops: Training FLOPs.
-        seconds: Duration, at the typical speed of the cluster's file.
+        seconds: Duration.
         price: Price at the prices of the cluster's file.
     """
 
@@ -37,10 +38,6 @@ class Cost:
             self.price + other.price,
         )
 
-    def scaled(self, factor: float) -> Cost:
-        """Returns the cost of the same work at another speed; `factor` multiplies the time."""
-        return Cost(self.tokens, self.flops, self.seconds * factor, self.price * factor)
-
 
 def total(costs: Iterable[Cost]) -> Cost:
     """Returns the sum of costs."""
@@ -54,7 +51,7 @@ class Costs:
         self.cluster = cluster
         self._seconds: dict[str, float] = {}
 
-    def of(self, command: RunCommand) -> Cost:
+    def at(self, speed: Speed, command: RunCommand) -> Cost:
         """Returns the planned cost of a run, without the part of its trunk.
 
         Raises:
@@ -63,7 +60,7 @@ class Costs:
         stages = command.plan.own_stages
         model = command.settings.model
         flops = sum(stage.tokens * flops_per_token(model, stage.seq_len) for stage in stages)
-        seconds = self.seconds(command)
+        seconds = speed.seconds(command.own_steps, self.seconds(command))
         hourly = (
             self.cluster.gpu_hour_price + self.cluster.gpu_watts / 1000 * self.cluster.kwh_price
         )
@@ -71,7 +68,10 @@ class Costs:
         return Cost(command.tokens, flops, seconds, price)
 
     def seconds(self, command: RunCommand) -> float:
-        """Returns the planned duration of a run; runs that differ in rates have the same one."""
+        """Returns the seconds that the FLOPs of a run take at the typical speed of the cluster.
+
+        Runs that differ in rates have the same ones.
+        """
         settings = command.settings
         fork = parse(settings.branch_from)[1] if settings.branch_from else 0
         key = repr(

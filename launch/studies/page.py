@@ -11,6 +11,7 @@ from conf.errors import InputError
 from conf.files import write_text
 from conf.text import format_duration
 from launch.studies.costs import total
+from launch.studies.fits.speed import ASSUMED
 from launch.studies.kind import TRUNK, Finding
 from launch.studies.results import used_seconds
 from launch.studies.study import Study
@@ -139,7 +140,7 @@ def runs(study: Study) -> list[dict[str, Any]]:
 def cost(study: Study) -> list[tuple[str, str]]:
     """Returns what the study cost, planned and used."""
     speed = study.base.cluster.name
-    planned = [study.costs.of(command) for command in study.commands.values()]
+    planned = [study.costs.at(ASSUMED, command) for command in study.commands.values()]
     used = sum(used_seconds(study.base.run_dir(name)) for name in study.commands)
     whole = total(planned)
     found = [

@@ -15,9 +15,10 @@ from conf.renamed import load_run_config
 from launch.studies.base_command import BaseCommand
 from launch.studies.commands import RunCommand, commands_of
 from launch.studies.costs import Cost, Costs, total
+from launch.studies.fits.speed import Duration, Speed, speed_of
 from launch.studies.kind import RunResult, StudyKind
 from launch.studies.record import Records, is_final
-from launch.studies.results import is_finished, result_of
+from launch.studies.results import is_finished, result_of, used_seconds
 from launch.training import outcome
 from pretrain.health.changes import settings as dotted
 
@@ -108,20 +109,29 @@ class Study:
 
     def planned(self) -> dict[str, Cost]:
         """Returns the planned cost of each run, at the speed that finished runs had, if any."""
-        costs = {name: self.costs.of(command) for name, command in self.commands.items()}
-        return {name: cost.scaled(self.slowness) for name, cost in costs.items()}
+        speed = self.speed
+        return {name: self.costs.at(speed, command) for name, command in self.commands.items()}
 
     @property
-    def slowness(self) -> float:
-        """The time that finished runs took, relative to the plan; 1 before the first."""
-        planned = sum(self.costs.of(self.commands[r.run.name]).seconds for r in self.results)
-        return sum(result.seconds for result in self.results) / planned if planned else 1.0
+    def speed(self) -> Speed:
+        """The speed of the runs that have finished."""
+        finished = ((self.commands[r.run.name], r.run.name) for r in self.results)
+        return speed_of(
+            [
+                Duration(
+                    command.own_steps,
+                    self.costs.seconds(command),
+                    used_seconds(self.base.run_dir(name)),
+                )
+                for command, name in finished
+            ]
+        )
 
     def later(self) -> Cost:
         """Returns the planned cost of runs that will depend on results and are not known yet."""
         runs = [run for run in self.kind.later(self.base) if run.name not in self.commands]
-        found = commands_of(self.base, runs).values()
-        return total(self.costs.of(command) for command in found).scaled(self.slowness)
+        found, speed = commands_of(self.base, runs).values(), self.speed
+        return total(self.costs.at(speed, command) for command in found)
 
     def check_budget(self) -> None:
         """Raises InputError if the study costs more than its budget."""

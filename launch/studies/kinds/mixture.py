@@ -242,7 +242,13 @@ class Study(StudyKind):
         }
         named = dict(zip(self.sources(base), proposal.weights.tolist(), strict=True))
         text = ", ".join(f"{source} {weight:.2f}" for source, weight in named.items())
-        decision = f"Train with {text}: {self.verdict(differences)}"
+        better = [other for other, found in differences.items() if found and mean(found) < 0]
+        advice = (
+            f"Keep the {' or the '.join(better)} mixture instead of the proposed one ({text})"
+            if better
+            else f"Train with {text}"
+        )
+        decision = f"{advice}: {self.verdict(differences)}"
         regression = [
             f"The loss of {source} is predicted by {fit.form} with an error of {fit.error:.4f} on "
             f"runs that were left out; the mean of all runs has {fit.error_of_mean:.4f}."
@@ -288,15 +294,20 @@ class Study(StudyKind):
         for other, found in differences.items():
             if not found:
                 return "no run has checked it yet."
+            gain = mean(found)
+            word = "lower" if gain >= 0 else "higher"
             if len(found) < 2:
-                parts.append(f"{mean(found):+.4f} ({other}, one seed, too few to compare)")
+                parts.append(f"{abs(gain):.4f} {word} than {other} (one seed, too few to compare)")
                 continue
             error = stdev(found) / math.sqrt(len(found))
-            certain = mean(found) > CERTAIN_ERRORS * error
-            word = "more than noise" if certain else "not distinguishable from noise"
-            parts.append(f"{mean(found):+.4f} ± {error:.4f} nats per token ({other}; {word})")
+            certain = abs(gain) > CERTAIN_ERRORS * error
+            noise = "more than noise" if certain else "not distinguishable from noise"
+            parts.append(f"{abs(gain):.4f} ± {error:.4f} {word} than {other} ({noise})")
         seeds = len(differences[NATURAL])
-        return f"on {seeds} fresh seeds the target loss of other mixtures is {', '.join(parts)}."
+        return (
+            f"on {seeds} fresh seeds, the target loss of the proposed mixture is "
+            f"{' and '.join(parts)}, in nats per token."
+        )
 
     def figure(self, base: BaseCommand, fitted: Sequence[RunResult]) -> Figure:
         """Returns the target loss by the share of each source."""

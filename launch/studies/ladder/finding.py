@@ -31,6 +31,8 @@ from pages.svg import short_number
 
 MANY_EPOCHS = 4
 """Passes over the data from which repeated tokens are worth clearly less (arXiv 2305.16264)."""
+LEAST_LIMIT = 0.01
+"""E relative to the forecast below which the page says that the losses do not flatten."""
 ACCURACIES = ("acc_norm", "acc", "exact_match")
 
 
@@ -58,7 +60,14 @@ class LadderFinding:
             InputError: too few runs have finished.
         """
         found = [self.got.sentence(self.forecast)] if self.got else []
-        found += [self._law(), self._forecast(), self._best(), self._doubling(), self._noise()]
+        found += [
+            self._law(),
+            self._unseen_limit(),
+            self._forecast(),
+            self._best(),
+            self._doubling(),
+            self._noise(),
+        ]
         found += [self._tested(), self._target_settings(), self._repeats(), *self._refused_tasks()]
         return [fact for fact in found if fact]
 
@@ -227,6 +236,15 @@ class LadderFinding:
             f"tokens. It was fitted to {len(self.fitted)} runs."
         )
 
+    def _unseen_limit(self) -> str:
+        if self.law.law.E / self.forecast.value > LEAST_LIMIT:
+            return ""
+        return (
+            "The losses do not flatten yet (E is 0), as those of models that are too small or see "
+            "too few tokens, so the forecast may be wrong by more than its interval says. Give "
+            "larger sizes or multiples."
+        )
+
     def _forecast(self) -> str:
         largest = self.law.points.parameters.max(), self.law.points.tokens.max()
         return (
@@ -277,7 +295,7 @@ class LadderFinding:
             np.log(own.recipe.global_batch_tokens / rule.batch_tokens)
         ) < np.log(1.5)
         stated = (
-            f"The forecast is for the rule `{self.study.rule}`: a learning rate of "
+            f"The forecast is for study.rule={self.study.rule}: a learning rate of "
             f"{rule.learning_rate:.2g}, batches of {rule.batch_tokens:,} tokens, a warm-up over "
             f"{rule.warmup_tokens:,} tokens, beta2 {rule.beta2}, and a decay to 0 over the last "
             f"{self.study.decay_fraction:.0%} of the tokens."

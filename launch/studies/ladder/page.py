@@ -18,6 +18,8 @@ FORECAST_FILE = "forecast.json"
 """File in the folder of the study that `python -m pretrain forecast=` takes."""
 SAMPLES = 40
 """Points per curve."""
+MOST_SHOWN = 1.5
+"""Loss of the drawing at equal FLOPs above which it is cut off, as a multiple of the lowest."""
 
 
 def finding_of(found: LadderFinding) -> Finding:
@@ -98,7 +100,8 @@ def _residual_figure(found: LadderFinding) -> Figure:
 
 
 def _equal_flops_figure(found: LadderFinding) -> Figure:
-    xs = np.geomspace(found.best.value / 12, found.best.value * 12, SAMPLES)
+    first = max(found.best.value / 12, found.flops_by_size.smallest)
+    xs = np.geomspace(first, found.best.value * 12, SAMPLES)
     lines: dict[str, list[tuple[float, float]]] = {"value": [], "low": [], "high": []}
     for x in map(float, xs):
         tokens = found.flops / found.flops_by_size(x)
@@ -113,8 +116,17 @@ def _equal_flops_figure(found: LadderFinding) -> Figure:
     marks = [(found.best.value, "best size")]
     if xs[0] < found.target.size < xs[-1]:
         marks.append((found.target.size, "target"))
+    highest = max(loss for points in lines.values() for _, loss in points)
     title = f"Loss for {found.flops:.2g} FLOPs by size"
-    chart = Chart(title, "nats per token", series, x_label="parameters", marks=marks, log_x=True)
+    chart = Chart(
+        title,
+        "nats per token",
+        series,
+        x_label="parameters",
+        marks=marks,
+        top=min(highest, MOST_SHOWN * min(loss for _, loss in lines["value"])),
+        log_x=True,
+    )
     legend = [("law", TOTAL, False), (f"{LEVEL:.0%} interval", TOTAL, True)]
     caption = "Larger models see fewer tokens for the same FLOPs."
     return _figure(chart, legend, caption)

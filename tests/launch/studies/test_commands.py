@@ -6,7 +6,7 @@ import pytest
 
 from conf.errors import InputError
 from launch.studies.commands import commands_of, step_at
-from launch.studies.costs import Costs, total
+from launch.studies.costs import total
 from launch.studies.kind import StudyRun
 
 
@@ -21,7 +21,7 @@ def test_one_trunk_gives_several_budgets(make, base):
     assert [c.tokens for c in (trunk, first, second)] == [16_384, 2048, 4096]
     assert second.settings.optim.learning_rate == 0.003
     assert [stage.name for stage in second.plan.stages] == ["short", "decay"]
-    costs = {name: Costs(base.cluster).of(command) for name, command in study.commands.items()}
+    costs = study.planned()
     assert total(costs.values()).tokens == 16_384 + 2048 + 4096
     assert costs[first.run.name].flops < costs[second.run.name].flops < costs[trunk.run.name].flops
 

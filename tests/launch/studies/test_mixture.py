@@ -52,7 +52,7 @@ def test_the_check_follows_from_the_results_and_the_study_ends(base):
 
     finding = study.finding(base, found)
     assert finding.decision.startswith("Train with code 0.")
-    assert "(natural; more than noise)" in finding.decision
+    assert "lower than natural (more than noise)" in finding.decision
     assert base.settings(finding.files[OVERRIDES].split()).recipe.stages["short"].mixture
     assert finding.numbers["errors"][0] < 0.5 * finding.numbers["errors_of_mean"][0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -119,6 +120,18 @@ def test_seeds_that_differ_widen_the_interval(large):
     calm, noisy = (study.finding(large, results(study, large, noise)) for noise in (1e-4, 1e-2))
     widths = [f.numbers["forecast"]["loss"] for f in (calm, noisy)]
     assert widths[1]["high"] - widths[1]["low"] > 10 * (widths[0]["high"] - widths[0]["low"])
+
+
+def test_losses_that_do_not_flatten_are_said(large):
+    study = ladder()
+    straight = [
+        replace(one, loss=float(30 * one.run.values["size"] ** -0.1 * one.tokens**-0.05))
+        for one in results(study, large)
+    ]
+    said = "The losses do not flatten yet (E is 0)"
+    assert any(fact.startswith(said) for fact in study.finding(large, straight).facts)
+    ordinary = study.finding(large, results(study, large))
+    assert not any(fact.startswith(said) for fact in ordinary.facts)
 
 
 def test_too_few_results_say_what_is_missing(large):
