@@ -1,4 +1,4 @@
-"""How long runs take, from how long finished runs of the same study took."""
+"""Durations of runs, from those of finished runs of the same study."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import nnls
+from scipy.optimize import lsq_linear
 
 
 class Duration(NamedTuple):
@@ -48,6 +48,8 @@ ASSUMED = Speed()
 """The speed before the first run has finished."""
 WEIGHT = 0.01
 """Weight of the assumed speed next to a finished run; it decides what runs do not tell apart."""
+LEAST_SLOWNESS = 0.5
+"""Tiny runs do not show how long FLOPs take, but a cluster is not much faster than typical."""
 
 
 def speed_of(finished: Sequence[Duration]) -> Speed:
@@ -58,5 +60,5 @@ def speed_of(finished: Sequence[Duration]) -> Speed:
     matrix = np.concatenate([np.array(rows).reshape(-1, len(ASSUMED)), assumed])
     wanted = np.concatenate([np.ones(len(known)), np.full(len(ASSUMED), WEIGHT)])
     scale = np.array(ASSUMED)
-    found, _ = nnls(matrix * scale, wanted)
+    found = lsq_linear(matrix * scale, wanted, bounds=([0.0, 0.0, LEAST_SLOWNESS], np.inf)).x
     return Speed(*map(float, found * scale))

@@ -27,3 +27,8 @@ def test_one_finished_run_is_met():
     found = speed_of([Duration(100, 1000.0, 5000.0)])
     assert found.seconds(100, 1000.0) == pytest.approx(5000.0, rel=0.02)
     assert min(found) > 0
+
+
+def test_flops_take_time_even_if_only_tiny_runs_have_finished():
+    tiny = [Duration(steps, 1e-3, 5 + 0.2 * steps) for steps in (100, 200, 400)]
+    assert speed_of(tiny).seconds(400, 1000.0) > 500
