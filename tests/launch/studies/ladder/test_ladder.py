@@ -125,7 +125,7 @@ def test_seeds_that_differ_widen_the_interval(large):
 def test_losses_that_do_not_flatten_are_said(large):
     study = ladder()
     straight = [
-        replace(one, loss=float(30 * one.run.values["size"] ** -0.1 * one.tokens**-0.05))
+        replace(one, loss=30 * float(one.run.values["size"]) ** -0.1 * one.tokens**-0.05)
         for one in results(study, large)
     ]
     said = "The losses do not flatten yet (E is 0)"
