@@ -249,17 +249,19 @@ class Cluster:
         return time.time() > revoked + REVOKED_SECONDS and not self._ending(job)
 
     def _ending(self, job: str) -> bool:
-        """Returns True if processes of a job, or SLURM's processes for it, still exist."""
+        """Returns True if processes of a job, or SLURM's processes for it, still exist.
+
+        Another cluster on this machine has jobs of the same numbers: a slurmstepd, whose title
+        covers a part of its environment, works in the folder of its cluster.
+        """
         if any(self._running(f"SLURM_JOB_ID={job}")):
             return True
+        title, home = f"slurmstepd: [{job}.".encode(), self.folder.resolve()
         for folder in Path("/proc").iterdir():
             if folder.name.isdigit():
                 with suppress(OSError):
-                    if (
-                        (folder / "cmdline")
-                        .read_bytes()
-                        .startswith(f"slurmstepd: [{job}.".encode())
-                    ):
+                    named = (folder / "cmdline").read_bytes().startswith(title)
+                    if named and (folder / "cwd").readlink().is_relative_to(home):
                         return True
         return False
 
