@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
 from tests.runs import arguments, ledger, records
-from tests.warm import Warm
 
 TINY: dict[str, Any] = {
     "model__hidden_size": 32,
@@ -50,13 +48,6 @@ DANUBE: dict[str, Any] = TINY | {
     },
     "parallel__micro_batch_tokens": 1024,
 }
-
-
-@pytest.fixture(scope="module")
-def warm():
-    process = Warm(ROOT)
-    yield process
-    process.close()
 
 
 def train(warm, corpus, folder, ranks, changes):

@@ -1,4 +1,7 @@
-"""I1 and I6: every layout takes the same steps on the same tokens."""
+"""I1 and I6: a layout takes the same steps on the same tokens, across a change of stage.
+
+`test_parity` has more layouts.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,8 @@ import pytest
 from tests.runs import arguments, ledger, records
 
 LAYOUTS = {
-    "fsdp2": (2, {}),
     "replicate2": (2, {"parallel__dp_replicate": 2, "parallel__dp_shard": 1}),
-    "tp2": (2, {"parallel__tp": 2}),
     "fsdp2_tp2": (4, {"parallel__tp": 2}),
-    "replicate2_fsdp2": (4, {"parallel__dp_replicate": 2}),
     "other_micro_batch": (2, {"parallel__micro_batch_tokens": 256}),
 }
 

@@ -33,7 +33,6 @@ SETTINGS: dict[str, Any] = {
 
 LAYOUTS = {
     "fsdp2": {"dp_shard": 2},
-    "fsdp4": {"dp_shard": 4},
     "hsdp2x2": {"dp_replicate": 2, "dp_shard": 2},
     "fsdp2_reduced": {"dp_shard": 2, "sharded_accumulation": True},
     "hsdp2x2_reduced": {
@@ -52,17 +51,12 @@ LAYOUTS = {
     "cp2_tp2": {"cp": 2, "tp": 2},
     "hsdp2x2_cp2": {"dp_replicate": 2, "dp_shard": 2, "cp": 2},
     "fsdp2_muon": {"dp_shard": 2},
-    "fsdp4_muon": {"dp_shard": 4},
     "hsdp2x2_muon": {"dp_replicate": 2, "dp_shard": 2},
     "tp2_muon": {"tp": 2},
     "fsdp2_tp2_muon": {"dp_shard": 2, "tp": 2},
     "cp2_muon": {"cp": 2},
-    "cp2_full": {"cp": 2},
     "cp4_full": {"cp": 4},
     "cp2_tp2_full": {"cp": 2, "tp": 2},
-    "fsdp2_qwen3": {"dp_shard": 2},
-    "tp2_qwen3": {"tp": 2},
-    "cp2_qwen3": {"cp": 2},
     "cp2_tp2_qwen3": {"cp": 2, "tp": 2},
     "cp2_tp2_olmo2": {"cp": 2, "tp": 2},
     "cp2_tp2_gemma3": {"cp": 2, "tp": 2},
@@ -153,6 +147,7 @@ def test_a_layout_takes_the_steps_of_one_process(name, single_of, warm, corpus, 
     assert ledger(found) == ledger(single)
     ours, theirs = records(found), records(single)
     assert len(ours) == len(theirs) == 20
+    assert [r["consumed_tokens"] for r in ours] == [r["consumed_tokens"] for r in theirs]
     worst = {
         key: max(abs(a[key] / b[key] - 1) for a, b in zip(ours, theirs, strict=True))
         for key in ("loss", "grad_norm")

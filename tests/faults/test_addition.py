@@ -21,7 +21,7 @@ from tests.faults.test_tokenize import Run, config_for, files_of, small_files
 
 pytestmark = pytest.mark.slow
 
-TRIALS = 12
+TRIALS = 6
 
 
 @pytest.fixture(scope="module")

@@ -56,9 +56,10 @@ def test_a_signal_to_one_rank_stops_all_after_one_step(
     assert outcome(run_dir)["code"] == 85
     assert saved(run_dir) == ["step_5"]
     assert [record["step"] for record in records(run_dir)] == [1, 2, 3, 4, 5]
-    done = command(*training, processes=2)
-    assert done.returncode == 0, done.stderr
-    same_run(run_dir, whole)
+    if fault == "SIGTERM":  # what has stopped a run is not in its checkpoint
+        done = command(*training, processes=2)
+        assert done.returncode == 0, done.stderr
+        same_run(run_dir, whole)
 
 
 def test_a_process_alone_ends_with_85_and_a_second_signal_ends_it_at_once(

@@ -30,7 +30,7 @@ from tests.patience import limit
 
 pytestmark = pytest.mark.slow
 
-TRIALS = 20
+TRIALS = 10
 ROOT = Path(__file__).parents[2]
 RUN = """
 import pickle, sys

@@ -8,14 +8,15 @@ from tests.runs import arguments, records
 def test_the_run_s_own_exit_code_and_a_log_for_each_rank(command, corpus, tmp_path):
     run_dir = tmp_path / "run"
     training = arguments(corpus.folder, run_dir, validation__every_steps=0)[1:]
-    code = {"health.time_limit_minutes=1e-6": 85, "stop_after=3": 0}
-    for change, expected in code.items():
-        done = command("launch", "local", "nproc=2", "--", *training, change)
-        assert done.returncode == expected, done.stderr
-    assert [record["step"] for record in records(run_dir)] == [1, 2, 3]
+    limit = "health.time_limit_minutes=1e-6"
+    done = command("launch", "local", "nproc=2", "--", *training, limit)
+    assert done.returncode == 85, done.stderr
+    steps = [record["step"] for record in records(run_dir)]
+    assert 1 <= len(steps) < 20
+    assert steps == list(range(1, len(steps) + 1))
     logs = [path.relative_to(run_dir / "logs") for path in run_dir.glob("logs/*/attempt_0/*/*.log")]
     assert {path.parts[2] for path in logs} == {"0", "1"}
-    assert "step 3" in done.stdout + done.stderr or "3/" in done.stdout + done.stderr
+    assert f"stopped after step {steps[-1]} (time limit)" in done.stdout + done.stderr
 
 
 def test_a_bad_override_is_refused_in_one_sentence(command):
