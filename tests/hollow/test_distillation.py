@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.hollow.cases import MUON
@@ -21,7 +23,7 @@ TEACHER = tiny(
     sliding_window=64,
 )
 """Wider and deeper than the student, with another window."""
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "one": {},
     "fsdp": {"ranks": 4},
     "tp": {"ranks": 2, "parallel__tp": 2},
