@@ -3,22 +3,21 @@
     python benchmarks/completep.py [coordinates|rates|table] [--optimizer adamw] [--seeds 1]
 
 `coordinates` measures by how much eight steps change activations, for widths of 64 to 512 and
-depths of 2 to 16 (`launch.studies.coordinates`). `rates` trains models of three widths at seven
-learning rates each, on bytes of Python's standard library, and fits a parabola to the losses of
-the best rate and its neighbors. Each part adds its figures to the
-same file; `table` only writes the table again. All comparisons are at equal tokens, so that they do
-not depend on the speed of the machine.
+depths of 2 to 16 (`launch.studies.coordinates`). `rates` trains models of three widths at several
+learning rates, on bytes of Python's standard library, and fits a parabola to the losses of the best
+rate and its neighbors. Each part adds its figures to the same file, and rates that are in it
+already are not run again; `table` only writes the table. All comparisons are at equal tokens, so
+that they do not depend on the speed of the machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import sys
 import sysconfig
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -58,9 +57,23 @@ BASE = ModelConfig(
 PARAMETRIZATIONS = ("completep", "standard")
 SIZES = {"hidden_size": (64, 128, 256, 512), "num_layers": (2, 4, 8, 16)}
 CHECK_RATE, CHECK_STEPS = 0.002, 8
-WIDTHS = (32, 64, 128)
-RATES = tuple(2.0**power for power in range(-9, -2))
-STEPS, BATCH, SEQ, HELD_OUT = 150, 8, 64, 256
+WIDTHS = (16, 32, 64)
+RATES = {
+    "adamw": tuple(2.0**power for power in range(-8, -2)),
+    "muon": tuple(2.0**power for power in range(-6, -1)),
+}
+INITIALIZER_RANGE = 0.15
+"""Value for the runs at several rates: 0.6 / sqrt(16). With 0.02, models this narrow stay on a
+plateau for a number of steps that depends on the seed, which hides the optimum."""
+HEAD_DIM = 8
+"""Width per head in the runs at several rates, so that the narrowest model has two heads."""
+STEPS, BATCH, SEQ, HELD_OUT = 150, 16, 64, 256
+SETTINGS = {
+    "steps": STEPS,
+    "bytes_per_step": BATCH * SEQ,
+    "initializer_range": INITIALIZER_RANGE,
+    "head_dim": HEAD_DIM,
+}
 
 
 def main() -> None:
@@ -78,12 +91,32 @@ def main() -> None:
             update(options.out, found, "coordinates", optimizer, kind)
     runs = product(range(options.seeds), optimizers, WIDTHS, PARAMETRIZATIONS)
     for seed, optimizer, width, kind in runs if part in ("rates", "all") else ():
-        for rate in RATES:
-            loss = trained(optimizer, kind, width, rate, seed)
-            place = (optimizer, kind, str(width), str(rate))
-            update(options.out, {str(seed): loss}, "rates", *place)
-            print(*place, seed, f"{loss:.4f}", flush=True)
+        for rate in RATES[optimizer]:
+            add_rate(options.out, optimizer, kind, width, rate, seed)
     options.out.with_suffix(".md").write_text(table(read(options.out)))
+
+
+def add_rate(path: Path, optimizer: str, kind: str, width: int, rate: float, seed: int) -> None:
+    """Trains a model, and adds its loss to the file, unless it is there already."""
+    figures = read(path)
+    if figures.get("settings") != SETTINGS:  # losses of other settings do not compare
+        update(path, {"settings": SETTINGS, "rates": {}})
+    place = (optimizer, kind, str(width), str(rate))
+    if str(seed) in found_at(read(path), "rates", *place):
+        return
+    # At the base width, both parametrizations are the same model to the bit.
+    base = ("rates", optimizer, PARAMETRIZATIONS[0], str(width), str(rate))
+    loss = found_at(read(path), *base).get(str(seed)) if width == WIDTHS[0] else None
+    loss = loss or trained(optimizer, kind, width, rate, seed)
+    update(path, {str(seed): loss}, "rates", *place)
+    print(*place, seed, f"{loss:.4f}", flush=True)
+
+
+def found_at(figures: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """Returns the figures under some keys, or none."""
+    for key in keys:
+        figures = figures.get(key, {})
+    return figures
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -142,7 +175,15 @@ def corpus() -> Tensor:
 
 def trained(optimizer: str, kind: str, width: int, rate: float, seed: int) -> float:
     """Returns the held-out loss of a model after STEPS steps, in nats per byte."""
-    base = resized(BASE, WIDTHS[0], BASE.num_layers)
+    heads = BASE.hidden_size // HEAD_DIM
+    narrow = replace(
+        BASE,
+        initializer_range=INITIALIZER_RANGE,
+        head_dim=HEAD_DIM,
+        num_heads=heads,
+        num_kv_heads=heads // 2,
+    )
+    base = resized(narrow, WIDTHS[0], BASE.num_layers)
     config = model_of(kind, width, BASE.num_layers, base)
     model, rows = Decoder(config), corpus()
     order = torch.randperm(STEPS * BATCH, generator=torch.Generator().manual_seed(seed))
@@ -201,36 +242,50 @@ def table(figures: dict[str, Any]) -> str:
         "",
         f"Held-out loss in nats per byte after {STEPS} steps of {BATCH * SEQ:,} bytes, with a "
         "linear warm-up over a tenth of the steps and linear decay to 0, as the mean of the seeds. "
-        f"The base model of completep has a width of {WIDTHS[0]}. The optimum is that of a "
+        f"The base model of completep has a width of {WIDTHS[0]}; heads have {HEAD_DIM}, and "
+        f"initializer_range is {INITIALIZER_RANGE}. The optimum is that of a "
         f"parabola in log2(rate) through the best rate and {NEIGHBORS} on each side, with its 90% "
         "interval.",
         "",
-        f"| optimizer | parametrization | width | {' | '.join(f'{r:.4g}' for r in RATES)} | "
-        "optimum |",
-        f"|---|---|---|{'---|' * len(RATES)}---|",
     ]
     summary = []
     for optimizer, kinds in figures.get("rates", {}).items():
+        lines += rates_table(optimizer, kinds)
         for kind, widths in kinds.items():
-            optima = []
-            for width, rates in widths.items():
-                losses = {float(rate): list(by_seed.values()) for rate, by_seed in rates.items()}
-                found = optimum(losses)
-                optima.append(found)
-                means = " | ".join(
-                    f"{statistics.mean(losses[r]):.3f}" if r in losses else "not run" for r in RATES
-                )
-                low, high = found.interval or (math.nan, math.nan)
-                seeds = min(map(len, losses.values()))
-                lines.append(
-                    f"| {optimizer} | {kind} | {width} | {means} | {found.rate:.4f} "
-                    f"({low:.4f} to {high:.4f}, {seeds} seeds) |"
-                )
+            moved = drift([optimum(losses_of(rates)) for rates in widths.values()])
             summary.append(
-                f"- {optimizer}, {kind}: the optimum moves by a factor of {drift(optima):.2f} over "
+                f"- {optimizer}, {kind}: the optimum moves by a factor of {moved:.2f} over "
                 f"widths of {', '.join(widths)}."
             )
-    return "\n".join([*lines, "", *summary, ""])
+    return "\n".join([*lines, *summary, ""])
+
+
+def losses_of(rates: dict[str, dict[str, float]]) -> dict[float, list[float]]:
+    """Returns the losses of all seeds by rate."""
+    return {float(rate): list(by_seed.values()) for rate, by_seed in rates.items()}
+
+
+def rates_table(optimizer: str, kinds: dict[str, Any]) -> list[str]:
+    """Returns the lines of the table of one optimizer."""
+    rates = RATES[optimizer]
+    lines = [
+        f"| {optimizer} | width | {' | '.join(f'{rate:.4g}' for rate in rates)} | optimum |",
+        f"|---|---|{'---|' * len(rates)}---|",
+    ]
+    for kind, widths in kinds.items():
+        for width, by_rate in widths.items():
+            losses = losses_of(by_rate)
+            found = optimum(losses)
+            means = " | ".join(
+                f"{statistics.mean(losses[r]):.3f}" if r in losses else "not run" for r in rates
+            )
+            seeds = min(map(len, losses.values()))
+            within = "{:.4f} to {:.4f}, ".format(*found.interval) if found.interval else ""
+            where = "" if found.bounded else "lowest or highest rate, "
+            lines.append(
+                f"| {kind} | {width} | {means} | {found.rate:.4f} ({where}{within}{seeds} seeds) |"
+            )
+    return [*lines, ""]
 
 
 if __name__ == "__main__":
