@@ -13,7 +13,7 @@ Its CPU time is measured before the target is trained. The forecast is made from
 
 Sequences of 16 tokens and one batch for all sizes let the loss of such small models fall smoothly:
 with 128 tokens, they learn to copy from the context one after the other, and with batches that
-shrink with the size, the smallest ones are held up by the noise of their gradients.
+shrink with the size, the gradients of the smallest ones are too noisy.
 
 The first part needs no training: the law is fitted to synthetic losses of known constants.
 """
