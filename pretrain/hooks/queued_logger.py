@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -29,7 +30,7 @@ class Service(Protocol):
         """Sends what is pending, and closes the run."""
 
 
-class QueuedLogger(Hook):
+class QueuedLogger(Hook, ABC):
     """Sends the numbers of train, validation and eval records as `kind/name`, from a thread.
 
     A failure of the service is printed as a warning, and never ends the training.
@@ -47,6 +48,7 @@ class QueuedLogger(Hook):
         self.lines: queue.Queue[dict[str, float] | None] = queue.Queue(QUEUE_LINES)
         self.dropped = 0
 
+    @abstractmethod
     def open(self, name: str, settings: dict[str, Any]) -> Service:
         """Starts or continues the run of the service. Called in the thread.
 
@@ -54,7 +56,6 @@ class QueuedLogger(Hook):
             name: Name of the run.
             settings: The config of the run.
         """
-        raise NotImplementedError
 
     def on_start(self, trainer: TrainerView) -> None:
         """Starts the thread."""
